@@ -1,0 +1,82 @@
+# `make help` lists the targets.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup glue test check lock clean
+
+PYTHON ?= python3
+PRESET ?= tiny
+TORCH ?= auto
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+UV := $(shell command -v uv 2>/dev/null)
+
+ifneq ($(UV),)
+MAKE_VENV = $(UV) venv --quiet --allow-existing --python '>=3.10' $(VENV)
+# uv does not read pip's settings; a folder of wheels that pip is told about serves it as well.
+INSTALL := $(if $(PIP_FIND_LINKS),UV_FIND_LINKS="$(PIP_FIND_LINKS)") $(UV) pip install --quiet --python $(BIN)/python
+else
+MAKE_VENV = $(PYTHON) -m venv $(VENV)
+INSTALL := $(BIN)/python -m pip install --quiet
+endif
+# The locks are complete, so nothing is resolved.
+LOCKED := $(INSTALL) --no-deps --require-hashes -r
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
+
+setup: $(STAMP)  ## make .venv and install the locked versions [TORCH=auto|cpu|cuda]
+
+# torch's CUDA packages are several GB. A machine without an NVIDIA GPU tries for a CPU build first; a login node whose
+# compute nodes have GPUs says TORCH=cuda.
+$(STAMP): pyproject.toml requirements.lock requirements-cpu.lock requirements-cuda.lock
+	$(MAKE_VENV)
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 10) and "error: Python 3.10 or newer is needed: set PYTHON")'
+	$(LOCKED) requirements.lock
+	@case $(TORCH) in \
+	    cpu) set -x; $(LOCKED) requirements-cpu.lock ;; \
+	    cuda) set -x; $(LOCKED) requirements-cuda.lock ;; \
+	    auto) if ! nvidia-smi -L >/dev/null 2>&1 && $(LOCKED) requirements-cpu.lock 2>/dev/null; \
+	          then echo "torch: CPU build"; \
+	          else set -x; $(LOCKED) requirements-cuda.lock; fi ;; \
+	    *) echo "error: TORCH is auto, cpu or cuda" >&2; exit 2 ;; \
+	esac
+	$(INSTALL) --no-deps --no-build-isolation -e .
+	@touch $@
+
+glue: $(STAMP)  ## run the pipeline: TASK=mrpc [PRESET=tiny|minilm|paper] [DATA=auto|hub|embedded|DIR] [TEACHER=name-or-dir] [SEED=0] [ARGS="key=value …"]
+	@test -n "$(TASK)" || { echo "error: name a task, such as: make glue TASK=mrpc" >&2; exit 2; }
+	@set -- task="$(TASK)" preset="$(PRESET)"; data="$(DATA)"; \
+	case "$$data" in \
+	    "") ;; \
+	    auto|hub|embedded) set -- "$$@" data.source="$$data" ;; \
+	    */*) set -- "$$@" data.source=dir data.dir="$$data" ;; \
+	    *) if [ -d "$$data" ]; then set -- "$$@" data.source=dir data.dir="$$data"; \
+	       else set -- "$$@" data.source="$$data"; fi ;; \
+	esac; \
+	if [ -n "$(TEACHER)" ]; then set -- "$$@" teacher.checkpoint="$(TEACHER)"; fi; \
+	if [ -n "$(SEED)" ]; then set -- "$$@" seed="$(SEED)"; fi; \
+	exec $(BIN)/spikeprune train experiments/glue.yaml "$$@" $(ARGS)
+
+test: $(STAMP)  ## run the tests [ARGS="-k name"]
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP)  ## ruff, ruff format and the import-layer test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -q tests/test_layers.py
+
+lock:  ## resolve the locked versions again, with uv [UPGRADE=--upgrade]
+	@test -n "$(UV)" || { echo "error: make lock needs uv" >&2; exit 2; }
+	cat requirements.lock requirements-cuda.lock > .lock.txt 2>/dev/null || true
+	UV_FIND_LINKS= $(UV) pip compile pyproject.toml --extra dev --universal --python-version 3.10 --generate-hashes --no-annotate \
+	    --no-header --no-emit-index-url --no-emit-find-links --quiet $(UPGRADE) --output-file .lock.txt
+	echo '# Made by `make lock`: everything but torch.' > requirements.lock
+	echo '# Made by `make lock`: torch as the package index has it, and the CUDA packages that this build needs.' > requirements-cuda.lock
+	awk '/^[a-z]/ { out = /^(torch=|triton=|nvidia-|cuda-)/ ? "requirements-cuda.lock" : "requirements.lock" } \
+	     { print >> out }' .lock.txt
+	rm .lock.txt
+
+clean:  ## remove what was generated, but no run
+	rm -rf $(VENV) *.egg-info build dist .pytest_cache .ruff_cache .hypothesis .bench
+	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +

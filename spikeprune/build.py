@@ -1,0 +1,385 @@
+"""Config -> objects. The only file that sees every part, and the only one that knows W&B."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+from spikeprune.callbacks.records import RecordsLogger
+from spikeprune.callbacks.resume import ResumeState
+from spikeprune.callbacks.schedule import stage_epochs
+from spikeprune.callbacks.spatial import SpatialPruning
+from spikeprune.callbacks.synops import SynOpsLogger
+from spikeprune.callbacks.temporal import TemporalPruning
+from spikeprune.cost import PRICES
+from spikeprune.data.corpus import CorpusData
+from spikeprune.data.glue import GlueData, RawData, load_raw
+from spikeprune.data.tokenize import check_vocabulary, load_tokenizer, train_wordpiece
+from spikeprune.distill import uniform_layer_map
+from spikeprune.errors import InputError
+from spikeprune.models.student import Student
+from spikeprune.models.teacher import Teacher, copy_encoder, read_config, scratch_config
+from spikeprune.modules import LossWeights, Optimization, StudentModule, TaskModule, TeacherModule
+from spikeprune.rundir import RunDir
+from spikeprune.schema import Config, Stage
+from spikeprune.size import Shape
+from spikeprune.tasks import Task, get_task
+
+
+@dataclass
+class Parts:
+    """What every stage shares: read, checked against each other, and nothing written yet."""
+
+    config: Config
+    task: Task
+    raw: RawData
+    data: GlueData  # `raw` as tokens
+    tokenizer: Any
+    teacher_config: Any  # a transformers BertConfig
+    layers: list[int]  # teacher layer that each student layer starts from
+    layer_map: list[int]  # teacher layer that teaches each student layer
+
+    def stage(self, name: str) -> Stage:
+        return getattr(self.config.stages, name)
+
+    def active(self) -> list[str]:
+        """The stages that run, in order; the teacher always does, since its metrics come first."""
+        return [n for n in self.config.run.stages if n == "teacher" or self.stage(n).epochs > 0]
+
+
+def prepare(config: Config, *, tokenizer_from: str | None = None) -> Parts:
+    """Read data, vocabulary and the teacher's configuration. Raises InputError for what does not fit.
+
+    `tokenizer_from`: directory of a finished run's teacher, whose vocabulary then stands in for a new one.
+    """
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    task, data = get_task(config.task), config.data
+    raw = load_raw(
+        task=task,
+        source=data.source,
+        directory=data.dir,
+        hub=data.hub,
+        seed=config.seed,
+        train_limit=data.train_limit,
+        embedded_train=data.embedded_train,
+        embedded_dev=data.embedded_dev,
+    )
+    train = raw.splits["train"]
+    texts = train.first + (train.second or [])
+    checkpoint = config.teacher.checkpoint
+    if tokenizer_from or checkpoint:
+        tokenizer = load_tokenizer(tokenizer_from or checkpoint)
+    else:
+        tokenizer = train_wordpiece(texts, vocab_size=config.teacher.vocab_size, max_length=data.max_length)
+    check_vocabulary(tokenizer, texts)
+    if tokenizer_from or checkpoint:
+        bert = read_config(tokenizer_from or checkpoint, classes=task.num_labels)
+    else:
+        t = config.teacher
+        size = {"hidden": t.hidden, "layers": t.layers, "heads": t.heads, "ffn": t.ffn, "dropout": t.dropout}
+        bert = scratch_config(vocab=len(tokenizer), positions=data.max_length, classes=task.num_labels, **size)
+    check_fit(config, bert, len(tokenizer))
+    layers = chosen_layers(config.student.layers, bert.num_hidden_layers)
+    layer_map = config.distill.layer_map or uniform_layer_map(len(layers), bert.num_hidden_layers)
+    tokens = GlueData(
+        raw=raw,
+        tokenizer=tokenizer,
+        max_length=data.max_length,
+        batch_size=data.batch_size,
+        eval_batch_size=data.eval_batch_size,
+        seed=config.seed,
+    )
+    return Parts(config, task, raw, tokens, tokenizer, bert, layers, layer_map)
+
+
+def check_fit(config: Config, bert: Any, vocabulary: int) -> None:
+    """What only the checkpoint's own configuration can tell; all problems in one InputError."""
+    problems, total = [], bert.num_hidden_layers
+    if vocabulary > bert.vocab_size:
+        problems.append(
+            f"teacher.checkpoint: its tokenizer has {vocabulary} tokens but the model only {bert.vocab_size} embeddings"
+        )
+    if config.data.max_length > bert.max_position_embeddings:
+        problems.append(
+            f"data.max_length = {config.data.max_length}: the teacher has {bert.max_position_embeddings} positions"
+        )
+    layers = config.student.layers
+    beyond = layers > total if isinstance(layers, int) else max(layers or [0]) >= total
+    if beyond:
+        problems.append(f"student.layers = {layers}: the teacher has {total} layers, counted from 0")
+        raise InputError("\n".join(problems))
+    count = len(chosen_layers(layers, total))
+    t_steps, layer_map = config.student.t_steps, config.distill.layer_map
+    if not isinstance(t_steps, int) and len(t_steps) != count + 1:
+        problems.append(
+            f"student.t_steps = {t_steps}: needs {count + 1} numbers, the embedding's and one for each of {count} layers"
+        )
+    if layer_map and (len(layer_map) != count or max(layer_map) >= total):
+        problems.append(f"distill.layer_map = {layer_map}: needs {count} teacher layers from 0 to {total - 1}")
+    for name, width in (("heads", bert.num_attention_heads), ("ffn", bert.intermediate_size)):
+        share, floor = getattr(config.compress, name), getattr(config.compress.spatial, f"min_{name}")
+        if share < 1 and round(share * width * count) < floor * count:
+            problems.append(
+                f"compress.{name} = {share}: keeps fewer than compress.spatial.min_{name} = {floor} of {width} a layer"
+            )
+    if problems:
+        raise InputError("\n".join(problems))
+
+
+def chosen_layers(layers: Any, total: int) -> list[int]:
+    """`student.layers` -> teacher layers to start from: all, n of them evenly spread and ending at the last, or those."""
+    if layers is None:
+        return list(range(total))
+    return uniform_layer_map(layers, total) if isinstance(layers, int) else list(layers)
+
+
+def teacher(parts: Parts) -> Teacher:
+    """The teacher before it has learnt the task."""
+    checkpoint = parts.config.teacher.checkpoint
+    if checkpoint:
+        return Teacher.load(checkpoint, classes=parts.task.num_labels)
+    return Teacher.scratch(parts.teacher_config)
+
+
+def student_values(parts: Parts) -> dict[str, Any]:
+    """Everything that rebuilds the student's architecture: plain values, saved beside its weights."""
+    s, bert = parts.config.student, parts.teacher_config
+    return {
+        "vocab": bert.vocab_size,
+        "positions": bert.max_position_embeddings,
+        "segments": bert.type_vocab_size,
+        "hidden": bert.hidden_size,
+        "layers": len(parts.layers),
+        "heads": bert.num_attention_heads,
+        "ffn": bert.intermediate_size,
+        "classes": parts.task.num_labels,
+        "t_steps": s.t_steps,
+        "spikes": s.spikes,
+        "leak": s.leak,
+        "theta": s.theta,
+        "coding": s.coding,
+        "query": s.query,
+        "pooling": s.pooling,
+        "act": bert.hidden_act,
+        "eps": bert.layer_norm_eps,
+        "dropout": s.dropout,
+    }
+
+
+def student(parts: Parts, frozen: Teacher, calibration: dict[str, torch.Tensor]) -> Student:
+    """The student before it has learnt anything: the teacher's weights or random ones, thetas set from one batch."""
+    made = Student(**student_values(parts))
+    if parts.config.student.init == "teacher":
+        copy_encoder(made, frozen, parts.layers)
+    made.eval()
+    with torch.no_grad():
+        made(
+            calibration["input_ids"],
+            calibration["attention_mask"],
+            calibration["token_type_ids"],
+            mode="calibrate",
+            percentile=parts.config.student.percentile,
+        )
+    return made.train()
+
+
+def student_shape(parts: Parts) -> Shape:
+    s = parts.config.student
+    return Shape(pooling=s.pooling, query=s.query, theta=s.theta, **_sizes(parts, len(parts.layers)))
+
+
+def teacher_shape(parts: Parts) -> Shape:
+    return Shape(pooling="cls", query="real", theta="none", **_sizes(parts, parts.teacher_config.num_hidden_layers))
+
+
+def _sizes(parts: Parts, layers: int) -> dict[str, Any]:
+    bert = parts.teacher_config
+    return {
+        "hidden": bert.hidden_size,
+        "heads": bert.num_attention_heads,
+        "ffn": bert.intermediate_size,
+        "layers": layers,
+        "classes": parts.task.num_labels,
+        "vocab_size": bert.vocab_size,
+        "positions": bert.max_position_embeddings,
+        "types": bert.type_vocab_size,
+    }
+
+
+def stage_data(parts: Parts, name: str) -> L.LightningDataModule:
+    """The task's sentences, or for general_kd the corpus."""
+    data, batch_size = parts.config.data, parts.stage(name).batch_size or parts.config.data.batch_size
+    if name != "general_kd":
+        mine = copy.copy(parts.data)  # the tokens are shared
+        mine.batch_size = batch_size
+        return mine
+    return CorpusData(
+        sources=data.corpus,
+        tokenizer=parts.tokenizer,
+        max_length=data.max_length,
+        batch_size=batch_size,
+        seed=parts.config.seed,
+        limit=data.corpus_limit,
+    )
+
+
+def _common(parts: Parts, stage: Stage) -> dict[str, Any]:
+    how = Optimization(stage.lr, stage.theta_lr, stage.warmup, stage.weight_decay)
+    return {"task": parts.task, "dev_splits": parts.task.dev_splits, "optimization": how}
+
+
+def teacher_module(parts: Parts, learning: Teacher) -> TeacherModule:
+    return TeacherModule(learning, **_common(parts, parts.stage("teacher")))
+
+
+def student_module(parts: Parts, name: str, learning: Student, frozen: Teacher) -> StudentModule:
+    stage = parts.stage(name)
+    return StudentModule(
+        learning,
+        frozen,
+        losses=LossWeights(**asdict(stage.losses)),
+        layer_map=parts.layer_map,
+        forward_mode=parts.config.student.forward,
+        **_common(parts, stage),
+    )
+
+
+def spatial(parts: Parts, stage: Stage) -> SpatialPruning:
+    c = parts.config.compress
+    begin, end = stage_epochs(c.spatial.begin, c.spatial.end, stage.epochs)
+    return SpatialPruning(
+        heads=c.heads,
+        ffn=c.ffn,
+        criterion=c.spatial.criterion,
+        scope=c.spatial.scope,
+        min_heads=c.spatial.min_heads,
+        min_ffn=c.spatial.min_ffn,
+        batches=c.spatial.batches,
+        batch_size=stage.batch_size or parts.config.data.batch_size,
+        seed=parts.config.seed,
+        begin=begin,
+        end=end,
+    )
+
+
+def temporal(parts: Parts, stage: Stage) -> TemporalPruning:
+    c = parts.config.compress
+    begin, end = stage_epochs(c.temporal.begin, c.temporal.end, stage.epochs)
+    return TemporalPruning(
+        t_steps=c.t_steps,
+        criterion=c.temporal.criterion,
+        batches=c.temporal.batches,
+        batch_size=stage.batch_size or parts.config.data.batch_size,
+        seed=parts.config.seed,
+        begin=begin,
+        end=end,
+    )
+
+
+CALLBACKS = {"spatial": spatial, "temporal": temporal}
+
+
+def synops(parts: Parts) -> SynOpsLogger:
+    return SynOpsLogger(shape=student_shape(parts), prices=PRICES[parts.config.cost.prices])
+
+
+def stage_callbacks(parts: Parts, name: str, run: RunDir) -> list[Callback]:
+    """The stage's own callbacks, then what every stage has; the checkpoint comes last, so it sees their decisions."""
+    stage, every = parts.stage(name), parts.config.run.checkpoint_every
+    when = {"every_n_train_steps": every} if every else {"every_n_epochs": 1, "save_on_train_epoch_end": True}
+    callbacks: list[Callback] = [CALLBACKS[callback](parts, stage) for callback in stage.callbacks]
+    if name not in ("teacher", "general_kd"):
+        callbacks.append(synops(parts))
+    resume = ModelCheckpoint(run.stage(name), "resume", save_top_k=1, enable_version_counter=False, **when)
+    return [*callbacks, *progress(parts.config), ResumeState(), resume]
+
+
+def progress(config: Config) -> list[Callback]:
+    return [TQDMProgressBar(refresh_rate=10, leave=True)] if config.run.progress else []
+
+
+def loggers(parts: Parts, name: str, run: RunDir, offset: int) -> list[Logger]:
+    """`offset`: optimizer steps of the stages before."""
+    records = RecordsLogger(run, stage=name, offset=offset)
+    return [records, StageWandb(parts.config, run, name, offset)] if parts.config.run.wandb else [records]
+
+
+def trainer(parts: Parts, name: str, run: RunDir, offset: int) -> L.Trainer:
+    """The Trainer of one stage."""
+    config, stage = parts.config, parts.stage(name)
+    return L.Trainer(
+        accelerator=config.run.accelerator,
+        devices=config.run.devices,
+        precision=config.run.precision,
+        max_epochs=stage.epochs,
+        gradient_clip_val=stage.clip,
+        callbacks=stage_callbacks(parts, name, run),
+        logger=loggers(parts, name, run, offset),
+        log_every_n_steps=config.run.log_every,
+        enable_progress_bar=config.run.progress,
+        **COMMON,
+        **QUIET,
+    )
+
+
+def evaluator(config: Config, callbacks: Sequence[Callback] = ()) -> L.Trainer:
+    """A Trainer that measures: one device, float32 whatever the training's precision was."""
+    return L.Trainer(
+        accelerator=config.run.accelerator,
+        devices=1,
+        precision="64-true" if config.run.precision == "64-true" else "32-true",
+        callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=config.run.progress,
+        **COMMON,
+        **QUIET,
+    )
+
+
+# the loaders share out batches among processes by themselves; a sanity check would count operations of nothing
+COMMON = {"use_distributed_sampler": False, "num_sanity_val_steps": 0}
+QUIET = {"enable_model_summary": False}
+
+
+class StageWandb(WandbLogger):
+    """One W&B run for the whole pipeline: charts grouped by stage, against the step counted over all stages."""
+
+    def __init__(self, config: Config, run: RunDir, stage: str, offset: int):
+        import wandb
+
+        key = os.environ.get("WANDB_API_KEY") or wandb.api.api_key
+        os.environ.setdefault("WANDB_MODE", "online" if key else "offline")  # without a key a client would ask or crash
+        super().__init__(
+            project=config.run.wandb_project,
+            name=run.path.name,
+            id=wandb_id(run),
+            resume="allow",
+            save_dir=run.path,
+            config=asdict(config),
+        )
+        self.stage, self.offset_steps = stage, offset
+
+    def log_metrics(self, metrics, step=None) -> None:
+        step = self.offset_steps + (step or 0)
+        self.experiment.define_metric(f"{self.stage}/*", step_metric="global_step")
+        self.experiment.log({**{f"{self.stage}/{k}": v for k, v in metrics.items()}, "global_step": step})
+
+
+def wandb_id(run: RunDir) -> str:
+    """One id for the life of a run directory, so that every leg and stage continues the same W&B run."""
+    import secrets
+
+    path = run.path / "wandb_id"
+    if not path.is_file():
+        path.write_text(secrets.token_hex(4))
+    return path.read_text().strip()

@@ -1,0 +1,37 @@
+"""ResumeState: what Lightning's checkpoint leaves out of a stage that goes on after a kill."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning as L
+import torch
+
+
+class ResumeState(L.Callback):
+    """Carries torch's random states, so that dropout goes on with the same draws, and the seconds spent in earlier legs."""
+
+    def __init__(self):
+        self.spent = 0.0
+        self.started = time.monotonic()
+        self.random: dict[str, Any] | None = None
+
+    @property
+    def seconds(self) -> float:
+        return self.spent + time.monotonic() - self.started
+
+    def state_dict(self) -> dict[str, Any]:
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        return {"seconds": self.seconds, "cpu": torch.get_rng_state(), "cuda": cuda}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.spent, self.random = state["seconds"], state
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.random is None:
+            return
+        torch.set_rng_state(self.random["cpu"].cpu())
+        if torch.cuda.is_available() and self.random["cuda"]:
+            torch.cuda.set_rng_state_all([state.cpu() for state in self.random["cuda"]])
+        self.random = None

@@ -1,0 +1,48 @@
+"""The clock that pruning callbacks share: which epochs decide, how far along each is, and once only per epoch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+
+
+class EpochSchedule(L.Callback):
+    """Asks `decide` at the start of each epoch from `begin` to `end` (both included, counted from 0).
+
+    The first decision already removes something and the one at `end` has progress 1. A decision is remembered in the
+    callback's state, so a run resumed in the middle of an epoch does not decide twice.
+    """
+
+    def __init__(self, *, begin: int, end: int):
+        if not 0 <= begin <= end:
+            raise ValueError(f"begin and end must be epochs with 0 <= begin <= end, got {begin} and {end}")
+        self.begin, self.end = begin, end
+        self.decided = -1  # last epoch decided on
+
+    def progress(self, epoch: int) -> float:
+        return (epoch - self.begin + 1) / (self.end - self.begin + 1)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        epoch = trainer.current_epoch
+        if trainer.sanity_checking or not self.begin <= epoch <= self.end or epoch <= self.decided:
+            return
+        self.decide(trainer, pl_module, self.progress(epoch))
+        self.decided = epoch
+
+    def decide(self, trainer: L.Trainer, module: L.LightningModule, progress: float) -> None:
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"decided": self.decided}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.decided = state["decided"]
+
+
+def stage_epochs(begin: float, end: float, epochs: int) -> tuple[int, int]:
+    """Shares of a stage -> first and last deciding epoch: `(0, 0.5, 6)` -> `(0, 3)`. The last epoch never decides unless
+    it is the only one, so that something is left to recover in."""
+    last = max(0, epochs - 2)
+    first = min(int(begin * epochs), last)
+    return first, max(first, min(int(end * epochs), last))

@@ -1,0 +1,55 @@
+"""SpatialPruning: attention heads and feed-forward neurons leave on a cubic schedule."""
+
+from __future__ import annotations
+
+import lightning as L
+import torch
+
+from spikeprune.callbacks.schedule import EpochSchedule
+from spikeprune.compress.budget import cubic, keep_highest
+from spikeprune.compress.criteria import CRITERIA
+from spikeprune.compress.stats import collect
+
+
+class SpatialPruning(EpochSchedule):
+    """Lowers the shares of kept heads and neurons to `heads` and `ffn` between epochs `begin` and `end`.
+
+    `criterion` is a name in CRITERIA, `scope` global or layer, `min_heads` and `min_ffn` floors in every layer;
+    `batches` training batches of `batch_size` feed the criterion.
+    """
+
+    def __init__(
+        self,
+        *,
+        heads: float,
+        ffn: float,
+        criterion: str,
+        scope: str,
+        min_heads: int,
+        min_ffn: int,
+        batches: int,
+        batch_size: int,
+        seed: int,
+        begin: int,
+        end: int,
+    ):
+        super().__init__(begin=begin, end=end)
+        self.targets = {"heads": heads, "ffn": ffn}
+        self.floors = {"heads": min_heads, "ffn": min_ffn}
+        self.criterion, self.scope = CRITERIA[criterion], scope
+        self.batches, self.batch_size, self.seed = batches, batch_size, seed
+
+    def decide(self, trainer: L.Trainer, module: L.LightningModule, progress: float) -> None:
+        student = module.student
+        batches = trainer.datamodule.fixed_batches(self.batches, self.batch_size, self.seed)
+        batches = ({key: value.to(module.device) for key, value in batch.items()} for batch in batches)
+        scores = dict(zip(("heads", "ffn"), self.criterion(collect(student, batches, module.sample_loss)), strict=True))
+        for name, target in self.targets.items():
+            mask = getattr(student, name)
+            share = cubic(progress, 1.0, target)
+            keep = min(round(share * mask.numel()), int(mask.sum()))
+            score = trainer.strategy.reduce(scores[name], reduce_op="mean")  # every rank decides the same
+            with torch.no_grad():
+                mask.copy_(keep_highest(score, mask, keep, floor=self.floors[name], scope=self.scope))
+        module.log("compress/heads", student.heads.mean(), on_step=False, on_epoch=True)
+        module.log("compress/ffn", student.ffn.mean(), on_step=False, on_epoch=True)

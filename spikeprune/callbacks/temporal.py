@@ -1,0 +1,45 @@
+"""TemporalPruning: time steps leave between epochs, layer by layer."""
+
+from __future__ import annotations
+
+import lightning as L
+
+from spikeprune.callbacks.schedule import EpochSchedule
+from spikeprune.compress.criteria import TEMPORAL_CRITERIA
+from spikeprune.compress.stats import convergence_profile
+
+
+class TemporalPruning(EpochSchedule):
+    """Lowers `t_steps` from its mean at the first decision to a mean of `t_steps`, linearly between `begin` and `end`.
+
+    `criterion` is a name in TEMPORAL_CRITERIA; `batches` training batches of `batch_size` show how fast the rates settle.
+    """
+
+    def __init__(
+        self, *, t_steps: int, criterion: str, batches: int, batch_size: int, seed: int, begin: int, end: int
+    ):
+        super().__init__(begin=begin, end=end)
+        self.target, self.criterion = t_steps, TEMPORAL_CRITERIA[criterion]
+        self.batches, self.batch_size, self.seed = batches, batch_size, seed
+        self.start: int | None = None  # sum of the steps before the first decision
+
+    def decide(self, trainer: L.Trainer, module: L.LightningModule, progress: float) -> None:
+        student = module.student
+        steps = student.steps
+        self.start = sum(steps) if self.start is None else self.start
+        goal = self.target * len(steps)
+        total = round(self.start + (goal - self.start) * progress)
+        batches = trainer.datamodule.fixed_batches(self.batches, self.batch_size, self.seed)
+        profile = convergence_profile(
+            student, ({key: value.to(module.device) for key, value in batch.items()} for batch in batches)
+        )
+        profile = [trainer.strategy.reduce(layer, reduce_op="mean") for layer in profile]
+        student.set_t_steps(self.criterion(steps, total, profile))
+        module.log("compress/t_steps", sum(student.steps) / len(steps), on_step=False, on_epoch=True)
+
+    def state_dict(self) -> dict:
+        return {**super().state_dict(), "start": self.start}
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self.start = state["start"]

@@ -1,0 +1,108 @@
+"""The command line. Heavy imports stand inside the commands, so that help and a wrong key answer at once."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import sys
+from collections.abc import Sequence
+
+from spikeprune.errors import InputError
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+
+TRAIN_EXAMPLES = """\
+examples:
+  spikeprune train experiments/glue.yaml task=mrpc preset=tiny
+  spikeprune train experiments/glue.yaml task=sst2 preset=minilm data.source=dir data.dir=glue \\
+      teacher.checkpoint=checkpoints/minilm student.t_steps=4
+  spikeprune train experiments/glue.yaml preset=tiny 'student.t_steps=[4,2,2]' stages.finetune.epochs=0
+
+A later value wins: defaults, the file and its base, the preset, the file's block for the task, then key=value.
+The same command started again goes on where the run stopped.
+"""
+
+EVALUATE_EXAMPLES = """\
+examples:
+  spikeprune evaluate runs/mrpc-tiny
+  spikeprune evaluate runs/mrpc-tiny --stage internal_kd --json
+  spikeprune evaluate runs/mrpc-minilm --data glue
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    from spikeprune import __version__
+
+    top = argparse.ArgumentParser(
+        prog="spikeprune",
+        description="Distil BERT into spiking language models, and prune them in space and time.",
+        epilog="spikeprune COMMAND --help shows examples.",
+    )
+    top.add_argument("--version", action="version", version=f"spikeprune {__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    train = _command(commands, "train", "run the stages of an experiment, or go on with them", TRAIN_EXAMPLES)
+    train.add_argument("experiment", metavar="EXPERIMENT", help="an experiment file, such as experiments/glue.yaml")
+    train.add_argument("overrides", metavar="key=value", nargs="*", help="values that replace the file's")
+    train.set_defaults(action=_train)
+
+    evaluate = _command(commands, "evaluate", "measure quality and cost from saved checkpoints", EVALUATE_EXAMPLES)
+    evaluate.add_argument("run", metavar="RUN", help="a run's directory, such as runs/mrpc-tiny")
+    evaluate.add_argument("--stage", metavar="NAME", help="one stage only; by default every stage with a checkpoint")
+    evaluate.add_argument("--data", metavar="DIR", help="a GLUE directory to measure on instead of the run's own data")
+    evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    evaluate.set_defaults(action=_evaluate)
+    return top
+
+
+def _command(commands: argparse._SubParsersAction, name: str, text: str, examples: str) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.",
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _train(args: argparse.Namespace) -> None:
+    from spikeprune.config import load
+
+    config = load(args.experiment, args.overrides)  # before the imports below: they take seconds
+
+    from spikeprune import pipeline
+
+    pipeline.run(config)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from spikeprune import pipeline
+    from spikeprune.report.table import summary_table
+
+    summary = pipeline.evaluate(args.run, stage=args.stage, data_dir=args.data)
+    print(json.dumps(summary, indent=2) if args.json else summary_table(summary))
+
+
+def _sentence(error: OSError) -> str:
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}cannot be written: {error.strerror or error}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    try:
+        args.action(args)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        print(f"error: {_sentence(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        again = "; the same command goes on where this one stopped" if args.command == "train" else ""
+        print(f"\ninterrupted{again}", file=sys.stderr)
+        return 130
+    return 0

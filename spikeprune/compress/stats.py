@@ -1,0 +1,130 @@
+"""Statistics that pruning decisions are made from, collected on a few batches of training data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spikeprune.models.outputs import Outputs
+from spikeprune.models.student import Student
+
+SampleLoss = Callable[[dict[str, Tensor], Outputs], Tensor]  # (batch, outputs) -> [B]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Per head `[L, H]` and per feed-forward neuron `[L, F]`, for masks that are all ones where a unit is alive."""
+
+    heads: Tensor  # the masks themselves
+    ffn: Tensor
+    head_fisher: Tensor  # mean over samples of (d loss / d mask)^2
+    ffn_fisher: Tensor
+    head_rate: Tensor  # mean |ASR| of the context's channels
+    ffn_rate: Tensor
+    head_weight: Tensor  # |Wv| * |Wo|, Frobenius norms of the head's slices
+    ffn_weight: Tensor  # |W1 row| * |W2 column|
+
+
+def collect(student: Student, batches: Iterable[dict[str, Tensor]], sample_loss: SampleLoss) -> Statistics:
+    """One equilibrium forward and backward a batch, in evaluation mode; weights and their gradients stay untouched.
+
+    The masks are lent to the forward sample by sample, so their gradients are exactly per sample (as the diagonal
+    Fisher information needs: Kwon et al. 2022, arXiv 2204.09656, eq. 8).
+    """
+    was_training = student.training
+    student.eval()
+    sums = {name: torch.zeros_like(mask) for name, mask in (("heads", student.heads), ("ffn", student.ffn))}
+    rates = {name: torch.zeros_like(mask) for name, mask in sums.items()}
+    samples = tokens = 0
+    with torch.enable_grad():
+        for batch in batches:
+            size = len(batch["input_ids"])
+            masks = {
+                "heads": student.heads.expand(size, -1, -1).clone().requires_grad_(),
+                "ffn": student.ffn.expand(size, -1, -1).clone().requires_grad_(),
+            }
+            with Probe(student, batch["attention_mask"]) as probe:
+                outputs = student(**{key: batch[key] for key in INPUTS if key in batch}, **masks)
+                loss = sample_loss(batch, outputs).sum()
+                grads = torch.autograd.grad(loss, list(masks.values()))
+            for name, grad in zip(masks, grads, strict=True):
+                sums[name] += grad.square().sum(0)
+                rates[name] += probe.activity[name]
+            samples += size
+            tokens += batch["attention_mask"].sum()
+    student.train(was_training)
+    return Statistics(
+        heads=student.heads.clone(),
+        ffn=student.ffn.clone(),
+        head_fisher=sums["heads"] / samples,
+        ffn_fisher=sums["ffn"] / samples,
+        head_rate=rates["heads"] / tokens,
+        ffn_rate=rates["ffn"] / tokens,
+        **weight_norms(student),
+    )
+
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+class Probe:
+    """Sums |ASR| over real tokens while it is open: `activity["heads"] [L, H]` (mean over channels), `["ffn"] [L, F]`."""
+
+    def __init__(self, student: Student, attention_mask: Tensor):
+        self.student, self.tokens = student, attention_mask[..., None]
+        self.activity = {"heads": torch.zeros_like(student.heads), "ffn": torch.zeros_like(student.ffn)}
+
+    def __enter__(self) -> Probe:
+        self.hooks = []
+        for i, layer in enumerate(self.student.layers):
+            self.hooks.append(layer.context_site.register_forward_hook(self.add("heads", i, layer.heads)))
+            self.hooks.append(layer.intermediate_site.register_forward_hook(self.add("ffn", i, None)))
+        return self
+
+    def add(self, name: str, layer: int, groups: int | None):
+        def hook(site, _, signal):
+            rate = ((signal.value.detach() / site.theta).abs() * self.tokens).sum((0, 1))
+            self.activity[name][layer] += rate if groups is None else rate.unflatten(0, (groups, -1)).mean(1)
+
+        return hook
+
+    def __exit__(self, *_) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+
+@torch.no_grad()
+def weight_norms(student: Student) -> dict[str, Tensor]:
+    heads, ffn = [], []
+    for layer in student.layers:
+        v = layer.value.weight.unflatten(0, (layer.heads, -1)).flatten(1).norm(dim=1)  # [H]
+        o = layer.out.weight.unflatten(1, (layer.heads, -1)).transpose(0, 1).flatten(1).norm(dim=1)  # [H]
+        heads.append(v * o)
+        ffn.append(layer.up.weight.norm(dim=1) * layer.down.weight.norm(dim=0))  # [F]
+    return {"head_weight": torch.stack(heads), "ffn_weight": torch.stack(ffn)}
+
+
+@torch.no_grad()
+def convergence_profile(student: Student, batches: Iterable[dict[str, Tensor]]) -> list[Tensor]:
+    """How far the ASR is from its final value after t steps: for the embedding's site and each layer a tensor `[T_l]`.
+
+    Entry t-1 is the mean over real tokens, channels and the layer's sites of |a[t] - a[T_l]|, relative to the mean
+    |a[T_l]|; the last entry is 0.
+    """
+    was_training = student.training
+    student.eval()
+    totals: dict[str, Tensor] = {}
+    for batch in batches:
+        outputs = student(**{key: batch[key] for key in INPUTS if key in batch}, mode="spiking", trace=True)
+        for name, (error, size) in outputs.traces.items():
+            pair = torch.stack([error, size.expand_as(error)])
+            totals[name] = totals[name] + pair if name in totals else pair
+    student.train(was_training)
+    relative = {name: error / size.clamp(min=1e-12) for name, (error, size) in totals.items()}
+    layers = [[error for name, error in relative.items() if name == "embedding"]]
+    for i in range(len(student.layers)):
+        layers.append([error for name, error in relative.items() if name.startswith(f"layers.{i}.")])
+    return [torch.stack(errors).mean(0) for errors in layers]

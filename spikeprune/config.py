@@ -1,0 +1,298 @@
+"""How a file, its preset and overrides become one typed configuration; the only file that knows OmegaConf.
+
+Every key is a field in `schema.py` with its default; an unknown key, a wrong type or an impossible combination is an
+`InputError` that lists every problem found, before anything is loaded. What values may be is in `checks.py`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from spikeprune import checks
+from spikeprune.checks import validate
+from spikeprune.errors import InputError, nearest
+from spikeprune.schema import Config
+from spikeprune.tasks import TASKS
+
+__all__ = ["Config", "differences", "load", "read_resolved", "to_yaml", "validate"]
+
+# Keys that may differ between two legs of one run: what is shown and logged, how often a leg can be resumed, and the
+# threads that a machine happens to have. Device count, accelerator and precision are not here: they change the numbers.
+MAY_DIFFER = (
+    "run.progress",
+    "run.threads",
+    "run.log_every",
+    "run.checkpoint_every",
+    "run.wandb",
+    "run.wandb_project",
+)
+COMMAND_LINE = "command line"
+BASE_DEPTH = 2
+Layer = tuple[str, dict]  # where it comes from, and its tree of keys
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Defaults, the `base:` chain, the file, its preset, their blocks `tasks: <task>:`, the overrides; later wins.
+
+    A preset is `presets/<name>.yaml` beside the file or one folder up.
+    """
+    merge, path = _Merge(), Path(path)
+    given = list(_overrides(overrides, merge))
+    layers = _chain(path, merge)
+    preset = _last("preset", layers, given)
+    if preset is not None:
+        layers += _preset(path, str(preset), merge)
+    task = str(_last("task", layers, given) or Config.task)
+    blocks = [(source, block) for source, tree in layers for block in [tree.pop("tasks", None)] if block is not None]
+    for source, tree in layers:
+        merge.add(tree, source)
+    for source, block in blocks:
+        _task_block(block, source, task, merge)
+    for key, value in given:
+        merge.add({key: value}, COMMAND_LINE)
+    if merge.config.preset is None:  # then the file's own name stands in the run's
+        merge.config.run.dir = OmegaConf.to_container(merge.config.run)["dir"].replace("${preset}", path.stem)
+    return merge.finish()
+
+
+def read_resolved(path: str | Path) -> Config:
+    """The configuration that a run saved with `to_yaml`: its preset is already in it."""
+    merge = _Merge()
+    merge.add(_read(Path(path), merge), str(path))
+    return merge.finish()
+
+
+def to_yaml(config: Config) -> str:
+    return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
+
+
+def differences(a: dict | Config, b: dict | Config, may_differ: Iterable[str] = MAY_DIFFER) -> list[str]:
+    """`key: old → new` for each key whose value is not the same; lists are compared whole."""
+    old, new = (dict(_leaves(asdict(c) if is_dataclass(c) else c)) for c in (a, b))
+    missing = "(absent)"
+    keys = [k for k in dict.fromkeys([*old, *new]) if k not in set(may_differ)]
+    pairs = [(k, old.get(k, missing), new.get(k, missing)) for k in keys]
+    return [f"{k}: {before} → {after}" for k, before, after in pairs if before != after]
+
+
+class _Merge:
+    """The configuration so far, where each value came from, and every problem met on the way."""
+
+    def __init__(self) -> None:
+        self.config = OmegaConf.structured(Config)
+        self.sources: dict[str, str] = {}
+        self.unread: set[str] = set()
+        self.problems: list[str] = []
+
+    def problem(self, text: str, source: str = "") -> None:
+        line = f"{text} [{source}]" if source else text
+        if line not in self.problems:
+            self.problems.append(line)
+
+    def add(self, tree: dict, source: str, prefix: str = "") -> None:
+        """Set each leaf on its own, so that one bad value hides no other."""
+        for name, value in tree.items():
+            key = f"{prefix}{name}"
+            kind = _type_of(key)
+            if kind is None:
+                self.problem(f"{key}: unknown key{_near_key(key)}", source)
+            elif not is_dataclass(kind):
+                self._set(key, value, kind, source)
+            elif isinstance(value, dict):
+                self.add(value, source, f"{key}.")
+            else:
+                self.problem(f"{key} = {value}: is a section, not a value; it holds {_names(kind)}", source)
+
+    def _set(self, key: str, value: Any, kind: Any, source: str) -> None:
+        unquoted = isinstance(value, bool) and kind in (str, str | None)  # YAML reads on, off, yes, no as truth values
+        try:
+            if unquoted:
+                raise ValueError
+            OmegaConf.update(self.config, key, value, merge=False)
+            self.sources[key] = source
+            self.unread.discard(key)
+        except (OmegaConfBaseException, ValueError):
+            self.unread.add(key)
+            shown = "null" if value is None else value
+            self.problem(f"{key} = {shown}: must be {_in_words(kind)}{', in quotes' if unquoted else ''}", source)
+
+    def finish(self) -> Config:
+        for key in _keys():
+            try:
+                OmegaConf.select(self.config, key)
+            except OmegaConfBaseException as error:  # a `${…}` that leads nowhere
+                self.problem(f"{key}: {str(error).splitlines()[0]}", self.sources.get(key, ""))
+                self.unread.add(key)
+                OmegaConf.update(self.config, key, OmegaConf.select(OmegaConf.structured(Config), key), merge=False)
+        config = OmegaConf.to_object(self.config)
+        for keys, text in checks.problems(config, frozenset(self.unread)):
+            self.problem(text, self._blame(keys))
+        if self.problems:
+            raise InputError(_message(self.problems))
+        return config
+
+    def _blame(self, keys: tuple[str, ...]) -> str:
+        """Where the first of the keys that anybody set was set; a problem with defaults alone has no source."""
+        return next((self.sources[key] for key in keys if key in self.sources), "")
+
+
+def _message(problems: list[str]) -> str:
+    if len(problems) == 1:
+        return problems[0]
+    return "\n".join([f"{len(problems)} problems in the configuration:", *(f"  {line}" for line in problems)])
+
+
+def _overrides(overrides: Iterable[str], merge: _Merge) -> Iterator[tuple[str, Any]]:
+    for item in overrides:
+        key, equals, text = item.partition("=")
+        if key.startswith("_wandb"):  # W&B adds these when it resumes a preempted run of a sweep
+            continue
+        if not equals or not key or key.startswith("-"):
+            merge.problem(f"{item}: write key=value, such as seed=1", COMMAND_LINE)
+            continue
+        try:
+            value = OmegaConf.to_container(OmegaConf.create(f"value: {text}"))["value"]
+        except (yaml.YAMLError, OmegaConfBaseException):
+            merge.problem(f"{item}: the value is no YAML; is a bracket or a quote missing?", COMMAND_LINE)
+            continue
+        if text == "None":
+            merge.problem(f"{item}: write null for no value", COMMAND_LINE)
+        elif _type_of(key) in (str, str | None) and value is not None and not isinstance(value, str):
+            yield key, text  # a name such as 007 or on keeps its spelling
+        else:
+            yield key, value
+
+
+def _read(path: Path, merge: _Merge) -> dict:
+    """The tree of one file; {} with a problem noted when there is none to be had."""
+    try:
+        tree = OmegaConf.to_container(OmegaConf.create(path.read_text(encoding="utf-8")))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        merge.problem(f"{where}: bad YAML: {getattr(error, 'problem', None) or error}")
+    except OmegaConfBaseException as error:
+        merge.problem(f"{path}: {str(error).splitlines()[0]}")
+    except UnicodeDecodeError:
+        merge.problem(f"{path}: is not a text file in UTF-8")
+    except FileNotFoundError:
+        beside = [p.name for p in path.parent.glob("*.yaml")]
+        there = f"; {path.parent} has {nearest(path.name, sorted(beside))}" if beside else ""
+        merge.problem(f"{path}: no such file{there}")
+    except OSError as error:
+        merge.problem(f"{path}: {error.strerror}")
+    else:
+        if isinstance(tree, dict):
+            return tree
+        merge.problem(f"{path}: must hold keys and values")
+    return {}
+
+
+def _chain(path: Path, merge: _Merge, depth: int = 0) -> list[Layer]:
+    tree = _read(path, merge)
+    base = tree.pop("base", None)
+    if base is None:
+        return [(str(path), tree)]
+    if depth == BASE_DEPTH:
+        merge.problem(f"base = {base}: the chain of base files is at most {BASE_DEPTH} deep", str(path))
+        return [(str(path), tree)]
+    return [*_chain(path.parent / str(base), merge, depth + 1), (str(path), tree)]
+
+
+def _preset(path: Path, name: str, merge: _Merge) -> list[Layer]:
+    folders = [path.parent / "presets", path.parent.parent / "presets"]
+    files = {p.stem: p for folder in reversed(folders) for p in sorted(folder.glob("*.yaml"))}
+    if name not in files:
+        known = f"choose from {nearest(name, files)}" if files else f"{folders[0]} and {folders[1]} hold no presets"
+        merge.problem(f"preset = {name}: unknown; {known}")
+        return []
+    layers = _chain(files[name], merge)
+    for source, tree in layers:
+        if tree.pop("preset", name) != name:
+            merge.problem("preset: a preset cannot name another one; use base", source)
+    return layers
+
+
+def _last(key: str, layers: list[Layer], given: list[tuple[str, Any]]) -> Any:
+    """The value of a top-level key that decides which files and blocks are read."""
+    values = [tree[key] for _, tree in layers if key in tree] + [value for name, value in given if name == key]
+    return values[-1] if values else None
+
+
+def _task_block(block: Any, source: str, task: str, merge: _Merge) -> None:
+    """`tasks: {mrpc: {…}}`. The blocks of the other tasks are checked too: a typo there is a typo now."""
+    if not isinstance(block, dict):
+        merge.problem("tasks: must hold a section for each task", source)
+        return
+    for name, tree in block.items():
+        here = f"{source}, tasks.{name}"
+        if name not in TASKS:
+            merge.problem(f"tasks.{name}: unknown task; choose from {nearest(name, TASKS)}", source)
+        elif not isinstance(tree, dict) or {"task", "preset"} & set(tree):
+            merge.problem(f"tasks.{name}: must hold keys and values, without task and preset", source)
+        elif name == task:
+            merge.add(tree, here)
+        else:
+            other = _Merge()
+            other.add(tree, here)
+            merge.problems += [line for line in other.problems if line not in merge.problems]
+
+
+def _type_of(key: str) -> Any:
+    """The declared type of a dotted key, a dataclass for a section; None for a key that is not there."""
+    kind: Any = Config
+    for part in key.split("."):
+        if not is_dataclass(kind):
+            return None
+        kind = get_type_hints(kind).get(part)
+    return kind
+
+
+def _keys(kind: type = Config, prefix: str = "", sections: bool = False) -> Iterator[str]:
+    for name, hint in get_type_hints(kind).items():
+        if not is_dataclass(hint) or sections:
+            yield prefix + name
+        if is_dataclass(hint):
+            yield from _keys(hint, f"{prefix}{name}.", sections)
+
+
+def _near_key(key: str) -> str:
+    """The keys that were probably meant: close as a whole, or the same last word in another section."""
+    known = {k: k.rpartition(".")[2] for k in _keys(sections=True)}
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
+    if not close:
+        last = difflib.get_close_matches(key.rpartition(".")[2], sorted(set(known.values())), n=1, cutoff=0.75)
+        close = [k for k, word in known.items() if word in last][:3]
+    if close:
+        return f" (did you mean {' or '.join(close)}?)"
+    kind = _type_of(key.rpartition(".")[0]) if "." in key else Config
+    return f"; there are {_names(kind)}" if is_dataclass(kind) else ""
+
+
+def _names(kind: type) -> str:
+    return ", ".join(get_type_hints(kind))
+
+
+def _in_words(kind: Any) -> str:
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    if kind in words:
+        return words[kind]
+    if get_origin(kind) is list:
+        return f"a list, each {words[get_args(kind)[0]]}"
+    return " or ".join(_in_words(k) for k in get_args(kind)) or "a value"
+
+
+def _leaves(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

@@ -1,0 +1,69 @@
+"""Distillation losses and layer maps: pure functions of what teacher and student put out.
+
+Sources: Jiao et al. 2020 (TinyBERT, arXiv 1909.10351, eqs. 7-10) for hidden states, attention scores and soft labels;
+Bal & Sengupta 2024 (SpikingBERT) puts the ASR in the student's place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def uniform_layer_map(student_layers: int, teacher_layers: int) -> list[int]:
+    """Teacher layer (from 0) for each student layer, evenly spread and ending at the last: 4 of 12 -> 2, 5, 8, 11."""
+    return [round((i + 1) * teacher_layers / student_layers) - 1 for i in range(student_layers)]
+
+
+def hidden_loss(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], tokens: Tensor, layer_map: Sequence[int]
+) -> Tensor:
+    """Mean squared error of the embedding's output and of each mapped layer's, over real tokens.
+
+    `student` L+1 and `teacher` L'+1 tensors `[B, N, D]`, `tokens [B, N]` bool; scalar.
+    """
+    pairs = [(student[0], teacher[0])] + [(student[s + 1], teacher[t + 1]) for s, t in enumerate(layer_map)]
+    weights = tokens[..., None].to(student[0].dtype)
+    size = weights.sum() * student[0].shape[-1]
+    return sum(((s - t) ** 2 * weights).sum() for s, t in pairs) / (size * len(pairs))
+
+
+def scores_loss(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], tokens: Tensor, layer_map: Sequence[int]
+) -> Tensor:
+    """Mean squared error of the attention scores `[B, H, N, N]` between real tokens; scalar.
+
+    Softmax does not see a constant added to a query's scores, so each row is centred on its real tokens first.
+    """
+    real = (tokens[:, None, :, None] & tokens[:, None, None, :]).to(student[0].dtype)  # [B, 1, N, N]
+    keys = real.sum(-1, keepdim=True).clamp(min=1)
+    total = student[0].new_zeros(())
+    for s, t in enumerate(layer_map):
+        gap = (student[s] - teacher[t]) * real
+        gap = (gap - gap.sum(-1, keepdim=True) / keys) * real
+        total = total + (gap**2).sum() / (real.sum() * gap.shape[1])
+    return total / len(layer_map)
+
+
+def soft_loss(student: Tensor, teacher: Tensor, *, temperature: float, regression: bool) -> Tensor:
+    """Per sample `[B]`: `tau^2 KL(teacher/tau || student/tau)` (Hinton et al. 2015), or squared error for regression."""
+    if regression:
+        return ((student - teacher) ** 2).mean(-1)
+    target = F.log_softmax(teacher / temperature, -1)
+    answer = F.log_softmax(student / temperature, -1)
+    return temperature**2 * F.kl_div(answer, target, reduction="none", log_target=True).sum(-1)
+
+
+def hard_loss(logits: Tensor, labels: Tensor, *, regression: bool) -> Tensor:
+    """The task's own loss per sample `[B]`: cross-entropy, or squared error for regression."""
+    if regression:
+        return (logits[:, 0] - labels) ** 2
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def firing_loss(rates: dict[str, Tensor]) -> Tensor:
+    """Mean over the sites of the mean |ASR|; scalar in 0..1."""
+    return torch.stack(list(rates.values())).mean()

@@ -1,0 +1,216 @@
+"""SpikingBERT, embeddings to logits.
+
+Shapes: T steps, B batch, N tokens, D hidden, H heads, d = D/H, F feed-forward neurons, L layers, C classes; time first.
+Per layer (Bal & Sengupta 2024, arXiv 2308.10873, section 3; the query is a current unless it spikes too):
+
+    k = spike(Wk a)   v = spike(Wv a)   c = spike(softmax(q k^T / sqrt d + mask) v), q = Wq a
+    h = spike(LN(Wo c + a))   f = spike(gelu(W1 h))   a' = spike(LN(W2 f + h))
+
+Every matrix product but q k^T and the softmax's with v has a spiking operand on its own; those two have k and v.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from spikeprune.models.outputs import Outputs
+from spikeprune.spiking.site import Pass, Signal, Site
+
+
+class SpikingEmbedding(nn.Module):
+    """Word, position and segment embeddings, their layer norm, and a first spiking site driven by the constant sum."""
+
+    def __init__(self, *, vocab: int, positions: int, segments: int, hidden: int, eps: float, dropout: float, **neuron):
+        super().__init__()
+        self.word = nn.Embedding(vocab, hidden)
+        self.position = nn.Embedding(positions, hidden)
+        self.segment = nn.Embedding(segments, hidden)
+        self.norm = nn.LayerNorm(hidden, eps=eps)
+        self.dropout = nn.Dropout(dropout)
+        self.site = Site("embedding", hidden, **neuron)
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor, *, t_steps: int, run: Pass) -> Signal:
+        position = self.position.weight[: input_ids.shape[1]]  # [N, D]
+        current = self.dropout(self.norm(self.word(input_ids) + position + self.segment(token_type_ids)))  # [B, N, D]
+        return self.site(lambda: current, t_steps=t_steps, run=run)
+
+
+class SpikingLayer(nn.Module):
+    """One encoder layer. `heads [H]` and `ffn [F]` are its masks: 0 silences a head's context, or a neuron."""
+
+    def __init__(
+        self, index: int, *, hidden: int, heads: int, ffn: int, query: str, eps: float, act: str, dropout: float, **neuron
+    ):
+        super().__init__()
+        self.heads, self.head_size = heads, hidden // heads
+        self.query = nn.Linear(hidden, hidden)
+        self.key = nn.Linear(hidden, hidden)
+        self.value = nn.Linear(hidden, hidden)
+        self.out = nn.Linear(hidden, hidden)
+        self.attention_norm = nn.LayerNorm(hidden, eps=eps)
+        self.up = nn.Linear(hidden, ffn)
+        self.down = nn.Linear(ffn, hidden)
+        self.output_norm = nn.LayerNorm(hidden, eps=eps)
+        self.act = ACT2FN[act]
+        self.dropout = nn.Dropout(dropout)
+
+        def site(name: str, channels: int) -> Site:
+            return Site(f"layers.{index}.{name}", channels, **neuron)
+
+        self.query_site = site("query", hidden) if query == "spiking" else None
+        self.key_site = site("key", hidden)
+        self.value_site = site("value", hidden)
+        self.context_site = site("context", hidden)
+        self.attention_site = site("attention", hidden)
+        self.intermediate_site = site("intermediate", ffn)
+        self.output_site = site("output", hidden)
+
+    def split(self, x: Tensor) -> Tensor:
+        """`[..., N, D]` -> `[..., H, N, d]`."""
+        return x.unflatten(-1, (self.heads, self.head_size)).transpose(-3, -2)
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """`q k^T / sqrt d`: `[..., N, D]` twice -> `[..., H, N, N]`."""
+        return self.split(q) @ self.split(k).transpose(-1, -2) / math.sqrt(self.head_size)
+
+    def attend(self, scores: Tensor, v: Tensor, tokens: Tensor) -> Tensor:
+        """`softmax(scores + mask) v`: `[..., B, H, N, N]`, `[..., B, N, D]` -> `[..., B, N, D]`."""
+        weights = scores.masked_fill(~tokens[:, None, None, :], -torch.inf).softmax(-1)
+        return (self.dropout(weights) @ self.split(v)).transpose(-3, -2).flatten(-2)
+
+    def forward(self, a: Signal, *, heads: Tensor, ffn: Tensor, t_steps: int, run: Pass) -> tuple[Signal, Tensor | None]:
+        """-> the layer's output signal, and its attention scores `[B, H, N, N]` where this pass has values."""
+        fire = {"t_steps": t_steps, "run": run}
+        q = self.query_site(self.query, a, **fire) if self.query_site is not None else None
+        k = self.key_site(self.key, a, **fire)  # [B, N, D]
+        v = self.value_site(self.value, a, **fire)
+        source, to_query = (a, self.query) if q is None else (q, nn.Identity())
+
+        def context(source: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return self.attend(self.scores(to_query(source), k), v, run.tokens)
+
+        scores = y = None
+        if self.context_site.wants_value(run):
+            scores = self.scores(to_query(source.value), k.value)  # [B, H, N, N]
+            y = self.attend(scores, v.value, run.tokens)
+        kept = heads.repeat_interleave(self.head_size, -1)  # [D] or [B, 1, D]
+        c = self.context_site(context, source, k, v, mask=kept, y=y, **fire)
+        h = self.attention_site(lambda c, a: self.attention_norm(self.dropout(self.out(c)) + a), c, a, **fire)
+        f = self.intermediate_site(lambda h: self.act(self.up(h)), h, mask=ffn, **fire)  # [B, N, F]
+        a = self.output_site(lambda f, h: self.output_norm(self.dropout(self.down(f)) + h), f, h, **fire)
+        return a, scores
+
+
+class Student(nn.Module):
+    """Token ids to logits through spikes.
+
+    `state_dict` holds all that changes the output: weights, thresholds (as logarithms), the masks `heads [L, H]` and
+    `ffn [L, F]` (1 kept, 0 pruned) and `t_steps [L+1]` (the embedding's site, then each layer).
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab: int,
+        positions: int,
+        segments: int,
+        hidden: int,
+        layers: int,
+        heads: int,
+        ffn: int,
+        classes: int,
+        t_steps: int | Sequence[int],
+        spikes: str = "ternary",
+        leak: float = 1.0,
+        theta: str = "channel",
+        coding: str = "accumulate",
+        query: str = "real",
+        pooling: str = "mean",
+        act: str = "gelu",
+        eps: float = 1e-12,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        common = {"neuron": spikes, "leak": leak, "coding": coding, "theta": theta, "eps": eps, "dropout": dropout}
+        self.coding, self.pooling, self.query = coding, pooling, query
+        self.embedding = SpikingEmbedding(
+            vocab=vocab, positions=positions, segments=segments, hidden=hidden, **common
+        )
+        self.layers = nn.ModuleList(
+            SpikingLayer(i, hidden=hidden, heads=heads, ffn=ffn, query=query, act=act, **common) for i in range(layers)
+        )
+        self.pooler = nn.Linear(hidden, hidden) if pooling == "cls" else None
+        self.layers[-1].output_site.count_first = pooling == "cls"
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(hidden, classes)
+        self.register_buffer("heads", torch.ones(layers, heads))
+        self.register_buffer("ffn", torch.ones(layers, ffn))
+        self.register_buffer("t_steps", torch.ones(layers + 1, dtype=torch.long))
+        self._steps: tuple = (None, [])
+        self.set_t_steps(t_steps)
+
+    @property
+    def steps(self) -> list[int]:
+        """`t_steps` as numbers; read from the device again only after the buffer has changed."""
+        version = (id(self.t_steps), self.t_steps._version)
+        if self._steps[0] != version:
+            self._steps = (version, self.t_steps.tolist())
+        return self._steps[1]
+
+    def set_t_steps(self, t_steps: int | Sequence[int]) -> None:
+        """One number for all, or L+1 numbers. Raises ValueError for another length or a number below 1."""
+        numbers = [t_steps] * len(self.t_steps) if isinstance(t_steps, int) else list(t_steps)
+        if len(numbers) != len(self.t_steps) or min(numbers) < 1:
+            raise ValueError(f"t_steps must be {len(self.t_steps)} numbers of at least 1, got {numbers}")
+        self.t_steps.copy_(torch.tensor(numbers))
+
+    def sites(self) -> dict[str, Site]:
+        return {module.name: module for module in self.modules() if isinstance(module, Site)}
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
+        *,
+        mode: str = "equilibrium",
+        count: bool = False,
+        rate: bool = False,
+        trace: bool = False,
+        percentile: float = 99.0,
+        heads: Tensor | None = None,
+        ffn: Tensor | None = None,
+    ) -> Outputs:
+        """`[B, N]` ids and mask (1 real, 0 padding) -> `Outputs`.
+
+        `mode`: equilibrium (what training uses; costs no T), spiking (step by step), calibrate (sets every theta from
+        this batch). `count`, `rate` and `trace` ask for spike counts, differentiable rates, and how fast each ASR settles.
+        `heads [B, L, H]` and `ffn [B, L, F]` stand in for the masks, sample by sample, when their gradient is wanted.
+        """
+        run = Pass(mode, attention_mask.bool(), count=count, rate=rate, trace=trace, percentile=percentile)
+        if token_type_ids is None:
+            token_type_ids = torch.zeros_like(input_ids)
+        t_embedding, *t_layers = self.steps
+        signal = self.embedding(input_ids, token_type_ids, t_steps=t_embedding, run=run)  # [B, N, D]
+        hidden, all_scores = [signal.value], []
+        for i, layer in enumerate(self.layers):
+            head_mask = self.heads[i] if heads is None else heads[:, i, None]  # [H] or [B, 1, H]
+            ffn_mask = self.ffn[i] if ffn is None else ffn[:, i, None]  # [F] or [B, 1, F]
+            signal, scores = layer(signal, heads=head_mask, ffn=ffn_mask, t_steps=t_layers[i], run=run)
+            hidden.append(signal.value)
+            all_scores.append(scores)
+        logits = self.classifier(self.dropout(self.pool(signal, run)))  # [B, C]
+        known = tuple(scores for scores in all_scores if scores is not None)
+        return Outputs(logits, tuple(hidden), known, run.rates, run.counts, run.traces)
+
+    def pool(self, a: Signal, run: Pass) -> Tensor:
+        """The last layer's ASR `[B, N, D]` -> `[B, D]`: [CLS] through BERT's pooler, or the mean over real tokens."""
+        if self.pooler is not None:
+            return self.pooler(a.value[:, 0]).tanh()
+        weights = run.tokens.to(a.value.dtype)
+        return torch.einsum("bnd,bn->bd", a.value, weights) / weights.sum(1, keepdim=True)

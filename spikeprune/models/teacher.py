@@ -1,0 +1,153 @@
+"""The teacher: a BERT classifier from `transformers`, with the raw attention scores that its own outputs leave out."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
+
+from spikeprune.errors import InputError
+from spikeprune.models.outputs import Outputs
+
+
+def read_config(checkpoint: str, *, classes: int) -> BertConfig:
+    """The configuration of a BERT checkpoint (hub name or directory). Raises InputError if it is none that fits."""
+    try:
+        config = AutoConfig.from_pretrained(checkpoint, num_labels=classes)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"teacher.checkpoint: no model configuration at {checkpoint!r}; give a BERT's hub name or a directory "
+            f"with config.json and model.safetensors ({first_line(error)})"
+        ) from None
+    if config.model_type != "bert":
+        raise InputError(
+            f"teacher.checkpoint: {checkpoint} holds a {config.model_type!r} model; SpikingBERT needs a BERT "
+            "(model_type 'bert')"
+        )
+    if config.hidden_act not in ("gelu", "gelu_new", "relu") or getattr(config, "is_decoder", False):
+        raise InputError(
+            f"teacher.checkpoint: {checkpoint} is a BERT with hidden_act={config.hidden_act!r} or a decoder; "
+            "use an encoder with gelu, gelu_new or relu"
+        )
+    return config
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+
+
+def scratch_config(*, vocab: int, hidden: int, layers: int, heads: int, ffn: int, positions: int, dropout: float, classes: int):
+    """A small BERT with random weights, for data that needs no pretraining."""
+    return BertConfig(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=ffn,
+        max_position_embeddings=positions,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        num_labels=classes,
+    )
+
+
+class Teacher(nn.Module):
+    """`Outputs` of a BERT classifier. Dropout and gradients are the trainer's business while it learns the task; once
+    frozen it stays in evaluation mode whatever `train()` says, and so gives the same lesson twice."""
+
+    def __init__(self, bert: BertForSequenceClassification):
+        super().__init__()
+        self.bert = bert
+        self.frozen = False
+
+    @classmethod
+    def load(cls, checkpoint: str | Path, *, classes: int) -> Teacher:
+        """Weights from a hub name or directory; a missing classifier starts at random, a missing encoder is an error."""
+        config = read_config(str(checkpoint), classes=classes)
+        try:
+            bert, info = AutoModelForSequenceClassification.from_pretrained(
+                checkpoint, config=config, output_loading_info=True, dtype=torch.float32
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"teacher.checkpoint: the weights at {checkpoint} cannot be loaded as a BERT with {classes} outputs "
+                f"({first_line(error)})"
+            ) from None
+        lost = [key for key in info["missing_keys"] if not key.startswith(("classifier.", "bert.pooler."))]
+        if lost:
+            raise InputError(
+                f"teacher.checkpoint: {checkpoint} lacks {len(lost)} of the encoder's weights, first {lost[0]}; "
+                "is it a complete BERT?"
+            )
+        return cls(bert)
+
+    @classmethod
+    def scratch(cls, config: BertConfig) -> Teacher:
+        return cls(BertForSequenceClassification(config))
+
+    def freeze(self) -> Teacher:
+        self.frozen = True
+        self.requires_grad_(False)
+        return self.eval()
+
+    def train(self, mode: bool = True) -> Teacher:
+        return super().train(mode and not self.frozen)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None, *, features: bool = False
+    ) -> Outputs:
+        """`[B, N]` -> logits `[B, C]`, and with `features` the hidden states and raw attention scores of each layer."""
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        if not features:
+            return Outputs(self.bert(**batch).logits)
+        projected: list[Tensor] = []
+        attentions = [layer.attention.self for layer in self.bert.bert.encoder.layer]
+        hooks = [
+            linear.register_forward_hook(lambda _, __, y: projected.append(y))
+            for attention in attentions
+            for linear in (attention.query, attention.key)
+        ]
+        try:
+            answer = self.bert(**batch, output_hidden_states=True)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        heads = self.bert.config.num_attention_heads
+        scores = tuple(raw_scores(q, k, heads) for q, k in zip(projected[::2], projected[1::2], strict=True))
+        return Outputs(answer.logits, answer.hidden_states, scores)
+
+
+def raw_scores(q: Tensor, k: Tensor, heads: int) -> Tensor:
+    """`q k^T / sqrt d`: `[B, N, D]` twice -> `[B, H, N, N]`."""
+    q, k = (x.unflatten(-1, (heads, -1)).transpose(-3, -2) for x in (q, k))
+    return q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+
+
+def copy_encoder(student: nn.Module, teacher: Teacher, layers: list[int]) -> None:
+    """Start the student from the teacher: embeddings, the chosen `layers` (from 0), and with [CLS] pooling the head."""
+    source = teacher.bert.bert
+    pairs = [
+        (student.embedding.word, source.embeddings.word_embeddings),
+        (student.embedding.position, source.embeddings.position_embeddings),
+        (student.embedding.segment, source.embeddings.token_type_embeddings),
+        (student.embedding.norm, source.embeddings.LayerNorm),
+    ]
+    for target, index in zip(student.layers, layers, strict=True):
+        layer = source.encoder.layer[index]
+        pairs += [
+            (target.query, layer.attention.self.query),
+            (target.key, layer.attention.self.key),
+            (target.value, layer.attention.self.value),
+            (target.out, layer.attention.output.dense),
+            (target.attention_norm, layer.attention.output.LayerNorm),
+            (target.up, layer.intermediate.dense),
+            (target.down, layer.output.dense),
+            (target.output_norm, layer.output.LayerNorm),
+        ]
+    if student.pooler is not None:
+        pairs += [(student.pooler, source.pooler.dense), (student.classifier, teacher.bert.classifier)]
+    for target, origin in pairs:
+        target.load_state_dict(origin.state_dict())

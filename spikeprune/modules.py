@@ -1,0 +1,195 @@
+"""LightningModules: the teacher learning the task, and the student learning from the teacher. Plain values in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from spikeprune import distill
+from spikeprune.metrics import main_metric, task_metrics
+from spikeprune.models.outputs import Outputs
+from spikeprune.models.student import Student
+from spikeprune.models.teacher import Teacher
+from spikeprune.tasks import Task
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """AdamW with a linear warm-up and a linear fall to zero. `theta_lr` is the rate of log(theta)."""
+
+    lr: float
+    theta_lr: float
+    warmup: float  # share of all steps
+    weight_decay: float
+
+
+def adamw(module: nn.Module, how: Optimization, total_steps: int) -> dict:
+    """Matrices decay; biases, norms and thresholds do not."""
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    thetas = [p for name, p in named if name.endswith("log_theta")]
+    plain = [p for name, p in named if p.dim() < 2 and not name.endswith("log_theta")]
+    groups = [
+        {"params": [p for _, p in named if p.dim() >= 2], "lr": how.lr, "weight_decay": how.weight_decay},
+        {"params": plain, "lr": how.lr, "weight_decay": 0.0},
+        {"params": thetas, "lr": how.theta_lr, "weight_decay": 0.0},
+    ]
+    fused = next(module.parameters()).is_cuda
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], fused=fused)
+    warm = max(1, round(how.warmup * total_steps))
+
+    def share(step: int) -> float:
+        return min((step + 1) / warm, max(0.0, (total_steps - step) / max(1, total_steps - warm)))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class TaskModule(L.LightningModule):
+    """What teacher and student share: optimization, and quality on each dev split under `val/`.
+
+    The first split logs `val/accuracy` …; a further one (MNLI's mismatched) `val/<split>/accuracy` …. `val/main` is GLUE's
+    number for the first.
+    """
+
+    def __init__(self, *, task: Task, dev_splits: Sequence[str], optimization: Optimization):
+        super().__init__()
+        self.task, self.optimization = task, optimization
+        self.dev_splits = list(dev_splits)
+        self.dev_metrics = nn.ModuleList(task_metrics(task) for _ in self.dev_splits)
+
+    def configure_optimizers(self):
+        return adamw(self, self.optimization, int(self.trainer.estimated_stepping_batches))
+
+    def answer(self, batch: Mapping[str, Tensor]) -> Outputs:
+        """The outputs that quality is judged by."""
+        raise NotImplementedError
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Outputs:
+        outputs = self.answer(batch)
+        logits = outputs.logits.float()
+        predictions = logits[:, 0] if self.task.regression else logits.argmax(-1)
+        self.dev_metrics[dataloader_idx].update(predictions, batch["labels"])
+        return outputs
+
+    def on_validation_epoch_end(self) -> None:
+        for i, (split, metrics) in enumerate(zip(self.dev_splits, self.dev_metrics, strict=True)):
+            results = metrics.compute()
+            metrics.reset()
+            prefix = "val" if i == 0 else f"val/{split}"
+            self.log_dict({f"{prefix}/{name}": value for name, value in results.items()}, rank_zero_only=True)
+            if i == 0:
+                self.log("val/main", main_metric(self.task, results), prog_bar=True, rank_zero_only=True)
+
+
+class TeacherModule(TaskModule):
+    """Fine-tunes the teacher on true labels."""
+
+    def __init__(self, teacher: Teacher, **common):
+        super().__init__(**common)
+        self.teacher = teacher
+
+    def answer(self, batch: Mapping[str, Tensor]) -> Outputs:
+        return self.teacher(*(batch[name] for name in INPUTS))
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        logits = self.answer(batch).logits.float()
+        loss = distill.hard_loss(logits, batch["labels"], regression=self.task.regression).mean()
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """See `schema.Losses`; zero leaves a term out."""
+
+    hidden: float = 0.0
+    scores: float = 0.0
+    soft: float = 0.0
+    hard: float = 0.0
+    firing: float = 0.0
+    temperature: float = 2.0
+
+
+class StudentModule(TaskModule):
+    """Trains the student against the frozen teacher. Validation always simulates the spikes step by step."""
+
+    def __init__(
+        self,
+        student: Student,
+        teacher: Teacher,
+        *,
+        losses: LossWeights,
+        layer_map: Sequence[int],
+        forward_mode: str = "equilibrium",
+        **common,
+    ):
+        super().__init__(**common)
+        self.student = student
+        self.teacher = teacher.freeze()
+        self.losses, self.layer_map, self.forward_mode = losses, list(layer_map), forward_mode
+
+    def answer(self, batch: Mapping[str, Tensor]) -> Outputs:
+        return self.student(*(batch[name] for name in INPUTS), mode="spiking", count=True)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        inputs = [batch[name] for name in INPUTS]
+        outputs = self.student(*inputs, mode=self.forward_mode, rate=self.losses.firing > 0)
+        terms = self.terms(batch, outputs)
+        loss = sum(getattr(self.losses, name) * term for name, term in terms.items())
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()})
+        return loss
+
+    def terms(self, batch: Mapping[str, Tensor], outputs: Outputs) -> dict[str, Tensor]:
+        """Each loss term that has a weight, unweighted, scalar."""
+        losses, tokens = self.losses, batch["attention_mask"].bool()
+        terms: dict[str, Tensor] = {}
+        if losses.hidden or losses.scores or losses.soft:
+            with torch.no_grad():
+                lesson = self.teacher(*(batch[name] for name in INPUTS), features=bool(losses.hidden or losses.scores))
+        if losses.hidden:
+            terms["hidden"] = distill.hidden_loss(outputs.hidden, lesson.hidden, tokens, self.layer_map)
+        if losses.scores:
+            terms["scores"] = distill.scores_loss(outputs.scores, lesson.scores, tokens, self.layer_map)
+        if losses.soft:
+            terms["soft"] = self.soft(outputs, lesson).mean()
+        if losses.hard:
+            terms["hard"] = self.hard(batch, outputs).mean()
+        if losses.firing:
+            terms["firing"] = distill.firing_loss(outputs.rates)
+        return terms
+
+    def soft(self, outputs: Outputs, lesson: Outputs) -> Tensor:
+        return distill.soft_loss(
+            outputs.logits.float(),
+            lesson.logits.float(),
+            temperature=self.losses.temperature,
+            regression=self.task.regression,
+        )
+
+    def hard(self, batch: Mapping[str, Tensor], outputs: Outputs) -> Tensor:
+        return distill.hard_loss(outputs.logits.float(), batch["labels"], regression=self.task.regression)
+
+    def sample_loss(self, batch: dict[str, Tensor], outputs: Outputs) -> Tensor:
+        """`[B]`: the prediction losses of this stage, which criteria differentiate; the true labels' if it has none."""
+        losses = self.losses
+        if not losses.soft:
+            return self.hard(batch, outputs)
+        with torch.no_grad():
+            lesson = self.teacher(*(batch[name] for name in INPUTS))
+        loss = losses.soft * self.soft(outputs, lesson)
+        return loss + losses.hard * self.hard(batch, outputs) if losses.hard else loss
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """The frozen teacher is the teacher stage's to keep; a resume checkpoint need not carry it again."""
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("teacher.")}
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["state_dict"].update({f"teacher.{k}": v for k, v in self.teacher.state_dict().items()})

@@ -1,0 +1,121 @@
+"""The table that a run ends with: dense teacher, then each stage, plain text of at most about 110 columns.
+
+Read from `summary.json`; of it this file uses `task`, `preset`, `seed`, `data.{source,origin,banner}`, `uncompressed`
+and `final` (names of stages), `teacher.{metrics,main,cost}` and `stages.<name>.{metrics,main,cost,t_steps,heads,ffn}`.
+Metrics are fractions, `cost` is what `cost.summarize` returned, `heads` and `ffn` count what each layer keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Summary = Mapping[str, Any]
+
+UNITS = (("mJ", 1e9), ("µJ", 1e6), ("nJ", 1e3), ("pJ", 1.0))
+SHORT = {"accuracy": "acc", "f1": "F1", "matthews": "mcc", "pearson": "pears", "spearman": "spear"}
+NOT_GLUE = "Embedded data: a generated corpus. These are not GLUE scores."
+
+
+def banner(summary: Summary) -> str | None:
+    """The line that keeps scores on generated data from being taken for GLUE's; None for real data."""
+    data = summary["data"]
+    return data.get("banner") or (NOT_GLUE if data["source"] == "embedded" else None)
+
+
+def energy_unit(picojoules: Sequence[float]) -> tuple[str, float]:
+    """(name, pJ in one) of the largest unit in which the smallest of these energies is at least one."""
+    least = min(picojoules)
+    return next(((name, size) for name, size in UNITS if least >= size), UNITS[-1])
+
+
+def si(value: float) -> str:
+    """Three digits and k, M, G or T: 12345 → `12.3k`; an int below 1000 as it is."""
+    if isinstance(value, int) and abs(value) < 1000:
+        return str(value)
+    for suffix in ("", "k", "M", "G"):
+        if abs(value) < 999.5:
+            return f"{digits(value)}{suffix}"
+        value /= 1000
+    return f"{digits(value)}T"
+
+
+def digits(value: float) -> str:
+    """Three significant digits without an exponent; nothing below a hundredth."""
+    places = 0 if value == 0 or abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
+    return f"{value:.{places}f}"
+
+
+def summary_table(summary: Summary) -> str:
+    """The closing table as one string, the banner first where the data are embedded. A missing key is a KeyError."""
+    teacher, stages = summary["teacher"], summary["stages"]
+    head = [f"{summary['task']}", f"preset {summary['preset']}", f"seed {summary['seed']}", f"data {_data(summary)}"]
+    unit, size = energy_unit([row["cost"]["energy_pj"] for row in (teacher, *stages.values())])
+    full = stages[summary["uncompressed"]]
+    metrics = {name: _short(name) for name in teacher["metrics"]}
+    if list(teacher["metrics"].values()) == [teacher["main"]]:
+        metrics = {}  # the only metric is the score itself
+    rows = [["", "score", *metrics.values(), "AC", "MAC", f"E [{unit}]", "× less", "T", "heads", "ffn", "steps"]]
+    rows[0] += ["params", "bytes"]
+    for name, row in {"dense teacher": teacher, **stages}.items():
+        rows.append([name, *_quality(row, metrics), *_work(row, teacher, size), *_form(row, full), *_size(row)])
+    lines = [banner(summary), " · ".join(head), "", *_align(rows), "", *_closing(summary, unit, size)]
+    return "\n".join(line for line in lines if line is not None)
+
+
+def _data(summary: Summary) -> str:
+    source, origin = summary["data"]["source"], summary["data"].get("origin")
+    return source if origin in (None, "", source) else f"{source} ({origin})"
+
+
+def _short(name: str) -> str:
+    """`validation_mismatched/accuracy` → `acc-mm`: MNLI has two dev sets, and a column is five wide."""
+    metric = next((short for long, short in SHORT.items() if long in name), name)
+    return metric + ("-mm" if "mismatched" in name else "-m" if "matched" in name else "")
+
+
+def _quality(row: Summary, metrics: Mapping[str, str]) -> list[str]:
+    return [f"{100 * row['main']:.1f}", *(f"{100 * row['metrics'][name]:.1f}" for name in metrics)]
+
+
+def _work(row: Summary, teacher: Summary, size: float) -> list[str]:
+    cost = row["cost"]
+    less = teacher["cost"]["energy_pj"] / cost["energy_pj"]
+    return [si(cost["ac"]), si(cost["mac"]), digits(cost["energy_pj"] / size), digits(less)]
+
+
+def _form(row: Summary, full: Summary) -> list[str]:
+    """Mean T, heads and neurons kept in percent of the uncompressed student's, latency in steps."""
+    if "t_steps" not in row:
+        return ["-"] * 4  # dense
+    mean = sum(row["t_steps"]) / len(row["t_steps"])
+    kept = [f"{100 * sum(row[part]) / sum(full[part]):.0f}%" for part in ("heads", "ffn")]
+    return [f"{mean:.3g}", *kept, si(row["cost"]["latency_steps"])]
+
+
+def _size(row: Summary) -> list[str]:
+    return [si(row["cost"]["params"]), si(row["cost"]["bytes"])]
+
+
+def _align(rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+    return [lines[0], "-" * len(lines[0]), *lines[1:]]
+
+
+def _closing(summary: Summary, unit: str, size: float) -> list[str]:
+    """The result in a sentence, what each layer kept, and what the columns mean."""
+    teacher, final = summary["teacher"], summary["stages"][summary["final"]]
+    gap = round(100 * (teacher["main"] - final["main"]), 1)
+    place = f"{abs(gap)} {'below' if gap > 0 else 'above'}" if gap else "level with"
+    before, after = (row["cost"]["energy_pj"] for row in (teacher, final))
+    energy = f"{digits(before / size)} → {digits(after / size)} {unit} (÷ {digits(before / after)})"
+    return [
+        f"{summary['final']}: {100 * final['main']:.1f}, {place} the dense teacher; energy {energy}",
+        f"  t_steps  {' '.join(map(str, final['t_steps']))}  (embedding first)",
+        f"  heads    {' '.join(map(str, final['heads']))}",
+        f"  neurons  {' '.join(map(str, final['ffn']))}",
+        "",
+        f"Uncompressed student: {summary['uncompressed']}. AC, MAC, energy E: mean of one sentence, padding left out.",
+        "E leaves out element-wise work (energy_full_pj has it). T: mean time steps; steps: until the answer.",
+    ]

@@ -1,0 +1,161 @@
+"""The run directory: what is finished, where everything lies, and writes that are whole or not there.
+
+    runs/<name>/config.yaml        resolved configuration
+               metrics.jsonl       one record a line, in the order logged; metrics.csv the same as a table
+               summary.json        per stage quality, cost and shape
+               stages/<stage>/     model.safetensors + student.json (teacher: a transformers directory), record.json
+               stages/<stage>/resume.ckpt   only while the stage runs
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from spikeprune.errors import InputError
+
+WEIGHTS = "model.safetensors"
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """All of `content` under `path`, or nothing: a temporary file beside it is renamed when it is complete."""
+    data = content.encode() if isinstance(content, str) else content
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomic(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_weights(path: Path, state: dict[str, Tensor]) -> str:
+    """Save as safetensors; returns the sha256 of the file."""
+    data = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in state.items()}, {"format": "pt"})
+    write_atomic(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+class RunDir:
+    """One run's directory. Made by `create` or `open`; neither touches what a finished stage has left."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunDir:
+        """A directory that holds a run. Raises InputError where there is none."""
+        run = cls(path)
+        if not run.config.is_file():
+            raise InputError(f"{path}: holds no run (config.yaml is missing); give a directory made by spikeprune train")
+        return run
+
+    def create(self, *, need: int) -> None:
+        """Make the directory. Raises InputError where it cannot be written or has fewer than `need` bytes left."""
+        existing = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
+        try:
+            free = shutil.disk_usage(existing).free
+            if free < need:
+                raise InputError(
+                    f"run.dir: {self.path} has {free / 1e6:.0f} MB left and the run needs about {need / 1e6:.0f} MB; "
+                    "free some space or choose another run.dir"
+                )
+            (self.path / "stages").mkdir(parents=True, exist_ok=True)
+            write_atomic(self.path / ".writable", "")
+            (self.path / ".writable").unlink()
+        except OSError as error:
+            raise InputError(
+                f"run.dir: {self.path} cannot be written ({error.strerror}); choose another run.dir or mend its rights"
+            ) from None
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    def stage(self, name: str) -> Path:
+        return self.path / "stages" / name
+
+    def resume(self, name: str) -> Path:
+        return self.stage(name) / "resume.ckpt"
+
+    def finished(self, name: str) -> bool:
+        """A stage's record is the last file it writes."""
+        return (self.stage(name) / "record.json").is_file()
+
+    def record(self, name: str) -> dict[str, Any]:
+        """What a finished stage measured and was made from. Raises InputError for a stage that is not finished."""
+        path = self.stage(name) / "record.json"
+        if not path.is_file():
+            done = [p.parent.name for p in sorted((self.path / "stages").glob("*/record.json"))]
+            raise InputError(
+                f"{self.path}: stage {name!r} is not finished; finished are: {', '.join(done) or 'none'}"
+            )
+        return json.loads(path.read_text())
+
+    def finish(self, name: str, record: dict[str, Any]) -> None:
+        write_json(self.stage(name) / "record.json", record)
+        self.resume(name).unlink(missing_ok=True)
+
+    def weights(self, name: str) -> dict[str, Tensor]:
+        """Tensors of a finished stage. Raises InputError where the file is not the one that its record describes."""
+        path, record = self.stage(name) / WEIGHTS, self.record(name)
+        data = path.read_bytes() if path.is_file() else b""
+        if hashlib.sha256(data).hexdigest() != record["weights"]:
+            raise InputError(
+                f"{path}: is missing or not the file that record.json describes; remove {path.parent} to make it again"
+            )
+        return safetensors.torch.load(data)
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Every record; a last line that a kill cut short is left out."""
+        lines = self.metrics.read_text().split("\n")[:-1] if self.metrics.is_file() else []
+        return [json.loads(line) for line in lines]
+
+    def rewind_metrics(self, stages: Iterable[str], stage: str, step: int) -> None:
+        """Forget what a killed leg logged after the checkpoint that the next leg goes on from: records of stages that
+        are not in `stages`, but for those of `stage` up to `step`."""
+        done = set(stages)
+        kept = [r for r in self.read_metrics() if r["stage"] in done or (r["stage"] == stage and r["step"] <= step)]
+        write_atomic(self.metrics, "".join(json.dumps(r) + "\n" for r in kept))
+
+    def write_csv(self) -> None:
+        """`metrics.csv`, a column a metric, for tools that read no JSON lines."""
+        import csv
+        import io
+
+        records = self.read_metrics()
+        columns = list(dict.fromkeys(key for record in records for key in record))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns)
+        writer.writeheader()
+        writer.writerows(records)
+        write_atomic(self.path / "metrics.csv", text.getvalue())

@@ -1,0 +1,167 @@
+"""The keys of a configuration, their types and defaults; `config.py` fills them, `checks.py` judges the values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Run:
+    """Where and how a run executes; nothing here may change what a step computes, except `precision`."""
+
+    dir: str = "runs/${task}-${preset}"
+    stages: list[str] = field(
+        default_factory=lambda: [
+            "teacher",
+            "general_kd",
+            "internal_kd",
+            "prediction_kd",
+            "spatial",
+            "temporal",
+            "finetune",
+        ]
+    )  # order of the stages; a stage of zero epochs is skipped
+    accelerator: str = "auto"  # auto | cpu | gpu
+    devices: int = 1
+    precision: str = "32-true"  # Lightning's names; evaluation that is reported runs in 32-true
+    threads: int | None = None  # CPU threads of torch; null leaves torch's choice
+    log_every: int = 20  # optimizer steps between two training records
+    checkpoint_every: int | None = None  # optimizer steps between resume checkpoints; null: each epoch
+    progress: bool = True
+    wandb: bool = False
+    wandb_project: str = "spikeprune"
+
+
+@dataclass
+class Data:
+    source: str = "auto"  # auto | hub | dir | embedded
+    dir: str | None = None  # a GLUE directory in the original TSV layout
+    hub: str = "nyu-mll/glue"
+    max_length: int = 128  # tokens, [CLS] and [SEP] included
+    batch_size: int = 32
+    eval_batch_size: int = 64
+    train_limit: int | None = None  # first examples of a seeded shuffle; null: all
+    embedded_train: int = 4000
+    embedded_dev: int = 500
+    corpus: list[str] = field(default_factory=list)  # text files (or one hub corpus) of the general_kd stage
+    corpus_limit: int | None = None  # paragraphs read from the corpus; null: all
+
+
+@dataclass
+class Teacher:
+    checkpoint: str | None = None  # a hub name or directory of a BERT; null: built small from scratch
+    hidden: int = 128  # the next four describe the teacher from scratch only
+    layers: int = 2
+    heads: int = 4
+    ffn: int = 512
+    vocab_size: int = 4000
+    dropout: float = 0.1
+
+
+@dataclass
+class Student:
+    layers: Any = None  # null: all of the teacher's; n: n of them, evenly chosen; [i, …]: these, counted from 0
+    init: str = "teacher"  # teacher | random
+    spikes: str = "ternary"  # binary {0,1} | ternary {-1,0,1}
+    leak: float = 1.0  # 1: IF, below 1: LIF
+    theta: str = "channel"  # one threshold per channel | tensor
+    coding: str = "accumulate"  # accumulate | running_mean | per_step
+    forward: str = "equilibrium"  # training forward: equilibrium | spiking
+    query: str = "real"  # real | spiking
+    pooling: str = "mean"  # mean | cls
+    t_steps: Any = 4  # time steps: a number, or one for the embedding and each layer (L+1 numbers)
+    dropout: float = 0.0
+    percentile: float = 99.0  # of each channel's activation, where theta starts
+    calibration: int = 128  # sentences that theta is calibrated on
+
+
+@dataclass
+class Losses:
+    """Weights of the loss terms of a stage; zero leaves a term out."""
+
+    hidden: float = 0.0  # mean squared error of the mapped hidden states
+    scores: float = 0.0  # mean squared error of the mapped attention scores
+    soft: float = 0.0  # Kullback-Leibler divergence to the teacher's softened answer (regression: squared error)
+    hard: float = 0.0  # the task's own loss on true labels
+    firing: float = 0.0  # mean firing rate over all spiking sites
+    temperature: float = 2.0  # of the soft term
+
+
+@dataclass
+class Stage:
+    """One `Trainer.fit`."""
+
+    epochs: int = 0
+    lr: float = 1.0e-4
+    theta_lr: float = 1.0e-2  # of log(theta): a relative step
+    warmup: float = 0.1  # share of the steps with a rising learning rate; then it falls linearly to zero
+    weight_decay: float = 0.01
+    clip: float = 1.0  # gradient norm
+    batch_size: int | None = None  # null: data.batch_size
+    losses: Losses = field(default_factory=Losses)
+    callbacks: list[str] = field(default_factory=list)  # spatial | temporal, acting during this stage
+
+
+@dataclass
+class Stages:
+    teacher: Stage = field(default_factory=lambda: Stage(losses=Losses(hard=1.0)))
+    general_kd: Stage = field(default_factory=lambda: Stage(losses=Losses(hidden=1.0, scores=1.0)))
+    internal_kd: Stage = field(default_factory=lambda: Stage(losses=Losses(hidden=1.0, scores=1.0)))
+    prediction_kd: Stage = field(default_factory=lambda: Stage(losses=Losses(soft=1.0, hidden=1.0)))
+    spatial: Stage = field(default_factory=lambda: Stage(losses=Losses(soft=1.0, hidden=1.0), callbacks=["spatial"]))
+    temporal: Stage = field(default_factory=lambda: Stage(losses=Losses(soft=1.0, hidden=1.0), callbacks=["temporal"]))
+    finetune: Stage = field(default_factory=lambda: Stage(losses=Losses(soft=1.0, hidden=1.0)))
+
+
+@dataclass
+class Spatial:
+    criterion: str = "fisher"  # a name in checks.SPATIAL_CRITERIA
+    begin: float = 0.0  # share of the stage's epochs at which pruning begins
+    end: float = 0.5  # … and has reached its target; the rest of the stage recovers
+    scope: str = "global"  # rank over all layers (global) or in each layer (layer)
+    min_heads: int = 1  # heads kept in every layer
+    min_ffn: int = 8  # feed-forward neurons kept in every layer
+    batches: int = 16  # training batches that the criterion's statistics are collected on
+
+
+@dataclass
+class Temporal:
+    criterion: str = "convergence"  # a name in checks.TEMPORAL_CRITERIA
+    begin: float = 0.0
+    end: float = 0.5
+    batches: int = 4
+
+
+@dataclass
+class Compress:
+    heads: float = 1.0  # share of attention heads kept, over all layers
+    ffn: float = 1.0  # share of feed-forward neurons kept
+    t_steps: int | None = None  # time steps at the end, mean over layers; null: unchanged
+    spatial: Spatial = field(default_factory=Spatial)
+    temporal: Temporal = field(default_factory=Temporal)
+
+
+@dataclass
+class Distill:
+    layer_map: list[int] | None = None  # teacher layer (from 0) for each student layer; null: uniform
+
+
+@dataclass
+class Cost:
+    prices: str = "fp32"  # a name in cost.PRICES: energy of one AC and one MAC
+
+
+@dataclass
+class Config:
+    task: str = "mrpc"
+    preset: str | None = None
+    seed: int = 0
+    run: Run = field(default_factory=Run)
+    data: Data = field(default_factory=Data)
+    teacher: Teacher = field(default_factory=Teacher)
+    student: Student = field(default_factory=Student)
+    distill: Distill = field(default_factory=Distill)
+    stages: Stages = field(default_factory=Stages)
+    compress: Compress = field(default_factory=Compress)
+    cost: Cost = field(default_factory=Cost)

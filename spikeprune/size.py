@@ -1,0 +1,118 @@
+"""Parameters and bytes of a student or teacher, with pruned heads and neurons taken out.
+
+Legend: D hidden, H heads, d = D/H, F feed-forward neurons, L layers, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from spikeprune.errors import nearest
+
+BITS = (1, 2, 8, 16, 32)
+
+
+def known(what: str, name: str, choices: Sequence[str]) -> None:
+    """Raises ValueError with the right names unless `name` is one of `choices`."""
+    if name not in choices:
+        raise ValueError(f"unknown {what} {name!r}; known: {nearest(name, choices)}")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The uncompressed architecture. A BERT teacher is `pooling="cls"`, `query="real"`, `theta="none"`."""
+
+    hidden: int
+    heads: int
+    ffn: int
+    layers: int
+    classes: int
+    pooling: str = "mean"  # mean: no pooler | cls: dense pooler D×D and tanh
+    query: str = "real"  # real | spiking
+    vocab_size: int = 30522
+    positions: int = 512
+    types: int = 2
+    theta: str = "none"  # spike thresholds stored for each site: none | tensor | channel
+
+    def __post_init__(self):
+        known("pooling", self.pooling, ("mean", "cls"))
+        known("query", self.query, ("real", "spiking"))
+        known("theta", self.theta, ("none", "tensor", "channel"))
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden size {self.hidden} is no multiple of {self.heads} heads")
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden // self.heads
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers of parameters; `matrices` are the (output, input) shapes of the encoder's weights, part of `encoder`."""
+
+    embeddings: int
+    encoder: int
+    head: int
+    matrices: tuple[tuple[int, int], ...]
+
+    @property
+    def total(self) -> int:
+        return self.embeddings + self.encoder + self.head
+
+
+def check_masks(shape: Shape, heads: Tensor, ffn: Tensor) -> None:
+    """Raises ValueError unless the masks are [L,H] and [L,F]."""
+    found = tuple(heads.shape), tuple(ffn.shape)
+    wanted = (shape.layers, shape.heads), (shape.layers, shape.ffn)
+    if found != wanted:
+        raise ValueError(f"head and neuron masks are {found[0]} and {found[1]}, expected {wanted[0]} and {wanted[1]}")
+
+
+def _kept(shape: Shape, heads: Tensor | None, ffn: Tensor | None) -> list[tuple[int, int]]:
+    """(attention channels, neurons) kept in each layer; no masks: everything."""
+    if heads is None or ffn is None:
+        return [(shape.hidden, shape.ffn)] * shape.layers
+    check_masks(shape, heads, ffn)
+    return [(int(h) * shape.head_size, int(f)) for h, f in zip(heads.sum(1).tolist(), ffn.sum(1).tolist(), strict=True)]
+
+
+def _thetas(shape: Shape, *sites: int) -> int:
+    """Thresholds of spiking sites with these many channels left."""
+    return {"none": 0, "tensor": sum(site > 0 for site in sites), "channel": sum(sites)}[shape.theta]
+
+
+def parameters(*, shape: Shape, heads: Tensor | None = None, ffn: Tensor | None = None) -> Parameters:
+    """Parameters left once masked heads [L,H] and neurons [L,F] are taken out; without masks, all of them.
+
+    Biases, layer norms and spike thresholds count; masks and `t_steps` do not, since compaction turns them into shapes.
+    Raises ValueError for masks of another shape.
+    """
+    wide = shape.hidden
+    encoder, matrices = 0, []
+    for channels, neurons in _kept(shape, heads, ffn):
+        layer = [(channels, wide)] * 3 + [(wide, channels), (neurons, wide), (wide, neurons)]
+        biases = 3 * channels + neurons + 2 * wide
+        spiking = [channels] * (4 if shape.query == "spiking" else 3) + [wide, neurons, wide]  # (q,) k, v, c, h, f, a'
+        encoder += sum(rows * columns for rows, columns in layer) + biases + 4 * wide + _thetas(shape, *spiking)
+        matrices += layer
+    head = wide * shape.classes + shape.classes + (wide * wide + wide) * (shape.pooling == "cls")
+    embeddings = wide * (shape.vocab_size + shape.positions + shape.types + 2) + _thetas(shape, wide)
+    return Parameters(embeddings=embeddings, encoder=encoder, head=head, matrices=tuple(matrices))
+
+
+def model_bytes(*, shape: Shape, heads: Tensor | None = None, ffn: Tensor | None = None, bits: int = 32) -> int:
+    """Bytes on disk with the encoder's weight matrices stored in `bits` each (1.58-bit weights are packed in 2).
+
+    Below 16 bits each output channel keeps a float32 scale. Embeddings, classifier, biases, layer norms and thresholds
+    stay float32. Raises ValueError for a width that is not stored.
+    """
+    if bits not in BITS:
+        raise ValueError(f"encoder weights of {bits} bits; known: {', '.join(map(str, BITS))}")
+    found = parameters(shape=shape, heads=heads, ffn=ffn)
+    plain = found.total - sum(rows * columns for rows, columns in found.matrices)
+    packed = sum(-(-rows * columns * bits // 8) for rows, columns in found.matrices)
+    scales = sum(rows for rows, columns in found.matrices if columns) if bits < 16 else 0
+    return 4 * (plain + scales) + packed

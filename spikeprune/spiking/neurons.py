@@ -1,0 +1,117 @@
+"""Spiking neurons as pure steps: `(x, u, theta, leak) -> (s, u)`. State in, state out.
+
+Soft reset, DESIGN of Bal & Sengupta 2024 (SpikingBERT, arXiv 2308.10873, eqs. 1-2) for binary spikes and Xing et al. 2024
+(SpikeLM) for ternary ones:
+
+    u <- leak * u + x        s = [u >= kappa*theta] (- [u <= -kappa*theta] if ternary)        u <- u - theta * s
+
+`leak = 1` is the integrate-and-fire neuron (IF), `leak < 1` the leaky one (LIF). A synapse downstream sees `theta * s`;
+theta folds into its weight, so what travels is `s` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Step = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+
+
+class Neuron(NamedTuple):
+    """A kind of neuron. `settled` is optional: without it the equilibrium of the neuron is found by stepping."""
+
+    step: Step
+    start: float  # membrane before the first step, in units of theta: rounds to nearest
+    low: float  # smallest ASR: 0 binary, -1 ternary
+    settled: Callable[[Tensor, int], Tensor] | None  # spikes after T steps of the constant input x/theta, leak 1
+
+
+def binary_step(x: Tensor, u: Tensor, theta: Tensor, leak: float) -> tuple[Tensor, Tensor]:
+    """Spikes in {0, 1}, kappa = 1. All tensors broadcast to the shape of `x`."""
+    u = leak * u + x
+    s = (u >= theta).to(u.dtype)
+    return s, u - theta * s
+
+
+def ternary_step(x: Tensor, u: Tensor, theta: Tensor, leak: float) -> tuple[Tensor, Tensor]:
+    """Spikes in {-1, 0, 1}, kappa = 1/2. All tensors broadcast to the shape of `x`."""
+    u = leak * u + x
+    s = (u >= theta / 2).to(u.dtype) - (u <= -theta / 2).to(u.dtype)
+    return s, u - theta * s
+
+
+def binary_settled(r: Tensor, t_steps: int) -> Tensor:
+    """Spikes of an IF neuron in T steps of constant input `r = x/theta`: `clip(floor(T r + 1/2), 0, T)`."""
+    return (t_steps * r + 0.5).floor().clamp(0, t_steps)
+
+
+def ternary_settled(r: Tensor, t_steps: int) -> Tensor:
+    """Signed spikes of a ternary IF neuron: T r rounded to nearest, halves away from zero, within +-T."""
+    n = t_steps * r
+    return n.sign() * (n.abs() + 0.5).floor().clamp(max=t_steps)
+
+
+NEURONS: dict[str, Neuron] = {
+    "binary": Neuron(step=binary_step, start=0.5, low=0.0, settled=binary_settled),
+    "ternary": Neuron(step=ternary_step, start=0.0, low=-1.0, settled=ternary_settled),
+}
+
+
+def leak_weights(t_steps: int, leak: float) -> Tensor:
+    """`[T]` float64: `leak^(T-t)` for t = 1..T, the weight of step t in the ASR after T steps."""
+    return torch.tensor([leak ** (t_steps - t) for t in range(1, t_steps + 1)], dtype=torch.float64)
+
+
+def steps(x: Iterable[Tensor], theta: Tensor, neuron: Neuron, leak: float) -> Iterable[Tensor]:
+    """Spikes `s[t]`, one tensor a step, of a neuron that starts at rest and is driven by the currents `x[t]`."""
+    u = None
+    for current in x:
+        if u is None:
+            u = torch.zeros_like(current) + neuron.start * theta
+        s, u = neuron.step(current, u, theta, leak)
+        yield s
+
+
+def asr(spikes: Tensor, leak: float = 1.0) -> Tensor:
+    """Average spiking rate of `spikes [T, ...]` -> `[...]`: `sum leak^(T-t) s[t] / sum leak^(T-t)` (SpikingBERT, eq. 4)."""
+    weights = leak_weights(len(spikes), leak).to(spikes)
+    return torch.tensordot(weights, spikes, dims=1) / weights.sum()
+
+
+def settle(x: Tensor, theta: Tensor, t_steps: int, neuron: Neuron, leak: float) -> Tensor:
+    """ASR after T steps of the constant input `x`, same shape as `x`, no gradient.
+
+    Closed form for IF: the T-level quantizer of `x/theta`. A LIF neuron's reachable rates are no uniform grid, so there
+    the T element-wise steps are taken; that costs no matrix product.
+    """
+    with torch.no_grad():
+        if leak == 1.0 and neuron.settled is not None:
+            return neuron.settled(x / theta, t_steps) / t_steps
+        weights = leak_weights(t_steps, leak).tolist()
+        fired = steps((x for _ in weights), theta, neuron, leak)
+        return sum(w * s for w, s in zip(weights, fired, strict=True)) / sum(weights)
+
+
+class Equilibrium(torch.autograd.Function):
+    """Forward `theta * a`; backward the gradient of `theta * clip(x/theta, low, 1)` with theta learnt as in LSQ.
+
+    Implicit differentiation at the neuron's equilibrium (SpikingBERT, section 3.3): to the input 1 inside the clip and 0
+    outside; to theta `a - x/theta` inside and `a` outside (Esser et al. 2020, eq. 3).
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, theta: Tensor, a: Tensor, low: float) -> Tensor:
+        ctx.save_for_backward(x, theta, a)
+        ctx.low = low
+        return theta * a
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, theta, a = ctx.saved_tensors
+        r = x / theta
+        inside = ((r > ctx.low) & (r < 1)).to(grad.dtype)
+        grad_theta = grad * (a - r * inside)
+        return grad * inside, grad_theta.sum_to_size(theta.shape), None, None

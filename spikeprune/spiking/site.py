@@ -1,0 +1,154 @@
+"""A spiking site: a non-linear step of the network followed by a layer of spiking neurons."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from spikeprune.spiking.coding import CODINGS, drive_constant, read_running_mean
+from spikeprune.spiking.neurons import NEURONS, Equilibrium, leak_weights, settle, steps
+
+
+@dataclass
+class Signal:
+    """What a site sends on. `value [B, N, D]` is `theta * ASR` and carries the gradient; `pulses [T, B, N, D]` are
+    `theta * s[t]`, kept only where a synchronous coding reads them."""
+
+    value: Tensor
+    pulses: Tensor | None = None
+
+
+@dataclass
+class Pass:
+    """One forward pass: how the sites answer, and what they leave behind under their names."""
+
+    mode: str  # equilibrium: closed form | spiking: simulated step by step | calibrate: sets theta, then clips
+    tokens: Tensor  # [B, N] bool, True where a token is no padding
+    count: bool = False  # leave spike counts (spiking mode)
+    rate: bool = False  # leave differentiable mean rates
+    trace: bool = False  # leave how fast each ASR settles (spiking mode)
+    percentile: float = 99.0  # calibrate: of a channel's activation, where theta is put
+    counts: dict[str, Tensor] = field(default_factory=dict)  # site -> spikes on real tokens [T, B, D]
+    rates: dict[str, Tensor] = field(default_factory=dict)  # site -> mean |ASR| over real tokens and channels, scalar
+    traces: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # see `settling`
+
+
+class Site(nn.Module):
+    """`spike(f(inputs))` under one of the codings; `theta` is learnt through its logarithm, so it stays positive."""
+
+    def __init__(self, name: str, channels: int, *, neuron: str, leak: float, coding: str, theta: str):
+        super().__init__()
+        self.name = name
+        self.neuron = NEURONS[neuron]
+        self.coding = CODINGS[coding]
+        self.leak = leak
+        self.count_first = False  # count the first token's spikes by themselves too, as "pooled"
+        self.log_theta = nn.Parameter(torch.zeros(channels if theta == "channel" else 1))
+
+    @property
+    def theta(self) -> Tensor:
+        """`[D]` per channel or `[1]` per tensor."""
+        return self.log_theta.exp()
+
+    def forward(
+        self,
+        f: Callable[..., Tensor],
+        *inputs: Signal,
+        t_steps: int,
+        run: Pass,
+        mask: Tensor | None = None,
+        y: Tensor | None = None,
+    ) -> Signal:
+        """Fire for `t_steps` on `f(*inputs)`; `f` maps tensors `[..., B, N, D_in]` to `[..., B, N, D]`.
+
+        No inputs: `f()` is a constant current. `mask`, broadcast to `[B, N, D]`, silences pruned channels. `y` may hand
+        over `f` of the inputs' values where the caller has it already.
+        """
+        theta = self.theta
+        if y is None and (self.wants_value(run) or not inputs):
+            y = f(*(signal.value for signal in inputs))
+        if y is not None:
+            y = y.to(theta.dtype)  # a half-precision current would miscount spikes
+        if run.mode == "calibrate":
+            theta = self.calibrate(y, run)
+            signal = Signal(y.clamp(self.neuron.low * theta, theta))
+        elif run.mode == "equilibrium":
+            a = settle(y.detach(), theta.detach(), t_steps, self.neuron, self.leak)
+            signal = Signal(Equilibrium.apply(y, theta, a, self.neuron.low))
+        else:
+            signal = self.simulate(f, inputs, y, t_steps, run)
+        if mask is not None:
+            signal = Signal(signal.value * mask, None if signal.pulses is None else signal.pulses * mask)
+            if self.name in run.counts:
+                run.counts[self.name] = run.counts[self.name] * (mask if mask.dim() == 1 else mask[:, 0])
+        if run.rate:
+            activity = (signal.value / theta).abs() * run.tokens[..., None]
+            run.rates[self.name] = activity.sum() / (run.tokens.sum() * activity.shape[-1])
+        return signal
+
+    def wants_value(self, run: Pass) -> bool:
+        """Whether this pass evaluates f on the inputs' mean values: always, but for a synchronous simulation without
+        gradient, which needs f step by step only."""
+        return run.mode != "spiking" or self.coding.stationary or torch.is_grad_enabled()
+
+    def currents(self, f: Callable[..., Tensor], inputs: tuple[Signal, ...], y: Tensor | None, t_steps: int) -> Tensor:
+        """Input currents `[T, B, N, D]` of the neurons."""
+        if self.coding.stationary or not inputs:
+            return drive_constant(y[None], t_steps, self.leak)
+        seen = f(*(self.coding.read(signal.pulses, t_steps, self.leak) for signal in inputs))
+        return self.coding.drive(seen.to(self.log_theta.dtype), t_steps, self.leak)
+
+    def simulate(self, f, inputs: tuple[Signal, ...], y: Tensor | None, t_steps: int, run: Pass) -> Signal:
+        """Step by step without gradient; the value is the measured ASR, its gradient that of the equilibrium."""
+        theta = self.theta
+        weights = leak_weights(t_steps, self.leak).tolist()
+        with torch.no_grad():
+            x = self.currents(f, inputs, None if y is None else y.detach(), t_steps)
+            keep = None if self.coding.stationary and not run.trace else torch.empty_like(x)
+            counts = x.new_empty(t_steps, x.shape[1], x.shape[3]) if run.count else None
+            first = torch.empty_like(counts) if run.count and self.count_first else None
+            a, mean = torch.zeros_like(x[0]), torch.zeros_like(x[0])
+            for t, s in enumerate(steps(x, theta, self.neuron, self.leak)):
+                a.add_(s, alpha=weights[t])
+                mean.add_(x[t], alpha=weights[t])
+                if keep is not None:
+                    keep[t] = theta * s
+                if counts is not None:
+                    counts[t] = torch.einsum("bnd,bn->bd", s.abs(), run.tokens.to(s.dtype))
+                if first is not None:
+                    first[t] = s[:, 0].abs()
+            a, mean = a / sum(weights), mean / sum(weights)
+            if run.trace:
+                run.traces[self.name] = settling(keep / theta, run.tokens, self.leak)
+        if counts is not None:
+            run.counts[self.name] = counts
+        if first is not None:
+            run.counts["pooled"] = first
+        if not torch.is_grad_enabled():
+            return Signal(theta * a, keep)
+        # the clip is judged at the measured mean input, which per_step's f(mean) is not
+        return Signal(Equilibrium.apply(y + (mean - y).detach(), theta, a, self.neuron.low), keep)
+
+    @torch.no_grad()
+    def calibrate(self, y: Tensor, run: Pass) -> Tensor:
+        """Put theta at a percentile of the activation over real tokens; returns it. Binary spikes see y > 0 only."""
+        seen = y[run.tokens]  # [M, D]
+        seen = seen.clamp(min=0) if self.neuron.low == 0 else seen.abs()
+        if self.log_theta.numel() == 1:
+            seen = seen.reshape(-1, 1)
+        k = max(1, math.ceil(run.percentile / 100 * len(seen)))
+        theta = seen.kthvalue(k, dim=0).values
+        # a channel that is silent on the calibration data still gets a threshold that it can reach
+        self.log_theta.copy_(theta.clamp(min=max(theta.max().item() * 1e-2, 1e-6)).log())
+        return self.theta
+
+
+def settling(spikes: Tensor, tokens: Tensor, leak: float) -> tuple[Tensor, Tensor]:
+    """`[T, B, N, D]` -> sums over real tokens and channels of |a[t] - a[T]|, `[T]`, and of |a[T]|, scalar."""
+    a = read_running_mean(spikes, len(spikes), leak)
+    weights = tokens[..., None].to(a.dtype)
+    return ((a - a[-1]).abs() * weights).flatten(1).sum(1), (a[-1].abs() * weights).sum()

@@ -1,0 +1,132 @@
+"""The nine GLUE tasks: where their columns, labels and files are, and which metrics GLUE scores them by. No torch.
+
+Source: Wang et al. 2019, GLUE (arXiv 1804.07461); label order as in the hub dataset `nyu-mll/glue`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from spikeprune.errors import InputError, nearest
+
+TRAIN = "train"
+_DEV = (("validation", "dev.tsv"),)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task. Class indices are positions in `labels`; `labels` is None for regression."""
+
+    name: str
+    columns: tuple[str, ...]  # hub column names of the one or two sentences
+    folder: str  # of the original download
+    tsv_columns: tuple[str, ...]  # the same sentences in the TSV files; with header False: numbers, from 0
+    tsv_label: str
+    labels: tuple[str, ...] | None  # names, in the order of the class indices
+    tsv_labels: tuple[str, ...] | None  # the same labels as the TSV files spell them
+    metrics: tuple[str, ...]
+    main: tuple[str, ...]  # GLUE ranks by the mean of these
+    header: bool = True  # the first TSV line names the columns
+    tsv_width: int | None = None  # columns of a file without header
+    range: tuple[float, float] | None = None  # of a regression score
+    skip_short_rows: bool = False  # QQP: rows that its release broke at a newline inside a question
+    skip_labels: tuple[str, ...] = ()  # MNLI: '-', annotators without a majority
+    dev: Mapping[str, str] = field(default_factory=lambda: MappingProxyType(dict(_DEV)))  # split -> TSV file name
+
+    @property
+    def pair(self) -> bool:
+        return len(self.columns) == 2
+
+    @property
+    def regression(self) -> bool:
+        return self.labels is None
+
+    @property
+    def num_labels(self) -> int:
+        """Outputs of the classifier: one per class, or one number."""
+        return 1 if self.labels is None else len(self.labels)
+
+    @property
+    def dev_splits(self) -> tuple[str, ...]:
+        return tuple(self.dev)
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Split name (the hub's) -> TSV file name, training first."""
+        return {TRAIN: "train.tsv", **self.dev}
+
+
+def _task(name, columns, folder, labels, metrics, *, tsv_columns=None, tsv_label="label", tsv_labels=None, **extra):
+    if labels and tsv_labels is None:
+        tsv_labels = tuple(str(i) for i in range(len(labels)))
+    main = extra.pop("main", metrics)
+    return Task(name, columns, folder, tsv_columns or columns, tsv_label, labels, tsv_labels, metrics, main, **extra)
+
+
+_S = ("sentence",)
+_PAIR = ("sentence1", "sentence2")
+_ENTAIL = ("entailment", "not_entailment")
+_NLI = ("entailment", "neutral", "contradiction")
+_MNLI_DEV = MappingProxyType({"validation_matched": "dev_matched.tsv", "validation_mismatched": "dev_mismatched.tsv"})
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        _task(
+            "cola",
+            _S,
+            "CoLA",
+            ("unacceptable", "acceptable"),
+            ("matthews", "accuracy"),
+            main=("matthews",),
+            header=False,
+            tsv_width=4,  # source, label, original author's mark, sentence
+            tsv_columns=("3",),
+            tsv_label="1",
+        ),
+        _task("sst2", _S, "SST-2", ("negative", "positive"), ("accuracy",)),
+        _task(
+            "mrpc",
+            _PAIR,
+            "MRPC",
+            ("not_equivalent", "equivalent"),
+            ("accuracy", "f1"),
+            tsv_columns=("#1 String", "#2 String"),
+            tsv_label="Quality",
+        ),
+        _task(
+            "qqp",
+            ("question1", "question2"),
+            "QQP",
+            ("not_duplicate", "duplicate"),
+            ("accuracy", "f1"),
+            tsv_label="is_duplicate",
+            skip_short_rows=True,
+        ),
+        _task("stsb", _PAIR, "STS-B", None, ("pearson", "spearman"), tsv_label="score", range=(0.0, 5.0)),
+        _task(
+            "mnli",
+            ("premise", "hypothesis"),
+            "MNLI",
+            _NLI,
+            ("accuracy",),
+            tsv_columns=_PAIR,
+            tsv_label="gold_label",
+            tsv_labels=_NLI,
+            skip_labels=("-",),
+            dev=_MNLI_DEV,
+        ),
+        _task("qnli", ("question", "sentence"), "QNLI", _ENTAIL, ("accuracy",), tsv_labels=_ENTAIL),
+        _task("rte", _PAIR, "RTE", _ENTAIL, ("accuracy",), tsv_labels=_ENTAIL),
+        _task("wnli", _PAIR, "WNLI", ("not_entailment", "entailment"), ("accuracy",)),
+    )
+}
+
+
+def get_task(name: str) -> Task:
+    """The task called `name`; an unknown name is an `InputError` that lists the right ones."""
+    if name not in TASKS:
+        raise InputError(f"unknown task {name!r}; the tasks are {nearest(name, TASKS)}")
+    return TASKS[name]

@@ -1,0 +1,97 @@
+"""Unlabelled text for the general_kd stage, served as batches without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain, islice
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+
+from spikeprune.data.hub import load_splits
+from spikeprune.data.loader import Batch, BatchLoader, Encoded
+from spikeprune.errors import InputError
+
+
+def read_corpus(sources: list[str], *, limit: int | None) -> list[str]:
+    """Paragraphs (lines with text) of UTF-8 files in turn, or of one hub dataset's "text" column (`owner/name`, with
+    a config `owner/name:config`). Blank lines and wiki headings (` = Title = `) are dropped; `limit` keeps the first
+    so many. A file that is missing or without text is an `InputError`."""
+    if not sources:
+        raise InputError("data.corpus is empty; name text files or a hub corpus, or set stages.general_kd.epochs=0")
+    if limit is not None and limit < 1:
+        raise InputError(f"data.corpus_limit must be at least 1, not {limit}; null reads everything")
+    return list(islice(chain.from_iterable(map(_paragraphs, sources)), limit))
+
+
+def _paragraphs(source: str) -> Iterator[str]:
+    path = Path(source)
+    if path.is_dir():
+        raise InputError(f"data.corpus: {source} is a directory; name its text files")
+    if path.is_file():
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"data.corpus: {source} is not UTF-8 text ({error.reason} at byte {error.start})"
+            ) from error
+    elif path.suffix or path.is_absolute() or source.startswith("."):
+        raise InputError(f"data.corpus: {source} is missing; give existing text files or a hub corpus")
+    else:
+        lines = _hub_lines(source)
+    kept = [line for line in map(str.strip, lines) if line and not (line.startswith("= ") and line.endswith(" ="))]
+    if not kept:
+        raise InputError(f"data.corpus: {source} holds no text; give another file")
+    yield from kept
+
+
+def _hub_lines(source: str) -> list[str]:
+    name, _, config = source.partition(":")
+    loaded = load_splits(name, config or None, instead="give text files in data.corpus")
+    if "train" not in loaded or "text" not in loaded["train"].column_names:
+        raise InputError(f"data.corpus: {source} has no split train with a column text; give another corpus")
+    return [line for text in loaded["train"]["text"] for line in text.split("\n")]
+
+
+class CorpusData(LightningDataModule):
+    """Paragraphs as batches of `input_ids`, `attention_mask`, `token_type_ids`: long[B, N], without labels.
+
+    A paragraph is cut into pieces of at most `max_length` tokens, [CLS] and [SEP] included; none are joined. Loader,
+    seed, processes and resume as in `GlueData`. There is no validation split.
+    """
+
+    def __init__(
+        self, *, sources: list[str], limit: int | None, tokenizer, max_length: int, batch_size: int, seed: int
+    ):
+        super().__init__()
+        self.batch_size, self.seed = batch_size, seed
+        self.encoded = encode_pieces(tokenizer, read_corpus(sources, limit=limit), max_length=max_length)
+
+    def train_dataloader(self) -> BatchLoader:
+        """A new loader, at epoch 0."""
+        return BatchLoader(self.encoded, batch_size=self.batch_size, seed=self.seed, shuffle=True)
+
+    def fixed_batches(self, n_batches: int, batch_size: int, seed: int) -> list[Batch]:
+        """As `GlueData.fixed_batches`."""
+        rows = Random(seed).sample(range(len(self.encoded)), min(n_batches * batch_size, len(self.encoded)))
+        return [self.encoded.batch(rows[at : at + batch_size]) for at in range(0, len(rows), batch_size)]
+
+
+def encode_pieces(tokenizer, paragraphs: list[str], *, max_length: int) -> Encoded:
+    """Every paragraph as one or more `[CLS] tokens [SEP]`, no token lost."""
+    room = max_length - 2
+    if room < 1:
+        raise InputError(f"data.max_length is {max_length}; text needs at least 3 tokens")
+    # verbose=False: a paragraph longer than the model's input is what this function is for.
+    rows = tokenizer(paragraphs, add_special_tokens=False, verbose=False)["input_ids"]
+    pieces = [
+        [tokenizer.cls_token_id, *row[at : at + room], tokenizer.sep_token_id]
+        for row in rows
+        for at in range(0, len(row), room)
+    ]
+    ids = torch.from_numpy(np.concatenate([np.asarray(piece, dtype=np.int64) for piece in pieces]))
+    offsets = torch.tensor(np.cumsum([0, *map(len, pieces)]), dtype=torch.long)
+    return Encoded(ids, torch.zeros_like(ids), offsets, None, tokenizer.pad_token_id, max_length)

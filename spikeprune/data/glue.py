@@ -1,0 +1,195 @@
+"""GLUE data from one of three sources, and the LightningDataModule that serves it as batches."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from lightning import LightningDataModule
+
+from spikeprune.data import embedded
+from spikeprune.data.hub import HubUnavailable, load_splits
+from spikeprune.data.loader import Batch, BatchLoader, Encoded, encode
+from spikeprune.data.tsv import read_tsv
+from spikeprune.errors import InputError, nearest
+from spikeprune.tasks import TRAIN, Task
+
+SOURCES = ("auto", "hub", "dir", "embedded")
+
+
+@dataclass(frozen=True)
+class Split:
+    first: list[str]
+    second: list[str] | None  # None where the task has single sentences
+    labels: list[int] | list[float]  # class indices, or scores for regression
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: list[int]) -> Split:
+        second = None if self.second is None else [self.second[i] for i in rows]
+        return Split([self.first[i] for i in rows], second, [self.labels[i] for i in rows])
+
+
+@dataclass(frozen=True)
+class RawData:
+    """Text and labels of a task: `splits` has "train" and then the task's dev splits, by their hub names."""
+
+    task: Task
+    splits: dict[str, Split]
+    source: str  # dir | hub | embedded
+    origin: str  # the directory as given, the hub name, or how the sentences were generated
+    fingerprint: str  # 16 hex digits of the sha256 of all splits
+    banner: str  # one line that names the source
+
+
+def load_raw(
+    *,
+    task: Task,
+    source: str,
+    directory: str | None,
+    hub: str,
+    seed: int,
+    train_limit: int | None,
+    embedded_train: int,
+    embedded_dev: int,
+) -> RawData:
+    """The task's data from `source`: `dir` (a GLUE directory in the original TSV layout), `hub` (a dataset name, or a
+    local dataset directory that `datasets.load_dataset` reads), `embedded` (generated from `seed`), or `auto`.
+
+    `auto` takes `directory` if there is one, else the hub or its cache, else the embedded corpus, whose banner says
+    so; only an unreachable or unknown hub dataset makes it go on, a fault in the data never does.
+    `train_limit`: the first so many training examples of a shuffle by `seed`.
+    Everything wrong with the data is an `InputError` that names file and line.
+    """
+    if source not in SOURCES:
+        raise InputError(f"data.source is {source!r}; it must be one of {nearest(source, SOURCES)}")
+    if source == "dir" and not directory:
+        raise InputError("data.source=dir needs data.dir, a GLUE directory in the original TSV layout")
+    if directory and source in ("hub", "embedded"):
+        raise InputError(f"data.dir={directory} is not read with data.source={source}; drop one of the two")
+    if train_limit is not None and train_limit < 1:
+        raise InputError(f"data.train_limit must be at least 1, not {train_limit}; null takes all examples")
+
+    note = ""
+    if directory:
+        source, origin = "dir", directory
+        splits, note = _from_dir(task, Path(directory))
+    elif source in ("hub", "auto"):
+        try:
+            splits, source, origin = _from_hub(task, hub), "hub", hub
+        except HubUnavailable:
+            if source == "hub":
+                raise
+            source = "embedded"
+    if source == "embedded":
+        splits = embedded.generate(task, seed=seed, train=embedded_train, dev=embedded_dev)
+        splits = {name: Split(*columns) for name, columns in splits.items()}
+        origin = f"generated, seed {seed}, {embedded_train} + {embedded_dev} examples"
+    if train_limit is not None and train_limit < len(splits[TRAIN]):
+        rows = Random(seed).sample(range(len(splits[TRAIN])), train_limit)
+        splits[TRAIN] = splits[TRAIN].take(rows)
+        note += f", {train_limit} training examples drawn with seed {seed}"
+    banner = {
+        "dir": f"data: {task.name} from directory {origin}{note}",
+        "hub": f"data: {task.name} from hub dataset {origin}{note}",
+        "embedded": f"data: {task.name} from the EMBEDDED corpus ({origin}{note}): generated sentences, "
+        "these are NOT GLUE scores",
+    }[source]
+    return RawData(task, splits, source, origin, _fingerprint(task, splits), banner)
+
+
+def _fingerprint(task: Task, splits: dict[str, Split]) -> str:
+    digest = hashlib.sha256(task.name.encode())
+    for name, split in splits.items():
+        digest.update(json.dumps([name, split.first, split.second, split.labels]).encode())
+    return digest.hexdigest()[:16]
+
+
+def _from_dir(task: Task, directory: Path) -> tuple[dict[str, Split], str]:
+    if not directory.is_dir():
+        raise InputError(f"data.dir={directory} is not a directory; give one that holds {task.folder}/train.tsv")
+    if not (directory / task.folder).is_dir():
+        raise InputError(f"data.dir={directory} has no directory {task.folder}, where task {task.name} would be")
+    splits, skipped = {}, 0
+    for name, file in task.files.items():
+        *columns, count = read_tsv(task, directory / task.folder / file)
+        splits[name] = Split(*columns)
+        skipped += count
+    return splits, f", {skipped} unusable rows skipped" if skipped else ""
+
+
+def _from_hub(task: Task, hub: str) -> dict[str, Split]:
+    instead = "give data.dir=DIRECTORY with the TSV files, or data.source=embedded"
+    loaded = load_splits(hub, task.name, instead=instead)
+    return {name: _hub_split(task, hub, name, loaded) for name in (TRAIN, *task.dev)}
+
+
+def _hub_split(task: Task, hub: str, name: str, loaded) -> Split:
+    if name not in loaded:
+        raise InputError(f"dataset {hub!r} ({task.name}) has no split {name!r}, only {', '.join(loaded)}")
+    rows = loaded[name]
+    for column in (*task.columns, "label"):
+        if column not in rows.column_names:
+            raise InputError(f"dataset {hub!r} ({task.name}), split {name}: no column {column!r}")
+    if not len(rows):
+        raise InputError(f"dataset {hub!r} ({task.name}), split {name} is empty; choose another data.hub")
+    sentences = [[str(text).strip() for text in rows[column]] for column in task.columns]
+    labels = list(rows["label"])
+    for row, label in enumerate(labels):
+        low, high = task.range if task.regression else (0, task.num_labels - 1)
+        if label is None or not low <= label <= high:
+            raise InputError(
+                f"dataset {hub!r} ({task.name}), split {name}, row {row}: label {label!r} is not in {low:g} to {high:g}"
+            )
+    return Split(sentences[0], sentences[1] if task.pair else None, labels)
+
+
+class GlueData(LightningDataModule):
+    """A task's splits as batches: dicts of `input_ids`, `attention_mask`, `token_type_ids` (long[B, N]) and `labels`
+    (long[B], or float32[B] for regression).
+
+    `raw`: from `load_raw`. `tokenizer`: a fast one. `max_length`: tokens of an example, special ones included.
+    `seed`: of the training order. Build the Trainer with `use_distributed_sampler=False`: the loaders share the
+    examples between processes themselves (see `BatchLoader`, also for resuming in the middle of an epoch).
+    """
+
+    def __init__(self, *, raw: RawData, tokenizer, max_length: int, batch_size: int, eval_batch_size: int, seed: int):
+        super().__init__()
+        self.raw, self.task = raw, raw.task
+        self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
+        self.dev_names = list(raw.task.dev)
+        self.encoded: dict[str, Encoded] = {
+            name: encode(
+                tokenizer,
+                split.first,
+                split.second,
+                split.labels,
+                max_length=max_length,
+                regression=raw.task.regression,
+            )
+            for name, split in raw.splits.items()
+        }
+
+    def train_dataloader(self) -> BatchLoader:
+        """A new loader, at epoch 0."""
+        return BatchLoader(self.encoded[TRAIN], batch_size=self.batch_size, seed=self.seed, shuffle=True)
+
+    def val_dataloader(self) -> list[BatchLoader]:
+        """One loader for each of `dev_names`; every example exactly once, sorted by length."""
+        return [BatchLoader(self.encoded[name], batch_size=self.eval_batch_size) for name in self.dev_names]
+
+    def calibration_batches(self, n_sentences: int, seed: int) -> Batch:
+        """One batch of `n_sentences` training examples (all, if there are fewer), the same for the same seed."""
+        rows = Random(seed).sample(range(len(self.encoded[TRAIN])), min(n_sentences, len(self.encoded[TRAIN])))
+        return self.encoded[TRAIN].batch(rows)
+
+    def fixed_batches(self, n_batches: int, batch_size: int, seed: int) -> list[Batch]:
+        """Up to `n_batches` batches of different training examples, the same for the same seed and on every process;
+        the last is smaller, or some are missing, where the training split ends."""
+        rows = list(range(len(self.encoded[TRAIN])))
+        rows = Random(seed).sample(rows, min(n_batches * batch_size, len(rows)))
+        return [self.encoded[TRAIN].batch(rows[at : at + batch_size]) for at in range(0, len(rows), batch_size)]

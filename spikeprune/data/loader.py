@@ -1,0 +1,161 @@
+"""Tokenized examples in memory, and the loader that batches them: seeded, sharded by process, resumable mid-epoch.
+
+Shapes: B sentences (or pairs) of a batch, N tokens of its longest, rounded up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spikeprune.errors import InputError
+
+POOL = 50  # batches that share one sorting by length: large enough to save padding, small enough to stay shuffled
+ROUND = 8  # N is a multiple of this: what tensor cores like
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """All examples of a split, back to back. `offsets[i]:offsets[i+1]` are the tokens of example i."""
+
+    ids: Tensor  # long[tokens]
+    types: Tensor  # long[tokens], 0 in the first sentence, 1 in the second
+    offsets: Tensor  # long[examples + 1]
+    labels: Tensor | None  # long[examples], float32[examples] for regression, None for plain text
+    pad_id: int
+    max_length: int
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> Tensor:
+        """long[examples], in tokens."""
+        return self.offsets[1:] - self.offsets[:-1]
+
+    def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
+        """`input_ids`, `attention_mask`, `token_type_ids`: long[B, N]; `labels`: [B], where there are labels.
+
+        N is the longest example's length, rounded up to a multiple of 8 but never above `max_length`.
+        """
+        rows = torch.as_tensor(rows, dtype=torch.long)
+        start, length = self.offsets[rows], self.lengths[rows]  # [B]
+        longest = int(length.max())
+        width = max(longest, min(-(-longest // ROUND) * ROUND, self.max_length))
+        at = torch.arange(width)  # [N]
+        mask = at < length[:, None]  # [B, N]
+        token = torch.where(mask, start[:, None] + at, 0)
+        out = {
+            "input_ids": torch.where(mask, self.ids[token], self.pad_id),
+            "attention_mask": mask.long(),
+            "token_type_ids": torch.where(mask, self.types[token], 0),
+        }
+        if self.labels is not None:
+            out["labels"] = self.labels[rows]
+        return out
+
+
+def encode(tokenizer, first, second=None, labels=None, *, max_length: int, regression: bool = False) -> Encoded:
+    """Tokenizes sentences (pairs) once: `[CLS] first [SEP]` or `[CLS] first [SEP] second [SEP]`, cut to `max_length`
+    tokens, special ones included, from the longer of the two."""
+    options = {"truncation": True, "max_length": max_length, "return_attention_mask": False}
+    rows = tokenizer(list(first), None if second is None else list(second), return_token_type_ids=True, **options)
+    lengths = [len(row) for row in rows["input_ids"]]
+    kind = torch.float32 if regression else torch.long
+    return Encoded(
+        ids=_flat(rows["input_ids"]),
+        types=_flat(rows["token_type_ids"]),
+        offsets=torch.tensor(np.concatenate([[0], np.cumsum(lengths)]), dtype=torch.long),
+        labels=None if labels is None else torch.tensor(labels, dtype=kind),
+        pad_id=tokenizer.pad_token_id,
+        max_length=max_length,
+    )
+
+
+def _flat(rows: list[list[int]]) -> Tensor:
+    return torch.from_numpy(np.concatenate([np.asarray(row, dtype=np.int64) for row in rows]))
+
+
+def processes() -> tuple[int, int]:
+    """(rank, world size) of torch.distributed, (0, 1) where it is not running."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+class BatchLoader:
+    """Yields `Encoded.batch` dicts; any number of processes, each its own share.
+
+    Every epoch the examples are split into `len(loader) × processes` batches of nearly equal size, at most
+    `batch_size`, none dropped and none repeated; all processes get the same number, so that collectives match. Hence
+    build the Trainer with `use_distributed_sampler=False`.
+
+    With `shuffle` the order is a pure function of (seed, epoch): a shuffle, sorted by length within pools of 50
+    batches to save padding, and the batches shuffled again. Without, the examples come sorted by length, not in their
+    first order.
+
+    Lightning saves `state_dict()` with its checkpoints and loads it on resume: the loader then goes on behind the last
+    batch that was yielded. Each further `iter()` is the next epoch; one that yielded nothing does not count.
+    With `limit_train_batches` a checkpoint taken at the end of a cut epoch resumes inside that epoch.
+    """
+
+    def __init__(self, data: Encoded, *, batch_size: int, seed: int = 0, shuffle: bool = False) -> None:
+        if batch_size < 1:
+            raise InputError(f"the batch size must be at least 1, not {batch_size}")
+        if len(data) < processes()[1]:
+            raise InputError(f"{len(data)} examples cannot be shared by {processes()[1]} processes; use fewer devices")
+        self.data, self.batch_size, self.seed, self.shuffle = data, batch_size, seed, shuffle
+        self.epoch, self.yielded = 0, 0
+        self._resumed = False
+
+    def __len__(self) -> int:
+        """Batches per epoch of one process."""
+        return -(-len(self.data) // (self.batch_size * processes()[1]))
+
+    def batches(self, epoch: int) -> list[np.ndarray]:
+        """The row numbers of each of this process' batches in `epoch`."""
+        rank, world = processes()
+        lengths = self.data.lengths.numpy()
+        if not self.shuffle:
+            order = np.argsort(lengths, kind="stable")
+            return np.array_split(order, len(self) * world)[rank::world]
+        random = np.random.default_rng([self.seed, epoch])
+        order = random.permutation(len(self.data))
+        pool = POOL * self.batch_size
+        pools = [order[at : at + pool] for at in range(0, len(order), pool)]
+        order = np.concatenate([rows[np.argsort(lengths[rows], kind="stable")] for rows in pools])
+        batches = np.array_split(order, len(self) * world)
+        return [batches[i] for i in random.permutation(len(batches))][rank::world]
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.yielded and not self._resumed:
+            self.epoch, self.yielded = self.epoch + 1, 0
+        return self._run()
+
+    def _run(self) -> Iterator[Batch]:
+        for rows in self.batches(self.epoch)[self.yielded :]:
+            self._resumed = False
+            self.yielded += 1
+            yield self.data.batch(rows)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loader is: `epoch`, batches `yielded` of it, and `length`, to notice another split into batches."""
+        if self.yielded == len(self):
+            return {"epoch": self.epoch + 1, "yielded": 0, "length": len(self)}
+        return {"epoch": self.epoch, "yielded": self.yielded, "length": len(self)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["yielded"] and state["length"] != len(self):
+            raise InputError(
+                f"the checkpoint stopped inside an epoch of {state['length']} batches, but an epoch now has "
+                f"{len(self)}; resume with the same data, batch size and number of processes"
+            )
+        self.epoch, self.yielded = state["epoch"], state["yielded"]
+        self._resumed = self.yielded > 0

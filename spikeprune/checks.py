@@ -44,11 +44,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
 # A range in words, its test, and the keys it holds for; `*` stands for every stage. Null passes: the type decides it.
 RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("must be from 0 to 4294967295", lambda v: 0 <= v < 2**32, "seed"),
-    ("must be at least 0", lambda v: v >= 0, "stages.*.epochs stages.*.weight_decay stages.*.theta_lr"),
     (
         "must be at least 0",
         lambda v: v >= 0,
-        "stages.*.losses.hidden stages.*.losses.scores stages.*.losses.soft stages.*.losses.hard stages.*.losses.firing",
+        "stages.*.epochs stages.*.weight_decay stages.*.theta_lr stages.*.losses.hidden stages.*.losses.scores"
+        " stages.*.losses.soft stages.*.losses.hard stages.*.losses.firing stages.*.losses.additions",
     ),
     (
         "must be at least 1",
@@ -65,7 +65,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("must be above 0 and at most 1", lambda v: 0 < v <= 1, "student.leak"),
     ("must be above 0 and at most 1: it is the share kept", lambda v: 0 < v <= 1, "compress.heads compress.ffn"),
     ("must be above 0 and at most 100", lambda v: 0 < v <= 100, "student.percentile"),
-    ("must be at least 0 and below 1", lambda v: 0 <= v < 1, "teacher.dropout student.dropout"),
+    ("must be at least 0 and below 1", lambda v: 0 <= v < 1, "teacher.dropout student.dropout distill.replace_words"),
     (
         "must be from 0 to 1",
         lambda v: 0 <= v <= 1,
@@ -214,21 +214,24 @@ def _stage_rows(config: Config) -> Iterator[Problem]:
         if name == "teacher" and stage.callbacks:
             yield (key,), f"{key} = {stage.callbacks}: the teacher is not compressed"
         if _active(config, name):
-            yield from _stage_losses(name, stage.losses)
+            yield from _stage_losses(name, stage.losses, config.distill.replace_words)
 
 
-def _stage_losses(name: str, losses: Losses) -> Iterator[Problem]:
+def _stage_losses(name: str, losses: Losses, replace_words: float) -> Iterator[Problem]:
     key = f"stages.{name}.losses"
     terms = {"hidden": losses.hidden, "scores": losses.scores, "soft": losses.soft, "hard": losses.hard}
-    terms["firing"] = losses.firing
+    terms |= {"firing": losses.firing, "additions": losses.additions}
     without = {
-        "teacher": ("it has no teacher and does not spike", ("hidden", "scores", "soft", "firing")),
+        "teacher": ("it has no teacher and does not spike", ("hidden", "scores", "soft", "firing", "additions")),
         "general_kd": ("its text has no labels", ("hard",)),
     }
     reason, absent = without.get(name, ("", ()))
     for term in absent:
         if terms[term] > 0:
             yield (f"{key}.{term}",), f"{key}.{term} = {terms[term]}: does not apply to the stage {name}; {reason}"
+    if name != "teacher" and replace_words > 0 and losses.hard > 0:
+        text = "the true label is not that of a sentence changed by distill.replace_words; set one of the two to 0"
+        yield (f"{key}.hard", "distill.replace_words"), f"{key}.hard = {losses.hard}: {text}"
     if not any(weight > 0 for term, weight in terms.items() if term not in absent):
         yield (key, *(f"{key}.{t}" for t in terms)), f"{key}: every weight is zero, so {name} would learn nothing"
 

@@ -1,0 +1,51 @@
+"""Skips for what a machine may lack, the real data beside the checkout, and two threads for torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("spikeprune", deadline=None, max_examples=50)  # machines differ in speed
+settings.load_profile("spikeprune")
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")  # read when torch is imported; subprocesses inherit it
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test waits for a network
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _no_gpu() -> str:
+    import torch
+
+    return "" if torch.cuda.is_available() else "no CUDA device"
+
+
+def _no_program(*names: str) -> str:
+    missing = [name for name in names if shutil.which(name) is None]
+    return f"not on PATH: {', '.join(missing)}" if missing else ""
+
+
+MISSING = {
+    "gpu": _no_gpu,
+    "slurm": lambda: _no_program("slurmctld", "slurmd", "sbatch"),
+    "browser": lambda: _no_program("chromium"),
+}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for name, reason in MISSING.items():
+        if item.get_closest_marker(name) and (text := reason()):
+            pytest.skip(text)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder beside the checkout with real GLUE tasks, a corpus and a checkpoint."""
+    folder = Path(os.environ.get("SPIKEPRUNE_SHARED", ROOT.parent / "shared"))
+    if not (folder / "glue").is_dir():
+        pytest.skip(f"no real data at {folder}; set SPIKEPRUNE_SHARED to its folder")
+    return folder

@@ -1,0 +1,151 @@
+"""The command line as a user meets it: exit codes, streams, no traceback for what a user can cause, quick help."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from spikeprune import __version__, cli
+from spikeprune.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+GLUE = str(ROOT / "experiments" / "glue.yaml")
+
+
+def spikeprune(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "spikeprune", *args], capture_output=True, text=True, cwd=ROOT)
+
+
+@pytest.fixture
+def pipeline(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Stands in for the real one, which takes seconds to import and minutes to run."""
+    import spikeprune
+
+    fake = SimpleNamespace(run=lambda config: None, evaluate=lambda run, stage, data_dir: {})
+    monkeypatch.setitem(sys.modules, "spikeprune.pipeline", fake)
+    monkeypatch.setattr(spikeprune, "pipeline", fake, raising=False)
+    return fake
+
+
+def raising(error: BaseException):
+    def run(*_, **__):
+        raise error
+
+    return run
+
+
+# --- help -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("args", [("--help",), ("train", "--help"), ("evaluate", "--help"), ("--version",)])
+def test_help_is_there_at_once(args: tuple[str, ...]) -> None:
+    start = time.monotonic()
+    done = spikeprune(*args)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert time.monotonic() - start < 5  # 0.05 s on an idle machine; torch alone takes seconds
+    if args[0] == "--version":
+        assert done.stdout == f"spikeprune {__version__}\n"
+    elif len(args) == 1:
+        assert "train" in done.stdout and "evaluate" in done.stdout
+    else:
+        assert "examples:" in done.stdout and f"spikeprune {args[0]} " in done.stdout
+
+
+@pytest.mark.parametrize("args", ["['--help']", "['train', 'no.yaml']", f"['train', {GLUE!r}, 'sed=1']"])
+def test_help_and_a_wrong_key_load_nothing_heavy(args: str) -> None:
+    code = f"""if True:
+        import sys
+        from spikeprune.cli import main
+        try:
+            main({args})
+        except SystemExit:
+            pass
+        heavy = {{"torch", "lightning", "transformers", "wandb", "numpy"}}
+        print(sorted(heavy & set(sys.modules)), file=sys.stderr)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("train", GLUE, "task=mrcp"), "error: task = mrcp: choose from"),
+        (("train", GLUE, "sed=1", "student.t_steps=0"), "error: 2 problems in the configuration:\n  sed: unknown key"),
+        (("train", "experiments/glu.yaml"), "error: experiments/glu.yaml: no such file"),
+        (("train", GLUE, "seed"), "error: seed: write key=value"),
+        (("train", GLUE, "--seed=1"), "usage: "),
+        (("train",), "usage: "),
+        (("trian",), "usage: "),
+        ((), "usage: "),
+    ],
+)
+def test_bad_input_is_exit_2_and_no_traceback(args: tuple[str, ...], message: str) -> None:
+    done = spikeprune(*args)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(message)
+    assert "Traceback" not in done.stderr
+
+
+def test_an_input_error_of_the_run_is_one_sentence(pipeline, capsys) -> None:
+    pipeline.run = raising(InputError("MRPC/train.tsv: line 7 has no label"))
+    assert cli.main(["train", GLUE]) == 2
+    assert capsys.readouterr().err == "error: MRPC/train.tsv: line 7 has no label\n"
+
+
+@pytest.mark.parametrize("number", cli.UNWRITABLE)
+def test_a_full_or_closed_disk_is_one_sentence(pipeline, capsys, number: int) -> None:
+    pipeline.run = raising(OSError(number, "the reason", "runs/x/metrics.jsonl"))
+    assert cli.main(["train", GLUE]) == 2
+    assert capsys.readouterr().err == "error: runs/x/metrics.jsonl: cannot be written: the reason\n"
+
+
+def test_anything_else_keeps_its_traceback(pipeline) -> None:
+    for error in (RuntimeError("a bug"), OSError(errno.EBADF, "a bug"), ValueError("a bug")):
+        pipeline.run = raising(error)
+        with pytest.raises(type(error), match="a bug"):
+            cli.main(["train", GLUE])
+
+
+def test_ctrl_c_says_how_to_go_on(pipeline, capsys) -> None:
+    pipeline.run = pipeline.evaluate = raising(KeyboardInterrupt())
+    assert cli.main(["train", GLUE]) == 130
+    assert capsys.readouterr().err == "\ninterrupted; the same command goes on where this one stopped\n"
+    assert cli.main(["evaluate", "runs/x"]) == 130
+    assert capsys.readouterr().err == "\ninterrupted\n"
+
+
+# --- what the commands hand on ----------------------------------------------------------------------------------------
+
+
+def test_train_hands_on_the_configuration(pipeline) -> None:
+    seen = []
+    pipeline.run = seen.append
+    assert cli.main(["train", GLUE, "task=rte", "seed=7"]) == 0
+    assert (seen[0].task, seen[0].seed, seen[0].preset) == ("rte", 7, "tiny")
+
+
+def test_evaluate_prints_json_or_a_table(pipeline, capsys, monkeypatch) -> None:
+    seen = []
+
+    def evaluate(run: str, stage: str | None, data_dir: str | None) -> dict:
+        seen.append((run, stage, data_dir))
+        return {"task": "rte"}
+
+    pipeline.evaluate = evaluate
+    monkeypatch.setattr("spikeprune.report.table.summary_table", lambda summary: f"a table of {summary['task']}")
+    assert cli.main(["evaluate", "runs/x", "--stage", "spatial", "--data", "glue", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"task": "rte"}
+    assert cli.main(["evaluate", "runs/x"]) == 0
+    assert capsys.readouterr().out == "a table of rte\n"
+    assert seen == [("runs/x", "spatial", "glue"), ("runs/x", None, None)]

@@ -1,0 +1,329 @@
+"""Merging, and what is refused: every problem in one message, each with its key and its source."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spikeprune.checks import CHOICES, RANGES, value_of
+from spikeprune.config import Config, differences, load, read_resolved, to_yaml, validate
+from spikeprune.errors import InputError
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def write(name: str, text: str) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def empty(write) -> Path:
+    return write("empty.yaml", "")
+
+
+def problems(path: Path, *overrides: str) -> str:
+    with pytest.raises(InputError) as caught:
+        load(path, overrides)
+    return str(caught.value)
+
+
+# --- merging ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_file_gives_the_defaults_and_its_name_to_the_run(empty: Path) -> None:
+    config = load(empty)
+    assert config.run.dir == "runs/mrpc-empty"
+    config.run.dir = Config().run.dir
+    assert config == Config()
+    assert validate(config) == []
+
+
+def test_later_wins(write) -> None:
+    write("root.yaml", "seed: 1\ndata: {batch_size: 1, max_length: 10}\nstudent: {t_steps: 2, leak: 0.5}")
+    write("base.yaml", "base: root.yaml\ndata: {batch_size: 2, max_length: 20}")
+    file = write(
+        "file.yaml",
+        """
+        base: base.yaml
+        task: rte
+        preset: small
+        data: {batch_size: 3, eval_batch_size: 3, embedded_train: 3, embedded_dev: 3}
+        tasks:
+          rte: {data: {embedded_train: 5, embedded_dev: 5}}
+          cola: {data: {embedded_train: 99}}
+        """,
+    )
+    write("presets/small.yaml", "data: {eval_batch_size: 4, embedded_train: 4}\ntasks: {rte: {seed: 5}}")
+    config = load(file, ["data.embedded_dev=6"])
+    data = config.data
+    found = (config.student.leak, data.max_length, data.batch_size, data.eval_batch_size, data.embedded_train)
+    assert found == (0.5, 20, 3, 4, 5)
+    assert (data.embedded_dev, config.seed) == (6, 5)
+    assert config.run.dir == "runs/rte-small"
+
+
+def test_task_and_preset_of_the_command_line_choose_block_and_preset(write) -> None:
+    file = write("runs/file.yaml", "task: rte\npreset: a\ntasks: {rte: {seed: 1}, cola: {seed: 2}}")
+    write("presets/a.yaml", "data: {batch_size: 8}")
+    write("presets/b.yaml", "data: {batch_size: 9}")
+    config = load(file, ["task=cola", "preset=b"])
+    assert (config.task, config.seed, config.data.batch_size, config.run.dir) == ("cola", 2, 9, "runs/cola-b")
+
+
+def test_a_preset_beside_the_file_hides_one_in_the_folder_above(write) -> None:
+    file = write("x/file.yaml", "preset: a")
+    write("presets/a.yaml", "seed: 1")
+    write("x/presets/a.yaml", "seed: 2")
+    assert load(file).seed == 2
+
+
+def test_a_chain_of_bases_ends_after_two(write) -> None:
+    write("a.yaml", "seed: 1")
+    write("b.yaml", "base: a.yaml")
+    assert load(write("c.yaml", "base: b.yaml")).seed == 1
+    assert "base = c.yaml: the chain of base files is at most 2 deep" not in problems(write("d.yaml", "base: c.yaml"))
+    assert "the chain of base files is at most 2 deep" in problems(write("loop.yaml", "base: loop.yaml"))
+
+
+def test_numbers_written_with_an_exponent(write) -> None:
+    file = write("file.yaml", "stages: {teacher: {lr: 1e-5}, finetune: {lr: 2E-05}}")
+    config = load(file, ["stages.spatial.lr=3e-4", "student.leak=1"])
+    stages = config.stages
+    assert (stages.teacher.lr, stages.finetune.lr, stages.spatial.lr) == (1e-5, 2e-5, 3e-4)
+    assert isinstance(config.student.leak, float)
+
+
+def test_text_on_the_command_line_keeps_its_spelling(empty: Path) -> None:
+    config = load(empty, ["data.dir=007", "run.dir=on", "teacher.checkpoint=1e5", "data.hub='a b'"])
+    assert (config.data.dir, config.run.dir) == ("007", "on")
+    assert (config.teacher.checkpoint, config.data.hub) == ("1e5", "a b")
+    assert load(empty, ["teacher.checkpoint=null"]).teacher.checkpoint is None
+
+
+def test_sections_and_lists_on_the_command_line(empty: Path) -> None:
+    config = load(empty, ["student={leak: 0.5, t_steps: [1, 2, 3]}", "run.stages=[teacher]", "distill.layer_map=[0,1]"])
+    assert (config.student.leak, config.student.t_steps) == (0.5, [1, 2, 3])
+    assert (config.run.stages, config.distill.layer_map) == (["teacher"], [0, 1])
+
+
+def test_keys_that_wandb_adds_are_dropped(empty: Path) -> None:
+    assert load(empty, ["_wandb={'x': [1", "_wandb.y=2", "seed=3"]).seed == 3
+
+
+# --- refusing ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("student.t_step", "student.t_steps"),
+        ("studnet", "student"),
+        ("studnet.t_steps", "student.t_steps"),
+        ("compress.spatail.scope", "compress.spatial.scope"),
+        ("stages.teachr.lr", "stages.teacher.lr"),
+        ("t_steps", "student.t_steps or compress.t_steps"),
+        ("batchsize", "data.batch_size"),
+    ],
+)
+def test_a_typo_names_the_nearest_key(empty: Path, key: str, meant: str) -> None:
+    assert problems(empty, f"{key}=1").startswith(f"{key}: unknown key (did you mean {meant}")
+
+
+def test_an_unknown_key_without_likeness_lists_its_section(empty: Path) -> None:
+    assert problems(empty, "cost.zzz=1") == "cost.zzz: unknown key; there are prices [command line]"
+
+
+def test_all_problems_in_one_message(write) -> None:
+    file = write(
+        "file.yaml",
+        """
+        preset: missing
+        sed: 1
+        data: {batch_size: many, max_length: null}
+        compress: 3
+        tasks:
+          mrcp: {seed: 1}
+          rte: {student: {leek: 1}}
+        """,
+    )
+    lines = problems(file, "seed", "student.t_steps=0", "run.stages=[a", "teacher.checkpoint=None").splitlines()
+    expected = [
+        "11 problems in the configuration:",
+        "seed: write key=value, such as seed=1 [command line]",
+        "run.stages=[a: the value is no YAML",
+        "teacher.checkpoint=None: write null for no value [command line]",
+        "preset = missing: unknown",
+        f"sed: unknown key (did you mean seed?) [{file}]",
+        f"data.batch_size = many: must be a whole number [{file}]",
+        f"data.max_length = null: must be a whole number [{file}]",
+        f"compress = 3: is a section, not a value; it holds heads, ffn, t_steps, spatial, temporal [{file}]",
+        "tasks.mrcp: unknown task; choose from",
+        f"student.leek: unknown key (did you mean student.leak?) [{file}, tasks.rte]",
+        "student.t_steps = 0: must be a whole number of at least 1",
+    ]
+    for line in expected:
+        assert any(found.strip().startswith(line) for found in lines), line
+    assert len(lines) == 1 + 11
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=1.5", "seed = 1.5: must be a whole number"),
+        ("seed=null", "seed = null: must be a whole number"),
+        ("seed=true", "seed = True: must be a whole number"),
+        ("student.leak=much", "student.leak = much: must be a number"),
+        ("run.wandb=maybe", "run.wandb = maybe: must be true or false"),
+        ("run.threads=x", "run.threads = x: must be a whole number or null"),
+        ("run.stages=teacher", "run.stages = teacher: must be a list, each text"),
+        ("distill.layer_map=[0,x]", "distill.layer_map = [0, 'x']: must be a list, each a whole number or null"),
+        ("data=3", "data = 3: is a section, not a value"),
+        ("data.dir.x=3", "data.dir.x: unknown key"),
+        ("data.batch_size=${nope}", "data.batch_size: Interpolation key 'nope' not found"),
+        ("--seed=1", "--seed=1: write key=value"),
+        ("=1", "=1: write key=value"),
+    ],
+)
+def test_wrong_types(empty: Path, override: str, message: str) -> None:
+    assert problems(empty, override).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: [1\nx: 2", ":2: bad YAML:"),
+        ("seed: 1\nseed: 2", ":2: bad YAML: found duplicate key seed"),
+        ("- 1", "must hold keys and values"),
+        ("data: {dir: on}", "data.dir = True: must be text or null, in quotes"),
+        ("tasks: 3", "tasks: must hold a section for each task"),
+        ("tasks: {rte: {task: cola}}", "tasks.rte: must hold keys and values, without task and preset"),
+    ],
+)
+def test_bad_files(write, text: str, message: str) -> None:
+    assert message in problems(write("file.yaml", text))
+
+
+def test_missing_and_unreadable_files(write, tmp_path: Path) -> None:
+    write("glue.yaml", "")
+    assert problems(tmp_path / "glu.yaml").endswith("has glue.yaml (did you mean glue.yaml?)")
+    assert problems(tmp_path) == f"{tmp_path}: Is a directory"
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "is not a text file in UTF-8" in problems(tmp_path / "bytes.yaml")
+    assert "no such file" in problems(write("file.yaml", "base: nowhere.yaml"))
+
+
+def test_presets_that_cannot_be(write) -> None:
+    file = write("file.yaml", "preset: tinny")
+    assert "hold no presets" in problems(file)
+    write("presets/tiny.yaml", "preset: other")
+    write("presets/large.yaml", "")
+    assert problems(file) == "preset = tinny: unknown; choose from large, tiny (did you mean tiny?)"
+    assert "a preset cannot name another one" in problems(file, "preset=tiny")
+
+
+ACTIVE = ("stages.spatial.epochs=1", "compress.heads=0.5")
+COMBINATIONS = [
+    (("task=mrcp",), "task = mrcp: choose from"),
+    (("compress.heads=0",), "compress.heads = 0.0: must be above 0 and at most 1: it is the share kept"),
+    (("compress.ffn=1.1",), "compress.ffn = 1.1: must be above 0"),
+    (("student.t_steps=[4,4]",), "student.t_steps = [4, 4]: needs 3 numbers"),
+    (("student.t_steps=[4,0,4]",), "student.t_steps = [4, 0, 4]: must be a whole number of at least 1, or a list"),
+    (("student.t_steps=4.0",), "student.t_steps = 4.0: must be a whole number"),
+    (("student.t_steps={a: 1}",), "student.t_steps = {'a': 1}: must be a whole number"),
+    (("student.layers=1", "student.t_steps=[4,4,4]"), "student.t_steps = [4, 4, 4]: needs 2 numbers"),
+    (("student.layers=3",), "student.layers = 3: the teacher has 2"),
+    (("student.layers=[0,2]",), "student.layers = [0, 2]: the teacher's layers are 0 to 1"),
+    (("student.layers=[1,0]",), "student.layers = [1, 0]: must name each layer once, in rising order"),
+    (("student.layers=[]",), "student.layers = []: must be a number of layers"),
+    (("student.layers=2.5",), "student.layers = 2.5: must be a number of layers"),
+    (("teacher.heads=3",), "teacher.heads = 3: must divide teacher.hidden = 128"),
+    (("student.leak=nan",), "student.leak = nan: must be above 0 and at most 1"),
+    (("student.percentile=0",), "student.percentile = 0.0: must be above 0"),
+    (("student.coding=per_step",), "student.forward = equilibrium: per_step coding has another equilibrium"),
+    (("distill.layer_map=[0]",), "distill.layer_map = [0]: needs one teacher layer for each of the student's 2"),
+    (("distill.layer_map=[0,5]",), "distill.layer_map = [0, 5]: teacher layers are counted from 0 and must exist"),
+    (("data.source=dir",), "data.source = dir: needs data.dir"),
+    (("data.source=hub", "data.dir=x"), "data.dir = x: contradicts data.source = hub"),
+    (("data.max_length=4",), "data.max_length = 4: must be at least 8"),
+    (("stages.general_kd.epochs=1",), "stages.general_kd.epochs: needs data.corpus"),
+    (("stages.finetune.epochs=-1",), "stages.finetune.epochs = -1: must be at least 0"),
+    (("run.stages=[teacher,spatail]",), "run.stages: unknown stage spatail"),
+    (("run.stages=[teacher,teacher]",), "run.stages: teacher stands there more than once"),
+    (("run.stages=[]",), "run.stages: is empty"),
+    (("run.stages=[finetune,teacher]", "stages.teacher.epochs=1"), "run.stages: teacher must come first"),
+    (("stages.teacher.callbacks=[spatial]",), "stages.teacher.callbacks = ['spatial']: the teacher is not compressed"),
+    (("stages.finetune.callbacks=[spatail]",), "stages.finetune.callbacks: unknown callback spatail"),
+    (("stages.spatial.epochs=1",), "stages.spatial.callbacks: spatial has nothing to do; set a target in compress.he"),
+    (("stages.temporal.epochs=1",), "stages.temporal.callbacks: temporal has nothing to do; set a target in compress"),
+    (("compress.heads=0.5",), "compress.heads = 0.5: no stage that runs has the callback spatial"),
+    (("compress.t_steps=2",), "compress.t_steps = 2: no stage that runs has the callback temporal"),
+    ((*ACTIVE, "run.stages=[teacher]"), "compress.heads = 0.5: no stage that runs has the callback spatial"),
+    ((*ACTIVE, "compress.heads=0.1"), "compress.heads = 0.1 of 4 leaves"),
+    ((*ACTIVE, "compress.spatial.begin=0.7"), "compress.spatial.begin = 0.7: must not come after end = 0.5"),
+    (("stages.temporal.epochs=1", "compress.t_steps=5"), "compress.t_steps = 5: must not be above student.t_steps = 4"),
+    (("stages.temporal.epochs=1", "compress.t_steps=0"), "compress.t_steps = 0: must be at least 1"),
+    (("stages.teacher.epochs=1", "stages.teacher.losses.soft=1"), "stages.teacher.losses.soft = 1.0: does not apply"),
+    (("stages.finetune.epochs=1", "stages.finetune.losses={soft: 0, hidden: 0}"), "stages.finetune.losses: every weig"),
+    (("run.precision=16-mixed", "run.accelerator=cpu"), "run.precision = 16-mixed: needs a GPU"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), COMBINATIONS, ids=[" ".join(o) for o, _ in COMBINATIONS])
+def test_what_cannot_work_is_one_problem(empty: Path, overrides: tuple[str, ...], message: str) -> None:
+    found = problems(empty, *overrides)
+    lines = [line for line in found.splitlines() if line.strip().startswith(message)]
+    assert len(lines) == 1, found
+    assert lines[0].endswith("[command line]")
+
+
+def test_a_value_that_is_wrong_alone_is_not_reported_in_combination(empty: Path) -> None:
+    assert "\n" not in problems(empty, "compress.t_steps=x", "stages.temporal.epochs=1")
+    assert "\n" not in problems(empty, "student.coding=per_step", "student.forward=fast")
+
+
+def test_compression_that_does_something_is_accepted(empty: Path) -> None:
+    load(empty, [*ACTIVE, "stages.temporal.epochs=1", "compress.t_steps=2", "student.t_steps=[4,2,2]"])
+    load(empty, ["student.coding=per_step", "student.forward=spiking", "teacher.checkpoint=x", "student.t_steps=[1,2]"])
+
+
+def test_each_rule_names_keys_that_exist() -> None:
+    config = Config()
+    for key in [*CHOICES, *(key.replace("*", "teacher") for _, _, keys in RANGES for key in keys.split())]:
+        value_of(config, key)
+
+
+# --- written and compared ---------------------------------------------------------------------------------------------
+
+SPELLINGS = st.one_of(
+    st.sampled_from(
+        ["on", "007", "1e5", "null", "None", "~", "a: b", "#x", "[1", "'q'", "{", "-", "yes", "2024-01-01"]
+    ),
+    st.text(st.characters(min_codepoint=32, max_codepoint=0x2FF, exclude_characters="$\\\x7f\x85\xa0"), min_size=1),
+)
+
+
+@settings(max_examples=20)  # a tenth of a second each
+@given(name=SPELLINGS, lr=st.floats(1e-12, 10), steps=st.lists(st.integers(1, 9), min_size=3, max_size=3))
+def test_what_is_written_reads_back_the_same(tmp_path_factory, name: str, lr: float, steps: list[int]) -> None:
+    config = Config(preset="gone")
+    config.run.dir, config.data.dir, config.stages.teacher.lr = "runs/x", name, lr
+    config.student.t_steps = steps
+    path = tmp_path_factory.getbasetemp() / "config.yaml"
+    path.write_text(to_yaml(config), encoding="utf-8")
+    assert read_resolved(path) == config
+
+
+def test_differences_name_key_and_values(empty: Path) -> None:
+    old, new = load(empty), load(empty, ["seed=3", "student.t_steps=[1,2,3]", "run.progress=false", "run.threads=2"])
+    assert differences(old, old) == []
+    assert differences(old, new) == ["seed: 0 → 3", "student.t_steps: 4 → [1, 2, 3]"]
+    assert differences({"a": {"b": 1}}, {"a": {"b": 1}, "c": 2}) == ["c: (absent) → 2"]

@@ -1,0 +1,63 @@
+"""Every file under experiments/ explains itself and loads for every task; what the Makefile relies on is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from spikeprune.checks import student_layers
+from spikeprune.config import load
+from spikeprune.tasks import TASKS
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = sorted((ROOT / "experiments").rglob("*.yaml"))
+PRESETS = [path for path in FILES if path.parent.name == "presets"]
+EXPERIMENTS = [path for path in FILES if path not in PRESETS]
+LIMIT = 120
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT / "experiments"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_the_header_says_what_and_how(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    header = "\n".join(re.match(r"(?:#[^\n]*\n)+", text).group().splitlines())
+    for word in ("Purpose", "Command", "Hardware", "Expected"):
+        assert re.search(rf"^# {word}: +\S", header, re.MULTILINE), f"no line '# {word}: …'"
+    assert max(map(len, text.splitlines())) <= LIMIT
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=name)
+@pytest.mark.parametrize("preset", [None, *(path.stem for path in PRESETS)])
+@pytest.mark.parametrize("task", TASKS)
+def test_it_loads(path: Path, preset: str | None, task: str) -> None:
+    config = load(path, [f"task={task}", *([f"preset={preset}"] if preset else [])])
+    assert config.task == task
+    assert config.run.dir.startswith(f"runs/{task}-")
+    assert any(getattr(config.stages, stage).epochs for stage in config.run.stages), "no stage has epochs"
+    layers = student_layers(config)
+    assert layers is None or layers >= 1
+
+
+def test_the_presets_that_the_makefile_names() -> None:
+    offered = re.search(r"PRESET=([\w|]+)\]", (ROOT / "Makefile").read_text(encoding="utf-8")).group(1)
+    assert sorted(offered.split("|")) == sorted(path.stem for path in PRESETS)
+
+
+def test_the_two_builds_of_torch_are_of_one_release() -> None:
+    texts = [(ROOT / f"requirements-{build}.lock").read_text(encoding="utf-8") for build in ("cpu", "cuda")]
+    cpu, cuda = (re.search(r"^torch==([\d.]+)", text, re.MULTILINE).group(1) for text in texts)
+    pinned = re.search(r'"torch==([\d.]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8")).group(1)
+    assert cpu == cuda == pinned
+
+
+@pytest.mark.parametrize("lock", sorted(ROOT.glob("requirements*.lock")), ids=lambda path: path.name)
+def test_every_locked_package_has_a_version_and_a_hash_and_no_address(lock: Path) -> None:
+    text = re.sub(r"^#.*\n", "", lock.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    for entry in re.split(r"\n(?=\w)", text.strip()):
+        assert re.match(r"[\w.-]+==\S+ [^\n]*\\\n    --hash=sha256:[0-9a-f]{64}", entry), entry[:80]
+    assert "://" not in text and "--index" not in text

@@ -1,0 +1,127 @@
+"""The closing table: its numbers, its warning, its width."""
+
+import json
+
+import pytest
+
+from spikeprune.report.table import energy_unit, si, summary_table
+
+
+def cost(energy, **more):
+    return {"ac": 0, "mac": 0, "energy_pj": energy, "params": 1_234_567, "bytes": 4_938_268, **more}
+
+
+def stage(main, energy, t_steps, heads, ffn):
+    return {
+        "metrics": {"accuracy": main, "f1": main + 0.01},
+        "main": main + 0.005,
+        "cost": cost(energy, ac=energy / 0.9, latency_steps=sum(t_steps)),
+        "t_steps": t_steps,
+        "heads": heads,
+        "ffn": ffn,
+        "seconds": 12.5,
+    }
+
+
+def make_summary(layers=2, source="embedded"):
+    whole = {"t_steps": [4] * (layers + 1), "heads": [4] * layers, "ffn": [512] * layers}
+    small = {"t_steps": [2] + [1] * layers, "heads": [2] + [1] * (layers - 1), "ffn": [128] * layers}
+    summary = {
+        "task": "mrpc",
+        "preset": "tiny",
+        "seed": 0,
+        "data": {"source": source, "origin": source, "fingerprint": "0" * 8, "banner": None},
+        "teacher": {"metrics": {"accuracy": 0.95, "f1": 0.96}, "main": 0.955, "cost": cost(36.2e6, mac=7.87e6)},
+        "stages": {
+            "internal_kd": stage(0.921, 12e6, **whole),
+            "prediction_kd": stage(0.942, 11.5e6, **whole),
+            "temporal": stage(0.925, 1.81e6, **small),
+        },
+        "uncompressed": "prediction_kd",
+        "final": "temporal",
+    }
+    return json.loads(json.dumps(summary))  # the table is made from a file
+
+
+def cells(table, name):
+    line = next(line for line in table.splitlines() if line.startswith(name))
+    return line.removeprefix(name).split()
+
+
+def test_rows():
+    table = summary_table(make_summary())
+    sizes = ["1.23M", "4.94M"]
+    assert cells(table, "dense teacher") == ["95.5", "95.0", "96.0", "0", "7.87M", "36.2", "1.00", *"----", *sizes]
+    student = ["94.7", "94.2", "95.2", "12.8M", "0", "11.5", "3.15", "4", "100%", "100%", "12", *sizes]
+    assert cells(table, "prediction_kd") == student
+    assert cells(table, "temporal  ") == [
+        "93.0",
+        "92.5",
+        "93.5",
+        "2.01M",
+        "0",
+        "1.81",
+        "20.0",
+        "1.33",
+        "38%",
+        "25%",
+        "4",
+        *sizes,
+    ]
+    assert "temporal: 93.0, 2.5 below the dense teacher; energy 36.2 → 1.81 µJ (÷ 20.0)" in table
+    assert "  t_steps  2 1 1  (embedding first)\n  heads    2 1\n  neurons  128 128\n" in table
+
+
+def test_embedded_scores_are_never_called_glue():
+    assert "not GLUE scores" in summary_table(make_summary()).splitlines()[0]
+    assert "GLUE" not in summary_table(make_summary(source="hub"))
+    named = make_summary()
+    named["data"]["banner"] = "made by the generator"
+    assert summary_table(named).startswith("made by the generator\n")
+
+
+@pytest.mark.parametrize("layers", [2, 12])
+def test_fits_a_terminal(layers):
+    assert max(map(len, summary_table(make_summary(layers=layers)).splitlines())) <= 112
+
+
+def test_a_single_metric_is_shown_once():
+    summary = make_summary()
+    for row in (summary["teacher"], *summary["stages"].values()):
+        row["metrics"] = {"accuracy": row["main"]}
+    header = next(line for line in summary_table(summary).splitlines() if "score " in line)
+    assert header.split()[:2] == ["score", "AC"]
+
+
+def test_two_dev_sets_are_told_apart():
+    summary = make_summary()
+    for row in (summary["teacher"], *summary["stages"].values()):
+        row["metrics"] = {f"validation_{s}/accuracy": row["main"] for s in ("matched", "mismatched")}
+    assert "acc-m  acc-mm" in summary_table(summary)
+
+
+def test_figures_are_drawn_and_reproducible(tmp_path):
+    matplotlib = pytest.importorskip("matplotlib")
+    from spikeprune.report.figure import pipeline_figure, results_figure
+
+    with matplotlib.rc_context({"svg.fonttype": "none"}):  # text stays text
+        drawn = results_figure([make_summary()], tmp_path / "figures" / "a.svg").read_text()
+        again = results_figure([make_summary()], tmp_path / "b.svg").read_text()
+        stages = pipeline_figure(tmp_path / "stages.svg").read_text()
+    assert drawn == again
+    assert all(
+        text in drawn for text in ("not GLUE scores", "dense teacher", "temporal  ÷20.0", "energy per sentence [µJ]")
+    )
+    assert "internal_kd" not in drawn  # before the uncompressed student
+    assert all(
+        name in stages for name in ("teacher", "internal_kd", "prediction_kd", "spatial", "temporal", "finetune")
+    )
+    assert results_figure([make_summary(), make_summary(source="hub")], tmp_path / "two.png").stat().st_size > 10_000
+
+
+def test_numbers_keep_three_digits():
+    numbers = {0: "0", 7: "7", 0.5: "0.50", 12.34: "12.3", 99.96: "100", 999.4: "999", 999.6: "1.00k", 12_345: "12.3k"}
+    assert {x: si(x) for x in numbers} == numbers
+    assert [si(x) for x in (1.5e9, 2e12)] == ["1.50G", "2.00T"]
+    assert energy_unit([3.1e9, 2e6]) == ("µJ", 1e6)
+    assert energy_unit([0.5]) == ("pJ", 1.0)

@@ -27,7 +27,7 @@ from spikeprune.distill import uniform_layer_map
 from spikeprune.errors import InputError
 from spikeprune.models.student import Student
 from spikeprune.models.teacher import Teacher, copy_encoder, read_config, scratch_config
-from spikeprune.modules import LossWeights, Optimization, StudentModule, TaskModule, TeacherModule
+from spikeprune.modules import LossWeights, Optimization, StudentModule, TeacherModule
 from spikeprune.rundir import RunDir
 from spikeprune.schema import Config, Stage
 from spikeprune.size import Shape
@@ -121,7 +121,7 @@ def check_fit(config: Config, bert: Any, vocabulary: int) -> None:
     t_steps, layer_map = config.student.t_steps, config.distill.layer_map
     if not isinstance(t_steps, int) and len(t_steps) != count + 1:
         problems.append(
-            f"student.t_steps = {t_steps}: needs {count + 1} numbers, the embedding's and one for each of {count} layers"
+            f"student.t_steps = {t_steps}: needs {count + 1} numbers, one for the embedding and each of {count} layers"
         )
     if layer_map and (len(layer_map) != count or max(layer_map) >= total):
         problems.append(f"distill.layer_map = {layer_map}: needs {count} teacher layers from 0 to {total - 1}")
@@ -136,7 +136,7 @@ def check_fit(config: Config, bert: Any, vocabulary: int) -> None:
 
 
 def chosen_layers(layers: Any, total: int) -> list[int]:
-    """`student.layers` -> teacher layers to start from: all, n of them evenly spread and ending at the last, or those."""
+    """`student.layers` -> teacher layers to start from: all, n of them evenly spread and with the last, or those."""
     if layers is None:
         return list(range(total))
     return uniform_layer_map(layers, total) if isinstance(layers, int) else list(layers)
@@ -248,7 +248,10 @@ def student_module(parts: Parts, name: str, learning: Student, frozen: Teacher) 
         frozen,
         losses=LossWeights(**asdict(stage.losses)),
         layer_map=parts.layer_map,
+        shape=student_shape(parts),
         forward_mode=parts.config.student.forward,
+        replace_words=parts.config.distill.replace_words,
+        special=parts.tokenizer.all_special_ids,
         **_common(parts, stage),
     )
 

@@ -24,9 +24,11 @@ from spikeprune.tasks import TASKS
 
 __all__ = ["Config", "differences", "load", "read_resolved", "to_yaml", "validate"]
 
-# Keys that may differ between two legs of one run: what is shown and logged, how often a leg can be resumed, and the
-# threads that a machine happens to have. Device count, accelerator and precision are not here: they change the numbers.
+# Keys that may differ between two legs of one run: its directory (moved, or spelt otherwise), what is shown and logged,
+# how often a leg can be resumed, and the threads that a machine happens to have. Device count, accelerator and
+# precision are not here: they change the numbers.
 MAY_DIFFER = (
+    "run.dir",
     "run.progress",
     "run.threads",
     "run.log_every",

@@ -6,7 +6,7 @@ Bal & Sengupta 2024 (SpikingBERT) puts the ASR in the student's place.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,23 @@ from torch import Tensor
 def uniform_layer_map(student_layers: int, teacher_layers: int) -> list[int]:
     """Teacher layer (from 0) for each student layer, evenly spread and ending at the last: 4 of 12 -> 2, 5, 8, 11."""
     return [round((i + 1) * teacher_layers / student_layers) - 1 for i in range(student_layers)]
+
+
+def replace_words(input_ids: Tensor, attention_mask: Tensor, *, share: float, special: Sequence[int]) -> Tensor:
+    """`[B, N]` ids in which each sentence has lost a random part of its words to words of the other sentences.
+
+    The part is drawn uniformly from 0 to `share` for each sentence; `special` tokens and padding stay. A small data set
+    distils badly, since the teacher knows its answers by heart; on changed sentences it has to show how it thinks
+    (data augmentation by random words, Tang et al. 2019, arXiv 1903.12136, section 3.2).
+    """
+    fixed = torch.isin(input_ids, torch.tensor(list(special), device=input_ids.device)) | (attention_mask == 0)
+    chance = share * torch.rand(len(input_ids), 1, device=input_ids.device)
+    chosen = (torch.rand(input_ids.shape, device=input_ids.device) < chance) & ~fixed
+    # a random word of the batch: sort by random keys with what is fixed last, then read cyclically over the words
+    order = torch.rand(input_ids.shape, device=input_ids.device).masked_fill(fixed, 2.0).flatten().argsort()
+    words = (~fixed).sum().clamp(min=1)
+    drawn = input_ids.flatten()[order[torch.arange(order.numel(), device=order.device) % words]]
+    return torch.where(chosen, drawn.view_as(input_ids), input_ids)
 
 
 def hidden_loss(
@@ -49,7 +66,7 @@ def scores_loss(
 
 
 def soft_loss(student: Tensor, teacher: Tensor, *, temperature: float, regression: bool) -> Tensor:
-    """Per sample `[B]`: `tau^2 KL(teacher/tau || student/tau)` (Hinton et al. 2015), or squared error for regression."""
+    """Per sample `[B]`: `tau^2 KL(teacher/tau || student/tau)` (Hinton et al. 2015); regression: squared error."""
     if regression:
         return ((student - teacher) ** 2).mean(-1)
     target = F.log_softmax(teacher / temperature, -1)
@@ -67,3 +84,21 @@ def hard_loss(logits: Tensor, labels: Tensor, *, regression: bool) -> Tensor:
 def firing_loss(rates: dict[str, Tensor]) -> Tensor:
     """Mean over the sites of the mean |ASR|; scalar in 0..1."""
     return torch.stack(list(rates.values())).mean()
+
+
+def additions_loss(
+    rates: dict[str, Tensor],
+    *,
+    fan_out: Mapping[str, Tensor | float],
+    channels: Mapping[str, int],
+    t_steps: Mapping[str, int],
+    dense: float,
+) -> Tensor:
+    """Expected additions of a token over the `dense` multiplications it would cost; scalar.
+
+    `rates` are means over all of a site's `channels`, pruned ones included; `fan_out` as in `cost.fan_out`. Unlike
+    `firing_loss` it leaves cheap spikes alone (a key's adds once per query) and presses on dear ones (a layer's output
+    feeds three matrices).
+    """
+    sites = [name for name in rates if name in fan_out]  # a spiking query gates additions, it sends none
+    return sum(rates[name] * channels[name] * t_steps[name] * fan_out[name] for name in sites) / dense

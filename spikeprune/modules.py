@@ -9,11 +9,12 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from spikeprune import distill
+from spikeprune import cost, distill
 from spikeprune.metrics import main_metric, task_metrics
 from spikeprune.models.outputs import Outputs
-from spikeprune.models.student import Student
+from spikeprune.models.student import Student, layer_of
 from spikeprune.models.teacher import Teacher
+from spikeprune.size import Shape
 from spikeprune.tasks import Task
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -53,8 +54,8 @@ def adamw(module: nn.Module, how: Optimization, total_steps: int) -> dict:
 class TaskModule(L.LightningModule):
     """What teacher and student share: optimization, and quality on each dev split under `val/`.
 
-    The first split logs `val/accuracy` …; a further one (MNLI's mismatched) `val/<split>/accuracy` …. `val/main` is GLUE's
-    number for the first.
+    The first split logs `val/accuracy` …; a further one (MNLI's mismatched) `val/<split>/accuracy` …. `val/main` is
+    GLUE's number for the first.
     """
 
     def __init__(self, *, task: Task, dev_splits: Sequence[str], optimization: Optimization):
@@ -64,7 +65,10 @@ class TaskModule(L.LightningModule):
         self.dev_metrics = nn.ModuleList(task_metrics(task) for _ in self.dev_splits)
 
     def configure_optimizers(self):
-        return adamw(self, self.optimization, int(self.trainer.estimated_stepping_batches))
+        # not trainer.estimated_stepping_batches: that sets up the loader before a checkpoint is restored, and Lightning
+        # then never loads the loader's state, so a resumed run would begin with the first epoch's batches again
+        batches = len(self.trainer.datamodule.train_dataloader())
+        return adamw(self, self.optimization, batches * self.trainer.max_epochs)
 
     def answer(self, batch: Mapping[str, Tensor]) -> Outputs:
         """The outputs that quality is judged by."""
@@ -113,6 +117,7 @@ class LossWeights:
     soft: float = 0.0
     hard: float = 0.0
     firing: float = 0.0
+    additions: float = 0.0
     temperature: float = 2.0
 
 
@@ -126,25 +131,38 @@ class StudentModule(TaskModule):
         *,
         losses: LossWeights,
         layer_map: Sequence[int],
+        shape: Shape,
         forward_mode: str = "equilibrium",
+        replace_words: float = 0.0,
+        special: Sequence[int] = (),
         **common,
     ):
         super().__init__(**common)
-        self.student = student
+        self.student, self.shape = student, shape
         self.teacher = teacher.freeze()
         self.losses, self.layer_map, self.forward_mode = losses, list(layer_map), forward_mode
+        self.replace_words, self.special = replace_words, tuple(special)
 
     def answer(self, batch: Mapping[str, Tensor]) -> Outputs:
         return self.student(*(batch[name] for name in INPUTS), mode="spiking", count=True)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        batch = self.varied(batch)
         inputs = [batch[name] for name in INPUTS]
-        outputs = self.student(*inputs, mode=self.forward_mode, rate=self.losses.firing > 0)
+        outputs = self.student(*inputs, mode=self.forward_mode, rate=bool(self.losses.firing or self.losses.additions))
         terms = self.terms(batch, outputs)
         loss = sum(getattr(self.losses, name) * term for name, term in terms.items())
         self.log("train/loss", loss.detach(), prog_bar=True)
         self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()})
         return loss
+
+    def varied(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The batch with random words replaced where the configuration asks for it."""
+        if not self.replace_words:
+            return dict(batch)
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        changed = distill.replace_words(ids, mask, share=self.replace_words, special=self.special)
+        return {**batch, "input_ids": changed}
 
     def terms(self, batch: Mapping[str, Tensor], outputs: Outputs) -> dict[str, Tensor]:
         """Each loss term that has a weight, unweighted, scalar."""
@@ -163,7 +181,17 @@ class StudentModule(TaskModule):
             terms["hard"] = self.hard(batch, outputs).mean()
         if losses.firing:
             terms["firing"] = distill.firing_loss(outputs.rates)
+        if losses.additions:
+            terms["additions"] = self.additions(outputs, tokens)
         return terms
+
+    def additions(self, outputs: Outputs, tokens: Tensor) -> Tensor:
+        student, shape, n = self.student, self.shape, tokens.sum(1).float().mean()
+        steps = {name: student.steps[layer_of(name) + 1] for name in outputs.rates}
+        channels = {name: shape.ffn if name.endswith("intermediate") else shape.hidden for name in outputs.rates}
+        fan_out = cost.fan_out(shape=shape, heads=student.heads, ffn=student.ffn, tokens=n)
+        dense = shape.layers * shape.hidden * (4 * shape.hidden + 2 * shape.ffn)
+        return distill.additions_loss(outputs.rates, fan_out=fan_out, channels=channels, t_steps=steps, dense=dense)
 
     def soft(self, outputs: Outputs, lesson: Outputs) -> Tensor:
         return distill.soft_loss(

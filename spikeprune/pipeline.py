@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import platform
 import subprocess
 import zlib
@@ -15,7 +16,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from spikeprune import build
+from spikeprune import __version__, build
 from spikeprune.build import Parts
 from spikeprune.callbacks.resume import ResumeState
 from spikeprune.config import differences, read_resolved, to_yaml
@@ -24,7 +25,7 @@ from spikeprune.errors import InputError
 from spikeprune.metrics import main_metric
 from spikeprune.models.student import Student
 from spikeprune.models.teacher import Teacher
-from spikeprune.modules import StudentModule, TaskModule, TeacherModule
+from spikeprune.modules import StudentModule, TaskModule
 from spikeprune.rundir import WEIGHTS, RunDir, write_atomic, write_json, write_weights
 from spikeprune.schema import Config
 
@@ -141,7 +142,7 @@ def fit(parts: Parts, directory: RunDir, name: str, module: TaskModule) -> dict[
     trainer = build.trainer(parts, name, directory, offset=sum(directory.record(s)["steps"] for s in done))
     checkpoint = directory.resume(name)
     resumed = checkpoint.is_file()
-    step = torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"] if resumed else 0
+    step = resume_step(checkpoint) if resumed else 0
     directory.rewind_metrics(done, name, step)
     if resumed:
         say(f"goes on from step {step}")
@@ -150,6 +151,14 @@ def fit(parts: Parts, directory: RunDir, name: str, module: TaskModule) -> dict[
         raise KeyboardInterrupt
     state = next(c for c in trainer.callbacks if isinstance(c, ResumeState))
     return {"steps": trainer.global_step, "seconds": round(state.seconds, 2)}
+
+
+def resume_step(checkpoint: Path) -> int:
+    """Optimizer steps made when the checkpoint was written. Raises InputError for a damaged file."""
+    try:
+        return torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]
+    except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError):
+        raise InputError(f"{checkpoint}: is damaged; remove it, and the stage begins again") from None
 
 
 def load_student(directory: RunDir, name: str) -> Student:
@@ -207,7 +216,7 @@ def check_teacher(parts: Parts, measured: Measured) -> None:
     if not value > bound:
         raise InputError(
             f"the teacher's {name} on {parts.task.name} is {value:.3f}, no better than always giving the same answer "
-            f"({bound:.3f}); it has nothing to teach: train it longer (stages.teacher), or give a better teacher.checkpoint"
+            f"({bound:.3f}); it has nothing to teach: train it longer, or give a better teacher.checkpoint"
         )
 
 
@@ -244,7 +253,7 @@ def summarize_run(parts: Parts, directory: RunDir) -> dict[str, Any]:
         "uncompressed": uncompressed if compressing else (stages[-1] if stages else None),
         "final": stages[-1] if stages else None,
         "commit": commit(),
-        "versions": {name: version(name) for name in ("spikeprune", "torch", "lightning", "transformers")},
+        "versions": versions(),
         "hardware": hardware(),
     }
 
@@ -279,6 +288,10 @@ def commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def versions() -> dict[str, str]:
+    return {"spikeprune": __version__, **{name: version(name) for name in ("torch", "lightning", "transformers")}}
 
 
 def hardware() -> str:

@@ -1,10 +1,10 @@
 """The run directory: what is finished, where everything lies, and writes that are whole or not there.
 
-    runs/<name>/config.yaml        resolved configuration
-               metrics.jsonl       one record a line, in the order logged; metrics.csv the same as a table
-               summary.json        per stage quality, cost and shape
-               stages/<stage>/     model.safetensors + student.json (teacher: a transformers directory), record.json
-               stages/<stage>/resume.ckpt   only while the stage runs
+runs/<name>/config.yaml        resolved configuration
+           metrics.jsonl       one record a line, in the order logged; metrics.csv the same as a table
+           summary.json        per stage quality, cost and shape
+           stages/<stage>/     model.safetensors + student.json (teacher: a transformers directory), record.json
+           stages/<stage>/resume.ckpt   only while the stage runs
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ class RunDir:
         """A directory that holds a run. Raises InputError where there is none."""
         run = cls(path)
         if not run.config.is_file():
-            raise InputError(f"{path}: holds no run (config.yaml is missing); give a directory made by spikeprune train")
+            raise InputError(
+                f"{path}: holds no run (config.yaml is missing); give a directory made by spikeprune train"
+            )
         return run
 
     def create(self, *, need: int) -> None:
@@ -112,9 +114,7 @@ class RunDir:
         path = self.stage(name) / "record.json"
         if not path.is_file():
             done = [p.parent.name for p in sorted((self.path / "stages").glob("*/record.json"))]
-            raise InputError(
-                f"{self.path}: stage {name!r} is not finished; finished are: {', '.join(done) or 'none'}"
-            )
+            raise InputError(f"{self.path}: stage {name!r} is not finished; finished are: {', '.join(done) or 'none'}")
         return json.loads(path.read_text())
 
     def finish(self, name: str, record: dict[str, Any]) -> None:
@@ -142,9 +142,9 @@ class RunDir:
 
     def rewind_metrics(self, stages: Iterable[str], stage: str, step: int) -> None:
         """Forget what a killed leg logged after the checkpoint that the next leg goes on from: records of stages that
-        are not in `stages`, but for those of `stage` up to `step`."""
+        are not in `stages`, but for those of the first `step` steps of `stage` (Lightning counts them from 0)."""
         done = set(stages)
-        kept = [r for r in self.read_metrics() if r["stage"] in done or (r["stage"] == stage and r["step"] <= step)]
+        kept = [r for r in self.read_metrics() if r["stage"] in done or (r["stage"] == stage and r["step"] < step)]
         write_atomic(self.metrics, "".join(json.dumps(r) + "\n" for r in kept))
 
     def write_csv(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 class Run:
     """Where and how a run executes; nothing here may change what a step computes, except `precision`."""
 
-    dir: str = "runs/${task}-${preset}"
+    dir: str = "runs/${task}-${preset}-s${seed}"
     stages: list[str] = field(
         default_factory=lambda: [
             "teacher",
@@ -84,7 +84,8 @@ class Losses:
     scores: float = 0.0  # mean squared error of the mapped attention scores
     soft: float = 0.0  # Kullback-Leibler divergence to the teacher's softened answer (regression: squared error)
     hard: float = 0.0  # the task's own loss on true labels
-    firing: float = 0.0  # mean firing rate over all spiking sites
+    firing: float = 0.0  # mean firing rate over all spiking sites, each site alike
+    additions: float = 0.0  # the firing priced by its fan-out: additions over the dense student's multiplications
     temperature: float = 2.0  # of the soft term
 
 
@@ -144,6 +145,7 @@ class Compress:
 
 @dataclass
 class Distill:
+    replace_words: float = 0.0  # most of a training sentence's words swapped for random ones; the teacher answers anew
     layer_map: list[int] | None = None  # teacher layer (from 0) for each student layer; null: uniform
 
 

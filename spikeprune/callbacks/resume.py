@@ -10,7 +10,8 @@ import torch
 
 
 class ResumeState(L.Callback):
-    """Carries torch's random states, so that dropout goes on with the same draws, and the seconds spent in earlier legs."""
+    """Carries torch's random states, so that dropout goes on with the same draws, the epoch to the loader, and the
+    seconds spent in earlier legs."""
 
     def __init__(self):
         self.spent = 0.0
@@ -35,3 +36,6 @@ class ResumeState(L.Callback):
         if torch.cuda.is_available() and self.random["cuda"]:
             torch.cuda.set_rng_state_all([state.cpu() for state in self.random["cuda"]])
         self.random = None
+        loader = trainer.train_dataloader
+        if not loader.yielded:  # Lightning restores the loader in the middle of an epoch only, not between two
+            loader.epoch = max(loader.epoch, trainer.current_epoch)

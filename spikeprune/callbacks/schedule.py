@@ -41,8 +41,10 @@ class EpochSchedule(L.Callback):
 
 
 def stage_epochs(begin: float, end: float, epochs: int) -> tuple[int, int]:
-    """Shares of a stage -> first and last deciding epoch: `(0, 0.5, 6)` -> `(0, 3)`. The last epoch never decides unless
-    it is the only one, so that something is left to recover in."""
+    """Shares of a stage -> first and last deciding epoch: `(0, 0.5, 6)` -> `(0, 3)`.
+
+    The last epoch never decides unless it is the only one, so that something is left to recover in.
+    """
     last = max(0, epochs - 2)
     first = min(int(begin * epochs), last)
     return first, max(first, min(int(end * epochs), last))

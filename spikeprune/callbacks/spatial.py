@@ -42,7 +42,7 @@ class SpatialPruning(EpochSchedule):
     def decide(self, trainer: L.Trainer, module: L.LightningModule, progress: float) -> None:
         student = module.student
         batches = trainer.datamodule.fixed_batches(self.batches, self.batch_size, self.seed)
-        batches = ({key: value.to(module.device) for key, value in batch.items()} for batch in batches)
+        batches = (module.varied({key: value.to(module.device) for key, value in batch.items()}) for batch in batches)
         scores = dict(zip(("heads", "ffn"), self.criterion(collect(student, batches, module.sample_loss)), strict=True))
         for name, target in self.targets.items():
             mask = getattr(student, name)
@@ -51,5 +51,8 @@ class SpatialPruning(EpochSchedule):
             score = trainer.strategy.reduce(scores[name], reduce_op="mean")  # every rank decides the same
             with torch.no_grad():
                 mask.copy_(keep_highest(score, mask, keep, floor=self.floors[name], scope=self.scope))
-        module.log("compress/heads", student.heads.mean(), on_step=False, on_epoch=True)
-        module.log("compress/ffn", student.ffn.mean(), on_step=False, on_epoch=True)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """At the end, from the masks themselves: a record of the start would be lost to a leg that resumes later."""
+        pl_module.log("compress/heads", pl_module.student.heads.mean())
+        pl_module.log("compress/ffn", pl_module.student.ffn.mean())

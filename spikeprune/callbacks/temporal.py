@@ -12,12 +12,10 @@ from spikeprune.compress.stats import convergence_profile
 class TemporalPruning(EpochSchedule):
     """Lowers `t_steps` from its mean at the first decision to a mean of `t_steps`, linearly between `begin` and `end`.
 
-    `criterion` is a name in TEMPORAL_CRITERIA; `batches` training batches of `batch_size` show how fast the rates settle.
+    `criterion` is a name in TEMPORAL_CRITERIA; `batches` batches of `batch_size` show how fast the rates settle.
     """
 
-    def __init__(
-        self, *, t_steps: int, criterion: str, batches: int, batch_size: int, seed: int, begin: int, end: int
-    ):
+    def __init__(self, *, t_steps: int, criterion: str, batches: int, batch_size: int, seed: int, begin: int, end: int):
         super().__init__(begin=begin, end=end)
         self.target, self.criterion = t_steps, TEMPORAL_CRITERIA[criterion]
         self.batches, self.batch_size, self.seed = batches, batch_size, seed
@@ -35,7 +33,11 @@ class TemporalPruning(EpochSchedule):
         )
         profile = [trainer.strategy.reduce(layer, reduce_op="mean") for layer in profile]
         student.set_t_steps(self.criterion(steps, total, profile))
-        module.log("compress/t_steps", sum(student.steps) / len(steps), on_step=False, on_epoch=True)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """As in SpatialPruning."""
+        steps = pl_module.student.steps
+        pl_module.log("compress/t_steps", sum(steps) / len(steps))
 
     def state_dict(self) -> dict:
         return {**super().state_dict(), "start": self.start}

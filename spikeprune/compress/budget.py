@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def cubic(progress: float, start: float, end: float) -> float:
-    """Share kept at `progress` 0..1 of the schedule: fast first, slow at the end (Zhu & Gupta 2017, arXiv 1710.01878)."""
+    """Share kept at `progress` 0..1: fast first, slow at the end (Zhu & Gupta 2017, arXiv 1710.01878)."""
     progress = min(max(progress, 0.0), 1.0)
     return end + (start - end) * (1 - progress) ** 3
 

@@ -1,5 +1,8 @@
-"""What matters. A spatial criterion is one function `Statistics -> (head scores [L, H], neuron scores [L, F])`; a temporal
-one is `(t_steps, total, profile) -> t_steps`. To add one: write the function, add one entry. Higher scores are kept."""
+"""What matters. To add a criterion: write one function, add one entry.
+
+Spatial: `Statistics -> (head scores [L, H], neuron scores [L, F])`, the higher are kept. Temporal: `(t_steps, total,
+profile) -> t_steps` of that sum or less.
+"""
 
 from __future__ import annotations
 

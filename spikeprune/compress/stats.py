@@ -71,7 +71,7 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 class Probe:
-    """Sums |ASR| over real tokens while it is open: `activity["heads"] [L, H]` (mean over channels), `["ffn"] [L, F]`."""
+    """Sums |ASR| over real tokens while open: `activity["heads"] [L, H]` (mean over channels), `["ffn"] [L, F]`."""
 
     def __init__(self, student: Student, attention_mask: Tensor):
         self.student, self.tokens = student, attention_mask[..., None]
@@ -86,7 +86,7 @@ class Probe:
 
     def add(self, name: str, layer: int, groups: int | None):
         def hook(site, _, signal):
-            rate = ((signal.value.detach() / site.theta).abs() * self.tokens).sum((0, 1))
+            rate = ((signal.value / site.theta).detach().abs() * self.tokens).sum((0, 1))
             self.activity[name][layer] += rate if groups is None else rate.unflatten(0, (groups, -1)).mean(1)
 
         return hook

@@ -22,6 +22,11 @@ from spikeprune.models.outputs import Outputs
 from spikeprune.spiking.site import Pass, Signal, Site
 
 
+def layer_of(site: str) -> int:
+    """Encoder layer of a site's name, -1 for the embedding's."""
+    return -1 if site == "embedding" else int(site.split(".")[1])
+
+
 class SpikingEmbedding(nn.Module):
     """Word, position and segment embeddings, their layer norm, and a first spiking site driven by the constant sum."""
 
@@ -44,7 +49,17 @@ class SpikingLayer(nn.Module):
     """One encoder layer. `heads [H]` and `ffn [F]` are its masks: 0 silences a head's context, or a neuron."""
 
     def __init__(
-        self, index: int, *, hidden: int, heads: int, ffn: int, query: str, eps: float, act: str, dropout: float, **neuron
+        self,
+        index: int,
+        *,
+        hidden: int,
+        heads: int,
+        ffn: int,
+        query: str,
+        eps: float,
+        act: str,
+        dropout: float,
+        **neuron,
     ):
         super().__init__()
         self.heads, self.head_size = heads, hidden // heads
@@ -83,7 +98,9 @@ class SpikingLayer(nn.Module):
         weights = scores.masked_fill(~tokens[:, None, None, :], -torch.inf).softmax(-1)
         return (self.dropout(weights) @ self.split(v)).transpose(-3, -2).flatten(-2)
 
-    def forward(self, a: Signal, *, heads: Tensor, ffn: Tensor, t_steps: int, run: Pass) -> tuple[Signal, Tensor | None]:
+    def forward(
+        self, a: Signal, *, heads: Tensor, ffn: Tensor, t_steps: int, run: Pass
+    ) -> tuple[Signal, Tensor | None]:
         """-> the layer's output signal, and its attention scores `[B, H, N, N]` where this pass has values."""
         fire = {"t_steps": t_steps, "run": run}
         q = self.query_site(self.query, a, **fire) if self.query_site is not None else None
@@ -138,9 +155,7 @@ class Student(nn.Module):
         super().__init__()
         common = {"neuron": spikes, "leak": leak, "coding": coding, "theta": theta, "eps": eps, "dropout": dropout}
         self.coding, self.pooling, self.query = coding, pooling, query
-        self.embedding = SpikingEmbedding(
-            vocab=vocab, positions=positions, segments=segments, hidden=hidden, **common
-        )
+        self.embedding = SpikingEmbedding(vocab=vocab, positions=positions, segments=segments, hidden=hidden, **common)
         self.layers = nn.ModuleList(
             SpikingLayer(i, hidden=hidden, heads=heads, ffn=ffn, query=query, act=act, **common) for i in range(layers)
         )
@@ -189,7 +204,7 @@ class Student(nn.Module):
         """`[B, N]` ids and mask (1 real, 0 padding) -> `Outputs`.
 
         `mode`: equilibrium (what training uses; costs no T), spiking (step by step), calibrate (sets every theta from
-        this batch). `count`, `rate` and `trace` ask for spike counts, differentiable rates, and how fast each ASR settles.
+        this batch). `count`, `rate` and `trace` ask for spike counts, differentiable rates, how fast each ASR settles.
         `heads [B, L, H]` and `ffn [B, L, F]` stand in for the masks, sample by sample, when their gradient is wanted.
         """
         run = Pass(mode, attention_mask.bool(), count=count, rate=rate, trace=trace, percentile=percentile)

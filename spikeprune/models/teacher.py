@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
@@ -39,8 +40,14 @@ def first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
 
 
-def scratch_config(*, vocab: int, hidden: int, layers: int, heads: int, ffn: int, positions: int, dropout: float, classes: int):
-    """A small BERT with random weights, for data that needs no pretraining."""
+def scratch_config(
+    *, vocab: int, hidden: int, layers: int, heads: int, ffn: int, positions: int, dropout: float, classes: int
+):
+    """A small BERT with random weights, for data that needs no pretraining.
+
+    They start at a scale that keeps activations at one; BERT's own 0.02 belongs to 768 channels and long pretraining,
+    and costs a small net several epochs on a plateau.
+    """
     return BertConfig(
         vocab_size=vocab,
         hidden_size=hidden,
@@ -50,6 +57,7 @@ def scratch_config(*, vocab: int, hidden: int, layers: int, heads: int, ffn: int
         max_position_embeddings=positions,
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
+        initializer_range=hidden**-0.5,
         num_labels=classes,
     )
 
@@ -65,13 +73,13 @@ class Teacher(nn.Module):
 
     @classmethod
     def load(cls, checkpoint: str | Path, *, classes: int) -> Teacher:
-        """Weights from a hub name or directory; a missing classifier starts at random, a missing encoder is an error."""
+        """Weights of a hub name or directory; a missing classifier starts at random, a missing encoder is an error."""
         config = read_config(str(checkpoint), classes=classes)
         try:
             bert, info = AutoModelForSequenceClassification.from_pretrained(
                 checkpoint, config=config, output_loading_info=True, dtype=torch.float32
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise InputError(
                 f"teacher.checkpoint: the weights at {checkpoint} cannot be loaded as a BERT with {classes} outputs "
                 f"({first_line(error)})"

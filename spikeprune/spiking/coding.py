@@ -6,8 +6,8 @@ Two pure functions make a coding, both time first:
     drive(y, t_steps, leak)       f's answers [R, ...]                        -> input currents of the neuron [T, ...]
 
 R is T for the synchronous codings. `accumulate` has no `read`: there f sees the source's final ASR alone, R = 1. All R
-evaluations of f are independent of each other, so they go through one matrix product. A source with fewer steps than its
-reader goes silent, and its mean is held.
+evaluations of f are independent of each other, so they go through one matrix product. A source with fewer steps than
+its reader goes silent, and its mean is held.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _norms(t_steps: int, leak: float, like: Tensor) -> Tensor:
 
 
 def read_step(pulses: Tensor, t_steps: int, leak: float) -> Tensor:
-    """This step's spikes only (SpikingBERT, eq. 3)."""
+    """This step's spikes only."""
     return _hold(pulses, asr(pulses, leak), t_steps)
 
 
@@ -68,7 +68,7 @@ def read_running_mean(pulses: Tensor, t_steps: int, leak: float) -> Tensor:
 
 
 def drive_running_mean(y: Tensor, t_steps: int, leak: float) -> Tensor:
-    """`S_t f(x[t]) - leak S_(t-1) f(x[t-1])` (leak 1: `t f[t] - (t-1) f[t-1]`), so the mean current up to t is `f(x[t])`."""
+    """`S_t f(x[t]) - leak S_(t-1) f(x[t-1])`, for IF `t f[t] - (t-1) f[t-1]`: the mean current up to t is `f(x[t])`."""
     weighted = _norms(t_steps, leak, y) * y
     return torch.cat([weighted[:1], weighted[1:] - leak * weighted[:-1]])
 

@@ -1,7 +1,7 @@
 """Spiking neurons as pure steps: `(x, u, theta, leak) -> (s, u)`. State in, state out.
 
-Soft reset, DESIGN of Bal & Sengupta 2024 (SpikingBERT, arXiv 2308.10873, eqs. 1-2) for binary spikes and Xing et al. 2024
-(SpikeLM) for ternary ones:
+Soft reset, as in Bal & Sengupta 2024 (SpikingBERT, arXiv 2308.10873) for binary spikes and Xing et al. 2024 (SpikeLM)
+for ternary ones:
 
     u <- leak * u + x        s = [u >= kappa*theta] (- [u <= -kappa*theta] if ternary)        u <- u - theta * s
 
@@ -76,7 +76,7 @@ def steps(x: Iterable[Tensor], theta: Tensor, neuron: Neuron, leak: float) -> It
 
 
 def asr(spikes: Tensor, leak: float = 1.0) -> Tensor:
-    """Average spiking rate of `spikes [T, ...]` -> `[...]`: `sum leak^(T-t) s[t] / sum leak^(T-t)` (SpikingBERT, eq. 4)."""
+    """Average spiking rate, `[T, ...]` -> `[...]`: `sum leak^(T-t) s[t] / sum leak^(T-t)` (SpikingBERT)."""
     weights = leak_weights(len(spikes), leak).to(spikes)
     return torch.tensordot(weights, spikes, dims=1) / weights.sum()
 
@@ -98,7 +98,7 @@ def settle(x: Tensor, theta: Tensor, t_steps: int, neuron: Neuron, leak: float) 
 class Equilibrium(torch.autograd.Function):
     """Forward `theta * a`; backward the gradient of `theta * clip(x/theta, low, 1)` with theta learnt as in LSQ.
 
-    Implicit differentiation at the neuron's equilibrium (SpikingBERT, section 3.3): to the input 1 inside the clip and 0
+    Implicit differentiation at the neuron's equilibrium (SpikingBERT): to the input 1 inside the clip and 0
     outside; to theta `a - x/theta` inside and `a` outside (Esser et al. 2020, eq. 3).
     """
 

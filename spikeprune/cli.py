@@ -25,9 +25,9 @@ The same command started again goes on where the run stopped.
 
 EVALUATE_EXAMPLES = """\
 examples:
-  spikeprune evaluate runs/mrpc-tiny
-  spikeprune evaluate runs/mrpc-tiny --stage internal_kd --json
-  spikeprune evaluate runs/mrpc-minilm --data glue
+  spikeprune evaluate runs/mrpc-tiny-s0
+  spikeprune evaluate runs/mrpc-tiny-s0 --stage internal_kd --json
+  spikeprune evaluate runs/mrpc-minilm-s0 --data glue
 """
 
 
@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     train.set_defaults(action=_train)
 
     evaluate = _command(commands, "evaluate", "measure quality and cost from saved checkpoints", EVALUATE_EXAMPLES)
-    evaluate.add_argument("run", metavar="RUN", help="a run's directory, such as runs/mrpc-tiny")
+    evaluate.add_argument("run", metavar="RUN", help="a run's directory, such as runs/mrpc-tiny-s0")
     evaluate.add_argument("--stage", metavar="NAME", help="one stage only; by default every stage with a checkpoint")
     evaluate.add_argument("--data", metavar="DIR", help="a GLUE directory to measure on instead of the run's own data")
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -72,16 +72,17 @@ def _train(args: argparse.Namespace) -> None:
     config = load(args.experiment, args.overrides)  # before the imports below: they take seconds
 
     from spikeprune import pipeline
+    from spikeprune.report.table import summary_table
 
-    pipeline.run(config)
+    print("\n" + summary_table(pipeline.run(config)))
 
 
 def _evaluate(args: argparse.Namespace) -> None:
     from spikeprune import pipeline
-    from spikeprune.report.table import summary_table
+    from spikeprune.report.table import evaluation_lines
 
-    summary = pipeline.evaluate(args.run, stage=args.stage, data_dir=args.data)
-    print(json.dumps(summary, indent=2) if args.json else summary_table(summary))
+    measured = pipeline.evaluate(args.run, stage=args.stage, data_dir=args.data, progress=not args.json)
+    print(json.dumps(measured, indent=2) if args.json else evaluation_lines(measured))
 
 
 def _sentence(error: OSError) -> str:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
-import platform
-import subprocess
 import zlib
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +13,18 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from spikeprune import __version__, build
-from spikeprune.build import Parts
+from spikeprune import build
 from spikeprune.callbacks.resume import ResumeState
 from spikeprune.config import differences, read_resolved, to_yaml
-from spikeprune.cost import PRICES, dense, summarize
 from spikeprune.errors import InputError
-from spikeprune.metrics import main_metric
+from spikeprune.measure import check_teacher, measure_student, measure_teacher
 from spikeprune.models.student import Student
 from spikeprune.models.teacher import Teacher
-from spikeprune.modules import StudentModule, TaskModule
+from spikeprune.modules import TaskModule
+from spikeprune.parts import Parts, prepare
 from spikeprune.rundir import WEIGHTS, RunDir, write_atomic, write_json, write_weights
 from spikeprune.schema import Config
-
-Measured = dict[str, Any]  # {"metrics", "main", "cost", …}
+from spikeprune.summary import data_facts, summarize_run
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -38,7 +33,8 @@ def run(config: Config) -> dict[str, Any]:
     Raises InputError for bad input before anything is written, for a run directory made with another configuration, and
     for a teacher that is no better than the majority class.
     """
-    parts = build.prepare(config)
+    build.quiet()
+    parts = prepare(config)
     directory = RunDir(config.run.dir)
     enter(directory, parts)
     say(parts.raw.banner)
@@ -88,19 +84,11 @@ def bytes_needed(parts: Parts) -> int:
     return weights * (len(parts.active()) + 4) + 5_000_000
 
 
-def data_facts(parts: Parts) -> dict[str, str]:
-    raw = parts.raw
-    return {"source": raw.source, "origin": raw.origin, "fingerprint": raw.fingerprint, "banner": raw.banner}
-
-
 def before(stages: list[str], name: str) -> str | None:
     """The student stage that `name` goes on from; None for the first."""
     students = [s for s in stages if s != "teacher"]
     index = students.index(name)
     return students[index - 1] if index else None
-
-
-# ------------------------------------------------------------------------------------------------------ the two kinds
 
 
 def teach(parts: Parts, directory: RunDir) -> None:
@@ -170,59 +158,6 @@ def load_student(directory: RunDir, name: str) -> Student:
     return student
 
 
-# ---------------------------------------------------------------------------------------------------------- measuring
-
-
-def measure_teacher(parts: Parts, teacher: Teacher) -> Measured:
-    module = build.teacher_module(parts, teacher)
-    evaluator = build.evaluator(parts.config, build.progress(parts.config))
-    results = evaluator.validate(module, datamodule=parts.data, verbose=False)
-    lengths = parts.data.val_dataloader()[0].data.lengths
-    shape = build.teacher_shape(parts)
-    operations = dense(lengths, shape=shape)
-    cost = summarize(operations, dense_ops=operations, prices=PRICES[parts.config.cost.prices], shape=shape)
-    return {**quality(parts, results), "cost": cost}
-
-
-def measure_student(parts: Parts, module: StudentModule) -> Measured:
-    """Quality and cost on the dev split, spikes simulated step by step in float32."""
-    counter, student = build.synops(parts), module.student
-    evaluator = build.evaluator(parts.config, [counter, *build.progress(parts.config)])
-    results = evaluator.validate(module, datamodule=parts.data, verbose=False)
-    return {
-        **quality(parts, results),
-        "cost": counter.cost,
-        "t_steps": student.steps,
-        "heads": [int(n) for n in student.heads.sum(1).tolist()],
-        "ffn": [int(n) for n in student.ffn.sum(1).tolist()],
-    }
-
-
-def quality(parts: Parts, results: list[dict[str, float]]) -> dict[str, Any]:
-    """Lightning's results, one dict a loader -> the task's metrics (further dev splits as `<split>/<metric>`)."""
-    merged = {key.removeprefix("val/"): value for result in results for key, value in result.items()}
-    metrics = {key: value for key, value in merged.items() if key.rpartition("/")[2] in parts.task.metrics}
-    return {"metrics": metrics, "main": main_metric(parts.task, metrics)}
-
-
-def check_teacher(parts: Parts, measured: Measured) -> None:
-    """Raises InputError for a teacher that has learnt nothing a constant answer does not know."""
-    labels = parts.raw.splits[parts.task.dev_splits[0]].labels
-    if parts.task.regression:
-        name, value, bound = "pearson", measured["metrics"]["pearson"], 0.0
-    else:
-        name, value = "accuracy", measured["metrics"]["accuracy"]
-        bound = max(labels.count(label) for label in set(labels)) / len(labels)
-    if not value > bound:
-        raise InputError(
-            f"the teacher's {name} on {parts.task.name} is {value:.3f}, no better than always giving the same answer "
-            f"({bound:.3f}); it has nothing to teach: train it longer, or give a better teacher.checkpoint"
-        )
-
-
-# ------------------------------------------------------------------------------------------------- records and summary
-
-
 def record(parts: Parts, directory: RunDir, name: str, parent: str | None, facts: dict[str, Any]) -> None:
     made_from = None if parent is None else {"stage": parent, "weights": directory.record(parent)["weights"]}
     if name != "teacher" and parent is None:
@@ -231,44 +166,21 @@ def record(parts: Parts, directory: RunDir, name: str, parent: str | None, facts
     directory.finish(name, {"stage": name, "parent": made_from, "config": stage, "data": data_facts(parts), **facts})
 
 
-def summarize_run(parts: Parts, directory: RunDir) -> dict[str, Any]:
-    """What `summary.json` holds; read from the stages' records alone."""
-    stages = [s for s in parts.active() if s != "teacher"]
-    wanted = ("metrics", "main", "cost", "t_steps", "heads", "ffn", "steps", "seconds")
-    rows = {name: {key: directory.record(name)[key] for key in wanted} for name in stages}
-    teacher = directory.record("teacher")
-    dense_pj = teacher["cost"]["energy_pj"]
-    for row in rows.values():
-        row["energy_saving"] = dense_pj / row["cost"]["energy_pj"]  # the dense teacher's energy over this student's
-    compressing = [i for i, name in enumerate(stages) if parts.stage(name).callbacks]
-    uncompressed = stages[compressing[0] - 1] if compressing and compressing[0] else None
-    return {
-        "task": parts.task.name,
-        "preset": parts.config.preset,
-        "seed": parts.config.seed,
-        "data": data_facts(parts),
-        "main_metric": "+".join(parts.task.main),
-        "teacher": {key: teacher[key] for key in ("metrics", "main", "cost", "steps", "seconds")},
-        "stages": rows,
-        "uncompressed": uncompressed if compressing else (stages[-1] if stages else None),
-        "final": stages[-1] if stages else None,
-        "commit": commit(),
-        "versions": versions(),
-        "hardware": hardware(),
-    }
-
-
-def evaluate(run_dir: str | Path, stage: str | None = None, data_dir: str | None = None) -> dict[str, Any]:
+def evaluate(
+    run_dir: str | Path, stage: str | None = None, data_dir: str | None = None, progress: bool = True
+) -> dict[str, Any]:
     """Measure a finished stage again from its saved checkpoint (the last one, unless `stage` names another).
 
     `data_dir`: a GLUE directory in place of the run's own data.
     """
+    build.quiet()
     directory = RunDir.open(run_dir)
     config = read_resolved(directory.config)
+    config.run.progress = progress
     if data_dir is not None:
         config.data.source, config.data.dir = "dir", data_dir
     directory.record("teacher")  # an unfinished teacher is the clearer complaint
-    parts = build.prepare(config, tokenizer_from=str(directory.stage("teacher")))
+    parts = prepare(config, tokenizer_from=str(directory.stage("teacher")))
     name = stage or [s for s in parts.active() if directory.finished(s)][-1]
     directory.record(name)
     teacher = Teacher.load(directory.stage("teacher"), classes=parts.task.num_labels).freeze()
@@ -278,26 +190,6 @@ def evaluate(run_dir: str | Path, stage: str | None = None, data_dir: str | None
         module = build.student_module(parts, name, load_student(directory, name), teacher)
         measured = measure_student(parts, module)
     return {"run": str(run_dir), "task": config.task, "stage": name, "data": data_facts(parts), **measured}
-
-
-def commit() -> str:
-    """The commit of this source tree, `-dirty` if it has changed since, or `unknown` outside a checkout."""
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def versions() -> dict[str, str]:
-    return {"spikeprune": __version__, **{name: version(name) for name in ("torch", "lightning", "transformers")}}
-
-
-def hardware() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 @rank_zero_only

@@ -28,7 +28,8 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Stands in for the real one, which takes seconds to import and minutes to run."""
     import spikeprune
 
-    fake = SimpleNamespace(run=lambda config: None, evaluate=lambda run, stage, data_dir: {})
+    fake = SimpleNamespace(run=lambda config: None, evaluate=lambda run, stage, data_dir, progress: {})
+    monkeypatch.setattr("spikeprune.report.table.summary_table", str)
     monkeypatch.setitem(sys.modules, "spikeprune.pipeline", fake)
     monkeypatch.setattr(spikeprune, "pipeline", fake, raising=False)
     return fake
@@ -138,14 +139,14 @@ def test_train_hands_on_the_configuration(pipeline) -> None:
 def test_evaluate_prints_json_or_a_table(pipeline, capsys, monkeypatch) -> None:
     seen = []
 
-    def evaluate(run: str, stage: str | None, data_dir: str | None) -> dict:
-        seen.append((run, stage, data_dir))
+    def evaluate(run: str, stage: str | None, data_dir: str | None, progress: bool) -> dict:
+        seen.append((run, stage, data_dir, progress))
         return {"task": "rte"}
 
     pipeline.evaluate = evaluate
-    monkeypatch.setattr("spikeprune.report.table.summary_table", lambda summary: f"a table of {summary['task']}")
+    monkeypatch.setattr("spikeprune.report.table.evaluation_lines", lambda found: f"a table of {found['task']}")
     assert cli.main(["evaluate", "runs/x", "--stage", "spatial", "--data", "glue", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"task": "rte"}
     assert cli.main(["evaluate", "runs/x"]) == 0
     assert capsys.readouterr().out == "a table of rte\n"
-    assert seen == [("runs/x", "spatial", "glue"), ("runs/x", None, None)]
+    assert seen == [("runs/x", "spatial", "glue", False), ("runs/x", None, None, True)]

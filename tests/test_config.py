@@ -41,7 +41,7 @@ def problems(path: Path, *overrides: str) -> str:
 
 def test_an_empty_file_gives_the_defaults_and_its_name_to_the_run(empty: Path) -> None:
     config = load(empty)
-    assert config.run.dir == "runs/mrpc-empty"
+    assert config.run.dir == "runs/mrpc-empty-s0"
     config.run.dir = Config().run.dir
     assert config == Config()
     assert validate(config) == []
@@ -68,7 +68,7 @@ def test_later_wins(write) -> None:
     found = (config.student.leak, data.max_length, data.batch_size, data.eval_batch_size, data.embedded_train)
     assert found == (0.5, 20, 3, 4, 5)
     assert (data.embedded_dev, config.seed) == (6, 5)
-    assert config.run.dir == "runs/rte-small"
+    assert config.run.dir == "runs/rte-small-s5"
 
 
 def test_task_and_preset_of_the_command_line_choose_block_and_preset(write) -> None:
@@ -76,7 +76,7 @@ def test_task_and_preset_of_the_command_line_choose_block_and_preset(write) -> N
     write("presets/a.yaml", "data: {batch_size: 8}")
     write("presets/b.yaml", "data: {batch_size: 9}")
     config = load(file, ["task=cola", "preset=b"])
-    assert (config.task, config.seed, config.data.batch_size, config.run.dir) == ("cola", 2, 9, "runs/cola-b")
+    assert (config.task, config.seed, config.data.batch_size, config.run.dir) == ("cola", 2, 9, "runs/cola-b-s2")
 
 
 def test_a_preset_beside_the_file_hides_one_in_the_folder_above(write) -> None:

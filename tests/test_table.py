@@ -29,6 +29,7 @@ def make_summary(layers=2, source="embedded"):
     summary = {
         "task": "mrpc",
         "preset": "tiny",
+        "shape": {"layers": layers, "hidden": 128, "heads": 4, "ffn": 512},
         "seed": 0,
         "data": {"source": source, "origin": source, "fingerprint": "0" * 8, "banner": None},
         "teacher": {"metrics": {"accuracy": 0.95, "f1": 0.96}, "main": 0.955, "cost": cost(36.2e6, mac=7.87e6)},

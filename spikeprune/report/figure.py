@@ -78,7 +78,8 @@ def results_figure(summaries: Sequence[Mapping[str, Any]], path: str | Path) -> 
 def _track(summary: Mapping[str, Any]) -> list[tuple[str, float, float]]:
     """(name, pJ, score) of the teacher, then of each stage from the uncompressed student on."""
     names = list(summary["stages"])
-    names = names[names.index(summary["uncompressed"]) :]
+    if summary["uncompressed"] in names:
+        names = names[names.index(summary["uncompressed"]) :]
     rows = [("dense teacher", summary["teacher"]), *((name, summary["stages"][name]) for name in names)]
     return [(name, row["cost"]["energy_pj"], 100 * row["main"]) for name, row in rows]
 

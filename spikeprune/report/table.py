@@ -1,7 +1,7 @@
 """The table that a run ends with: dense teacher, then each stage, plain text of at most about 110 columns.
 
 Read from `summary.json`; of it this file uses `task`, `preset`, `seed`, `data.{source,origin,banner}`, `uncompressed`
-and `final` (names of stages), `teacher.{metrics,main,cost}` and `stages.<name>.{metrics,main,cost,t_steps,heads,ffn}`.
+and `final` (names of stages, or None), `shape` (the student's layers, and heads and ffn a layer), `teacher.{metrics,main,cost}` and `stages.<name>.{metrics,main,cost,t_steps,heads,ffn}`.
 Metrics are fractions, `cost` is what `cost.summarize` returned, `heads` and `ffn` count what each layer keeps.
 """
 
@@ -51,14 +51,14 @@ def summary_table(summary: Summary) -> str:
     teacher, stages = summary["teacher"], summary["stages"]
     head = [f"{summary['task']}", f"preset {summary['preset']}", f"seed {summary['seed']}", f"data {_data(summary)}"]
     unit, size = energy_unit([row["cost"]["energy_pj"] for row in (teacher, *stages.values())])
-    full = stages[summary["uncompressed"]]
+    shape = summary["shape"]
     metrics = {name: _short(name) for name in teacher["metrics"]}
     if list(teacher["metrics"].values()) == [teacher["main"]]:
         metrics = {}  # the only metric is the score itself
     rows = [["", "score", *metrics.values(), "AC", "MAC", f"E [{unit}]", "× less", "T", "heads", "ffn", "steps"]]
     rows[0] += ["params", "bytes"]
     for name, row in {"dense teacher": teacher, **stages}.items():
-        rows.append([name, *_quality(row, metrics), *_work(row, teacher, size), *_form(row, full), *_size(row)])
+        rows.append([name, *_quality(row, metrics), *_work(row, teacher, size), *_form(row, shape), *_size(row)])
     lines = [banner(summary), " · ".join(head), "", *_align(rows), "", *_closing(summary, unit, size)]
     return "\n".join(line for line in lines if line is not None)
 
@@ -84,12 +84,12 @@ def _work(row: Summary, teacher: Summary, size: float) -> list[str]:
     return [si(cost["ac"]), si(cost["mac"]), digits(cost["energy_pj"] / size), digits(less)]
 
 
-def _form(row: Summary, full: Summary) -> list[str]:
-    """Mean T, heads and neurons kept in percent of the uncompressed student's, latency in steps."""
+def _form(row: Summary, shape: Summary) -> list[str]:
+    """Mean T, heads and neurons kept in percent of all that the architecture has, latency in steps."""
     if "t_steps" not in row:
         return ["-"] * 4  # dense
     mean = sum(row["t_steps"]) / len(row["t_steps"])
-    kept = [f"{100 * sum(row[part]) / sum(full[part]):.0f}%" for part in ("heads", "ffn")]
+    kept = [f"{100 * sum(row[part]) / (shape['layers'] * shape[part]):.0f}%" for part in ("heads", "ffn")]
     return [f"{mean:.3g}", *kept, si(row["cost"]["latency_steps"])]
 
 
@@ -105,6 +105,8 @@ def _align(rows: list[list[str]]) -> list[str]:
 
 def _closing(summary: Summary, unit: str, size: float) -> list[str]:
     """The result in a sentence, what each layer kept, and what the columns mean."""
+    if summary["final"] is None:
+        return ["Only the teacher was trained."]
     teacher, final = summary["teacher"], summary["stages"][summary["final"]]
     gap = round(100 * (teacher["main"] - final["main"]), 1)
     place = f"{abs(gap)} {'below' if gap > 0 else 'above'}" if gap else "level with"
@@ -119,3 +121,13 @@ def _closing(summary: Summary, unit: str, size: float) -> list[str]:
         f"Uncompressed student: {summary['uncompressed']}. AC, MAC, energy E: mean of one sentence, padding left out.",
         "E leaves out element-wise work (energy_full_pj has it). T: mean time steps; steps: until the answer.",
     ]
+
+
+def evaluation_lines(measured: Summary) -> str:
+    """What `spikeprune evaluate` prints of one stage: quality, then each cost, a line each."""
+    rows = [("score", f"{100 * measured['main']:.1f}")]
+    rows += [(name, f"{100 * value:.1f}") for name, value in measured["metrics"].items()]
+    rows += [(name, si(value)) for name, value in measured["cost"].items() if not isinstance(value, Mapping)]
+    rows += [(name, " ".join(map(str, measured[name]))) for name in ("t_steps", "heads", "ffn") if name in measured]
+    lines = [banner(measured), f"{measured['task']} · {measured['run']} · {measured['stage']}", ""]
+    return "\n".join([line for line in lines if line is not None] + [f"{name:<16}{value:>12}" for name, value in rows])

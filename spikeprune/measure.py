@@ -1,0 +1,62 @@
+"""Quality and cost of a teacher or student on the dev split, in float32, spikes simulated step by step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from spikeprune import build
+from spikeprune.cost import PRICES, dense, summarize
+from spikeprune.errors import InputError
+from spikeprune.metrics import main_metric
+from spikeprune.models.teacher import Teacher
+from spikeprune.modules import StudentModule
+from spikeprune.parts import Parts
+
+Measured = dict[str, Any]  # {"metrics", "main", "cost", …}
+
+
+def measure_teacher(parts: Parts, teacher: Teacher) -> Measured:
+    module = build.teacher_module(parts, teacher)
+    evaluator = build.evaluator(parts.config, build.progress(parts.config))
+    results = evaluator.validate(module, datamodule=parts.data, verbose=False)
+    lengths = parts.data.val_dataloader()[0].data.lengths
+    shape = build.teacher_shape(parts)
+    operations = dense(lengths, shape=shape)
+    cost = summarize(operations, dense_ops=operations, prices=PRICES[parts.config.cost.prices], shape=shape)
+    return {**quality(parts, results), "cost": cost}
+
+
+def measure_student(parts: Parts, module: StudentModule) -> Measured:
+    """Quality and cost on the dev split, spikes simulated step by step in float32."""
+    counter, student = build.synops(parts), module.student
+    evaluator = build.evaluator(parts.config, [counter, *build.progress(parts.config)])
+    results = evaluator.validate(module, datamodule=parts.data, verbose=False)
+    return {
+        **quality(parts, results),
+        "cost": counter.cost,
+        "t_steps": student.steps,
+        "heads": [int(n) for n in student.heads.sum(1).tolist()],
+        "ffn": [int(n) for n in student.ffn.sum(1).tolist()],
+    }
+
+
+def quality(parts: Parts, results: list[dict[str, float]]) -> dict[str, Any]:
+    """Lightning's results, one dict a loader -> the task's metrics (further dev splits as `<split>/<metric>`)."""
+    merged = {key.removeprefix("val/"): value for result in results for key, value in result.items()}
+    metrics = {key: value for key, value in merged.items() if key.rpartition("/")[2] in parts.task.metrics}
+    return {"metrics": metrics, "main": main_metric(parts.task, metrics)}
+
+
+def check_teacher(parts: Parts, measured: Measured) -> None:
+    """Raises InputError for a teacher that has learnt nothing a constant answer does not know."""
+    labels = parts.raw.splits[parts.task.dev_splits[0]].labels
+    if parts.task.regression:
+        name, value, bound = "pearson", measured["metrics"]["pearson"], 0.0
+    else:
+        name, value = "accuracy", measured["metrics"]["accuracy"]
+        bound = max(labels.count(label) for label in set(labels)) / len(labels)
+    if not value > bound:
+        raise InputError(
+            f"the teacher's {name} on {parts.task.name} is {value:.3f}, no better than always giving the same answer "
+            f"({bound:.3f}); it has nothing to teach: train it longer, or give a better teacher.checkpoint"
+        )

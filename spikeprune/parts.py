@@ -1,0 +1,124 @@
+"""What every stage of a run shares, read and checked against each other before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from spikeprune.data.glue import GlueData, RawData, load_raw
+from spikeprune.data.tokenize import check_vocabulary, load_tokenizer, train_wordpiece
+from spikeprune.distill import uniform_layer_map
+from spikeprune.errors import InputError
+from spikeprune.models.teacher import read_config, scratch_config
+from spikeprune.schema import Config, Stage
+from spikeprune.tasks import Task, get_task
+
+
+@dataclass
+class Parts:
+    """What every stage shares: read, checked against each other, and nothing written yet."""
+
+    config: Config
+    task: Task
+    raw: RawData
+    data: GlueData  # `raw` as tokens
+    tokenizer: Any
+    teacher_config: Any  # a transformers BertConfig
+    layers: list[int]  # teacher layer that each student layer starts from
+    layer_map: list[int]  # teacher layer that teaches each student layer
+
+    def stage(self, name: str) -> Stage:
+        return getattr(self.config.stages, name)
+
+    def active(self) -> list[str]:
+        """The stages that run, in order; the teacher always does, since its metrics come first."""
+        return [n for n in self.config.run.stages if n == "teacher" or self.stage(n).epochs > 0]
+
+
+def prepare(config: Config, *, tokenizer_from: str | None = None) -> Parts:
+    """Read data, vocabulary and the teacher's configuration. Raises InputError for what does not fit.
+
+    `tokenizer_from`: directory of a finished run's teacher, whose vocabulary then stands in for a new one.
+    """
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    task, data = get_task(config.task), config.data
+    raw = load_raw(
+        task=task,
+        source=data.source,
+        directory=data.dir,
+        hub=data.hub,
+        seed=config.seed,
+        train_limit=data.train_limit,
+        embedded_train=data.embedded_train,
+        embedded_dev=data.embedded_dev,
+    )
+    train = raw.splits["train"]
+    texts = train.first + (train.second or [])
+    checkpoint = config.teacher.checkpoint
+    if tokenizer_from or checkpoint:
+        tokenizer = load_tokenizer(tokenizer_from or checkpoint)
+    else:
+        tokenizer = train_wordpiece(texts, vocab_size=config.teacher.vocab_size, max_length=data.max_length)
+    check_vocabulary(tokenizer, texts)
+    if tokenizer_from or checkpoint:
+        bert = read_config(tokenizer_from or checkpoint, classes=task.num_labels)
+    else:
+        t = config.teacher
+        size = {"hidden": t.hidden, "layers": t.layers, "heads": t.heads, "ffn": t.ffn, "dropout": t.dropout}
+        bert = scratch_config(vocab=len(tokenizer), positions=data.max_length, classes=task.num_labels, **size)
+    check_fit(config, bert, len(tokenizer))
+    layers = chosen_layers(config.student.layers, bert.num_hidden_layers)
+    layer_map = config.distill.layer_map or uniform_layer_map(len(layers), bert.num_hidden_layers)
+    tokens = GlueData(
+        raw=raw,
+        tokenizer=tokenizer,
+        max_length=data.max_length,
+        batch_size=data.batch_size,
+        eval_batch_size=data.eval_batch_size,
+        seed=config.seed,
+    )
+    return Parts(config, task, raw, tokens, tokenizer, bert, layers, layer_map)
+
+
+def check_fit(config: Config, bert: Any, vocabulary: int) -> None:
+    """What only the checkpoint's own configuration can tell; all problems in one InputError."""
+    problems, total = [], bert.num_hidden_layers
+    if vocabulary > bert.vocab_size:
+        problems.append(
+            f"teacher.checkpoint: its tokenizer has {vocabulary} tokens but the model only {bert.vocab_size} embeddings"
+        )
+    if config.data.max_length > bert.max_position_embeddings:
+        problems.append(
+            f"data.max_length = {config.data.max_length}: the teacher has {bert.max_position_embeddings} positions"
+        )
+    layers = config.student.layers
+    beyond = layers > total if isinstance(layers, int) else max(layers or [0]) >= total
+    if beyond:
+        problems.append(f"student.layers = {layers}: the teacher has {total} layers, counted from 0")
+        raise InputError("\n".join(problems))
+    count = len(chosen_layers(layers, total))
+    t_steps, layer_map = config.student.t_steps, config.distill.layer_map
+    if not isinstance(t_steps, int) and len(t_steps) != count + 1:
+        problems.append(
+            f"student.t_steps = {t_steps}: needs {count + 1} numbers, one for the embedding and each of {count} layers"
+        )
+    if layer_map and (len(layer_map) != count or max(layer_map) >= total):
+        problems.append(f"distill.layer_map = {layer_map}: needs {count} teacher layers from 0 to {total - 1}")
+    for name, width in (("heads", bert.num_attention_heads), ("ffn", bert.intermediate_size)):
+        share, floor = getattr(config.compress, name), getattr(config.compress.spatial, f"min_{name}")
+        if share < 1 and round(share * width * count) < floor * count:
+            problems.append(
+                f"compress.{name} = {share}: keeps fewer than compress.spatial.min_{name} = {floor} of {width} a layer"
+            )
+    if problems:
+        raise InputError("\n".join(problems))
+
+
+def chosen_layers(layers: Any, total: int) -> list[int]:
+    """`student.layers` -> teacher layers to start from: all, n of them evenly spread and with the last, or those."""
+    if layers is None:
+        return list(range(total))
+    return uniform_layer_map(layers, total) if isinstance(layers, int) else list(layers)

@@ -1,0 +1,146 @@
+"""Triton kernels of the spiking sites. The torch reference of each is named beside it and stays the default.
+
+| kernel | reference | launches on CUDA, kernel / reference |
+|---|---|---|
+| `fused_equilibrium` forward | `neurons.settle` and `Equilibrium.forward` | 1 / about 10 |
+| `fused_equilibrium` backward | `Equilibrium.backward` | 2 / about 11 |
+
+Covered: binary and ternary IF neurons (leak 1) in float32 on CUDA. Not covered, so always torch: LIF, float64, the CPU,
+and a neuron whose closed form is not written here.
+
+Rounding. The forward is bit-equal to the reference on the same device: the same operations in the same order, IEEE
+division, and no product contracted with the sum after it (`t * r + 1/2` rounded once instead of twice could cross a
+spike). So is the gradient to x. The gradient to theta sums the same terms in another order; that order is fixed (no
+atomics), so a run repeats itself bit for bit.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from spikeprune.spiking.neurons import NEURONS
+
+KINDS = ("binary", "ternary")
+TILE = {"ROWS": 16, "COLS": 128}  # of one program
+LAUNCH = {"num_warps": 4, "enable_fp_fusion": False}  # False: no fused multiply-add, see Rounding
+INSTALLED = find_spec("triton") is not None  # torch for the CPU comes without it
+
+if INSTALLED:
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def tile(rows, columns, ROWS: tl.constexpr, COLS: tl.constexpr):
+        """Offsets into `[rows, columns]` and which of them exist, `[ROWS, COLS]`; this program's columns, `[COLS]`."""
+        row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+        column = tl.program_id(1) * COLS + tl.arange(0, COLS)
+        exists = (row < rows)[:, None] & (column < columns)[None, :]
+        return row.to(tl.int64)[:, None] * columns + column[None, :], exists, column
+
+    @triton.jit
+    def rate(r, t, inverse, TERNARY: tl.constexpr, DIVIDES: tl.constexpr):
+        """`neurons.binary_settled` or `ternary_settled` of `r = x/theta`, over `t`. NaN stays NaN, as in torch."""
+        n = t * r
+        if TERNARY:
+            sign = (n > 0).to(tl.float32) - (n < 0).to(tl.float32)
+            n = sign * tl.minimum(tl.floor(tl.abs(n) + 0.5), t, propagate_nan=tl.PropagateNan.ALL)
+        else:
+            n = tl.clamp(tl.floor(n + 0.5), 0.0, t, propagate_nan=tl.PropagateNan.ALL)
+        if DIVIDES:
+            a = tl.div_rn(n, t)
+        else:
+            a = n * inverse
+        return a
+
+    @triton.jit(do_not_specialize=["rows"])
+    def equilibrium_forward(
+        x, theta, out, rows, columns, t, inverse,
+        TERNARY: tl.constexpr, PER_CHANNEL: tl.constexpr, DIVIDES: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    ):  # fmt: skip
+        """`out = theta * rate(x / theta)`, all `[rows, columns]`; theta `[columns]`, or `[1]` if not PER_CHANNEL."""
+        at, exists, column = tile(rows, columns, ROWS, COLS)
+        size = tl.load(theta + column * PER_CHANNEL, mask=column < columns, other=1.0)[None, :]
+        r = tl.div_rn(tl.load(x + at, mask=exists, other=0.0), size)
+        tl.store(out + at, size * rate(r, t, inverse, TERNARY, DIVIDES), mask=exists)
+
+    @triton.jit(do_not_specialize=["rows"])
+    def equilibrium_backward(
+        grad, x, theta, grad_x, partial, rows, columns, t, inverse, low,
+        TERNARY: tl.constexpr, PER_CHANNEL: tl.constexpr, DIVIDES: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    ):  # fmt: skip
+        """Gradient to x `[rows, columns]`, and to theta summed over this tile's rows, `partial [tiles, columns]`."""
+        at, exists, column = tile(rows, columns, ROWS, COLS)
+        size = tl.load(theta + column * PER_CHANNEL, mask=column < columns, other=1.0)[None, :]
+        r = tl.div_rn(tl.load(x + at, mask=exists, other=0.0), size)
+        g = tl.load(grad + at, mask=exists, other=0.0)  # 0 beyond the edge, so that the sum may run over the tile
+        inside = ((r > low) & (r < 1)).to(tl.float32)
+        tl.store(grad_x + at, g * inside, mask=exists)
+        terms = g * (rate(r, t, inverse, TERNARY, DIVIDES) - r * inside)
+        tl.store(partial + tl.program_id(0) * columns + column, tl.sum(terms, axis=0), mask=column < columns)
+
+
+def available() -> bool:
+    """Whether this machine can run the kernels: a CUDA device, and Triton installed."""
+    return INSTALLED and torch.cuda.is_available()
+
+
+def covers(x: Tensor, kind: str, leak: float) -> bool:
+    """Whether `fused_equilibrium` computes this site's reference."""
+    return kind in KINDS and leak == 1.0 and x.is_cuda and x.dtype == torch.float32
+
+
+@cache
+def divides(device: torch.device) -> bool:
+    """Whether torch divides a tensor by a number exactly there. On CUDA it has long multiplied by the reciprocal, one ulp
+    off (pytorch issue 191495); `rate` must do what the installed release does. 169/13 tells them apart in float32."""
+    return (torch.tensor(169.0, device=device) / 13).item() == 13.0
+
+
+def _arguments(x: Tensor, theta: Tensor, t_steps: int, kind: str) -> tuple[tuple, list, dict]:
+    """Grid, numbers and compile-time constants that both kernels share."""
+    columns = x.shape[-1]
+    rows = x.numel() // columns
+    grid = (-(-rows // TILE["ROWS"]), -(-columns // TILE["COLS"]))
+    constants = {"TERNARY": kind == "ternary", "PER_CHANNEL": theta.numel() > 1, "DIVIDES": divides(x.device)}
+    return grid, [rows, columns, float(t_steps), 1 / t_steps], {**constants, **TILE, **LAUNCH}
+
+
+class FusedEquilibrium(torch.autograd.Function):
+    """See `fused_equilibrium`. Backward computes the rate again from x, which is saved anyway: a third less memory."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, theta: Tensor, t_steps: int, kind: str) -> Tensor:
+        x, theta = x.contiguous(), theta.contiguous()
+        ctx.save_for_backward(x, theta)
+        ctx.t_steps, ctx.kind = t_steps, kind
+        out = torch.empty_like(x)
+        grid, numbers, constants = _arguments(x, theta, t_steps, kind)
+        with torch.cuda.device_of(x):
+            equilibrium_forward[grid](x, theta, out, *numbers, **constants)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        x, theta = ctx.saved_tensors
+        grad, grad_x = grad.contiguous(), torch.empty_like(x)
+        grid, numbers, constants = _arguments(x, theta, ctx.t_steps, ctx.kind)
+        partial = x.new_empty(grid[0], x.shape[-1])
+        with torch.cuda.device_of(x):
+            equilibrium_backward[grid](
+                grad, x, theta, grad_x, partial, *numbers, NEURONS[ctx.kind].low, **constants
+            )
+        return grad_x, partial.sum_to_size(theta.shape), None, None
+
+
+def fused_equilibrium(x: Tensor, theta: Tensor, t_steps: int, kind: str) -> Tensor:
+    """`Equilibrium.apply(x, theta, settle(x, theta, t_steps, NEURONS[kind], 1.0), NEURONS[kind].low)` in one kernel.
+
+    `x [..., D]` float32, `theta [D]` or `[1]` -> `[..., D]`. Differentiable once.
+    """
+    return FusedEquilibrium.apply(x, theta, t_steps, kind)

@@ -1,0 +1,73 @@
+"""`summary.json`: what a run measured, beside what it was made from; read from the stages' records alone."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spikeprune import __version__
+from spikeprune.parts import Parts
+from spikeprune.rundir import RunDir
+
+
+def data_facts(parts: Parts) -> dict[str, str]:
+    raw = parts.raw
+    return {"source": raw.source, "origin": raw.origin, "fingerprint": raw.fingerprint, "banner": raw.banner}
+
+
+def summarize_run(parts: Parts, directory: RunDir) -> dict[str, Any]:
+    """What `summary.json` holds; read from the stages' records alone."""
+    stages = [s for s in parts.active() if s != "teacher"]
+    wanted = ("metrics", "main", "cost", "t_steps", "heads", "ffn", "steps", "seconds")
+    rows = {name: {key: directory.record(name)[key] for key in wanted} for name in stages}
+    teacher = directory.record("teacher")
+    dense_pj = teacher["cost"]["energy_pj"]
+    for row in rows.values():
+        row["energy_saving"] = dense_pj / row["cost"]["energy_pj"]  # the dense teacher's energy over this student's
+    compressing = [i for i, name in enumerate(stages) if parts.stage(name).callbacks]
+    uncompressed = stages[compressing[0] - 1] if compressing and compressing[0] else None
+    return {
+        "task": parts.task.name,
+        "preset": parts.config.preset,
+        "seed": parts.config.seed,
+        "data": data_facts(parts),
+        "main_metric": "+".join(parts.task.main),
+        "shape": {
+            "layers": len(parts.layers),
+            "hidden": parts.teacher_config.hidden_size,
+            "heads": parts.teacher_config.num_attention_heads,
+            "ffn": parts.teacher_config.intermediate_size,
+        },
+        "teacher": {key: teacher[key] for key in ("metrics", "main", "cost", "steps", "seconds")},
+        "stages": rows,
+        "uncompressed": uncompressed if compressing else (stages[-1] if stages else None),
+        "final": stages[-1] if stages else None,
+        "commit": commit(),
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+
+
+def commit() -> str:
+    """The commit of this source tree, `-dirty` if it has changed since, or `unknown` outside a checkout."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def versions() -> dict[str, str]:
+    return {"spikeprune": __version__, **{name: version(name) for name in ("torch", "lightning", "transformers")}}
+
+
+def hardware() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"

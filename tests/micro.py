@@ -1,0 +1,60 @@
+"""A task and a configuration small enough to run the whole pipeline in seconds; not a test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+ROOT = Path(__file__).resolve().parents[1]
+GLUE = ROOT / "experiments" / "glue.yaml"
+STAGES = ("teacher", "internal_kd", "prediction_kd", "spatial", "temporal", "finetune")
+BATCHES = 8  # of an epoch of `micro`
+
+
+def write_sst2(folder: Path, train: int = 60, dev: int = 24) -> Path:
+    """A GLUE directory with an SST-2 that one word decides, which any teacher learns in a few steps."""
+    random = Random(0)
+    (folder / "SST-2").mkdir(parents=True)
+    for name, size in (("train", train), ("dev", dev)):
+        rows = ["sentence\tlabel"]
+        for i in range(size):
+            words = random.choices(("the", "film", "was", "a", "long", "story", "of", "rain"), k=random.randint(2, 7))
+            words.insert(random.randrange(len(words) + 1), ("bad", "good")[i % 2])
+            rows.append(" ".join(words) + f"\t{i % 2}")
+        (folder / "SST-2" / f"{name}.tsv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def micro(folder: Path, glue: Path | None = None) -> list[str]:
+    """Overrides of experiments/glue.yaml for a run in `folder`; without `glue` a task with embedded data is left to set."""
+    task = ["task=sst2", "data.source=dir", f"data.dir={glue}"] if glue else ["data.source=embedded"]
+    return [
+        *task,
+        "preset=tiny",
+        f"run.dir={folder}",
+        "run.progress=false",
+        "run.accelerator=cpu",
+        "run.threads=1",
+        "run.log_every=1",
+        "data.batch_size=8",
+        "data.max_length=24",
+        "teacher.hidden=24",
+        "teacher.heads=3",
+        "teacher.ffn=37",
+        "teacher.vocab_size=300",
+        "student.dropout=0.1",
+        "student.calibration=32",
+        "compress.heads=0.5",
+        "compress.ffn=0.3",
+        "compress.t_steps=2",
+        "compress.spatial.min_ffn=4",
+        "compress.spatial.end=1.0",
+        "compress.temporal.end=1.0",
+        "stages.teacher.epochs=3",
+        "stages.teacher.lr=1.0e-2",
+        "stages.internal_kd.epochs=2",
+        "stages.prediction_kd.epochs=1",
+        "stages.spatial.epochs=3",
+        "stages.temporal.epochs=3",
+        "stages.finetune.epochs=1",
+    ]

@@ -1,0 +1,110 @@
+"""Distillation losses on examples of two tokens, counted by hand, and layer maps."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from spikeprune.distill import firing_loss, hard_loss, hidden_loss, scores_loss, soft_loss, uniform_layer_map
+
+BOTH = torch.tensor([[True, True]])
+FIRST = torch.tensor([[True, False]])  # the second token is padding
+
+
+def tokens(*rows: list[float]) -> torch.Tensor:
+    """One sentence: `[1, N, D]`."""
+    return torch.tensor([rows])
+
+
+def test_hidden_loss_by_hand() -> None:
+    student = [tokens([1.0, 2.0], [0.0, 0.0]), tokens([3.0, 0.0], [1.0, 1.0])]
+    teacher = [tokens([0.0, 2.0], [0.0, 2.0]), tokens([9.0, 9.0], [9.0, 9.0]), tokens([3.0, 2.0], [0.0, 1.0])]
+    # embedding 1 0 | 0 4, then the student's layer 0 against the teacher's layer 1: 0 4 | 1 0
+    assert hidden_loss(student, teacher, BOTH, [1]).item() == pytest.approx(10 / 8)
+    assert hidden_loss(student, teacher, FIRST, [1]).item() == pytest.approx(5 / 4)
+    assert hidden_loss(student, student, BOTH, [0]).item() == 0
+
+
+def test_scores_loss_by_hand() -> None:
+    student = [torch.tensor([[[[1.0, 0.0], [2.0, 2.0]]]])]  # one layer, sentence and head
+    teacher = [torch.full((1, 1, 2, 2), 7.0), torch.tensor([[[[0.0, 3.0], [1.0, 0.0]]]])]
+    # gaps 1 -3 | 1 2, centred by rows: 2 -2 | -1/2 1/2
+    assert scores_loss(student, teacher, BOTH, [1]).item() == pytest.approx((4 + 4 + 1 / 4 + 1 / 4) / 4)
+    assert scores_loss(student, teacher, FIRST, [1]).item() == 0  # one key: nothing to weigh
+
+
+def test_scores_loss_does_not_see_what_softmax_does_not_see() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(2, 3, 5, 5, generator=generator) for _ in range(2))
+    real = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    loss = scores_loss([student], [teacher], real, [0])
+    shifted = student + 10 * torch.randn(2, 3, 5, 1, generator=generator)
+    torch.testing.assert_close(scores_loss([shifted], [teacher], real, [0]), loss)
+    torch.testing.assert_close(scores_loss([teacher + 3], [teacher], real, [0]), torch.tensor(0.0), atol=1e-6, rtol=0)
+    assert loss > 0.1
+
+
+def test_padding_is_ignored() -> None:
+    generator = torch.Generator().manual_seed(1)
+    real = torch.tensor([[True, True, True, False], [True, True, False, False]])
+    pair = (real[:, :, None] & real[:, None, :])[:, None]
+
+    def losses(noise: float) -> list[torch.Tensor]:
+        hidden, scores = (torch.randn(2, 2, *shape, generator=torch.Generator().manual_seed(2)) for shape in SHAPES)
+        hidden = hidden + noise * ~real[..., None] * torch.randn(hidden.shape, generator=generator)
+        scores = scores + noise * ~pair * torch.randn(scores.shape, generator=generator)
+        return [
+            hidden_loss([hidden[0]] * 2, [hidden[1]] * 2, real, [0]),
+            scores_loss([scores[0]], [scores[1]], real, [0]),
+        ]
+
+    for plain, noisy in zip(losses(0.0), losses(100.0), strict=True):
+        torch.testing.assert_close(noisy, plain)
+
+
+SHAPES = ((4, 3), (2, 4, 4))  # [N, D] and [H, N, N]
+
+
+def test_soft_loss_by_hand() -> None:
+    student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[2 * math.log(3), 0.0]])
+    # at temperature 2 the teacher says 3/4 and 1/4, the student halves; 4 KL
+    wanted = 4 * (0.75 * math.log(1.5) + 0.25 * math.log(0.5))
+    assert soft_loss(student, teacher, temperature=2.0, regression=False).tolist() == pytest.approx([wanted])
+    assert soft_loss(torch.tensor([[1.0]]), torch.tensor([[3.5]]), temperature=2.0, regression=True).item() == 6.25
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_soft_loss_is_zero_only_for_the_same_answer(temperature) -> None:
+    teacher = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    options = {"temperature": temperature, "regression": False}
+    torch.testing.assert_close(soft_loss(teacher + 5, teacher, **options), torch.zeros(6), atol=1e-5, rtol=0)
+    assert (soft_loss(teacher.flip(1), teacher, **options) > 1e-3).all()
+
+
+def test_hard_loss_by_hand() -> None:
+    logits = torch.tensor([[math.log(3), 0.0], [0.0, 0.0]])
+    assert hard_loss(logits, torch.tensor([0, 1]), regression=False).tolist() == pytest.approx(
+        [math.log(4 / 3), math.log(2)]
+    )
+    assert hard_loss(torch.tensor([[2.0], [0.0]]), torch.tensor([5.0, 1.0]), regression=True).tolist() == [9.0, 1.0]
+
+
+def test_firing_loss_is_the_mean_over_sites() -> None:
+    assert firing_loss({"a": torch.tensor(0.25), "b": torch.tensor(0.75)}).item() == 0.5
+
+
+def test_layer_maps_by_hand() -> None:
+    assert uniform_layer_map(4, 12) == [2, 5, 8, 11]
+    assert uniform_layer_map(6, 6) == [0, 1, 2, 3, 4, 5]
+    assert uniform_layer_map(1, 12) == [11]
+    assert uniform_layer_map(3, 4) == [0, 2, 3]
+
+
+def test_layer_maps_rise_to_the_last_layer() -> None:
+    for total in range(1, 25):
+        for count in range(1, total + 1):
+            chosen = uniform_layer_map(count, total)
+            assert chosen == sorted(set(chosen)) and len(chosen) == count
+            assert chosen[0] >= 0 and chosen[-1] == total - 1

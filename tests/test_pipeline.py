@@ -1,0 +1,279 @@
+"""The whole pipeline on a task of sixty sentences: what a run leaves behind, what it refuses, and that it can be measured again."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from micro import BATCHES, GLUE, ROOT, STAGES, micro, write_sst2
+
+from spikeprune import cli, pipeline
+from spikeprune.config import load, read_resolved
+from spikeprune.errors import InputError
+from spikeprune.report.table import summary_table
+from spikeprune.rundir import RunDir
+from spikeprune.summary import commit
+
+COST = {"ac", "mac", "elementwise", "energy_pj", "energy_full_pj", "norm_ops", "params", "bytes"}
+LATENCY = {"latency_steps", "latency_stages"}
+EPOCHS = {"teacher": 3, "internal_kd": 2, "prediction_kd": 1, "spatial": 3, "temporal": 3, "finetune": 1}
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def spikeprune(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run(
+        [sys.executable, "-m", "spikeprune", *args], capture_output=True, text=True, cwd=ROOT, env=variables
+    )
+
+
+@pytest.fixture(scope="module")
+def glue(tmp_path_factory) -> Path:
+    return write_sst2(tmp_path_factory.mktemp("glue"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, glue) -> tuple[RunDir, subprocess.CompletedProcess[str]]:
+    """One run through the command line, and what it printed."""
+    run = RunDir(tmp_path_factory.mktemp("runs") / "sst2")
+    done = spikeprune("train", str(GLUE), *micro(run.path, glue))
+    assert done.returncode == 0, done.stderr
+    return run, done
+
+
+def test_a_run_leaves_its_files(finished) -> None:
+    run, _ = finished
+    files = {str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file()}
+    wanted = {"config.yaml", "data.json", "metrics.jsonl", "metrics.csv", "summary.json"}
+    wanted |= {f"stages/{name}/{file}" for name in STAGES for file in ("model.safetensors", "record.json")}
+    wanted |= {f"stages/{name}/student.json" for name in STAGES[1:]}
+    extra = files - wanted
+    assert wanted <= files
+    assert all(name.startswith("stages/teacher/") for name in extra), extra  # its config and tokenizer, for transformers
+
+
+def test_the_terminal_ends_with_the_table(finished) -> None:
+    run, done = finished
+    assert done.stdout.rstrip().endswith(summary_table(json.loads(run.summary.read_text())))
+    assert done.stdout.startswith("data: sst2 from directory ")
+
+
+def test_the_summary_says_what_was_made_of_what(finished, glue) -> None:
+    run, _ = finished
+    summary = json.loads(run.summary.read_text())
+    data = summary["data"]
+    assert data["source"] == "dir" and str(glue) in data["banner"] and len(data["fingerprint"]) == 16
+    assert summary["task"] == "sst2" and summary["preset"] == "tiny" and summary["seed"] == 0
+    assert summary["commit"] == commit() and summary["hardware"]
+    assert summary["versions"]["torch"] == torch.__version__
+    assert set(summary["versions"]) == {"spikeprune", "torch", "lightning", "transformers"}
+    assert list(summary["stages"]) == list(STAGES[1:])
+    assert (summary["uncompressed"], summary["final"]) == ("prediction_kd", "finetune")
+    config = read_resolved(run.config)
+    assert config.task == "sst2" and config.student.dropout == 0.1 and config.compress.ffn == 0.3
+
+
+def test_the_summary_says_what_it_costs(finished) -> None:
+    run, _ = finished
+    summary = json.loads(run.summary.read_text())
+    teacher, rows = summary["teacher"], summary["stages"]
+    assert set(teacher["cost"]) == COST and teacher["cost"]["ac"] == 0 and teacher["cost"]["norm_ops"] == 1
+    assert 0.5 < teacher["metrics"]["accuracy"] == teacher["main"] <= 1
+    for row in rows.values():
+        assert COST | LATENCY | {"rate", "sparsity", "rates"} == set(row["cost"])
+        assert 0 <= row["metrics"]["accuracy"] == row["main"] <= 1
+        assert row["energy_saving"] == pytest.approx(teacher["cost"]["energy_pj"] / row["cost"]["energy_pj"])
+        assert row["cost"]["latency_steps"] == sum(row["t_steps"]) and 0 < row["cost"]["rate"] < 1
+        assert row["cost"]["rate"] + row["cost"]["sparsity"] == pytest.approx(1)
+    assert {name: row["steps"] for name, row in {"teacher": teacher, **rows}.items()} == {
+        name: epochs * BATCHES for name, epochs in EPOCHS.items()
+    }
+    whole, small, last = rows["prediction_kd"], rows["spatial"], rows["finetune"]
+    assert whole["heads"] == [3, 3] and whole["ffn"] == [37, 37] and whole["t_steps"] == [4, 4, 4]
+    assert sum(small["heads"]) == 3 and min(small["heads"]) >= 1 and sum(small["ffn"]) == 22 and min(small["ffn"]) >= 4
+    assert sum(last["t_steps"]) <= 6 and (last["heads"], last["ffn"]) == (small["heads"], small["ffn"])
+    for kind in ("ac", "energy_pj", "params", "bytes", "latency_steps"):
+        assert last["cost"][kind] < whole["cost"][kind], kind
+
+
+def test_each_stage_names_its_parent(finished) -> None:
+    run, _ = finished
+    for name, parent in zip(STAGES, (None, "teacher", *STAGES[1:]), strict=False):
+        record = run.record(name)
+        if parent is None:
+            assert record["parent"] is None
+        else:
+            assert record["parent"] == {"stage": parent, "weights": run.record(parent)["weights"]}
+        assert record["config"]["epochs"] == EPOCHS[name]
+
+
+def test_metrics_are_in_order_and_complete(finished) -> None:
+    run, _ = finished
+    records = run.read_metrics()
+    assert [r["global_step"] for r in records] == sorted(r["global_step"] for r in records)
+    assert list(dict.fromkeys(r["stage"] for r in records)) == list(STAGES)
+    before = 0
+    for name in STAGES:
+        mine = [r for r in records if r["stage"] == name]
+        training = [r["step"] for r in mine if "train/loss" in r]
+        assert training == list(range(EPOCHS[name] * BATCHES))  # run.log_every=1
+        assert all(r["global_step"] == before + r["step"] for r in mine)
+        ends = [BATCHES * (epoch + 1) - 1 for epoch in range(EPOCHS[name])]
+        assert [r["step"] for r in mine if "val/accuracy" in r] == ends
+        assert [r["step"] for r in mine if "cost/energy_pj" in r] == (ends if name != "teacher" else [])
+        before += EPOCHS[name] * BATCHES
+    keys = set().union(*records)
+    assert {"train/hidden", "train/scores", "train/soft", "val/main", "cost/ac", "cost/rate"} <= keys
+    heads = [r["compress/heads"] for r in records if "compress/heads" in r]
+    assert len(heads) == 3 and heads == sorted(heads, reverse=True) and heads[-1] == 0.5
+    lines = (run.path / "metrics.csv").read_text().splitlines()
+    assert len(lines) == len(records) + 1 and set(lines[0].split(",")) == keys
+
+
+def test_the_last_line_of_each_stage_is_what_the_summary_says(finished) -> None:
+    """The dev split measured by the logger during training is the one measured again at the end."""
+    run, _ = finished
+    for name in STAGES[1:]:
+        last = [r for r in run.read_metrics() if r["stage"] == name and "val/accuracy" in r][-1]
+        record = run.record(name)
+        assert last["val/accuracy"] == pytest.approx(record["metrics"]["accuracy"])
+    for name in STAGES[1:]:
+        last = [r for r in run.read_metrics() if r["stage"] == name and "cost/ac" in r][-1]
+        assert last["cost/ac"] == pytest.approx(run.record(name)["cost"]["ac"], rel=1e-6)
+
+
+@pytest.mark.parametrize("stage", ["teacher", "internal_kd", "spatial", "finetune"])
+def test_evaluate_measures_the_same_again(finished, stage) -> None:
+    run, _ = finished
+    again, record = pipeline.evaluate(run.path, stage=stage), run.record(stage)
+    for key in ("metrics", "main", "cost", "data", *(("t_steps", "heads", "ffn") if stage != "teacher" else ())):
+        assert again[key] == record[key], key
+    assert again["stage"] == stage
+
+
+def test_evaluate_on_the_command_line_and_on_other_data(finished, tmp_path, capsys) -> None:
+    run, _ = finished
+    assert cli.main(["evaluate", str(run.path), "--stage", "temporal", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    record = run.record("temporal")
+    assert printed["cost"] == record["cost"] and printed["metrics"] == record["metrics"]
+    other = pipeline.evaluate(run.path, data_dir=str(write_sst2(tmp_path / "other", dev=10)))
+    assert other["stage"] == "finetune" and other["data"]["fingerprint"] != record["data"]["fingerprint"]
+
+
+def test_evaluate_refuses_what_is_not_there(finished, tmp_path) -> None:
+    run, _ = finished
+    for path, stage, message in (
+        (tmp_path, None, "holds no run"),
+        (run.path, "general_kd", "stage 'general_kd' is not finished; finished are: finetune, internal_kd"),
+    ):
+        with pytest.raises(InputError, match=message):
+            pipeline.evaluate(path, stage=stage)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_second_start_does_nothing(finished, glue, capsys) -> None:
+    run, _ = finished
+    before = contents(run.path)
+    summary = pipeline.run(load(GLUE, micro(run.path, glue)))
+    assert capsys.readouterr().out.count("finished earlier") == len(STAGES)
+    after = contents(run.path)
+    assert json.loads(before["summary.json"]) == json.loads(after["summary.json"]) == json.loads(json.dumps(summary))
+    assert after == before
+
+
+def test_a_moved_run_is_still_the_run(finished, glue, tmp_path) -> None:
+    run, _ = finished
+    (tmp_path / "elsewhere").symlink_to(run.path)
+    assert pipeline.run(load(GLUE, micro(tmp_path / "elsewhere", glue)))["final"] == "finetune"
+
+
+def test_another_configuration_is_refused_with_the_keys_that_differ(finished, glue, capsys) -> None:
+    run, _ = finished
+    before = contents(run.path)
+    assert cli.main(["train", str(GLUE), *micro(run.path, glue), "seed=3", "student.percentile=98.0"]) == 2
+    message = capsys.readouterr().err
+    assert "seed: 0 → 3" in message and "student.percentile: 99.0 → 98.0" in message
+    assert message.count("→") == 2
+    assert contents(run.path) == before
+
+
+def test_other_data_under_the_same_name_are_refused(finished, tmp_path, glue) -> None:
+    run, _ = finished
+    dev = glue / "SST-2" / "dev.tsv"
+    text = dev.read_text()
+    try:
+        dev.write_text(text + "rain was bad\t0\n")
+        with pytest.raises(InputError, match="was started on other data"):
+            pipeline.run(load(GLUE, micro(run.path, glue)))
+    finally:
+        dev.write_text(text)
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_a_teacher_that_has_learnt_nothing_stops_the_run(epochs, tmp_path, capsys) -> None:
+    """On generated data, which no network learns in one epoch at such a rate."""
+    run = RunDir(tmp_path / "run")
+    small = ["task=rte", "data.embedded_train=16", "data.embedded_dev=20", "stages.teacher.lr=1.0e-9"]
+    assert cli.main(["train", str(GLUE), *micro(run.path), *small, f"stages.teacher.epochs={epochs}"]) == 2
+    message = capsys.readouterr().err
+    assert "error: the teacher's accuracy on rte is 0." in message
+    assert "no better than always giving the same answer" in message
+    assert not run.finished("teacher") and not run.summary.exists()
+    assert not any((run.path / "stages" / name).exists() for name in STAGES[1:])
+
+
+def test_generated_data_are_never_called_glue(tmp_path, monkeypatch) -> None:
+    """MNLI, with its two dev splits; nothing is learnt in one epoch, and that is allowed here."""
+    monkeypatch.setattr(pipeline, "check_teacher", lambda *_: None)
+    small = ["task=mnli", "data.embedded_train=24", "data.embedded_dev=12", "run.stages=[teacher,internal_kd,spatial]"]
+    small += ["compress.t_steps=null", *(f"stages.{name}.epochs=1" for name in ("teacher", "internal_kd", "spatial"))]
+    summary = pipeline.run(load(GLUE, [*micro(tmp_path / "run"), *small]))
+    assert summary["data"]["source"] == "embedded" and "NOT GLUE scores" in summary["data"]["banner"]
+    assert list(summary["stages"]) == ["internal_kd", "spatial"] and summary["uncompressed"] == "internal_kd"
+    for row in (summary["teacher"], *summary["stages"].values()):
+        assert set(row["metrics"]) == {"accuracy", "validation_mismatched/accuracy"}
+        assert row["main"] == row["metrics"]["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("coding", "options"),
+    [
+        ("per_step", ["student.spikes=binary", "student.pooling=cls", "student.query=spiking"]),
+        ("running_mean", ["student.theta=tensor", "student.leak=0.9", "student.init=random", "student.layers=1"]),
+    ],
+)
+def test_the_other_codings_and_the_corpus_stage_run(coding, options, tmp_path, glue) -> None:
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n".join(["the film was a story of rain"] * 20))
+    stages = ["run.stages=[teacher,general_kd,spatial]", "stages.general_kd.epochs=1", "compress.t_steps=null"]
+    overrides = [*micro(tmp_path / "run", glue), *stages, f"data.corpus=[{corpus}]", f"student.coding={coding}"]
+    summary = pipeline.run(load(GLUE, [*overrides, "student.forward=spiking", "compress.spatial.min_heads=1", *options]))
+    layers = 1 if "student.layers=1" in options else 2
+    assert summary["stages"]["general_kd"]["steps"] == 3
+    assert len(summary["stages"]["spatial"]["heads"]) == layers
+    assert summary["stages"]["spatial"]["cost"]["latency_steps"] == 4  # all layers tick together
+    again = pipeline.evaluate(tmp_path / "run")
+    assert again["cost"] == summary["stages"]["spatial"]["cost"]
+
+
+def test_wandb_writes_an_offline_run_without_a_key(tmp_path, glue) -> None:
+    stages = ["run.stages=[teacher,internal_kd]", "compress.heads=1.0", "compress.ffn=1.0", "compress.t_steps=null"]
+    overrides = [*micro(tmp_path / "run", glue), *stages, "stages.internal_kd.epochs=1", "run.wandb=true"]
+    done = spikeprune("train", str(GLUE), *overrides, WANDB_MODE="offline", WANDB_SILENT="true", WANDB_API_KEY="")
+    assert done.returncode == 0, done.stderr
+    files = list((tmp_path / "run").rglob("offline-run-*/run-*.wandb"))
+    name = (tmp_path / "run" / "wandb_id").read_text()
+    assert files and {path.name for path in files} == {f"run-{name}.wandb"}  # all stages are one run
+    data = b"".join(path.read_bytes() for path in files)
+    for key in (b"teacher/train/loss", b"internal_kd/train/hidden", b"internal_kd/cost/energy_pj", b"global_step"):
+        assert key in data, key

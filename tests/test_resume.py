@@ -1,0 +1,176 @@
+"""A run that is killed in the middle of an epoch, three times, ends as the run that nobody disturbed."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import lightning as L
+import pytest
+from micro import BATCHES, GLUE, STAGES, micro, write_sst2
+
+from spikeprune import build, pipeline
+from spikeprune.config import load
+from spikeprune.errors import InputError
+from spikeprune.rundir import RunDir
+
+# Children are forked from a server that has imported everything and computed nothing: real processes, without the
+# seconds of an import each.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["spikeprune.pipeline"])
+
+
+class Killer(L.Callback):
+    """Ends its own process as `kill -9` does, when the optimizer has made `step` steps."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *_) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def leg(overrides: list[str], log: Path, kill: tuple[str, int] | None) -> None:
+    """One start of the run; `kill` names a stage and a step of it."""
+    with log.open("ab", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    if kill:
+        plain = build.stage_callbacks
+
+        def with_killer(parts, name, run):
+            return [*([Killer(kill[1])] if name == kill[0] else []), *plain(parts, name, run)]
+
+        build.stage_callbacks = with_killer
+    pipeline.run(load(GLUE, overrides))
+
+
+def start(overrides: list[str], log: Path, kill: tuple[str, int] | None = None) -> int:
+    child = processes.Process(target=leg, args=(overrides, log, kill))
+    child.start()
+    child.join(120)
+    return child.exitcode
+
+
+@pytest.fixture(scope="module")
+def glue(tmp_path_factory) -> Path:
+    return write_sst2(tmp_path_factory.mktemp("glue"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, glue) -> RunDir:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert start(micro(folder / "run", glue), folder / "log") == 0, (folder / "log").read_text()
+    return RunDir(folder / "run")
+
+
+def result(run: RunDir) -> dict:
+    """All that a run leaves, but for the time it took and its own path."""
+    summary = json.loads(run.summary.read_text())
+    records = {name: run.record(name) for name in STAGES}
+    for row in (summary["teacher"], *summary["stages"].values(), *records.values()):
+        assert row.pop("seconds") > 0
+    files = sorted(str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file())
+    weights = {name: (run.stage(name) / "model.safetensors").read_bytes() for name in STAGES}
+    return {"files": files, "records": records, "summary": summary, "weights": weights}
+
+
+def steps_of(run: RunDir) -> list[tuple]:
+    """(stage, step, what was logged) of every record."""
+    return [(r["stage"], r["step"], tuple(sorted(set(r) - {"epoch"}))) for r in run.read_metrics()]
+
+
+CHAINS = {
+    # a checkpoint at each epoch's end: the killed epoch is done again
+    "each epoch": ([], [("teacher", BATCHES + 3), ("internal_kd", BATCHES + 5), ("spatial", BATCHES + 2)]),
+    # a checkpoint every three steps: the killed epoch goes on in its middle. At step 5 the first epoch has decided
+    # what to prune; at 10 the checkpoint is of the second epoch.
+    "every 3 steps": (["run.checkpoint_every=3"], [("teacher", BATCHES + 3), ("spatial", 5), ("temporal", 10)]),
+    "every 3 steps, first epoch": (["run.checkpoint_every=3"], [("internal_kd", 5), ("spatial", 10), ("spatial", 23)]),
+}
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_killed_and_resumed_equals_undisturbed(chain, undisturbed, glue, tmp_path) -> None:
+    how, kills = CHAINS[chain]
+    run, log, command = RunDir(tmp_path / "run"), tmp_path / "log", [*micro(tmp_path / "run", glue), *how]
+    for stage, step in kills:
+        assert start(command, log, (stage, step)) == -signal.SIGKILL, log.read_text()
+        assert run.resume(stage).is_file() and not run.finished(stage) and not run.summary.exists()
+    assert start(command, log) == 0, log.read_text()
+    assert log.read_text().count("goes on from step") == len(kills)
+    found, wanted = result(run), result(undisturbed)
+    for name in STAGES:  # masks, t_steps and thresholds are among the tensors
+        assert found["weights"][name] == wanted["weights"][name], f"{name} has other weights"
+    assert found == wanted
+    assert len(set(steps_of(run))) == len(steps_of(run))  # no step is logged twice
+    assert steps_of(run) == steps_of(undisturbed)
+    assert run.read_metrics() == undisturbed.read_metrics()
+
+
+def test_what_was_pruned_differs_from_stage_to_stage(undisturbed) -> None:
+    """Or the test above would compare networks in which nothing happened."""
+    stages = result(undisturbed)["summary"]["stages"]
+    assert sum(stages["prediction_kd"]["heads"]) == 6 and sum(stages["spatial"]["heads"]) == 3
+    assert sum(stages["prediction_kd"]["ffn"]) == 74 and sum(stages["spatial"]["ffn"]) == 22
+    assert stages["spatial"]["t_steps"] == [4, 4, 4] and sum(stages["temporal"]["t_steps"]) <= 6
+
+
+# --------------------------------------------------------------------------------------------------- mixed-up run files
+
+
+@pytest.fixture
+def half(undisturbed, tmp_path) -> RunDir:
+    """A copy of the finished run whose last stage is still to be made."""
+    import shutil
+
+    shutil.copytree(undisturbed.path, tmp_path / "run")
+    run = RunDir(tmp_path / "run")
+    run.summary.unlink()
+    shutil.rmtree(run.stage("finetune"))
+    return run
+
+
+def config_of(run: RunDir, glue: Path):
+    return load(GLUE, micro(run.path, glue))
+
+
+def swap_weights(run: RunDir) -> None:
+    """Another stage's weights, which fit the network but not the record."""
+    data = (run.stage("spatial") / "model.safetensors").read_bytes()
+    (run.stage("temporal") / "model.safetensors").write_bytes(data)
+
+
+def cut_weights(run: RunDir) -> None:
+    path = run.stage("temporal") / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def remove_weights(run: RunDir) -> None:
+    (run.stage("temporal") / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize("damage", [swap_weights, cut_weights, remove_weights])
+def test_a_stage_is_not_built_on_a_damaged_one(half, glue, damage) -> None:
+    damage(half)
+    with pytest.raises(InputError, match=r"temporal/model.safetensors: is missing or not the file that record.json"):
+        pipeline.run(config_of(half, glue))
+    assert not half.finished("finetune") and not half.summary.exists()
+
+
+def test_a_damaged_teacher_is_refused(half, glue) -> None:
+    path = half.stage("teacher") / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(InputError, match="teacher"):
+        pipeline.run(config_of(half, glue))
+
+
+def test_a_damaged_resume_checkpoint_is_refused(half, glue) -> None:
+    half.resume("finetune").parent.mkdir()
+    half.resume("finetune").write_bytes(b"half a file")
+    with pytest.raises(InputError, match="resume.ckpt"):
+        pipeline.run(config_of(half, glue))

@@ -1,0 +1,231 @@
+"""The teacher against `transformers` itself, the student that starts from it, and checkpoints that are no BERT."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import safetensors.torch
+import torch
+from transformers import BertConfig, BertForSequenceClassification, DistilBertConfig, DistilBertForSequenceClassification
+
+from spikeprune.errors import InputError
+from spikeprune.models.student import Student
+from spikeprune.models.teacher import Teacher, copy_encoder, read_config, scratch_config
+
+D, H, F, N, LAYERS = 12, 3, 37, 8, 3
+SIZE = {"vocab_size": 29, "hidden_size": D, "num_hidden_layers": LAYERS, "num_attention_heads": H}
+SIZE |= {"intermediate_size": F, "max_position_embeddings": 16, "num_labels": 3}
+
+
+def bert(seed: int = 0, **options) -> BertForSequenceClassification:
+    """With weights large enough that attention and gelu are far from linear."""
+    torch.manual_seed(seed)
+    model = BertForSequenceClassification._from_config(BertConfig(**SIZE), **options)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+def sentences() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "input_ids": torch.randint(29, (3, N), generator=generator),
+        "attention_mask": (torch.arange(N) < torch.tensor([8, 5, 3])[:, None]).long(),
+        "token_type_ids": torch.randint(2, (3, N), generator=generator),
+    }
+
+
+def test_a_frozen_teacher_stays_frozen() -> None:
+    teacher, batch = Teacher(bert()), sentences()
+    assert not torch.equal(teacher.train()(**batch).logits, teacher(**batch).logits)  # dropout
+    teacher.freeze()
+    outer = torch.nn.ModuleDict({"teacher": teacher}).train()
+    assert outer.training and not any(module.training for module in teacher.modules())
+    first, again = teacher(**batch).logits, teacher(**batch).logits
+    assert torch.equal(first, again) and not first.requires_grad
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_features_are_those_of_transformers() -> None:
+    model, batch = bert(attn_implementation="eager").eval(), sentences()
+    with torch.no_grad():
+        theirs = model(**batch, output_attentions=True, output_hidden_states=True)
+        ours = Teacher(model)(**batch, features=True)
+        plain = Teacher(model)(**batch)
+    assert len(ours.hidden) == LAYERS + 1 and len(ours.scores) == LAYERS
+    assert plain.hidden == plain.scores == ()
+    torch.testing.assert_close(ours.logits, theirs.logits)
+    torch.testing.assert_close(plain.logits, theirs.logits)
+    blocked = torch.zeros(3, 1, 1, N).masked_fill(batch["attention_mask"][:, None, None] == 0, -torch.inf)
+    for i, layer in enumerate(model.bert.encoder.layer):
+        torch.testing.assert_close(ours.hidden[i + 1], theirs.hidden_states[i + 1])
+        torch.testing.assert_close((ours.scores[i] + blocked).softmax(-1), theirs.attentions[i])
+        own = layer.attention.self
+        for h in range(H):  # q k^T / sqrt d of one head, from the weights
+            rows = slice(h * D // H, (h + 1) * D // H)
+            q = ours.hidden[i] @ own.query.weight[rows].T + own.query.bias[rows]
+            k = ours.hidden[i] @ own.key.weight[rows].T + own.key.bias[rows]
+            torch.testing.assert_close(ours.scores[i][:, h], q @ k.transpose(1, 2) / math.sqrt(D // H))
+
+
+def test_features_leave_no_hooks_behind() -> None:
+    teacher = Teacher(bert()).freeze()
+    for _ in range(2):
+        assert len(teacher(**sentences(), features=True).scores) == LAYERS
+    attention = teacher.bert.bert.encoder.layer[0].attention.self
+    assert not attention.query._forward_hooks and not attention.key._forward_hooks
+
+
+def student_of(layers: int, **options) -> Student:
+    size = {"vocab": 29, "positions": 16, "segments": 2, "hidden": D, "heads": H, "ffn": F, "classes": 3}
+    return Student(**size, layers=layers, t_steps=2**40, **options).double().eval()
+
+
+@pytest.mark.parametrize("theta", ["channel", "tensor"])
+@pytest.mark.parametrize("query", ["real", "spiking"])
+def test_a_student_with_fine_steps_and_wide_thresholds_is_the_teacher(theta, query) -> None:
+    """Thetas at each channel's largest activation: the clip cuts nothing, 2^40 steps round nothing away."""
+    teacher, batch = Teacher(bert().double()).freeze(), sentences()
+    student = student_of(LAYERS, spikes="ternary", theta=theta, query=query, pooling="cls")
+    copy_encoder(student, teacher, list(range(LAYERS)))
+    with torch.no_grad():
+        student(**batch, mode="calibrate", percentile=100.0)
+        for parameter in (p for name, p in student.named_parameters() if name.endswith("log_theta")):
+            parameter.add_(1e-9)  # so that the largest activation itself is inside
+        ours, theirs = student(**batch), teacher(**batch, features=True)
+    real = batch["attention_mask"].bool()
+    for i in range(LAYERS + 1):
+        torch.testing.assert_close(ours.hidden[i][real], theirs.hidden[i][real], atol=1e-7, rtol=1e-7)
+    for i in range(LAYERS):
+        pairs = real[:, None, :, None] & real[:, None, None, :]
+        torch.testing.assert_close(ours.scores[i] * pairs, theirs.scores[i] * pairs, atol=1e-7, rtol=1e-7)
+    torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-7, rtol=1e-7)
+
+
+def test_chosen_layers_are_copied_and_the_copy_is_the_students_own() -> None:
+    teacher, student = Teacher(bert().double()), student_of(2, pooling="mean")
+    before = student.classifier.weight.clone()
+    copy_encoder(student, teacher, [0, 2])
+    for target, source in zip(student.layers, (0, 2), strict=True):
+        layer = teacher.bert.bert.encoder.layer[source]
+        assert torch.equal(target.out.weight, layer.attention.output.dense.weight)
+        assert torch.equal(target.down.bias, layer.output.dense.bias)
+        assert torch.equal(target.query.weight, layer.attention.self.query.weight)
+        assert torch.equal(target.attention_norm.weight, layer.attention.output.LayerNorm.weight)
+    assert torch.equal(student.classifier.weight, before)  # the teacher's reads its pooler, not the mean
+    teacher.bert.bert.embeddings.word_embeddings.weight.data.zero_()
+    assert student.embedding.word.weight.any()
+
+
+# --------------------------------------------------------------------------------------------------------- checkpoints
+
+
+def saved(model, folder):
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_a_saved_bert_comes_back_and_a_missing_classifier_starts_anew(tmp_path) -> None:
+    model = bert().eval()
+    teacher = Teacher.load(saved(model, tmp_path / "whole"), classes=3).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(**sentences()).logits, model(**sentences()).logits)
+    bare = Teacher.load(saved(model.bert, tmp_path / "bare"), classes=2)
+    assert bare.bert.classifier.weight.shape == (2, D)
+    assert torch.equal(bare.bert.bert.pooler.dense.weight, model.bert.pooler.dense.weight)
+
+
+def distilbert(folder) -> str:
+    config = DistilBertConfig(vocab_size=29, dim=12, n_layers=1, n_heads=3, hidden_dim=37)
+    return str(saved(DistilBertForSequenceClassification(config), folder))
+
+
+def without_encoder_weights(folder) -> str:
+    saved(bert(), folder)
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    kept = {k: v for k, v in weights.items() if "layer.1.attention.self.key" not in k}
+    assert len(kept) == len(weights) - 2
+    safetensors.torch.save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    return str(folder)
+
+
+def without_weights(folder) -> str:
+    saved(bert(), folder)
+    (folder / "model.safetensors").unlink()
+    return str(folder)
+
+
+def cut_short(folder) -> str:
+    saved(bert(), folder)
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    return str(folder)
+
+
+def other_classes(folder) -> str:
+    config = BertConfig(**{**SIZE, "num_labels": 5})
+    return str(saved(BertForSequenceClassification(config), folder))
+
+
+def decoder(folder) -> str:
+    BertConfig(**SIZE, is_decoder=True).save_pretrained(folder)
+    return str(folder)
+
+
+def other_activation(folder) -> str:
+    BertConfig(**SIZE, hidden_act="silu").save_pretrained(folder)
+    return str(folder)
+
+
+def bad_json(folder) -> str:
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "bert",')
+    return str(folder)
+
+
+def empty(folder) -> str:
+    folder.mkdir()
+    return str(folder)
+
+
+BROKEN = [
+    (distilbert, "'distilbert' model; SpikingBERT needs a BERT"),
+    (lambda folder: str(folder / "nowhere"), "no model configuration at"),
+    (empty, "no model configuration at"),
+    (bad_json, "no model configuration at"),
+    (without_encoder_weights, "lacks 2 of the encoder's weights, first bert.encoder.layer.1.attention.self.key"),
+    (without_weights, "cannot be loaded as a BERT"),
+    (cut_short, "cannot be loaded as a BERT"),
+    (other_classes, "cannot be loaded as a BERT with 3 outputs"),
+    (decoder, "or a decoder"),
+    (other_activation, "hidden_act='silu'"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), BROKEN, ids=[m.split(";")[0][:30].strip("'") for _, m in BROKEN])
+def test_what_is_no_bert_is_one_clear_sentence(make, message, tmp_path) -> None:
+    path = make(tmp_path / "x")
+    with pytest.raises(InputError) as caught:
+        Teacher.load(path, classes=3)
+    text = str(caught.value)
+    assert text.startswith("teacher.checkpoint: ") and message in text and path in text
+    assert "\n" not in text and len(text) < 450
+
+
+def test_the_configuration_is_judged_without_the_weights(tmp_path) -> None:
+    with pytest.raises(InputError, match="'distilbert' model"):
+        read_config(distilbert(tmp_path / "x"), classes=2)
+    assert read_config(str(saved(bert(), tmp_path / "y")), classes=2).num_labels == 2
+
+
+def test_a_teacher_from_scratch_has_the_size_asked_for() -> None:
+    config = scratch_config(vocab=29, hidden=12, layers=2, heads=3, ffn=37, positions=9, dropout=0.25, classes=4)
+    teacher = Teacher.scratch(config)
+    shapes = {name: tuple(p.shape) for name, p in teacher.bert.named_parameters()}
+    assert shapes["bert.embeddings.word_embeddings.weight"] == (29, 12)
+    assert shapes["bert.embeddings.position_embeddings.weight"] == (9, 12)
+    assert shapes["bert.encoder.layer.1.intermediate.dense.weight"] == (37, 12)
+    assert shapes["classifier.weight"] == (4, 12)
+    assert {m.p for m in teacher.modules() if isinstance(m, torch.nn.Dropout)} == {0.25}

@@ -1,7 +1,7 @@
 # `make help` lists the targets.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup glue test check lock clean
+.PHONY: help setup glue test check results lock clean
 
 PYTHON ?= python3
 PRESET ?= tiny
@@ -65,6 +65,9 @@ check: $(STAMP)  ## ruff, ruff format and the import-layer test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -q tests/test_layers.py
+
+results: $(STAMP)  ## the README's table and pictures [RUNS="runs/mrpc-tiny-s0 …" to take in]
+	$(BIN)/python experiments/results.py $(RUNS)
 
 lock:  ## resolve the locked versions again, with uv [UPGRADE=--upgrade]
 	@test -n "$(UV)" || { echo "error: make lock needs uv" >&2; exit 2; }

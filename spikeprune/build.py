@@ -23,6 +23,7 @@ from spikeprune.callbacks.synops import SynOpsLogger
 from spikeprune.callbacks.temporal import TemporalPruning
 from spikeprune.cost import PRICES
 from spikeprune.data.corpus import CorpusData
+from spikeprune.errors import InputError
 from spikeprune.models.student import Student
 from spikeprune.models.teacher import Teacher, copy_encoder
 from spikeprune.modules import LossWeights, Optimization, StudentModule, TeacherModule
@@ -30,6 +31,7 @@ from spikeprune.parts import Parts
 from spikeprune.rundir import RunDir
 from spikeprune.schema import Config, Stage
 from spikeprune.size import Shape
+from spikeprune.spiking import kernels as fused
 
 
 def teacher(parts: Parts) -> Teacher:
@@ -131,8 +133,23 @@ def teacher_module(parts: Parts, learning: Teacher) -> TeacherModule:
     return TeacherModule(learning, **_common(parts, parts.stage("teacher")))
 
 
+def kernels(config: Config) -> str:
+    """`torch` or `triton`: what the spiking sites compute with. Raises InputError for triton where it cannot run.
+
+    `auto` is triton where the machine has it and the kernels cover the run: not on the CPU, not LIF, not float64.
+    """
+    run, lacking = config.run, fused.lacking()
+    if run.kernels == "triton" and lacking:
+        raise InputError(f"run.kernels = triton: needs {lacking}, which is not here; use run.kernels=torch or auto")
+    covered = run.accelerator != "cpu" and run.precision != "64-true" and config.student.leak == 1.0
+    if run.kernels == "auto":
+        return "triton" if covered and not lacking else "torch"
+    return run.kernels
+
+
 def student_module(parts: Parts, name: str, learning: Student, frozen: Teacher) -> StudentModule:
     stage = parts.stage(name)
+    learning.use_kernels(kernels(parts.config))
     return StudentModule(
         learning,
         frozen,

@@ -27,6 +27,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "task": tuple(TASKS),
     "run.accelerator": ("auto", "cpu", "gpu"),
     "run.precision": ("32-true", "bf16-mixed", "16-mixed", "64-true"),
+    "run.kernels": ("auto", "torch", "triton"),
     "data.source": ("auto", "hub", "dir", "embedded"),
     "student.init": ("teacher", "random"),
     "student.spikes": ("binary", "ternary"),
@@ -281,3 +282,6 @@ def _run(config: Config) -> Iterator[Problem]:
     if config.run.accelerator == "cpu" and config.run.precision == "16-mixed":
         keys = ("run.precision", "run.accelerator")
         yield keys, "run.precision = 16-mixed: needs a GPU; on run.accelerator=cpu use bf16-mixed or 32-true"
+    if config.run.kernels == "triton" and config.run.accelerator == "cpu":
+        keys = ("run.kernels", "run.accelerator")
+        yield keys, "run.kernels = triton: needs a GPU; on run.accelerator=cpu use torch or auto"

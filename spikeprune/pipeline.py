@@ -34,10 +34,12 @@ def run(config: Config) -> dict[str, Any]:
     for a teacher that is no better than the majority class.
     """
     build.quiet()
+    kernels = build.kernels(config)
     parts = prepare(config)
     directory = RunDir(config.run.dir)
     enter(directory, parts)
     say(parts.raw.banner)
+    say(f"kernels: {kernels}")
     stages = parts.active()
     for number, name in enumerate(stages, 1):
         if directory.finished(name):
@@ -49,7 +51,7 @@ def run(config: Config) -> dict[str, Any]:
             teach(parts, directory)
         else:
             learn(parts, directory, name, before(stages, name))
-    summary = summarize_run(parts, directory)
+    summary = {**summarize_run(parts, directory), "kernels": kernels}
     write_json(directory.summary, summary)
     directory.write_csv()
     return summary

@@ -8,7 +8,8 @@ from typing import Any
 
 @dataclass
 class Run:
-    """Where and how a run executes; nothing here may change what a step computes, except `precision`."""
+    """Where and how a run executes; nothing here may change what a step computes, except `precision` and, by the order
+    of a sum, `kernels`."""
 
     dir: str = "runs/${task}-${preset}-s${seed}"
     stages: list[str] = field(
@@ -25,6 +26,7 @@ class Run:
     accelerator: str = "auto"  # auto | cpu | gpu
     devices: int = 1
     precision: str = "32-true"  # Lightning's names; evaluation that is reported runs in 32-true
+    kernels: str = "auto"  # of the spiking sites: auto (triton where it applies) | torch | triton
     threads: int | None = None  # CPU threads of torch; null leaves torch's choice
     log_every: int = 20  # optimizer steps between two training records
     checkpoint_every: int | None = None  # optimizer steps between resume checkpoints; null: each epoch

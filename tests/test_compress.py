@@ -405,7 +405,11 @@ def test_temporal_pruning_reaches_its_target(criterion) -> None:
     if criterion == "uniform":
         assert sums == [17, 13, 9, 9]  # 21 to 9 in three equal parts
     assert all(total <= wanted for total, wanted in zip(sums, (17, 13, 9, 9), strict=True))
-    assert all(a >= b for before, after in zip(history, history[1:], strict=False) for a, b in zip(before[2], after[2], strict=True))
+    assert all(
+        a >= b
+        for before, after in zip(history, history[1:], strict=False)
+        for a, b in zip(before[2], after[2], strict=True)
+    )
     assert {(heads, ffn) for heads, ffn, _ in history} == {(6, 74)}
 
 

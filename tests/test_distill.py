@@ -7,7 +7,18 @@ import math
 import pytest
 import torch
 
-from spikeprune.distill import firing_loss, hard_loss, hidden_loss, scores_loss, soft_loss, uniform_layer_map
+from spikeprune import cost
+from spikeprune.distill import (
+    additions_loss,
+    firing_loss,
+    hard_loss,
+    hidden_loss,
+    scores_loss,
+    soft_loss,
+    uniform_layer_map,
+)
+from spikeprune.models.student import Student, layer_of
+from spikeprune.size import Shape
 
 BOTH = torch.tensor([[True, True]])
 FIRST = torch.tensor([[True, False]])  # the second token is padding
@@ -108,3 +119,31 @@ def test_layer_maps_rise_to_the_last_layer() -> None:
             chosen = uniform_layer_map(count, total)
             assert chosen == sorted(set(chosen)) and len(chosen) == count
             assert chosen[0] >= 0 and chosen[-1] == total - 1
+
+
+@pytest.mark.parametrize("spikes", ["binary", "ternary"])
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_the_priced_firing_is_what_the_counter_counts(spikes, pooling) -> None:
+    """Rates times channels, steps and fan-out are the additions of a token; sentences of one length, nothing pruned."""
+    torch.manual_seed(0)
+    shape = Shape(hidden=12, heads=3, ffn=37, layers=2, classes=2, pooling=pooling, vocab_size=23, positions=8)
+    size = {"vocab": 23, "positions": 8, "segments": 2, "hidden": 12, "heads": 3, "ffn": 37, "layers": 2, "classes": 2}
+    student = Student(**size, t_steps=[3, 4, 2], spikes=spikes, pooling=pooling).double().eval()
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        outputs = student(torch.randint(23, (4, 7)), torch.ones(4, 7), mode="spiking", count=True, rate=True)
+    masks = {"heads": student.heads, "ffn": student.ffn}
+    lengths, steps = torch.full((4,), 7), dict(zip((-1, 0, 1), student.steps, strict=True))
+    counted = cost.count(outputs.counts, lengths, shape=shape, **masks, t_steps=student.steps, coding="accumulate")
+    wanted = counted.ac.sum()
+    if pooling == "cls":  # the one token that the pooler reads has no share in a token's price
+        wanted = wanted - counted.ac[-1]
+    found = additions_loss(
+        outputs.rates,
+        fan_out=cost.fan_out(shape=shape, **masks, tokens=7.0),
+        channels={name: 37 if name.endswith("intermediate") else 12 for name in outputs.rates},
+        t_steps={name: steps[layer_of(name)] for name in outputs.rates},
+        dense=10.0,
+    )
+    torch.testing.assert_close(found, wanted / (4 * 7) / 10)

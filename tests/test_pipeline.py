@@ -55,7 +55,9 @@ def test_a_run_leaves_its_files(finished) -> None:
     wanted |= {f"stages/{name}/student.json" for name in STAGES[1:]}
     extra = files - wanted
     assert wanted <= files
-    assert all(name.startswith("stages/teacher/") for name in extra), extra  # its config and tokenizer, for transformers
+    assert all(name.startswith("stages/teacher/") for name in extra), (
+        extra
+    )  # its config and tokenizer, for transformers
 
 
 def test_the_terminal_ends_with_the_table(finished) -> None:
@@ -257,7 +259,9 @@ def test_the_other_codings_and_the_corpus_stage_run(coding, options, tmp_path, g
     corpus.write_text("\n".join(["the film was a story of rain"] * 20))
     stages = ["run.stages=[teacher,general_kd,spatial]", "stages.general_kd.epochs=1", "compress.t_steps=null"]
     overrides = [*micro(tmp_path / "run", glue), *stages, f"data.corpus=[{corpus}]", f"student.coding={coding}"]
-    summary = pipeline.run(load(GLUE, [*overrides, "student.forward=spiking", "compress.spatial.min_heads=1", *options]))
+    summary = pipeline.run(
+        load(GLUE, [*overrides, "student.forward=spiking", "compress.spatial.min_heads=1", *options])
+    )
     layers = 1 if "student.layers=1" in options else 2
     assert summary["stages"]["general_kd"]["steps"] == 3
     assert len(summary["stages"]["spatial"]["heads"]) == layers

@@ -7,7 +7,12 @@ import math
 import pytest
 import safetensors.torch
 import torch
-from transformers import BertConfig, BertForSequenceClassification, DistilBertConfig, DistilBertForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+)
 
 from spikeprune.errors import InputError
 from spikeprune.models.student import Student

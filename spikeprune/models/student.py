@@ -151,9 +151,11 @@ class Student(nn.Module):
         act: str = "gelu",
         eps: float = 1e-12,
         dropout: float = 0.0,
+        kernels: str = "torch",
     ):
         super().__init__()
         common = {"neuron": spikes, "leak": leak, "coding": coding, "theta": theta, "eps": eps, "dropout": dropout}
+        common["kernels"] = kernels
         self.coding, self.pooling, self.query = coding, pooling, query
         self.embedding = SpikingEmbedding(vocab=vocab, positions=positions, segments=segments, hidden=hidden, **common)
         self.layers = nn.ModuleList(
@@ -186,6 +188,11 @@ class Student(nn.Module):
 
     def sites(self) -> dict[str, Site]:
         return {module.name: module for module in self.modules() if isinstance(module, Site)}
+
+    def use_kernels(self, kernels: str) -> None:
+        """What every site computes with: torch or triton (see `Site`)."""
+        for site in self.sites().values():
+            site.kernels = kernels
 
     def forward(
         self,

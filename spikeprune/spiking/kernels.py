@@ -84,9 +84,16 @@ if INSTALLED:
         tl.store(partial + tl.program_id(0) * columns + column, tl.sum(terms, axis=0), mask=column < columns)
 
 
+def lacking() -> str:
+    """What this machine would need to run the kernels; empty where it can."""
+    if not torch.cuda.is_available():
+        return "a CUDA device"
+    return "" if INSTALLED else "the package triton"
+
+
 def available() -> bool:
     """Whether this machine can run the kernels: a CUDA device, and Triton installed."""
-    return INSTALLED and torch.cuda.is_available()
+    return not lacking()
 
 
 def covers(x: Tensor, kind: str, leak: float) -> bool:
@@ -96,8 +103,8 @@ def covers(x: Tensor, kind: str, leak: float) -> bool:
 
 @cache
 def divides(device: torch.device) -> bool:
-    """Whether torch divides a tensor by a number exactly there. On CUDA it has long multiplied by the reciprocal, one ulp
-    off (pytorch issue 191495); `rate` must do what the installed release does. 169/13 tells them apart in float32."""
+    """Whether torch divides a tensor by a number exactly there. On CUDA it has long multiplied by the reciprocal, up to
+    one ulp off (pytorch issue 191495), and `rate` must do what this release does; 169/13 tells the two apart."""
     return (torch.tensor(169.0, device=device) / 13).item() == 13.0
 
 

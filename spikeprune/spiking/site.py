@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprune.spiking.coding import CODINGS, drive_constant, read_running_mean
+from spikeprune.spiking.kernels import covers, fused_equilibrium
 from spikeprune.spiking.neurons import NEURONS, Equilibrium, leak_weights, settle, steps
 
 
@@ -38,11 +39,17 @@ class Pass:
 
 
 class Site(nn.Module):
-    """`spike(f(inputs))` under one of the codings; `theta` is learnt through its logarithm, so it stays positive."""
+    """`spike(f(inputs))` under one of the codings; `theta` is learnt through its logarithm, so it stays positive.
 
-    def __init__(self, name: str, channels: int, *, neuron: str, leak: float, coding: str, theta: str):
+    `kernels`: torch, or triton for the equilibrium forward where `kernels.covers` it (IF in float32 on CUDA); LIF,
+    float64, the CPU and the other modes are torch's under either. No part of the architecture: it may be set any time.
+    """
+
+    def __init__(
+        self, name: str, channels: int, *, neuron: str, leak: float, coding: str, theta: str, kernels: str = "torch"
+    ):
         super().__init__()
-        self.name = name
+        self.name, self.kind, self.kernels = name, neuron, kernels
         self.neuron = NEURONS[neuron]
         self.coding = CODINGS[coding]
         self.leak = leak
@@ -76,6 +83,8 @@ class Site(nn.Module):
         if run.mode == "calibrate":
             theta = self.calibrate(y, run)
             signal = Signal(y.clamp(self.neuron.low * theta, theta))
+        elif run.mode == "equilibrium" and self.kernels == "triton" and covers(y, self.kind, self.leak):
+            signal = Signal(fused_equilibrium(y, theta, t_steps, self.kind))
         elif run.mode == "equilibrium":
             a = settle(y.detach(), theta.detach(), t_steps, self.neuron, self.leak)
             signal = Signal(Equilibrium.apply(y, theta, a, self.neuron.low))

@@ -1,0 +1,207 @@
+"""The Triton kernels against their torch references: on CUDA, and without one through Triton's interpreter.
+
+Run as a script, this file makes the comparisons on the CPU; it needs TRITON_INTERPRET=1 from its first import on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from spikeprune import build
+from spikeprune.checks import validate
+from spikeprune.errors import InputError
+from spikeprune.models.student import Student
+from spikeprune.schema import Config, Run
+from spikeprune.schema import Student as StudentConfig
+from spikeprune.spiking import kernels, site
+from spikeprune.spiking.kernels import KINDS, fused_equilibrium
+from spikeprune.spiking.neurons import NEURONS, Equilibrium, settle
+from spikeprune.spiking.site import Pass, Site
+
+STEPS = (1, 2, 3, 4, 7, 16, 125)
+SIZES = ((1, 37), (16, 128), (17, 384), (33, 1536), (700, 37), (257, 384))  # rows and channels, on and off the tiles
+SMALL = {"hidden": 32, "layers": 2, "heads": 4, "ffn": 37, "vocab": 50, "positions": 16, "segments": 2, "classes": 2}
+
+
+def reference(x: torch.Tensor, theta: torch.Tensor, t_steps: int, kind: str) -> torch.Tensor:
+    a = settle(x.detach(), theta.detach(), t_steps, NEURONS[kind], 1.0)
+    return Equilibrium.apply(x, theta, a, NEURONS[kind].low)
+
+
+def inputs(rows: int, channels: int, per_channel: bool, t_steps: int, device: str) -> tuple[torch.Tensor, ...]:
+    """x in and out of range with a row that lies on the quantizer's edges, theta, and a gradient."""
+    x = 1.5 * torch.randn(rows, channels, device=device)
+    theta = torch.rand(channels if per_channel else 1, device=device) + 0.3
+    edges = torch.linspace(-1, 1, channels, device=device).mul(2 * t_steps).round() / (2 * t_steps)
+    x[0] = theta * edges
+    return x, theta, torch.randn(rows, channels, device=device)
+
+
+def results(function, x, theta, grad, t_steps: int, kind: str) -> tuple[torch.Tensor, ...]:
+    """The answer, and the gradients to x and theta."""
+    x, theta = x.clone().requires_grad_(), theta.clone().requires_grad_()
+    out = function(x, theta, t_steps, kind)
+    return (out.detach(), *torch.autograd.grad(out, (x, theta), grad))
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Tells 0 from -0, unlike torch.equal."""
+    return torch.equal(a.view(torch.int32), b.view(torch.int32))
+
+
+def compare(size: tuple[int, int], kind: str, t_steps: int, per_channel: bool, device: str) -> None:
+    case = f"{size}, {kind}, T = {t_steps}, {'channel' if per_channel else 'tensor'}"
+    x, theta, grad = inputs(*size, per_channel, t_steps, device)
+    mine = results(fused_equilibrium, x, theta, grad, t_steps, kind)
+    theirs = results(reference, x, theta, grad, t_steps, kind)
+    assert same_bits(mine[0], theirs[0]), f"{case}: answer"
+    assert same_bits(mine[1], theirs[1]), f"{case}: gradient to x"
+    r = x / theta
+    terms = grad * (theirs[0] / theta - r * ((r > NEURONS[kind].low) & (r < 1)))
+    bound = 1e-5 * terms.abs().sum_to_size(theta.shape) + 1e-7  # of what is summed: the sum itself may cancel
+    assert ((mine[2] - theirs[2]).abs() <= bound).all(), f"{case}: gradient to theta"
+    again = results(fused_equilibrium, x, theta, grad, t_steps, kind)
+    assert all(same_bits(a, b) for a, b in zip(mine, again, strict=True)), f"{case}: not the same twice"
+
+
+def compare_odd_values(device: str) -> None:
+    """Infinities, NaN and the smallest numbers; a view that is not contiguous; three axes."""
+    tiny = torch.finfo(torch.float32).smallest_normal / 4
+    x = torch.tensor([0.0, -0.0, tiny, -tiny, float("inf"), -float("inf"), float("nan"), 1e30], device=device)
+    for kind in KINDS:
+        theta, grad = torch.full((1,), 0.7, device=device), torch.ones(1, 8, device=device)
+        mine = results(fused_equilibrium, x[None], theta, grad, 3, kind)
+        theirs = results(reference, x[None], theta, grad, 3, kind)
+        for a, b in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+        y, theta = torch.randn(37, 3, 5, device=device).permute(1, 2, 0), torch.rand(37, device=device) + 0.3
+        grad = torch.ones(1, device=device).expand(3, 5, 37)
+        mine, theirs = (results(f, y, theta, grad, 4, kind) for f in (fused_equilibrium, reference))
+        assert mine[0].shape == y.shape and same_bits(mine[0], theirs[0]) and same_bits(mine[1], theirs[1])
+
+
+def compare_site(device: str) -> None:
+    """A site and a student answer alike under both, gradients of log(theta) included."""
+    made = Site("x", 37, neuron="ternary", leak=1.0, coding="accumulate", theta="channel").to(device)
+    x = torch.randn(2, 5, 37, device=device)
+    run = Pass("equilibrium", torch.ones(2, 5, dtype=torch.bool, device=device))
+    answers, slopes = [], []
+    for made.kernels in ("torch", "triton"):
+        made.zero_grad()
+        answers.append(made(lambda: x, t_steps=4, run=run).value)
+        answers[-1].square().sum().backward()
+        slopes.append(made.log_theta.grad.clone())
+    assert type(answers[1].grad_fn).__name__ == "FusedEquilibriumBackward"
+    assert same_bits(*answers)
+    torch.testing.assert_close(*slopes, rtol=1e-5, atol=1e-5)
+    student = Student(**SMALL, t_steps=3).to(device).eval()
+    ids, mask = torch.randint(0, 50, (2, 9), device=device), torch.ones(2, 9, dtype=torch.long, device=device)
+    plain = student(ids, mask).logits
+    student.use_kernels("triton")
+    assert same_bits(student(ids, mask).logits, plain)
+
+
+def in_the_interpreter() -> None:
+    """On the CPU, where the only thing replaced is that a site asks for CUDA."""
+    torch.manual_seed(0)
+    for kind, t_steps, per_channel in itertools.product(KINDS, STEPS, (True, False)):
+        compare((1 + 7 * t_steps % 40, 37), kind, t_steps, per_channel, "cpu")
+    for size, kind in itertools.product(SIZES, KINDS):
+        compare(size, kind, 3, True, "cpu")
+    compare_odd_values("cpu")
+    site.covers = lambda x, kind, leak: leak == 1.0
+    compare_site("cpu")
+    kernels.divides = lambda device: False  # as on CUDA: times the reciprocal
+    x, theta, _ = inputs(5, 37, True, 41, "cpu")
+    for kind in KINDS:
+        expected = theta * (NEURONS[kind].settled(x / theta, 41) * torch.tensor(1 / 41, dtype=torch.float32))
+        assert same_bits(fused_equilibrium(x, theta, 41, kind), expected)
+
+
+def test_in_the_interpreter() -> None:
+    if not kernels.INSTALLED:
+        pytest.skip("triton is not installed")
+    root = Path(__file__).resolve().parents[1]
+    path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("t_steps", STEPS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_cuda(kind: str, t_steps: int) -> None:
+    torch.manual_seed(t_steps)
+    for size, per_channel in itertools.product(SIZES, (True, False)):
+        compare(size, kind, t_steps, per_channel, "cuda")
+
+
+@pytest.mark.gpu
+def test_odd_values_sites_and_students_on_cuda() -> None:
+    torch.manual_seed(0)
+    compare_odd_values("cuda")
+    compare_site("cuda")
+
+
+@pytest.mark.gpu
+def test_half_precision_around_it_on_cuda() -> None:
+    torch.manual_seed(0)
+    student = Student(**SMALL, t_steps=3, kernels="triton").cuda()
+    ids, mask = torch.randint(0, 50, (2, 9), device="cuda"), torch.ones(2, 9, dtype=torch.long, device="cuda")
+    with torch.autocast("cuda", torch.bfloat16):
+        outputs = student(ids, mask)
+    outputs.logits.float().square().sum().backward()
+    assert all(hidden.dtype == torch.float32 for hidden in outputs.hidden)
+    assert all(s.log_theta.grad.isfinite().all() for s in student.sites().values())
+
+
+def test_what_is_not_covered_is_torchs() -> None:
+    x = torch.randn(2, 5, 3)
+    run = Pass("equilibrium", torch.ones(2, 5, dtype=torch.bool))
+    made = Site("x", 3, neuron="binary", leak=0.9, coding="accumulate", theta="channel", kernels="triton")
+    expected = made.theta * settle(x, made.theta, 4, NEURONS["binary"], 0.9)
+    assert torch.equal(made(lambda: x, t_steps=4, run=run).value, expected)
+    assert not kernels.covers(x, "ternary", 1.0)  # the CPU
+
+
+def test_a_student_is_told_and_does_not_save_it() -> None:
+    student = Student(**SMALL, t_steps=3)
+    assert {s.kernels for s in student.sites().values()} == {"torch"}
+    before = student.state_dict()
+    student.use_kernels("triton")
+    assert {s.kernels for s in student.sites().values()} == {"triton"}
+    assert student.state_dict().keys() == before.keys()
+
+
+def test_the_configuration_decides(monkeypatch) -> None:
+    def resolved(**keys) -> str:
+        leak = keys.pop("leak", 1.0)
+        return build.kernels(Config(run=Run(**keys), student=StudentConfig(leak=leak)))
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(kernels, "INSTALLED", True)
+    assert resolved() == resolved(kernels="triton") == "triton"
+    assert resolved(kernels="torch") == resolved(accelerator="cpu") == "torch"
+    assert resolved(leak=0.9) == resolved(precision="64-true") == "torch"
+    monkeypatch.setattr(kernels, "INSTALLED", False)
+    assert resolved() == "torch"
+    with pytest.raises(InputError, match="run.kernels = triton: needs the package triton, which"):
+        resolved(kernels="triton")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolved() == "torch"
+    with pytest.raises(InputError, match="run.kernels = triton: needs a CUDA device, which"):
+        resolved(kernels="triton")
+    problems = validate(Config(run=Run(kernels="triton", accelerator="cpu")))
+    assert any(text.startswith("run.kernels = triton: needs a GPU") for text in problems)
+
+
+if __name__ == "__main__":
+    in_the_interpreter()

@@ -235,6 +235,7 @@ def trainer(parts: Parts, name: str, run: RunDir, offset: int) -> L.Trainer:
         callbacks=stage_callbacks(parts, name, run),
         logger=loggers(parts, name, run, offset),
         log_every_n_steps=config.run.log_every,
+        check_val_every_n_epoch=config.run.validate_every,
         enable_progress_bar=config.run.progress,
         **COMMON,
         **QUIET,

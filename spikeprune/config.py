@@ -32,6 +32,7 @@ MAY_DIFFER = (
     "run.progress",
     "run.threads",
     "run.log_every",
+    "run.validate_every",
     "run.checkpoint_every",
     "run.wandb",
     "run.wandb_project",

@@ -28,6 +28,7 @@ class Run:
     precision: str = "32-true"  # Lightning's names; evaluation that is reported runs in 32-true
     kernels: str = "auto"  # of the spiking sites: auto (triton where it applies) | torch | triton
     threads: int | None = None  # CPU threads of torch; null leaves torch's choice
+    validate_every: int = 1  # epochs between two validations; each stage is measured at its end anyway
     log_every: int = 20  # optimizer steps between two training records
     checkpoint_every: int | None = None  # optimizer steps between resume checkpoints; null: each epoch
     progress: bool = True

@@ -26,7 +26,7 @@ def write_sst2(folder: Path, train: int = 60, dev: int = 24) -> Path:
 
 
 def micro(folder: Path, glue: Path | None = None) -> list[str]:
-    """Overrides of experiments/glue.yaml for a run in `folder`; without `glue` a task with embedded data is left to set."""
+    """Overrides of experiments/glue.yaml for a run in `folder`; without `glue` on embedded data, task left to set."""
     task = ["task=sst2", "data.source=dir", f"data.dir={glue}"] if glue else ["data.source=embedded"]
     return [
         *task,
@@ -44,6 +44,7 @@ def micro(folder: Path, glue: Path | None = None) -> list[str]:
         "teacher.vocab_size=300",
         "student.dropout=0.1",
         "student.calibration=32",
+        "distill.replace_words=0.3",
         "compress.heads=0.5",
         "compress.ffn=0.3",
         "compress.t_steps=2",

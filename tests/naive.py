@@ -1,7 +1,7 @@
 """Two spiking students written out from the formulas, on plain tensors; not tests.
 
-They use nothing of the package but a student's `state_dict`. `Accumulate` fires site after site; `Synchronous` ticks all
-sites together, with time as its outer loop (SpikingBERT, arXiv 2308.10873, eqs. 1-4).
+They use nothing of the package but a student's `state_dict`. `Accumulate` fires site after site; `Synchronous` ticks
+all sites together, with time as its outer loop (SpikingBERT, arXiv 2308.10873, eqs. 1-4).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Naive:
 
     def functions(self, i):
         """Site -> (the sites it reads, f, mask of its channels). "below" is the output of the layer before."""
-        p, ones = f"layers.{i}", self.w[f"{p}.out.bias"].new_ones(())
+        p, ones = f"layers.{i}", self.w["heads"].new_ones(())
         heads = self.w["heads"][i].repeat_interleave(self.head_size)
         spiking_query = f"{p}.query_site.log_theta" in self.w
 
@@ -136,7 +136,7 @@ class Clock:
         return self.sent / self.norm
 
     def seen(self, tick):
-        """What a reader sees of this site at `tick`: the pulse of this step or the mean so far; when silent, the mean."""
+        """What a reader sees at `tick`: the pulse of this step or the mean so far; of a silent site its mean."""
         held = self.net.coding == "running_mean" or tick > self.t_steps
         return self.mean if held else self.pulse
 

@@ -1,4 +1,4 @@
-"""The whole pipeline on a task of sixty sentences: what a run leaves behind, what it refuses, and that it can be measured again."""
+"""The whole pipeline on a task of sixty sentences: what a run leaves behind, what it refuses, and measuring again."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from micro import BATCHES, GLUE, ROOT, STAGES, micro, write_sst2
 
 from spikeprune import cli, pipeline
+from spikeprune.callbacks.synops import SynOpsLogger
 from spikeprune.config import load, read_resolved
 from spikeprune.errors import InputError
 from spikeprune.report.table import summary_table
@@ -245,6 +246,16 @@ def test_generated_data_are_never_called_glue(tmp_path, monkeypatch) -> None:
     for row in (summary["teacher"], *summary["stages"].values()):
         assert set(row["metrics"]) == {"accuracy", "validation_mismatched/accuracy"}
         assert row["main"] == row["metrics"]["accuracy"]
+    # the same work in layer norms, softmax and gelu, but for the teacher's pooler
+    costs = [row["cost"]["elementwise"] for row in (summary["teacher"], summary["stages"]["internal_kd"])]
+    assert costs[0] - costs[1] == pytest.approx(24)
+
+
+def test_operations_are_counted_on_the_first_dev_split_alone() -> None:
+    """Where the teacher's are; MNLI's second split would be averaged in."""
+    counter = SynOpsLogger(shape=None, prices=None)
+    counter.on_validation_batch_end(None, None, None, None, 0, dataloader_idx=1)
+    assert counter.ops is None
 
 
 @pytest.mark.parametrize(

@@ -219,7 +219,7 @@ def test_the_spiking_forward_has_the_same_value_with_and_without_gradient(coding
 
 
 def test_the_synchronous_gradient_is_judged_at_the_measured_input() -> None:
-    """per_step: y = f(mean) is 0.4 and inside, the mean of f over the steps is above theta: the clip lets nothing by."""
+    """per_step: f of the mean is 0.2 and inside, the mean of f over the steps is above theta: no gradient passes."""
     site = Site("x", 1, neuron="binary", leak=1.0, coding="per_step", theta="tensor").to(F64)
     below = torch.tensor([1.0, 0.0], dtype=F64)[:, None, None, None]  # [T, B, N, D]
     x = torch.tensor([[[0.5]]], dtype=F64, requires_grad=True)
@@ -351,7 +351,7 @@ ACTIVATION = torch.tensor([[1.0, -8.0, 0.0], [2.0, 4.0, -0.5], [3.0, 1.0, 0.0], 
 @pytest.mark.parametrize(
     ("spikes", "percentile", "theta"),
     [
-        # sorted: 1 2 3 4 | binary 0 0 1 4, ternary 1 2 4 8 | 0 0 0 0 and 0 0 0 .5; the floor is a hundredth of the largest
+        # sorted: 1 2 3 4 | binary 0 0 1 4, ternary 1 2 4 8 | 0 0 0 0 and 0 0 0 .5; the floor is 1 % of the largest
         ("binary", 75.0, [3.0, 1.0, 0.03]),
         ("ternary", 75.0, [3.0, 4.0, 0.04]),
         ("ternary", 60.0, [3.0, 4.0, 0.04]),  # 2.4 of the four: no less than 60 % stay below

@@ -1,8 +1,8 @@
 """The table that a run ends with: dense teacher, then each stage, plain text of at most about 110 columns.
 
 Read from `summary.json`; of it this file uses `task`, `preset`, `seed`, `data.{source,origin,banner}`, `uncompressed`
-and `final` (names of stages, or None), `shape` (the student's layers, and heads and ffn a layer), `teacher.{metrics,main,cost}` and `stages.<name>.{metrics,main,cost,t_steps,heads,ffn}`.
-Metrics are fractions, `cost` is what `cost.summarize` returned, `heads` and `ffn` count what each layer keeps.
+and `final` (names of stages, or None), `shape` (the student's layers, and heads and ffn a layer),
+`teacher.{metrics,main,cost}` and `stages.<name>.{metrics,main,cost,t_steps,heads,ffn}`. Metrics are fractions, `cost` is what `cost.summarize` returned, `heads` and `ffn` count what each layer keeps.
 """
 
 from __future__ import annotations

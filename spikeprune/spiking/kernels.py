@@ -139,9 +139,7 @@ class FusedEquilibrium(torch.autograd.Function):
         grid, numbers, constants = _arguments(x, theta, ctx.t_steps, ctx.kind)
         partial = x.new_empty(grid[0], x.shape[-1])
         with torch.cuda.device_of(x):
-            equilibrium_backward[grid](
-                grad, x, theta, grad_x, partial, *numbers, NEURONS[ctx.kind].low, **constants
-            )
+            equilibrium_backward[grid](grad, x, theta, grad_x, partial, *numbers, NEURONS[ctx.kind].low, **constants)
         return grad_x, partial.sum_to_size(theta.shape), None, None
 
 

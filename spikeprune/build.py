@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressB
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from spikeprune.callbacks.records import RecordsLogger
-from spikeprune.callbacks.resume import ResumeState
+from spikeprune.callbacks.resume import AtomicCheckpointIO, ResumeState
 from spikeprune.callbacks.schedule import stage_epochs
 from spikeprune.callbacks.spatial import SpatialPruning
 from spikeprune.callbacks.synops import SynOpsLogger
@@ -233,6 +233,7 @@ def trainer(parts: Parts, name: str, run: RunDir, offset: int) -> L.Trainer:
         max_epochs=stage.epochs,
         gradient_clip_val=stage.clip,
         callbacks=stage_callbacks(parts, name, run),
+        plugins=[AtomicCheckpointIO()],
         logger=loggers(parts, name, run, offset),
         log_every_n_steps=config.run.log_every,
         check_val_every_n_epoch=config.run.validate_every,

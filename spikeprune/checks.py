@@ -55,7 +55,8 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "must be at least 1",
         lambda v: v >= 1,
         "run.devices run.threads run.validate_every run.log_every run.checkpoint_every"
-        " data.batch_size data.eval_batch_size data.train_limit data.embedded_train data.embedded_dev data.corpus_limit teacher.hidden teacher.layers"
+        " data.batch_size data.eval_batch_size data.train_limit data.embedded_train data.embedded_dev data.corpus_limit"
+        " teacher.hidden teacher.layers"
         " teacher.heads teacher.ffn student.calibration stages.*.batch_size compress.spatial.min_heads"
         " compress.spatial.min_ffn compress.spatial.batches compress.temporal.batches",
     ),

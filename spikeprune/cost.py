@@ -182,14 +182,15 @@ def _head(counts, n, *, shape):
 def fan_out(*, shape: Shape, heads: Tensor, ffn: Tensor, tokens: Tensor | float) -> dict[str, Tensor | float]:
     """Additions that one spike of each site costs, by the rule of `count` for `accumulate` and `per_step`.
 
-    heads [L,H] and ffn [L,F] masks; `tokens`: queries that attend, n. What a loss needs to price firing: with `rates`
-    the mean |ASR| of a site's channels, `T_l * rate * channels * fan_out` summed over sites are a token's additions.
+    heads [L,H] and ffn [L,F] masks; `tokens`: queries that attend, n. A number for all channels, or one for each [D].
+    What a loss needs to price firing: `T_l * mean |ASR| * fan_out`, summed over channels and sites, are a token's AC.
     """
     kept, neurons = heads.sum(1) * shape.head_size, ffn.sum(1)  # [L]
     readers = [*(3 * kept + 1), 1.0 if shape.pooling == "mean" else 0.0]  # of the embedding's and each layer's output
     costs: dict[str, Tensor | float] = {"embedding": readers[0]}
     for i in range(shape.layers):
-        sites = {"key": tokens, "value": tokens, "context": shape.hidden, "attention": neurons[i] + 1}
+        attended = tokens * heads[i].repeat_interleave(shape.head_size)
+        sites = {"key": attended, "value": attended, "context": shape.hidden, "attention": neurons[i] + 1}
         sites |= {"intermediate": shape.hidden, "output": readers[i + 1]}
         costs |= {f"layers.{i}.{name}": cost for name, cost in sites.items()}
     return costs

@@ -82,23 +82,22 @@ def hard_loss(logits: Tensor, labels: Tensor, *, regression: bool) -> Tensor:
 
 
 def firing_loss(rates: dict[str, Tensor]) -> Tensor:
-    """Mean over the sites of the mean |ASR|; scalar in 0..1."""
-    return torch.stack(list(rates.values())).mean()
+    """Mean over the sites of the mean |ASR|, `rates` [D] each; scalar in 0..1."""
+    return torch.stack([rate.mean() for rate in rates.values()]).mean()
 
 
 def additions_loss(
     rates: dict[str, Tensor],
     *,
     fan_out: Mapping[str, Tensor | float],
-    channels: Mapping[str, int],
     t_steps: Mapping[str, int],
     dense: float,
 ) -> Tensor:
     """Expected additions of a token over the `dense` multiplications it would cost; scalar.
 
-    `rates` are means over all of a site's `channels`, pruned ones included; `fan_out` as in `cost.fan_out`. Unlike
+    `rates` [D] of each site, `fan_out` as in `cost.fan_out`, `t_steps` of each site. Unlike
     `firing_loss` it leaves cheap spikes alone (a key's adds once per query) and presses on dear ones (a layer's output
     feeds three matrices).
     """
     sites = [name for name in rates if name in fan_out]  # a spiking query gates additions, it sends none
-    return sum(rates[name] * channels[name] * t_steps[name] * fan_out[name] for name in sites) / dense
+    return sum((rates[name] * fan_out[name]).sum() * t_steps[name] for name in sites) / dense

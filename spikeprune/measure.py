@@ -58,5 +58,5 @@ def check_teacher(parts: Parts, measured: Measured) -> None:
     if not value > bound:
         raise InputError(
             f"the teacher's {name} on {parts.task.name} is {value:.3f}, no better than always giving the same answer "
-            f"({bound:.3f}); it has nothing to teach: train it longer, or give a better teacher.checkpoint"
+            f"({bound:.3f}); it cannot teach: train it longer or give a better teacher.checkpoint, in a new run.dir"
         )

@@ -188,10 +188,9 @@ class StudentModule(TaskModule):
     def additions(self, outputs: Outputs, tokens: Tensor) -> Tensor:
         student, shape, n = self.student, self.shape, tokens.sum(1).float().mean()
         steps = {name: student.steps[layer_of(name) + 1] for name in outputs.rates}
-        channels = {name: shape.ffn if name.endswith("intermediate") else shape.hidden for name in outputs.rates}
         fan_out = cost.fan_out(shape=shape, heads=student.heads, ffn=student.ffn, tokens=n)
         dense = shape.layers * shape.hidden * (4 * shape.hidden + 2 * shape.ffn)
-        return distill.additions_loss(outputs.rates, fan_out=fan_out, channels=channels, t_steps=steps, dense=dense)
+        return distill.additions_loss(outputs.rates, fan_out=fan_out, t_steps=steps, dense=dense)
 
     def soft(self, outputs: Outputs, lesson: Outputs) -> Tensor:
         return distill.soft_loss(

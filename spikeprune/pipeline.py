@@ -111,7 +111,7 @@ def teach(parts: Parts, directory: RunDir) -> None:
 
 def learn(parts: Parts, directory: RunDir, name: str, parent: str | None) -> None:
     """One stage of the student: from its parent's weights, or calibrated from the teacher, to its own record."""
-    frozen = Teacher.load(directory.stage("teacher"), classes=parts.task.num_labels).freeze()
+    frozen = load_teacher(parts, directory)
     if parent is None:
         batch = parts.data.calibration_batches(parts.config.student.calibration, parts.config.seed)
         student = build.student(parts, frozen, batch)
@@ -151,6 +151,12 @@ def resume_step(checkpoint: Path) -> int:
         raise InputError(f"{checkpoint}: is damaged; remove it, and the stage begins again") from None
 
 
+def load_teacher(parts: Parts, directory: RunDir) -> Teacher:
+    """The teacher as its stage left it, frozen."""
+    directory.verified("teacher")
+    return Teacher.load(directory.stage("teacher"), classes=parts.task.num_labels).freeze()
+
+
 def load_student(directory: RunDir, name: str) -> Student:
     """The student that a finished stage left."""
     weights = directory.weights(name)
@@ -185,7 +191,7 @@ def evaluate(
     parts = prepare(config, tokenizer_from=str(directory.stage("teacher")))
     name = stage or [s for s in parts.active() if directory.finished(s)][-1]
     directory.record(name)
-    teacher = Teacher.load(directory.stage("teacher"), classes=parts.task.num_labels).freeze()
+    teacher = load_teacher(parts, directory)
     if name == "teacher":
         measured = measure_teacher(parts, teacher)
     else:

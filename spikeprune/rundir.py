@@ -123,13 +123,17 @@ class RunDir:
 
     def weights(self, name: str) -> dict[str, Tensor]:
         """Tensors of a finished stage. Raises InputError where the file is not the one that its record describes."""
+        return safetensors.torch.load(self.verified(name))
+
+    def verified(self, name: str) -> bytes:
+        """The weights file of a finished stage, if it is the one that its record describes."""
         path, record = self.stage(name) / WEIGHTS, self.record(name)
         data = path.read_bytes() if path.is_file() else b""
         if hashlib.sha256(data).hexdigest() != record["weights"]:
             raise InputError(
                 f"{path}: is missing or not the file that record.json describes; remove {path.parent} to make it again"
             )
-        return safetensors.torch.load(data)
+        return data
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         with self.metrics.open("a") as file:

@@ -347,6 +347,7 @@ class Module:
     device = torch.device("cpu")
     sample_loss = staticmethod(loss_of)
     varied = staticmethod(dict)  # nothing is replaced
+    losses = SimpleNamespace(soft=1.0)
 
     def __init__(self, student: Student):
         self.student, self.logged = student, {}

@@ -125,7 +125,7 @@ def test_layer_maps_rise_to_the_last_layer() -> None:
 @pytest.mark.parametrize("spikes", ["binary", "ternary"])
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_the_priced_firing_is_what_the_counter_counts(spikes, pooling) -> None:
-    """Rates times channels, steps and fan-out are the additions of a token; sentences of one length, nothing pruned."""
+    """Rates times steps and fan-out are the additions of a token, pruned units free; sentences of one length."""
     torch.manual_seed(0)
     shape = Shape(hidden=12, heads=3, ffn=37, layers=2, classes=2, pooling=pooling, vocab_size=23, positions=8)
     size = {"vocab": 23, "positions": 8, "segments": 2, "hidden": 12, "heads": 3, "ffn": 37, "layers": 2, "classes": 2}
@@ -133,6 +133,7 @@ def test_the_priced_firing_is_what_the_counter_counts(spikes, pooling) -> None:
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
+        student.heads[0, 1] = student.heads[1, 2] = student.ffn[0, 5] = student.ffn[1, 30] = 0.0
         outputs = student(torch.randint(23, (4, 7)), torch.ones(4, 7), mode="spiking", count=True, rate=True)
     masks = {"heads": student.heads, "ffn": student.ffn}
     lengths, steps = torch.full((4,), 7), dict(zip((-1, 0, 1), student.steps, strict=True))
@@ -143,7 +144,6 @@ def test_the_priced_firing_is_what_the_counter_counts(spikes, pooling) -> None:
     found = additions_loss(
         outputs.rates,
         fan_out=cost.fan_out(shape=shape, **masks, tokens=7.0),
-        channels={name: 37 if name.endswith("intermediate") else 12 for name in outputs.rates},
         t_steps={name: steps[layer_of(name)] for name in outputs.rates},
         dense=10.0,
     )

@@ -1,12 +1,28 @@
-"""ResumeState: what Lightning's checkpoint leaves out of a stage that goes on after a kill."""
+"""Resuming a stage after a kill: what Lightning's checkpoint leaves out, and a write that is whole or not there."""
 
 from __future__ import annotations
 
+import io
 import time
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+
+from spikeprune.rundir import write_atomic
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its predecessor and renames it; Lightning's own goes by way of the temporary folder,
+    which may be another disk, and then a kill in the middle leaves half a file."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(Path(path), buffer.getvalue())
 
 
 class ResumeState(L.Callback):

@@ -42,7 +42,9 @@ class SpatialPruning(EpochSchedule):
     def decide(self, trainer: L.Trainer, module: L.LightningModule, progress: float) -> None:
         student = module.student
         batches = trainer.datamodule.fixed_batches(self.batches, self.batch_size, self.seed)
-        batches = (module.varied({key: value.to(module.device) for key, value in batch.items()}) for batch in batches)
+        batches = ({key: value.to(module.device) for key, value in batch.items()} for batch in batches)
+        if module.losses.soft:  # the teacher answers changed sentences too; a true label would not fit them
+            batches = map(module.varied, batches)
         scores = dict(zip(("heads", "ffn"), self.criterion(collect(student, batches, module.sample_loss)), strict=True))
         for name, target in self.targets.items():
             mask = getattr(student, name)

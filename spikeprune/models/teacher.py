@@ -28,10 +28,12 @@ def read_config(checkpoint: str, *, classes: int) -> BertConfig:
             f"teacher.checkpoint: {checkpoint} holds a {config.model_type!r} model; SpikingBERT needs a BERT "
             "(model_type 'bert')"
         )
-    if config.hidden_act not in ("gelu", "gelu_new", "relu") or getattr(config, "is_decoder", False):
+    if getattr(config, "is_decoder", False):
+        raise InputError(f"teacher.checkpoint: {checkpoint} is a BERT decoder (is_decoder is true); use an encoder")
+    if config.hidden_act not in ("gelu", "gelu_new", "relu"):
         raise InputError(
-            f"teacher.checkpoint: {checkpoint} is a BERT with hidden_act={config.hidden_act!r} or a decoder; "
-            "use an encoder with gelu, gelu_new or relu"
+            f"teacher.checkpoint: {checkpoint} is a BERT with hidden_act={config.hidden_act!r}; use one with gelu, "
+            "gelu_new or relu"
         )
     return config
 
@@ -77,18 +79,23 @@ class Teacher(nn.Module):
         config = read_config(str(checkpoint), classes=classes)
         try:
             bert, info = AutoModelForSequenceClassification.from_pretrained(
-                checkpoint, config=config, output_loading_info=True, dtype=torch.float32
+                checkpoint,
+                config=config,
+                output_loading_info=True,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,  # another task's classifier is made anew, the rest refused
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise InputError(
                 f"teacher.checkpoint: the weights at {checkpoint} cannot be loaded as a BERT with {classes} outputs "
                 f"({first_line(error)})"
             ) from None
-        lost = [key for key in info["missing_keys"] if not key.startswith(("classifier.", "bert.pooler."))]
+        wrong = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
+        lost = [key for key in wrong if not key.startswith(("classifier.", "bert.pooler."))]
         if lost:
             raise InputError(
-                f"teacher.checkpoint: {checkpoint} lacks {len(lost)} of the encoder's weights, first {lost[0]}; "
-                "is it a complete BERT?"
+                f"teacher.checkpoint: {checkpoint} lacks {len(lost)} of the encoder's weights or has them in another "
+                f"size, first {lost[0]}; is it a complete BERT?"
             )
         return cls(bert)
 

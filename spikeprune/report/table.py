@@ -2,7 +2,8 @@
 
 Read from `summary.json`; of it this file uses `task`, `preset`, `seed`, `data.{source,origin,banner}`, `uncompressed`
 and `final` (names of stages, or None), `shape` (the student's layers, and heads and ffn a layer),
-`teacher.{metrics,main,cost}` and `stages.<name>.{metrics,main,cost,t_steps,heads,ffn}`. Metrics are fractions, `cost` is what `cost.summarize` returned, `heads` and `ffn` count what each layer keeps.
+`teacher.{metrics,main,cost}` and `stages.<name>.{metrics,main,cost,t_steps,heads,ffn}`. Metrics are fractions, `cost`
+is what `cost.summarize` returned, `heads` and `ffn` count what each layer keeps.
 """
 
 from __future__ import annotations
@@ -112,13 +113,14 @@ def _closing(summary: Summary, unit: str, size: float) -> list[str]:
     place = f"{abs(gap)} {'below' if gap > 0 else 'above'}" if gap else "level with"
     before, after = (row["cost"]["energy_pj"] for row in (teacher, final))
     energy = f"{digits(before / size)} → {digits(after / size)} {unit} (÷ {digits(before / after)})"
+    full = f"Uncompressed student: {summary['uncompressed']}. " if summary["uncompressed"] else ""
     return [
         f"{summary['final']}: {100 * final['main']:.1f}, {place} the dense teacher; energy {energy}",
         f"  t_steps  {' '.join(map(str, final['t_steps']))}  (embedding first)",
         f"  heads    {' '.join(map(str, final['heads']))}",
         f"  neurons  {' '.join(map(str, final['ffn']))}",
         "",
-        f"Uncompressed student: {summary['uncompressed']}. AC, MAC, energy E: mean of one sentence, padding left out.",
+        f"{full}AC, MAC, energy E: mean of one sentence, padding left out.",
         "E leaves out element-wise work (energy_full_pj has it). T: mean time steps; steps: until the answer.",
     ]
 

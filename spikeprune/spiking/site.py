@@ -34,7 +34,7 @@ class Pass:
     trace: bool = False  # leave how fast each ASR settles (spiking mode)
     percentile: float = 99.0  # calibrate: of a channel's activation, where theta is put
     counts: dict[str, Tensor] = field(default_factory=dict)  # site -> spikes on real tokens [T, B, D]
-    rates: dict[str, Tensor] = field(default_factory=dict)  # site -> mean |ASR| over real tokens and channels, scalar
+    rates: dict[str, Tensor] = field(default_factory=dict)  # site -> mean |ASR| over real tokens [D]
     traces: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # see `settling`
 
 
@@ -96,7 +96,7 @@ class Site(nn.Module):
                 run.counts[self.name] = run.counts[self.name] * (mask if mask.dim() == 1 else mask[:, 0])
         if run.rate:
             activity = (signal.value / theta).abs() * run.tokens[..., None]
-            run.rates[self.name] = activity.sum() / (run.tokens.sum() * activity.shape[-1])
+            run.rates[self.name] = activity.sum((0, 1)) / run.tokens.sum()
         return signal
 
     def wants_value(self, run: Pass) -> bool:

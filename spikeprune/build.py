@@ -29,7 +29,7 @@ from spikeprune.models.teacher import Teacher, copy_encoder
 from spikeprune.modules import LossWeights, Optimization, StudentModule, TeacherModule
 from spikeprune.parts import Parts
 from spikeprune.rundir import RunDir
-from spikeprune.schema import Config, Stage
+from spikeprune.schema import Config, Spatial, Stage, Temporal
 from spikeprune.size import Shape
 from spikeprune.spiking import kernels as fused
 
@@ -165,34 +165,21 @@ def student_module(parts: Parts, name: str, learning: Student, frozen: Teacher) 
 
 def spatial(parts: Parts, stage: Stage) -> SpatialPruning:
     c = parts.config.compress
-    begin, end = stage_epochs(c.spatial.begin, c.spatial.end, stage.epochs)
-    return SpatialPruning(
-        heads=c.heads,
-        ffn=c.ffn,
-        criterion=c.spatial.criterion,
-        scope=c.spatial.scope,
-        min_heads=c.spatial.min_heads,
-        min_ffn=c.spatial.min_ffn,
-        batches=c.spatial.batches,
-        batch_size=stage.batch_size or parts.config.data.batch_size,
-        seed=parts.config.seed,
-        begin=begin,
-        end=end,
-    )
+    floors = {"scope": c.spatial.scope, "min_heads": c.spatial.min_heads, "min_ffn": c.spatial.min_ffn}
+    return SpatialPruning(heads=c.heads, ffn=c.ffn, **floors, **_decisions(parts, stage, c.spatial))
 
 
 def temporal(parts: Parts, stage: Stage) -> TemporalPruning:
     c = parts.config.compress
-    begin, end = stage_epochs(c.temporal.begin, c.temporal.end, stage.epochs)
-    return TemporalPruning(
-        t_steps=c.t_steps,
-        criterion=c.temporal.criterion,
-        batches=c.temporal.batches,
-        batch_size=stage.batch_size or parts.config.data.batch_size,
-        seed=parts.config.seed,
-        begin=begin,
-        end=end,
-    )
+    return TemporalPruning(t_steps=c.t_steps, **_decisions(parts, stage, c.temporal))
+
+
+def _decisions(parts: Parts, stage: Stage, how: Spatial | Temporal) -> dict[str, Any]:
+    """When a pruning callback decides, by which criterion, on which batches."""
+    begin, end = stage_epochs(how.begin, how.end, stage.epochs)
+    batch_size = stage.batch_size or parts.config.data.batch_size
+    data = {"batches": how.batches, "batch_size": batch_size, "seed": parts.config.seed}
+    return {"criterion": how.criterion, "begin": begin, "end": end, **data}
 
 
 CALLBACKS = {"spatial": spatial, "temporal": temporal}

@@ -136,9 +136,10 @@ def fit(parts: Parts, directory: RunDir, name: str, module: TaskModule) -> dict[
     directory.rewind_metrics(done, name, step)
     if resumed:
         say(f"goes on from step {step}")
-    trainer.fit(module, datamodule=build.stage_data(parts, name), ckpt_path=checkpoint if resumed else None)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    try:
+        trainer.fit(module, datamodule=build.stage_data(parts, name), ckpt_path=checkpoint if resumed else None)
+    except SystemExit:  # Lightning's answer to Ctrl-C
+        raise KeyboardInterrupt if trainer.interrupted else SystemExit from None
     state = next(c for c in trainer.callbacks if isinstance(c, ResumeState))
     return {"steps": trainer.global_step, "seconds": round(state.seconds, 2)}
 

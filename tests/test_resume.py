@@ -6,13 +6,14 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 from pathlib import Path
 
 import lightning as L
 import pytest
 from micro import BATCHES, GLUE, STAGES, micro, write_sst2
 
-from spikeprune import build, pipeline
+from spikeprune import build, cli, pipeline
 from spikeprune.config import load
 from spikeprune.errors import InputError
 from spikeprune.rundir import RunDir
@@ -24,18 +25,18 @@ processes.set_forkserver_preload(["spikeprune.pipeline"])
 
 
 class Killer(L.Callback):
-    """Ends its own process as `kill -9` does, when the optimizer has made `step` steps."""
+    """Sends its own process a signal, when the optimizer has made `step` steps."""
 
-    def __init__(self, step: int):
-        self.step = step
+    def __init__(self, step: int, signal: signal.Signals):
+        self.step, self.signal = step, signal
 
     def on_train_batch_end(self, trainer, *_) -> None:
         if trainer.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.signal)
 
 
-def leg(overrides: list[str], log: Path, kill: tuple[str, int] | None) -> None:
-    """One start of the run; `kill` names a stage and a step of it."""
+def leg(overrides: list[str], log: Path, kill: tuple[str, int] | None, how: signal.Signals) -> None:
+    """One start of the run; `kill` names a stage and a step of it, `how` the signal that it then gets."""
     with log.open("ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -43,14 +44,14 @@ def leg(overrides: list[str], log: Path, kill: tuple[str, int] | None) -> None:
         plain = build.stage_callbacks
 
         def with_killer(parts, name, run):
-            return [*([Killer(kill[1])] if name == kill[0] else []), *plain(parts, name, run)]
+            return [*([Killer(kill[1], how)] if name == kill[0] else []), *plain(parts, name, run)]
 
         build.stage_callbacks = with_killer
-    pipeline.run(load(GLUE, overrides))
+    sys.exit(cli.main(["train", str(GLUE), *overrides]))
 
 
-def start(overrides: list[str], log: Path, kill: tuple[str, int] | None = None) -> int:
-    child = processes.Process(target=leg, args=(overrides, log, kill))
+def start(overrides: list[str], log: Path, kill: tuple[str, int] | None = None, how=signal.SIGKILL) -> int:
+    child = processes.Process(target=leg, args=(overrides, log, kill, how))
     child.start()
     child.join(120)
     return child.exitcode
@@ -174,3 +175,11 @@ def test_a_damaged_resume_checkpoint_is_refused(half, glue) -> None:
     half.resume("finetune").write_bytes(b"half a file")
     with pytest.raises(InputError, match="resume.ckpt"):
         pipeline.run(config_of(half, glue))
+
+
+def test_ctrl_c_says_how_to_go_on_and_the_run_goes_on(tmp_path, glue, undisturbed) -> None:
+    overrides, log = micro(tmp_path / "run", glue), tmp_path / "log"
+    assert start(overrides, log, ("prediction_kd", 5), signal.SIGINT) == 130
+    assert "the same command goes on" in log.read_text() and "Traceback" not in log.read_text()
+    assert start(overrides, log) == 0, log.read_text()
+    assert result(RunDir(tmp_path / "run"))["weights"] == result(undisturbed)["weights"]

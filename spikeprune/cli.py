@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import os
 import sys
 from collections.abc import Sequence
 
@@ -92,6 +93,8 @@ def _sentence(error: OSError) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
+    # read when torch is imported: threads that spin while others want their core slow a shared machine thirtyfold
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         args.action(args)
     except InputError as error:

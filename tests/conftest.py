@@ -13,6 +13,7 @@ settings.register_profile("spikeprune", deadline=None, max_examples=50)  # machi
 settings.load_profile("spikeprune")
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")  # read when torch is imported; subprocesses inherit it
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test waits for a network
 
 ROOT = Path(__file__).resolve().parents[1]

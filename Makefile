@@ -5,6 +5,8 @@
 
 PYTHON ?= python3
 PRESET ?= tiny
+# tiny's teacher starts from nothing: real GLUE is beyond it, so without word on the data it gets what it can learn.
+DATA ?= $(if $(filter tiny,$(PRESET)),embedded,auto)
 TORCH ?= auto
 VENV := .venv
 BIN := $(VENV)/bin
@@ -44,7 +46,7 @@ $(STAMP): pyproject.toml requirements.lock requirements-cpu.lock requirements-cu
 	$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
-glue: $(STAMP)  ## run the pipeline: TASK=mrpc [PRESET=tiny|minilm|paper] [DATA=auto|hub|embedded|DIR] [TEACHER=name-or-dir] [SEED=0] [ARGS="key=value …"]
+glue: $(STAMP)  ## run the pipeline: TASK=mrpc [PRESET=tiny|minilm|paper] [DATA=auto|hub|embedded|DIR, embedded for tiny] [TEACHER=name-or-dir] [SEED=0] [ARGS="key=value …"]
 	@test -n "$(TASK)" || { echo "error: name a task, such as: make glue TASK=mrpc" >&2; exit 2; }
 	@set -- task="$(TASK)" preset="$(PRESET)"; data="$(DATA)"; \
 	case "$$data" in \

@@ -256,6 +256,7 @@ def quiet() -> None:
     for message in (".*in eval mode at the start of training.*", ".*does not have many workers.*", ".*LeafSpec.*"):
         warnings.filterwarnings("ignore", message)  # the teacher is frozen; data are in memory; Lightning's own
     warnings.filterwarnings("ignore", ".*number of training batches.*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", ".*have no `val_dataloader`.*")  # general_kd's text has no labels
     warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # a stage's directory, on resume
 
 

@@ -93,7 +93,7 @@ def _sentence(error: OSError) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    # read when torch is imported: threads that spin while others want their core slow a shared machine thirtyfold
+    # read when torch is imported: threads that spin while others want their core hold each other up
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         args.action(args)

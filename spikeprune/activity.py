@@ -39,16 +39,18 @@ def activity(
 ) -> Activity:
     """Spikes of one batch, arguments as in `count`. Steps after a layer's own T_l are no places."""
     tokens, found = lengths.double().sum(), {}
+    head_size = counts["embedding"].shape[-1] // heads.shape[1]
     for site, spikes in counts.items():
         if site == "pooled":  # a copy of the last layer's
             continue
-        keep, steps = tokens.new_ones(spikes.shape[-1]), int(t_steps[0])
+        width, steps = spikes.shape[-1], int(t_steps[0])  # a compacted site is narrower than its mask
+        keep = tokens.new_ones(width)
         if site != "embedding":
             _, layer, name = site.split(".")
             steps = int(t_steps[int(layer) + 1])
             if name in ("query", "key", "value", "context"):
-                keep = heads[int(layer)].to(keep).repeat_interleave(len(keep) // heads.shape[1])
+                keep = heads[int(layer)].to(keep).repeat_interleave(head_size)[:width]
             elif name == "intermediate":
-                keep = ffn[int(layer)].to(keep)
+                keep = ffn[int(layer)].to(keep)[:width]
         found[site] = (spikes[:steps].double() @ keep).sum(), tokens * keep.sum() * steps
     return Activity(*({site: pair[i] for site, pair in found.items()} for i in (0, 1)))

@@ -15,8 +15,8 @@ from spikeprune.schema import Config, Losses, Stage
 from spikeprune.tasks import TASKS
 
 # The rooms above own these functions and prices; a test holds their registries to these names.
-SPATIAL_CRITERIA = ("magnitude", "rate", "fisher")
-TEMPORAL_CRITERIA = ("uniform", "convergence")
+SPATIAL_CRITERIA = ("magnitude", "rate", "taylor", "fisher", "random")
+TEMPORAL_CRITERIA = ("uniform", "convergence", "sensitivity")
 PRICES = ("fp32", "fp16", "int32", "int8")
 CALLBACKS = ("spatial", "temporal")
 _NOTHING = {"compress.heads": 1, "compress.ffn": 1, "compress.t_steps": "null"}  # the values that compress nothing
@@ -213,10 +213,18 @@ def _stage_rows(config: Config) -> Iterator[Problem]:
                 yield (key,), f"{key}: unknown callback {callback}; choose from {nearest(callback, CALLBACKS)}"
         if len(set(stage.callbacks)) < len(stage.callbacks):
             yield (key,), f"{key} = {stage.callbacks}: names one twice"
+        if name == "general_kd" and stage.losses.soft == 0 and _asks_for_loss(config, stage):
+            text = "its criterion asks for a loss of the answer, but the text has no labels; give losses.soft a weight"
+            yield (key, f"stages.{name}.losses.soft"), f"{key} = {stage.callbacks}: {text}"
         if name == "teacher" and stage.callbacks:
             yield (key,), f"{key} = {stage.callbacks}: the teacher is not compressed"
         if _active(config, name):
             yield from _stage_losses(name, stage.losses, config.distill.replace_words)
+
+
+def _asks_for_loss(config: Config, stage: Stage) -> bool:
+    by_loss = config.compress.temporal.criterion == "sensitivity" and "temporal" in stage.callbacks
+    return by_loss or "spatial" in stage.callbacks
 
 
 def _stage_losses(name: str, losses: Losses, replace_words: float) -> Iterator[Problem]:

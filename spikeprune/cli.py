@@ -32,6 +32,16 @@ examples:
 """
 
 
+COMPACT_EXAMPLES = """\
+examples:
+  spikeprune compact runs/mrpc-tiny-s0
+  spikeprune compact runs/mrpc-tiny-s0 --stage spatial
+  spikeprune evaluate runs/mrpc-tiny-s0 --compact
+
+Writes RUN/compact/: weights, shapes, tokenizer, and a record of what it was made from and how its answers compare.
+"""
+
+
 def parser() -> argparse.ArgumentParser:
     from spikeprune import __version__
 
@@ -50,10 +60,18 @@ def parser() -> argparse.ArgumentParser:
 
     evaluate = _command(commands, "evaluate", "measure quality and cost from saved checkpoints", EVALUATE_EXAMPLES)
     evaluate.add_argument("run", metavar="RUN", help="a run's directory, such as runs/mrpc-tiny-s0")
-    evaluate.add_argument("--stage", metavar="NAME", help="one stage only; by default every stage with a checkpoint")
+    which = evaluate.add_mutually_exclusive_group()
+    which.add_argument("--stage", metavar="NAME", help="a finished stage; by default the last one")
+    which.add_argument("--compact", action="store_true", help="the model that `spikeprune compact` wrote")
     evaluate.add_argument("--data", metavar="DIR", help="a GLUE directory to measure on instead of the run's own data")
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
     evaluate.set_defaults(action=_evaluate)
+
+    compact = _command(commands, "compact", "write a student without its pruned heads and neurons", COMPACT_EXAMPLES)
+    compact.add_argument("run", metavar="RUN", help="a run's directory, such as runs/mrpc-tiny-s0")
+    compact.add_argument("--stage", metavar="NAME", help="a finished stage; by default the last one")
+    compact.add_argument("--data", metavar="DIR", help="a GLUE directory to compare answers on")
+    compact.set_defaults(action=_compact)
     return top
 
 
@@ -82,8 +100,16 @@ def _evaluate(args: argparse.Namespace) -> None:
     from spikeprune import pipeline
     from spikeprune.report.table import evaluation_lines
 
-    measured = pipeline.evaluate(args.run, stage=args.stage, data_dir=args.data, progress=not args.json)
+    chosen = {"stage": args.stage, "compacted": args.compact}
+    measured = pipeline.evaluate(args.run, data_dir=args.data, progress=not args.json, **chosen)
     print(json.dumps(measured, indent=2) if args.json else evaluation_lines(measured))
+
+
+def _compact(args: argparse.Namespace) -> None:
+    from spikeprune import compaction
+    from spikeprune.report.table import compaction_lines
+
+    print(compaction_lines(compaction.compact_run(args.run, stage=args.stage, data_dir=args.data)))
 
 
 def _sentence(error: OSError) -> str:

@@ -78,7 +78,7 @@ def _total(rows: list[Tensor]) -> Tensor:
 def _additions(spikes: Tensor, *, fan_out: Tensor | float = 1.0, keep: Tensor | None = None) -> Tensor:
     """Additions at each step, [T]: spikes [T,B,channels] of kept channels times `fan_out` (a number, or [B])."""
     spikes = spikes.double()
-    fired = spikes.sum(-1) if keep is None else spikes @ keep  # [T,B]
+    fired = spikes.sum(-1) if keep is None else spikes @ keep[: spikes.shape[-1]]  # [T,B]; compacted: fewer
     return (fired * fan_out).sum(-1)
 
 
@@ -95,7 +95,7 @@ def count(
     """Operations of the spiking student on one batch.
 
     counts: site name → [T_site, B, channels], how many of a sample's real tokens spiked (a ternary −1 is one spike).
-    lengths: [B] real tokens. heads: [L,H], ffn: [L,F], 0/1 masks. t_steps: L+1 ints.
+    lengths: [B] real tokens. heads: [L,H], ffn: [L,F], 0/1 masks, a compacted student's too. t_steps: L+1 ints.
 
     - A spike costs one addition per outgoing synapse, and one for the residual where it has one. Pruned heads and
       neurons neither send nor receive.

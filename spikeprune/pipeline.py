@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import safetensors.torch
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -22,7 +23,7 @@ from spikeprune.models.student import Student
 from spikeprune.models.teacher import Teacher
 from spikeprune.modules import TaskModule
 from spikeprune.parts import Parts, prepare
-from spikeprune.rundir import WEIGHTS, RunDir, write_atomic, write_json, write_weights
+from spikeprune.rundir import WEIGHTS, RunDir, read_verified, write_atomic, write_json, write_weights
 from spikeprune.schema import Config
 from spikeprune.summary import data_facts, summarize_run
 
@@ -160,9 +161,17 @@ def load_teacher(parts: Parts, directory: RunDir) -> Teacher:
 
 def load_student(directory: RunDir, name: str) -> Student:
     """The student that a finished stage left."""
-    weights = directory.weights(name)
-    values = json.loads((directory.stage(name) / "student.json").read_text())
-    student = Student(**values)
+    return rebuild(directory.stage(name), directory.weights(name))
+
+
+def load_compact(directory: RunDir) -> Student:
+    """The student that `spikeprune compact` left."""
+    data = read_verified(directory.compact / WEIGHTS, directory.compact_record()["weights"])
+    return rebuild(directory.compact, safetensors.torch.load(data))
+
+
+def rebuild(folder: Path, weights: dict[str, torch.Tensor]) -> Student:
+    student = Student(**json.loads((folder / "student.json").read_text()))
     student.load_state_dict(weights)
     return student
 
@@ -175,13 +184,8 @@ def record(parts: Parts, directory: RunDir, name: str, parent: str | None, facts
     directory.finish(name, {"stage": name, "parent": made_from, "config": stage, "data": data_facts(parts), **facts})
 
 
-def evaluate(
-    run_dir: str | Path, stage: str | None = None, data_dir: str | None = None, progress: bool = True
-) -> dict[str, Any]:
-    """Measure a finished stage again from its saved checkpoint (the last one, unless `stage` names another).
-
-    `data_dir`: a GLUE directory in place of the run's own data.
-    """
+def reopen(run_dir: str | Path, data_dir: str | None, progress: bool) -> tuple[RunDir, Parts]:
+    """A run whose teacher is finished, with its own tokenizer; `data_dir`: a GLUE directory in place of its data."""
     build.quiet()
     directory = RunDir.open(run_dir)
     config = read_resolved(directory.config)
@@ -189,16 +193,36 @@ def evaluate(
     if data_dir is not None:
         config.data.source, config.data.dir = "dir", data_dir
     directory.record("teacher")  # an unfinished teacher is the clearer complaint
-    parts = prepare(config, tokenizer_from=str(directory.stage("teacher")))
-    name = stage or [s for s in parts.active() if directory.finished(s)][-1]
+    return directory, prepare(config, tokenizer_from=str(directory.stage("teacher")))
+
+
+def last_finished(parts: Parts, directory: RunDir) -> str:
+    return [s for s in parts.active() if directory.finished(s)][-1]
+
+
+def evaluate(
+    run_dir: str | Path,
+    stage: str | None = None,
+    data_dir: str | None = None,
+    progress: bool = True,
+    compacted: bool = False,
+) -> dict[str, Any]:
+    """Measure a finished stage again from its saved checkpoint (the last one, unless `stage` names another), or with
+    `compacted` what `spikeprune compact` left. `data_dir`: a GLUE directory in place of the run's own data.
+    """
+    directory, parts = reopen(run_dir, data_dir, progress)
+    name = stage or last_finished(parts, directory)
+    if compacted:
+        name = directory.compact_record()["parent"]["stage"]
     directory.record(name)
     teacher = load_teacher(parts, directory)
     if name == "teacher":
         measured = measure_teacher(parts, teacher)
     else:
-        module = build.student_module(parts, name, load_student(directory, name), teacher)
-        measured = measure_student(parts, module)
-    return {"run": str(run_dir), "task": config.task, "stage": name, "data": data_facts(parts), **measured}
+        student = load_compact(directory) if compacted else load_student(directory, name)
+        measured = measure_student(parts, build.student_module(parts, name, student, teacher))
+    facts = {"run": str(run_dir), "task": parts.config.task, "stage": name, "compacted": compacted}
+    return {**facts, "data": data_facts(parts), **measured}
 
 
 @rank_zero_only

@@ -5,6 +5,7 @@ runs/<name>/config.yaml        resolved configuration
            summary.json        per stage quality, cost and shape
            stages/<stage>/     model.safetensors + student.json (teacher: a transformers directory), record.json
            stages/<stage>/resume.ckpt   only while the stage runs
+           compact/            the compacted student and its tokenizer, where `spikeprune compact` was asked for them
 """
 
 from __future__ import annotations
@@ -51,6 +52,16 @@ def write_weights(path: Path, state: dict[str, Tensor]) -> str:
     data = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in state.items()}, {"format": "pt"})
     write_atomic(path, data)
     return hashlib.sha256(data).hexdigest()
+
+
+def read_verified(path: Path, sha: str) -> bytes:
+    """A file whose sha256 is known. Raises InputError where it is another one, or missing."""
+    data = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(data).hexdigest() != sha:
+        raise InputError(
+            f"{path}: is missing or not the file that record.json describes; remove {path.parent} to make it again"
+        )
+    return data
 
 
 class RunDir:
@@ -127,13 +138,23 @@ class RunDir:
 
     def verified(self, name: str) -> bytes:
         """The weights file of a finished stage, if it is the one that its record describes."""
-        path, record = self.stage(name) / WEIGHTS, self.record(name)
-        data = path.read_bytes() if path.is_file() else b""
-        if hashlib.sha256(data).hexdigest() != record["weights"]:
-            raise InputError(
-                f"{path}: is missing or not the file that record.json describes; remove {path.parent} to make it again"
-            )
-        return data
+        return read_verified(self.stage(name) / WEIGHTS, self.record(name)["weights"])
+
+    @property
+    def compact(self) -> Path:
+        return self.path / "compact"
+
+    def compact_record(self) -> dict[str, Any]:
+        """What `spikeprune compact` made of what. Raises InputError where there is none, or its stage has changed."""
+        path = self.compact / "record.json"
+        again = f"`spikeprune compact {self.path}` makes it"
+        if not path.is_file():
+            raise InputError(f"{self.path}: holds no compacted model; {again}")
+        record = json.loads(path.read_text())
+        stage, weights = record["parent"]["stage"], record["parent"]["weights"]
+        if not self.finished(stage) or self.record(stage)["weights"] != weights:
+            raise InputError(f"{self.compact}: its stage {stage!r} has changed since; {again} again")
+        return record
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         with self.metrics.open("a") as file:

@@ -28,7 +28,7 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Stands in for the real one, which takes seconds to import and minutes to run."""
     import spikeprune
 
-    fake = SimpleNamespace(run=lambda config: None, evaluate=lambda run, stage, data_dir, progress: {})
+    fake = SimpleNamespace(run=lambda config: None, evaluate=lambda run, **options: {})
     monkeypatch.setattr("spikeprune.report.table.summary_table", str)
     monkeypatch.setitem(sys.modules, "spikeprune.pipeline", fake)
     monkeypatch.setattr(spikeprune, "pipeline", fake, raising=False)
@@ -45,7 +45,9 @@ def raising(error: BaseException):
 # --- help -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("args", [("--help",), ("train", "--help"), ("evaluate", "--help"), ("--version",)])
+@pytest.mark.parametrize(
+    "args", [("--help",), ("train", "--help"), ("evaluate", "--help"), ("compact", "--help"), ("--version",)]
+)
 def test_help_is_there_at_once(args: tuple[str, ...]) -> None:
     start = time.monotonic()
     done = spikeprune(*args)
@@ -54,7 +56,7 @@ def test_help_is_there_at_once(args: tuple[str, ...]) -> None:
     if args[0] == "--version":
         assert done.stdout == f"spikeprune {__version__}\n"
     elif len(args) == 1:
-        assert "train" in done.stdout and "evaluate" in done.stdout
+        assert all(command in done.stdout for command in ("train", "evaluate", "compact"))
     else:
         assert "examples:" in done.stdout and f"spikeprune {args[0]} " in done.stdout
 
@@ -87,6 +89,7 @@ def test_help_and_a_wrong_key_load_nothing_heavy(args: str) -> None:
         (("train", GLUE, "seed"), "error: seed: write key=value"),
         (("train", GLUE, "--seed=1"), "usage: "),
         (("train",), "usage: "),
+        (("evaluate", "runs/x", "--compact", "--stage", "spatial"), "usage: "),
         (("trian",), "usage: "),
         ((), "usage: "),
     ],
@@ -139,8 +142,8 @@ def test_train_hands_on_the_configuration(pipeline) -> None:
 def test_evaluate_prints_json_or_a_table(pipeline, capsys, monkeypatch) -> None:
     seen = []
 
-    def evaluate(run: str, stage: str | None, data_dir: str | None, progress: bool) -> dict:
-        seen.append((run, stage, data_dir, progress))
+    def evaluate(run: str, stage: str | None, data_dir: str | None, progress: bool, compacted: bool) -> dict:
+        seen.append((run, stage, data_dir, progress, compacted))
         return {"task": "rte"}
 
     pipeline.evaluate = evaluate
@@ -149,4 +152,6 @@ def test_evaluate_prints_json_or_a_table(pipeline, capsys, monkeypatch) -> None:
     assert json.loads(capsys.readouterr().out) == {"task": "rte"}
     assert cli.main(["evaluate", "runs/x"]) == 0
     assert capsys.readouterr().out == "a table of rte\n"
-    assert seen == [("runs/x", "spatial", "glue", False), ("runs/x", None, None, True)]
+    assert cli.main(["evaluate", "runs/x", "--compact"]) == 0
+    assert seen[:2] == [("runs/x", "spatial", "glue", False, False), ("runs/x", None, None, True, False)]
+    assert seen[2] == ("runs/x", None, None, True, True)

@@ -14,8 +14,14 @@ from spikeprune.callbacks.schedule import EpochSchedule, stage_epochs
 from spikeprune.callbacks.spatial import SpatialPruning
 from spikeprune.callbacks.temporal import TemporalPruning
 from spikeprune.compress.budget import cubic, keep_highest
-from spikeprune.compress.criteria import CRITERIA, TEMPORAL_CRITERIA, convergence, uniform
-from spikeprune.compress.stats import collect, convergence_profile
+from spikeprune.compress.criteria import CRITERIA, TEMPORAL_CRITERIA, convergence, random, sensitivity, uniform
+from spikeprune.compress.stats import (
+    TemporalStatistics,
+    collect,
+    convergence_profile,
+    loss_at,
+    temporal_statistics,
+)
 from spikeprune.cost import PRICES
 from spikeprune.distill import hard_loss
 from spikeprune.models.student import Student
@@ -158,11 +164,12 @@ def test_collecting_leaves_no_trace(pruned) -> None:
 
 
 @pytest.mark.parametrize("spikes", ["binary", "ternary"])
-def test_fisher_is_the_mean_square_of_each_samples_own_gradient(spikes) -> None:
+def test_fisher_and_taylor_are_means_over_each_samples_own_gradient(spikes) -> None:
     student, data = make(3, spikes=spikes), batches((3, 2))
     student.heads[0, 1] = 0
     stats = collect(student, data, loss_of)
     heads, ffn, samples = torch.zeros(L, H).double(), torch.zeros(L, F).double(), 0
+    head_sizes, ffn_sizes = torch.zeros(L, H).double(), torch.zeros(L, F).double()
     for batch in data:
         for i in range(len(batch["labels"])):
             n = int(batch["attention_mask"][i].sum())
@@ -174,10 +181,24 @@ def test_fisher_is_the_mean_square_of_each_samples_own_gradient(spikes) -> None:
             loss_of(one, brute(**inputs(one))).backward()
             heads += brute.heads.grad**2
             ffn += brute.ffn.grad**2
+            head_sizes += brute.heads.grad.abs()
+            ffn_sizes += brute.ffn.grad.abs()
             samples += 1
     assert samples == 5 and heads.min() >= 0 and heads.max() > 1e-8
     torch.testing.assert_close(stats.head_fisher, heads / samples)
     torch.testing.assert_close(stats.ffn_fisher, ffn / samples)
+    torch.testing.assert_close(stats.head_taylor, head_sizes / samples)
+    torch.testing.assert_close(stats.ffn_taylor, ffn_sizes / samples)
+
+
+def test_random_follows_its_seed_alone(pruned) -> None:
+    student, data = pruned
+    first = random(collect(student, data, loss_of, seed=7))
+    torch.manual_seed(123)  # another process, or a resumed one
+    again, other = (random(collect(make(5), batches((1,)), loss_of, seed=seed)) for seed in (7, 8))
+    for i in (0, 1):
+        assert torch.equal(first[i], again[i]) and not torch.equal(first[i], other[i])
+        assert 0 <= first[i].min() and first[i].max() < 1 and first[i].unique().numel() == first[i].numel()
 
 
 def test_rate_is_the_share_of_steps_with_a_spike(pruned) -> None:
@@ -225,32 +246,98 @@ def trains(draw):
     return steps, draw(st.integers(0, sum(steps) + 3)), profile
 
 
+def never(*_):
+    raise AssertionError("measured for nothing")
+
+
+def known(t_steps, profile=None, loss=never) -> TemporalStatistics:
+    """Statistics that need no student; what is not given must not be asked for."""
+    return TemporalStatistics(t_steps, never if profile is None else lambda: profile, loss)
+
+
 @pytest.mark.parametrize("name", TEMPORAL_CRITERIA)
 @given(trains())
 def test_contract_of_temporal_criteria(name, case) -> None:
     steps, total, profile = case
     before = list(steps)
-    found = TEMPORAL_CRITERIA[name](steps, total, profile)
+
+    def loss(t_steps) -> float:  # what each layer lacks at the steps it has
+        assert min(t_steps) >= 1
+        return sum(layer[t - 1].item() for layer, t in zip(profile, t_steps, strict=True))
+
+    found = TEMPORAL_CRITERIA[name](known(steps, profile, loss), total)
     assert steps == before and len(found) == len(steps) and all(isinstance(t, int) for t in found)
     assert all(1 <= new <= old for new, old in zip(found, steps, strict=True))
     assert sum(found) <= max(total, len(steps))
 
 
 def test_uniform_by_hand() -> None:
-    assert uniform([4, 4, 4], 12, []) == [4, 4, 4]
-    assert uniform([4, 4, 4], 10, []) == [4, 3, 3]  # the last layers first
-    assert uniform([2, 6, 3], 8, []) == [2, 3, 3]
-    assert uniform([2, 6, 3], 7, []) == [2, 3, 2]
-    assert uniform([3, 3], 0, []) == [1, 1]
+    assert uniform(known([4, 4, 4]), 12) == [4, 4, 4]
+    assert uniform(known([4, 4, 4]), 10) == [4, 3, 3]  # the last layers first
+    assert uniform(known([2, 6, 3]), 8) == [2, 3, 3]
+    assert uniform(known([2, 6, 3]), 7) == [2, 3, 2]
+    assert uniform(known([3, 3]), 0) == [1, 1]
 
 
 def test_convergence_by_hand() -> None:
     profile = [torch.tensor([0.5, 0.125, 0.0]), torch.tensor([0.25, 0.1875, 0.0625, 0.0])]
     wanted = {7: [3, 4], 6: [3, 3], 5: [2, 3], 4: [2, 2], 3: [2, 1], 2: [1, 1], 1: [1, 1]}
-    assert {total: convergence([3, 4], total, profile) for total in wanted} == wanted
+    assert {total: convergence(known([3, 4], profile), total) for total in wanted} == wanted
     # 0.0 at step 1 is a crossing, not rest: the train has settled only where it stays
     crossing = [torch.tensor([0.0, 0.5, 0.0]), torch.tensor([0.25, 0.25, 0.0])]
-    assert convergence([3, 3], 4, crossing) == [3, 1]
+    assert convergence(known([3, 3], crossing), 4) == [3, 1]
+
+
+def test_sensitivity_by_hand() -> None:
+    costs = [{1: 9.0, 2: 1.0, 3: 0.0}, {1: 2.0, 2: 1.5, 3: 0.0}, {1: 0.5}]
+    asked = []
+
+    def loss(t_steps) -> float:
+        asked.append(tuple(t_steps))
+        return sum(cost[t] for cost, t in zip(costs, t_steps, strict=True))
+
+    # 3 3 1 -> 2 3 1 (1.0 dearer; the other 1.5) -> 2 2 1 (1.5; 8.0) -> 2 1 1 (0.5; 8.0) -> 1 1 1
+    wanted = {7: [3, 3, 1], 6: [2, 3, 1], 5: [2, 2, 1], 4: [2, 1, 1], 3: [1, 1, 1], 0: [1, 1, 1]}
+    assert {total: sensitivity(known([3, 3, 1], loss=loss), total) for total in wanted} == wanted
+    asked.clear()
+    assert sensitivity(known([3, 3, 1], loss=loss), 5) == [2, 2, 1]
+    assert asked == [(2, 3, 1), (3, 2, 1), (1, 3, 1), (2, 2, 1)]  # a layer of one step is never asked about
+    assert sensitivity(known([2, 2], loss=lambda _: 0.0), 3) == [1, 2]  # ties: the earlier layer
+
+
+def test_sensitivity_sees_what_steps_do_together() -> None:
+    """Taking either first layer's step alone is cheap, both is not: a ranking made once would take both."""
+    losses = {(1, 2, 2): 0.1, (2, 1, 2): 0.2, (2, 2, 1): 0.3, (1, 1, 2): 5.0, (1, 2, 1): 0.4, (2, 1, 1): 0.5}
+    assert sensitivity(known([2, 2, 2], loss=lambda t: losses[tuple(t)]), 4) == [1, 2, 1]
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_the_loss_is_that_of_a_student_with_these_steps(coding) -> None:
+    student, data = make(4, (3, 4, 2), coding=coding, dropout=0.3), batches((3, 2))
+    losses, other = [], make(4, (2, 4, 1), coding=coding, dropout=0.3).eval()
+    with torch.no_grad():
+        for batch in data:
+            losses += loss_of(batch, other(**inputs(batch), mode="spiking")).tolist()
+    assert loss_at(student, [2, 4, 1], data, loss_of).item() == pytest.approx(sum(losses) / 5)
+    assert student.steps == [3, 4, 2] and student.training
+    with pytest.raises(ZeroDivisionError):
+        loss_at(student, [1, 1, 1], data, lambda batch, outputs: 1 / 0)
+    assert student.steps == [3, 4, 2] and student.training
+
+
+def test_temporal_statistics_measure_when_asked_and_agree_over_processes() -> None:
+    student, data, calls = make(2, (3, 4, 2)), batches((3, 2)), []
+
+    def mean(x: torch.Tensor) -> torch.Tensor:  # of this process and one that found nothing
+        calls.append(x)
+        return x / 2
+
+    stats = temporal_statistics(student, data, loss_of, mean=mean)
+    assert stats.t_steps == [3, 4, 2] and not calls
+    for found, own in zip(stats.profile, convergence_profile(student, data), strict=True):
+        torch.testing.assert_close(found, own / 2)
+    assert stats.profile is stats.profile and len(calls) == 3
+    assert stats.loss_of([1, 4, 2]) == loss_at(student, [1, 4, 2], data, loss_of).item() / 2
 
 
 def test_the_profile_is_the_distance_to_the_last_asr() -> None:
@@ -404,7 +491,7 @@ def test_temporal_pruning_reaches_its_target(criterion) -> None:
     callback = TemporalPruning(t_steps=3, criterion=criterion, batches=2, batch_size=3, seed=5, begin=0, end=2)
     history = play(callback, student, 4)
     sums = [sum(steps) for _, _, steps in history]
-    if criterion == "uniform":
+    if criterion != "convergence":
         assert sums == [17, 13, 9, 9]  # 21 to 9 in three equal parts
     assert all(total <= wanted for total, wanted in zip(sums, (17, 13, 9, 9), strict=True))
     assert all(
@@ -423,7 +510,7 @@ def test_temporal_pruning_resumed_keeps_its_line() -> None:
     student, first, second = make(1, (6, 8, 7)), TemporalPruning(**options), TemporalPruning(**options)
     play(first, student, 1)
     second.load_state_dict(first.state_dict())
-    assert play(second, student, 2)[1][2] == uniform([6, 8, 7], 13, [])
+    assert play(second, student, 2)[1][2] == uniform(known([6, 8, 7]), 13)
     assert play(second, student, 3)[2][2] == whole.steps
 
 

@@ -231,6 +231,7 @@ def test_presets_that_cannot_be(write) -> None:
 
 
 ACTIVE = ("stages.spatial.epochs=1", "compress.heads=0.5")
+SENSITIVE = ("stages.temporal.epochs=1", "compress.t_steps=2", "compress.temporal.criterion=sensitivity")
 COMBINATIONS = [
     (("task=mrcp",), "task = mrcp: choose from"),
     (("compress.heads=0",), "compress.heads = 0.0: must be above 0 and at most 1: it is the share kept"),
@@ -274,6 +275,14 @@ COMBINATIONS = [
     (("stages.teacher.epochs=1", "stages.teacher.losses.soft=1"), "stages.teacher.losses.soft = 1.0: does not apply"),
     (("stages.finetune.epochs=1", "stages.finetune.losses={soft: 0, hidden: 0}"), "stages.finetune.losses: every weig"),
     (("run.precision=16-mixed", "run.accelerator=cpu"), "run.precision = 16-mixed: needs a GPU"),
+    (
+        (*ACTIVE, "stages.general_kd.callbacks=[spatial]"),
+        "stages.general_kd.callbacks = ['spatial']: its criterion asks",
+    ),
+    (
+        (*SENSITIVE, "stages.general_kd.callbacks=[temporal]"),
+        "stages.general_kd.callbacks = ['temporal']: its criterion asks",
+    ),
 ]
 
 
@@ -292,6 +301,8 @@ def test_a_value_that_is_wrong_alone_is_not_reported_in_combination(empty: Path)
 
 def test_compression_that_does_something_is_accepted(empty: Path) -> None:
     load(empty, [*ACTIVE, "stages.temporal.epochs=1", "compress.t_steps=2", "student.t_steps=[4,2,2]"])
+    load(empty, [*SENSITIVE, "stages.general_kd.callbacks=[temporal]", "stages.general_kd.losses.soft=1"])
+    load(empty, ["stages.temporal.epochs=1", "compress.t_steps=2", "stages.general_kd.callbacks=[temporal]"])
     load(empty, ["student.coding=per_step", "student.forward=spiking", "teacher.checkpoint=x", "student.t_steps=[1,2]"])
 
 

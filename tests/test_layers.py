@@ -23,6 +23,7 @@ ROWS = (
     ("build", "summary"),
     ("measure",),
     ("pipeline",),
+    ("compaction",),
     ("cli",),
     ("__main__",),
 )

@@ -45,7 +45,8 @@ class SpatialPruning(EpochSchedule):
         batches = ({key: value.to(module.device) for key, value in batch.items()} for batch in batches)
         if module.losses.soft:  # the teacher answers changed sentences too; a true label would not fit them
             batches = map(module.varied, batches)
-        scores = dict(zip(("heads", "ffn"), self.criterion(collect(student, batches, module.sample_loss)), strict=True))
+        stats = collect(student, batches, module.sample_loss, seed=self.seed)
+        scores = dict(zip(("heads", "ffn"), self.criterion(stats), strict=True))
         for name, target in self.targets.items():
             mask = getattr(student, name)
             share = cubic(progress, 1.0, target)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import lightning as L
+from torch import Tensor
 
 from spikeprune.callbacks.schedule import EpochSchedule
 from spikeprune.compress.criteria import TEMPORAL_CRITERIA
-from spikeprune.compress.stats import convergence_profile
+from spikeprune.compress.stats import temporal_statistics
 
 
 class TemporalPruning(EpochSchedule):
     """Lowers `t_steps` from its mean at the first decision to a mean of `t_steps`, linearly between `begin` and `end`.
 
-    `criterion` is a name in TEMPORAL_CRITERIA; `batches` batches of `batch_size` show how fast the rates settle.
+    `criterion` is a name in TEMPORAL_CRITERIA; `batches` batches of `batch_size` show how fast the rates settle, or
+    what a step is worth.
     """
 
     def __init__(self, *, t_steps: int, criterion: str, batches: int, batch_size: int, seed: int, begin: int, end: int):
@@ -28,11 +30,13 @@ class TemporalPruning(EpochSchedule):
         goal = self.target * len(steps)
         total = round(self.start + (goal - self.start) * progress)
         batches = trainer.datamodule.fixed_batches(self.batches, self.batch_size, self.seed)
-        profile = convergence_profile(
-            student, ({key: value.to(module.device) for key, value in batch.items()} for batch in batches)
-        )
-        profile = [trainer.strategy.reduce(layer, reduce_op="mean") for layer in profile]
-        student.set_t_steps(self.criterion(steps, total, profile))
+        batches = [{key: value.to(module.device) for key, value in batch.items()} for batch in batches]
+
+        def mean(x: Tensor) -> Tensor:  # every rank decides the same
+            return trainer.strategy.reduce(x, reduce_op="mean")
+
+        stats = temporal_statistics(student, batches, module.sample_loss, mean=mean)
+        student.set_t_steps(self.criterion(stats, total))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """As in SpatialPruning."""

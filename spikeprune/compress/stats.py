@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -22,13 +23,18 @@ class Statistics:
     ffn: Tensor
     head_fisher: Tensor  # mean over samples of (d loss / d mask)^2
     ffn_fisher: Tensor
+    head_taylor: Tensor  # mean over samples of |d loss / d mask|
+    ffn_taylor: Tensor
     head_rate: Tensor  # mean |ASR| of the context's channels
     ffn_rate: Tensor
     head_weight: Tensor  # |Wv| * |Wo|, Frobenius norms of the head's slices
     ffn_weight: Tensor  # |W1 row| * |W2 column|
+    seed: int  # of a criterion that draws
 
 
-def collect(student: Student, batches: Iterable[dict[str, Tensor]], sample_loss: SampleLoss) -> Statistics:
+def collect(
+    student: Student, batches: Iterable[dict[str, Tensor]], sample_loss: SampleLoss, *, seed: int = 0
+) -> Statistics:
     """One equilibrium forward and backward a batch, in evaluation mode; weights and their gradients stay untouched.
 
     The masks are lent to the forward sample by sample, so their gradients are exactly per sample (as the diagonal
@@ -36,8 +42,9 @@ def collect(student: Student, batches: Iterable[dict[str, Tensor]], sample_loss:
     """
     was_training = student.training
     student.eval()
-    sums = {name: torch.zeros_like(mask) for name, mask in (("heads", student.heads), ("ffn", student.ffn))}
-    rates = {name: torch.zeros_like(mask) for name, mask in sums.items()}
+    squares = {name: torch.zeros_like(mask) for name, mask in (("heads", student.heads), ("ffn", student.ffn))}
+    sizes = {name: torch.zeros_like(mask) for name, mask in squares.items()}
+    rates = {name: torch.zeros_like(mask) for name, mask in squares.items()}
     samples = tokens = 0
     with torch.enable_grad():
         for batch in batches:
@@ -51,7 +58,8 @@ def collect(student: Student, batches: Iterable[dict[str, Tensor]], sample_loss:
                 loss = sample_loss(batch, outputs).sum()
                 grads = torch.autograd.grad(loss, list(masks.values()))
             for name, grad in zip(masks, grads, strict=True):
-                sums[name] += grad.square().sum(0)
+                squares[name] += grad.square().sum(0)
+                sizes[name] += grad.abs().sum(0)
                 rates[name] += probe.activity[name]
             samples += size
             tokens += batch["attention_mask"].sum()
@@ -59,11 +67,14 @@ def collect(student: Student, batches: Iterable[dict[str, Tensor]], sample_loss:
     return Statistics(
         heads=student.heads.clone(),
         ffn=student.ffn.clone(),
-        head_fisher=sums["heads"] / samples,
-        ffn_fisher=sums["ffn"] / samples,
+        head_fisher=squares["heads"] / samples,
+        ffn_fisher=squares["ffn"] / samples,
+        head_taylor=sizes["heads"] / samples,
+        ffn_taylor=sizes["ffn"] / samples,
         head_rate=rates["heads"] / tokens,
         ffn_rate=rates["ffn"] / tokens,
         **weight_norms(student),
+        seed=seed,
     )
 
 
@@ -128,3 +139,59 @@ def convergence_profile(student: Student, batches: Iterable[dict[str, Tensor]]) 
     for i in range(len(student.layers)):
         layers.append([error for name, error in relative.items() if name.startswith(f"layers.{i}.")])
     return [torch.stack(errors).mean(0) for errors in layers]
+
+
+@dataclass(frozen=True)
+class TemporalStatistics:
+    """What a rule for time steps may ask about a student of `t_steps [L+1]`; measured only when it does ask."""
+
+    t_steps: Sequence[int]
+    measure_profile: Callable[[], list[Tensor]]
+    loss_of: Callable[[Sequence[int]], float]  # mean sample loss with these steps instead
+
+    @cached_property
+    def profile(self) -> list[Tensor]:
+        """As `convergence_profile`."""
+        return self.measure_profile()
+
+
+def temporal_statistics(
+    student: Student,
+    batches: Sequence[dict[str, Tensor]],
+    sample_loss: SampleLoss,
+    *,
+    mean: Callable[[Tensor], Tensor] = lambda x: x,
+) -> TemporalStatistics:
+    """On `batches`, which are gone through once for the profile and once for each loss. `mean` is taken over processes,
+    so that all decide the same."""
+
+    def profile() -> list[Tensor]:
+        return [mean(layer) for layer in convergence_profile(student, batches)]
+
+    def loss_of(t_steps: Sequence[int]) -> float:
+        return mean(loss_at(student, t_steps, batches, sample_loss)).item()
+
+    return TemporalStatistics(student.steps, profile, loss_of)
+
+
+@torch.no_grad()
+def loss_at(
+    student: Student, t_steps: Sequence[int], batches: Iterable[dict[str, Tensor]], sample_loss: SampleLoss
+) -> Tensor:
+    """Mean sample loss with other time steps, in evaluation mode; the student keeps its own. A scalar.
+
+    `accumulate` is what its closed form says; the other codings are simulated step by step.
+    """
+    was_training, own = student.training, student.steps
+    student.eval()
+    student.set_t_steps(t_steps)
+    mode = "equilibrium" if student.coding == "accumulate" else "spiking"
+    losses = []
+    try:
+        for batch in batches:
+            outputs = student(**{key: batch[key] for key in INPUTS if key in batch}, mode=mode)
+            losses.append(sample_loss(batch, outputs))
+    finally:
+        student.set_t_steps(own)
+        student.train(was_training)
+    return torch.cat(losses).mean()

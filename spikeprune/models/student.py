@@ -12,6 +12,7 @@ Every matrix product but q k^T and the softmax's with v has a spiking operand on
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -46,7 +47,9 @@ class SpikingEmbedding(nn.Module):
 
 
 class SpikingLayer(nn.Module):
-    """One encoder layer. `heads [H]` and `ffn [F]` are its masks: 0 silences a head's context, or a neuron."""
+    """One encoder layer of `heads` heads of `head_size` channels and `ffn` neurons; of none of either, only the bias of
+    `out`, or `down`, joins the residual. The masks `heads [H]` and `ffn [F]` silence a head's context, or a neuron,
+    with 0."""
 
     def __init__(
         self,
@@ -54,6 +57,7 @@ class SpikingLayer(nn.Module):
         *,
         hidden: int,
         heads: int,
+        head_size: int,
         ffn: int,
         query: str,
         eps: float,
@@ -62,11 +66,12 @@ class SpikingLayer(nn.Module):
         **neuron,
     ):
         super().__init__()
-        self.heads, self.head_size = heads, hidden // heads
-        self.query = nn.Linear(hidden, hidden)
-        self.key = nn.Linear(hidden, hidden)
-        self.value = nn.Linear(hidden, hidden)
-        self.out = nn.Linear(hidden, hidden)
+        self.heads, self.head_size, self.ffn = heads, head_size, ffn
+        inner = heads * head_size  # channels of the attention: `hidden` until heads are taken out
+        self.query = nn.Linear(hidden, inner)
+        self.key = nn.Linear(hidden, inner)
+        self.value = nn.Linear(hidden, inner)
+        self.out = nn.Linear(inner, hidden)
         self.attention_norm = nn.LayerNorm(hidden, eps=eps)
         self.up = nn.Linear(hidden, ffn)
         self.down = nn.Linear(ffn, hidden)
@@ -77,10 +82,10 @@ class SpikingLayer(nn.Module):
         def site(name: str, channels: int) -> Site:
             return Site(f"layers.{index}.{name}", channels, **neuron)
 
-        self.query_site = site("query", hidden) if query == "spiking" else None
-        self.key_site = site("key", hidden)
-        self.value_site = site("value", hidden)
-        self.context_site = site("context", hidden)
+        self.query_site = site("query", inner) if query == "spiking" else None
+        self.key_site = site("key", inner)
+        self.value_site = site("value", inner)
+        self.context_site = site("context", inner)
         self.attention_site = site("attention", hidden)
         self.intermediate_site = site("intermediate", ffn)
         self.output_site = site("output", hidden)
@@ -123,11 +128,28 @@ class SpikingLayer(nn.Module):
         return a, scores
 
 
+def unit_counts(layers: int, most: int, counts: Sequence[int] | None) -> list[int]:
+    """Units of each layer: `most` everywhere unless `counts` says. Raises ValueError for a wrong number of them."""
+    counts = [most] * layers if counts is None else list(counts)
+    if len(counts) != layers or not all(0 <= n <= most for n in counts):
+        raise ValueError(f"units must be {layers} numbers from 0 to {most}, got {counts}")
+    return counts
+
+
+def first(counts: Sequence[int], width: int) -> Tensor:
+    """`[L, width]`: as many leading ones in each row as `counts` says, then zeros."""
+    return (torch.arange(width) < torch.tensor(counts)[:, None]).float()
+
+
 class Student(nn.Module):
     """Token ids to logits through spikes.
 
     `state_dict` holds all that changes the output: weights, thresholds (as logarithms), the masks `heads [L, H]` and
     `ffn [L, F]` (1 kept, 0 pruned) and `t_steps [L+1]` (the embedding's site, then each layer).
+
+    `heads` and `ffn` are the uncompressed architecture's. A layer may have fewer: `layer_heads` and `layer_ffn`, a
+    number each (see `compact`). The masks stay `[L, H]` and `[L, F]`, with 1 for the units that a layer has, which come
+    first, and 0 for what it lacks: shares and costs still compare with the whole. `values` rebuilds the student.
     """
 
     def __init__(
@@ -152,21 +174,29 @@ class Student(nn.Module):
         eps: float = 1e-12,
         dropout: float = 0.0,
         kernels: str = "torch",
+        layer_heads: Sequence[int] | None = None,
+        layer_ffn: Sequence[int] | None = None,
     ):
+        values = {name: value for name, value in locals().items() if name not in ("self", "__class__", "kernels")}
         super().__init__()
+        self.values = values
+        own_heads, own_ffn = unit_counts(layers, heads, layer_heads), unit_counts(layers, ffn, layer_ffn)
         common = {"neuron": spikes, "leak": leak, "coding": coding, "theta": theta, "eps": eps, "dropout": dropout}
         common["kernels"] = kernels
         self.coding, self.pooling, self.query = coding, pooling, query
         self.embedding = SpikingEmbedding(vocab=vocab, positions=positions, segments=segments, hidden=hidden, **common)
-        self.layers = nn.ModuleList(
-            SpikingLayer(i, hidden=hidden, heads=heads, ffn=ffn, query=query, act=act, **common) for i in range(layers)
-        )
+        common |= {"hidden": hidden, "head_size": hidden // heads, "query": query, "act": act}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Initializing zero-element")  # a layer of no heads, or no neurons
+            self.layers = nn.ModuleList(
+                SpikingLayer(i, heads=own_heads[i], ffn=own_ffn[i], **common) for i in range(layers)
+            )
         self.pooler = nn.Linear(hidden, hidden) if pooling == "cls" else None
         self.layers[-1].output_site.count_first = pooling == "cls"
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(hidden, classes)
-        self.register_buffer("heads", torch.ones(layers, heads))
-        self.register_buffer("ffn", torch.ones(layers, ffn))
+        self.register_buffer("heads", first(own_heads, heads))
+        self.register_buffer("ffn", first(own_ffn, ffn))
         self.register_buffer("t_steps", torch.ones(layers + 1, dtype=torch.long))
         self._steps: tuple = (None, [])
         self.set_t_steps(t_steps)
@@ -223,7 +253,8 @@ class Student(nn.Module):
         for i, layer in enumerate(self.layers):
             head_mask = self.heads[i] if heads is None else heads[:, i, None]  # [H] or [B, 1, H]
             ffn_mask = self.ffn[i] if ffn is None else ffn[:, i, None]  # [F] or [B, 1, F]
-            signal, scores = layer(signal, heads=head_mask, ffn=ffn_mask, t_steps=t_layers[i], run=run)
+            masks = {"heads": head_mask[..., : layer.heads], "ffn": ffn_mask[..., : layer.ffn]}
+            signal, scores = layer(signal, **masks, t_steps=t_layers[i], run=run)
             hidden.append(signal.value)
             all_scores.append(scores)
         logits = self.classifier(self.dropout(self.pool(signal, run)))  # [B, C]

@@ -131,5 +131,18 @@ def evaluation_lines(measured: Summary) -> str:
     rows += [(name, f"{100 * value:.1f}") for name, value in measured["metrics"].items()]
     rows += [(name, si(value)) for name, value in measured["cost"].items() if not isinstance(value, Mapping)]
     rows += [(name, " ".join(map(str, measured[name]))) for name in ("t_steps", "heads", "ffn") if name in measured]
-    lines = [banner(measured), f"{measured['task']} · {measured['run']} · {measured['stage']}", ""]
+    stage = measured["stage"] + (", compacted" if measured["compacted"] else "")
+    lines = [banner(measured), f"{measured['task']} · {measured['run']} · {stage}", ""]
     return "\n".join([line for line in lines if line is not None] + [f"{name:<16}{value:>12}" for name, value in rows])
+
+
+def compaction_lines(record: Summary) -> str:
+    """What `spikeprune compact` prints: where the model lies, each layer's units, and how much smaller it is."""
+    check, names = record["check"], {"heads": "heads", "ffn": "neurons"}
+    lines = [
+        f"{record['run']}/compact: stage {record['parent']['stage']} without what it pruned; its logits on "
+        f"{check['sentences']} dev sentences differ by {check['max_difference']:.1g} at most"
+    ]
+    lines += [f"  {names[key]:<8} {' '.join(map(str, record[key]['kept']))}  of {record[key]['of']}" for key in names]
+    lines += [f"  {key:<8} {si(record[f'masked_{key}'])} → {si(record[key])}" for key in ("params", "bytes")]
+    return "\n".join(lines)

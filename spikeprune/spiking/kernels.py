@@ -98,7 +98,7 @@ def available() -> bool:
 
 def covers(x: Tensor, kind: str, leak: float) -> bool:
     """Whether `fused_equilibrium` computes this site's reference."""
-    return kind in KINDS and leak == 1.0 and x.is_cuda and x.dtype == torch.float32
+    return kind in KINDS and leak == 1.0 and x.is_cuda and x.dtype == torch.float32 and x.numel() > 0
 
 
 @cache

@@ -54,11 +54,11 @@ class Site(nn.Module):
         self.coding = CODINGS[coding]
         self.leak = leak
         self.count_first = False  # count the first token's spikes by themselves too, as "pooled"
-        self.log_theta = nn.Parameter(torch.zeros(channels if theta == "channel" else 1))
+        self.log_theta = nn.Parameter(torch.zeros(channels if theta == "channel" else min(channels, 1)))
 
     @property
     def theta(self) -> Tensor:
-        """`[D]` per channel or `[1]` per tensor."""
+        """`[D]` per channel or `[1]` per tensor; `[0]` in a site of no channels."""
         return self.log_theta.exp()
 
     def forward(
@@ -145,6 +145,8 @@ class Site(nn.Module):
     @torch.no_grad()
     def calibrate(self, y: Tensor, run: Pass) -> Tensor:
         """Put theta at a percentile of the activation over real tokens; returns it. Binary spikes see y > 0 only."""
+        if not self.log_theta.numel():
+            return self.theta
         seen = y[run.tokens]  # [M, D]
         seen = seen.clamp(min=0) if self.neuron.low == 0 else seen.abs()
         if self.log_theta.numel() == 1:

@@ -1,0 +1,69 @@
+"""A run's `compact/`: a student without its pruned heads and neurons, its answers compared with the masked one's."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spikeprune.errors import InputError
+from spikeprune.models.compact import compact
+from spikeprune.models.student import Student
+from spikeprune.modules import INPUTS
+from spikeprune.parts import Parts
+from spikeprune.pipeline import last_finished, load_student, reopen
+from spikeprune.rundir import WEIGHTS, write_json, write_weights
+
+SENTENCES = 8  # of the dev split, that a compacted student must answer like the masked one
+TOLERANCE = 1e-9  # of a logit in float64
+
+
+def compact_run(run_dir: str | Path, stage: str | None = None, data_dir: str | None = None) -> dict[str, Any]:
+    """Write a finished stage's student (the last one's, unless `stage` names another) without what its masks prune to
+    the run's `compact/`, with its tokenizer, and return the record. `data_dir` as in `evaluate`."""
+    directory, parts = reopen(run_dir, data_dir, progress=False)
+    name = stage or last_finished(parts, directory)
+    source = directory.record(name)["weights"]
+    if name == "teacher":
+        raise InputError(f"{run_dir}: the teacher has nothing to compact; finish or name a stage of the student")
+    masked = load_student(directory, name)
+    small = compact(masked)
+    checked = same_answers(masked, small, parts)
+    folder = directory.compact
+    folder.mkdir(exist_ok=True)
+    (folder / "record.json").unlink(missing_ok=True)  # the last file to come is the first to go
+    parts.tokenizer.save_pretrained(folder)
+    write_json(folder / "student.json", small.values)
+    weights = write_weights(folder / WEIGHTS, small.state_dict())
+    files = {"bytes": folder / WEIGHTS, "masked_bytes": directory.stage(name) / WEIGHTS}
+    facts = {
+        "parent": {"stage": name, "weights": source},
+        "weights": weights,
+        "t_steps": small.steps,
+        **{key: {"kept": small.values[f"layer_{key}"], "of": small.values[key]} for key in ("heads", "ffn")},
+        "params": sum(p.numel() for p in small.parameters()),
+        "masked_params": sum(p.numel() for p in masked.parameters()),
+        **{key: path.stat().st_size for key, path in files.items()},
+        "check": checked,
+    }
+    write_json(folder / "record.json", facts)
+    return {"run": str(run_dir), **facts}
+
+
+@torch.no_grad()
+def same_answers(masked: Student, small: Student, parts: Parts) -> dict[str, Any]:
+    """The largest difference of two students' logits on a few dev sentences, spikes simulated step by step.
+
+    In float64: in float32 a current within rounding of its threshold may fire in one of the two and not in the other.
+    Raises RuntimeError where they differ, which no input may cause.
+    """
+    data = parts.data.val_dataloader()[0].data
+    batch = data.batch(range(min(SENTENCES, len(data))))
+    inputs = [batch[name] for name in INPUTS]
+    one, other = (copy.deepcopy(s).double().eval()(*inputs, mode="spiking").logits for s in (masked, small))
+    difference = (one - other).abs().max().item()
+    if not difference <= TOLERANCE:
+        raise RuntimeError(f"compaction changed a logit by {difference:.3g}")
+    return {"sentences": len(one), "dtype": "float64", "max_difference": difference}

@@ -18,6 +18,7 @@ from spikeprune.compress.criteria import CRITERIA, TEMPORAL_CRITERIA, convergenc
 from spikeprune.compress.stats import collect, convergence_profile
 from spikeprune.cost import PRICES
 from spikeprune.distill import hard_loss
+from spikeprune.models.quant import WEIGHTS
 from spikeprune.models.student import Student
 from spikeprune.spiking.coding import CODINGS
 from spikeprune.spiking.neurons import NEURONS
@@ -435,5 +436,6 @@ def test_the_names_in_checks_are_those_of_the_registries() -> None:
     assert checks.TEMPORAL_CRITERIA == tuple(TEMPORAL_CRITERIA)
     assert checks.PRICES == tuple(PRICES)
     assert checks.CALLBACKS == tuple(build.CALLBACKS)
+    assert checks.WEIGHTS == WEIGHTS
     assert checks.CHOICES["student.spikes"] == tuple(NEURONS)
     assert checks.CHOICES["student.coding"] == tuple(CODINGS)

@@ -436,4 +436,4 @@ def test_the_summary_says_what_is_quantized(runs) -> None:
     saved = rows["spatial"]["cost"]["bytes"] - rows["quantize"]["cost"]["bytes"]
     assert saved == rows["spatial"]["encoder_weights"]["bytes"] - found["bytes"] > 0
     assert rows["spatial"]["heads"] == rows["finetune"]["heads"] != [3, 3]
-    assert "weights  ternary, 2 bits as stored" in summary_table(summary)
+    assert "weights  ternary, packed in 2 bits: " in summary_table(summary)

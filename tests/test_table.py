@@ -81,7 +81,7 @@ def test_quantized_weights_are_named_and_what_stays_float_too():
     found = {"kind": "ternary", "stored_bits": 2, "bytes": 104_448, "float32": parts}
     summary["stages"]["temporal"]["encoder_weights"] = found
     table = summary_table(summary)
-    assert "  weights  ternary, 2 bits as stored; the encoder's matrices take 104k bytes\n" in table
+    assert "  weights  ternary, packed in 2 bits: the encoder's matrices take 104k bytes\n" in table
     assert f"           float32: {parts}\n" in table and max(map(len, table.splitlines())) <= 112
 
 

@@ -131,8 +131,9 @@ def _weights(found: Summary) -> list[str]:
     """What is quantized and what is not; nothing for float weights."""
     if found["kind"] == "float":
         return []
-    packed = f"{found['kind']}, {found['stored_bits']} bits as stored; the encoder's matrices take {si(found['bytes'])}"
-    return [f"  weights  {packed} bytes", f"           float32: {found['float32']}"]
+    bits = f"{found['stored_bits']} bit{'s' * (found['stored_bits'] > 1)}"
+    packed = f"{found['kind']}, packed in {bits}: the encoder's matrices take {si(found['bytes'])} bytes"
+    return [f"  weights  {packed}", f"           float32: {found['float32']}"]
 
 
 def evaluation_lines(measured: Summary) -> str:

@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import Logger, WandbLogger
 
+from spikeprune.callbacks.quantize import WeightQuantization
 from spikeprune.callbacks.records import RecordsLogger
 from spikeprune.callbacks.resume import AtomicCheckpointIO, ResumeState
 from spikeprune.callbacks.schedule import stage_epochs
@@ -64,6 +65,7 @@ def student_values(parts: Parts) -> dict[str, Any]:
         "act": bert.hidden_act,
         "eps": bert.layer_norm_eps,
         "dropout": s.dropout,
+        "weights": parts.config.compress.weights,
     }
 
 
@@ -182,7 +184,13 @@ def _decisions(parts: Parts, stage: Stage, how: Spatial | Temporal) -> dict[str,
     return {"criterion": how.criterion, "begin": begin, "end": end, **data}
 
 
-CALLBACKS = {"spatial": spatial, "temporal": temporal}
+def quantize(parts: Parts, stage: Stage) -> WeightQuantization:
+    c = parts.config.compress.quantize
+    begin, end = stage_epochs(c.begin, c.end, stage.epochs)
+    return WeightQuantization(begin=begin, end=end)
+
+
+CALLBACKS = {"spatial": spatial, "temporal": temporal, "quantize": quantize}
 
 
 def synops(parts: Parts) -> SynOpsLogger:

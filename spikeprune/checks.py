@@ -18,8 +18,10 @@ from spikeprune.tasks import TASKS
 SPATIAL_CRITERIA = ("magnitude", "rate", "taylor", "fisher", "random")
 TEMPORAL_CRITERIA = ("uniform", "convergence", "sensitivity")
 PRICES = ("fp32", "fp16", "int32", "int8")
-CALLBACKS = ("spatial", "temporal")
-_NOTHING = {"compress.heads": 1, "compress.ffn": 1, "compress.t_steps": "null"}  # the values that compress nothing
+WEIGHTS = ("float", "binary", "ternary", "int8")
+CALLBACKS = ("spatial", "temporal", "quantize")
+# the values that compress nothing
+_NOTHING = {"compress.heads": 1, "compress.ffn": 1, "compress.t_steps": "null", "compress.weights": "float"}
 
 Problem = tuple[tuple[str, ...], str]  # the keys involved, the first one to blame, and what is wrong with it
 
@@ -36,6 +38,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "student.forward": ("equilibrium", "spiking"),
     "student.query": ("real", "spiking"),
     "student.pooling": ("mean", "cls"),
+    "compress.weights": WEIGHTS,
     "compress.spatial.criterion": SPATIAL_CRITERIA,
     "compress.spatial.scope": ("global", "layer"),
     "compress.temporal.criterion": TEMPORAL_CRITERIA,
@@ -71,7 +74,8 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "must be from 0 to 1",
         lambda v: 0 <= v <= 1,
-        "stages.*.warmup compress.spatial.begin compress.spatial.end compress.temporal.begin compress.temporal.end",
+        "stages.*.warmup compress.spatial.begin compress.spatial.end compress.temporal.begin compress.temporal.end"
+        " compress.quantize.begin compress.quantize.end",
     ),
     ("must not be empty", lambda v: v.strip() != "", "run.dir run.wandb_project data.hub"),
 )
@@ -260,6 +264,8 @@ def _compress(config: Config) -> Iterator[Problem]:
     yield from _acting(config, "spatial", space, {key: share for key, share in space.items() if share < 1})
     time = {"compress.t_steps": c.t_steps}
     yield from _acting(config, "temporal", time, time if c.t_steps is not None else {})
+    bits = {"compress.weights": c.weights}
+    yield from _acting(config, "quantize", bits, bits if c.weights != "float" else {})
     yield from _floors(config)
 
 

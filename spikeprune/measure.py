@@ -8,10 +8,13 @@ from spikeprune import build
 from spikeprune.cost import PRICES, dense, summarize
 from spikeprune.errors import InputError
 from spikeprune.metrics import main_metric
+from spikeprune.models.student import Student
 from spikeprune.models.teacher import Teacher
 from spikeprune.modules import StudentModule
 from spikeprune.parts import Parts
+from spikeprune.size import matrix_bytes
 
+FLOAT32 = "embeddings, pooler, classifier, biases, layer norms, thresholds"  # what no quantizer touches
 Measured = dict[str, Any]  # {"metrics", "main", "cost", …}
 
 
@@ -37,6 +40,19 @@ def measure_student(parts: Parts, module: StudentModule) -> Measured:
         "t_steps": student.steps,
         "heads": [int(n) for n in student.heads.sum(1).tolist()],
         "ffn": [int(n) for n in student.ffn.sum(1).tolist()],
+        "encoder_weights": encoder_weights(parts, student),
+    }
+
+
+def encoder_weights(parts: Parts, student: Student) -> dict[str, Any]:
+    """How the encoder's matrices act and what they take when packed, what was pruned left out, and what stays float."""
+    bits = student.stored_bits
+    return {
+        "kind": student.weights if student.quantized else "float",
+        "strength": student.quantized,
+        "stored_bits": bits,
+        "bytes": matrix_bytes(shape=build.student_shape(parts), heads=student.heads, ffn=student.ffn, bits=bits),
+        "float32": FLOAT32 if student.quantized else "everything",
     }
 
 

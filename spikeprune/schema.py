@@ -20,6 +20,7 @@ class Run:
             "prediction_kd",
             "spatial",
             "temporal",
+            "quantize",
             "finetune",
         ]
     )  # order of the stages; a stage of zero epochs is skipped
@@ -104,7 +105,7 @@ class Stage:
     clip: float = 1.0  # gradient norm
     batch_size: int | None = None  # null: data.batch_size
     losses: Losses = field(default_factory=Losses)
-    callbacks: list[str] = field(default_factory=list)  # spatial | temporal, acting during this stage
+    callbacks: list[str] = field(default_factory=list)  # spatial | temporal | quantize, acting during this stage
 
 
 @dataclass
@@ -115,6 +116,7 @@ class Stages:
     prediction_kd: Stage = field(default_factory=lambda: Stage(losses=Losses(soft=1.0, hidden=1.0)))
     spatial: Stage = field(default_factory=lambda: Stage(losses=Losses(soft=1.0, hidden=1.0), callbacks=["spatial"]))
     temporal: Stage = field(default_factory=lambda: Stage(losses=Losses(soft=1.0, hidden=1.0), callbacks=["temporal"]))
+    quantize: Stage = field(default_factory=lambda: Stage(losses=Losses(soft=1.0, hidden=1.0), callbacks=["quantize"]))
     finetune: Stage = field(default_factory=lambda: Stage(losses=Losses(soft=1.0, hidden=1.0)))
 
 
@@ -138,12 +140,20 @@ class Temporal:
 
 
 @dataclass
+class Quantize:
+    begin: float = 0.0  # share of the stage's epochs at which weights begin to move to their quantized values
+    end: float = 0.5  # … and are there; the rest of the stage trains the quantized network
+
+
+@dataclass
 class Compress:
     heads: float = 1.0  # share of attention heads kept, over all layers
     ffn: float = 1.0  # share of feed-forward neurons kept
     t_steps: int | None = None  # time steps at the end, mean over layers; null: unchanged
+    weights: str = "float"  # of the encoder's matrices at the end: float | binary (1 bit) | ternary (1.58 bits) | int8
     spatial: Spatial = field(default_factory=Spatial)
     temporal: Temporal = field(default_factory=Temporal)
+    quantize: Quantize = field(default_factory=Quantize)
 
 
 @dataclass

@@ -109,10 +109,16 @@ def model_bytes(*, shape: Shape, heads: Tensor | None = None, ffn: Tensor | None
     Below 16 bits each output channel keeps a float32 scale. Embeddings, classifier, biases, layer norms and thresholds
     stay float32. Raises ValueError for a width that is not stored.
     """
-    if bits not in BITS:
-        raise ValueError(f"encoder weights of {bits} bits; known: {', '.join(map(str, BITS))}")
     found = parameters(shape=shape, heads=heads, ffn=ffn)
     plain = found.total - sum(rows * columns for rows, columns in found.matrices)
-    packed = sum(-(-rows * columns * bits // 8) for rows, columns in found.matrices)
-    scales = sum(rows for rows, columns in found.matrices if columns) if bits < 16 else 0
-    return 4 * (plain + scales) + packed
+    return 4 * plain + matrix_bytes(shape=shape, heads=heads, ffn=ffn, bits=bits)
+
+
+def matrix_bytes(*, shape: Shape, heads: Tensor | None = None, ffn: Tensor | None = None, bits: int = 32) -> int:
+    """The part of `model_bytes` that `bits` decides: the encoder's weight matrices and their scales."""
+    if bits not in BITS:
+        raise ValueError(f"encoder weights of {bits} bits; known: {', '.join(map(str, BITS))}")
+    matrices = parameters(shape=shape, heads=heads, ffn=ffn).matrices
+    packed = sum(-(-rows * columns * bits // 8) for rows, columns in matrices)
+    scales = sum(rows for rows, columns in matrices if columns) if bits < 16 else 0
+    return packed + 4 * scales

@@ -23,7 +23,7 @@ def data_facts(parts: Parts) -> dict[str, str]:
 def summarize_run(parts: Parts, directory: RunDir) -> dict[str, Any]:
     """What `summary.json` holds; read from the stages' records alone."""
     stages = [s for s in parts.active() if s != "teacher"]
-    wanted = ("metrics", "main", "cost", "t_steps", "heads", "ffn", "steps", "seconds")
+    wanted = ("metrics", "main", "cost", "t_steps", "heads", "ffn", "encoder_weights", "steps", "seconds")
     rows = {name: {key: directory.record(name)[key] for key in wanted} for name in stages}
     teacher = directory.record("teacher")
     dense_pj = teacher["cost"]["energy_pj"]

@@ -22,6 +22,7 @@ from spikeprune.config import load
 from spikeprune.cost import count
 from spikeprune.errors import InputError
 from spikeprune.models.compact import compact
+from spikeprune.models.quant import QUANTIZERS
 from spikeprune.models.student import Student
 from spikeprune.rundir import RunDir
 from spikeprune.size import Shape, parameters
@@ -71,6 +72,19 @@ def masks(student: Student) -> dict:
 
 
 KINDS = list(itertools.product(("channel", "tensor"), ("real", "spiking"), ("mean", "cls")))  # theta, query, pooling
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+@pytest.mark.parametrize("weights", QUANTIZERS)
+def test_a_quantized_student_keeps_its_answers(weights, strength) -> None:
+    """Its scales are over pruned inputs too; they must be taken before the cut."""
+    masked, batch = make(weights=weights), sentences()
+    masked.set_strength(strength)
+    small = compact(masked)
+    assert small.weights == "float" and "strength" not in small.state_dict()
+    with torch.no_grad():
+        for mode in ("equilibrium", "spiking"):
+            torch.testing.assert_close(small(**batch, mode=mode).logits, masked(**batch, mode=mode).logits)
 
 
 @pytest.mark.parametrize("coding", CODINGS)

@@ -24,6 +24,7 @@ from spikeprune.compress.stats import (
 )
 from spikeprune.cost import PRICES
 from spikeprune.distill import hard_loss
+from spikeprune.models.quant import WEIGHTS
 from spikeprune.models.student import Student
 from spikeprune.spiking.coding import CODINGS
 from spikeprune.spiking.neurons import NEURONS
@@ -522,5 +523,6 @@ def test_the_names_in_checks_are_those_of_the_registries() -> None:
     assert checks.TEMPORAL_CRITERIA == tuple(TEMPORAL_CRITERIA)
     assert checks.PRICES == tuple(PRICES)
     assert checks.CALLBACKS == tuple(build.CALLBACKS)
+    assert checks.WEIGHTS == WEIGHTS
     assert checks.CHOICES["student.spikes"] == tuple(NEURONS)
     assert checks.CHOICES["student.coding"] == tuple(CODINGS)

@@ -165,7 +165,7 @@ def test_all_problems_in_one_message(write) -> None:
         f"sed: unknown key (did you mean seed?) [{file}]",
         f"data.batch_size = many: must be a whole number [{file}]",
         f"data.max_length = null: must be a whole number [{file}]",
-        f"compress = 3: is a section, not a value; it holds heads, ffn, t_steps, spatial, temporal [{file}]",
+        "compress = 3: is a section, not a value; it holds heads, ffn, t_steps, weights, spatial, temporal,",
         "tasks.mrcp: unknown task; choose from",
         f"student.leek: unknown key (did you mean student.leak?) [{file}, tasks.rte]",
         "student.t_steps = 0: must be a whole number of at least 1",
@@ -232,6 +232,7 @@ def test_presets_that_cannot_be(write) -> None:
 
 ACTIVE = ("stages.spatial.epochs=1", "compress.heads=0.5")
 SENSITIVE = ("stages.temporal.epochs=1", "compress.t_steps=2", "compress.temporal.criterion=sensitivity")
+BITS = ("stages.quantize.epochs=1", "compress.weights=ternary")
 COMBINATIONS = [
     (("task=mrcp",), "task = mrcp: choose from"),
     (("compress.heads=0",), "compress.heads = 0.0: must be above 0 and at most 1: it is the share kept"),
@@ -267,6 +268,14 @@ COMBINATIONS = [
     (("stages.temporal.epochs=1",), "stages.temporal.callbacks: temporal has nothing to do; set a target in compress"),
     (("compress.heads=0.5",), "compress.heads = 0.5: no stage that runs has the callback spatial"),
     (("compress.t_steps=2",), "compress.t_steps = 2: no stage that runs has the callback temporal"),
+    (("stages.quantize.epochs=1",), "stages.quantize.callbacks: quantize has nothing to do; set a target in co"),
+    (("compress.weights=ternary",), "compress.weights = ternary: no stage that runs has the callback quantize"),
+    (("compress.weights=ternery",), "compress.weights = ternery: choose from"),
+    ((*BITS, "run.stages=[teacher]"), "compress.weights = ternary: no stage that runs has the callback quantize"),
+    ((*BITS, "stages.quantize.callbacks=[]"), "compress.weights = ternary: no stage that runs has the callback"),
+    ((*BITS, "compress.quantize.begin=0.7"), "compress.quantize.begin = 0.7: must not come after end = 0.5"),
+    ((*BITS, "compress.quantize.end=1.5"), "compress.quantize.end = 1.5: must be from 0 to 1"),
+    (("stages.finetune.callbacks=[quantise]",), "stages.finetune.callbacks: unknown callback quantise; choose from"),
     ((*ACTIVE, "run.stages=[teacher]"), "compress.heads = 0.5: no stage that runs has the callback spatial"),
     ((*ACTIVE, "compress.heads=0.1"), "compress.heads = 0.1 of 4 leaves"),
     ((*ACTIVE, "compress.spatial.begin=0.7"), "compress.spatial.begin = 0.7: must not come after end = 0.5"),
@@ -303,6 +312,10 @@ def test_compression_that_does_something_is_accepted(empty: Path) -> None:
     load(empty, [*ACTIVE, "stages.temporal.epochs=1", "compress.t_steps=2", "student.t_steps=[4,2,2]"])
     load(empty, [*SENSITIVE, "stages.general_kd.callbacks=[temporal]", "stages.general_kd.losses.soft=1"])
     load(empty, ["stages.temporal.epochs=1", "compress.t_steps=2", "stages.general_kd.callbacks=[temporal]"])
+    for weights in ("binary", "ternary", "int8"):
+        load(empty, ["stages.quantize.epochs=2", f"compress.weights={weights}"])
+    together = "stages.spatial.callbacks=[spatial,temporal,quantize]"
+    load(empty, [*ACTIVE, together, "compress.t_steps=2", "compress.weights=int8"])
     load(empty, ["student.coding=per_step", "student.forward=spiking", "teacher.checkpoint=x", "student.t_steps=[1,2]"])
 
 

@@ -19,6 +19,7 @@ def stage(main, energy, t_steps, heads, ffn):
         "t_steps": t_steps,
         "heads": heads,
         "ffn": ffn,
+        "encoder_weights": {"kind": "float", "stored_bits": 32, "bytes": 1_572_864, "float32": "everything"},
         "seconds": 12.5,
     }
 
@@ -71,6 +72,17 @@ def test_rows():
     ]
     assert "temporal: 93.0, 2.5 below the dense teacher; energy 36.2 → 1.81 µJ (÷ 20.0)" in table
     assert "  t_steps  2 1 1  (embedding first)\n  heads    2 1\n  neurons  128 128\n" in table
+
+
+def test_quantized_weights_are_named_and_what_stays_float_too():
+    summary = make_summary(layers=12)
+    assert "weights" not in summary_table(summary)
+    parts = "embeddings, pooler, classifier, biases, layer norms, thresholds"
+    found = {"kind": "ternary", "stored_bits": 2, "bytes": 104_448, "float32": parts}
+    summary["stages"]["temporal"]["encoder_weights"] = found
+    table = summary_table(summary)
+    assert "  weights  ternary, packed in 2 bits: the encoder's matrices take 104k bytes\n" in table
+    assert f"           float32: {parts}\n" in table and max(map(len, table.splitlines())) <= 112
 
 
 def test_embedded_scores_are_never_called_glue():

@@ -51,6 +51,7 @@ class SynOpsLogger(L.Callback):
             ffn=student.ffn,
             t_steps=student.steps,
             coding=student.coding,
+            bits=student.stored_bits,
         )
         rate = self.activity.rate()
         self.cost |= {"rate": rate, "sparsity": 1 - rate, "rates": self.activity.rates()}

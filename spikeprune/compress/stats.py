@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spikeprune.models.outputs import Outputs
+from spikeprune.models.quant import acting_weight
 from spikeprune.models.student import Student
 
 SampleLoss = Callable[[dict[str, Tensor], Outputs], Tensor]  # (batch, outputs) -> [B]
@@ -109,12 +110,17 @@ class Probe:
 
 @torch.no_grad()
 def weight_norms(student: Student) -> dict[str, Tensor]:
+    """Norms of the weights that act: the quantized ones where they are."""
+
+    def weight(linear: nn.Linear) -> Tensor:
+        return acting_weight(linear.weight, student.weights, student.quantized)
+
     heads, ffn = [], []
     for layer in student.layers:
-        v = layer.value.weight.unflatten(0, (layer.heads, -1)).flatten(1).norm(dim=1)  # [H]
-        o = layer.out.weight.unflatten(1, (layer.heads, -1)).transpose(0, 1).flatten(1).norm(dim=1)  # [H]
+        v = weight(layer.value).unflatten(0, (layer.heads, -1)).flatten(1).norm(dim=1)  # [H]
+        o = weight(layer.out).unflatten(1, (layer.heads, -1)).transpose(0, 1).flatten(1).norm(dim=1)  # [H]
         heads.append(v * o)
-        ffn.append(layer.up.weight.norm(dim=1) * layer.down.weight.norm(dim=0))  # [F]
+        ffn.append(weight(layer.up).norm(dim=1) * weight(layer.down).norm(dim=0))  # [F]
     return {"head_weight": torch.stack(heads), "ffn_weight": torch.stack(ffn)}
 
 

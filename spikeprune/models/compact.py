@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from spikeprune.models.quant import MATRICES, acting_weight
 from spikeprune.models.student import Student
 
 ROWS = {  # of a layer's tensors: what their first dimension counts
@@ -26,12 +27,14 @@ def compact(student: Student) -> Student:
 
     Logits are the masked student's in the modes equilibrium and spiking, up to the order of sums: a current within
     rounding of a threshold may fire in one and not in the other. Device, type, training mode and kernels are the same.
-    It is there to answer and to be measured; what goes on training or pruning works on the masked student.
+    A quantized student's weights become the floats that they act as. It is there to answer and to be measured; what
+    goes on training or pruning works on the masked student.
     """
     kept = {name: kept_units(student, name) for name in ("heads", "ffn")}
     counts = {f"layer_{name}": [len(units) for units in layers] for name, layers in kept.items()}
-    small = Student(**{**student.values, **counts, "t_steps": student.steps}).to(student.classifier.weight)
-    state = student.state_dict()
+    values = {**student.values, **counts, "t_steps": student.steps, "weights": "float"}
+    small = Student(**values).to(student.classifier.weight)
+    state = {key: value for key, value in student.state_dict().items() if key != "strength"}
     for i in range(len(student.layers)):
         state |= smaller_layer(student, i, heads=kept["heads"][i], ffn=kept["ffn"][i])
     small.load_state_dict({**state, "heads": small.heads, "ffn": small.ffn})
@@ -49,6 +52,9 @@ def smaller_layer(student: Student, index: int, *, heads: Tensor, ffn: Tensor) -
     """The tensors of one layer that shrink, by their names in the student's `state_dict`."""
     layer, out = student.layers[index], {}
     state, size = layer.state_dict(), layer.head_size
+    for name in MATRICES:  # quantized ones as they act: their scales are over all inputs, so they come before the cut
+        weight = getattr(layer, name).weight
+        state[f"{name}.weight"] = acting_weight(weight, student.weights, student.quantized)
     channels = (heads[:, None] * size + torch.arange(size, device=heads.device)).flatten()  # head-major
     for name, units in (("heads", channels), ("ffn", ffn)):
         out |= {row: state[row][units] for row in ROWS[name]}

@@ -13,14 +13,19 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from spikeprune.models.outputs import Outputs
+from spikeprune.models.quant import MATRICES, QUANTIZERS, WEIGHTS, acting
+from spikeprune.size import known
 from spikeprune.spiking.site import Pass, Signal, Site
+
+Map = Callable[[Tensor], Tensor]
 
 
 def layer_of(site: str) -> int:
@@ -104,14 +109,18 @@ class SpikingLayer(nn.Module):
         return (self.dropout(weights) @ self.split(v)).transpose(-3, -2).flatten(-2)
 
     def forward(
-        self, a: Signal, *, heads: Tensor, ffn: Tensor, t_steps: int, run: Pass
+        self, a: Signal, *, heads: Tensor, ffn: Tensor, t_steps: int, run: Pass, acting: Callable[[nn.Linear], Map]
     ) -> tuple[Signal, Tensor | None]:
-        """-> the layer's output signal, and its attention scores `[B, H, N, N]` where this pass has values."""
+        """-> the layer's output signal, and its attention scores `[B, H, N, N]` where this pass has values.
+
+        `acting` turns a linear layer into what it computes with quantized weights (see `Student.acting`).
+        """
         fire = {"t_steps": t_steps, "run": run}
-        q = self.query_site(self.query, a, **fire) if self.query_site is not None else None
-        k = self.key_site(self.key, a, **fire)  # [B, N, D]
-        v = self.value_site(self.value, a, **fire)
-        source, to_query = (a, self.query) if q is None else (q, nn.Identity())
+        query, key, value, out, up, down = (acting(getattr(self, name)) for name in MATRICES)
+        q = self.query_site(query, a, **fire) if self.query_site is not None else None
+        k = self.key_site(key, a, **fire)  # [B, N, D]
+        v = self.value_site(value, a, **fire)
+        source, to_query = (a, query) if q is None else (q, nn.Identity())
 
         def context(source: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return self.attend(self.scores(to_query(source), k), v, run.tokens)
@@ -122,9 +131,9 @@ class SpikingLayer(nn.Module):
             y = self.attend(scores, v.value, run.tokens)
         kept = heads.repeat_interleave(self.head_size, -1)  # [D] or [B, 1, D]
         c = self.context_site(context, source, k, v, mask=kept, y=y, **fire)
-        h = self.attention_site(lambda c, a: self.attention_norm(self.dropout(self.out(c)) + a), c, a, **fire)
-        f = self.intermediate_site(lambda h: self.act(self.up(h)), h, mask=ffn, **fire)  # [B, N, F]
-        a = self.output_site(lambda f, h: self.output_norm(self.dropout(self.down(f)) + h), f, h, **fire)
+        h = self.attention_site(lambda c, a: self.attention_norm(self.dropout(out(c)) + a), c, a, **fire)
+        f = self.intermediate_site(lambda h: self.act(up(h)), h, mask=ffn, **fire)  # [B, N, F]
+        a = self.output_site(lambda f, h: self.output_norm(self.dropout(down(f)) + h), f, h, **fire)
         return a, scores
 
 
@@ -145,7 +154,9 @@ class Student(nn.Module):
     """Token ids to logits through spikes.
 
     `state_dict` holds all that changes the output: weights, thresholds (as logarithms), the masks `heads [L, H]` and
-    `ffn [L, F]` (1 kept, 0 pruned) and `t_steps [L+1]` (the embedding's site, then each layer).
+    `ffn [L, F]` (1 kept, 0 pruned), `t_steps [L+1]` (the embedding's site, then each layer), and with `weights` other
+    than float the scalar `strength`: 0, the matrices of the encoder act as they are stored, to 1, they act quantized.
+    A float student has no `strength`, so it refuses a quantized one's checkpoint.
 
     `heads` and `ffn` are the uncompressed architecture's. A layer may have fewer: `layer_heads` and `layer_ffn`, a
     number each (see `compact`). The masks stay `[L, H]` and `[L, F]`, with 1 for the units that a layer has, which come
@@ -174,16 +185,18 @@ class Student(nn.Module):
         eps: float = 1e-12,
         dropout: float = 0.0,
         kernels: str = "torch",
+        weights: str = "float",
         layer_heads: Sequence[int] | None = None,
         layer_ffn: Sequence[int] | None = None,
     ):
         values = {name: value for name, value in locals().items() if name not in ("self", "__class__", "kernels")}
         super().__init__()
+        known("weights", weights, WEIGHTS)
         self.values = values
         own_heads, own_ffn = unit_counts(layers, heads, layer_heads), unit_counts(layers, ffn, layer_ffn)
         common = {"neuron": spikes, "leak": leak, "coding": coding, "theta": theta, "eps": eps, "dropout": dropout}
         common["kernels"] = kernels
-        self.coding, self.pooling, self.query = coding, pooling, query
+        self.coding, self.pooling, self.query, self.weights = coding, pooling, query, weights
         self.embedding = SpikingEmbedding(vocab=vocab, positions=positions, segments=segments, hidden=hidden, **common)
         common |= {"hidden": hidden, "head_size": hidden // heads, "query": query, "act": act}
         with warnings.catch_warnings():
@@ -198,16 +211,33 @@ class Student(nn.Module):
         self.register_buffer("heads", first(own_heads, heads))
         self.register_buffer("ffn", first(own_ffn, ffn))
         self.register_buffer("t_steps", torch.ones(layers + 1, dtype=torch.long))
-        self._steps: tuple = (None, [])
+        if weights != "float":
+            self.register_buffer("strength", torch.zeros(()))
+        self._read: dict[str, tuple] = {}
         self.set_t_steps(t_steps)
 
     @property
     def steps(self) -> list[int]:
-        """`t_steps` as numbers; read from the device again only after the buffer has changed."""
-        version = (id(self.t_steps), self.t_steps._version)
-        if self._steps[0] != version:
-            self._steps = (version, self.t_steps.tolist())
-        return self._steps[1]
+        """`t_steps` as numbers."""
+        return self._numbers("t_steps")
+
+    @property
+    def quantized(self) -> float:
+        """`strength` as a number; 0 for a float student."""
+        return 0.0 if self.weights == "float" else self._numbers("strength")
+
+    @property
+    def stored_bits(self) -> int:
+        """Bits that a weight of the encoder's matrices takes when packed: float32 until it is quantized all the way."""
+        return QUANTIZERS[self.weights].stored if self.quantized == 1 else 32
+
+    def _numbers(self, name: str) -> Any:
+        """A buffer as numbers; read from the device again only after it has changed."""
+        buffer = getattr(self, name)
+        version = (id(buffer), buffer._version)
+        if self._read.get(name, (None,))[0] != version:
+            self._read[name] = (version, buffer.tolist())
+        return self._read[name][1]
 
     def set_t_steps(self, t_steps: int | Sequence[int]) -> None:
         """One number for all, or L+1 numbers. Raises ValueError for another length or a number below 1."""
@@ -215,6 +245,18 @@ class Student(nn.Module):
         if len(numbers) != len(self.t_steps) or min(numbers) < 1:
             raise ValueError(f"t_steps must be {len(self.t_steps)} numbers of at least 1, got {numbers}")
         self.t_steps.copy_(torch.tensor(numbers))
+
+    def set_strength(self, strength: float) -> None:
+        """How far the encoder's matrices act quantized. Raises ValueError outside 0 to 1, and for a float student."""
+        if self.weights == "float":
+            raise ValueError(f"a student of float weights has no strength; weights may be {', '.join(QUANTIZERS)}")
+        if not 0 <= strength <= 1:
+            raise ValueError(f"strength must be from 0 to 1, got {strength}")
+        self.strength.fill_(strength)
+
+    def acting(self, linear: nn.Linear) -> Map:
+        """What a linear layer of the encoder computes: itself, or with its weights as far quantized as they now are."""
+        return acting(linear, self.weights, self.quantized)
 
     def sites(self) -> dict[str, Site]:
         return {module.name: module for module in self.modules() if isinstance(module, Site)}
@@ -254,7 +296,7 @@ class Student(nn.Module):
             head_mask = self.heads[i] if heads is None else heads[:, i, None]  # [H] or [B, 1, H]
             ffn_mask = self.ffn[i] if ffn is None else ffn[:, i, None]  # [F] or [B, 1, F]
             masks = {"heads": head_mask[..., : layer.heads], "ffn": ffn_mask[..., : layer.ffn]}
-            signal, scores = layer(signal, **masks, t_steps=t_layers[i], run=run)
+            signal, scores = layer(signal, **masks, t_steps=t_layers[i], run=run, acting=self.acting)
             hidden.append(signal.value)
             all_scores.append(scores)
         logits = self.classifier(self.dropout(self.pool(signal, run)))  # [B, C]

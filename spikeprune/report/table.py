@@ -2,8 +2,9 @@
 
 Read from `summary.json`; of it this file uses `task`, `preset`, `seed`, `data.{source,origin,banner}`, `uncompressed`
 and `final` (names of stages, or None), `shape` (the student's layers, and heads and ffn a layer),
-`teacher.{metrics,main,cost}` and `stages.<name>.{metrics,main,cost,t_steps,heads,ffn}`. Metrics are fractions, `cost`
-is what `cost.summarize` returned, `heads` and `ffn` count what each layer keeps.
+`teacher.{metrics,main,cost}` and `stages.<name>.{metrics,main,cost,t_steps,heads,ffn,encoder_weights}`. Metrics are
+fractions, `cost` is what `cost.summarize` returned, `heads` and `ffn` count what each layer keeps, `encoder_weights` is
+`{kind,stored_bits,bytes,float32}`.
 """
 
 from __future__ import annotations
@@ -119,10 +120,20 @@ def _closing(summary: Summary, unit: str, size: float) -> list[str]:
         f"  t_steps  {' '.join(map(str, final['t_steps']))}  (embedding first)",
         f"  heads    {' '.join(map(str, final['heads']))}",
         f"  neurons  {' '.join(map(str, final['ffn']))}",
+        *_weights(final["encoder_weights"]),
         "",
         f"{full}AC, MAC, energy E: mean of one sentence, padding left out.",
         "E leaves out element-wise work (energy_full_pj has it). T: mean time steps; steps: until the answer.",
     ]
+
+
+def _weights(found: Summary) -> list[str]:
+    """What is quantized and what is not; nothing for float weights."""
+    if found["kind"] == "float":
+        return []
+    bits = f"{found['stored_bits']} bit{'s' * (found['stored_bits'] > 1)}"
+    packed = f"{found['kind']}, packed in {bits}: the encoder's matrices take {si(found['bytes'])} bytes"
+    return [f"  weights  {packed}", f"           float32: {found['float32']}"]
 
 
 def evaluation_lines(measured: Summary) -> str:
@@ -131,6 +142,8 @@ def evaluation_lines(measured: Summary) -> str:
     rows += [(name, f"{100 * value:.1f}") for name, value in measured["metrics"].items()]
     rows += [(name, si(value)) for name, value in measured["cost"].items() if not isinstance(value, Mapping)]
     rows += [(name, " ".join(map(str, measured[name]))) for name in ("t_steps", "heads", "ffn") if name in measured]
+    if "encoder_weights" in measured:
+        rows.append(("weights", measured["encoder_weights"]["kind"]))
     stage = measured["stage"] + (", compacted" if measured["compacted"] else "")
     lines = [banner(measured), f"{measured['task']} · {measured['run']} · {stage}", ""]
     return "\n".join([line for line in lines if line is not None] + [f"{name:<16}{value:>12}" for name, value in rows])

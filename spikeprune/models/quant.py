@@ -1,0 +1,98 @@
+"""Few-bit weights of the encoder's linear maps: quantizers, their gradient, and how far towards them a weight is moved.
+
+Shapes: w [out, in]; codes [out, in], small whole numbers in w's dtype; scale [out, 1], one for each output channel. The
+quantized weight is `codes * scale`. Scales are over all inputs, those of pruned heads and neurons included: a mask may
+change later, and the scale of what is left must not jump when it does.
+
+To add a quantizer: write one function `w -> (codes, scale)`, add one entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spikeprune.size import known
+
+MATRICES = ("query", "key", "value", "out", "up", "down")  # of each layer; every other parameter stays float32
+Codes = tuple[Tensor, Tensor]
+
+
+def binary(w: Tensor) -> Codes:
+    """-1 and 1, scale mean |w|: of all such matrices the nearest to w (Rastegari et al. 2016, XNOR-Net, arXiv
+    1603.05279, eq. 6; Bai et al. 2021, BinaryBERT, arXiv 2012.15701). Zero counts as positive."""
+    return (w >= 0).to(w.dtype) * 2 - 1, w.abs().mean(1, keepdim=True)
+
+
+def ternary(w: Tensor) -> Codes:
+    """-1, 0 and 1, scale mean |w| (Ma et al. 2024, BitNet b1.58, arXiv 2402.17764, eqs. 1-3, with one scale for the
+    whole matrix). The scale is no least-squares fit, so quantizing the result again keeps its codes and shrinks its
+    scale: store codes and scale, never a product to be quantized once more."""
+    scale = w.abs().mean(1, keepdim=True)
+    return (w / _divisor(scale)).round().clamp(-1, 1), scale
+
+
+def int8(w: Tensor) -> Codes:
+    """-127 to 127, symmetric, scale max |w| / 127 (Jacob et al. 2018, arXiv 1712.05877, section 3, for weights)."""
+    scale = w.abs().amax(1, keepdim=True) / 127
+    return (w / _divisor(scale)).round().clamp(-127, 127), scale
+
+
+def _divisor(scale: Tensor) -> Tensor:
+    """A channel of zeros has scale zero, and codes of zero."""
+    return torch.where(scale > 0, scale, 1)
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    codes: Callable[[Tensor], Codes]
+    low: int  # codes are from `low` …
+    high: int  # … to `high`; binary has no 0
+    bits: float  # of information in a weight
+    stored: int  # bits that a packed weight takes, one of size.BITS
+
+
+QUANTIZERS: dict[str, Quantizer] = {
+    "binary": Quantizer(binary, -1, 1, bits=1.0, stored=1),
+    "ternary": Quantizer(ternary, -1, 1, bits=1.58, stored=2),
+    "int8": Quantizer(int8, -127, 127, bits=8.0, stored=8),
+}
+WEIGHTS = ("float", *QUANTIZERS)
+
+
+class Quantize(torch.autograd.Function):
+    """`w + strength (codes * scale - w)`, exact at both ends. The gradient passes straight through to the
+    full-precision w (Bengio et al. 2013, arXiv 1308.3432), at every strength alike."""
+
+    @staticmethod
+    def forward(ctx, w: Tensor, quantizer: Quantizer, strength: float) -> Tensor:
+        codes, scale = quantizer.codes(w)
+        return torch.lerp(w, codes * scale, strength)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return grad, None, None
+
+
+def acting_weight(w: Tensor, weights: str, strength: float) -> Tensor:
+    """What the network computes with where `w` is stored: w itself for `float` or strength 0.
+
+    Raises ValueError for a name not in WEIGHTS and a strength outside 0 to 1.
+    """
+    known("weights", weights, WEIGHTS)
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength must be from 0 to 1, got {strength}")
+    if weights == "float" or strength == 0:
+        return w
+    return Quantize.apply(w, QUANTIZERS[weights], strength)
+
+
+def acting(linear: nn.Linear, weights: str, strength: float) -> Callable[[Tensor], Tensor]:
+    """The linear map with its acting weight, which is worked out once however often the map is called."""
+    w = acting_weight(linear.weight, weights, strength)
+    return linear if w is linear.weight else partial(F.linear, weight=w, bias=linear.bias)

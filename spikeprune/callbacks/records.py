@@ -23,8 +23,8 @@ class RecordsLogger(Logger):
         return "records"
 
     @property
-    def version(self) -> str:
-        return self.stage
+    def version(self) -> None:
+        """None, so that the progress bar leaves it out."""
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:

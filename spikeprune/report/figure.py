@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spikeprune.report.table import banner, digits, energy_unit
+from spikeprune.report.table import NOT_GLUE, digits, energy_unit
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 INK = "#333333"
@@ -102,7 +102,7 @@ def _dress(axes, summaries, unit, tracks):
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
-    warnings = {text for summary in summaries if (text := banner(summary))}
+    warnings = {NOT_GLUE for summary in summaries if summary["data"]["source"] == "embedded"}
     title = f"{summaries[0]['task']}, preset {summaries[0]['preset']}" if len(summaries) == 1 else "Quality and energy"
     axes.set_title("\n".join([title, *sorted(warnings)]), loc="left", fontsize=10, color=INK)
     if len(summaries) > 1:

@@ -16,7 +16,7 @@ Summary = Mapping[str, Any]
 
 UNITS = (("mJ", 1e9), ("µJ", 1e6), ("nJ", 1e3), ("pJ", 1.0))
 SHORT = {"accuracy": "acc", "f1": "F1", "matthews": "mcc", "pearson": "pears", "spearman": "spear"}
-NOT_GLUE = "Embedded data: a generated corpus. These are not GLUE scores."
+NOT_GLUE = "Embedded data, a generated corpus: not GLUE scores."
 
 
 def banner(summary: Summary) -> str | None:

@@ -100,8 +100,7 @@ def teach(parts: Parts, directory: RunDir) -> None:
     facts = fit(parts, directory, "teacher", module) if parts.stage("teacher").epochs else {"steps": 0, "seconds": 0.0}
     measured = measure_teacher(parts, module.teacher)
     check_teacher(parts, measured)
-    folder = directory.stage("teacher")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = directory.make_stage("teacher")
     bert = module.teacher.bert
     bert.config.architectures = [type(bert).__name__]
     bert.config.save_pretrained(folder)
@@ -121,7 +120,7 @@ def learn(parts: Parts, directory: RunDir, name: str, parent: str | None) -> Non
     module = build.student_module(parts, name, student, frozen)
     facts = fit(parts, directory, name, module)
     measured = measure_student(parts, module)
-    folder = directory.stage(name)
+    folder = directory.make_stage(name)
     write_json(folder / "student.json", build.student_values(parts))
     sha = write_weights(folder / WEIGHTS, student.state_dict())
     record(parts, directory, name, parent, {**measured, **facts, "weights": sha})

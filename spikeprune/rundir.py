@@ -113,6 +113,11 @@ class RunDir:
     def stage(self, name: str) -> Path:
         return self.path / "stages" / name
 
+    def make_stage(self, name: str) -> Path:
+        """A stage's folder, made if no checkpoint has made it yet."""
+        self.stage(name).mkdir(parents=True, exist_ok=True)
+        return self.stage(name)
+
     def resume(self, name: str) -> Path:
         return self.stage(name) / "resume.ckpt"
 

@@ -263,6 +263,7 @@ def test_operations_are_counted_on_the_first_dev_split_alone() -> None:
     [
         ("per_step", ["student.spikes=binary", "student.pooling=cls", "student.query=spiking"]),
         ("running_mean", ["student.theta=tensor", "student.leak=0.9", "student.init=random", "student.layers=1"]),
+        ("per_step", ["run.checkpoint_every=1000"]),  # more steps than any stage has: no checkpoint makes its folder
     ],
 )
 def test_the_other_codings_and_the_corpus_stage_run(coding, options, tmp_path, glue) -> None:

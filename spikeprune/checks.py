@@ -57,12 +57,13 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "must be at least 1",
         lambda v: v >= 1,
-        "run.devices run.threads run.validate_every run.log_every run.checkpoint_every"
+        "run.threads run.validate_every run.log_every run.checkpoint_every"
         " data.batch_size data.eval_batch_size data.train_limit data.embedded_train data.embedded_dev data.corpus_limit"
         " teacher.hidden teacher.layers"
         " teacher.heads teacher.ffn student.calibration stages.*.batch_size compress.spatial.min_heads"
         " compress.spatial.min_ffn compress.spatial.batches compress.temporal.batches",
     ),
+    ("must be 1: several devices are not supported yet", lambda v: v == 1, "run.devices"),
     ("must be at least 1: a network of no time steps says nothing", lambda v: v >= 1, "compress.t_steps"),
     ("must be at least 8: two sentences and three special tokens", lambda v: v >= 8, "data.max_length"),
     ("must be at least 100", lambda v: v >= 100, "teacher.vocab_size"),

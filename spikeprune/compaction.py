@@ -10,8 +10,8 @@ import torch
 
 from spikeprune.errors import InputError
 from spikeprune.models.compact import compact
+from spikeprune.models.outputs import INPUTS
 from spikeprune.models.student import Student
-from spikeprune.modules import INPUTS
 from spikeprune.parts import Parts
 from spikeprune.pipeline import last_finished, load_student, reopen
 from spikeprune.rundir import WEIGHTS, write_json, write_weights

@@ -11,13 +11,11 @@ from torch import Tensor, nn
 
 from spikeprune import cost, distill
 from spikeprune.metrics import main_metric, task_metrics
-from spikeprune.models.outputs import Outputs
+from spikeprune.models.outputs import INPUTS, Outputs
 from spikeprune.models.student import Student, layer_of
 from spikeprune.models.teacher import Teacher
 from spikeprune.size import Shape
 from spikeprune.tasks import Task
-
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from spikeprune.modules import TaskModule
 from spikeprune.parts import Parts, prepare
 from spikeprune.rundir import WEIGHTS, RunDir, read_verified, write_atomic, write_json, write_weights
 from spikeprune.schema import Config
+from spikeprune.size import parameters
 from spikeprune.summary import data_facts, summarize_run
 
 
@@ -80,11 +81,10 @@ def enter(directory: RunDir, parts: Parts) -> None:
 
 
 def bytes_needed(parts: Parts) -> int:
-    """Upper bound of what a run writes: weights of each stage, one resume checkpoint with Adam's two moments."""
-    from spikeprune.size import parameters
-
+    """Upper bound of what a run writes: weights of each stage, and a resume checkpoint with Adam's two moments twice,
+    since its predecessor goes only when it is whole."""
     weights = 4 * parameters(shape=build.teacher_shape(parts)).total
-    return weights * (len(parts.active()) + 4) + 5_000_000
+    return weights * (len(parts.active()) + 2 * 3) + 5_000_000
 
 
 def before(stages: list[str], name: str) -> str | None:

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from spikeprune.models.outputs import Outputs
+from spikeprune.models.outputs import INPUTS, Outputs
 from spikeprune.models.quant import acting_weight
 from spikeprune.models.student import Student
 
@@ -77,9 +77,6 @@ def collect(
         **weight_norms(student),
         seed=seed,
     )
-
-
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 class Probe:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # of a batch, in the order that teacher and student take
+
 
 @dataclass
 class Outputs:

@@ -300,8 +300,8 @@ class Student(nn.Module):
             hidden.append(signal.value)
             all_scores.append(scores)
         logits = self.classifier(self.dropout(self.pool(signal, run)))  # [B, C]
-        known = tuple(scores for scores in all_scores if scores is not None)
-        return Outputs(logits, tuple(hidden), known, run.rates, run.counts, run.traces)
+        at_values = tuple(scores for scores in all_scores if scores is not None)
+        return Outputs(logits, tuple(hidden), at_values, run.rates, run.counts, run.traces)
 
     def pool(self, a: Signal, run: Pass) -> Tensor:
         """The last layer's ASR `[B, N, D]` -> `[B, D]`: [CLS] through BERT's pooler, or the mean over real tokens."""

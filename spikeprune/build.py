@@ -6,7 +6,8 @@ import copy
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -123,12 +124,18 @@ def stage_data(parts: Parts, name: str) -> L.LightningDataModule:
         batch_size=batch_size,
         seed=parts.config.seed,
         limit=data.corpus_limit,
+        pad_to=data.pad_to,
     )
 
 
 def _common(parts: Parts, stage: Stage) -> dict[str, Any]:
     how = Optimization(stage.lr, stage.theta_lr, stage.warmup, stage.weight_decay)
-    return {"task": parts.task, "dev_splits": parts.task.dev_splits, "optimization": how}
+    return {
+        "task": parts.task,
+        "dev_splits": parts.task.dev_splits,
+        "optimization": how,
+        "graphs": cuda_graphs(parts.config),
+    }
 
 
 def teacher_module(parts: Parts, learning: Teacher) -> TeacherModule:
@@ -147,6 +154,14 @@ def kernels(config: Config) -> str:
     if run.kernels == "auto":
         return "triton" if covered and not lacking else "torch"
     return run.kernels
+
+
+def cuda_graphs(config: Config) -> bool:
+    """Whether training replays CUDA graphs. Raises InputError where they are asked for without a GPU."""
+    run, there = config.run, torch.cuda.is_available() and config.run.accelerator != "cpu"
+    if run.cuda_graphs == "on" and not there:
+        raise InputError("run.cuda_graphs = on: needs a CUDA device, which is not here; use off or auto")
+    return there and run.cuda_graphs != "off"
 
 
 def student_module(parts: Parts, name: str, learning: Student, frozen: Teacher) -> StudentModule:
@@ -224,7 +239,7 @@ def trainer(parts: Parts, name: str, run: RunDir, offset: int) -> L.Trainer:
     return L.Trainer(
         accelerator=config.run.accelerator,
         devices=config.run.devices,
-        precision=config.run.precision,
+        precision="32-true" if config.run.precision == "tf32" else config.run.precision,
         max_epochs=stage.epochs,
         gradient_clip_val=stage.clip,
         callbacks=stage_callbacks(parts, name, run),
@@ -236,6 +251,17 @@ def trainer(parts: Parts, name: str, run: RunDir, offset: int) -> L.Trainer:
         **COMMON,
         **QUIET,
     )
+
+
+@contextmanager
+def products(config: Config) -> Iterator[None]:
+    """While it lasts, CUDA multiplies float32 matrices in TensorFloat-32 where the configuration says so."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if config.run.precision == "tf32" else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def evaluator(config: Config, callbacks: Sequence[Callback] = ()) -> L.Trainer:

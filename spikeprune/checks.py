@@ -28,8 +28,9 @@ Problem = tuple[tuple[str, ...], str]  # the keys involved, the first one to bla
 CHOICES: dict[str, tuple[str, ...]] = {
     "task": tuple(TASKS),
     "run.accelerator": ("auto", "cpu", "gpu"),
-    "run.precision": ("32-true", "bf16-mixed", "16-mixed", "64-true"),
+    "run.precision": ("32-true", "tf32", "bf16-mixed", "16-mixed", "64-true"),
     "run.kernels": ("auto", "torch", "triton"),
+    "run.cuda_graphs": ("auto", "on", "off"),
     "data.source": ("auto", "hub", "dir", "embedded"),
     "student.init": ("teacher", "random"),
     "student.spikes": ("binary", "ternary"),
@@ -57,7 +58,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "must be at least 1",
         lambda v: v >= 1,
-        "run.threads run.validate_every run.log_every run.checkpoint_every"
+        "run.threads data.pad_to run.validate_every run.log_every run.checkpoint_every"
         " data.batch_size data.eval_batch_size data.train_limit data.embedded_train data.embedded_dev data.corpus_limit"
         " teacher.hidden teacher.layers"
         " teacher.heads teacher.ffn student.calibration stages.*.batch_size compress.spatial.min_heads"
@@ -301,3 +302,6 @@ def _run(config: Config) -> Iterator[Problem]:
     if config.run.kernels == "triton" and config.run.accelerator == "cpu":
         keys = ("run.kernels", "run.accelerator")
         yield keys, "run.kernels = triton: needs a GPU; on run.accelerator=cpu use torch or auto"
+    if config.run.cuda_graphs == "on" and config.run.accelerator == "cpu":
+        keys = ("run.cuda_graphs", "run.accelerator")
+        yield keys, "run.cuda_graphs = on: needs a GPU; on run.accelerator=cpu use off or auto"

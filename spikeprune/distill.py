@@ -18,14 +18,14 @@ def uniform_layer_map(student_layers: int, teacher_layers: int) -> list[int]:
     return [round((i + 1) * teacher_layers / student_layers) - 1 for i in range(student_layers)]
 
 
-def replace_words(input_ids: Tensor, attention_mask: Tensor, *, share: float, special: Sequence[int]) -> Tensor:
+def replace_words(input_ids: Tensor, attention_mask: Tensor, *, share: float, special: Tensor) -> Tensor:
     """`[B, N]` ids in which each sentence has lost a random part of its words to words of the other sentences.
 
-    The part is drawn uniformly from 0 to `share` for each sentence; `special` tokens and padding stay. A small data set
-    distils badly, since the teacher knows its answers by heart; on changed sentences it has to show how it thinks
+    The part is drawn uniformly from 0 to `share` for each sentence; padding and the tokens `special` stay. A small data
+    set distils badly, since the teacher knows its answers by heart; on changed sentences it has to show how it thinks
     (data augmentation by random words, Tang et al. 2019, arXiv 1903.12136, section 3.2).
     """
-    fixed = torch.isin(input_ids, torch.tensor(list(special), device=input_ids.device)) | (attention_mask == 0)
+    fixed = torch.isin(input_ids, special) | (attention_mask == 0)
     chance = share * torch.rand(len(input_ids), 1, device=input_ids.device)
     chosen = (torch.rand(input_ids.shape, device=input_ids.device) < chance) & ~fixed
     # a random word of the batch: sort by random keys with what is fixed last, then read cyclically over the words

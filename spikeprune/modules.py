@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import lightning as L
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprune import cost, distill
+from spikeprune.graphs import GraphedTerms
 from spikeprune.metrics import main_metric, task_metrics
 from spikeprune.models.outputs import INPUTS, Outputs
 from spikeprune.models.student import Student, layer_of
@@ -56,9 +57,10 @@ class TaskModule(L.LightningModule):
     GLUE's number for the first.
     """
 
-    def __init__(self, *, task: Task, dev_splits: Sequence[str], optimization: Optimization):
+    def __init__(self, *, task: Task, dev_splits: Sequence[str], optimization: Optimization, graphs: bool = False):
         super().__init__()
         self.task, self.optimization = task, optimization
+        self.graphed = GraphedTerms(self.lesson, self.models) if graphs else None
         self.dev_splits = list(dev_splits)
         self.dev_metrics = nn.ModuleList(task_metrics(task) for _ in self.dev_splits)
 
@@ -71,6 +73,31 @@ class TaskModule(L.LightningModule):
     def answer(self, batch: Mapping[str, Tensor]) -> Outputs:
         """The outputs that quality is judged by."""
         raise NotImplementedError
+
+    def models(self) -> list[nn.Module]:
+        """Those that `lesson` runs."""
+        raise NotImplementedError
+
+    def lesson(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What a training batch teaches: `loss`, and each of its terms without gradient, all scalar."""
+        raise NotImplementedError
+
+    def lesson_state(self) -> Hashable:
+        """What `lesson` reads from Python and may change in the course of a stage."""
+        return None
+
+    def varied(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The batch as it is learnt from."""
+        return batch
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        batch = self.varied(batch)
+        terms = self.lesson(batch) if self.graphed is None else self.graphed(batch, self.lesson_state())
+        loss = terms.pop("loss")
+        self.log("train/loss", loss.detach().clone(), prog_bar=True)
+        if terms:
+            self.log_dict({f"train/{name}": term for name, term in terms.items()})
+        return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Outputs:
         outputs = self.answer(batch)
@@ -99,11 +126,12 @@ class TeacherModule(TaskModule):
     def answer(self, batch: Mapping[str, Tensor]) -> Outputs:
         return self.teacher(*(batch[name] for name in INPUTS))
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def models(self) -> list[nn.Module]:
+        return [self.teacher]
+
+    def lesson(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         logits = self.answer(batch).logits.float()
-        loss = distill.hard_loss(logits, batch["labels"], regression=self.task.regression).mean()
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
+        return {"loss": distill.hard_loss(logits, batch["labels"], regression=self.task.regression).mean()}
 
 
 @dataclass(frozen=True)
@@ -139,20 +167,24 @@ class StudentModule(TaskModule):
         self.student, self.shape = student, shape
         self.teacher = teacher.freeze()
         self.losses, self.layer_map, self.forward_mode = losses, list(layer_map), forward_mode
-        self.replace_words, self.special = replace_words, tuple(special)
+        self.replace_words = replace_words
+        self.register_buffer("special", torch.tensor(list(special), dtype=torch.long), persistent=False)
 
     def answer(self, batch: Mapping[str, Tensor]) -> Outputs:
         return self.student(*(batch[name] for name in INPUTS), mode="spiking", count=True)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        batch = self.varied(batch)
+    def models(self) -> list[nn.Module]:
+        return [self.student, self.teacher]
+
+    def lesson(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         inputs = [batch[name] for name in INPUTS]
         outputs = self.student(*inputs, mode=self.forward_mode, rate=bool(self.losses.firing or self.losses.additions))
         terms = self.terms(batch, outputs)
         loss = sum(getattr(self.losses, name) * term for name, term in terms.items())
-        self.log("train/loss", loss.detach(), prog_bar=True)
-        self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()})
-        return loss
+        return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
+
+    def lesson_state(self) -> Hashable:
+        return tuple(self.student.steps), self.student.quantized
 
     def varied(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The batch with random words replaced where the configuration asks for it."""

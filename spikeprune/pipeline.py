@@ -41,7 +41,7 @@ def run(config: Config) -> dict[str, Any]:
     directory = RunDir(config.run.dir)
     enter(directory, parts)
     say(parts.raw.banner)
-    say(f"kernels: {kernels}")
+    say(f"kernels: {kernels}{', CUDA graphs' if build.cuda_graphs(config) else ''}")
     stages = parts.active()
     for number, name in enumerate(stages, 1):
         if directory.finished(name):
@@ -137,7 +137,8 @@ def fit(parts: Parts, directory: RunDir, name: str, module: TaskModule) -> dict[
     if resumed:
         say(f"goes on from step {step}")
     try:
-        trainer.fit(module, datamodule=build.stage_data(parts, name), ckpt_path=checkpoint if resumed else None)
+        with build.products(parts.config):
+            trainer.fit(module, datamodule=build.stage_data(parts, name), ckpt_path=checkpoint if resumed else None)
     except SystemExit:  # Lightning's answer to Ctrl-C
         raise KeyboardInterrupt if trainer.interrupted else SystemExit from None
     state = next(c for c in trainer.callbacks if isinstance(c, ResumeState))

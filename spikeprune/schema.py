@@ -9,7 +9,7 @@ from typing import Any
 @dataclass
 class Run:
     """Where and how a run executes; nothing here may change what a step computes, except `precision` and, by the order
-    of a sum, `kernels`."""
+    of a sum, `kernels` and `cuda_graphs`."""
 
     dir: str = "runs/${task}-${preset}-s${seed}"
     stages: list[str] = field(
@@ -26,8 +26,9 @@ class Run:
     )  # order of the stages; a stage of zero epochs is skipped
     accelerator: str = "auto"  # auto | cpu | gpu
     devices: int = 1
-    precision: str = "32-true"  # Lightning's names; evaluation that is reported runs in 32-true
+    precision: str = "32-true"  # Lightning's names, or tf32; evaluation that is reported runs in 32-true
     kernels: str = "auto"  # of the spiking sites: auto (triton where it applies) | torch | triton
+    cuda_graphs: str = "auto"  # training steps replayed from CUDA graphs: auto (on a GPU) | on | off
     threads: int | None = None  # CPU threads of torch; null leaves torch's choice
     validate_every: int = 1  # epochs between two validations; each stage is measured at its end anyway
     log_every: int = 20  # optimizer steps between two training records
@@ -43,6 +44,7 @@ class Data:
     dir: str | None = None  # a GLUE directory in the original TSV layout
     hub: str = "nyu-mll/glue"
     max_length: int = 128  # tokens, [CLS] and [SEP] included
+    pad_to: int = 8  # a batch is padded to a multiple of it; a larger one makes fewer shapes, so fewer CUDA graphs
     batch_size: int = 32
     eval_batch_size: int = 64
     train_limit: int | None = None  # first examples of a seeded shuffle; null: all

@@ -159,16 +159,16 @@ def test_replaced_words_are_words_of_the_batch() -> None:
     ids = ids.where(at != 0, 1).where(at != sizes + 1, 2)
     mask = (at <= sizes + 1).long()
     words = (ids > 2) & (mask > 0)
-    changed = replace_words(ids, mask, share=0.6, special=[0, 1, 2])
+    changed = replace_words(ids, mask, share=0.6, special=torch.tensor([0, 1, 2]))
     assert torch.equal(changed[~words], ids[~words])
     assert set(changed[words].tolist()) <= set(ids[words].tolist())
     shares = ((changed != ids) & words).sum(1) / words.sum(1)
     long = sizes[:, 0] > 20
     assert 0.25 < shares[long].mean() < 0.35  # uniform from 0 to 0.6 for each sentence
     assert shares[long].min() < 0.1 and shares[long].max() > 0.45
-    assert torch.equal(replace_words(ids, mask, share=0.0, special=[0, 1, 2]), ids)
+    assert torch.equal(replace_words(ids, mask, share=0.0, special=torch.tensor([0, 1, 2])), ids)
 
 
 def test_a_batch_without_words_stays() -> None:
     ids = torch.tensor([[1, 2, 0], [1, 2, 0]])
-    assert torch.equal(replace_words(ids, (ids > 0).long(), share=0.9, special=[0, 1, 2]), ids)
+    assert torch.equal(replace_words(ids, (ids > 0).long(), share=0.9, special=torch.tensor([0, 1, 2])), ids)

@@ -15,7 +15,7 @@ ROWS = (
     ("__init__",),
     ("errors",),
     ("tasks", "schema", "spiking", "size", "report"),
-    ("checks", "models", "activity", "distill"),
+    ("checks", "models", "activity", "distill", "graphs"),
     ("config", "cost", "metrics", "data"),
     ("compress", "rundir", "parts"),
     ("modules",),

@@ -12,7 +12,7 @@ import torch
 from lightning import LightningDataModule
 
 from spikeprune.data.hub import load_splits
-from spikeprune.data.loader import Batch, BatchLoader, Encoded
+from spikeprune.data.loader import PAD_TO, Batch, BatchLoader, Encoded
 from spikeprune.errors import InputError
 
 
@@ -64,15 +64,24 @@ class CorpusData(LightningDataModule):
     """
 
     def __init__(
-        self, *, sources: list[str], limit: int | None, tokenizer, max_length: int, batch_size: int, seed: int
+        self,
+        *,
+        sources: list[str],
+        limit: int | None,
+        tokenizer,
+        max_length: int,
+        batch_size: int,
+        seed: int,
+        pad_to: int = PAD_TO,
     ):
         super().__init__()
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.pad_to = batch_size, seed, pad_to
         self.encoded = encode_pieces(tokenizer, read_corpus(sources, limit=limit), max_length=max_length)
 
     def train_dataloader(self) -> BatchLoader:
         """A new loader, at epoch 0."""
-        return BatchLoader(self.encoded, batch_size=self.batch_size, seed=self.seed, shuffle=True)
+        how = {"batch_size": self.batch_size, "seed": self.seed, "pad_to": self.pad_to}
+        return BatchLoader(self.encoded, shuffle=True, **how)
 
     def fixed_batches(self, n_batches: int, batch_size: int, seed: int) -> list[Batch]:
         """As `GlueData.fixed_batches`."""

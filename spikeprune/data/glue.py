@@ -12,7 +12,7 @@ from lightning import LightningDataModule
 
 from spikeprune.data import embedded
 from spikeprune.data.hub import HubUnavailable, load_splits
-from spikeprune.data.loader import Batch, BatchLoader, Encoded, encode
+from spikeprune.data.loader import PAD_TO, Batch, BatchLoader, Encoded, encode
 from spikeprune.data.tsv import read_tsv
 from spikeprune.errors import InputError, nearest
 from spikeprune.tasks import TRAIN, Task
@@ -153,14 +153,25 @@ class GlueData(LightningDataModule):
     (long[B], or float32[B] for regression).
 
     `raw`: from `load_raw`. `tokenizer`: a fast one. `max_length`: tokens of an example, special ones included.
-    `seed`: of the training order. Build the Trainer with `use_distributed_sampler=False`: the loaders share the
-    examples between processes themselves (see `BatchLoader`, also for resuming in the middle of an epoch).
+    `seed`: of the training order; `pad_to`: training batches are padded to a multiple of it. Build the Trainer with
+    `use_distributed_sampler=False`: the loaders share the examples between processes themselves (see `BatchLoader`,
+    also for resuming in the middle of an epoch).
     """
 
-    def __init__(self, *, raw: RawData, tokenizer, max_length: int, batch_size: int, eval_batch_size: int, seed: int):
+    def __init__(
+        self,
+        *,
+        raw: RawData,
+        tokenizer,
+        max_length: int,
+        batch_size: int,
+        eval_batch_size: int,
+        seed: int,
+        pad_to: int = PAD_TO,
+    ):
         super().__init__()
         self.raw, self.task = raw, raw.task
-        self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
+        self.batch_size, self.eval_batch_size, self.seed, self.pad_to = batch_size, eval_batch_size, seed, pad_to
         self.dev_names = list(raw.task.dev)
         self.encoded: dict[str, Encoded] = {
             name: encode(
@@ -176,7 +187,8 @@ class GlueData(LightningDataModule):
 
     def train_dataloader(self) -> BatchLoader:
         """A new loader, at epoch 0."""
-        return BatchLoader(self.encoded[TRAIN], batch_size=self.batch_size, seed=self.seed, shuffle=True)
+        how = {"batch_size": self.batch_size, "seed": self.seed, "pad_to": self.pad_to}
+        return BatchLoader(self.encoded[TRAIN], shuffle=True, **how)
 
     def val_dataloader(self) -> list[BatchLoader]:
         """One loader for each of `dev_names`; every example exactly once, sorted by length."""

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from spikeprune.errors import InputError
 
+PAD_TO = 8  # what tensor cores like
 POOL = 50  # batches that share one sorting by length: large enough to save padding, small enough to stay shuffled
-ROUND = 8  # N is a multiple of this: what tensor cores like
 
 Batch = dict[str, Tensor]
 
@@ -40,15 +40,15 @@ class Encoded:
         """long[examples], in tokens."""
         return self.offsets[1:] - self.offsets[:-1]
 
-    def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
+    def batch(self, rows: Sequence[int] | np.ndarray, pad_to: int = PAD_TO) -> Batch:
         """`input_ids`, `attention_mask`, `token_type_ids`: long[B, N]; `labels`: [B], where there are labels.
 
-        N is the longest example's length, rounded up to a multiple of 8 but never above `max_length`.
+        N is the longest example's length, rounded up to a multiple of `pad_to` but never above `max_length`.
         """
         rows = torch.as_tensor(rows, dtype=torch.long)
         start, length = self.offsets[rows], self.lengths[rows]  # [B]
         longest = int(length.max())
-        width = max(longest, min(-(-longest // ROUND) * ROUND, self.max_length))
+        width = max(longest, min(-(-longest // pad_to) * pad_to, self.max_length))
         at = torch.arange(width)  # [N]
         mask = at < length[:, None]  # [B, N]
         token = torch.where(mask, start[:, None] + at, 0)
@@ -106,12 +106,14 @@ class BatchLoader:
     With `limit_train_batches` a checkpoint taken at the end of a cut epoch resumes inside that epoch.
     """
 
-    def __init__(self, data: Encoded, *, batch_size: int, seed: int = 0, shuffle: bool = False) -> None:
+    def __init__(
+        self, data: Encoded, *, batch_size: int, seed: int = 0, shuffle: bool = False, pad_to: int = PAD_TO
+    ) -> None:
         if batch_size < 1:
             raise InputError(f"the batch size must be at least 1, not {batch_size}")
         if len(data) < processes()[1]:
             raise InputError(f"{len(data)} examples cannot be shared by {processes()[1]} processes; use fewer devices")
-        self.data, self.batch_size, self.seed, self.shuffle = data, batch_size, seed, shuffle
+        self.data, self.batch_size, self.seed, self.shuffle, self.pad_to = data, batch_size, seed, shuffle, pad_to
         self.epoch, self.yielded = 0, 0
         self._resumed = False
 
@@ -143,7 +145,7 @@ class BatchLoader:
         for rows in self.batches(self.epoch)[self.yielded :]:
             self._resumed = False
             self.yielded += 1
-            yield self.data.batch(rows)
+            yield self.data.batch(rows, self.pad_to)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader is: `epoch`, batches `yielded` of it, and `length`, to notice another split into batches."""

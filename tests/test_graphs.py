@@ -1,0 +1,99 @@
+"""CUDA graphs change no step: losses, gradients and random draws are those of the same steps without them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from spikeprune.distill import uniform_layer_map
+from spikeprune.graphs import PATIENCE
+from spikeprune.models.student import Student
+from spikeprune.models.teacher import Teacher, scratch_config
+from spikeprune.modules import LossWeights, Optimization, StudentModule, TeacherModule
+from spikeprune.size import Shape
+from spikeprune.tasks import TASKS
+
+pytestmark = pytest.mark.gpu
+SIZES = {"hidden": 48, "layers": 2, "heads": 3, "ffn": 64, "classes": 2}
+
+
+def common(graphs: bool) -> dict:
+    task = TASKS["sst2"]
+    how = Optimization(lr=1e-3, theta_lr=1e-3, warmup=0.0, weight_decay=0.0)
+    return {"task": task, "dev_splits": task.dev_splits, "optimization": how, "graphs": graphs}
+
+
+def module(graphs: bool, **student) -> StudentModule:
+    torch.manual_seed(0)
+    teacher = Teacher.scratch(scratch_config(vocab=60, positions=32, dropout=0.1, **SIZES))
+    values = {"vocab": 60, "positions": 32, "segments": 2, "t_steps": 3, **SIZES, **student}
+    made = StudentModule(
+        Student(**values),
+        teacher,
+        losses=LossWeights(hidden=1.0, scores=1.0, soft=1.0, additions=0.1),
+        layer_map=uniform_layer_map(2, 2),
+        shape=Shape(pooling="mean", query="real", theta="channel", vocab_size=60, positions=32, types=2, **SIZES),
+        special=[0, 1],
+        **common(graphs),
+    )
+    return made.cuda().train()
+
+
+def batch(width: int, seed: int) -> dict[str, torch.Tensor]:
+    ids = torch.randint(2, 60, (8, width), generator=torch.Generator().manual_seed(seed))
+    mask = (torch.arange(width) < torch.linspace(3, width, 8).long()[:, None]).long()
+    made = {"input_ids": ids * mask, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+    return {name: tensor.cuda() for name, tensor in {**made, "labels": ids[:, 0] % 2}.items()}
+
+
+def learn(made: StudentModule, precision: torch.dtype | None = None) -> list[dict[str, torch.Tensor]]:
+    """Twelve steps of two shapes; masks change in the fifth, time steps in the ninth."""
+    optimizer = torch.optim.SGD(made.student.parameters(), lr=0.05)
+    seen = []
+    for step in range(12):
+        if step == 5:
+            made.student.heads[0, 1] = 0
+            made.student.ffn[1, ::2] = 0
+        if step == 9:
+            made.student.set_t_steps([3, 2, 1])
+        here = batch((16, 24)[step % 2], step)
+        with torch.autocast("cuda", precision or torch.bfloat16, enabled=precision is not None, cache_enabled=False):
+            terms = made.graphed(here, made.lesson_state()) if made.graphed else made.lesson(here)
+        optimizer.zero_grad()
+        terms["loss"].backward()
+        terms["gradient"] = torch.stack([p.grad.norm() for p in made.student.parameters() if p.grad is not None]).norm()
+        optimizer.step()
+        seen.append({name: term.detach().clone() for name, term in terms.items()})
+    return seen
+
+
+@pytest.mark.parametrize("coding", ["accumulate", "running_mean"])
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+def test_graphed_steps_equal_plain_ones(coding: str, precision: torch.dtype | None) -> None:
+    plain = learn(module(False, coding=coding), precision)
+    made = module(True, coding=coding)
+    graphed = learn(made, precision)
+    assert made.graphed.captured, "no step was replayed"
+    for step, (a, b) in enumerate(zip(plain, graphed, strict=True)):
+        assert list(a) == list(b)
+        for name in a:
+            torch.testing.assert_close(
+                b[name], a[name], rtol=2e-2 if precision else 2e-3, atol=1e-4, msg=f"{step} {name}"
+            )
+
+
+def test_a_capture_leaves_the_random_state() -> None:
+    made, here = module(True, dropout=0.1), batch(16, 0)
+    for _ in range(PATIENCE):
+        made.graphed(here, None)
+    before = torch.cuda.get_rng_state()
+    made.graphed.capture(here)
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+
+
+def test_dropout_draws_anew_at_each_replay() -> None:
+    torch.manual_seed(0)
+    made = TeacherModule(Teacher.scratch(scratch_config(vocab=60, positions=32, dropout=0.3, **SIZES)), **common(True))
+    made, here = made.cuda().train(), batch(16, 0)
+    losses = [made.graphed(here, None)["loss"].item() for _ in range(PATIENCE + 4)]
+    assert len(set(losses[PATIENCE:])) == 4

@@ -60,7 +60,7 @@ class TaskModule(L.LightningModule):
     def __init__(self, *, task: Task, dev_splits: Sequence[str], optimization: Optimization, graphs: bool = False):
         super().__init__()
         self.task, self.optimization = task, optimization
-        self.graphed = GraphedTerms(self.lesson, self.models) if graphs else None
+        self.graphed = GraphedTerms(self.learn, self.models) if graphs else None
         self.dev_splits = list(dev_splits)
         self.dev_metrics = nn.ModuleList(task_metrics(task) for _ in self.dev_splits)
 
@@ -75,15 +75,15 @@ class TaskModule(L.LightningModule):
         raise NotImplementedError
 
     def models(self) -> list[nn.Module]:
-        """Those that `lesson` runs."""
+        """Those that `learn` runs."""
         raise NotImplementedError
 
-    def lesson(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def learn(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What a training batch teaches: `loss`, and each of its terms without gradient, all scalar."""
         raise NotImplementedError
 
-    def lesson_state(self) -> Hashable:
-        """What `lesson` reads from Python and may change in the course of a stage."""
+    def learn_state(self) -> Hashable:
+        """What `learn` reads from Python and may change in the course of a stage."""
         return None
 
     def varied(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -92,7 +92,7 @@ class TaskModule(L.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         batch = self.varied(batch)
-        terms = self.lesson(batch) if self.graphed is None else self.graphed(batch, self.lesson_state())
+        terms = self.learn(batch) if self.graphed is None else self.graphed(batch, self.learn_state())
         loss = terms.pop("loss")
         self.log("train/loss", loss.detach().clone(), prog_bar=True)
         if terms:
@@ -129,7 +129,7 @@ class TeacherModule(TaskModule):
     def models(self) -> list[nn.Module]:
         return [self.teacher]
 
-    def lesson(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def learn(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         logits = self.answer(batch).logits.float()
         return {"loss": distill.hard_loss(logits, batch["labels"], regression=self.task.regression).mean()}
 
@@ -176,14 +176,14 @@ class StudentModule(TaskModule):
     def models(self) -> list[nn.Module]:
         return [self.student, self.teacher]
 
-    def lesson(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def learn(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         inputs = [batch[name] for name in INPUTS]
         outputs = self.student(*inputs, mode=self.forward_mode, rate=bool(self.losses.firing or self.losses.additions))
         terms = self.terms(batch, outputs)
         loss = sum(getattr(self.losses, name) * term for name, term in terms.items())
         return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
 
-    def lesson_state(self) -> Hashable:
+    def learn_state(self) -> Hashable:
         return tuple(self.student.steps), self.student.quantized
 
     def varied(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,11 @@ class Pass:
     counts: dict[str, Tensor] = field(default_factory=dict)  # site -> spikes on real tokens [T, B, D]
     rates: dict[str, Tensor] = field(default_factory=dict)  # site -> mean |ASR| over real tokens [D]
     traces: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # see `settling`
+
+    @cached_property
+    def n_tokens(self) -> Tensor:
+        """Real tokens of the batch, scalar."""
+        return self.tokens.sum()
 
 
 class Site(nn.Module):
@@ -95,8 +101,8 @@ class Site(nn.Module):
             if self.name in run.counts:
                 run.counts[self.name] = run.counts[self.name] * (mask if mask.dim() == 1 else mask[:, 0])
         if run.rate:
-            activity = (signal.value / theta).abs() * run.tokens[..., None]
-            run.rates[self.name] = activity.sum((0, 1)) / run.tokens.sum()
+            fired = (signal.value.abs() * run.tokens[..., None]).sum((0, 1))  # [D], in units of theta
+            run.rates[self.name] = fired / (theta * run.n_tokens)
         return signal
 
     def wants_value(self, run: Pass) -> bool:

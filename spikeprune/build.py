@@ -291,6 +291,7 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message)  # the teacher is frozen; data are in memory; Lightning's own
     warnings.filterwarnings("ignore", ".*number of training batches.*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*have no `val_dataloader`.*")  # general_kd's text has no labels
+    warnings.filterwarnings("ignore", ".*AccumulateGrad node's stream.*")  # a CUDA graph is captured on its own
     warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # a stage's directory, on resume
 
 

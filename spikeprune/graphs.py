@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -54,9 +56,23 @@ class GraphedTerms:
         random = torch.cuda.get_rng_state()
         inputs = tuple(tensor.clone() for tensor in batch.values())  # the graph reads its inputs from here
         step = Step(self.terms, tuple(batch), self.modules())
-        step = torch.cuda.make_graphed_callables(step, inputs, allow_unused_input=True, pool=self.pool)
+        with uncollected():
+            step = torch.cuda.make_graphed_callables(step, inputs, allow_unused_input=True, pool=self.pool)
         torch.cuda.set_rng_state(random)
         return step
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage collection while it lasts: a dropped graph that is collected during a capture makes it invalid."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class Step(nn.Module):

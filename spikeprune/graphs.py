@@ -36,7 +36,7 @@ class GraphedTerms:
 
     def __call__(self, batch: Batch, state: Hashable) -> Terms:
         if state != self.state:
-            self.state, self.captured = state, {}
+            self.state, self.captured, self.pool = state, {}, None  # a pool without graphs is gone for good
             self.met.clear()
         shape = tuple((name, tensor.shape) for name, tensor in batch.items())
         if shape not in self.captured:

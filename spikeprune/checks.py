@@ -53,7 +53,8 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "must be at least 0",
         lambda v: v >= 0,
         "stages.*.epochs stages.*.weight_decay stages.*.theta_lr stages.*.losses.hidden stages.*.losses.scores"
-        " stages.*.losses.soft stages.*.losses.hard stages.*.losses.firing stages.*.losses.additions",
+        " stages.*.losses.soft stages.*.losses.hard stages.*.losses.firing stages.*.losses.additions"
+        " stages.*.losses.additions_limit",
     ),
     (
         "must be at least 1",

@@ -92,8 +92,9 @@ def additions_loss(
     fan_out: Mapping[str, Tensor | float],
     t_steps: Mapping[str, int],
     dense: float,
+    limit: float = 0.0,
 ) -> Tensor:
-    """Expected additions of a token over the `dense` multiplications it would cost; scalar.
+    """Expected additions of a token over the `dense` multiplications it would cost, as far as above `limit`; scalar.
 
     `rates` [D] of each site, `fan_out` as in `cost.fan_out`, `t_steps` of each site. Unlike
     `firing_loss` it leaves cheap spikes alone (a key's adds once per query) and presses on dear ones (a layer's output
@@ -106,4 +107,4 @@ def additions_loss(
         torch.broadcast_to(fan_out[name] * rates[name].new_ones(()) * t_steps[name], rates[name].shape)
         for name in sites
     ]
-    return every.dot(torch.cat(prices).to(every.dtype)) / dense
+    return (every.dot(torch.cat(prices).to(every.dtype)) / dense - limit).relu()

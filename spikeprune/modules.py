@@ -144,6 +144,7 @@ class LossWeights:
     hard: float = 0.0
     firing: float = 0.0
     additions: float = 0.0
+    additions_limit: float = 0.0
     temperature: float = 2.0
 
 
@@ -220,7 +221,8 @@ class StudentModule(TaskModule):
         steps = {name: student.steps[layer_of(name) + 1] for name in outputs.rates}
         fan_out = cost.fan_out(shape=shape, heads=student.heads, ffn=student.ffn, tokens=n)
         dense = shape.layers * shape.hidden * (4 * shape.hidden + 2 * shape.ffn)
-        return distill.additions_loss(outputs.rates, fan_out=fan_out, t_steps=steps, dense=dense)
+        prices = {"fan_out": fan_out, "t_steps": steps, "dense": dense}
+        return distill.additions_loss(outputs.rates, **prices, limit=self.losses.additions_limit)
 
     def soft(self, outputs: Outputs, lesson: Outputs) -> Tensor:
         return distill.soft_loss(

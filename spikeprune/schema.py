@@ -92,6 +92,7 @@ class Losses:
     hard: float = 0.0  # the task's own loss on true labels
     firing: float = 0.0  # mean firing rate over all spiking sites, each site alike
     additions: float = 0.0  # the firing priced by its fan-out: additions over the dense student's multiplications
+    additions_limit: float = 0.0  # … as far as they exceed this; with a large weight, what training settles at
     temperature: float = 2.0  # of the soft term
 
 

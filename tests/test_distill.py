@@ -141,13 +141,15 @@ def test_the_priced_firing_is_what_the_counter_counts(spikes, pooling) -> None:
     wanted = counted.ac.sum()
     if pooling == "cls":  # the one token that the pooler reads has no share in a token's price
         wanted = wanted - counted.ac[-1]
-    found = additions_loss(
-        outputs.rates,
-        fan_out=cost.fan_out(shape=shape, **masks, tokens=7.0),
-        t_steps={name: steps[layer_of(name)] for name in outputs.rates},
-        dense=10.0,
-    )
+    prices = {
+        "fan_out": cost.fan_out(shape=shape, **masks, tokens=7.0),
+        "t_steps": {name: steps[layer_of(name)] for name in outputs.rates},
+        "dense": 10.0,
+    }
+    found = additions_loss(outputs.rates, **prices)
     torch.testing.assert_close(found, wanted / (4 * 7) / 10)
+    torch.testing.assert_close(additions_loss(outputs.rates, **prices, limit=0.75 * found.item()), found / 4)
+    assert additions_loss(outputs.rates, **prices, limit=1.25 * found.item()) == 0
 
 
 def test_replaced_words_are_words_of_the_batch() -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from spikeprune.errors import InputError
-from spikeprune.models.compact import compact
+from spikeprune.models.compact import as_float, compact, nbytes, parameter_count, stored
 from spikeprune.models.outputs import INPUTS
 from spikeprune.models.student import Student
 from spikeprune.parts import Parts
@@ -36,16 +35,19 @@ def compact_run(run_dir: str | Path, stage: str | None = None, data_dir: str | N
     (folder / "record.json").unlink(missing_ok=True)  # the last file to come is the first to go
     parts.tokenizer.save_pretrained(folder)
     write_json(folder / "student.json", small.values)
-    weights = write_weights(folder / WEIGHTS, small.state_dict())
+    tensors = stored(small)
+    weights = write_weights(folder / WEIGHTS, tensors)
     files = {"bytes": folder / WEIGHTS, "masked_bytes": directory.stage(name) / WEIGHTS}
     facts = {
         "parent": {"stage": name, "weights": source},
         "weights": weights,
         "t_steps": small.steps,
         **{key: {"kept": small.values[f"layer_{key}"], "of": small.values[key]} for key in ("heads", "ffn")},
-        "params": sum(p.numel() for p in small.parameters()),
-        "masked_params": sum(p.numel() for p in masked.parameters()),
+        "encoder": {"weights": small.weights, "packed": small.packed, "bits": small.stored_bits},
+        "params": parameter_count(small),
+        "masked_params": parameter_count(masked),
         **{key: path.stat().st_size for key, path in files.items()},
+        "tensor_bytes": nbytes(tensors),  # the rest of the file is its header
         "check": checked,
     }
     write_json(folder / "record.json", facts)
@@ -57,12 +59,13 @@ def same_answers(masked: Student, small: Student, parts: Parts) -> dict[str, Any
     """The largest difference of two students' logits on a few dev sentences, spikes simulated step by step.
 
     In float64: in float32 a current within rounding of its threshold may fire in one of the two and not in the other.
+    Quantized matrices go into it as the float32 that they act as: quantized again in float64 they were others.
     Raises RuntimeError where they differ, which no input may cause.
     """
     data = parts.data.val_dataloader()[0].data
     batch = data.batch(range(min(SENTENCES, len(data))))
     inputs = [batch[name] for name in INPUTS]
-    one, other = (copy.deepcopy(s).double().eval()(*inputs, mode="spiking").logits for s in (masked, small))
+    one, other = (as_float(s).double().eval()(*inputs, mode="spiking").logits for s in (masked, small))
     difference = (one - other).abs().max().item()
     if not difference <= TOLERANCE:
         raise RuntimeError(f"compaction changed a logit by {difference:.3g}")

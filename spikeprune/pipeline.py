@@ -19,6 +19,7 @@ from spikeprune.callbacks.resume import ResumeState
 from spikeprune.config import differences, read_resolved, to_yaml
 from spikeprune.errors import InputError
 from spikeprune.measure import check_teacher, measure_student, measure_teacher
+from spikeprune.models.compact import restored
 from spikeprune.models.student import Student
 from spikeprune.models.teacher import Teacher
 from spikeprune.modules import TaskModule
@@ -167,7 +168,8 @@ def load_student(directory: RunDir, name: str) -> Student:
 def load_compact(directory: RunDir) -> Student:
     """The student that `spikeprune compact` left."""
     data = read_verified(directory.compact / WEIGHTS, directory.compact_record()["weights"])
-    return rebuild(directory.compact, safetensors.torch.load(data))
+    values = json.loads((directory.compact / "student.json").read_text())
+    return restored(values, safetensors.torch.load(data))
 
 
 def rebuild(folder: Path, weights: dict[str, torch.Tensor]) -> Student:

@@ -21,7 +21,8 @@ from spikeprune.activity import activity
 from spikeprune.config import load
 from spikeprune.cost import count
 from spikeprune.errors import InputError
-from spikeprune.models.compact import compact
+from spikeprune.models.compact import compact, nbytes
+from spikeprune.models.compact import load as load_compact
 from spikeprune.models.quant import QUANTIZERS
 from spikeprune.models.student import Student
 from spikeprune.rundir import RunDir
@@ -77,11 +78,12 @@ KINDS = list(itertools.product(("channel", "tensor"), ("real", "spiking"), ("mea
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 @pytest.mark.parametrize("weights", QUANTIZERS)
 def test_a_quantized_student_keeps_its_answers(weights, strength) -> None:
-    """Its scales are over pruned inputs too; they must be taken before the cut."""
+    """Half-way as floats, all the way packed."""
     masked, batch = make(weights=weights), sentences()
     masked.set_strength(strength)
     small = compact(masked)
-    assert small.weights == "float" and "strength" not in small.state_dict()
+    assert (small.weights, small.packed) == ((weights, True) if strength == 1 else ("float", False))
+    assert "strength" not in small.state_dict()
     with torch.no_grad():
         for mode in ("equilibrium", "spiking"):
             torch.testing.assert_close(small(**batch, mode=mode).logits, masked(**batch, mode=mode).logits)
@@ -227,6 +229,8 @@ def test_the_command_writes_a_model_and_its_record(compacted) -> None:
     )
     assert record["params"] == source["cost"]["params"] < record["masked_params"]
     assert record["bytes"] == (run.compact / "model.safetensors").stat().st_size < record["masked_bytes"]
+    held = nbytes(safetensors.torch.load_file(run.compact / "model.safetensors"))
+    assert record["tensor_bytes"] == held == source["cost"]["bytes"]  # counted as stored, to the byte
     assert record["check"]["sentences"] == 8 and record["check"]["max_difference"] < 1e-9
     assert "stage spatial" in printed and f"heads    {' '.join(map(str, source['heads']))}  of 3" in printed
     assert not [path for path in run.compact.iterdir() if path.name.startswith(".")]
@@ -249,8 +253,7 @@ def test_a_fresh_process_measures_the_same(compacted) -> None:
 def test_the_folder_alone_is_enough(compacted) -> None:
     """What a user of the model writes: the class, its values, its weights, its tokenizer."""
     run, _ = compacted
-    student = Student(**json.loads((run.compact / "student.json").read_text())).eval()
-    student.load_state_dict(safetensors.torch.load_file(run.compact / "model.safetensors"))
+    student = load_compact(run.compact)
     from transformers import AutoTokenizer
 
     batch = AutoTokenizer.from_pretrained(run.compact)(["the film was good"], return_tensors="pt")

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from micro import BATCHES, micro, write_sst2
+from micro import BATCHES, ROOT, micro, write_sst2
 from test_compress import D, F, H, L, Module, batches, inputs, loss_of, make
 from test_resume import start
 
 from spikeprune import cost, pipeline
 from spikeprune.callbacks.quantize import WeightQuantization
 from spikeprune.callbacks.synops import SynOpsLogger
+from spikeprune.compaction import compact_run
 from spikeprune.compress.stats import collect
-from spikeprune.models.packing import pack, pack_encoder, packed_size, unpack
-from spikeprune.models.quant import MATRICES, QUANTIZERS, acting, acting_weight
+from spikeprune.models.compact import as_float, compact, nbytes, stored
+from spikeprune.models.compact import load as load_compact
+from spikeprune.models.matrices import codes as codes_in
+from spikeprune.models.packing import pack, unpack
+from spikeprune.models.quant import MATRICES, QUANTIZERS, acting, acting_weight, codes_of, weight_of
 from spikeprune.models.student import Student
 from spikeprune.report.table import evaluation_lines, summary_table
 from spikeprune.rundir import RunDir
-from spikeprune.size import BITS, Shape, matrix_bytes, model_bytes, parameters
+from spikeprune.size import BITS, Shape, matrix_bytes, model_bytes
 
 every = pytest.mark.parametrize("name", QUANTIZERS)
 
@@ -207,8 +214,11 @@ def by_hand(student: Student) -> Student:
     """A float student that stores what `student` acts with."""
     values = {name: x for name, x in student.state_dict().items() if name != "strength"}
     for i in range(len(student.layers)):
+        kept = {"out": student.heads[i].repeat_interleave(D // H), "down": student.ffn[i]}
         for name in MATRICES:
-            codes, scale = QUANTIZERS[student.weights].codes(values[f"layers.{i}.{name}.weight"])
+            w, quantizer = values[f"layers.{i}.{name}.weight"], QUANTIZERS[student.weights]
+            n = max(int(kept[name].sum()), 1) if name in kept else None
+            codes, scale = quantizer.codes(w * kept[name] if name in kept else w, n)
             values[f"layers.{i}.{name}.weight"] = codes * scale
     plain = make(query="spiking" if student.query == "spiking" else "real")
     plain.load_state_dict(values)
@@ -289,9 +299,6 @@ def test_wrong_input_is_named() -> None:
             make(weights="int8").set_strength(strength)
         with pytest.raises(ValueError, match="strength must be from 0 to 1"):
             acting_weight(matrix(), "int8", strength)
-    for student, words in ((make(), "these are float, 0%"), (quantized("binary", 0.5), "these are binary, 50%")):
-        with pytest.raises(ValueError, match=words):
-            pack_encoder(student)
 
 
 def test_magnitude_judges_the_weights_that_act() -> None:
@@ -306,27 +313,71 @@ def test_magnitude_judges_the_weights_that_act() -> None:
 SHAPE = Shape(hidden=D, heads=H, ffn=F, layers=L, classes=3, vocab_size=23, positions=8, theta="channel")
 
 
+def cut(student: Student, layer: int, name: str, w: torch.Tensor) -> torch.Tensor:
+    """What masks leave of a matrix."""
+    channels, neurons = student.heads[layer].repeat_interleave(D // H).bool(), student.ffn[layer].bool()
+    if name in ("query", "key", "value", "up"):
+        return w[neurons if name == "up" else channels]
+    return w[:, neurons if name == "down" else channels]
+
+
 @every
 @pytest.mark.parametrize("pruned", [False, True])
-def test_the_packed_encoder_is_the_one_that_acts_and_as_large_as_counted(name, pruned) -> None:
-    student = quantized(name).float()
-    masks = {"heads": student.heads, "ffn": student.ffn}
+@pytest.mark.parametrize("fold", [False, True])
+def test_the_packed_encoder_is_the_one_that_acts_and_as_large_as_counted(name, pruned, fold) -> None:
+    student = quantized(name, fold=fold).float()
     if pruned:
         prune(student)
-    for key, packed in pack_encoder(student).items():
-        i, matrix_name = int(key.split(".")[1]), key.rpartition(".")[2]
-        w = acting_weight(getattr(student.layers[i], matrix_name).weight.detach(), name, 1.0)
-        channels, neurons = student.heads[i].repeat_interleave(D // H).bool(), student.ffn[i].bool()
-        if matrix_name in ("query", "key", "value", "up"):
-            w = w[neurons if matrix_name == "up" else channels]
-        else:
-            w = w[:, neurons if matrix_name == "down" else channels]
-        assert torch.equal(packed.weight(), w), key
-    bits = QUANTIZERS[name].stored
-    assert packed_size(student) == matrix_bytes(shape=SHAPE, **masks, bits=bits)
-    found = parameters(shape=SHAPE, **masks)
-    floats = found.total - sum(rows * columns for rows, columns in found.matrices)
-    assert packed_size(student) + 4 * floats == model_bytes(shape=SHAPE, **masks, bits=bits)
+    small, masks = compact(student), {"heads": student.heads, "ffn": student.ffn}
+    for i in range(L):
+        for key in MATRICES:
+            assert torch.equal(small.acting_weight(i, key), cut(student, i, key, student.acting_weight(i, key))), key
+    bits, tensors = QUANTIZERS[name].stored, stored(small)
+    packed = {key: x for key, x in tensors.items() if key.endswith((".data", ".scale"))}
+    assert nbytes(packed) == matrix_bytes(shape=SHAPE, **masks, bits=bits)
+    assert nbytes(tensors) == model_bytes(shape=SHAPE, **masks, bits=bits)
+    with pytest.raises(ValueError, match="a packed student's weights are final"):
+        small.set_strength(1.0)
+
+
+def test_what_is_not_compacted_is_not_stored_without_its_masks() -> None:
+    small = compact(quantized("ternary"))
+    small.ffn[0, 0] = 0
+    for student in (small, make()):
+        with pytest.raises(ValueError, match="only a compacted student is stored without"):
+            stored(student)
+
+
+@every
+def test_scales_are_over_the_inputs_that_are_kept(name) -> None:
+    """What is dead moves nothing: the scales are those of the matrix without its pruned columns."""
+    student = prune(quantized(name))
+    for i, key in ((0, "out"), (0, "down"), (1, "down")):
+        left = cut(student, i, key, getattr(student.layers[i], key).weight)
+        wanted = QUANTIZERS[name].codes(left)
+        found = codes_in(student, i, key)
+        assert torch.equal(cut(student, i, key, found[0]), wanted[0])
+        torch.testing.assert_close(found[1], wanted[1])
+    before = answers(student)
+    with torch.no_grad():
+        student.layers[0].down.weight[:, ::5] = 100.0
+        student.layers[0].out.weight[:, D // H : 2 * D // H] = -100.0
+    assert torch.equal(answers(student), before)
+
+
+@every
+def test_a_folded_theta_by_hand(name) -> None:
+    w, sizes = matrix(4, 3, dtype=torch.float64)[:-1], torch.tensor([0.5, 0.0, 2.0]).double()
+    codes, scale = codes_of(w, name, sizes)
+    wanted = QUANTIZERS[name].codes(torch.stack([w[:, 0] * 0.5, w[:, 2] * 2], 1))
+    assert torch.equal(codes[:, ::2], wanted[0])
+    torch.testing.assert_close(scale, wanted[1])
+    acts = weight_of(codes, scale, sizes)
+    torch.testing.assert_close(acts[:, 0], codes[:, 0] * scale[:, 0] * 2)
+    torch.testing.assert_close(acts[:, 2], codes[:, 2] * scale[:, 0] / 2)
+    layer = linear(w)
+    (acting(layer, name, 1.0, sizes)(torch.ones(1, 3).double())).sum().backward()
+    assert layer.weight.grad.eq(1).all()  # straight through, past theta
 
 
 def test_bytes_are_counted_as_stored_and_operations_as_before() -> None:
@@ -430,10 +481,34 @@ def test_the_summary_says_what_is_quantized(runs) -> None:
     rows = summary["stages"]
     found = rows["finetune"]["encoder_weights"]
     assert (found["kind"], found["strength"], found["stored_bits"]) == ("ternary", 1.0, 2)
-    assert found["bytes"] == packed_size(pipeline.load_student(run, "finetune"))
+    packed = stored(compact(pipeline.load_student(run, "finetune")))
+    assert found["bytes"] == nbytes({key: x for key, x in packed.items() if key.endswith((".data", ".scale"))})
+    assert rows["finetune"]["cost"]["bytes"] == nbytes(packed)
     assert "embeddings" in found["float32"] and "classifier" in found["float32"]
     assert rows["spatial"]["encoder_weights"]["kind"] == "float"
     saved = rows["spatial"]["cost"]["bytes"] - rows["quantize"]["cost"]["bytes"]
     assert saved == rows["spatial"]["encoder_weights"]["bytes"] - found["bytes"] > 0
     assert rows["spatial"]["heads"] == rows["finetune"]["heads"] != [3, 3]
     assert "weights  ternary, packed in 2 bits: " in summary_table(summary)
+
+
+def test_a_quantized_run_is_packed_on_the_disk_and_measured_the_same(runs) -> None:
+    """The command, then a fresh process."""
+    run, _ = runs
+    made = compact_run(run.path)
+    assert made["encoder"] == {"weights": "ternary", "packed": True, "bits": 2}
+    assert made["tensor_bytes"] == run.record("finetune")["cost"]["bytes"] < made["bytes"] < made["tensor_bytes"] + 9000
+    assert made["params"] == run.record("finetune")["cost"]["params"]
+    command = [sys.executable, "-m", "spikeprune", "evaluate", str(run.path), "--compact", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    found, source = json.loads(done.stdout), run.record("finetune")
+    for key in ("metrics", "heads", "ffn", "encoder_weights"):
+        assert found[key] == source[key], key
+    assert found["cost"]["bytes"] == source["cost"]["bytes"] and found["cost"]["params"] == source["cost"]["params"]
+    assert found["cost"]["ac"] == pytest.approx(source["cost"]["ac"], rel=1e-3)
+    masked, batch = pipeline.load_student(run, "finetune"), batches((3,))[0]
+    one, other = (as_float(net).double().eval() for net in (masked, load_compact(run.compact)))
+    ids = {**inputs(batch), "input_ids": batch["input_ids"]}
+    with torch.no_grad():
+        torch.testing.assert_close(other(**ids, mode="spiking").logits, one(**ids, mode="spiking").logits)

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spikeprune.models.outputs import INPUTS, Outputs
-from spikeprune.models.quant import acting_weight
 from spikeprune.models.student import Student
 
 SampleLoss = Callable[[dict[str, Tensor], Outputs], Tensor]  # (batch, outputs) -> [B]
@@ -109,15 +108,13 @@ class Probe:
 def weight_norms(student: Student) -> dict[str, Tensor]:
     """Norms of the weights that act: the quantized ones where they are."""
 
-    def weight(linear: nn.Linear) -> Tensor:
-        return acting_weight(linear.weight, student.weights, student.quantized)
-
     heads, ffn = [], []
-    for layer in student.layers:
-        v = weight(layer.value).unflatten(0, (layer.heads, -1)).flatten(1).norm(dim=1)  # [H]
-        o = weight(layer.out).unflatten(1, (layer.heads, -1)).transpose(0, 1).flatten(1).norm(dim=1)  # [H]
+    for i, layer in enumerate(student.layers):
+        value, out, up, down = (student.acting_weight(i, name) for name in ("value", "out", "up", "down"))
+        v = value.unflatten(0, (layer.heads, -1)).flatten(1).norm(dim=1)  # [H]
+        o = out.unflatten(1, (layer.heads, -1)).transpose(0, 1).flatten(1).norm(dim=1)  # [H]
         heads.append(v * o)
-        ffn.append(weight(layer.up).norm(dim=1) * weight(layer.down).norm(dim=0))  # [F]
+        ffn.append(up.norm(dim=1) * down.norm(dim=0))  # [F]
     return {"head_weight": torch.stack(heads), "ffn_weight": torch.stack(ffn)}
 
 

@@ -7,18 +7,24 @@ hidden size D and the head size d stay.
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
 import torch
 from torch import Tensor
 
-from spikeprune.models.quant import MATRICES, acting_weight
-from spikeprune.models.student import Student
+from spikeprune.models.matrices import codes
+from spikeprune.models.packing import PackedLinear, pack
+from spikeprune.models.quant import MATRICES
+from spikeprune.models.student import Student, first
 
-ROWS = {  # of a layer's tensors: what their first dimension counts
-    "heads": ("query.weight", "query.bias", "key.weight", "key.bias", "value.weight", "value.bias"),
-    "ffn": ("up.weight", "up.bias"),
-}
+ROWS = {"heads": ("query", "key", "value"), "ffn": ("up",)}  # matrices whose rows are heads' channels, or neurons
 THETAS = {"heads": ("query_site", "key_site", "value_site", "context_site"), "ffn": ("intermediate_site",)}
-COLUMNS = {"heads": "out.weight", "ffn": "down.weight"}
+COLUMNS = {"heads": "out", "ffn": "down"}
+PARTS = ("weight", "data", "scale")  # of a matrix, besides its bias
+IMPLIED = ("heads", "ffn", "t_steps")  # of a state, which a compacted student's values already tell
 
 
 @torch.no_grad()
@@ -27,14 +33,14 @@ def compact(student: Student) -> Student:
 
     Logits are the masked student's in the modes equilibrium and spiking, up to the order of sums: a current within
     rounding of a threshold may fire in one and not in the other. Device, type, training mode and kernels are the same.
-    A quantized student's weights become the floats that they act as. It is there to answer and to be measured; what
-    goes on training or pruning works on the masked student.
+    Weights that are quantized all the way are packed, exactly as they act; half-way ones become the floats that they
+    act as. It is there to answer and to be measured; what goes on training or pruning works on the masked student.
     """
     kept = {name: kept_units(student, name) for name in ("heads", "ffn")}
     counts = {f"layer_{name}": [len(units) for units in layers] for name, layers in kept.items()}
-    values = {**student.values, **counts, "t_steps": student.steps, "weights": "float"}
-    small = Student(**values).to(student.classifier.weight)
-    state = {key: value for key, value in student.state_dict().items() if key != "strength"}
+    small = Student(**{**student.values, **counts, **written(student, student.quantized == 1)})
+    small.to(student.classifier.weight)
+    state = rest(student)
     for i in range(len(student.layers)):
         state |= smaller_layer(student, i, heads=kept["heads"][i], ffn=kept["ffn"][i])
     small.load_state_dict({**state, "heads": small.heads, "ffn": small.ffn})
@@ -49,17 +55,93 @@ def kept_units(student: Student, name: str) -> list[Tensor]:
 
 
 def smaller_layer(student: Student, index: int, *, heads: Tensor, ffn: Tensor) -> dict[str, Tensor]:
-    """The tensors of one layer that shrink, by their names in the student's `state_dict`."""
+    """The tensors of one layer that shrink or are packed, by their names in the student's `state_dict`."""
     layer, out = student.layers[index], {}
     state, size = layer.state_dict(), layer.head_size
-    for name in MATRICES:  # quantized ones as they act: their scales are over all inputs, so they come before the cut
-        weight = getattr(layer, name).weight
-        state[f"{name}.weight"] = acting_weight(weight, student.weights, student.quantized)
     channels = (heads[:, None] * size + torch.arange(size, device=heads.device)).flatten()  # head-major
+    rows, columns = {}, {}
     for name, units in (("heads", channels), ("ffn", ffn)):
-        out |= {row: state[row][units] for row in ROWS[name]}
-        out[COLUMNS[name]] = state[COLUMNS[name]][:, units]
+        rows |= dict.fromkeys(ROWS[name], units)
+        columns[COLUMNS[name]] = units
+        out |= {f"{row}.bias": state[f"{row}.bias"][units] for row in ROWS[name]}
         for theta in (f"{site}.log_theta" for site in THETAS[name] if f"{site}.log_theta" in state):
             per_channel = student.values["theta"] == "channel"
             out[theta] = state[theta][units] if per_channel else state[theta][: len(units)]
+    for name in MATRICES:
+        out |= smaller_matrix(student, index, name, rows.get(name, slice(None)), columns.get(name, slice(None)))
     return {f"layers.{index}.{name}": tensor for name, tensor in out.items()}
+
+
+def smaller_matrix(student: Student, index: int, name: str, rows: Any, columns: Any) -> dict[str, Tensor]:
+    """Cut as it acts: codes and scales are the masked matrix's own, not worked out again on what is left."""
+    if student.quantized < 1:
+        return {f"{name}.weight": student.acting_weight(index, name)[rows][:, columns]}
+    numbers, scale = codes(student, index, name)
+    numbers, scale = numbers[rows][:, columns], scale[rows]
+    return {f"{name}.data": pack(numbers, student.weights), f"{name}.scale": scale if numbers.shape[1] else scale[:0]}
+
+
+def written(student: Student, packed: bool) -> dict[str, Any]:
+    """Values of a student of `student`'s steps whose matrices are packed, or plain floats."""
+    few = {"weights": student.weights, "fold": student.fold, "packed": True}
+    return {"t_steps": student.steps, **(few if packed else {"weights": "float", "fold": False, "packed": False})}
+
+
+def rest(student: Student) -> dict[str, Tensor]:
+    """A state without what makes its matrices quantized."""
+    mine = {f"layers.{i}.{name}.{part}" for i in range(len(student.layers)) for name in MATRICES for part in PARTS}
+    return {key: value for key, value in student.state_dict().items() if key not in mine | {"strength"}}
+
+
+@torch.no_grad()
+def as_float(student: Student) -> Student:
+    """The same student, its matrices stored as the floats that they act as: what a compacted one is compared with."""
+    same = Student(**{**student.values, **written(student, False)}).to(student.classifier.weight)
+    weights = {
+        f"layers.{i}.{name}.weight": student.acting_weight(i, name)
+        for i in range(len(student.layers))
+        for name in MATRICES
+    }
+    same.load_state_dict({**rest(student), **weights})
+    return same.train(student.training)
+
+
+# ---------------------------------------------------------------------------------------------------------- as a file
+
+
+def stored(student: Student) -> dict[str, Tensor]:
+    """The tensors of a compacted student's file: parameters, codes and scales, as `size.model_bytes` counts them.
+
+    Masks and steps are in its values. Raises ValueError for a student that has other ones, which must be compacted.
+    """
+    if student.values["layer_heads"] is None:
+        raise ValueError("only a compacted student is stored without its masks and steps")
+    masks = {name: first(student.values[f"layer_{name}"], student.values[name]) for name in ("heads", "ffn")}
+    same = all(torch.equal(getattr(student, name).cpu(), mask) for name, mask in masks.items())
+    if not same or student.steps != list(student.values["t_steps"]):
+        raise ValueError("only a compacted student is stored without its masks and steps")
+    return {name: tensor for name, tensor in student.state_dict().items() if name not in IMPLIED}
+
+
+def restored(values: dict[str, Any], tensors: dict[str, Tensor]) -> Student:
+    """A compacted student from its values and the tensors of its file, in evaluation mode."""
+    student = Student(**values)
+    implied = {name: getattr(student, name) for name in IMPLIED}
+    student.load_state_dict({**implied, **tensors})
+    return student.eval()
+
+
+def load(folder: str | Path) -> Student:
+    """The student that `spikeprune compact` wrote to `folder`, in evaluation mode; its tokenizer lies beside it."""
+    values = json.loads((Path(folder) / "student.json").read_text())
+    return restored(values, safetensors.torch.load_file(Path(folder) / "model.safetensors"))
+
+
+def parameter_count(student: Student) -> int:
+    """Packed weights count as parameters too."""
+    packed = (module.shape for module in student.modules() if isinstance(module, PackedLinear))
+    return sum(p.numel() for p in student.parameters()) + sum(rows * columns for rows, columns in packed)
+
+
+def nbytes(tensors: dict[str, Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

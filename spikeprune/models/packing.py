@@ -6,34 +6,43 @@ byte (0 is -1, 1 is +1), ternary 4 to a byte (code + 1), int8 one (two's complem
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from spikeprune.models.quant import MATRICES, QUANTIZERS, Quantizer
-from spikeprune.models.student import Student
+from spikeprune.models.quant import QUANTIZERS, Codes, Quantizer
 from spikeprune.size import known
 
 
-@dataclass(frozen=True)
-class Packed:
-    """One matrix [out, in]: `data` uint8, `scale` [out, 1] float32."""
+class PackedLinear(nn.Module):
+    """A linear map of `outputs` channels whose weights are final: `data` uint8 as `pack` makes it, `scale` [out, 1],
+    and a bias. The student works out what it computes (see `Student.acting`)."""
 
-    weights: str  # a name in QUANTIZERS
-    shape: tuple[int, int]
-    data: Tensor
-    scale: Tensor
+    def __init__(self, inputs: int, outputs: int, *, weights: str):
+        super().__init__()
+        self.weights, self.in_features, self.out_features = weights, inputs, outputs
+        self.register_buffer("data", torch.zeros(_bytes(_quantizer(weights), outputs * inputs), dtype=torch.uint8))
+        # a matrix that has lost every input has no use for its scales
+        self.register_buffer("scale", torch.zeros(outputs if inputs else 0, 1))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self._unpacked: tuple = (None, None)
 
     @property
-    def nbytes(self) -> int:
-        """A matrix that has lost every input has no use for its scales."""
-        return self.data.numel() + (4 * self.scale.numel() if self.shape[1] else 0)
+    def shape(self) -> tuple[int, int]:
+        return self.out_features, self.in_features
 
-    def weight(self) -> Tensor:
-        """`codes * scale` [out, in] in float32."""
-        return unpack(self.data, self.shape, self.weights).float() * self.scale
+    @property
+    def codes(self) -> Tensor:
+        """`[out, in]` int8, unpacked again only after `data` has changed."""
+        version = (id(self.data), self.data._version, self.data.device)
+        if self._unpacked[0] != version:
+            self._unpacked = (version, unpack(self.data, self.shape, self.weights))
+        return self._unpacked[1]
+
+    def codes_of(self) -> Codes:
+        """As `quant.codes_of` gave them, in the scale's dtype."""
+        scale = self.scale if self.shape[1] else self.scale.new_zeros(self.shape[0], 1)
+        return self.codes.to(scale.dtype), scale
 
 
 def pack(codes: Tensor, weights: str) -> Tensor:
@@ -54,7 +63,7 @@ def pack(codes: Tensor, weights: str) -> Tensor:
 def unpack(data: Tensor, shape: tuple[int, int], weights: str) -> Tensor:
     """What `pack` was given, as int8. Raises ValueError for bytes of another number than this shape has."""
     quantizer, size = _quantizer(weights), shape[0] * shape[1]
-    wanted = -(-size * quantizer.stored // 8)
+    wanted = _bytes(quantizer, size)
     if data.numel() != wanted:
         raise ValueError(f"{data.numel()} bytes for {weights} weights of shape {tuple(shape)}, expected {wanted}")
     if quantizer.stored == 8:
@@ -68,6 +77,10 @@ def _quantizer(weights: str) -> Quantizer:
     return QUANTIZERS[weights]
 
 
+def _bytes(quantizer: Quantizer, size: int) -> int:
+    return -(-size * quantizer.stored // 8)
+
+
 def _step(quantizer: Quantizer) -> int:
     """Between two codes: binary has no 0."""
     return 2 if quantizer.stored == 1 else 1
@@ -79,30 +92,3 @@ def _per_byte(quantizer: Quantizer) -> int:
 
 def _shifts(quantizer: Quantizer, device: torch.device) -> Tensor:
     return quantizer.stored * torch.arange(_per_byte(quantizer), dtype=torch.int16, device=device)
-
-
-@torch.no_grad()
-def pack_encoder(student: Student) -> dict[str, Packed]:
-    """`layers.0.query` … -> its matrix with pruned heads and neurons cut out, scales still over all inputs.
-
-    Raises ValueError for a student whose weights are not quantized, or not all the way.
-    """
-    if student.quantized < 1:
-        raise ValueError(f"only quantized weights can be packed; these are {student.weights}, {student.quantized:.0%}")
-    packed = {}
-    for i, layer in enumerate(student.layers):
-        channels = student.heads[i].repeat_interleave(layer.head_size).bool()
-        outputs = {"query": channels, "key": channels, "value": channels, "up": student.ffn[i].bool()}
-        inputs = {"out": channels, "down": student.ffn[i].bool()}
-        for name in MATRICES:
-            codes, scale = QUANTIZERS[student.weights].codes(getattr(layer, name).weight)
-            rows, columns = outputs.get(name, slice(None)), inputs.get(name, slice(None))
-            codes, scale = codes[rows][:, columns], scale[rows]
-            data = pack(codes, student.weights)
-            packed[f"layers.{i}.{name}"] = Packed(student.weights, tuple(codes.shape), data, scale.float())
-    return packed
-
-
-def packed_size(student: Student) -> int:
-    """Bytes of the encoder's matrices, codes and scales, as `pack_encoder` makes them."""
-    return sum(matrix.nbytes for matrix in pack_encoder(student).values())

@@ -1,10 +1,15 @@
 """Few-bit weights of the encoder's linear maps: quantizers, their gradient, and how far towards them a weight is moved.
 
 Shapes: w [out, in]; codes [out, in], small whole numbers in w's dtype; scale [out, 1], one for each output channel. The
-quantized weight is `codes * scale`. Scales are over all inputs, those of pruned heads and neurons included: a mask may
-change later, and the scale of what is left must not jump when it does.
+quantized weight is `codes * scale`. Scales are over the inputs that are kept: the weights of a pruned head or neuron
+are dead (no gradient reaches them, weight decay shrinks them), and what is dead must not move what is left. So a masked
+matrix and the same matrix without its pruned columns have the same codes and scales.
 
-To add a quantizer: write one function `w -> (codes, scale)`, add one entry.
+With `fold` it is W diag(theta) that is quantized, theta the thresholds of the site that the matrix reads: its synapses
+then see pure spikes, and a product of codes and spike counts is one of small whole numbers (see `integer`).
+
+To add a quantizer: write one function `(w, inputs) -> (codes, scale)`, where `inputs` is the number of columns that
+count (null: all; the others hold zeros), and add one entry.
 """
 
 from __future__ import annotations
@@ -21,26 +26,31 @@ from spikeprune.size import known
 
 MATRICES = ("query", "key", "value", "out", "up", "down")  # of each layer; every other parameter stays float32
 Codes = tuple[Tensor, Tensor]
+Inputs = Tensor | int | None
 
 
-def binary(w: Tensor) -> Codes:
+def binary(w: Tensor, inputs: Inputs = None) -> Codes:
     """-1 and 1, scale mean |w|: of all such matrices the nearest to w (Rastegari et al. 2016, XNOR-Net, arXiv
     1603.05279, eq. 6; Bai et al. 2021, BinaryBERT, arXiv 2012.15701). Zero counts as positive."""
-    return (w >= 0).to(w.dtype) * 2 - 1, w.abs().mean(1, keepdim=True)
+    return (w >= 0).to(w.dtype) * 2 - 1, _mean(w, inputs)
 
 
-def ternary(w: Tensor) -> Codes:
+def ternary(w: Tensor, inputs: Inputs = None) -> Codes:
     """-1, 0 and 1, scale mean |w| (Ma et al. 2024, BitNet b1.58, arXiv 2402.17764, eqs. 1-3, with one scale for the
     whole matrix). The scale is no least-squares fit, so quantizing the result again keeps its codes and shrinks its
     scale: store codes and scale, never a product to be quantized once more."""
-    scale = w.abs().mean(1, keepdim=True)
+    scale = _mean(w, inputs)
     return (w / _divisor(scale)).round().clamp(-1, 1), scale
 
 
-def int8(w: Tensor) -> Codes:
+def int8(w: Tensor, inputs: Inputs = None) -> Codes:
     """-127 to 127, symmetric, scale max |w| / 127 (Jacob et al. 2018, arXiv 1712.05877, section 3, for weights)."""
     scale = w.abs().amax(1, keepdim=True) / 127
     return (w / _divisor(scale)).round().clamp(-127, 127), scale
+
+
+def _mean(w: Tensor, inputs: Inputs) -> Tensor:
+    return w.abs().sum(1, keepdim=True) / (w.shape[1] if inputs is None else inputs)
 
 
 def _divisor(scale: Tensor) -> Tensor:
@@ -50,7 +60,7 @@ def _divisor(scale: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Quantizer:
-    codes: Callable[[Tensor], Codes]
+    codes: Callable[..., Codes]  # (w, inputs = all of them)
     low: int  # codes are from `low` …
     high: int  # … to `high`; binary has no 0
     bits: float  # of information in a weight
@@ -65,22 +75,33 @@ QUANTIZERS: dict[str, Quantizer] = {
 WEIGHTS = ("float", *QUANTIZERS)
 
 
+def codes_of(w: Tensor, weights: str, sizes: Tensor | None = None) -> Codes:
+    """Codes and scale of `w`. `sizes [in]`: 0 for an input that is pruned, else its spike's theta to fold, or 1."""
+    quantizer = QUANTIZERS[weights]
+    return quantizer.codes(w) if sizes is None else quantizer.codes(w * sizes, sizes.count_nonzero().clamp(min=1))
+
+
+def weight_of(codes: Tensor, scale: Tensor, sizes: Tensor | None = None) -> Tensor:
+    """The weight `[out, in]` that acts: `codes * scale`, a folded theta taken out again."""
+    return codes * scale if sizes is None else codes * scale / torch.where(sizes == 0, 1, sizes)
+
+
 class Quantize(torch.autograd.Function):
-    """`w + strength (codes * scale - w)`, exact at both ends. The gradient passes straight through to the
-    full-precision w (Bengio et al. 2013, arXiv 1308.3432), at every strength alike."""
+    """`w + strength (quantized - w)`, exact at both ends. The gradient passes straight through to the full-precision w
+    (Bengio et al. 2013, arXiv 1308.3432), at every strength alike, and none to a folded theta: Q(W diag(theta)) /
+    theta stands for W, which does not depend on it."""
 
     @staticmethod
-    def forward(ctx, w: Tensor, quantizer: Quantizer, strength: float) -> Tensor:
-        codes, scale = quantizer.codes(w)
-        return torch.lerp(w, codes * scale, strength)
+    def forward(ctx, w: Tensor, weights: str, strength: float, sizes: Tensor | None) -> Tensor:
+        return torch.lerp(w, weight_of(*codes_of(w, weights, sizes), sizes), strength)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        return grad, None, None
+        return grad, None, None, None
 
 
-def acting_weight(w: Tensor, weights: str, strength: float) -> Tensor:
-    """What the network computes with where `w` is stored: w itself for `float` or strength 0.
+def acting_weight(w: Tensor, weights: str, strength: float, sizes: Tensor | None = None) -> Tensor:
+    """What the network computes with where `w` is stored: w itself for `float` or strength 0. `sizes` as in `codes_of`.
 
     Raises ValueError for a name not in WEIGHTS and a strength outside 0 to 1.
     """
@@ -89,10 +110,10 @@ def acting_weight(w: Tensor, weights: str, strength: float) -> Tensor:
         raise ValueError(f"strength must be from 0 to 1, got {strength}")
     if weights == "float" or strength == 0:
         return w
-    return Quantize.apply(w, QUANTIZERS[weights], strength)
+    return Quantize.apply(w, weights, strength, sizes)
 
 
-def acting(linear: nn.Linear, weights: str, strength: float) -> Callable[[Tensor], Tensor]:
+def acting(linear: nn.Linear, weights: str, strength: float, sizes: Tensor | None = None) -> Callable[[Tensor], Tensor]:
     """The linear map with its acting weight, which is worked out once however often the map is called."""
-    w = acting_weight(linear.weight, weights, strength)
+    w = acting_weight(linear.weight, weights, strength, sizes)
     return linear if w is linear.weight else partial(F.linear, weight=w, bias=linear.bias)

@@ -14,14 +14,18 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from spikeprune.models import matrices
+from spikeprune.models.integer import MOST_STEPS, PRODUCTS, exact
 from spikeprune.models.outputs import Outputs
-from spikeprune.models.quant import MATRICES, QUANTIZERS, WEIGHTS, acting
+from spikeprune.models.packing import PackedLinear
+from spikeprune.models.quant import MATRICES, QUANTIZERS, WEIGHTS
 from spikeprune.size import known
 from spikeprune.spiking.site import Pass, Signal, Site
 
@@ -68,18 +72,19 @@ class SpikingLayer(nn.Module):
         eps: float,
         act: str,
         dropout: float,
+        linear: Callable[[int, int], nn.Module] = nn.Linear,
         **neuron,
     ):
         super().__init__()
         self.heads, self.head_size, self.ffn = heads, head_size, ffn
         inner = heads * head_size  # channels of the attention: `hidden` until heads are taken out
-        self.query = nn.Linear(hidden, inner)
-        self.key = nn.Linear(hidden, inner)
-        self.value = nn.Linear(hidden, inner)
-        self.out = nn.Linear(inner, hidden)
+        self.query = linear(hidden, inner)
+        self.key = linear(hidden, inner)
+        self.value = linear(hidden, inner)
+        self.out = linear(inner, hidden)
         self.attention_norm = nn.LayerNorm(hidden, eps=eps)
-        self.up = nn.Linear(hidden, ffn)
-        self.down = nn.Linear(ffn, hidden)
+        self.up = linear(hidden, ffn)
+        self.down = linear(ffn, hidden)
         self.output_norm = nn.LayerNorm(hidden, eps=eps)
         self.act = ACT2FN[act]
         self.dropout = nn.Dropout(dropout)
@@ -109,14 +114,14 @@ class SpikingLayer(nn.Module):
         return (self.dropout(weights) @ self.split(v)).transpose(-3, -2).flatten(-2)
 
     def forward(
-        self, a: Signal, *, heads: Tensor, ffn: Tensor, t_steps: int, run: Pass, acting: Callable[[nn.Linear], Map]
+        self, a: Signal, *, heads: Tensor, ffn: Tensor, t_steps: int, run: Pass, acting: Callable[[str], Map]
     ) -> tuple[Signal, Tensor | None]:
         """-> the layer's output signal, and its attention scores `[B, H, N, N]` where this pass has values.
 
-        `acting` turns a linear layer into what it computes with quantized weights (see `Student.acting`).
+        `acting` gives what a matrix computes, by its name (see `Student.acting`).
         """
         fire = {"t_steps": t_steps, "run": run}
-        query, key, value, out, up, down = (acting(getattr(self, name)) for name in MATRICES)
+        query, key, value, out, up, down = (acting(name) for name in MATRICES)
         q = self.query_site(query, a, **fire) if self.query_site is not None else None
         k = self.key_site(key, a, **fire)  # [B, N, D]
         v = self.value_site(value, a, **fire)
@@ -161,6 +166,9 @@ class Student(nn.Module):
     `heads` and `ffn` are the uncompressed architecture's. A layer may have fewer: `layer_heads` and `layer_ffn`, a
     number each (see `compact`). The masks stay `[L, H]` and `[L, F]`, with 1 for the units that a layer has, which come
     first, and 0 for what it lacks: shares and costs still compare with the whole. `values` rebuilds the student.
+
+    `packed`: the encoder's matrices are held as few-bit codes and scales and are final. `fold`: thresholds per channel
+    are folded into the matrices that read them before these are quantized (see `quant`).
     """
 
     def __init__(
@@ -186,19 +194,24 @@ class Student(nn.Module):
         dropout: float = 0.0,
         kernels: str = "torch",
         weights: str = "float",
+        fold: bool = False,
+        packed: bool = False,
         layer_heads: Sequence[int] | None = None,
         layer_ffn: Sequence[int] | None = None,
     ):
         values = {name: value for name, value in locals().items() if name not in ("self", "__class__", "kernels")}
         super().__init__()
-        known("weights", weights, WEIGHTS)
-        self.values = values
+        known("weights", weights, tuple(QUANTIZERS) if packed else WEIGHTS)
+        self.values, self.packed = values, packed
+        self.fold = fold and theta == "channel" and weights != "float"  # one theta for all is a matter of the scale
+        self.products = "float"
         own_heads, own_ffn = unit_counts(layers, heads, layer_heads), unit_counts(layers, ffn, layer_ffn)
         common = {"neuron": spikes, "leak": leak, "coding": coding, "theta": theta, "eps": eps, "dropout": dropout}
         common["kernels"] = kernels
         self.coding, self.pooling, self.query, self.weights = coding, pooling, query, weights
         self.embedding = SpikingEmbedding(vocab=vocab, positions=positions, segments=segments, hidden=hidden, **common)
         common |= {"hidden": hidden, "head_size": hidden // heads, "query": query, "act": act}
+        common |= {"linear": partial(PackedLinear, weights=weights)} if packed else {}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Initializing zero-element")  # a layer of no heads, or no neurons
             self.layers = nn.ModuleList(
@@ -211,7 +224,7 @@ class Student(nn.Module):
         self.register_buffer("heads", first(own_heads, heads))
         self.register_buffer("ffn", first(own_ffn, ffn))
         self.register_buffer("t_steps", torch.ones(layers + 1, dtype=torch.long))
-        if weights != "float":
+        if weights != "float" and not packed:
             self.register_buffer("strength", torch.zeros(()))
         self._read: dict[str, tuple] = {}
         self.set_t_steps(t_steps)
@@ -223,7 +236,9 @@ class Student(nn.Module):
 
     @property
     def quantized(self) -> float:
-        """`strength` as a number; 0 for a float student."""
+        """`strength` as a number; 0 for a float student, 1 for a packed one."""
+        if self.packed:
+            return 1.0
         return 0.0 if self.weights == "float" else self._numbers("strength")
 
     @property
@@ -247,16 +262,42 @@ class Student(nn.Module):
         self.t_steps.copy_(torch.tensor(numbers))
 
     def set_strength(self, strength: float) -> None:
-        """How far the encoder's matrices act quantized. Raises ValueError outside 0 to 1, and for a float student."""
+        """How far the encoder's matrices act quantized. Raises ValueError outside 0 to 1, for a float student, and for
+        a packed one, whose weights are final."""
+        if self.packed:
+            raise ValueError("a packed student's weights are final; quantize the masked student that it was made from")
         if self.weights == "float":
             raise ValueError(f"a student of float weights has no strength; weights may be {', '.join(QUANTIZERS)}")
         if not 0 <= strength <= 1:
             raise ValueError(f"strength must be from 0 to 1, got {strength}")
         self.strength.fill_(strength)
 
-    def acting(self, linear: nn.Linear) -> Map:
-        """What a linear layer of the encoder computes: itself, or with its weights as far quantized as they now are."""
-        return acting(linear, self.weights, self.quantized)
+    def acting(self, layer: int, name: str) -> Map:
+        """What a matrix of the encoder computes: as it is stored, or as far quantized as it now is."""
+        return matrices.acting(self, layer, name)
+
+    def acting_weight(self, layer: int, name: str) -> Tensor:
+        return matrices.acting_weight(self, layer, name)
+
+    def use_products(self, products: str) -> None:
+        """How quantized matrices meet spikes in evaluation: `float`, or `int8` codes times whole spike counts. Part of
+        no checkpoint: it may be set any time. Raises ValueError, a sentence, where whole numbers cannot do it."""
+        known("products", products, PRODUCTS)
+        if products == "int8" and (problem := self.no_integers()):
+            raise ValueError(f"int8 products need {problem}")
+        self.products = products
+
+    def no_integers(self) -> str | None:
+        """What int8 products lack here; None where they can be used."""
+        if self.quantized < 1:
+            return f"quantized weights; these are {self.weights}, {self.quantized:.0%} quantized"
+        if self.values["theta"] == "channel" and not self.fold:
+            return "one threshold per tensor, or thresholds that were folded before quantizing"
+        if self.values["leak"] != 1:
+            return "neurons without leak, whose rates are whole numbers of spikes"
+        if max(self.steps) > MOST_STEPS:
+            return f"trains of at most {MOST_STEPS} steps"
+        return None if exact(self.classifier.weight.device) else "a processor whose int8 products are exact"
 
     def sites(self) -> dict[str, Site]:
         return {module.name: module for module in self.modules() if isinstance(module, Site)}
@@ -296,7 +337,7 @@ class Student(nn.Module):
             head_mask = self.heads[i] if heads is None else heads[:, i, None]  # [H] or [B, 1, H]
             ffn_mask = self.ffn[i] if ffn is None else ffn[:, i, None]  # [F] or [B, 1, F]
             masks = {"heads": head_mask[..., : layer.heads], "ffn": ffn_mask[..., : layer.ffn]}
-            signal, scores = layer(signal, **masks, t_steps=t_layers[i], run=run, acting=self.acting)
+            signal, scores = layer(signal, **masks, t_steps=t_layers[i], run=run, acting=partial(self.acting, i))
             hidden.append(signal.value)
             all_scores.append(scores)
         logits = self.classifier(self.dropout(self.pool(signal, run)))  # [B, C]

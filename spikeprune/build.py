@@ -67,6 +67,7 @@ def student_values(parts: Parts) -> dict[str, Any]:
         "eps": bert.layer_norm_eps,
         "dropout": s.dropout,
         "weights": parts.config.compress.weights,
+        "fold": parts.config.compress.quantize.fold,
     }
 
 

@@ -31,6 +31,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "run.precision": ("32-true", "tf32", "bf16-mixed", "16-mixed", "64-true"),
     "run.kernels": ("auto", "torch", "triton"),
     "run.cuda_graphs": ("auto", "on", "off"),
+    "run.products": ("float", "int8"),
     "data.source": ("auto", "hub", "dir", "embedded"),
     "student.init": ("teacher", "random"),
     "student.spikes": ("binary", "ternary"),
@@ -269,7 +270,32 @@ def _compress(config: Config) -> Iterator[Problem]:
     yield from _acting(config, "temporal", time, time if c.t_steps is not None else {})
     bits = {"compress.weights": c.weights}
     yield from _acting(config, "quantize", bits, bits if c.weights != "float" else {})
+    yield from _integers(config)
     yield from _floors(config)
+
+
+def _integers(config: Config) -> Iterator[Problem]:
+    """What products of whole numbers need (see models/integer.py)."""
+    s, c, steps = config.student, config.compress, config.student.t_steps
+    fold = "compress.quantize.fold"
+    if c.quantize.fold and s.theta == "tensor":
+        text = "student.theta = tensor has one threshold for all inputs, with nothing to fold; leave it false"
+        yield (fold, "student.theta"), f"{fold} = true: {text}"
+    if c.quantize.fold and c.weights == "float":
+        text = "nothing is quantized; set compress.weights, or leave it false"
+        yield (fold, "compress.weights"), f"{fold} = true: {text}"
+    if config.run.products == "float":
+        return
+    longest = steps if _is_int(steps, 1) else max(steps) if _is_ints(steps, 1) else 1
+    needs = (
+        (c.weights == "float", "compress.weights", "needs few-bit weights; set compress.weights"),
+        (s.theta == "channel" and not c.quantize.fold, fold, f"needs {fold}=true or student.theta=tensor"),
+        (s.leak != 1, "student.leak", "needs student.leak=1, since a leaky rate is no number of spikes"),
+        (longest > 127, "student.t_steps", "needs at most 127 time steps, since counts are int8"),
+    )
+    for missing, key, text in needs:
+        if missing:
+            yield ("run.products", key), f"run.products = int8: {text}; or use run.products=float"
 
 
 def _acting(config: Config, callback: str, targets: dict[str, Any], given: dict[str, Any]) -> Iterator[Problem]:

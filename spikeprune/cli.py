@@ -64,6 +64,9 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument("--stage", metavar="NAME", help="a finished stage; by default the last one")
     which.add_argument("--compact", action="store_true", help="the model that `spikeprune compact` wrote")
     evaluate.add_argument("--data", metavar="DIR", help="a GLUE directory to measure on instead of the run's own data")
+    evaluate.add_argument(
+        "--products", choices=("float", "int8"), help="of quantized weights with spikes; by default the run's"
+    )
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
     evaluate.set_defaults(action=_evaluate)
 
@@ -100,7 +103,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     from spikeprune import pipeline
     from spikeprune.report.table import evaluation_lines
 
-    chosen = {"stage": args.stage, "compacted": args.compact}
+    chosen = {"stage": args.stage, "compacted": args.compact, "products": args.products}
     measured = pipeline.evaluate(args.run, data_dir=args.data, progress=not args.json, **chosen)
     print(json.dumps(measured, indent=2) if args.json else evaluation_lines(measured))
 

@@ -29,8 +29,16 @@ def measure_teacher(parts: Parts, teacher: Teacher) -> Measured:
     return {**quality(parts, results), "cost": cost}
 
 
-def measure_student(parts: Parts, module: StudentModule) -> Measured:
-    """Quality and cost on the dev split, spikes simulated step by step in float32."""
+def measure_student(parts: Parts, module: StudentModule, products: str = "float") -> Measured:
+    """Quality and cost on the dev split, spikes simulated step by step in float32; `products` as in `use_products`."""
+    module.student.use_products(products)
+    try:
+        return _measure_student(parts, module)
+    finally:
+        module.student.use_products("float")
+
+
+def _measure_student(parts: Parts, module: StudentModule) -> Measured:
     counter, student = build.synops(parts), module.student
     evaluator = build.evaluator(parts.config, [counter, *build.progress(parts.config)])
     results = evaluator.validate(module, datamodule=parts.data, verbose=False)
@@ -50,6 +58,7 @@ def encoder_weights(parts: Parts, student: Student) -> dict[str, Any]:
     return {
         "kind": student.weights if student.quantized else "float",
         "strength": student.quantized,
+        "products": student.products,
         "stored_bits": bits,
         "bytes": matrix_bytes(shape=build.student_shape(parts), heads=student.heads, ffn=student.ffn, bits=bits),
         "float32": FLOAT32 if student.quantized else "everything",

@@ -43,6 +43,8 @@ def run(config: Config) -> dict[str, Any]:
     enter(directory, parts)
     say(parts.raw.banner)
     say(f"kernels: {kernels}{', CUDA graphs' if build.cuda_graphs(config) else ''}")
+    if config.run.products != "float":
+        say(f"products: {config.run.products} in what is measured, where weights are quantized")
     stages = parts.active()
     for number, name in enumerate(stages, 1):
         if directory.finished(name):
@@ -120,7 +122,7 @@ def learn(parts: Parts, directory: RunDir, name: str, parent: str | None) -> Non
         student = load_student(directory, parent)
     module = build.student_module(parts, name, student, frozen)
     facts = fit(parts, directory, name, module)
-    measured = measure_student(parts, module)
+    measured = measure_student(parts, module, parts.config.run.products if student.quantized == 1 else "float")
     folder = directory.make_stage(name)
     write_json(folder / "student.json", build.student_values(parts))
     sha = write_weights(folder / WEIGHTS, student.state_dict())
@@ -208,9 +210,11 @@ def evaluate(
     data_dir: str | None = None,
     progress: bool = True,
     compacted: bool = False,
+    products: str | None = None,
 ) -> dict[str, Any]:
     """Measure a finished stage again from its saved checkpoint (the last one, unless `stage` names another), or with
-    `compacted` what `spikeprune compact` left. `data_dir`: a GLUE directory in place of the run's own data.
+    `compacted` what `spikeprune compact` left. `data_dir`: a GLUE directory in place of the run's own data. `products`:
+    float or int8 in place of run.products. Raises InputError where int8 products cannot be used.
     """
     directory, parts = reopen(run_dir, data_dir, progress)
     name = stage or last_finished(parts, directory)
@@ -222,7 +226,10 @@ def evaluate(
         measured = measure_teacher(parts, teacher)
     else:
         student = load_compact(directory) if compacted else load_student(directory, name)
-        measured = measure_student(parts, build.student_module(parts, name, student, teacher))
+        chosen = products or (parts.config.run.products if student.quantized == 1 else "float")
+        if chosen == "int8" and (problem := student.no_integers()):
+            raise InputError(f"{run_dir}: int8 products of stage {name} need {problem}; use float ones")
+        measured = measure_student(parts, build.student_module(parts, name, student, teacher), chosen)
     facts = {"run": str(run_dir), "task": parts.config.task, "stage": name, "compacted": compacted}
     return {**facts, "data": data_facts(parts), **measured}
 

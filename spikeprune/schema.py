@@ -29,6 +29,7 @@ class Run:
     precision: str = "32-true"  # Lightning's names, or tf32; evaluation that is reported runs in 32-true
     kernels: str = "auto"  # of the spiking sites: auto (triton where it applies) | torch | triton
     cuda_graphs: str = "auto"  # training steps replayed from CUDA graphs: auto (on a GPU) | on | off
+    products: str = "float"  # of quantized weights with spikes, in what is measured: float | int8 (whole numbers)
     threads: int | None = None  # CPU threads of torch; null leaves torch's choice
     validate_every: int = 1  # epochs between two validations; each stage is measured at its end anyway
     log_every: int = 20  # optimizer steps between two training records
@@ -146,6 +147,7 @@ class Temporal:
 class Quantize:
     begin: float = 0.0  # share of the stage's epochs at which weights begin to move to their quantized values
     end: float = 0.5  # … and are there; the rest of the stage trains the quantized network
+    fold: bool = False  # thresholds per channel are multiplied into the weights that read them before quantizing
 
 
 @dataclass

@@ -143,7 +143,9 @@ def evaluation_lines(measured: Summary) -> str:
     rows += [(name, si(value)) for name, value in measured["cost"].items() if not isinstance(value, Mapping)]
     rows += [(name, " ".join(map(str, measured[name]))) for name in ("t_steps", "heads", "ffn") if name in measured]
     if "encoder_weights" in measured:
-        rows.append(("weights", measured["encoder_weights"]["kind"]))
+        rows += [
+            (name, measured["encoder_weights"][key]) for name, key in (("weights", "kind"), ("products", "products"))
+        ]
     stage = measured["stage"] + (", compacted" if measured["compacted"] else "")
     lines = [banner(measured), f"{measured['task']} · {measured['run']} · {stage}", ""]
     return "\n".join([line for line in lines if line is not None] + [f"{name:<16}{value:>12}" for name, value in rows])

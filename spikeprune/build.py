@@ -20,6 +20,7 @@ from spikeprune.callbacks.quantize import WeightQuantization
 from spikeprune.callbacks.records import RecordsLogger
 from spikeprune.callbacks.resume import AtomicCheckpointIO, ResumeState
 from spikeprune.callbacks.schedule import stage_epochs
+from spikeprune.callbacks.search import MaskSearch
 from spikeprune.callbacks.spatial import SpatialPruning
 from spikeprune.callbacks.synops import SynOpsLogger
 from spikeprune.callbacks.temporal import TemporalPruning
@@ -181,10 +182,19 @@ def student_module(parts: Parts, name: str, learning: Student, frozen: Teacher) 
     )
 
 
-def spatial(parts: Parts, stage: Stage) -> SpatialPruning:
+def spatial(parts: Parts, stage: Stage) -> SpatialPruning | MaskSearch:
     c = parts.config.compress
+    if c.spatial.search == "kwon":
+        return mask_search(parts, stage)
     floors = {"scope": c.spatial.scope, "min_heads": c.spatial.min_heads, "min_ffn": c.spatial.min_ffn}
     return SpatialPruning(heads=c.heads, ffn=c.ffn, **floors, **_decisions(parts, stage, c.spatial))
+
+
+def mask_search(parts: Parts, stage: Stage) -> MaskSearch:
+    how, floors = parts.config.compress.spatial, ("min_heads", "min_ffn")
+    when = {key: value for key, value in _decisions(parts, stage, how).items() if key not in ("criterion", "end")}
+    when |= {"operations": how.operations, "tuned": how.tune, "alone": stage.epochs == 0}
+    return MaskSearch(**when, **{name: getattr(how, name) for name in floors})
 
 
 def temporal(parts: Parts, stage: Stage) -> TemporalPruning:
@@ -241,7 +251,7 @@ def trainer(parts: Parts, name: str, run: RunDir, offset: int) -> L.Trainer:
         accelerator=config.run.accelerator,
         devices=config.run.devices,
         precision="32-true" if config.run.precision == "tf32" else config.run.precision,
-        max_epochs=stage.epochs,
+        max_epochs=max(1, stage.epochs),  # a stage of none stops itself (see callbacks/search.py)
         gradient_clip_val=stage.clip,
         callbacks=stage_callbacks(parts, name, run),
         plugins=[AtomicCheckpointIO()],

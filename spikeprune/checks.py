@@ -22,6 +22,7 @@ WEIGHTS = ("float", "binary", "ternary", "int8")
 CALLBACKS = ("spatial", "temporal", "quantize")
 # the values that compress nothing
 _NOTHING = {"compress.heads": 1, "compress.ffn": 1, "compress.t_steps": "null", "compress.weights": "float"}
+_NOTHING["compress.spatial.operations"] = "null"
 
 Problem = tuple[tuple[str, ...], str]  # the keys involved, the first one to blame, and what is wrong with it
 
@@ -41,6 +42,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "student.query": ("real", "spiking"),
     "student.pooling": ("mean", "cls"),
     "compress.weights": WEIGHTS,
+    "compress.spatial.search": ("rank", "kwon"),
     "compress.spatial.criterion": SPATIAL_CRITERIA,
     "compress.spatial.scope": ("global", "layer"),
     "compress.temporal.criterion": TEMPORAL_CRITERIA,
@@ -73,6 +75,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("must be above 0", lambda v: v > 0, "stages.*.lr stages.*.clip stages.*.losses.temperature"),
     ("must be above 0 and at most 1", lambda v: 0 < v <= 1, "student.leak"),
     ("must be above 0 and at most 1: it is the share kept", lambda v: 0 < v <= 1, "compress.heads compress.ffn"),
+    ("must be above 0 and at most 1: it is the share kept", lambda v: 0 < v <= 1, "compress.spatial.operations"),
     ("must be above 0 and at most 100", lambda v: 0 < v <= 100, "student.percentile"),
     ("must be at least 0 and below 1", lambda v: 0 <= v < 1, "teacher.dropout student.dropout distill.replace_words"),
     (
@@ -126,8 +129,14 @@ def _is_ints(value: Any, low: int) -> bool:
 
 
 def _active(config: Config, name: str) -> bool:
-    stage = getattr(config.stages, name, None)
-    return name in config.run.stages and stage is not None and stage.epochs > 0
+    return name in config.run.stages and getattr(config.stages, name, None) is not None and acts(config, name)
+
+
+def acts(config: Config, name: str) -> bool:
+    """Whether a stage does anything: it has epochs, or a mask search, which needs none."""
+    stage, spatial = getattr(config.stages, name), config.compress.spatial
+    at_once = "spatial" in stage.callbacks and spatial.search == "kwon" and spatial.operations is not None
+    return stage.epochs > 0 or at_once
 
 
 def _values(config: Config) -> Iterator[Problem]:
@@ -265,13 +274,41 @@ def _compress(config: Config) -> Iterator[Problem]:
         text = f"must not be above student.t_steps = {steps}; compression only removes steps"
         yield ("compress.t_steps", "student.t_steps"), f"compress.t_steps = {c.t_steps}: {text}"
     space = {"compress.heads": c.heads, "compress.ffn": c.ffn}
-    yield from _acting(config, "spatial", space, {key: share for key, share in space.items() if share < 1})
+    given = {key: share for key, share in space.items() if share < 1}
+    yield from _search(config, given)
+    if c.spatial.search == "kwon":
+        space = {"compress.spatial.operations": c.spatial.operations}
+        given = space if c.spatial.operations is not None else {}
+    yield from _acting(config, "spatial", space, given)
     time = {"compress.t_steps": c.t_steps}
     yield from _acting(config, "temporal", time, time if c.t_steps is not None else {})
     bits = {"compress.weights": c.weights}
     yield from _acting(config, "quantize", bits, bits if c.weights != "float" else {})
     yield from _integers(config)
     yield from _floors(config)
+
+
+def _search(config: Config, shares: dict[str, float]) -> Iterator[Problem]:
+    """What goes with compress.spatial.search; `shares`: targets that belong to the ranking."""
+    spatial, key, target = config.compress.spatial, "compress.spatial.search", "compress.spatial.operations"
+    if spatial.search == "rank":
+        if spatial.operations is not None:
+            yield (target, key), f"{target} = {spatial.operations}: is for {key}=kwon; set that, or leave it null"
+        return
+    for name, share in shares.items():
+        text = f"{key} = kwon chooses heads and neurons itself, within {target}; set {name}=1"
+        yield (name, key), f"{name} = {share}: {text}"
+    for name, value, right in (("criterion", spatial.criterion, "fisher"), ("scope", spatial.scope, "global")):
+        if value != right:
+            keys = (f"compress.spatial.{name}", key)
+            yield keys, f"compress.spatial.{name} = {value}: {key} = kwon is {right}; set {right}, or {key}=rank"
+    order = [n for n in config.run.stages if hasattr(config.stages, n) and _active(config, n)]
+    few = [i for i, n in enumerate(order) if "quantize" in getattr(config.stages, n).callbacks]
+    late = [n for i, n in enumerate(order) if few and i > few[0] and "spatial" in getattr(config.stages, n).callbacks]
+    if late and spatial.tune and config.compress.weights != "float":
+        text = f"{late[0]} comes after weights were quantized, and these cannot hold tuned masks"
+        keys = ("compress.spatial.tune", "run.stages", "compress.weights")
+        yield keys, f"compress.spatial.tune = true: {text}; put it before, or set compress.spatial.tune=false"
 
 
 def _integers(config: Config) -> Iterator[Problem]:

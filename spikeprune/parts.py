@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from spikeprune.checks import acts
 from spikeprune.data.glue import GlueData, RawData, load_raw
 from spikeprune.data.tokenize import check_vocabulary, load_tokenizer, train_wordpiece
 from spikeprune.distill import uniform_layer_map
@@ -34,7 +35,7 @@ class Parts:
 
     def active(self) -> list[str]:
         """The stages that run, in order; the teacher always does, since its metrics come first."""
-        return [n for n in self.config.run.stages if n == "teacher" or self.stage(n).epochs > 0]
+        return [n for n in self.config.run.stages if n == "teacher" or acts(self.config, n)]
 
 
 def prepare(config: Config, *, tokenizer_from: str | None = None) -> Parts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import signal
 import warnings
 from math import comb
 
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from micro import GLUE, micro, write_sst2
 from test_compress import D, F, H, L, batches, inputs, loss_of, make
+from test_resume import start as leg_of
 
 from spikeprune import compaction, pipeline
 from spikeprune.compress import search as kwon
@@ -299,7 +301,7 @@ KWON = ["compress.spatial.search=kwon", "compress.heads=1", "compress.ffn=1"]
 
 
 @pytest.mark.parametrize(
-    ("overrides", "words"),
+    ("given", "words"),
     [
         (["compress.spatial.operations=0.5"], "compress.spatial.operations = 0.5: is for compress.spatial.search=kwon"),
         ([*KWON, "compress.heads=0.5"], "compress.heads = 0.5: compress.spatial.search = kwon chooses heads"),
@@ -314,16 +316,20 @@ KWON = ["compress.spatial.search=kwon", "compress.heads=1", "compress.ffn=1"]
         ),
     ],
 )
-def test_a_configuration_that_cannot_is_refused(overrides, words) -> None:
+def test_a_configuration_that_cannot_is_refused(given, words) -> None:
     with pytest.raises(InputError, match=words):
-        load(GLUE, ["preset=tiny", *overrides])
+        load(GLUE, ["preset=tiny", *given])
 
 
-def start(folder, *more: str):
+def overrides(folder, *more: str) -> list[str]:
     stages = ["run.stages=[teacher,internal_kd,spatial]", "stages.internal_kd.epochs=1", "compress.t_steps=null"]
     mine = [*KWON, "compress.spatial.operations=0.4", "stages.teacher.epochs=2"]
     glue = folder.parent / "glue"
-    return load(GLUE, [*micro(folder, glue if glue.is_dir() else write_sst2(glue)), *stages, *mine, *more])
+    return [*micro(folder, glue if glue.is_dir() else write_sst2(glue)), *stages, *mine, *more]
+
+
+def start(folder, *more: str):
+    return load(GLUE, overrides(folder, *more))
 
 
 @pytest.fixture(scope="module")
@@ -364,3 +370,14 @@ def test_with_epochs_it_goes_on_learning_and_a_share_too_small_is_refused(run) -
             pipeline.run(
                 start(run.path.parent / "small", "stages.spatial.epochs=0", "compress.spatial.operations=0.02")
             )
+
+
+def test_killed_after_the_search_it_goes_on_as_undisturbed(run) -> None:
+    """The decision is made once: a second one, on folded weights, would be another."""
+    folder, log = run.path.parent, run.path.parent / "log"
+    legs = [*overrides(folder / "legs", "stages.spatial.epochs=2"), "run.checkpoint_every=3"]
+    assert leg_of(legs, log, ("spatial", 5)) == -signal.SIGKILL, log.read_text()
+    assert leg_of(legs, log) == 0, log.read_text()
+    mine, theirs = (RunDir(folder / name).weights("spatial") for name in ("legs", "more"))
+    assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+    assert sum("compress/operations" in record for record in RunDir(folder / "legs").read_metrics()) == 1

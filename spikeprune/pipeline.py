@@ -222,6 +222,8 @@ def evaluate(
         name = directory.compact_record()["parent"]["stage"]
     directory.record(name)
     teacher = load_teacher(parts, directory)
+    if name == "teacher" and products == "int8":
+        raise InputError(f"{run_dir}: int8 products are for spikes, and the teacher has none; name another stage")
     if name == "teacher":
         measured = measure_teacher(parts, teacher)
     else:

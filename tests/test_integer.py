@@ -199,6 +199,8 @@ def test_a_run_measures_with_them_and_says_so(run, capsys) -> None:
     assert whole["cost"]["ac"] == pytest.approx(real["cost"]["ac"], rel=1e-3)
     assert "int8" in evaluation_lines(whole).splitlines()[-1]
     assert pipeline.load_student(run, "quantize").fold
+    with pytest.raises(InputError, match="int8 products are for spikes, and the teacher has none"):
+        pipeline.evaluate(run.path, "teacher", products="int8")
     capsys.readouterr()
     assert cli.main(["evaluate", str(run.path), "--stage", "internal_kd", "--products", "int8"]) == 2
     assert "int8 products of stage internal_kd need quantized weights" in capsys.readouterr().err

@@ -499,16 +499,23 @@ def test_a_quantized_run_is_packed_on_the_disk_and_measured_the_same(runs) -> No
     assert made["encoder"] == {"weights": "ternary", "packed": True, "bits": 2}
     assert made["tensor_bytes"] == run.record("finetune")["cost"]["bytes"] < made["bytes"] < made["tensor_bytes"] + 9000
     assert made["params"] == run.record("finetune")["cost"]["params"]
-    command = [sys.executable, "-m", "spikeprune", "evaluate", str(run.path), "--compact", "--json"]
+    batch = inputs(batches((3,))[0])
+    ids = json.dumps({name: x.tolist() for name, x in batch.items()})
+    alone = "import json, sys, torch; from spikeprune import cli; from spikeprune.models.compact import load; "
+    alone += "cli.main(['evaluate', sys.argv[1], '--compact', '--json']); batch = json.loads(sys.argv[2]); "
+    alone += "net, batch = load(sys.argv[1] + '/compact'), {k: torch.tensor(v) for k, v in batch.items()}; "
+    alone += "print(json.dumps(net(**batch, mode='spiking').logits.tolist()))"
+    command = [sys.executable, "-c", alone, str(run.path), ids]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
-    found, source = json.loads(done.stdout), run.record("finetune")
+    printed, logits = done.stdout.rstrip().rsplit("\n", 1)
+    found, source = json.loads(printed), run.record("finetune")
     for key in ("metrics", "heads", "ffn", "encoder_weights"):
         assert found[key] == source[key], key
     assert found["cost"]["bytes"] == source["cost"]["bytes"] and found["cost"]["params"] == source["cost"]["params"]
     assert found["cost"]["ac"] == pytest.approx(source["cost"]["ac"], rel=1e-3)
-    masked, batch = pipeline.load_student(run, "finetune"), batches((3,))[0]
-    one, other = (as_float(net).double().eval() for net in (masked, load_compact(run.compact)))
-    ids = {**inputs(batch), "input_ids": batch["input_ids"]}
+    masked, small = pipeline.load_student(run, "finetune"), load_compact(run.compact)
+    one, other = (as_float(net).double().eval() for net in (masked, small))
     with torch.no_grad():
-        torch.testing.assert_close(other(**ids, mode="spiking").logits, one(**ids, mode="spiking").logits)
+        torch.testing.assert_close(torch.tensor(json.loads(logits)), small(**batch, mode="spiking").logits)
+        torch.testing.assert_close(other(**batch, mode="spiking").logits, one(**batch, mode="spiking").logits)

@@ -192,9 +192,11 @@ def search(
     shape: Shape,
     operations: float,
     floors: dict[str, int],
+    rearranged: bool = True,
     mean: Mean = same,
 ) -> dict[str, float]:
-    """Steps 1 and 2: masks within the share `operations` of what all heads and neurons cost, into `student`'s buffers.
+    """Steps 1 and, if `rearranged`, 2: masks within the share `operations` of what all heads and neurons cost, into
+    `student`'s buffers.
 
     Returns what was found: `operations` (share, at each unit's own price), `diagonal` and `block` (the loss expected by
     the layers' blocks after step 1, and after 2). Raises InputError for a share below the floors.
@@ -216,7 +218,7 @@ def search(
     diagonal = blockwise(blocks, alive, masks)
     for name in KINDS:
         rows = zip(blocks[name], masks[name], alive[name], strict=True)
-        masks[name] = torch.stack([rearrange(*row) for row in rows])
+        masks[name] = torch.stack([rearrange(*row) for row in rows]) if rearranged else masks[name]
         getattr(student, name).copy_(masks[name])
     kept = sum((every[name] * masks[name]).sum().item() for name in KINDS)
     return {"operations": kept / total, "diagonal": diagonal, "block": blockwise(blocks, alive, masks)}

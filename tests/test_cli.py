@@ -142,8 +142,8 @@ def test_train_hands_on_the_configuration(pipeline) -> None:
 def test_evaluate_prints_json_or_a_table(pipeline, capsys, monkeypatch) -> None:
     seen = []
 
-    def evaluate(run: str, stage: str | None, data_dir: str | None, progress: bool, compacted: bool) -> dict:
-        seen.append((run, stage, data_dir, progress, compacted))
+    def evaluate(run: str, stage: str | None, data_dir: str | None, progress: bool, compacted: bool, products) -> dict:
+        seen.append((run, stage, data_dir, progress, compacted, products))
         return {"task": "rte"}
 
     pipeline.evaluate = evaluate
@@ -153,5 +153,6 @@ def test_evaluate_prints_json_or_a_table(pipeline, capsys, monkeypatch) -> None:
     assert cli.main(["evaluate", "runs/x"]) == 0
     assert capsys.readouterr().out == "a table of rte\n"
     assert cli.main(["evaluate", "runs/x", "--compact"]) == 0
-    assert seen[:2] == [("runs/x", "spatial", "glue", False, False), ("runs/x", None, None, True, False)]
-    assert seen[2] == ("runs/x", None, None, True, True)
+    assert cli.main(["evaluate", "runs/x", "--products", "int8"]) == 0
+    assert seen[:2] == [("runs/x", "spatial", "glue", False, False, None), ("runs/x", None, None, True, False, None)]
+    assert seen[2:] == [("runs/x", None, None, True, True, None), ("runs/x", None, None, True, False, "int8")]

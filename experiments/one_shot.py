@@ -88,7 +88,7 @@ class OneShot:
         for share in shares:
             for name, student in self.rows(share):
                 before = self.score(student)
-                tune(student, self.student, self.train)
+                tune(student, self.student, self.train, self.module.sample_loss)
                 kept = [f"{100 * getattr(student, kind).mean().item():.0f} %" for kind in search.KINDS]
                 found = [f"{self.operations(student):.3f}", *kept, f"{before:.1f}", f"{self.score(student):.1f}"]
                 yield " | ".join([f"| {share}", name, *found]) + " |"

@@ -54,7 +54,7 @@ class MaskSearch(EpochSchedule):
         how = {"operations": self.operations, "floors": self.floors, "mean": mean}
         facts = search(student, batches, module.sample_loss, shape=module.shape, **how)
         if self.tuned:
-            errors = tune(student, whole, batches, mean=mean)
+            errors = tune(student, whole, batches, module.sample_loss, mean=mean)
             facts |= {f"error_{key}": sum(pair[i] for pair in errors) for i, key in enumerate(("before", "after"))}
         facts |= {name: getattr(student, name).mean().item() for name in ("heads", "ffn")}
         for logger in trainer.loggers:

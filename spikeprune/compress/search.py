@@ -8,7 +8,8 @@
 3. Mask tuning: see `tuning`.
 
 Where this differs: prices are measured additions (and MACs) of this student, not the dense network's; every layer keeps
-its floor; step 2 exchanges until nothing improves.
+its floor; step 2 exchanges until nothing improves; and since the estimates hold near the unpruned network only, what
+step 2 does to a layer stays only where the loss that is measured on the same sentences does not rise.
 
 Shapes: L layers, H heads, F neurons, D hidden, B batch, N tokens. A layer's Fisher block is `[H, H]` or `[F, F]`.
 """
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from spikeprune.compress.budget import keep_highest
-from spikeprune.compress.stats import SampleLoss
+from spikeprune.compress.stats import SampleLoss, loss_at
 from spikeprune.cost import count
 from spikeprune.errors import InputError
 from spikeprune.models.outputs import INPUTS
@@ -215,13 +216,35 @@ def search(
             f"compress.spatial.operations = {operations}: the floors compress.spatial.min_heads = {floors['heads']} "
             f"and min_ffn = {floors['ffn']} keep a share of {least:.3f}; ask for at least that, or lower a floor"
         ) from None
-    diagonal = blockwise(blocks, alive, masks)
     for name in KINDS:
-        rows = zip(blocks[name], masks[name], alive[name], strict=True)
-        masks[name] = torch.stack([rearrange(*row) for row in rows]) if rearranged else masks[name]
         getattr(student, name).copy_(masks[name])
-    kept = sum((every[name] * masks[name]).sum().item() for name in KINDS)
-    return {"operations": kept / total, "diagonal": diagonal, "block": blockwise(blocks, alive, masks)}
+    if rearranged:
+        rearrange_measured(student, blocks, alive, lambda: mean(loss_of(student, batches, sample_loss)).item())
+    found = dict(masks_of(student))
+    kept = sum((every[name] * found[name]).sum().item() for name in KINDS) / total
+    return {"operations": kept, **{k: blockwise(blocks, alive, m) for k, m in (("diagonal", masks), ("block", found))}}
+
+
+def rearrange_measured(
+    student: Student, blocks: dict[str, Tensor], alive: dict[str, Tensor], loss: Callable[[], float]
+) -> None:
+    """Every layer's heads, then every layer's neurons, each time only if `loss` does not rise."""
+    least = loss()
+    for name, mask in masks_of(student):
+        for layer in range(len(mask)):
+            before, after = mask[layer].clone(), rearrange(blocks[name][layer], mask[layer], alive[name][layer])
+            if torch.equal(before, after):
+                continue
+            mask[layer] = after
+            now = loss()
+            if now <= least:
+                least = now
+            else:
+                mask[layer] = before
+
+
+def loss_of(student: Student, batches: Batches, sample_loss: SampleLoss) -> Tensor:
+    return loss_at(student, student.steps, batches, sample_loss)
 
 
 def blockwise(blocks: dict[str, Tensor], alive: dict[str, Tensor], masks: dict[str, Tensor]) -> float:

@@ -12,36 +12,56 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from spikeprune.compress.search import KINDS, Batches, Mean, given, same
+from spikeprune.compress.search import KINDS, Batches, Mean, given, loss_of, same
+from spikeprune.compress.stats import SampleLoss
 from spikeprune.models.student import Student
 
 FAR = 10.0  # a mask beyond it is no longer a correction
 
 
 @torch.no_grad()
-def tune(student: Student, whole: Student, batches: Batches, *, mean: Mean = same) -> list[tuple[float, float]]:
+def tune(
+    student: Student, whole: Student, batches: Batches, sample_loss: SampleLoss, *, mean: Mean = same
+) -> list[tuple[float, float]]:
     """Fold real masks into `student`'s columns so that each layer norm's input is nearest to `whole`'s (eq. 13).
 
     From the first layer to the last, attention then feed-forward, each seeing what is tuned below it. Returns for each
-    the mean squared difference at a token before and after, with the ridge that keeps a unit of no effect at 1; a fit
-    beyond ±FAR is left out. Raises ValueError for quantized weights, which could not hold the product.
+    the mean squared difference at a token before and after, with the ridge that keeps a unit of no effect at 1. A fit
+    beyond ±FAR is left out, and so is one that the measured loss rises with: a sum that is nearer is no answer yet.
+    Raises ValueError for quantized weights, which could not hold the product.
     """
     if student.quantized:
         raise ValueError("masks are tuned into float weights; these are quantized")
     was_training, errors = (student.training, whole.training), []
     student.eval(), whole.eval()
+    least = mean(loss_of(student, batches, sample_loss)).item()
     for layer in range(len(student.layers)):
         for kind in KINDS:
-            errors.append(tune_sublayer(student, whole, batches, layer, kind, mean))
+            linear, size = sublayer(student, layer, kind)
+            weight = linear.weight.clone()
+            before, after = tune_sublayer(student, whole, batches, layer, kind, mean)
+            now = mean(loss_of(student, batches, sample_loss)).item()
+            if now > least:
+                linear.weight.copy_(weight)
+                after = before
+            least = min(least, now)
+            errors.append((before, after))
     student.train(was_training[0]), whole.train(was_training[1])
     return errors
 
 
-def tune_sublayer(student: Student, whole: Student, batches: Batches, layer: int, kind: str, mean: Mean):
+def sublayer(student: Student, layer: int, kind: str) -> tuple[nn.Linear, int]:
+    """The matrix behind the units, and its columns for each."""
     here = student.layers[layer]
-    linear, size = (here.out, here.head_size) if kind == "heads" else (here.down, 1)
+    return (here.out, here.head_size) if kind == "heads" else (here.down, 1)
+
+
+def tune_sublayer(
+    student: Student, whole: Student, batches: Batches, layer: int, kind: str, mean: Mean
+) -> tuple[float, float]:
+    linear, size = sublayer(student, layer, kind)
     kept = getattr(student, kind)[layer, : linear.in_features // size].nonzero()[:, 0]
     fit = normal_equations(student, whole, batches, layer, kind)
     a, b, c = mean(fit.a)[kept][:, kept], mean(fit.b)[kept], mean(fit.c)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 
 import pytest
@@ -34,6 +35,13 @@ def test_sums_are_exact(seed, m, k, n, most) -> None:
     a, b = numbers(seed, m, k, 127), numbers(seed + 1, n, k, most)
     found = int_matmul(a, b)
     assert found.dtype == torch.int32 and torch.equal(found.long(), a.long() @ b.long().T)
+
+
+def test_small_shapes_are_exact() -> None:
+    """Of which torch's own product is wrong for K = 1."""
+    for m, k, n in itertools.product((0, 1, 2, 17), range(10), (0, 1, 2, 8, 9)):
+        a, b = numbers(m, m, k, 127), numbers(n, n, k, 127)
+        assert torch.equal(int_matmul(a, b).long(), a.long() @ b.long().T), (m, k, n)
 
 
 def test_this_machine_may_use_them() -> None:

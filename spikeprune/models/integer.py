@@ -12,6 +12,7 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 PRODUCTS = ("float", "int8")
 MOST_STEPS = 127  # of a train whose count fits int8
@@ -50,14 +51,16 @@ def steps_behind(x: Tensor, *, t_steps: int, coding: str) -> Tensor:
 
 
 def int_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """`[M, K]` and `[N, K]` int8 -> `a b^T [M, N]` int32. On CUDA K and N go up to multiples of 8 and M to 32 and more,
-    as cuBLAS asks; zeros add nothing."""
-    if not a.is_cuda:
-        return torch._int_mm(a.contiguous(), b.t())
+    """`[M, K]` and `[N, K]` int8 -> `a b^T [M, N]` int32.
+
+    K goes up to a multiple of 8: cuBLAS asks for it, and for K = 1 torch 2.13 answers wrongly on the CPU. On CUDA N
+    does so too, and M to 32 or more. Zeros add nothing.
+    """
     (m, k), n = a.shape, len(b)
-    pad = torch.nn.functional.pad
-    a, b = pad(a, (0, -k % 8, 0, max(32 - m, -m % 8))), pad(b, (0, -k % 8, 0, -n % 8))
-    return torch._int_mm(a, b.t())[:m, :n]
+    rows, columns = (max(32 - m, -m % 8), -n % 8) if a.is_cuda else (0, 0)
+    if rows or columns or k % 8:
+        a, b = pad(a, (0, -k % 8, 0, rows)), pad(b, (0, -k % 8, 0, columns))
+    return torch._int_mm(a.contiguous(), b.t())[:m, :n]
 
 
 @cache

@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from spikeprune import build
+from spikeprune.callbacks.joint import JointPruning, cost_in_unit
 from spikeprune.callbacks.resume import ResumeState
 from spikeprune.config import differences, read_resolved, to_yaml
 from spikeprune.errors import InputError
@@ -23,6 +24,7 @@ from spikeprune.models.student import Student
 from spikeprune.models.teacher import Teacher
 from spikeprune.modules import TaskModule
 from spikeprune.parts import Parts, prepare
+from spikeprune.report.table import budget_line
 from spikeprune.rundir import WEIGHTS, RunDir, read_verified, write_atomic, write_json, write_weights
 from spikeprune.schema import Config
 from spikeprune.size import parameters
@@ -119,7 +121,12 @@ def learn(parts: Parts, directory: RunDir, name: str, parent: str | None) -> Non
         student = load_student(directory, parent)
     module = build.student_module(parts, name, student, frozen)
     facts = fit(parts, directory, name, module)
+    budget = facts.pop("budget", None)
     measured = measure_student(parts, module)
+    if budget:
+        cost = cost_in_unit(budget.target, measured["cost"], directory.record("teacher")["cost"])
+        facts["budget"] = budget.report(cost)
+        say(budget_line(facts["budget"]))
     folder = directory.make_stage(name)
     write_json(folder / "student.json", build.student_values(parts))
     sha = write_weights(folder / WEIGHTS, student.state_dict())
@@ -142,7 +149,9 @@ def fit(parts: Parts, directory: RunDir, name: str, module: TaskModule) -> dict[
     except SystemExit:  # Lightning's answer to Ctrl-C
         raise KeyboardInterrupt if trainer.interrupted else SystemExit from None
     state = next(c for c in trainer.callbacks if isinstance(c, ResumeState))
-    return {"steps": trainer.global_step, "seconds": round(state.seconds, 2)}
+    budget = next((c for c in trainer.callbacks if isinstance(c, JointPruning)), None)
+    facts = {"steps": trainer.global_step, "seconds": round(state.seconds, 2)}
+    return {**facts, "budget": budget} if budget else facts
 
 
 def resume_step(checkpoint: Path) -> int:

@@ -15,6 +15,7 @@ ROWS = (
     ("__init__",),
     ("errors",),
     ("tasks", "schema", "spiking", "size", "report"),
+    ("targets",),
     ("checks", "models", "activity", "distill", "graphs"),
     ("config", "cost", "metrics", "data"),
     ("compress", "rundir", "parts"),

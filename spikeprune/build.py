@@ -222,7 +222,7 @@ def joint(parts: Parts, stage: Stage) -> JointPruning:
         sentences=how.sentences,
         split=how.split,
         measured=how.measured,
-        batch_size=stage.batch_size or config.data.batch_size,
+        batch_size=config.data.eval_batch_size,
         seed=config.seed,
         shape=student_shape(parts),
         dense_shape=teacher_shape(parts),

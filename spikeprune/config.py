@@ -29,6 +29,7 @@ __all__ = ["Config", "differences", "load", "read_resolved", "to_yaml", "validat
 # precision are not here: they change the numbers.
 MAY_DIFFER = (
     "run.dir",
+    "run.start_from",
     "run.progress",
     "run.threads",
     "run.log_every",

@@ -27,6 +27,7 @@ from spikeprune.parts import Parts, prepare
 from spikeprune.report.table import budget_line
 from spikeprune.rundir import WEIGHTS, RunDir, read_verified, write_atomic, write_json, write_weights
 from spikeprune.schema import Config
+from spikeprune.sharing import shared_stages, take_over
 from spikeprune.size import parameters
 from spikeprune.summary import data_facts, summarize_run
 
@@ -41,9 +42,13 @@ def run(config: Config) -> dict[str, Any]:
     kernels = build.kernels(config)
     parts = prepare(config)
     directory = RunDir(config.run.dir)
+    shared, why = shared_stages(parts) if config.run.start_from else ([], "")
     enter(directory, parts)
     say(parts.raw.banner)
     say(f"kernels: {kernels}{', CUDA graphs' if build.cuda_graphs(config) else ''}")
+    taken = take_over(parts, directory, shared)
+    if taken:
+        say(f"taken over from {config.run.start_from}: {', '.join(taken)}{f' (then {why})' if why else ''}")
     stages = parts.active()
     for number, name in enumerate(stages, 1):
         if directory.finished(name):
@@ -118,7 +123,7 @@ def learn(parts: Parts, directory: RunDir, name: str, parent: str | None) -> Non
         batch = parts.data.calibration_batches(parts.config.student.calibration, parts.config.seed)
         student = build.student(parts, frozen, batch)
     else:
-        student = load_student(directory, parent)
+        student = load_student(directory, parent, parts.config.compress.weights)
     module = build.student_module(parts, name, student, frozen)
     facts = fit(parts, directory, name, module)
     budget = facts.pop("budget", None)
@@ -168,9 +173,10 @@ def load_teacher(parts: Parts, directory: RunDir) -> Teacher:
     return Teacher.load(directory.stage("teacher"), classes=parts.task.num_labels).freeze()
 
 
-def load_student(directory: RunDir, name: str) -> Student:
-    """The student that a finished stage left."""
-    return rebuild(directory.stage(name), directory.weights(name))
+def load_student(directory: RunDir, name: str, weights: str | None = None) -> Student:
+    """The student that a finished stage left. `weights`: what it is to be quantized to, where that is another kind than
+    the stage knew of, which quantized nothing yet."""
+    return rebuild(directory.stage(name), directory.weights(name), weights)
 
 
 def load_compact(directory: RunDir) -> Student:
@@ -179,9 +185,14 @@ def load_compact(directory: RunDir) -> Student:
     return rebuild(directory.compact, safetensors.torch.load(data))
 
 
-def rebuild(folder: Path, weights: dict[str, torch.Tensor]) -> Student:
-    student = Student(**json.loads((folder / "student.json").read_text()))
-    student.load_state_dict(weights)
+def rebuild(folder: Path, state: dict[str, torch.Tensor], weights: str | None = None) -> Student:
+    values = json.loads((folder / "student.json").read_text())
+    if weights not in (None, values["weights"]) and not state.get("strength", 0.0):
+        values["weights"] = weights
+        state = {key: value for key, value in state.items() if key != "strength"}
+        state |= {} if weights == "float" else {"strength": torch.zeros(())}
+    student = Student(**values)
+    student.load_state_dict(state)
     return student
 
 

@@ -12,6 +12,7 @@ class Run:
     of a sum, `kernels` and `cuda_graphs`."""
 
     dir: str = "runs/${task}-${preset}-s${seed}"
+    start_from: str | None = None  # a run whose finished stages are taken over, as far as the settings are the same
     stages: list[str] = field(
         default_factory=lambda: [
             "teacher",

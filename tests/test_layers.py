@@ -22,7 +22,7 @@ ROWS = (
     ("modules",),
     ("callbacks",),
     ("build", "summary"),
-    ("measure",),
+    ("measure", "sharing"),
     ("pipeline",),
     ("compaction",),
     ("cli",),

@@ -31,6 +31,8 @@ class JointPruning(EpochSchedule):
     show losses, varied as those that the stage trains on and answered once by the teacher.
     """
 
+    CARRIED = ("start", "most_steps", "value", "held", "reference")  # by a checkpoint
+
     def __init__(
         self,
         *,
@@ -66,6 +68,7 @@ class JointPruning(EpochSchedule):
         self.start: float | None = None  # the cost before the first decision
         self.most_steps: list[int] | None = None  # the steps then
         self.value: float | None = None  # the cost after the last decision
+        self.held = False  # whether a decision has brought it to the goal
         self.meter: Meter | None = None
 
     @property
@@ -84,9 +87,13 @@ class JointPruning(EpochSchedule):
             self.reference = self.start if self.reference is None else self.reference
             budget.most_steps = self.most_steps
             self.refuse_the_unreachable(budget)
+        elif self.held:
+            self.value = budget.value
+            if abs(self.value / self.goal - 1) <= TOLERANCE:
+                return  # near enough until the last epoch's end
         self.value = budget.lower_to(max(self.goal, cubic(progress, self.start, self.goal)))
         if progress == 1.0:
-            self.value = budget.raise_to(self.goal)
+            self.value, self.held = budget.raise_to(self.goal), True
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.current_epoch == trainer.max_epochs - 1 and not trainer.sanity_checking:
@@ -178,12 +185,11 @@ class JointPruning(EpochSchedule):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("start", "most_steps", "value", "reference")}
-        return {**super().state_dict(), **own}
+        return {**super().state_dict(), **{name: getattr(self, name) for name in self.CARRIED}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        for name in ("start", "most_steps", "value", "reference"):
+        for name in self.CARRIED:
             setattr(self, name, state[name])
 
 

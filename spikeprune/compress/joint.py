@@ -7,7 +7,8 @@ are of one unit for all kinds, since all are anchored in measured differences on
 - heads and neurons: of each layer the units that look cheapest (half the Fisher information, the second-order estimate
   of Kwon et al. 2022, eq. 8, over the saving) leave together for one measurement, and that difference is shared out
   among them by their Fisher information. The second-order estimate itself is the least it can be: a difference that
-  noise has made negative would give the whole group away.
+  noise has made negative would give the whole group away. What may come back is ranked by slope and curvature together,
+  since a pruned unit is nowhere near a minimum of its mask.
 
 An estimate holds near the network that it was made on. Removal therefore goes in rounds: none takes more than `stride`
 of the present cost or a unit that was not part of a measured group, and the next begins with new estimates and a new
@@ -163,16 +164,20 @@ class Budget:
     def _units(
         self, kind: str, stats: Statistics, reading: Reading, now: float, share: float, back: bool
     ) -> Iterator[Candidate]:
-        fisher = self.mean({"heads": stats.head_fisher, "ffn": stats.ffn_fisher}[kind]).double() / 2
+        name = "head" if kind == "heads" else "ffn"
+        worth = self.mean(getattr(stats, f"{name}_fisher")).double() / 2
+        if back:  # the loss from 0 to 1, by its slope and its curvature
+            worth = (-self.mean(getattr(stats, f"{name}_slope")).double() - worth).clamp(min=0)
         for layer, mask in enumerate(self.mask(kind)):
             saving = getattr(reading, kind)[layer].double()
             if back:  # it will fire like its neighbours
                 saving = torch.full_like(saving, saving[mask > 0].mean().item()) if mask.any() else saving
-            pool = self._pool(kind, mask, fisher[layer] / saving.clamp(min=1e-30), back)
-            pool = [unit for unit in pool if saving[unit] > 0][: max(1, round(share * len(pool)))]
+            sizes, saved = worth[layer].tolist(), saving.tolist()
+            pool = self._pool(kind, mask, worth[layer] / saving.clamp(min=1e-30), back)
+            pool = [unit for unit in pool if saved[unit] > 0 and not (back and sizes[unit] == 0)]
+            pool = pool[: max(1, round(share * (mask.sum().item() if back else len(pool))))]
             if not pool:
                 continue
-            sizes, saved = fisher[layer].tolist(), saving.tolist()
             group, total = Candidate(kind, layer, tuple(pool), 0.0, 0.0), sum(sizes[unit] for unit in pool)
             change = self.loss_with([group], back) - now
             change = -change if back else max(change, total)

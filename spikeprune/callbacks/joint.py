@@ -14,6 +14,7 @@ from spikeprune.compress.budget import cubic
 from spikeprune.compress.joint import TOLERANCE, Budget
 from spikeprune.compress.meter import Meter
 from spikeprune.cost import Prices
+from spikeprune.distill import drawn_loss
 from spikeprune.errors import InputError
 from spikeprune.models.outputs import Outputs
 from spikeprune.size import Shape
@@ -131,6 +132,7 @@ class JointPruning(EpochSchedule):
             module.student,
             batches,
             sample_loss,
+            lambda _, outputs: drawn_loss(outputs.logits.float(), regression=module.task.regression),
             self.meter,
             **self.limits,
             most_steps=self.most_steps or (),

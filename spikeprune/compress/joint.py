@@ -7,8 +7,9 @@ are of one unit for all kinds, since all are anchored in measured differences on
 - heads and neurons: of each layer the units that look cheapest (half the Fisher information, the second-order estimate
   of Kwon et al. 2022, eq. 8, over the saving) leave together for one measurement, and that difference is shared out
   among them by their Fisher information. The second-order estimate itself is the least it can be: a difference that
-  noise has made negative would give the whole group away. What may come back is ranked by slope and curvature together,
-  since a pruned unit is nowhere near a minimum of its mask.
+  noise has made negative would give the whole group away. The Fisher information is that of answers drawn from the
+  student's own distribution: where it agrees with its teacher the distillation loss has no gradient, but a curvature.
+  What may come back is ranked by slope and curvature together: a pruned unit is nowhere near a minimum of its mask.
 
 An estimate holds near the network that it was made on. Removal therefore goes in rounds: none takes more than `stride`
 of the present cost or a unit that was not part of a measured group, and the next begins with new estimates and a new
@@ -29,8 +30,9 @@ from spikeprune.models.student import Student
 
 KINDS = ("heads", "ffn", "steps")
 TOLERANCE = 0.02  # of the goal: what is closer below it counts as reached
+CHOICE = 0.1  # share of a layer's units that even a small round may choose from
+TRIES = 8  # candidates that may turn out too large to come back before the search for one that fits ends
 SPARE = 1.5  # how much more than it needs the last round's list promises to save, since promises err
-SWAPS = 12  # measurements that may be spent on giving back what the last cut made superfluous
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class Budget:
     student: Student
     batches: Sequence[dict[str, Tensor]]
     sample_loss: SampleLoss
+    drawn_loss: SampleLoss  # as `sample_loss`, of an answer drawn from the outputs: its squared gradient is curvature
     meter: Meter
     kinds: Sequence[str] = KINDS
     min_heads: int = 1
@@ -153,7 +156,7 @@ class Budget:
         """What may leave now (or come back), estimated anew; of each layer about `share` of the units that could."""
         reading, now, found = self.meter.read(self.student), self.loss(), []
         if {"heads", "ffn"} & set(self.kinds) and self.meter.target != "latency":
-            stats = collect(self.student, self.batches, self.sample_loss)
+            stats = collect(self.student, self.batches, self.sample_loss if back else self.drawn_loss)
             for kind in ("heads", "ffn"):
                 if kind in self.kinds:
                     found += self._units(kind, stats, reading, now, share, back)
@@ -219,43 +222,56 @@ class Budget:
         """Take candidates away until the measured cost is at most `goal`, or nothing may leave any more; the cost."""
         value = self.value
         while value > goal:
-            need, limit = value - goal, self.stride * value
-            last = need <= limit
-            found = self.candidates(min(1.0, 2 * min(need, limit) / value))
+            need = min(value - goal, self.stride * value)
+            found = self.candidates(min(1.0, 2 * need / value + CHOICE))
             if not found:
                 return value
-            if last:
-                self._cut(sorted(found, key=lambda c: c.order), need * SPARE, goal)
-            else:
-                self.apply(cheapest(found, limit))
+            before = self.state()
+            self.apply(cheapest(found, need))
             value = self.value
+            if value < goal:  # the last round, or one that silenced more than it promised
+                self.restore(before)
+                self._cut(sorted(found, key=lambda c: c.order), need * SPARE, goal)
+                value = self.value
         return value
 
     def _cut(self, ranked: list[Candidate], promised: float, goal: float) -> None:
         """Take the start of the list, unit by unit, up to where the measured cost keeps to the goal; all that saves
-        `promised`, if that is not enough. Then give back the dearest that the rest has made superfluous."""
+        `promised`, if that is not enough.
+
+        Where the last unit taken is a large one and saves too much, other ways are tried as well: with it and fewer of
+        those before it, without it and with more behind it, with single neurons only. Of those within the tolerance (of
+        all, if none is) the one with the smallest loss, measured, is taken.
+        """
         units, saved = [], 0.0
         for candidate in ranked:
             if saved >= promised:
                 break
             units += candidate.singly()
             saved += candidate.saving
-        enough = len(units)
+        ways = [self._shortest(units, goal)]
+        last = ways[0][-1]
+        if self.value_with(ways[0]) < goal * (1 - TOLERANCE):
+            fine = [c for candidate in ranked if candidate.kind == "ffn" for c in candidate.singly()]
+            beyond = [c for candidate in ranked for c in candidate.singly() if c != last]
+            others = [self._shortest(way, goal) for way in ([last, *ways[0][:-1]], beyond, fine) if way]
+            ways += [way for way in others if self.value_with(way) <= goal]
+        costs = {i: self.value_with(way) for i, way in enumerate(ways)} if len(ways) > 1 else {0: goal}
+        close = [i for i, cost in costs.items() if goal * (1 - TOLERANCE) <= cost <= goal] or list(costs)
+        best = min(close, key=lambda i: self.loss_with(ways[i])) if len(close) > 1 else close[0]
+        self.apply(ways[best])
+
+    def _shortest(self, units: list[Candidate], goal: float) -> list[Candidate]:
+        """The start of the list from which on the measured cost keeps to the goal; all of it, if it never does."""
+        enough, short = len(units), 0
         if self.value_with(units) <= goal:
-            short = 0
             while enough - short > 1:
                 middle = (enough + short) // 2
                 if self.value_with(units[:middle]) <= goal:
                     enough = middle
                 else:
                     short = middle
-        taken = units[:enough]
-        self.apply(taken)
-        room = goal - self.value
-        dearest = sorted(taken, key=lambda c: (-c.loss, c.order))
-        for unit in [c for c in dearest if 0 < c.loss and c.saving <= SPARE * room][:SWAPS]:
-            if self.value_with([unit], back=True) <= goal:
-                self.apply([unit], back=True)
+        return units[:enough]
 
     def raise_to(self, goal: float) -> float:
         """Bring back what lowers the loss most for its cost while the measured cost stays within `goal`; the cost.
@@ -271,24 +287,32 @@ class Budget:
                 cost += candidate.saving
                 if cost >= SPARE * (goal - value):
                     break
-            fits, over = 0, len(units) + 1
-            while over - fits > 1:
-                middle = (over + fits) // 2
-                if self.value_with(units[:middle], back=True) <= goal:
-                    fits = middle
-                else:
-                    over = middle
+            units = self._longest([unit for unit in units if unit.saving <= SPARE * (goal - value)], goal)
             before, loss = self.state(), self.loss()
-            self.apply(units[:fits], back=True)
-            if not fits or self.loss() > loss:
+            self.apply(units, back=True)
+            if not units or self.loss() > loss:
                 self.restore(before)
                 return value
             value = self.value
         return value
 
+    def _longest(self, units: list[Candidate], goal: float) -> list[Candidate]:
+        """The start of the list that can come back within the goal; where the first alone cannot, without it."""
+        for at in range(min(len(units), TRIES)):
+            fits, over = 0, len(units) - at + 1
+            while over - fits > 1:
+                middle = (over + fits) // 2
+                if self.value_with(units[at : at + middle], back=True) <= goal:
+                    fits = middle
+                else:
+                    over = middle
+            if fits:
+                return units[at : at + fits]
+        return []
+
     def lowest(self) -> float:
         """The measured cost with everything gone that may go, the student left as it is."""
-        before, stats = self.state(), collect(self.student, self.batches, self.sample_loss)
+        before, stats = self.state(), collect(self.student, self.batches, self.drawn_loss)
         fisher = {"heads": stats.head_fisher, "ffn": stats.ffn_fisher}
         gone = []
         for kind in ("heads", "ffn"):

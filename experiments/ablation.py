@@ -2,7 +2,7 @@
 
 --seeds "0 1 2"      seeds; each has its own teacher and student (default: 0)
 --only "none joint"  ablations (default: those in ABLATIONS below)
-key=value            any key of the configuration, for every run
+key=value            any key of the configuration; a stage's own, or what compresses in it, only where it runs
 
 Writes runs/ablation/<task>-<preset>/: a folder for each seed with the run `shared` (teacher and distilled student) and
 one for each ablation, and ablation.md and ablation.csv over all of them. Started again it does only what is missing.
@@ -23,7 +23,10 @@ from spikeprune.rundir import write_atomic
 HERE = Path(__file__).resolve().parent
 GLUE = HERE / "glue.yaml"
 ABLATIONS = ("none", "spatial", "temporal", "quantize", "spatial+temporal", "all", "joint")
-SHARED = ("ablation=none", "run.stages=[teacher,general_kd,internal_kd,prediction_kd]")
+SHARED_STAGES = ["teacher", "general_kd", "internal_kd", "prediction_kd"]
+ACTS_IN = {"heads": "spatial", "ffn": "spatial", "t_steps": "temporal", "weights": "quantize"}
+ACTS_IN |= {"target": "joint", "target_value": "joint", "target_of": "joint"}
+SHARED = ("ablation=none", f"run.stages=[{','.join(SHARED_STAGES)}]")
 
 
 def main(arguments: list[str]) -> int:
@@ -49,20 +52,36 @@ def seeds_of(text: str) -> list[int]:
     return list(dict.fromkeys(map(int, words)))
 
 
+def fitting(overrides: list[str], stages: list[str]) -> list[str]:
+    """The overrides that mean something where these stages run."""
+
+    def stage_of(key: str) -> str | None:
+        section, _, rest = key.partition(".")
+        return {"stages": rest.partition(".")[0], "compress": ACTS_IN.get(rest)}.get(section)
+
+    found = [(item, stage_of(item.partition("=")[0])) for item in overrides]
+    return [item for item, stage in found if stage is None or stage in stages]
+
+
 def run(seeds: list[int], names: list[str], overrides: list[str]) -> int:
     for item in overrides:
         if item.partition("=")[0] in ("seed", "ablation", "run.dir", "run.start_from", "run.stages"):
             raise InputError(f"{item}: the ablation sets this itself; seeds are given by --seeds, names by --only")
-    plain = load(GLUE, overrides)
+    which = [item for item in overrides if item.partition("=")[0] in ("task", "preset")]
+    plain = load(GLUE, which)
+    stages = {name: load(GLUE, [*which, f"ablation={name}"]).run.stages for name in names}
     root = Path("runs") / "ablation" / f"{plain.task}-{plain.preset}"
     plans = {}
     for seed in seeds:
-        here = [*overrides, f"seed={seed}"]
         shared = root / f"s{seed}" / "shared"
-        plans["shared", seed] = load(GLUE, [*here, *SHARED, f"run.dir={shared}"])
+        own = [*SHARED, f"seed={seed}", f"run.dir={shared}"]
+        plans["shared", seed] = load(GLUE, [*fitting(overrides, SHARED_STAGES), *own])
         for name in names:
-            own = [f"ablation={name}", f"run.dir={root / f's{seed}' / name}", f"run.start_from={shared}"]
-            plans[name, seed] = load(GLUE, [*here, *own])  # all of them are read before the first one runs
+            own = [f"ablation={name}", f"seed={seed}", f"run.dir={root / f's{seed}' / name}"]
+            own.append(f"run.start_from={shared}")
+            plans[name, seed] = load(
+                GLUE, [*fitting(overrides, stages[name]), *own]
+            )  # all of them are read before the first one runs
 
     from spikeprune import pipeline
 

@@ -25,7 +25,8 @@ def rows(found: Mapping[tuple[str, int], Summary]) -> list[dict[str, Any]]:
     out = []
     for seed in seeds:
         first = next(summary for (_, s), summary in found.items() if s == seed)
-        student = next((s for (_, n), s in found.items() if n == seed and s["uncompressed"]), None)
+        compressed = [s for (_, n), s in found.items() if n == seed and s["uncompressed"] not in (None, s["final"])]
+        student = compressed[0] if compressed else None  # where nothing is compressed the student is what it ends with
         out.append(_row(TEACHER, seed, first["teacher"], first))
         if student is not None:
             out.append(_row(STUDENT, seed, student["stages"][student["uncompressed"]], first))

@@ -44,7 +44,7 @@ Layer = tuple[str, dict]  # where it comes from, and its tree of keys
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """Defaults, the `base:` chain, the file, its preset, its ablation, their blocks `tasks: <task>:`, the overrides;
+    """Defaults, the `base:` chain, the file, its preset, their blocks `tasks: <task>:`, an ablation, the overrides;
     later wins.
 
     A preset is `presets/<name>.yaml` beside the file or one folder up, an ablation `ablations/<name>.yaml`.
@@ -52,16 +52,19 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     merge, path = _Merge(), Path(path)
     given = list(_overrides(overrides, merge))
     layers = _chain(path, merge)
-    for kind in ("preset", "ablation"):
-        name = _last(kind, layers, given)
-        if name is not None:
-            layers += _named(kind, path, str(name), merge)
+    preset = _last("preset", layers, given)
+    if preset is not None:
+        layers += _named("preset", path, str(preset), merge)
+    ablation = _last("ablation", layers, given)
+    removed = [] if ablation is None else _named("ablation", path, str(ablation), merge)
     task = str(_last("task", layers, given) or Config.task)
     blocks = [(source, block) for source, tree in layers for block in [tree.pop("tasks", None)] if block is not None]
     for source, tree in layers:
         merge.add(tree, source)
     for source, block in blocks:
         _task_block(block, source, task, merge)
+    for source, tree in removed:  # after the tasks' blocks: what an ablation leaves out no task brings back
+        merge.add(tree, source)
     for key, value in given:
         merge.add({key: value}, COMMAND_LINE)
     if merge.config.ablation is not None and "run.dir" not in merge.sources:

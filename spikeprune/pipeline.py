@@ -46,8 +46,6 @@ def run(config: Config) -> dict[str, Any]:
     enter(directory, parts)
     say(parts.raw.banner)
     say(f"kernels: {kernels}{', CUDA graphs' if build.cuda_graphs(config) else ''}")
-    taken = take_over(parts, directory, shared)
-    if taken:
     if shared and (taken := take_over(parts, directory, shared)):
         say(f"taken over from {config.run.start_from}: {', '.join(taken)}{f' (then {why})' if why else ''}")
     stages = parts.active()

@@ -1,7 +1,7 @@
 # `make help` lists the targets.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup glue test check results lock clean
+.PHONY: help setup glue ablation test check results lock clean
 
 PYTHON ?= python3
 PRESET ?= tiny
@@ -46,19 +46,29 @@ $(STAMP): pyproject.toml requirements.lock requirements-cpu.lock requirements-cu
 	$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
+# Task, preset, data and teacher of a target as arguments of the shell.
+define CHOSEN
+test -n "$(TASK)" || { echo "error: name a task, such as: make $@ TASK=mrpc" >&2; exit 2; }; \
+set -- task="$(TASK)" preset="$(PRESET)"; data="$(DATA)"; \
+case "$$data" in \
+    "") ;; \
+    auto|hub|embedded) set -- "$$@" data.source="$$data" ;; \
+    */*) set -- "$$@" data.source=dir data.dir="$$data" ;; \
+    *) if [ -d "$$data" ]; then set -- "$$@" data.source=dir data.dir="$$data"; \
+       else set -- "$$@" data.source="$$data"; fi ;; \
+esac; \
+if [ -n "$(TEACHER)" ]; then set -- "$$@" teacher.checkpoint="$(TEACHER)"; fi
+endef
+
 glue: $(STAMP)  ## run the pipeline: TASK=mrpc [PRESET=tiny|minilm|paper] [DATA=auto|hub|embedded|DIR, embedded for tiny] [TEACHER=name-or-dir] [SEED=0] [ARGS="key=value …"]
-	@test -n "$(TASK)" || { echo "error: name a task, such as: make glue TASK=mrpc" >&2; exit 2; }
-	@set -- task="$(TASK)" preset="$(PRESET)"; data="$(DATA)"; \
-	case "$$data" in \
-	    "") ;; \
-	    auto|hub|embedded) set -- "$$@" data.source="$$data" ;; \
-	    */*) set -- "$$@" data.source=dir data.dir="$$data" ;; \
-	    *) if [ -d "$$data" ]; then set -- "$$@" data.source=dir data.dir="$$data"; \
-	       else set -- "$$@" data.source="$$data"; fi ;; \
-	esac; \
-	if [ -n "$(TEACHER)" ]; then set -- "$$@" teacher.checkpoint="$(TEACHER)"; fi; \
+	@$(CHOSEN); \
 	if [ -n "$(SEED)" ]; then set -- "$$@" seed="$(SEED)"; fi; \
 	exec $(BIN)/spikeprune train experiments/glue.yaml "$$@" $(ARGS)
+
+ablation: $(STAMP)  ## each way of compressing from one distilled student, one table: as glue, [SEEDS="0 1 2"] [ABLATIONS="none joint …"]
+	@$(CHOSEN); \
+	if [ -n "$(ABLATIONS)" ]; then set -- "$$@" --only "$(ABLATIONS)"; fi; \
+	exec $(BIN)/python experiments/ablation.py --seeds "$(or $(SEEDS),$(SEED),0)" "$$@" $(ARGS)
 
 test: $(STAMP)  ## run the tests [ARGS="-k name"]
 	$(BIN)/python -m pytest $(ARGS)

@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import Logger, WandbLogger
 
+from spikeprune.callbacks.joint import JointPruning, cost_in_unit
 from spikeprune.callbacks.quantize import WeightQuantization
 from spikeprune.callbacks.records import RecordsLogger
 from spikeprune.callbacks.resume import AtomicCheckpointIO, ResumeState
@@ -216,7 +217,45 @@ def quantize(parts: Parts, stage: Stage) -> WeightQuantization:
     return WeightQuantization(begin=begin, end=end)
 
 
-CALLBACKS = {"spatial": spatial, "temporal": temporal, "quantize": quantize}
+def joint(parts: Parts, stage: Stage) -> JointPruning:
+    c, config = parts.config.compress, parts.config
+    how, epochs = c.joint, stage.epochs
+    begin, settle = stage_epochs(how.begin, how.end, epochs)
+    return JointPruning(
+        target=c.target,
+        share=c.target_value,
+        relative_to=c.target_of,
+        candidates=how.candidates,
+        min_heads=c.spatial.min_heads,
+        min_ffn=c.spatial.min_ffn,
+        block=how.block,
+        stride=how.stride,
+        sentences=how.sentences,
+        split=how.split,
+        measured=how.measured,
+        batch_size=config.data.eval_batch_size,
+        seed=config.seed,
+        shape=student_shape(parts),
+        dense_shape=teacher_shape(parts),
+        prices=PRICES[config.cost.prices],
+        begin=begin,
+        settle=settle,
+        end=epochs - 1,
+    )
+
+
+def reference(parts: Parts, run: RunDir) -> float | None:
+    """What the uncompressed student costs in the unit of the budget, as the last stage before compression measured it;
+    None where compression comes first."""
+    students = [name for name in parts.active() if name != "teacher"]
+    first = next(i for i, name in enumerate(students) if parts.stage(name).callbacks)
+    if not first:
+        return None
+    measured = run.record(students[first - 1])["cost"]
+    return cost_in_unit(parts.config.compress.target, measured, run.record("teacher")["cost"])
+
+
+CALLBACKS = {"spatial": spatial, "temporal": temporal, "quantize": quantize, "joint": joint}
 
 
 def synops(parts: Parts) -> SynOpsLogger:
@@ -227,7 +266,11 @@ def stage_callbacks(parts: Parts, name: str, run: RunDir) -> list[Callback]:
     """The stage's own callbacks, then what every stage has; the checkpoint comes last, so it sees their decisions."""
     stage, every = parts.stage(name), parts.config.run.checkpoint_every
     when = {"every_n_train_steps": every} if every else {"every_n_epochs": 1, "save_on_train_epoch_end": True}
-    callbacks: list[Callback] = [CALLBACKS[callback](parts, stage) for callback in stage.callbacks]
+    names = sorted(stage.callbacks, key=lambda callback: callback == "joint")  # it measures what the others have made
+    callbacks: list[Callback] = [CALLBACKS[callback](parts, stage) for callback in names]
+    for callback in callbacks:
+        if isinstance(callback, JointPruning):
+            callback.reference = reference(parts, run)
     if name not in ("teacher", "general_kd"):
         callbacks.append(synops(parts))
     resume = ModelCheckpoint(run.stage(name), "resume", save_top_k=1, enable_version_counter=False, **when)

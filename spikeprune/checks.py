@@ -10,6 +10,7 @@ from dataclasses import fields
 from functools import reduce
 from typing import Any
 
+from spikeprune import targets
 from spikeprune.errors import nearest
 from spikeprune.schema import Config, Losses, Stage
 from spikeprune.tasks import TASKS
@@ -19,10 +20,11 @@ SPATIAL_CRITERIA = ("magnitude", "rate", "taylor", "fisher", "random")
 TEMPORAL_CRITERIA = ("uniform", "convergence", "sensitivity")
 PRICES = ("fp32", "fp16", "int32", "int8")
 WEIGHTS = ("float", "binary", "ternary", "int8")
-CALLBACKS = ("spatial", "temporal", "quantize")
+CALLBACKS = ("spatial", "temporal", "quantize", "joint")
 # the values that compress nothing
 _NOTHING = {"compress.heads": 1, "compress.ffn": 1, "compress.t_steps": "null", "compress.weights": "float"}
 _NOTHING["compress.spatial.operations"] = "null"
+_NOTHING |= {"compress.target": "null"}
 
 Problem = tuple[tuple[str, ...], str]  # the keys involved, the first one to blame, and what is wrong with it
 
@@ -43,6 +45,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "student.pooling": ("mean", "cls"),
     "compress.weights": WEIGHTS,
     "compress.spatial.search": ("rank", "kwon"),
+    "compress.target": targets.TARGETS,
+    "compress.target_of": ("dense", "student"),
+    "compress.joint.split": ("dev", "train"),
     "compress.spatial.criterion": SPATIAL_CRITERIA,
     "compress.spatial.scope": ("global", "layer"),
     "compress.temporal.criterion": TEMPORAL_CRITERIA,
@@ -66,14 +71,16 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         " data.batch_size data.eval_batch_size data.train_limit data.embedded_train data.embedded_dev data.corpus_limit"
         " teacher.hidden teacher.layers"
         " teacher.heads teacher.ffn student.calibration stages.*.batch_size compress.spatial.min_heads"
-        " compress.spatial.min_ffn compress.spatial.batches compress.temporal.batches",
+        " compress.spatial.min_ffn compress.spatial.batches compress.temporal.batches"
+        " compress.joint.block compress.joint.sentences compress.joint.measured",
     ),
     ("must be 1: several devices are not supported yet", lambda v: v == 1, "run.devices"),
     ("must be at least 1: a network of no time steps says nothing", lambda v: v >= 1, "compress.t_steps"),
     ("must be at least 8: two sentences and three special tokens", lambda v: v >= 8, "data.max_length"),
     ("must be at least 100", lambda v: v >= 100, "teacher.vocab_size"),
     ("must be above 0", lambda v: v > 0, "stages.*.lr stages.*.clip stages.*.losses.temperature"),
-    ("must be above 0 and at most 1", lambda v: 0 < v <= 1, "student.leak"),
+    ("must be above 0 and at most 1", lambda v: 0 < v <= 1, "student.leak compress.joint.stride"),
+    ("must be above 0 and at most 1: it is a share", lambda v: 0 < v <= 1, "compress.target_value"),
     ("must be above 0 and at most 1: it is the share kept", lambda v: 0 < v <= 1, "compress.heads compress.ffn"),
     ("must be above 0 and at most 1: it is the share kept", lambda v: 0 < v <= 1, "compress.spatial.operations"),
     ("must be above 0 and at most 100", lambda v: 0 < v <= 100, "student.percentile"),
@@ -82,7 +89,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "must be from 0 to 1",
         lambda v: 0 <= v <= 1,
         "stages.*.warmup compress.spatial.begin compress.spatial.end compress.temporal.begin compress.temporal.end"
-        " compress.quantize.begin compress.quantize.end",
+        " compress.quantize.begin compress.quantize.end compress.joint.begin compress.joint.end",
     ),
     ("must not be empty", lambda v: v.strip() != "", "run.dir run.wandb_project data.hub"),
 )
@@ -143,7 +150,7 @@ def _values(config: Config) -> Iterator[Problem]:
     names = [name for name, _ in stage_rows(config)]
     for key, allowed in CHOICES.items():
         value = value_of(config, key)
-        if value not in allowed:
+        if value not in allowed and value is not None:
             yield (key,), f"{key} = {value}: choose from {nearest(value, allowed)}"
     for words, holds, keys in RANGES:
         for key in [k.replace("*", name) for k in keys.split() for name in (names if "*" in k else [""])]:
@@ -241,7 +248,7 @@ def _stage_rows(config: Config) -> Iterator[Problem]:
 
 def _asks_for_loss(config: Config, stage: Stage) -> bool:
     by_loss = config.compress.temporal.criterion == "sensitivity" and "temporal" in stage.callbacks
-    return by_loss or "spatial" in stage.callbacks
+    return by_loss or "spatial" in stage.callbacks or "joint" in stage.callbacks
 
 
 def _stage_losses(name: str, losses: Losses, replace_words: float) -> Iterator[Problem]:
@@ -285,6 +292,10 @@ def _compress(config: Config) -> Iterator[Problem]:
     bits = {"compress.weights": c.weights}
     yield from _acting(config, "quantize", bits, bits if c.weights != "float" else {})
     yield from _integers(config)
+    budget = {"compress.target": c.target}
+    yield from _acting(config, "joint", budget, budget if c.target is not None else {})
+    running = {n: s for n, s in stage_rows(config) if _active(config, n)}
+    yield from targets.problems(config, running, student_layers(config))
     yield from _floors(config)
 
 

@@ -29,6 +29,7 @@ __all__ = ["Config", "differences", "load", "read_resolved", "to_yaml", "validat
 # precision are not here: they change the numbers.
 MAY_DIFFER = (
     "run.dir",
+    "run.start_from",
     "run.progress",
     "run.threads",
     "run.log_every",
@@ -43,24 +44,31 @@ Layer = tuple[str, dict]  # where it comes from, and its tree of keys
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """Defaults, the `base:` chain, the file, its preset, their blocks `tasks: <task>:`, the overrides; later wins.
+    """Defaults, the `base:` chain, the file, its preset, their blocks `tasks: <task>:`, an ablation, the overrides;
+    later wins.
 
-    A preset is `presets/<name>.yaml` beside the file or one folder up.
+    A preset is `presets/<name>.yaml` beside the file or one folder up, an ablation `ablations/<name>.yaml`.
     """
     merge, path = _Merge(), Path(path)
     given = list(_overrides(overrides, merge))
     layers = _chain(path, merge)
     preset = _last("preset", layers, given)
     if preset is not None:
-        layers += _preset(path, str(preset), merge)
+        layers += _named("preset", path, str(preset), merge)
+    ablation = _last("ablation", layers, given)
+    removed = [] if ablation is None else _named("ablation", path, str(ablation), merge)
     task = str(_last("task", layers, given) or Config.task)
     blocks = [(source, block) for source, tree in layers for block in [tree.pop("tasks", None)] if block is not None]
     for source, tree in layers:
         merge.add(tree, source)
     for source, block in blocks:
         _task_block(block, source, task, merge)
+    for source, tree in removed:  # after the tasks' blocks: what an ablation leaves out no task brings back
+        merge.add(tree, source)
     for key, value in given:
         merge.add({key: value}, COMMAND_LINE)
+    if merge.config.ablation is not None and "run.dir" not in merge.sources:
+        merge.config.run.dir = OmegaConf.to_container(merge.config.run)["dir"].replace("-s$", "-${ablation}-s$")
     if merge.config.preset is None:  # then the file's own name stands in the run's
         merge.config.run.dir = OmegaConf.to_container(merge.config.run)["dir"].replace("${preset}", path.stem)
     return merge.finish()
@@ -210,17 +218,20 @@ def _chain(path: Path, merge: _Merge, depth: int = 0) -> list[Layer]:
     return [*_chain(path.parent / str(base), merge, depth + 1), (str(path), tree)]
 
 
-def _preset(path: Path, name: str, merge: _Merge) -> list[Layer]:
-    folders = [path.parent / "presets", path.parent.parent / "presets"]
+def _named(kind: str, path: Path, name: str, merge: _Merge) -> list[Layer]:
+    """The layers of a preset or an ablation."""
+    folders = [path.parent / f"{kind}s", path.parent.parent / f"{kind}s"]
     files = {p.stem: p for folder in reversed(folders) for p in sorted(folder.glob("*.yaml"))}
     if name not in files:
-        known = f"choose from {nearest(name, files)}" if files else f"{folders[0]} and {folders[1]} hold no presets"
-        merge.problem(f"preset = {name}: unknown; {known}")
+        known = f"choose from {nearest(name, files)}" if files else f"{folders[0]} and {folders[1]} hold no {kind}s"
+        merge.problem(f"{kind} = {name}: unknown; {known}")
         return []
     layers = _chain(files[name], merge)
     for source, tree in layers:
-        if tree.pop("preset", name) != name:
-            merge.problem("preset: a preset cannot name another one; use base", source)
+        if tree.pop(kind, name) != name:
+            merge.problem(
+                f"{kind}: {'an' if kind == 'ablation' else 'a'} {kind} cannot name another one; use base", source
+            )
     return layers
 
 
@@ -239,8 +250,8 @@ def _task_block(block: Any, source: str, task: str, merge: _Merge) -> None:
         here = f"{source}, tasks.{name}"
         if name not in TASKS:
             merge.problem(f"tasks.{name}: unknown task; choose from {nearest(name, TASKS)}", source)
-        elif not isinstance(tree, dict) or {"task", "preset"} & set(tree):
-            merge.problem(f"tasks.{name}: must hold keys and values, without task and preset", source)
+        elif not isinstance(tree, dict) or {"task", "preset", "ablation"} & set(tree):
+            merge.problem(f"tasks.{name}: must hold keys and values, without task, preset and ablation", source)
         elif name == task:
             merge.add(tree, here)
         else:

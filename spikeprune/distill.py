@@ -81,6 +81,19 @@ def hard_loss(logits: Tensor, labels: Tensor, *, regression: bool) -> Tensor:
     return F.cross_entropy(logits, labels, reduction="none")
 
 
+def drawn_loss(logits: Tensor, *, regression: bool) -> Tensor:
+    """`[B]`: the hard loss of answers drawn from the student's own distribution; for regression half the squared error,
+    its variance one.
+
+    Its squared gradient is a sample of the Fisher information, which near the teacher's answer is the curvature of the
+    soft loss, whose own gradient is gone there (Martens 2020, arXiv 1412.1193, section 9)."""
+    if regression:
+        drawn = logits[:, 0].detach() + torch.randn_like(logits[:, 0])
+        return hard_loss(logits, drawn, regression=True) / 2
+    drawn = torch.multinomial(logits.detach().softmax(-1), 1)[:, 0]
+    return hard_loss(logits, drawn, regression=False)
+
+
 def firing_loss(rates: dict[str, Tensor]) -> Tensor:
     """Mean over the sites of the mean |ASR|, `rates` [D] each; scalar in 0..1."""
     return torch.stack([rate.mean() for rate in rates.values()]).mean()

@@ -235,15 +235,18 @@ class StudentModule(TaskModule):
     def hard(self, batch: Mapping[str, Tensor], outputs: Outputs) -> Tensor:
         return distill.hard_loss(outputs.logits.float(), batch["labels"], regression=self.task.regression)
 
-    def sample_loss(self, batch: dict[str, Tensor], outputs: Outputs) -> Tensor:
-        """`[B]`: the prediction losses of this stage, which criteria differentiate; the true labels' if it has none."""
+    def sample_loss(self, batch: dict[str, Tensor], outputs: Outputs, lesson: Outputs | None = None) -> Tensor:
+        """`[B]`: the prediction losses of this stage, which criteria differentiate; the true labels' if it has none.
+        `lesson`: what the teacher says to this batch, where it has been asked already."""
         losses = self.losses
         if not losses.soft:
             return self.hard(batch, outputs)
-        with torch.no_grad():
-            lesson = self.teacher(*(batch[name] for name in INPUTS))
-        loss = losses.soft * self.soft(outputs, lesson)
+        loss = losses.soft * self.soft(outputs, self.lesson(batch) if lesson is None else lesson)
         return loss + losses.hard * self.hard(batch, outputs) if losses.hard else loss
+
+    @torch.no_grad()
+    def lesson(self, batch: Mapping[str, Tensor]) -> Outputs:
+        return self.teacher(*(batch[name] for name in INPUTS))
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """The frozen teacher is the teacher stage's to keep; a resume checkpoint need not carry it again."""

@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from spikeprune import build
+from spikeprune.callbacks.joint import JointPruning, cost_in_unit
 from spikeprune.callbacks.resume import ResumeState
 from spikeprune.config import differences, read_resolved, to_yaml
 from spikeprune.errors import InputError
@@ -24,8 +25,10 @@ from spikeprune.models.student import Student
 from spikeprune.models.teacher import Teacher
 from spikeprune.modules import TaskModule
 from spikeprune.parts import Parts, prepare
+from spikeprune.report.table import budget_line
 from spikeprune.rundir import WEIGHTS, RunDir, read_verified, write_atomic, write_json, write_weights
 from spikeprune.schema import Config
+from spikeprune.sharing import shared_stages, take_over
 from spikeprune.size import parameters
 from spikeprune.summary import data_facts, summarize_run
 
@@ -40,11 +43,14 @@ def run(config: Config) -> dict[str, Any]:
     kernels = build.kernels(config)
     parts = prepare(config)
     directory = RunDir(config.run.dir)
+    shared, why = shared_stages(parts) if config.run.start_from else ([], "")
     enter(directory, parts)
     say(parts.raw.banner)
     say(f"kernels: {kernels}{', CUDA graphs' if build.cuda_graphs(config) else ''}")
     if config.run.products != "float":
         say(f"products: {config.run.products} in what is measured, where weights are quantized")
+    if shared and (taken := take_over(parts, directory, shared)):
+        say(f"taken over from {config.run.start_from}: {', '.join(taken)}{f' (then {why})' if why else ''}")
     stages = parts.active()
     for number, name in enumerate(stages, 1):
         if directory.finished(name):
@@ -119,10 +125,15 @@ def learn(parts: Parts, directory: RunDir, name: str, parent: str | None) -> Non
         batch = parts.data.calibration_batches(parts.config.student.calibration, parts.config.seed)
         student = build.student(parts, frozen, batch)
     else:
-        student = load_student(directory, parent)
+        student = load_student(directory, parent, parts.config.compress.weights)
     module = build.student_module(parts, name, student, frozen)
     facts = fit(parts, directory, name, module)
+    budget = facts.pop("budget", None)
     measured = measure_student(parts, module, parts.config.run.products if student.quantized == 1 else "float")
+    if budget:
+        cost = cost_in_unit(budget.target, measured["cost"], directory.record("teacher")["cost"])
+        facts["budget"] = budget.report(cost)
+        say(budget_line(facts["budget"]))
     folder = directory.make_stage(name)
     write_json(folder / "student.json", build.student_values(parts))
     sha = write_weights(folder / WEIGHTS, student.state_dict())
@@ -145,7 +156,9 @@ def fit(parts: Parts, directory: RunDir, name: str, module: TaskModule) -> dict[
     except SystemExit:  # Lightning's answer to Ctrl-C
         raise KeyboardInterrupt if trainer.interrupted else SystemExit from None
     state = next(c for c in trainer.callbacks if isinstance(c, ResumeState))
-    return {"steps": trainer.global_step, "seconds": round(state.seconds, 2)}
+    budget = next((c for c in trainer.callbacks if isinstance(c, JointPruning)), None)
+    facts = {"steps": trainer.global_step, "seconds": round(state.seconds, 2)}
+    return {**facts, "budget": budget} if budget else facts
 
 
 def resume_step(checkpoint: Path) -> int:
@@ -162,9 +175,10 @@ def load_teacher(parts: Parts, directory: RunDir) -> Teacher:
     return Teacher.load(directory.stage("teacher"), classes=parts.task.num_labels).freeze()
 
 
-def load_student(directory: RunDir, name: str) -> Student:
-    """The student that a finished stage left."""
-    return rebuild(directory.stage(name), directory.weights(name))
+def load_student(directory: RunDir, name: str, weights: str | None = None) -> Student:
+    """The student that a finished stage left. `weights`: what it is to be quantized to, where that is another kind than
+    the stage knew of, which quantized nothing yet."""
+    return rebuild(directory.stage(name), directory.weights(name), weights)
 
 
 def load_compact(directory: RunDir) -> Student:
@@ -174,9 +188,14 @@ def load_compact(directory: RunDir) -> Student:
     return restored(values, safetensors.torch.load(data))
 
 
-def rebuild(folder: Path, weights: dict[str, torch.Tensor]) -> Student:
-    student = Student(**json.loads((folder / "student.json").read_text()))
-    student.load_state_dict(weights)
+def rebuild(folder: Path, state: dict[str, torch.Tensor], weights: str | None = None) -> Student:
+    values = json.loads((folder / "student.json").read_text())
+    if weights not in (None, values["weights"]) and not state.get("strength", 0.0):
+        values["weights"] = weights
+        state = {key: value for key, value in state.items() if key != "strength"}
+        state |= {} if weights == "float" else {"strength": torch.zeros(())}
+    student = Student(**values)
+    student.load_state_dict(state)
     return student
 
 

@@ -12,6 +12,7 @@ class Run:
     of a sum, `kernels` and `cuda_graphs`."""
 
     dir: str = "runs/${task}-${preset}-s${seed}"
+    start_from: str | None = None  # a run whose finished stages are taken over, as far as the settings are the same
     stages: list[str] = field(
         default_factory=lambda: [
             "teacher",
@@ -23,7 +24,7 @@ class Run:
             "quantize",
             "finetune",
         ]
-    )  # order of the stages; a stage of zero epochs is skipped
+    )  # order of the stages; a stage of zero epochs is skipped. Not among them: joint, which needs compress.target
     accelerator: str = "auto"  # auto | cpu | gpu
     devices: int = 1
     precision: str = "32-true"  # Lightning's names, or tf32; evaluation that is reported runs in 32-true
@@ -109,7 +110,7 @@ class Stage:
     clip: float = 1.0  # gradient norm
     batch_size: int | None = None  # null: data.batch_size
     losses: Losses = field(default_factory=Losses)
-    callbacks: list[str] = field(default_factory=list)  # spatial | temporal | quantize, acting during this stage
+    callbacks: list[str] = field(default_factory=list)  # spatial | temporal | quantize | joint, acting in this stage
 
 
 @dataclass
@@ -121,6 +122,7 @@ class Stages:
     spatial: Stage = field(default_factory=lambda: Stage(losses=Losses(soft=1.0, hidden=1.0), callbacks=["spatial"]))
     temporal: Stage = field(default_factory=lambda: Stage(losses=Losses(soft=1.0, hidden=1.0), callbacks=["temporal"]))
     quantize: Stage = field(default_factory=lambda: Stage(losses=Losses(soft=1.0, hidden=1.0), callbacks=["quantize"]))
+    joint: Stage = field(default_factory=lambda: Stage(losses=Losses(soft=1.0, hidden=1.0), callbacks=["joint"]))
     finetune: Stage = field(default_factory=lambda: Stage(losses=Losses(soft=1.0, hidden=1.0)))
 
 
@@ -154,14 +156,32 @@ class Quantize:
 
 
 @dataclass
+class Joint:
+    """How the budget of `compress.target` is met; the floors are those of `compress.spatial`."""
+
+    candidates: list[str] = field(default_factory=lambda: ["heads", "ffn", "steps"])  # what may leave
+    begin: float = 0.0
+    end: float = 0.5  # … and the target is reached; the rest of the stage recovers and holds it
+    block: int = 16  # feed-forward neurons that leave together
+    stride: float = 0.2  # largest share of the present cost that leaves on one estimate
+    sentences: int = 512  # training sentences that losses are estimated on
+    split: str = "dev"  # of the sentences that cost is measured on, labels unread: dev (as it is reported) | train
+    measured: int = 1024  # how many of them
+
+
+@dataclass
 class Compress:
     heads: float = 1.0  # share of attention heads kept, over all layers
     ffn: float = 1.0  # share of feed-forward neurons kept
     t_steps: int | None = None  # time steps at the end, mean over layers; null: unchanged
     weights: str = "float"  # of the encoder's matrices at the end: float | binary (1 bit) | ternary (1.58 bits) | int8
+    target: str | None = None  # a joint budget of: ac | energy | latency; null: none
+    target_value: float | None = None  # its share at the end, such as 0.02
+    target_of: str = "dense"  # … of what the dense teacher has (its MACs for ac), or the uncompressed student: student
     spatial: Spatial = field(default_factory=Spatial)
     temporal: Temporal = field(default_factory=Temporal)
     quantize: Quantize = field(default_factory=Quantize)
+    joint: Joint = field(default_factory=Joint)
 
 
 @dataclass
@@ -179,6 +199,9 @@ class Cost:
 class Config:
     task: str = "mrpc"
     preset: str | None = None
+    ablation: str | None = (
+        None  # which parts of the compression: a file of experiments/ablations, read after the preset
+    )
     seed: int = 0
     run: Run = field(default_factory=Run)
     data: Data = field(default_factory=Data)

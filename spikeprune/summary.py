@@ -25,6 +25,9 @@ def summarize_run(parts: Parts, directory: RunDir) -> dict[str, Any]:
     stages = [s for s in parts.active() if s != "teacher"]
     wanted = ("metrics", "main", "cost", "t_steps", "heads", "ffn", "encoder_weights", "steps", "seconds")
     rows = {name: {key: directory.record(name)[key] for key in wanted} for name in stages}
+    for name, row in rows.items():
+        if "budget" in (found := directory.record(name)):
+            row["budget"] = found["budget"]
     teacher = directory.record("teacher")
     dense_pj = teacher["cost"]["energy_pj"]
     for row in rows.values():

@@ -165,7 +165,7 @@ def test_all_problems_in_one_message(write) -> None:
         f"sed: unknown key (did you mean seed?) [{file}]",
         f"data.batch_size = many: must be a whole number [{file}]",
         f"data.max_length = null: must be a whole number [{file}]",
-        "compress = 3: is a section, not a value; it holds heads, ffn, t_steps, weights, spatial, temporal,",
+        "compress = 3: is a section, not a value; it holds heads, ffn, t_steps, weights, target,",
         "tasks.mrcp: unknown task; choose from",
         f"student.leek: unknown key (did you mean student.leak?) [{file}, tasks.rte]",
         "student.t_steps = 0: must be a whole number of at least 1",
@@ -205,7 +205,7 @@ def test_wrong_types(empty: Path, override: str, message: str) -> None:
         ("- 1", "must hold keys and values"),
         ("data: {dir: on}", "data.dir = True: must be text or null, in quotes"),
         ("tasks: 3", "tasks: must hold a section for each task"),
-        ("tasks: {rte: {task: cola}}", "tasks.rte: must hold keys and values, without task and preset"),
+        ("tasks: {rte: {task: cola}}", "tasks.rte: must hold keys and values, without task, preset"),
     ],
 )
 def test_bad_files(write, text: str, message: str) -> None:

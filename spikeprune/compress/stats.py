@@ -25,6 +25,8 @@ class Statistics:
     ffn_fisher: Tensor
     head_taylor: Tensor  # mean over samples of |d loss / d mask|
     ffn_taylor: Tensor
+    head_slope: Tensor  # mean over samples of d loss / d mask, of pruned units too: below 0 where a return would help
+    ffn_slope: Tensor
     head_rate: Tensor  # mean |ASR| of the context's channels
     ffn_rate: Tensor
     head_weight: Tensor  # |Wv| * |Wo|, Frobenius norms of the head's slices
@@ -44,6 +46,7 @@ def collect(
     student.eval()
     squares = {name: torch.zeros_like(mask) for name, mask in (("heads", student.heads), ("ffn", student.ffn))}
     sizes = {name: torch.zeros_like(mask) for name, mask in squares.items()}
+    slopes = {name: torch.zeros_like(mask) for name, mask in squares.items()}
     rates = {name: torch.zeros_like(mask) for name, mask in squares.items()}
     samples = tokens = 0
     with torch.enable_grad():
@@ -60,6 +63,7 @@ def collect(
             for name, grad in zip(masks, grads, strict=True):
                 squares[name] += grad.square().sum(0)
                 sizes[name] += grad.abs().sum(0)
+                slopes[name] += grad.sum(0)
                 rates[name] += probe.activity[name]
             samples += size
             tokens += batch["attention_mask"].sum()
@@ -71,6 +75,8 @@ def collect(
         ffn_fisher=squares["ffn"] / samples,
         head_taylor=sizes["heads"] / samples,
         ffn_taylor=sizes["ffn"] / samples,
+        head_slope=slopes["heads"] / samples,
+        ffn_slope=slopes["ffn"] / samples,
         head_rate=rates["heads"] / tokens,
         ffn_rate=rates["ffn"] / tokens,
         **weight_norms(student),

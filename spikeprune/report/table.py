@@ -2,9 +2,9 @@
 
 Read from `summary.json`; of it this file uses `task`, `preset`, `seed`, `data.{source,origin,banner}`, `uncompressed`
 and `final` (names of stages, or None), `shape` (the student's layers, and heads and ffn a layer),
-`teacher.{metrics,main,cost}` and `stages.<name>.{metrics,main,cost,t_steps,heads,ffn,encoder_weights}`. Metrics are
-fractions, `cost` is what `cost.summarize` returned, `heads` and `ffn` count what each layer keeps, `encoder_weights` is
-`{kind,stored_bits,bytes,float32}`.
+`teacher.{metrics,main,cost}`, `stages.<name>.{metrics,main,cost,t_steps,heads,ffn,encoder_weights}` and, where a stage
+has one, its `budget`. Metrics are fractions, `cost` is what `cost.summarize` returned, `heads` and `ffn` count what
+each layer keeps, `encoder_weights` is `{kind,stored_bits,bytes,float32}`.
 """
 
 from __future__ import annotations
@@ -121,6 +121,7 @@ def _closing(summary: Summary, unit: str, size: float) -> list[str]:
         f"  heads    {' '.join(map(str, final['heads']))}",
         f"  neurons  {' '.join(map(str, final['ffn']))}",
         *_weights(final["encoder_weights"]),
+        *[f"  {budget_line(row['budget'], name)}" for name, row in summary["stages"].items() if "budget" in row],
         "",
         f"{full}AC, MAC, energy E: mean of one sentence, padding left out.",
         "E leaves out element-wise work (energy_full_pj has it). T: mean time steps; steps: until the answer.",
@@ -134,6 +135,16 @@ def _weights(found: Summary) -> list[str]:
     bits = f"{found['stored_bits']} bit{'s' * (found['stored_bits'] > 1)}"
     packed = f"{found['kind']}, packed in {bits}: the encoder's matrices take {si(found['bytes'])} bytes"
     return [f"  weights  {packed}", f"           float32: {found['float32']}"]
+
+
+def budget_line(budget: Summary, stage: str = "") -> str:
+    """What a joint budget asked for and what it came to, and why where the two differ."""
+    of = {"dense": "the dense teacher", "student": "the uncompressed student"}[budget["of"]]
+    line = f"budget{' of ' + stage if stage else ''}: {budget['target']} {budget['reported']:.4g} of {of}'s"
+    line += f", target {budget['share']:.4g}"
+    if budget["target"] == "latency":
+        line += f" (whole steps: {budget['goal']:.4g})"
+    return line if budget["within"] else f"{line}: {budget['why_not']}"
 
 
 def evaluation_lines(measured: Summary) -> str:

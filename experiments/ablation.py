@@ -1,0 +1,110 @@
+"""Each way of compressing, from one distilled student a seed: python experiments/ablation.py task=sst2 preset=tiny …
+
+--seeds "0 1 2"      seeds; each has its own teacher and student (default: 0)
+--only "none joint"  ablations (default: those in ABLATIONS below)
+key=value            any key of the configuration; a stage's own, or what compresses in it, only where it runs
+
+Writes runs/ablation/<task>-<preset>/: a folder for each seed with the run `shared` (teacher and distilled student) and
+one for each ablation, and ablation.md and ablation.csv over all of them. Started again it does only what is missing.
+An ablation that is refused, such as a target out of reach, is told at the end (exit code 2); the others still run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from spikeprune.config import load
+from spikeprune.errors import InputError
+from spikeprune.report.ablation import rows, to_csv, to_markdown
+from spikeprune.rundir import write_atomic
+
+HERE = Path(__file__).resolve().parent
+GLUE = HERE / "glue.yaml"
+ABLATIONS = ("none", "spatial", "temporal", "quantize", "spatial+temporal", "all", "joint")
+SHARED_STAGES = ["teacher", "general_kd", "internal_kd", "prediction_kd"]
+ACTS_IN = {"heads": "spatial", "ffn": "spatial", "t_steps": "temporal", "weights": "quantize"}
+ACTS_IN |= {"target": "joint", "target_value": "joint", "target_of": "joint"}
+SHARED = ("ablation=none", f"run.stages=[{','.join(SHARED_STAGES)}]")
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--only", default=" ".join(ABLATIONS))
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    args = parser.parse_args(arguments)
+    try:
+        return run(seeds_of(args.seeds), args.only.split(), args.overrides)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on where this one stopped", file=sys.stderr)
+        return 130
+
+
+def seeds_of(text: str) -> list[int]:
+    words = text.split()
+    if not words or not all(word.isdigit() for word in words):
+        raise InputError(f'seeds = {text}: must be whole numbers, such as "0 1 2"')
+    return list(dict.fromkeys(map(int, words)))
+
+
+def fitting(overrides: list[str], stages: list[str]) -> list[str]:
+    """The overrides that mean something where these stages run."""
+
+    def stage_of(key: str) -> str | None:
+        section, _, rest = key.partition(".")
+        return {"stages": rest.partition(".")[0], "compress": ACTS_IN.get(rest)}.get(section)
+
+    found = [(item, stage_of(item.partition("=")[0])) for item in overrides]
+    return [item for item, stage in found if stage is None or stage in stages]
+
+
+def run(seeds: list[int], names: list[str], overrides: list[str]) -> int:
+    for item in overrides:
+        if item.partition("=")[0] in ("seed", "ablation", "run.dir", "run.start_from", "run.stages"):
+            raise InputError(f"{item}: the ablation sets this itself; seeds are given by --seeds, names by --only")
+    which = [item for item in overrides if item.partition("=")[0] in ("task", "preset")]
+    plain = load(GLUE, which)
+    stages = {name: load(GLUE, [*which, f"ablation={name}"]).run.stages for name in names}
+    root = Path("runs") / "ablation" / f"{plain.task}-{plain.preset}"
+    plans = {}
+    for seed in seeds:
+        shared = root / f"s{seed}" / "shared"
+        own = [*SHARED, f"seed={seed}", f"run.dir={shared}"]
+        plans["shared", seed] = load(GLUE, [*fitting(overrides, SHARED_STAGES), *own])
+        for name in names:
+            own = [f"ablation={name}", f"seed={seed}", f"run.dir={root / f's{seed}' / name}"]
+            own.append(f"run.start_from={shared}")
+            plans[name, seed] = load(
+                GLUE, [*fitting(overrides, stages[name]), *own]
+            )  # all of them are read before the first one runs
+
+    from spikeprune import pipeline
+
+    found, failed = {}, {}
+    for (name, seed), config in plans.items():
+        print(f"\n=== {name}, seed {seed}", flush=True)
+        try:
+            summary = pipeline.run(config)
+        except InputError as error:
+            if name == "shared":
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            failed[name, seed] = str(error)
+            continue
+        if name != "shared":
+            found[name, seed] = summary
+    if found:
+        ordered = {key: found[key] for name in names for key in found if key[0] == name}
+        write_atomic(root / "ablation.csv", to_csv(rows(ordered)))
+        write_atomic(root / "ablation.md", to_markdown(ordered, failed))
+        print("\n" + (root / "ablation.md").read_text() + f"\nwritten to {root}/ablation.md and ablation.csv")
+    return 2 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,202 @@
+"""JointPruning: heads, neurons and time steps leave between epochs under one measured budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+from torch import Tensor
+
+from spikeprune.callbacks.schedule import EpochSchedule
+from spikeprune.compress.budget import cubic
+from spikeprune.compress.joint import TOLERANCE, Budget
+from spikeprune.compress.meter import Meter
+from spikeprune.cost import Prices
+from spikeprune.distill import drawn_loss
+from spikeprune.errors import InputError
+from spikeprune.models.outputs import Outputs
+from spikeprune.size import Shape
+
+
+class JointPruning(EpochSchedule):
+    """Lowers the student's cost from what it is at the first decision to `share` of a reference, on a cubic schedule
+    from epoch `begin` to epoch `settle`; from there to the stage's last epoch it holds the cost, since firing rates go
+    on changing while the student trains: at each epoch's start what is too dear leaves and, where there is room again,
+    what is worth most comes back. When the last epoch ends the cost is measured and adjusted once more.
+
+    `target` is one of `meter.TARGETS`; `relative_to` dense (the teacher) or student (the uncompressed one). `reference`
+    is what the uncompressed student costs in the meter's unit, None where no earlier stage has measured it: then what
+    this one costs at the first decision. `measured` sentences of `split` show costs; `sentences` training sentences
+    show losses, varied as those that the stage trains on and answered once by the teacher.
+    """
+
+    CARRIED = ("start", "most_steps", "value", "held", "reference")  # by a checkpoint
+
+    def __init__(
+        self,
+        *,
+        target: str,
+        share: float,
+        relative_to: str,
+        candidates: Sequence[str],
+        min_heads: int,
+        min_ffn: int,
+        block: int,
+        stride: float,
+        sentences: int,
+        split: str,
+        measured: int,
+        batch_size: int,
+        seed: int,
+        shape: Shape,
+        dense_shape: Shape,
+        prices: Prices,
+        begin: int,
+        settle: int,
+        end: int,
+        reference: float | None = None,
+    ):
+        super().__init__(begin=begin, end=end)
+        self.target, self.share, self.relative_to = target, share, relative_to
+        self.limits = {"kinds": tuple(candidates), "min_heads": min_heads, "min_ffn": min_ffn}
+        self.limits |= {"block": block, "stride": stride}
+        self.sentences, self.split, self.measured = sentences, split, measured
+        self.batch_size, self.seed = batch_size, seed
+        self.costs = {"target": target, "shape": shape, "dense_shape": dense_shape, "prices": prices}
+        self.settle, self.reference = settle, reference
+        self.start: float | None = None  # the cost before the first decision
+        self.most_steps: list[int] | None = None  # the steps then
+        self.value: float | None = None  # the cost after the last decision
+        self.held = False  # whether a decision has brought it to the goal
+        self.meter: Meter | None = None
+
+    @property
+    def goal(self) -> float:
+        """The cost to end with, in the meter's unit; latency is whole steps, so the next below."""
+        goal = self.share * (self.reference if self.relative_to == "student" else 1.0)
+        return float(max(1, math.floor(goal + 1e-9))) if self.target == "latency" else goal
+
+    def progress(self, epoch: int) -> float:
+        return min(1.0, (epoch - self.begin + 1) / (self.settle - self.begin + 1))
+
+    def decide(self, trainer: L.Trainer, module: L.LightningModule, progress: float) -> None:
+        budget = self.budget(trainer, module)
+        if self.start is None:
+            self.start, self.most_steps = budget.value, budget.student.steps
+            self.reference = self.start if self.reference is None else self.reference
+            budget.most_steps = self.most_steps
+            self.refuse_the_unreachable(budget)
+        elif self.held:
+            self.value = budget.value
+            if abs(self.value / self.goal - 1) <= TOLERANCE:
+                return  # near enough until the last epoch's end
+        self.value = budget.lower_to(max(self.goal, cubic(progress, self.start, self.goal)))
+        if progress == 1.0:
+            self.value, self.held = budget.raise_to(self.goal), True
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.current_epoch == trainer.max_epochs - 1 and not trainer.sanity_checking:
+            budget = self.budget(trainer, pl_module)
+            budget.lower_to(self.goal)
+            self.value = budget.raise_to(self.goal)
+        student = pl_module.student
+        pl_module.log("compress/budget", self.value)
+        pl_module.log("compress/heads", student.heads.mean())
+        pl_module.log("compress/ffn", student.ffn.mean())
+        pl_module.log("compress/t_steps", sum(student.steps) / len(student.steps))
+
+    def budget(self, trainer: L.Trainer, module: L.LightningModule) -> Budget:
+        """The student as it is now, with sentences on its device."""
+
+        def placed(batches: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+            return [{key: value.to(module.device) for key, value in batch.items()} for batch in batches]
+
+        data, size = trainer.datamodule, self.batch_size
+        if self.meter is None:
+            split = data.dev_names[0] if self.split == "dev" else "train"
+            self.meter = Meter(placed(data.sample_batches(split, self.measured, size, self.seed)), **self.costs)
+        batches = placed(data.fixed_batches(-(-self.sentences // size), size, self.seed))
+        if module.losses.soft:  # the teacher answers changed sentences too; a true label would not fit them
+            batches = [module.varied(batch) for batch in batches]
+        lessons = {id(batch): module.lesson(batch) for batch in batches} if module.losses.soft else {}
+
+        def sample_loss(batch: dict[str, Tensor], outputs: Outputs) -> Tensor:
+            return module.sample_loss(batch, outputs, lessons.get(id(batch)))
+
+        def mean(x: Tensor) -> Tensor:
+            return trainer.strategy.reduce(x, reduce_op="mean")
+
+        return Budget(
+            module.student,
+            batches,
+            sample_loss,
+            lambda _, outputs: drawn_loss(outputs.logits.float(), regression=module.task.regression),
+            self.meter,
+            **self.limits,
+            most_steps=self.most_steps or (),
+            mean=mean,
+        )
+
+    def refuse_the_unreachable(self, budget: Budget) -> None:
+        if self.start <= self.goal:
+            return
+        lowest = budget.lowest()
+        if lowest > self.goal:
+            kinds = ", ".join(self.limits["kinds"])
+            raise InputError(
+                f"compress.target_value = {self.share:g}: with everything removed that compress.joint.candidates "
+                f"[{kinds}] and the floors of compress.spatial allow, this student still has "
+                f"{self.in_words(lowest, up=True)}; that is the lowest value to ask for"
+            )
+
+    def in_words(self, value: float, up: bool = False) -> str:
+        """`0.0213 of the dense teacher's energy`, for latency with the steps. `up`: rounded so that it can be asked."""
+        unit = 1.0 if self.relative_to == "dense" else self.reference
+        share = math.ceil(value / unit * 1e4) / 1e4 if up else value / unit
+        whose = "the dense teacher's" if self.relative_to == "dense" else "the uncompressed student's"
+        what = {"ac": "additions", "energy": "energy", "latency": f"latency ({value:.0f} steps)"}[self.target]
+        if self.target == "ac" and self.relative_to == "dense":
+            whose, what = "the dense teacher's", "multiplications, in additions"
+        return f"{share:.4g} of {whose} {what}"
+
+    def report(self, reported: float) -> dict[str, Any]:
+        """What the budget came to. `reported`: the student's cost in the meter's unit as the stage's record has it,
+        which is counted on the whole dev split."""
+        unit = 1.0 if self.relative_to == "dense" else self.reference
+        off = self.value / self.goal - 1
+        why = ""
+        if off > 0:
+            why = "nothing is left that the floors allow to remove"
+        elif -off > TOLERANCE and self.start is not None and self.start <= self.goal:
+            why = "the stage began below the target and nothing that could come back lowers the loss"
+        elif -off > TOLERANCE:
+            why = "the next candidate to come back would exceed the target or not lower the loss"
+        elif abs(reported / self.goal - 1) > TOLERANCE:
+            why = f"the budget was measured on {self.meter.sentences} sentences of the {self.split} split only"
+        return {
+            "target": self.target,
+            "of": self.relative_to,
+            "share": self.share,
+            "goal": self.goal / unit,
+            "reached": self.value / unit,
+            "reported": reported / unit,
+            "within": abs(reported / self.goal - 1) <= TOLERANCE,
+            "why_not": why,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), **{name: getattr(self, name) for name in self.CARRIED}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        for name in self.CARRIED:
+            setattr(self, name, state[name])
+
+
+def cost_in_unit(target: str, cost: dict[str, float], dense: dict[str, float]) -> float:
+    """A measured student's `cost` in the unit of `Meter`, given its dense teacher's."""
+    if target == "latency":
+        return float(cost["latency_steps"])
+    return cost["ac"] / dense["mac"] if target == "ac" else cost["energy_pj"] / dense["energy_pj"]

@@ -1,0 +1,89 @@
+"""The ablation's table and CSV: what each way of compressing leaves, over seeds, from plain summaries.
+
+Of a `summary.json` this reads `main_metric`, `teacher.{metrics,main,cost}`, `uncompressed`, `final` and of those stages
+`{metrics,main,cost,budget}`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from spikeprune.report.table import banner, digits, energy_unit, si
+
+Summary = Mapping[str, Any]
+COSTS = ("ac", "mac", "energy_pj", "latency_steps", "bytes")
+TEACHER, STUDENT = "dense teacher", "spiking student"
+
+
+def rows(found: Mapping[tuple[str, int], Summary]) -> list[dict[str, Any]]:
+    """One flat row for each (ablation, seed), and of each seed the teacher and the uncompressed student first."""
+    seeds = sorted({seed for _, seed in found})
+    out = []
+    for seed in seeds:
+        first = next(summary for (_, s), summary in found.items() if s == seed)
+        compressed = [s for (_, n), s in found.items() if n == seed and s["uncompressed"] not in (None, s["final"])]
+        student = compressed[0] if compressed else None  # where nothing is compressed the student is what it ends with
+        out.append(_row(TEACHER, seed, first["teacher"], first))
+        if student is not None:
+            out.append(_row(STUDENT, seed, student["stages"][student["uncompressed"]], first))
+    return out + [_row(name, seed, s["stages"][s["final"]], s) for (name, seed), s in found.items()]
+
+
+def _row(name: str, seed: int, part: Summary, summary: Summary) -> dict[str, Any]:
+    cost, dense = part["cost"], summary["teacher"]["cost"]
+    row = {"ablation": name, "seed": seed, **part["metrics"], "score": part["main"]}
+    row |= {key: cost[key] for key in COSTS if key in cost}
+    row["energy_saving"] = dense["energy_pj"] / cost["energy_pj"]
+    return row
+
+
+def to_csv(flat: Sequence[Mapping[str, Any]]) -> str:
+    columns = list(dict.fromkeys(key for row in flat for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(flat)
+    return text.getvalue()
+
+
+def to_markdown(found: Mapping[tuple[str, int], Summary], failed: Mapping[tuple[str, int], str]) -> str:
+    """One line for each ablation: means over its seeds, ± the standard deviation where there are several."""
+    flat, (example, *_) = rows(found), found.values()
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for row in flat:
+        by_name.setdefault(row["ablation"], []).append(row)
+    metrics = list(example["teacher"]["metrics"])
+    unit, size = energy_unit([row["energy_pj"] for row in flat])
+    head = ["", *metrics, "AC", "MAC", f"energy [{unit}]", "× less", "latency [steps]", "bytes", "seeds"]
+    lines = [head, ["---"] * len(head)]
+    for name, group in by_name.items():
+        line = [name, *(spread([100 * row[m] for row in group], lambda x: f"{x:.1f}") for m in metrics)]
+        line += [spread([row[key] for row in group], si) for key in ("ac", "mac")]
+        line.append(spread([row["energy_pj"] / size for row in group], digits))
+        line.append(spread([row["energy_saving"] for row in group], digits))
+        steps = [row["latency_steps"] for row in group if "latency_steps" in row]
+        line += [spread(steps, digits) if steps else "-", spread([row["bytes"] for row in group], si)]
+        lines.append([*line, " ".join(str(row["seed"]) for row in group)])
+    notes = [banner(example)] if banner(example) else []
+    task = f"{example['task']} · preset {example['preset']} · data {example['data']['source']}"
+    text = [task, "", *notes, *([""] if notes else []), *("| " + " | ".join(line) + " |" for line in lines), ""]
+    text.append("Means of the dev split, one sentence, padding left out; energy without element-wise work; ± is the")
+    text.append("standard deviation over seeds. Every ablation goes on from the same spiking student of its seed.")
+    for (name, seed), summary in found.items():
+        budget = summary["stages"][summary["final"]].get("budget")
+        if budget and not budget["within"]:
+            text.append(f"- {name}, seed {seed}: off its target by more than 2 %: {budget['why_not']}")
+    text += [f"- {name}, seed {seed}: {reason}" for (name, seed), reason in failed.items()]
+    return "\n".join(text) + "\n"
+
+
+def spread(values: Sequence[float], form) -> str:
+    """`mean ± standard deviation`, in the form of the mean; the value itself where there is one."""
+    mean = statistics.fmean(values)
+    if len(values) == 1:
+        return form(values[0])
+    return f"{form(mean)} ± {form(statistics.stdev(values))}"

@@ -1,0 +1,108 @@
+"""`run.start_from`: a new run takes over another run's finished stages, as far as the same settings would make them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from spikeprune.config import differences, read_resolved
+from spikeprune.errors import InputError
+from spikeprune.parts import Parts
+from spikeprune.rundir import WEIGHTS, RunDir, write_atomic
+from spikeprune.schema import Config
+
+# What decides on every stage alike. Of `run` only what changes the numbers; of `data` neither general_kd's text nor
+# where the task's lies, whose fingerprint is compared.
+COMMON = ("task", "seed", "data", "teacher", "student", "distill", "cost")
+RUN = ("run.accelerator", "run.devices", "run.precision", "run.kernels")
+CORPUS = ("data.corpus", "data.corpus_limit")
+PLACES = ("data.source", "data.dir", "data.hub")
+
+
+def shared_stages(parts: Parts) -> tuple[list[str], str]:
+    """The stages at the beginning of this run that `run.start_from` has finished under the same settings, and why the
+    next one is not among them (empty where the other run simply has no more). Reads only.
+
+    Raises InputError for a directory without a run, for other data, and where not even the first stage is the same.
+    """
+    source = RunDir.open(parts.config.run.start_from)
+    theirs, mine = read_resolved(source.config), parts.config
+    fingerprint = json.loads((source.path / "data.json").read_text())["fingerprint"]
+    other = [line for line in differences(theirs, mine, ()) if _decides(line, (*COMMON, *RUN), but=(*CORPUS, *PLACES))]
+    if fingerprint != parts.raw.fingerprint:
+        other.append(f"data: fingerprint {fingerprint} → {parts.raw.fingerprint}")
+    if other:
+        raise InputError(
+            f"run.start_from = {source.path}: was made with other settings, so none of its stages are this run's:\n"
+            + "\n".join(f"  {line}" for line in other)
+        )
+    found: list[str] = []
+    for name, own in zip(_active(theirs), parts.active(), strict=False):
+        why = f"{own} instead of {name}" if name != own else "; ".join(_stage_differences(theirs, mine, name))
+        if why or not source.finished(name):
+            return _checked(source, found, why)
+        found.append(name)
+    return _checked(source, found, "")
+
+
+def _checked(source: RunDir, found: list[str], why: str) -> tuple[list[str], str]:
+    if not found:
+        reason = why or "its first stage is not finished"
+        raise InputError(f"run.start_from = {source.path}: none of its stages can be taken over: {reason}")
+    return found, why
+
+
+def _active(config: Config) -> list[str]:
+    """As `Parts.active`, which needs data."""
+    return [n for n in config.run.stages if n == "teacher" or getattr(config.stages, n).epochs > 0]
+
+
+def _stage_differences(theirs: Config, mine: Config, name: str) -> list[str]:
+    sections = [f"stages.{name}"]
+    if getattr(mine.stages, name).callbacks:
+        sections.append("compress")
+    if name == "general_kd":
+        sections += CORPUS
+    return [line for line in differences(theirs, mine, ()) if _decides(line, sections)]
+
+
+def _decides(line: str, sections, but=()) -> bool:
+    """Whether a line of `differences` is about a key of these sections."""
+    key = line.partition(":")[0]
+    return key not in but and any(key == section or key.startswith(f"{section}.") for section in sections)
+
+
+def take_over(parts: Parts, directory: RunDir, stages: list[str]) -> list[str]:
+    """Put the other run's `stages` into this one's directory, records last; those that it took now. Weights are linked
+    where the file system can (nothing writes into a finished file), copied where not.
+
+    Raises InputError for weights that are not the ones their record describes.
+    """
+    source, taken = RunDir(parts.config.run.start_from), []
+    for name in stages:
+        if directory.finished(name):
+            continue
+        source.verified(name)
+        logged = [r for r in directory.read_metrics() if r["stage"] != name]
+        logged += [r for r in source.read_metrics() if r["stage"] == name]
+        write_atomic(directory.metrics, "".join(json.dumps(r) + "\n" for r in logged))
+        folder = directory.make_stage(name)
+        for path in sorted(source.stage(name).iterdir()):
+            if path.name == WEIGHTS:
+                _link(path, folder / path.name)
+            elif path.is_file() and path.suffix != ".ckpt" and path.name != "record.json":
+                shutil.copyfile(path, folder / path.name)
+        record = source.record(name)
+        directory.finish(name, {**record, "taken_from": str(source.path)})
+        taken.append(name)
+    return taken
+
+
+def _link(path: Path, target: Path) -> None:
+    target.unlink(missing_ok=True)
+    try:
+        os.link(path, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(path, target)

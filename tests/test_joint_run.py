@@ -1,0 +1,215 @@
+"""Stage joint in whole runs: its target as reported, resume, every order of the other stages, and stages taken over."""
+
+from __future__ import annotations
+
+import json
+import signal
+from itertools import permutations
+from pathlib import Path
+
+import pytest
+from micro import BATCHES, GLUE, micro, write_sst2
+from test_resume import start
+
+from spikeprune import cli, pipeline
+from spikeprune.config import load
+from spikeprune.errors import InputError
+from spikeprune.report.table import summary_table
+from spikeprune.rundir import RunDir
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+SHARED = "[teacher,internal_kd,prediction_kd]"
+NOTHING = ("compress.heads=1", "compress.ffn=1", "compress.t_steps=null")
+JOINT = (
+    *NOTHING,
+    "run.stages=[teacher,internal_kd,prediction_kd,joint,finetune]",
+    "stages.joint.epochs=3",
+    "stages.finetune.callbacks=[joint]",
+    "compress.target=energy",
+    "compress.target_value=0.06",
+    "compress.joint.sentences=24",
+    "compress.joint.block=4",
+)
+QUANTIZED = ("compress.weights=ternary", "stages.joint.callbacks=[joint,quantize]")
+
+
+@pytest.fixture(scope="module")
+def glue(tmp_path_factory) -> Path:
+    return write_sst2(tmp_path_factory.mktemp("glue"))
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory, glue) -> RunDir:
+    """Teacher and distilled student, made once."""
+    folder = tmp_path_factory.mktemp("shared") / "run"
+    pipeline.run(load(GLUE, [*micro(folder, glue), *NOTHING, f"run.stages={SHARED}"]))
+    return RunDir(folder)
+
+
+def command(folder: Path, glue: Path, shared: RunDir, *more: str) -> list[str]:
+    return [*micro(folder, glue), f"run.start_from={shared.path}", *more]
+
+
+def left(run: RunDir, stages) -> dict:
+    """What a run leaves, but for the time it took."""
+    records = {name: run.record(name) for name in stages}
+    assert all(record.pop("seconds") > 0 for record in records.values())
+    weights = {name: (run.stage(name) / "model.safetensors").read_bytes() for name in stages}
+    return {"records": records, "weights": weights, "metrics": run.read_metrics()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, glue, shared) -> RunDir:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert start(command(folder / "run", glue, shared, *JOINT, *QUANTIZED), folder / "log") == 0, (
+        folder / "log"
+    ).read_text()
+    return RunDir(folder / "run")
+
+
+def test_the_target_is_met_and_held(undisturbed) -> None:
+    summary = json.loads(undisturbed.summary.read_text())
+    dense = summary["teacher"]["cost"]["energy_pj"]
+    for name in ("joint", "finetune"):
+        row = summary["stages"][name]
+        share = row["cost"]["energy_pj"] / dense
+        assert row["budget"]["reported"] == pytest.approx(share) and row["budget"]["reached"] == pytest.approx(share)
+        assert share <= 0.06 and (share >= 0.06 * 0.98 or row["budget"]["why_not"])
+        assert min(row["heads"]) >= 1 and min(row["ffn"]) >= 4 and min(row["t_steps"]) >= 1
+        assert f"budget of {name}: energy {share:.4g} of the dense teacher's, target 0.06" in summary_table(summary)
+    before, after = summary["stages"]["prediction_kd"], summary["stages"]["joint"]
+    assert sum(after["heads"]) + sum(after["ffn"]) < sum(before["heads"]) + sum(before["ffn"])
+    assert sum(after["t_steps"]) < sum(before["t_steps"])
+    assert after["encoder_weights"]["kind"] == "ternary" and after["encoder_weights"]["strength"] == 1
+    logged = [record for record in undisturbed.read_metrics() if "compress/budget" in record]
+    values = [record["compress/budget"] for record in logged if record["stage"] == "joint"]
+    assert len(values) == 3 and values[0] > values[-1] == pytest.approx(after["budget"]["reached"])
+
+
+@pytest.mark.parametrize(
+    "kills", [[("joint", 5), ("joint", 2 * BATCHES + 2)], [("joint", BATCHES + 4), ("finetune", 4)]]
+)
+def test_killed_in_the_middle_equals_undisturbed(kills, undisturbed, glue, shared, tmp_path) -> None:
+    run, log = RunDir(tmp_path / "run"), tmp_path / "log"
+    again = [*command(run.path, glue, shared, *JOINT, *QUANTIZED), "run.checkpoint_every=3"]
+    for kill in kills:
+        assert start(again, log, kill) == -signal.SIGKILL, log.read_text()
+    assert start(again, log) == 0, log.read_text()
+    stages = ("teacher", "internal_kd", "prediction_kd", "joint", "finetune")
+    assert left(run, stages) == left(undisturbed, stages)
+
+
+@pytest.mark.parametrize("order", list(permutations(("spatial", "temporal", "quantize"))), ids="-".join)
+def test_any_order_runs_and_resumes(order, glue, shared, tmp_path) -> None:
+    """Killed in the second of the three, against a run that was not."""
+    more = ["compress.weights=ternary", f"run.stages=[teacher,internal_kd,prediction_kd,{','.join(order)}]"]
+    more += [f"stages.{name}.epochs=2" for name in order]
+    whole = RunDir(tmp_path / "whole")
+    pipeline.run(load(GLUE, command(whole.path, glue, shared, *more)))
+    run, log = RunDir(tmp_path / "run"), tmp_path / "log"
+    again = [*command(run.path, glue, shared, *more), "run.checkpoint_every=3"]
+    assert start(again, log, (order[1], 5)) == -signal.SIGKILL, log.read_text()
+    assert start(again, log) == 0 and "goes on from step 3" in log.read_text(), log.read_text()
+    assert left(run, order) == left(whole, order)
+    last = run.record(order[-1])
+    assert sum(last["heads"]) == 3 and sum(last["ffn"]) == 22 and sum(last["t_steps"]) <= 6
+    assert last["encoder_weights"]["strength"] == 1
+
+
+# -------------------------------------------------------------------------------------------- taken over, and refused
+
+
+def refused(*overrides: str) -> str:
+    with pytest.raises(InputError) as caught:
+        pipeline.run(load(GLUE, overrides))
+    return str(caught.value)
+
+
+def test_a_target_out_of_reach_names_the_lowest(glue, shared, tmp_path) -> None:
+    own = command(tmp_path / "run", glue, shared, *JOINT)
+    text = refused(*own, "compress.target_value=0.0001", "compress.joint.candidates=[steps]")
+    assert "compress.target_value = 0.0001: with everything removed" in text and "[steps]" in text
+    lowest = float(text.split("still has ")[1].split()[0])
+    assert 0.0001 < lowest < 1
+    assert not RunDir(tmp_path / "run").finished("joint")
+
+
+def test_stages_are_taken_over_once_and_linked(glue, shared, tmp_path, capsys) -> None:
+    mine = RunDir(tmp_path / "run")
+    stages = "run.stages=[teacher,internal_kd,prediction_kd,finetune]"
+    own = command(mine.path, glue, shared, *NOTHING, stages, "stages.prediction_kd.lr=1.0e-4")
+    pipeline.run(load(GLUE, own))
+    said = capsys.readouterr().out
+    assert (
+        f"taken over from {shared.path}: teacher, internal_kd (then stages.prediction_kd.lr: 0.0005 → 0.0001)" in said
+    )
+    assert mine.record("teacher")["taken_from"] == str(shared.path) and "taken_from" not in mine.record("prediction_kd")
+    for name in ("teacher", "internal_kd"):
+        file = mine.stage(name) / "model.safetensors"
+        assert file.samefile(shared.stage(name) / "model.safetensors")
+    assert [r for r in mine.read_metrics() if r["stage"] == "teacher"] == [
+        r for r in shared.read_metrics() if r["stage"] == "teacher"
+    ]
+    pipeline.run(load(GLUE, own))
+    assert "taken over" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("seed=7", "was made with other settings, so none of its stages are this run's:\n  seed: 0 → 7"),
+        ("student.t_steps=5", "student.t_steps: 4 → 5"),
+        ("stages.teacher.lr=2.0e-2", "none of its stages can be taken over: stages.teacher.lr: 0.01 → 0.02"),
+        ("data.train_limit=50", "data: fingerprint"),
+        ("run.start_from=nowhere", "nowhere: holds no run"),
+    ],
+)
+def test_stages_of_another_run_are_refused(change, message, glue, shared, tmp_path) -> None:
+    own = command(tmp_path / "run", glue, shared, *NOTHING, f"run.stages={SHARED}")
+    assert message in refused(*own, change)
+    assert not (tmp_path / "run").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------ ablations
+
+
+def test_the_ablation_makes_one_table_and_only_what_is_missing(glue, tmp_path, monkeypatch, capsys) -> None:
+    import sys
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(GLUE.parent))
+    import ablation
+
+    values = [v for v in micro(tmp_path, glue) if not v.startswith(("run.dir", "compress.heads", "compress.ffn"))]
+    values = [v for v in values if not v.startswith("compress.t_steps")]
+    values += ["stages.joint.epochs=2", "compress.target_value=0.06", "compress.joint.sentences=24"]
+    values += ["stages.teacher.epochs=3", "stages.quantize.epochs=2"]
+    first = ablation.main(["--only", "none joint", *values])
+    said = capsys.readouterr().out
+    assert first == 0, said
+    root = tmp_path / "runs" / "ablation" / "sst2-tiny"
+    table = (root / "ablation.md").read_text()
+    assert said.count("] teacher: 3 epochs") == 1 and said.count("taken over from") == 2
+    for word in ("dense teacher", "spiking student", "| none |", "| joint |", "accuracy", "latency [steps]", "bytes"):
+        assert word in table
+    rows = (root / "ablation.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["ablation", "dense teacher", "spiking student", "none", "joint"]
+    assert ablation.main(["--only", "none joint all", *values]) == 0
+    said = capsys.readouterr().out
+    assert "| all |" in said and said.count(": 3 epochs") == 2  # spatial and temporal of `all`; the rest was there
+    sys.modules.pop("ablation")
+
+
+def test_the_ablation_refuses_what_it_sets_itself(capsys, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(GLUE.parent))
+    import ablation
+
+    assert ablation.main(["seed=3"]) == 2 and "seed=3: the ablation sets this itself" in capsys.readouterr().err
+    assert ablation.main(["--seeds", "x"]) == 2 and "seeds = x" in capsys.readouterr().err
+    assert ablation.main(["--only", "nonne", "task=sst2"]) == 2 and "did you mean none?" in capsys.readouterr().err
+
+
+def test_the_command_line_answers_a_bad_start_with_one_sentence(glue, tmp_path, capsys) -> None:
+    code = cli.main(["train", str(GLUE), *micro(tmp_path / "run", glue), f"run.start_from={tmp_path}"])
+    error = capsys.readouterr().err
+    assert code == 2 and error.startswith("error: ") and len(error.splitlines()) == 1

@@ -1,0 +1,144 @@
+"""What a joint budget may ask for, decided before anything is loaded; ablation files; the ablation's table."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+from micro import GLUE, ROOT
+
+from spikeprune.config import load
+from spikeprune.errors import InputError
+from spikeprune.report.ablation import rows, spread, to_csv, to_markdown
+from spikeprune.tasks import TASKS
+
+STAGES = ("run.stages=[teacher,prediction_kd,joint]", "stages.joint.epochs=2")
+ENERGY = (*STAGES, "compress.target=energy", "compress.target_value=0.02")
+LATENCY = (*STAGES, "compress.target=latency", "compress.target_of=student", "compress.target_value=0.5")
+WRONG = [
+    (STAGES, "stages.joint.callbacks: joint has nothing to do; set a target in compress.target"),
+    (("compress.target=energy", "compress.target_value=0.1"), "compress.target = energy: no stage that runs has the"),
+    (("compress.target_value=0.1",), "compress.target_value = 0.1: of what? set compress.target"),
+    ((*STAGES, "compress.target=energy"), "compress.target = energy: needs compress.target_value, such as 0.02"),
+    ((*ENERGY, "compress.target=enrgy"), "compress.target = enrgy: choose from"),
+    ((*ENERGY, "compress.target_of=teacher"), "compress.target_of = teacher: choose from"),
+    ((*ENERGY, "compress.target_value=1.5"), "compress.target_value = 1.5: must be above 0 and at most 1"),
+    ((*ENERGY, "compress.target_value=0"), "compress.target_value = 0.0: must be above 0"),
+    ((*ENERGY, "compress.joint.candidates=[head]"), "compress.joint.candidates: unknown candidate head; choose from"),
+    ((*ENERGY, "compress.joint.candidates=[]"), "compress.joint.candidates = []: nothing could be removed"),
+    ((*ENERGY, "compress.joint.candidates=[ffn,ffn]"), "compress.joint.candidates = ['ffn', 'ffn']: names one twice"),
+    ((*ENERGY, "compress.joint.stride=0"), "compress.joint.stride = 0.0: must be above 0"),
+    ((*ENERGY, "compress.joint.begin=0.9"), "compress.joint.begin = 0.9: must not come after end"),
+    (
+        (*ENERGY, "compress.heads=0.5", "stages.joint.callbacks=[joint,spatial]"),
+        "stages.joint.callbacks: spatial and joint would both decide on heads and ffn",
+    ),
+    (
+        (*ENERGY, "compress.t_steps=2", "stages.joint.callbacks=[temporal,joint]"),
+        "stages.joint.callbacks: temporal and joint would both decide on steps",
+    ),
+    (
+        (*ENERGY, "compress.heads=0.5"),
+        "compress.heads = 0.5: no stage that runs has the callback spatial",
+    ),
+    ((*LATENCY, "compress.target_of=dense"), "compress.target = latency: the dense teacher has no time steps"),
+    ((*LATENCY, "compress.joint.candidates=[heads]"), "compress.target = latency: only time steps change it"),
+    (
+        (*LATENCY, "compress.target_value=0.2"),
+        "compress.target_value = 0.2: leaves fewer than 3 of student.t_steps' 12",
+    ),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), WRONG, ids=[message[:60] for _, message in WRONG])
+def test_what_cannot_work_is_told(overrides, message, tmp_path) -> None:
+    (tmp_path / "empty.yaml").write_text("")
+    with pytest.raises(InputError) as caught:
+        load(tmp_path / "empty.yaml", overrides)
+    lines = [line for line in str(caught.value).splitlines() if line.strip().startswith(message)]
+    assert len(lines) == 1, str(caught.value)
+    assert lines[0].endswith("[command line]")
+
+
+def test_what_can_work_is_accepted(tmp_path) -> None:
+    (tmp_path / "empty.yaml").write_text("")
+    for more in (ENERGY, LATENCY, (*LATENCY, "compress.target_value=0.25")):
+        load(tmp_path / "empty.yaml", more)
+    running = "student.coding=running_mean"
+    load(tmp_path / "empty.yaml", [*LATENCY, running, "compress.target_value=0.25"])
+    split = ["compress.joint.candidates=[steps]", "compress.heads=0.5", "stages.joint.callbacks=[joint,spatial]"]
+    load(tmp_path / "empty.yaml", [*ENERGY, *split])
+    load(tmp_path / "empty.yaml", [*ENERGY, "compress.weights=binary", "stages.joint.callbacks=[joint,quantize]"])
+
+
+# ------------------------------------------------------------------------------------------------------------ ablations
+
+ABLATIONS = sorted(path.stem for path in (ROOT / "experiments" / "ablations").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+@pytest.mark.parametrize("preset", ["tiny", "minilm", "paper"])
+def test_every_ablation_goes_with_every_preset(name, preset) -> None:
+    for task in TASKS:
+        config = load(GLUE, [f"task={task}", f"preset={preset}", f"ablation={name}"])
+        assert config.run.dir == f"runs/{task}-{preset}-{name}-s0"
+        compressing = [s for s in config.run.stages if getattr(config.stages, s).callbacks]
+        assert all(getattr(config.stages, s).epochs for s in compressing)
+        wanted = {"spatial+temporal": ["spatial", "temporal"], "all": ["spatial", "temporal", "quantize"], "none": []}
+        if not name.startswith("joint"):
+            assert compressing == wanted.get(name, [name])
+        else:
+            assert compressing == ["joint", "finetune"] and config.compress.target_value == 0.02
+
+
+def test_the_ablations_that_the_script_runs_are_files() -> None:
+    text = (ROOT / "experiments" / "ablation.py").read_text()
+    line = next(line for line in text.splitlines() if line.startswith("ABLATIONS = "))
+    assert set(eval(line.partition("=")[2])) <= set(ABLATIONS)
+
+
+# ---------------------------------------------------------------------------------------------------------------- table
+
+
+def summary(seed: int, accuracy: float, ac: float, budget=None) -> dict:
+    dense = {"ac": 0.0, "mac": 1000.0, "energy_pj": 4600.0, "bytes": 400}
+    full = dense | {"ac": 2000.0, "mac": 10.0, "energy_pj": 1846.0, "latency_steps": 12}
+    small = full | {"ac": ac, "energy_pj": 0.9 * ac + 46.0, "latency_steps": 6, "bytes": 100}
+
+    def row(score: float, cost: dict) -> dict:
+        return {"metrics": {"accuracy": score}, "main": score, "cost": cost}
+
+    stages = {"prediction_kd": row(0.9, full), "finetune": row(accuracy, small)}
+    if budget:
+        stages["finetune"]["budget"] = budget
+    facts = {"task": "sst2", "preset": "tiny", "seed": seed, "data": {"source": "dir", "banner": None}}
+    return facts | {"teacher": row(0.95, dense), "stages": stages, "uncompressed": "prediction_kd", "final": "finetune"}
+
+
+def test_the_table_by_hand() -> None:
+    off = {"within": False, "why_not": "nothing is left"}
+    found = {("joint", 0): summary(0, 0.8, 100.0), ("joint", 1): summary(1, 0.84, 300.0, off)}
+    table = to_markdown(found, {("joint-temporal", 0): "out of reach"})
+    line = next(line for line in table.splitlines() if line.startswith("| joint |"))
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    # mean 82, deviation √8; additions 200 ± √20000; energy 136 and 316 pJ; 4600 / 136 and 4600 / 316
+    assert cells[:4] == ["joint", "82.0 ± 2.8", "200 ± 141", "10.0 ± 0"]
+    assert cells[4:] == ["226 ± 127", "24.2 ± 13.6", "6.00 ± 0", "100 ± 0", "0 1"]
+    assert "| dense teacher | 95.0 ± 0.0 |" in table and "| spiking student | 90.0 ± 0.0 |" in table
+    assert "- joint, seed 1: off its target by more than 2 %: nothing is left" in table
+    assert "- joint-temporal, seed 0: out of reach" in table
+    flat = list(csv.DictReader(io.StringIO(to_csv(rows(found)))))
+    assert [(row["ablation"], row["seed"]) for row in flat] == [
+        ("dense teacher", "0"),
+        ("spiking student", "0"),
+        ("dense teacher", "1"),
+        ("spiking student", "1"),
+        ("joint", "0"),
+        ("joint", "1"),
+    ]
+    assert float(flat[-1]["energy_saving"]) == pytest.approx(4600 / 316) and flat[0]["latency_steps"] == ""
+
+
+def test_a_single_seed_has_no_spread() -> None:
+    assert spread([0.5], str) == "0.5"

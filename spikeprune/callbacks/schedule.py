@@ -6,6 +6,8 @@ from typing import Any
 
 import lightning as L
 
+from spikeprune import ranks
+
 
 class EpochSchedule(L.Callback):
     """Asks `decide` at the start of each epoch from `begin` to `end` (both included, counted from 0).
@@ -28,6 +30,10 @@ class EpochSchedule(L.Callback):
         if trainer.sanity_checking or not self.begin <= epoch <= self.end or epoch <= self.decided:
             return
         self.decide(trainer, pl_module, self.progress(epoch))
+        if ranks.world() > 1:
+            student = pl_module.student
+            found = [student.heads.tolist(), student.ffn.tolist(), student.steps, student.quantized]
+            ranks.same(found, f"the decision of {type(self).__name__}")
         self.decided = epoch
 
     def decide(self, trainer: L.Trainer, module: L.LightningModule, progress: float) -> None:

@@ -16,7 +16,12 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning.pytorch.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
@@ -136,27 +141,25 @@ def end(children: list, *, patience: float) -> None:
             child.wait()
 
 
-def environment() -> LightningEnvironment | SLURMEnvironment | TorchElasticEnvironment:
+def environment() -> type[ClusterEnvironment]:
     """Who starts processes here, found as Lightning's Trainer finds it."""
-    for kind in (SLURMEnvironment, TorchElasticEnvironment):
-        if kind.detect():
-            return kind()
-    return LightningEnvironment()
+    kinds = (SLURMEnvironment, TorchElasticEnvironment, LightningEnvironment)
+    return next(kind for kind in kinds if kind.detect())
 
 
 def check(run: Run) -> None:
     """Raises InputError where this machine or this launcher does not fit the configuration."""
     wanted = f"run.devices × run.num_nodes = {run.devices} × {run.num_nodes}"
     where = environment()
-    if isinstance(where, SLURMEnvironment):
+    if where is SLURMEnvironment:
         if size(run) > 1 and "SLURM_STEP_ID" not in os.environ:
             raise InputError(f"{wanted}: start it with srun, which makes a process for each device")
         tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", os.environ["SLURM_NTASKS"]))
         if tasks != size(run):
             raise InputError(f"{wanted}: srun has started {tasks} tasks; give --ntasks-per-node={run.devices}")
-    elif isinstance(where, TorchElasticEnvironment):
-        if where.world_size() != size(run):
-            raise InputError(f"{wanted}: torchrun has started {where.world_size()} processes; let both agree")
+    elif where is TorchElasticEnvironment:
+        if int(os.environ["WORLD_SIZE"]) != size(run):
+            raise InputError(f"{wanted}: torchrun has started {os.environ['WORLD_SIZE']} processes; let both agree")
     elif run.num_nodes > 1 and not {"MASTER_ADDR", "MASTER_PORT", "NODE_RANK"} <= set(os.environ):
         raise InputError(
             f"{wanted}: nobody has started it on several machines; use srun, torchrun, or the same command on each "

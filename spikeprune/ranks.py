@@ -20,7 +20,7 @@ T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # that a rank waits for a message; a rank that dies closes its connections
 STREAM = 1_000_003  # between the seeds of two ranks: farther than stages or neighbouring seeds are apart
 
-_messages: dist.ProcessGroup | None = None  # None: the default group, as in a test that has only that
+_messages: dist.ProcessGroup | None = None  # set by `connect`
 
 
 def running() -> bool:
@@ -87,7 +87,7 @@ def total(x: Tensor) -> Tensor:
     if world() == 1:
         return x
     x = x.clone()
-    dist.all_reduce(x)
+    dist.all_reduce(x, group=_group(x))
     return x
 
 
@@ -96,8 +96,12 @@ def mean(x: Tensor) -> Tensor:
     if world() == 1:
         return x
     x = total(x) / world()
-    dist.broadcast(x, src=0)
+    dist.broadcast(x, src=0, group=_group(x))
     return x
+
+
+def _group(x: Tensor) -> dist.ProcessGroup | None:
+    return None if x.is_cuda else _messages
 
 
 def own_randomness() -> None:

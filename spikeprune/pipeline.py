@@ -39,10 +39,10 @@ def run(config: Config) -> dict[str, Any]:
     """
     build.quiet()
     with processes.started(config):
-        return run_stages(config)
+        return run_here(config)
 
 
-def run_stages(config: Config) -> dict[str, Any]:
+def run_here(config: Config) -> dict[str, Any]:
     """`run` in one of its processes."""
     kernels = ranks.first(lambda: build.kernels(config))
     parts = ranks.first(lambda: prepare(config))

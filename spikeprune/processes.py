@@ -85,6 +85,8 @@ def started(config: Config) -> Iterator[None]:
     except BaseException as error:
         if ranks.rank() and isinstance(error, KeyboardInterrupt):
             raise SystemExit(0) from None  # rank 0 says it
+        if isinstance(error, (InputError, OSError)):
+            ranks.dismiss()
         end(children, patience=GRACE if isinstance(error, (InputError, OSError, KeyboardInterrupt)) else 1.0)
         raise
     leader = ranks.rank() == 0

@@ -21,6 +21,7 @@ PATIENCE = timedelta(days=7)  # that a rank waits for a message; a rank that die
 STREAM = 1_000_003  # between the seeds of two ranks: farther than stages or neighbouring seeds are apart
 
 _messages: dist.ProcessGroup | None = None  # set by `connect`
+_dismissed = False  # the other ranks have been told to leave
 
 
 def running() -> bool:
@@ -38,7 +39,8 @@ def world() -> int:
 
 def connect() -> None:
     """Open the group for messages; every rank calls it once, when torch.distributed runs."""
-    global _messages
+    global _messages, _dismissed
+    _dismissed = False
     _messages = dist.new_group(backend="gloo", timeout=PATIENCE)
 
 
@@ -51,18 +53,24 @@ def first(make: Callable[[], T]) -> T:
     if world() == 1:
         return make()
     box: list[Any] = [None]
-    problem: Exception | None = None
     if rank() == 0:
         try:
             box = [(make(),)]
-        except (InputError, OSError) as error:
-            problem = error
+        except (InputError, OSError):
+            dismiss()
+            raise
     dist.broadcast_object_list(box, src=0, group=_messages)
-    if problem is not None:
-        raise problem
     if box[0] is None:
         raise SystemExit(0)
     return box[0][0]
+
+
+def dismiss() -> None:
+    """Rank 0 is about to leave with an error: the others, who wait for its next message, leave without a word."""
+    global _dismissed
+    if world() > 1 and rank() == 0 and not _dismissed:
+        _dismissed = True
+        dist.broadcast_object_list([None], src=0, group=_messages)
 
 
 def gather(value: T) -> list[T]:

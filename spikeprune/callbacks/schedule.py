@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 
 from spikeprune import ranks
+from spikeprune.models.student import Student
 
 
 class EpochSchedule(L.Callback):
@@ -30,10 +31,7 @@ class EpochSchedule(L.Callback):
         if trainer.sanity_checking or not self.begin <= epoch <= self.end or epoch <= self.decided:
             return
         self.decide(trainer, pl_module, self.progress(epoch))
-        if ranks.world() > 1:
-            student = pl_module.student
-            found = [student.heads.tolist(), student.ffn.tolist(), student.steps, student.quantized]
-            ranks.same(found, f"the decision of {type(self).__name__}")
+        adopt(pl_module.student)
         self.decided = epoch
 
     def decide(self, trainer: L.Trainer, module: L.LightningModule, progress: float) -> None:
@@ -44,6 +42,17 @@ class EpochSchedule(L.Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.decided = state["decided"]
+
+
+def adopt(student: Student) -> None:
+    """Every process takes over rank 0's masks, steps and strength, though all have decided from the same statistics:
+    the last bit of a GPU's sum may differ."""
+    if ranks.world() > 1:
+        mine = {
+            name: getattr(student, name) for name in ("heads", "ffn", "t_steps", "strength") if hasattr(student, name)
+        }
+        for name, decided in ranks.first(lambda: {name: mask.cpu() for name, mask in mine.items()}).items():
+            mine[name].copy_(decided)
 
 
 def stage_epochs(begin: float, end: float, epochs: int) -> tuple[int, int]:

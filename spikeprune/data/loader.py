@@ -103,8 +103,8 @@ class BatchLoader:
     pure function of (seed, epoch): a shuffle, sorted by length within pools of 50 batches to save padding, and the
     batches shuffled again.
 
-    Without, for validation, `batch_size` is one process': each goes through its share of the examples sorted by length;
-    the number of its batches may differ by one.
+    Without, for validation, `batch_size` is one process': each goes through its share of the examples sorted by length,
+    all in the same number of batches, since collectives must match.
 
     Lightning saves `state_dict()` with its checkpoints and loads it on resume: the loader then goes on behind the last
     batch that was yielded. Each further `iter()` is the next epoch; one that yielded nothing does not count.
@@ -129,8 +129,10 @@ class BatchLoader:
 
     def __len__(self) -> int:
         """Batches per epoch of one process."""
-        mine = len(self.data) if self.shuffle else -(-(len(self.data) - self.rank) // self.world)
-        return -(-mine // self.batch_size)
+        if self.shuffle:
+            return -(-len(self.data) // self.batch_size)
+        most, least = -(-len(self.data) // self.world), len(self.data) // self.world  # examples of a process
+        return min(-(-most // self.batch_size), least)
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         """The row numbers of each of this process' batches in `epoch`; with `shuffle` of all processes' batches."""

@@ -4,7 +4,7 @@ python experiments/bench_ddp.py --data path/to/glue --teacher path/to/minilm-l6-
 
 Hardware: one machine with two NVIDIA GPUs; about six minutes on H200s. Every leg is a run of its own process, as
 `spikeprune train` makes it, from the same teacher; one device and several take turns. A block is 25 optimizer steps,
-timed between two synchronizations, after the first 50. The third leg has one device's batch over all of them: then the
+timed between two synchronizations, after the first 100, in which shapes of batches are captured as CUDA graphs. The third leg has one device's batch over all of them: then the
 steps are the same too, and the metrics may differ by chance alone; at a fixed batch per device there are fewer steps.
 """
 
@@ -136,9 +136,9 @@ def main() -> None:
     parser.add_argument("--teacher", help="a BERT checkpoint to start the teacher from")
     parser.add_argument("--devices", type=int, default=2)
     parser.add_argument("--batch", type=int, default=64, help="sentences a device and step")
-    parser.add_argument("--train-limit", type=int, default=30_000)
+    parser.add_argument("--train-limit", type=int, default=60_000)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--warm", type=int, default=50, help="steps before the first block")
+    parser.add_argument("--warm", type=int, default=100, help="steps before the first block")
     parser.add_argument("--block", type=int, default=25, help="steps")
     parser.add_argument("--json", type=Path, help="write every block and metric there")
     parser.add_argument("--leg", type=Path, help=argparse.SUPPRESS)

@@ -9,6 +9,8 @@ import lightning as L
 from spikeprune import ranks
 from spikeprune.models.student import Student
 
+DECIDED = ("heads", "ffn", "t_steps", "strength")  # buffers of a student
+
 
 class EpochSchedule(L.Callback):
     """Asks `decide` at the start of each epoch from `begin` to `end` (both included, counted from 0).
@@ -47,12 +49,12 @@ class EpochSchedule(L.Callback):
 def adopt(student: Student) -> None:
     """Every process takes over rank 0's masks, steps and strength, though all have decided from the same statistics:
     the last bit of a GPU's sum may differ."""
-    if ranks.world() > 1:
-        mine = {
-            name: getattr(student, name) for name in ("heads", "ffn", "t_steps", "strength") if hasattr(student, name)
-        }
-        for name, decided in ranks.first(lambda: {name: mask.cpu() for name, mask in mine.items()}).items():
-            mine[name].copy_(decided)
+    if ranks.world() == 1:
+        return
+    buffers = {name: buffer for name, buffer in student.named_buffers() if name in DECIDED}
+    decided = ranks.first(lambda: {name: buffer.cpu() for name, buffer in buffers.items()})
+    for name, buffer in buffers.items():
+        buffer.copy_(decided[name])
 
 
 def stage_epochs(begin: float, end: float, epochs: int) -> tuple[int, int]:

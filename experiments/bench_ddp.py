@@ -2,10 +2,11 @@
 
 python experiments/bench_ddp.py --data path/to/glue --teacher path/to/minilm-l6-h384 [--devices 2] [key=value …]
 
-Hardware: one machine with two NVIDIA GPUs; about six minutes on H200s. Every leg is a run of its own process, as
-`spikeprune train` makes it, from the same teacher; one device and several take turns. A block is 25 optimizer steps,
-timed between two synchronizations, after the first 100, in which shapes of batches are captured as CUDA graphs. The third leg has one device's batch over all of them: then the
-steps are the same too, and the metrics may differ by chance alone; at a fixed batch per device there are fewer steps.
+Hardware: one machine with two NVIDIA GPUs. Every leg is a run of its own process, as `spikeprune train` makes it, from
+the same teacher; one device and several take turns. A block is 25 optimizer steps, timed between two synchronizations,
+after the first 100, in which shapes of batches are captured as CUDA graphs. The third leg has one device's batch over
+all of them: then the steps are the same too, and the metrics may differ by chance alone; at a fixed batch per device
+there are fewer steps.
 """
 
 from __future__ import annotations

@@ -118,7 +118,13 @@ def meet(run: Run) -> list:
     if os.environ.get("LOCAL_RANK", "0") != "0":
         threading.Thread(target=leave_with, args=(os.getppid(),), daemon=True).start()
     launcher = trainer.strategy.launcher
-    launcher.launch(trainer.strategy.setup_environment, trainer=trainer)
+    try:
+        launcher.launch(trainer.strategy.setup_environment, trainer=trainer)
+    except torch.distributed.DistNetworkError as error:
+        raise InputError(
+            f"run.devices = {run.devices}: the processes cannot meet at {os.environ.get('MASTER_ADDR')}:"
+            f"{os.environ.get('MASTER_PORT')} ({' '.join(str(error).split())}); set MASTER_PORT to a free port"
+        ) from None
     ranks.connect()
     if run.threads:
         torch.set_num_threads(run.threads)

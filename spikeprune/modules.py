@@ -56,7 +56,8 @@ MEAN_OVER = {"hard": 0, "soft": 0, "hidden": 1, "firing": 1, "additions": 1, "sc
 
 def whole_batch(terms: dict[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The terms of one process' part of a batch, weighted so that their mean over the processes, which DDP takes of the
-    gradients, is the term of the whole batch; of a batch that is not shared the terms as they are."""
+    gradients, is the term of the whole batch; of a batch that is not shared the terms as they are. Exact but for
+    `additions` near their limit, with which each process compares its own part."""
     if "share" not in batch:
         return terms
     return {name: term * batch["share"][MEAN_OVER[name]].to(term.dtype) for name, term in terms.items()}

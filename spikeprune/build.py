@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import Logger, WandbLogger
 
+from spikeprune import processes, ranks
 from spikeprune.callbacks.joint import JointPruning, cost_in_unit
 from spikeprune.callbacks.quantize import WeightQuantization
 from spikeprune.callbacks.records import RecordsLogger
@@ -120,15 +121,9 @@ def stage_data(parts: Parts, name: str) -> L.LightningDataModule:
         mine = copy.copy(parts.data)  # the tokens are shared
         mine.batch_size = batch_size
         return mine
-    return CorpusData(
-        sources=data.corpus,
-        tokenizer=parts.tokenizer,
-        max_length=data.max_length,
-        batch_size=batch_size,
-        seed=parts.config.seed,
-        limit=data.corpus_limit,
-        pad_to=data.pad_to,
-    )
+    corpus = {"sources": data.corpus, "limit": data.corpus_limit, "tokenizer": parts.tokenizer}
+    batches = {"max_length": data.max_length, "batch_size": batch_size, "seed": parts.config.seed}
+    return ranks.first(lambda: CorpusData(**corpus, **batches, pad_to=data.pad_to))
 
 
 def _common(parts: Parts, stage: Stage) -> dict[str, Any]:
@@ -270,7 +265,7 @@ def stage_callbacks(parts: Parts, name: str, run: RunDir) -> list[Callback]:
     callbacks: list[Callback] = [CALLBACKS[callback](parts, stage) for callback in names]
     for callback in callbacks:
         if isinstance(callback, JointPruning):
-            callback.reference = reference(parts, run)
+            callback.reference = ranks.first(lambda: reference(parts, run))
     if name not in ("teacher", "general_kd"):
         callbacks.append(synops(parts))
     resume = ModelCheckpoint(run.stage(name), "resume", save_top_k=1, enable_version_counter=False, **when)
@@ -284,15 +279,15 @@ def progress(config: Config) -> list[Callback]:
 def loggers(parts: Parts, name: str, run: RunDir, offset: int) -> list[Logger]:
     """`offset`: optimizer steps of the stages before."""
     records = RecordsLogger(run, stage=name, offset=offset)
-    return [records, StageWandb(parts.config, run, name, offset)] if parts.config.run.wandb else [records]
+    wanted = parts.config.run.wandb and ranks.rank() == 0
+    return [records, StageWandb(parts.config, run, name, offset)] if wanted else [records]
 
 
 def trainer(parts: Parts, name: str, run: RunDir, offset: int) -> L.Trainer:
     """The Trainer of one stage."""
     config, stage = parts.config, parts.stage(name)
     return L.Trainer(
-        accelerator=config.run.accelerator,
-        devices=config.run.devices,
+        **processes.placement(config),
         precision="32-true" if config.run.precision == "tf32" else config.run.precision,
         max_epochs=max(1, stage.epochs),  # a stage of none stops itself (see callbacks/search.py)
         gradient_clip_val=stage.clip,
@@ -319,10 +314,9 @@ def products(config: Config) -> Iterator[None]:
 
 
 def evaluator(config: Config, callbacks: Sequence[Callback] = ()) -> L.Trainer:
-    """A Trainer that measures: one device, float32 whatever the training's precision was."""
+    """A Trainer that measures: float32 whatever the training's precision was."""
     return L.Trainer(
-        accelerator=config.run.accelerator,
-        devices=1,
+        **processes.placement(config),
         precision="64-true" if config.run.precision == "64-true" else "32-true",
         callbacks=list(callbacks),
         logger=False,
@@ -344,6 +338,7 @@ def quiet() -> None:
     for message in (".*in eval mode at the start of training.*", ".*does not have many workers.*", ".*LeafSpec.*"):
         warnings.filterwarnings("ignore", message)  # the teacher is frozen; data are in memory; Lightning's own
     warnings.filterwarnings("ignore", ".*number of training batches.*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", ".*logging on epoch level in distributed.*")  # all processes log the same
     warnings.filterwarnings("ignore", ".*have no `val_dataloader`.*")  # general_kd's text has no labels
     warnings.filterwarnings("ignore", ".*AccumulateGrad node's stream.*")  # a CUDA graph is captured on its own
     warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # a stage's directory, on resume

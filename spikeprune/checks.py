@@ -31,6 +31,7 @@ Problem = tuple[tuple[str, ...], str]  # the keys involved, the first one to bla
 CHOICES: dict[str, tuple[str, ...]] = {
     "task": tuple(TASKS),
     "run.accelerator": ("auto", "cpu", "gpu"),
+    "run.strategy": ("auto", "ddp"),
     "run.precision": ("32-true", "tf32", "bf16-mixed", "16-mixed", "64-true"),
     "run.kernels": ("auto", "torch", "triton"),
     "run.cuda_graphs": ("auto", "on", "off"),
@@ -67,14 +68,13 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "must be at least 1",
         lambda v: v >= 1,
-        "run.threads data.pad_to run.validate_every run.log_every run.checkpoint_every"
+        "run.devices run.num_nodes run.threads data.pad_to run.validate_every run.log_every run.checkpoint_every"
         " data.batch_size data.eval_batch_size data.train_limit data.embedded_train data.embedded_dev data.corpus_limit"
         " teacher.hidden teacher.layers"
         " teacher.heads teacher.ffn student.calibration stages.*.batch_size compress.spatial.min_heads"
         " compress.spatial.min_ffn compress.spatial.batches compress.temporal.batches"
         " compress.joint.block compress.joint.sentences compress.joint.measured",
     ),
-    ("must be 1: several devices are not supported yet", lambda v: v == 1, "run.devices"),
     ("must be at least 1: a network of no time steps says nothing", lambda v: v >= 1, "compress.t_steps"),
     ("must be at least 8: two sentences and three special tokens", lambda v: v >= 8, "data.max_length"),
     ("must be at least 100", lambda v: v >= 100, "teacher.vocab_size"),
@@ -380,3 +380,17 @@ def _run(config: Config) -> Iterator[Problem]:
     if config.run.cuda_graphs == "on" and config.run.accelerator == "cpu":
         keys = ("run.cuda_graphs", "run.accelerator")
         yield keys, "run.cuda_graphs = on: needs a GPU; on run.accelerator=cpu use off or auto"
+    yield from _shared_batches(config)
+
+
+def _shared_batches(config: Config) -> Iterator[Problem]:
+    """Each of several processes needs a sentence of every batch."""
+    run, sizes = config.run, {"data.batch_size": config.data.batch_size}
+    processes = run.devices * run.num_nodes
+    for name, stage in stage_rows(config):
+        if _active(config, name) and stage.batch_size is not None:
+            sizes[f"stages.{name}.batch_size"] = stage.batch_size
+    for key, size in sizes.items() if processes > 1 else []:
+        if size < processes:
+            text = f"is shared by all devices, run.devices × run.num_nodes = {processes}; it must not be below that"
+            yield (key, "run.devices", "run.num_nodes"), f"{key} = {size}: {text}"

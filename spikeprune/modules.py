@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from spikeprune import cost, distill
+from spikeprune import cost, distill, ranks
 from spikeprune.graphs import GraphedTerms
 from spikeprune.metrics import main_metric, task_metrics
 from spikeprune.models.outputs import INPUTS, Outputs
@@ -48,6 +48,19 @@ def adamw(module: nn.Module, how: Optimization, total_steps: int) -> dict:
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+# What each loss term is a mean over: a column of a batch's `share` (see `data.loader.shares`).
+MEAN_OVER = {"hard": 0, "soft": 0, "hidden": 1, "firing": 1, "additions": 1, "scores": 2}
+
+
+def whole_batch(terms: dict[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The terms of one process' part of a batch, weighted so that their mean over the processes, which DDP takes of the
+    gradients, is the term of the whole batch; of a batch that is not shared the terms as they are. Exact but for
+    `additions` near their limit, with which each process compares its own part."""
+    if "share" not in batch:
+        return terms
+    return {name: term * batch["share"][MEAN_OVER[name]].to(term.dtype) for name, term in terms.items()}
 
 
 class TaskModule(L.LightningModule):
@@ -93,11 +106,26 @@ class TaskModule(L.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         batch = self.varied(batch)
         terms = self.learn(batch) if self.graphed is None else self.graphed(batch, self.learn_state())
-        loss = terms.pop("loss")
-        self.log("train/loss", loss.detach().clone(), prog_bar=True)
-        if terms:
-            self.log_dict({f"train/{name}": term for name, term in terms.items()})
+        loss = terms["loss"]
+        logged = self.over_ranks({**terms, "loss": loss.detach().clone()})
+        self.log("train/loss", logged.pop("loss"), prog_bar=True)
+        if logged:
+            self.log_dict({f"train/{name}": term for name, term in logged.items()})
         return loss
+
+    def over_ranks(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Their means over the processes, at the steps that are recorded; between those the process' own."""
+        if ranks.world() == 1 or (self.global_step + 1) % self.trainer.log_every_n_steps:
+            return values
+        return dict(zip(values, ranks.total(torch.stack(list(values.values()))) / ranks.world(), strict=True))
+
+    def idle_parameters(self) -> list[str]:
+        """Names of the trainable parameters that this stage's losses give no gradient, found on one sentence."""
+        batch = self.trainer.datamodule.fixed_batches(1, 1, 0)[0]
+        loss = self.learn({key: value.to(self.device) for key, value in batch.items()})["loss"]
+        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        grads = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
+        return [name for (name, _), grad in zip(named, grads, strict=True) if grad is None]
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Outputs:
         outputs = self.answer(batch)
@@ -131,7 +159,8 @@ class TeacherModule(TaskModule):
 
     def learn(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         logits = self.answer(batch).logits.float()
-        return {"loss": distill.hard_loss(logits, batch["labels"], regression=self.task.regression).mean()}
+        loss = distill.hard_loss(logits, batch["labels"], regression=self.task.regression).mean()
+        return {"loss": whole_batch({"hard": loss}, batch)["hard"]}
 
 
 @dataclass(frozen=True)
@@ -196,7 +225,7 @@ class StudentModule(TaskModule):
         return {**batch, "input_ids": changed}
 
     def terms(self, batch: Mapping[str, Tensor], outputs: Outputs) -> dict[str, Tensor]:
-        """Each loss term that has a weight, unweighted, scalar."""
+        """Each loss term that has a weight, without it, scalar."""
         losses, tokens = self.losses, batch["attention_mask"].bool()
         terms: dict[str, Tensor] = {}
         if losses.hidden or losses.scores or losses.soft:
@@ -213,11 +242,13 @@ class StudentModule(TaskModule):
         if losses.firing:
             terms["firing"] = distill.firing_loss(outputs.rates)
         if losses.additions:
-            terms["additions"] = self.additions(outputs, tokens)
-        return terms
+            own = tokens.sum(1).float().mean()
+            terms["additions"] = self.additions(outputs, batch["share"][3].to(own.dtype) if "share" in batch else own)
+        return whole_batch(terms, batch)
 
-    def additions(self, outputs: Outputs, tokens: Tensor) -> Tensor:
-        student, shape, n = self.student, self.shape, tokens.sum(1).float().mean()
+    def additions(self, outputs: Outputs, n: Tensor) -> Tensor:
+        """`n`: mean tokens of a sentence."""
+        student, shape = self.student, self.shape
         steps = {name: student.steps[layer_of(name) + 1] for name in outputs.rates}
         fan_out = cost.fan_out(shape=shape, heads=student.heads, ffn=student.ffn, tokens=n)
         dense = shape.layers * shape.hidden * (4 * shape.hidden + 2 * shape.ffn)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import zlib
@@ -14,7 +15,7 @@ import safetensors.torch
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from spikeprune import build
+from spikeprune import build, processes, ranks
 from spikeprune.callbacks.joint import JointPruning, cost_in_unit
 from spikeprune.callbacks.resume import ResumeState
 from spikeprune.config import differences, read_resolved, to_yaml
@@ -37,23 +38,30 @@ def run(config: Config) -> dict[str, Any]:
     """Run every stage that is not finished yet, and return the summary that was written to `summary.json`.
 
     Raises InputError for bad input before anything is written, for a run directory made with another configuration, and
-    for a teacher that is no better than the majority class.
+    for a teacher that is no better than the majority class. On several devices every process goes through this, rank 0
+    reads and writes, and returns.
     """
     build.quiet()
-    kernels = build.kernels(config)
-    parts = prepare(config)
+    with processes.started(config):
+        return run_here(config)
+
+
+def run_here(config: Config) -> dict[str, Any]:
+    """`run` in one of its processes."""
+    kernels = ranks.first(lambda: build.kernels(config))
+    parts = ranks.first(lambda: prepare(config))
     directory = RunDir(config.run.dir)
-    shared, why = shared_stages(parts) if config.run.start_from else ([], "")
-    enter(directory, parts)
+    shared, why = ranks.first(lambda: shared_stages(parts) if config.run.start_from else ([], ""))
+    ranks.first(lambda: enter(directory, parts))
     say(parts.raw.banner)
     say(f"kernels: {kernels}{', CUDA graphs' if build.cuda_graphs(config) else ''}")
     if config.run.products != "float":
         say(f"products: {config.run.products} in what is measured, where weights are quantized")
-    if shared and (taken := take_over(parts, directory, shared)):
+    if shared and (taken := ranks.first(lambda: take_over(parts, directory, shared))):
         say(f"taken over from {config.run.start_from}: {', '.join(taken)}{f' (then {why})' if why else ''}")
     stages = parts.active()
     for number, name in enumerate(stages, 1):
-        if directory.finished(name):
+        if ranks.first(lambda name=name: directory.finished(name)):
             say(f"[{number}/{len(stages)}] {name}: finished earlier")
             continue
         say(f"[{number}/{len(stages)}] {name}: {parts.stage(name).epochs} epochs")
@@ -62,7 +70,12 @@ def run(config: Config) -> dict[str, Any]:
             teach(parts, directory)
         else:
             learn(parts, directory, name, before(stages, name))
-    summary = {**summarize_run(parts, directory), "kernels": kernels}
+    return ranks.first(lambda: finish(parts, directory, {"kernels": kernels}))
+
+
+def finish(parts: Parts, directory: RunDir, facts: dict[str, Any]) -> dict[str, Any]:
+    """Write `summary.json` and `metrics.csv`."""
+    summary = {**summarize_run(parts, directory), **facts}
     write_json(directory.summary, summary)
     directory.write_csv()
     return summary
@@ -105,49 +118,59 @@ def before(stages: list[str], name: str) -> str | None:
 
 def teach(parts: Parts, directory: RunDir) -> None:
     """Fine-tune the teacher, measure it, and stop the run if it has learnt nothing."""
-    module = build.teacher_module(parts, build.teacher(parts))
+    module = build.teacher_module(parts, ranks.first(lambda: build.teacher(parts)))
     facts = fit(parts, directory, "teacher", module) if parts.stage("teacher").epochs else {"steps": 0, "seconds": 0.0}
     measured = measure_teacher(parts, module.teacher)
-    check_teacher(parts, measured)
+    ranks.first(lambda: check_teacher(parts, measured))
+    ranks.first(lambda: leave_teacher(parts, directory, module.teacher, {**measured, **facts}))
+
+
+def leave_teacher(parts: Parts, directory: RunDir, teacher: Teacher, facts: dict[str, Any]) -> None:
     folder = directory.make_stage("teacher")
-    bert = module.teacher.bert
+    bert = teacher.bert
     bert.config.architectures = [type(bert).__name__]
     bert.config.save_pretrained(folder)
     parts.tokenizer.save_pretrained(folder)
     sha = write_weights(folder / WEIGHTS, bert.state_dict())
-    record(parts, directory, "teacher", None, {**measured, **facts, "weights": sha})
+    record(parts, directory, "teacher", None, {**facts, "weights": sha})
 
 
 def learn(parts: Parts, directory: RunDir, name: str, parent: str | None) -> None:
     """One stage of the student: from its parent's weights, or calibrated from the teacher, to its own record."""
-    frozen = load_teacher(parts, directory)
+    frozen = ranks.first(lambda: load_teacher(parts, directory))
     if parent is None:
         batch = parts.data.calibration_batches(parts.config.student.calibration, parts.config.seed)
-        student = build.student(parts, frozen, batch)
+        student = ranks.first(lambda: build.student(parts, frozen, batch))
     else:
-        student = load_student(directory, parent, parts.config.compress.weights)
+        student = ranks.first(lambda: load_student(directory, parent, parts.config.compress.weights))
     module = build.student_module(parts, name, student, frozen)
     facts = fit(parts, directory, name, module)
     budget = facts.pop("budget", None)
     measured = measure_student(parts, module, parts.config.run.products if student.quantized == 1 else "float")
     if budget:
-        cost = cost_in_unit(budget.target, measured["cost"], directory.record("teacher")["cost"])
-        facts["budget"] = budget.report(cost)
+        dense = ranks.first(lambda: directory.record("teacher")["cost"])
+        facts["budget"] = budget.report(cost_in_unit(budget.target, measured["cost"], dense))
         say(budget_line(facts["budget"]))
+    ranks.first(lambda: leave_student(parts, directory, name, parent, student, {**measured, **facts}))
+
+
+def leave_student(
+    parts: Parts, directory: RunDir, name: str, parent: str | None, student: Student, facts: dict[str, Any]
+) -> None:
     folder = directory.make_stage(name)
     write_json(folder / "student.json", build.student_values(parts))
     sha = write_weights(folder / WEIGHTS, student.state_dict())
-    record(parts, directory, name, parent, {**measured, **facts, "weights": sha})
+    record(parts, directory, name, parent, {**facts, "weights": sha})
 
 
 def fit(parts: Parts, directory: RunDir, name: str, module: TaskModule) -> dict[str, Any]:
     """One `Trainer.fit`, from the stage's last checkpoint if it was interrupted."""
-    done = [s for s in parts.active() if directory.finished(s)]
-    trainer = build.trainer(parts, name, directory, offset=sum(directory.record(s)["steps"] for s in done))
+    done = ranks.first(lambda: {s: directory.record(s)["steps"] for s in parts.active() if directory.finished(s)})
+    trainer = build.trainer(parts, name, directory, offset=sum(done.values()))
     checkpoint = directory.resume(name)
-    resumed = checkpoint.is_file()
-    step = resume_step(checkpoint) if resumed else 0
-    directory.rewind_metrics(done, name, step)
+    resumed = ranks.first(checkpoint.is_file)
+    step = ranks.first(lambda: resume_step(checkpoint)) if resumed else 0
+    ranks.first(lambda: directory.rewind_metrics(done, name, step))
     if resumed:
         say(f"goes on from step {step}")
     try:
@@ -155,10 +178,21 @@ def fit(parts: Parts, directory: RunDir, name: str, module: TaskModule) -> dict[
             trainer.fit(module, datamodule=build.stage_data(parts, name), ckpt_path=checkpoint if resumed else None)
     except SystemExit:  # Lightning's answer to Ctrl-C
         raise KeyboardInterrupt if trainer.interrupted else SystemExit from None
+    ranks.same(digest(module), f"the network that {name} left")
     state = next(c for c in trainer.callbacks if isinstance(c, ResumeState))
     budget = next((c for c in trainer.callbacks if isinstance(c, JointPruning)), None)
     facts = {"steps": trainer.global_step, "seconds": round(state.seconds, 2)}
     return {**facts, "budget": budget} if budget else facts
+
+
+def digest(module: TaskModule) -> str:
+    """sha256 of a module's tensors where processes must agree on them; alone there is nothing to compare."""
+    if ranks.world() == 1:
+        return ""
+    found = hashlib.sha256()
+    for tensor in module.state_dict().values():
+        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def resume_step(checkpoint: Path) -> int:

@@ -26,7 +26,9 @@ class Run:
         ]
     )  # order of the stages; a stage of zero epochs is skipped. Not among them: joint, which needs compress.target
     accelerator: str = "auto"  # auto | cpu | gpu
-    devices: int = 1
+    devices: int = 1  # processes a node, one a GPU (or CPU); the batch sizes of training are those of all together
+    num_nodes: int = 1
+    strategy: str = "auto"  # auto (ddp where there are several devices) | ddp
     precision: str = "32-true"  # Lightning's names, or tf32; evaluation that is reported runs in 32-true
     kernels: str = "auto"  # of the spiking sites: auto (triton where it applies) | torch | triton
     cuda_graphs: str = "auto"  # training steps replayed from CUDA graphs: auto (on a GPU) | on | off

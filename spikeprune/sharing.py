@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
+from spikeprune.checks import acts
 from spikeprune.config import differences, read_resolved
 from spikeprune.errors import InputError
 from spikeprune.parts import Parts

@@ -35,6 +35,9 @@ class Task:
     skip_labels: tuple[str, ...] = ()  # MNLI: '-', annotators without a majority
     dev: Mapping[str, str] = field(default_factory=lambda: MappingProxyType(dict(_DEV)))  # split -> TSV file name
 
+    def __reduce__(self):
+        return get_task, (self.name,)  # between the processes of a run goes the name
+
     @property
     def pair(self) -> bool:
         return len(self.columns) == 2

@@ -279,16 +279,53 @@ def test_order_is_a_function_of_seed_and_epoch(mrpc, tokenizer):
     assert len(rows_of(one, 0)) == len(one) == 13 and max(map(len, rows_of(one, 0))) <= 16
 
 
-@pytest.mark.parametrize("shuffle", [True, False])
-def test_processes_share_the_examples_without_duplicates(monkeypatch, mrpc, tokenizer, shuffle):
+def of_process(monkeypatch, rank: int, world: int, data, **options) -> BatchLoader:
+    monkeypatch.setattr("spikeprune.ranks.rank", lambda: rank)
+    monkeypatch.setattr("spikeprune.ranks.world", lambda: world)
+    return BatchLoader(data, **options)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_each_training_batch(monkeypatch, mrpc, tokenizer, world):
+    """Together they see what one process sees, batch by batch, and their weighted means are the batch's."""
+    data, options = glue(mrpc, tokenizer).encoded["train"], {"batch_size": 16, "seed": 1, "shuffle": True}
+    alone = BatchLoader(data, **options)
+    loaders = [of_process(monkeypatch, rank, world, data, **options) for rank in range(world)]
+    assert [len(loader) for loader in loaders] == [len(alone)] * world
+    for whole, *parts in zip(alone, *loaders, strict=True):
+        sizes = [len(part["labels"]) for part in parts]
+        assert sum(sizes) == len(whole["labels"]) and max(sizes) - min(sizes) <= 1
+        rows = [tuple(row[row > 0].tolist()) for row in whole["input_ids"]]
+        assert sorted(rows) == sorted(tuple(row[row > 0].tolist()) for p in parts for row in p["input_ids"])
+        n, own = whole["attention_mask"].sum(1), [part["attention_mask"].sum(1) for part in parts]
+        assert "share" not in whole
+        for column, measure in enumerate((lambda n: n * 0 + 1, lambda n: n, lambda n: n * n)):
+            want = [world * measure(mine).sum() / measure(n).sum() for mine in own]
+            assert [p["share"][column].item() for p in parts] == pytest.approx([w.item() for w in want])
+            assert sum(p["share"][column] for p in parts).item() == pytest.approx(world)
+        assert all(p["share"][3].item() == pytest.approx(n.double().mean().item()) for p in parts)
+
+
+@pytest.mark.parametrize(("world", "batch_size"), [(2, 16), (3, 16), (3, 1), (4, 67)])
+def test_processes_share_a_dev_split_without_duplicates(monkeypatch, mrpc, tokenizer, world, batch_size):
     data = glue(mrpc, tokenizer).encoded["train"]
     shares = []
-    for rank in range(3):
-        monkeypatch.setattr("spikeprune.data.loader.processes", lambda rank=rank: (rank, 3))
-        loader = BatchLoader(data, batch_size=16, seed=1, shuffle=shuffle)
-        shares.append(rows_of(loader, 1))
-        assert len(shares[-1]) == len(loader) == 5
-    assert sorted(row for share in shares for rows in share for row in rows) == list(range(203))
+    for rank in range(world):
+        loader = of_process(monkeypatch, rank, world, data, batch_size=batch_size)
+        shares.append([rows for batch in loader.batches(0) for rows in batch.tolist()])
+        batches = list(loader)
+        assert len(batches) == len(loader) == min(-(-203 // (world * batch_size)), 203 // world)
+        assert all(0 < len(batch["labels"]) <= max(batch_size, 2) for batch in batches)
+    assert sorted(sum(shares, [])) == list(range(203))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_too_few_examples_for_all_processes(monkeypatch, mrpc, tokenizer):
+    data = glue(mrpc, tokenizer).encoded["train"]
+    for count, options in ((203, {"shuffle": True, "batch_size": 300}), (101, {"shuffle": True, "batch_size": 202})):
+        of_process(monkeypatch, 0, count, data, **options)
+        with pytest.raises(InputError, match=f"{count} examples cannot be shared by {count + 1} processes"):
+            of_process(monkeypatch, 0, count + 1, data, **options)
 
 
 def test_calibration_and_fixed_batches(mrpc, tokenizer):

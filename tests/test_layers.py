@@ -14,10 +14,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / "spikeprune"
 ROWS = (
     ("__init__",),
     ("errors",),
-    ("tasks", "schema", "spiking", "size", "report"),
+    ("tasks", "schema", "spiking", "size", "report", "ranks"),
     ("targets",),
     ("checks", "models", "activity", "distill", "graphs"),
-    ("config", "cost", "metrics", "data"),
+    ("config", "cost", "metrics", "data", "processes"),
     ("compress", "rundir", "parts"),
     ("modules",),
     ("callbacks",),

@@ -9,7 +9,8 @@ from typing import Any
 import lightning as L
 from torch import Tensor
 
-from spikeprune.callbacks.schedule import EpochSchedule
+from spikeprune import ranks
+from spikeprune.callbacks.schedule import EpochSchedule, adopt
 from spikeprune.compress.budget import cubic
 from spikeprune.compress.joint import TOLERANCE, Budget
 from spikeprune.compress.meter import Meter
@@ -101,6 +102,7 @@ class JointPruning(EpochSchedule):
             budget = self.budget(trainer, pl_module)
             budget.lower_to(self.goal)
             self.value = budget.raise_to(self.goal)
+            adopt(pl_module.student)
         student = pl_module.student
         pl_module.log("compress/budget", self.value)
         pl_module.log("compress/heads", student.heads.mean())
@@ -116,7 +118,9 @@ class JointPruning(EpochSchedule):
         data, size = trainer.datamodule, self.batch_size
         if self.meter is None:
             split = data.dev_names[0] if self.split == "dev" else "train"
-            self.meter = Meter(placed(data.sample_batches(split, self.measured, size, self.seed)), **self.costs)
+            self.meter = Meter(
+                placed(data.sample_batches(split, self.measured, size, self.seed)), mean=ranks.mean, **self.costs
+            )
         batches = placed(data.fixed_batches(-(-self.sentences // size), size, self.seed))
         if module.losses.soft:  # the teacher answers changed sentences too; a true label would not fit them
             batches = [module.varied(batch) for batch in batches]
@@ -124,9 +128,6 @@ class JointPruning(EpochSchedule):
 
         def sample_loss(batch: dict[str, Tensor], outputs: Outputs) -> Tensor:
             return module.sample_loss(batch, outputs, lessons.get(id(batch)))
-
-        def mean(x: Tensor) -> Tensor:
-            return trainer.strategy.reduce(x, reduce_op="mean")
 
         return Budget(
             module.student,
@@ -136,13 +137,16 @@ class JointPruning(EpochSchedule):
             self.meter,
             **self.limits,
             most_steps=self.most_steps or (),
-            mean=mean,
+            mean=ranks.mean,
         )
 
     def refuse_the_unreachable(self, budget: Budget) -> None:
         if self.start <= self.goal:
             return
         lowest = budget.lowest()
+        ranks.first(lambda: self.refuse_below(lowest))
+
+    def refuse_below(self, lowest: float) -> None:
         if lowest > self.goal:
             kinds = ", ".join(self.limits["kinds"])
             raise InputError(

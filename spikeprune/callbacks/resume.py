@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
+from spikeprune import ranks
 from spikeprune.rundir import write_atomic
 
 
@@ -26,8 +27,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class ResumeState(L.Callback):
-    """Carries torch's random states, so that dropout goes on with the same draws, the epoch to the loader, and the
-    seconds spent in earlier legs."""
+    """Carries torch's random states, those of each process, so that dropout goes on with the same draws, the epoch to
+    the loader, and the seconds spent in earlier legs."""
 
     def __init__(self):
         self.spent = 0.0
@@ -39,6 +40,9 @@ class ResumeState(L.Callback):
         return self.spent + time.monotonic() - self.started
 
     def state_dict(self) -> dict[str, Any]:
+        if ranks.world() > 1:  # every process comes here, and rank 0 alone writes
+            own = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
+            return {"seconds": self.seconds, "ranks": ranks.gather({"cpu": torch.get_rng_state(), "cuda": own})}
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         return {"seconds": self.seconds, "cpu": torch.get_rng_state(), "cuda": cuda}
 
@@ -47,10 +51,13 @@ class ResumeState(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.random is None:
+            ranks.own_randomness()
             return
-        torch.set_rng_state(self.random["cpu"].cpu())
-        if torch.cuda.is_available() and self.random["cuda"]:
-            torch.cuda.set_rng_state_all([state.cpu() for state in self.random["cuda"]])
+        mine = self.random["ranks"][ranks.rank()] if ranks.world() > 1 else self.random
+        torch.set_rng_state(mine["cpu"].cpu())
+        if torch.cuda.is_available() and mine["cuda"]:
+            states = [state.cpu() for state in mine["cuda"]]
+            torch.cuda.set_rng_state(states[0]) if ranks.world() > 1 else torch.cuda.set_rng_state_all(states)
         self.random = None
         loader = trainer.train_dataloader
         if not loader.yielded:  # Lightning restores the loader in the middle of an epoch only, not between two

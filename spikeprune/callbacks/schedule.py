@@ -5,6 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
+import torch
+
+from spikeprune import ranks
+from spikeprune.models.student import Student
+
+DECIDED = ("heads", "ffn", "t_steps", "strength")  # buffers of a student
 
 
 class EpochSchedule(L.Callback):
@@ -28,6 +34,7 @@ class EpochSchedule(L.Callback):
         if trainer.sanity_checking or not self.begin <= epoch <= self.end or epoch <= self.decided:
             return
         self.decide(trainer, pl_module, self.progress(epoch))
+        adopt(pl_module.student)
         self.decided = epoch
 
     def decide(self, trainer: L.Trainer, module: L.LightningModule, progress: float) -> None:
@@ -38,6 +45,18 @@ class EpochSchedule(L.Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.decided = state["decided"]
+
+
+@torch.no_grad()
+def adopt(student: Student, weights: bool = False) -> None:
+    """Every process takes over rank 0's masks, steps and strength, with `weights` all it has, though all have decided from the same statistics:
+    the last bit of a GPU's sum may differ."""
+    if ranks.world() == 1:
+        return
+    own = {name: tensor for name, tensor in student.state_dict().items() if weights or name in DECIDED}
+    decided = ranks.first(lambda: {name: tensor.cpu() for name, tensor in own.items()})
+    for name, tensor in own.items():
+        tensor.copy_(decided[name])
 
 
 def stage_epochs(begin: float, end: float, epochs: int) -> tuple[int, int]:

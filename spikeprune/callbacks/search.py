@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 
 import lightning as L
-from torch import Tensor
 
-from spikeprune.callbacks.schedule import EpochSchedule
+from spikeprune import ranks
+from spikeprune.callbacks.schedule import EpochSchedule, adopt
 from spikeprune.compress.search import search
 from spikeprune.compress.tuning import tune
 
@@ -37,6 +37,7 @@ class MaskSearch(EpochSchedule):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.alone:
             self.decide(trainer, pl_module, 1.0)
+            adopt(pl_module.student)
             self.decided = self.begin
             trainer.should_stop = True  # before the first epoch: not a step is made
 
@@ -47,14 +48,12 @@ class MaskSearch(EpochSchedule):
         if module.losses.soft:  # as in SpatialPruning
             batches = [module.varied(batch) for batch in batches]
 
-        def mean(x: Tensor) -> Tensor:  # every rank decides the same
-            return trainer.strategy.reduce(x, reduce_op="mean")
-
         whole = copy.deepcopy(student)
-        how = {"operations": self.operations, "floors": self.floors, "mean": mean}
+        how = {"operations": self.operations, "floors": self.floors, "mean": ranks.mean}
         facts = search(student, batches, module.sample_loss, shape=module.shape, **how)
         if self.tuned:
-            errors = tune(student, whole, batches, module.sample_loss, mean=mean)
+            errors = tune(student, whole, batches, module.sample_loss, mean=ranks.mean)
+            adopt(student, weights=True)
             facts |= {f"error_{key}": sum(pair[i] for pair in errors) for i, key in enumerate(("before", "after"))}
         facts |= {name: getattr(student, name).mean().item() for name in ("heads", "ffn")}
         for logger in trainer.loggers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import lightning as L
 import torch
 
+from spikeprune import ranks
 from spikeprune.activity import Activity, activity
 from spikeprune.cost import Operations, Prices, count, dense, summarize
 from spikeprune.size import Shape
@@ -43,8 +44,8 @@ class SynOpsLogger(L.Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         student = pl_module.student
         self.cost = summarize(
-            summed(self.ops, trainer),
-            dense_ops=summed(self.dense, trainer),
+            summed(self.ops),
+            dense_ops=summed(self.dense),
             prices=self.prices,
             shape=self.shape,
             heads=student.heads,
@@ -53,16 +54,25 @@ class SynOpsLogger(L.Callback):
             coding=student.coding,
             bits=student.stored_bits,
         )
-        rate = self.activity.rate()
-        self.cost |= {"rate": rate, "sparsity": 1 - rate, "rates": self.activity.rates()}
+        active = everywhere(self.activity)
+        rate = active.rate()
+        self.cost |= {"rate": rate, "sparsity": 1 - rate, "rates": active.rates()}
         logged = {f"cost/{name}": float(value) for name, value in self.cost.items() if name != "rates"}
         pl_module.log_dict(logged, rank_zero_only=True)
 
 
-def summed(ops: Operations, trainer: L.Trainer) -> Operations:
+def summed(ops: Operations) -> Operations:
     """The operations of all processes together."""
-    if trainer.world_size == 1:
+    if ranks.world() == 1:
         return ops
-    samples = torch.tensor(float(ops.samples), device=ops.ac.device)
-    parts = [trainer.strategy.reduce(x, reduce_op="sum") for x in (ops.ac, ops.mac, ops.elementwise, ops.ac_per_step)]
-    return Operations(*parts, samples=int(trainer.strategy.reduce(samples, reduce_op="sum")))
+    parts = [ranks.total(x) for x in (ops.ac, ops.mac, ops.elementwise, ops.ac_per_step)]
+    samples = ranks.total(torch.tensor(float(ops.samples), dtype=torch.float64, device=ops.ac.device))
+    return Operations(*parts, samples=int(samples))
+
+
+def everywhere(activity: Activity) -> Activity:
+    """The activity in all processes together."""
+    if ranks.world() == 1:
+        return activity
+    sums = ({site: ranks.total(n) for site, n in part.items()} for part in (activity.spikes, activity.places))
+    return Activity(*sums)

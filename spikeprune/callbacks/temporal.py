@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import lightning as L
-from torch import Tensor
 
+from spikeprune import ranks
 from spikeprune.callbacks.schedule import EpochSchedule
 from spikeprune.compress.criteria import TEMPORAL_CRITERIA
 from spikeprune.compress.stats import temporal_statistics
@@ -32,10 +32,7 @@ class TemporalPruning(EpochSchedule):
         batches = trainer.datamodule.fixed_batches(self.batches, self.batch_size, self.seed)
         batches = [{key: value.to(module.device) for key, value in batch.items()} for batch in batches]
 
-        def mean(x: Tensor) -> Tensor:  # every rank decides the same
-            return trainer.strategy.reduce(x, reduce_op="mean")
-
-        stats = temporal_statistics(student, batches, module.sample_loss, mean=mean)
+        stats = temporal_statistics(student, batches, module.sample_loss, mean=ranks.mean)  # all ranks decide the same
         student.set_t_steps(self.criterion(stats, total))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

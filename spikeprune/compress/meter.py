@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,14 +31,22 @@ class Meter:
 
     `target`: `energy` in the dense teacher's energy on the same sentences (without element-wise work, as `energy_pj`),
     `ac` in the dense teacher's multiply-accumulates, `latency` in steps, which no sentence changes.
-    `dense_shape` is the teacher's. A student in another coding, or quantized, is measured as it is.
+    `dense_shape` is the teacher's. `mean` is over processes, which all read the same sentences and must decide the same.
+    A student in another coding, or quantized, is measured as it is.
     """
 
     def __init__(
-        self, batches: Sequence[dict[str, Tensor]], *, target: str, shape: Shape, dense_shape: Shape, prices: Prices
+        self,
+        batches: Sequence[dict[str, Tensor]],
+        *,
+        target: str,
+        shape: Shape,
+        dense_shape: Shape,
+        prices: Prices,
+        mean: Callable[[Tensor], Tensor] = lambda x: x,
     ):
         known("target", target, TARGETS)
-        self.batches, self.target, self.shape, self.prices = batches, target, shape, prices
+        self.batches, self.target, self.shape, self.prices, self.mean = batches, target, shape, prices, mean
         lengths = torch.cat([batch["attention_mask"].sum(1) for batch in batches])
         self.sentences = len(lengths)
         macs = dense(lengths, shape=dense_shape).mac.sum()
@@ -47,7 +55,7 @@ class Meter:
     def value(self, student: Student) -> float:
         if self.target == "latency":
             return float(latency_steps(student.steps, student.coding))
-        return self._total(student, student.heads, student.ffn).item()
+        return self.mean(self._total(student, student.heads, student.ffn)).item()
 
     def read(self, student: Student) -> Reading:
         """The count is linear in each mask while spikes are held, so its gradient is what a unit's leaving saves."""
@@ -57,7 +65,7 @@ class Meter:
         with torch.enable_grad():
             total = self._total(student, *masks)
             heads, ffn = torch.autograd.grad(total, masks)
-        return Reading(total.item(), heads, ffn)
+        return Reading(self.mean(total.detach()).item(), self.mean(heads), self.mean(ffn))
 
     def _total(self, student: Student, heads: Tensor, ffn: Tensor) -> Tensor:
         was_training = student.training

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spikeprune import ranks
 from spikeprune.errors import InputError
 
 PAD_TO = 8  # what tensor cores like
@@ -83,23 +84,27 @@ def _flat(rows: list[list[int]]) -> Tensor:
     return torch.from_numpy(np.concatenate([np.asarray(row, dtype=np.int64) for row in rows]))
 
 
-def processes() -> tuple[int, int]:
-    """(rank, world size) of torch.distributed, (0, 1) where it is not running."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
+def shares(own: Tensor, whole: Tensor, world: int) -> Tensor:
+    """float64[4], from the lengths of one process' sentences and of the whole batch: by what a mean over the process'
+    sentences, tokens and pairs of tokens must be multiplied so that the mean over `world` processes is that over the
+    whole batch; and the whole batch's mean tokens of a sentence."""
+    sums = [torch.stack([torch.ones_like(n), n, n * n]).sum(1).double() for n in (own, whole)]
+    return torch.cat([world * sums[0] / sums[1], sums[1][1:2] / sums[1][:1]])
 
 
 class BatchLoader:
-    """Yields `Encoded.batch` dicts; any number of processes, each its own share.
+    """Yields `Encoded.batch` dicts; any number of processes, each its own share. Hence build the Trainer with
+    `use_distributed_sampler=False`.
 
-    Every epoch the examples are split into `len(loader) × processes` batches of nearly equal size, at most
-    `batch_size`, none dropped and none repeated; all processes get the same number, so that collectives match. Hence
-    build the Trainer with `use_distributed_sampler=False`.
+    With `shuffle`, for training, `batch_size` is that of all processes together: every epoch the examples are split
+    into `len(loader)` batches of nearly equal size, at most `batch_size`, none dropped and none repeated, the same for
+    any number of processes, and each batch is dealt out, longest sentences evenly. With several processes a batch also
+    has `share`, float64[4] (see `shares`), which makes the mean of their losses that of the whole batch. The order is a
+    pure function of (seed, epoch): a shuffle, sorted by length within pools of 50 batches to save padding, and the
+    batches shuffled again.
 
-    With `shuffle` the order is a pure function of (seed, epoch): a shuffle, sorted by length within pools of 50
-    batches to save padding, and the batches shuffled again. Without, the examples come sorted by length, not in their
-    first order.
+    Without, for validation, `batch_size` is one process': each goes through its share of the examples sorted by length,
+    all in the same number of batches, since collectives must match.
 
     Lightning saves `state_dict()` with its checkpoints and loads it on resume: the loader then goes on behind the last
     batch that was yielded. Each further `iter()` is the next epoch; one that yielded nothing does not count.
@@ -111,30 +116,37 @@ class BatchLoader:
     ) -> None:
         if batch_size < 1:
             raise InputError(f"the batch size must be at least 1, not {batch_size}")
-        if len(data) < processes()[1]:
-            raise InputError(f"{len(data)} examples cannot be shared by {processes()[1]} processes; use fewer devices")
+        self.rank, self.world = ranks.rank(), ranks.world()
+        smallest = len(data) // -(-len(data) // batch_size) if shuffle else len(data)
+        if smallest < self.world:
+            what = "a batch of" if shuffle else "a split of"
+            raise InputError(
+                f"{what} {smallest} examples cannot be shared by {self.world} processes; use fewer devices"
+            )
         self.data, self.batch_size, self.seed, self.shuffle, self.pad_to = data, batch_size, seed, shuffle, pad_to
         self.epoch, self.yielded = 0, 0
         self._resumed = False
 
     def __len__(self) -> int:
         """Batches per epoch of one process."""
-        return -(-len(self.data) // (self.batch_size * processes()[1]))
+        if self.shuffle:
+            return -(-len(self.data) // self.batch_size)
+        most, least = -(-len(self.data) // self.world), len(self.data) // self.world  # examples of a process
+        return min(-(-most // self.batch_size), least)
 
     def batches(self, epoch: int) -> list[np.ndarray]:
-        """The row numbers of each of this process' batches in `epoch`."""
-        rank, world = processes()
+        """The row numbers of each of this process' batches in `epoch`; with `shuffle` of all processes' batches."""
         lengths = self.data.lengths.numpy()
         if not self.shuffle:
-            order = np.argsort(lengths, kind="stable")
-            return np.array_split(order, len(self) * world)[rank::world]
+            order = np.argsort(lengths, kind="stable")[self.rank :: self.world]
+            return np.array_split(order, len(self))
         random = np.random.default_rng([self.seed, epoch])
         order = random.permutation(len(self.data))
         pool = POOL * self.batch_size
         pools = [order[at : at + pool] for at in range(0, len(order), pool)]
         order = np.concatenate([rows[np.argsort(lengths[rows], kind="stable")] for rows in pools])
-        batches = np.array_split(order, len(self) * world)
-        return [batches[i] for i in random.permutation(len(batches))][rank::world]
+        batches = np.array_split(order, len(self))
+        return [batches[i] for i in random.permutation(len(batches))]
 
     def __iter__(self) -> Iterator[Batch]:
         if self.yielded and not self._resumed:
@@ -145,7 +157,14 @@ class BatchLoader:
         for rows in self.batches(self.epoch)[self.yielded :]:
             self._resumed = False
             self.yielded += 1
-            yield self.data.batch(rows, self.pad_to)
+            yield self.batch(rows)
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        if self.world == 1 or not self.shuffle:
+            return self.data.batch(rows, self.pad_to)
+        own = rows[self.rank :: self.world]  # a batch's rows are sorted by length
+        share = shares(self.data.lengths[own], self.data.lengths[rows], self.world)
+        return {**self.data.batch(own, self.pad_to), "share": share}
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader is: `epoch`, batches `yielded` of it, and `length`, to notice another split into batches."""

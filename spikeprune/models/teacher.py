@@ -73,6 +73,10 @@ class Teacher(nn.Module):
         self.bert = bert
         self.frozen = False
 
+    def __reduce__(self):
+        # transformers' own hooks, which answer with hidden states, do not survive a pickle
+        return rebuilt, (self.bert.config, self.bert.state_dict(), self.frozen)
+
     @classmethod
     def load(cls, checkpoint: str | Path, *, classes: int) -> Teacher:
         """Weights of a hub name or directory; a missing classifier starts at random, a missing encoder is an error."""
@@ -133,6 +137,13 @@ class Teacher(nn.Module):
         heads = self.bert.config.num_attention_heads
         scores = tuple(raw_scores(q, k, heads) for q, k in zip(projected[::2], projected[1::2], strict=True))
         return Outputs(answer.logits, answer.hidden_states, scores)
+
+
+def rebuilt(config: BertConfig, weights: dict[str, Tensor], frozen: bool) -> Teacher:
+    """The teacher that was pickled, for another process."""
+    teacher = Teacher.scratch(config)
+    teacher.bert.load_state_dict(weights)
+    return teacher.freeze() if frozen else teacher
 
 
 def raw_scores(q: Tensor, k: Tensor, heads: int) -> Tensor:

@@ -1,0 +1,159 @@
+"""Several GPUs against one: throughput of sst2's internal_kd at a fixed batch per GPU, and what the students then know.
+
+python experiments/bench_ddp.py --data path/to/glue --teacher path/to/minilm-l6-h384 [--devices 2] [key=value …]
+
+Hardware: one machine with two NVIDIA GPUs. Every leg is a run of its own process, as `spikeprune train` makes it, from
+the same teacher; one device and several take turns. A block is 25 optimizer steps, timed between two synchronizations,
+after the first 100, in which shapes of batches are captured as CUDA graphs. The third leg has one device's batch over
+all of them: then the steps are the same too, and the metrics may differ by chance alone; at a fixed batch per device
+there are fewer steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import lightning as L
+import torch
+
+from spikeprune import build, pipeline, ranks
+from spikeprune.config import load
+from spikeprune.rundir import RunDir, write_json
+
+GLUE = Path(__file__).resolve().parent / "glue.yaml"
+STAGES = ("teacher", "internal_kd", "prediction_kd")
+
+
+class Clock(L.Callback):
+    """Sentences a second of all processes, block by block, into a file."""
+
+    def __init__(self, path: Path, warm: int, block: int):
+        self.path, self.warm, self.block = path, warm, block
+        self.sentences, self.since, self.rates = 0, 0.0, []
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, index) -> None:
+        self.sentences += len(batch["input_ids"])
+        step = index + 1 - self.warm
+        if step < 0 or step % self.block:
+            return
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        if step:
+            self.rates.append((self.sentences, now - self.since))
+        self.sentences, self.since = 0, now
+
+    def on_train_end(self, trainer, module) -> None:
+        every = ranks.gather(self.rates)
+        if ranks.rank() == 0:
+            rates = [
+                sum(n for n, _ in block) / max(seconds for _, seconds in block) for block in zip(*every, strict=True)
+            ]
+            write_json(self.path, rates)
+
+
+def leg(folder: Path, warm: int, block: int, overrides: list[str]) -> None:
+    """One run, with a clock in its internal_kd."""
+    plain = build.stage_callbacks
+
+    def with_clock(parts, name, run):
+        clock = [Clock(folder / "blocks.json", warm, block)] if name == "internal_kd" else []
+        return [*clock, *plain(parts, name, run)]
+
+    build.stage_callbacks = with_clock
+    pipeline.run(load(GLUE, [*overrides, f"run.dir={folder}"]))
+
+
+def measure(args: argparse.Namespace, folder: Path, devices: int, batch: int, stages: tuple[str, ...]) -> dict:
+    """Blocks and metrics of a run on `devices` with `batch` sentences a step over all of them."""
+    teacher = args.work / "teacher"
+    if teacher.is_dir():
+        (folder / "stages").mkdir(parents=True)
+        shutil.copytree(teacher, folder / "stages" / "teacher")
+    overrides = [
+        *("task=sst2", "preset=minilm", "run.progress=false", f"run.stages=[{','.join(stages)}]"),
+        *("data.source=dir", f"data.dir={args.data}", f"teacher.checkpoint={args.teacher}"),
+        *(f"data.train_limit={args.train_limit}", "compress.heads=1.0", "compress.ffn=1.0", "compress.t_steps=null"),
+        *("stages.teacher.epochs=1", "stages.internal_kd.epochs=1", "stages.prediction_kd.epochs=1"),
+        *("run.checkpoint_every=1000000", *args.overrides, f"run.devices={devices}"),
+        *(f"stages.{name}.batch_size={batch}" for name in STAGES[1:]),
+    ]
+    plan = ["--leg", str(folder), "--warm", str(args.warm), "--block", str(args.block), *overrides]
+    subprocess.run([sys.executable, __file__, *plan], check=True)
+    run = RunDir(folder)
+    if not teacher.is_dir():
+        shutil.copytree(run.stage("teacher"), teacher)
+    measured = {name: run.record(name) for name in stages}
+    return {
+        "blocks": json.loads((folder / "blocks.json").read_text()),
+        "main": {name: record["main"] for name, record in measured.items()},
+        "steps": measured["internal_kd"]["steps"],
+        "ac": measured[stages[-1]]["cost"]["ac"],
+    }
+
+
+def spread(values: list[float]) -> str:
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return f"{middle:9.1f} ({low:.1f} to {high:.1f}, {len(values)} blocks)"
+
+
+def compare(args: argparse.Namespace) -> None:
+    n, b = args.devices, args.batch
+    one, many, same = f"1 × {b}", f"{n} × {b}", f"{n} × {b // n}"
+    found: dict[str, dict] = {}
+    for turn in range(args.rounds):
+        for name, devices, batch in ((one, 1, b), (many, n, n * b), (same, n, b)):
+            if turn and name == same:
+                continue
+            print(f"-- {name}, round {turn + 1} of {args.rounds}", flush=True)
+            folder = args.work / f"{devices}x{batch}-{turn}"
+            result = measure(args, folder, devices, batch, STAGES if turn == 0 else STAGES[:2])
+            found.setdefault(name, result | {"blocks": []})["blocks"] += result["blocks"]
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    print(f"\n{where}, torch {torch.__version__}, sst2 internal_kd, devices × sentences each")
+    print(f"{'':10} sentences/s: median (quartiles)          steps  internal_kd  prediction_kd  additions/sentence")
+    for name, r in found.items():
+        main = [f"{100 * r['main'][stage]:.2f}" for stage in STAGES[1:]]
+        print(f"{name:10} {spread(r['blocks']):40} {r['steps']:8}  {main[0]:>11}  {main[1]:>13}  {r['ac']:18.0f}")
+    medians = {name: statistics.median(r["blocks"]) for name, r in found.items()}
+    print(f"teacher {100 * found[one]['main']['teacher']:.2f}")
+    print(f"speed-up at {b} a device: {medians[many] / medians[one]:.2f} ×; at {b} over all: ", end="")
+    print(f"{medians[same] / medians[one]:.2f} ×")
+    if args.json:
+        write_json(args.json, {"device": where, "torch": torch.__version__, "legs": found})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="a GLUE directory with SST-2/train.tsv")
+    parser.add_argument("--teacher", help="a BERT checkpoint to start the teacher from")
+    parser.add_argument("--devices", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=64, help="sentences a device and step")
+    parser.add_argument("--train-limit", type=int, default=60_000)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--warm", type=int, default=100, help="steps before the first block")
+    parser.add_argument("--block", type=int, default=25, help="steps")
+    parser.add_argument("--json", type=Path, help="write every block and metric there")
+    parser.add_argument("--leg", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="of the configuration, for every leg")
+    args = parser.parse_intermixed_args()
+    if args.leg:
+        leg(args.leg, args.warm, args.block, args.overrides)
+        return
+    if not args.data or not args.teacher:
+        parser.error("--data and --teacher are needed")
+    with tempfile.TemporaryDirectory(prefix="bench-ddp-") as work:
+        args.work = Path(work)
+        compare(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""The processes of a run on several devices: who starts them, how they find each other, how they end.
+
+One process a device. `spikeprune train` on one machine starts the others itself, by Lightning's launcher: the same
+command again, with LOCAL_RANK set. Under srun or torchrun they are there already. Either way they meet before anything
+is read, go through the same stages side by side, and only rank 0 returns from the run.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+from lightning.pytorch.strategies import DDPStrategy
+from torch.nn.parallel import DistributedDataParallel
+
+from spikeprune import ranks
+from spikeprune.errors import InputError
+from spikeprune.schema import Config, Run
+
+GRACE = 30.0  # seconds that the other processes get to end after rank 0
+WATCH = 1.0  # seconds between two looks at the parent
+VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # that the launcher sets
+
+
+def size(run: Run) -> int:
+    """Processes of the run: one a device."""
+    return run.devices * run.num_nodes
+
+
+def distributed(run: Run) -> bool:
+    return size(run) > 1 or run.strategy == "ddp"
+
+
+class Replicas(DDPStrategy):
+    """DDP as this package's steps want it: gradients live in the buckets, masks and steps are not sent again at every
+    forward (they change in decisions that all ranks share), and parameters that a stage's losses leave alone are not
+    waited for, which spares the search for them at every step."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(gradient_as_bucket_view=True, **kwargs)
+
+    def configure_ddp(self) -> None:
+        idle = self.model.idle_parameters()
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, idle)
+        super().configure_ddp()
+        self.model.broadcast_buffers = False
+
+
+def placement(config: Config) -> dict[str, Any]:
+    """What a Trainer is told about devices; several once the processes of a run have met, else one."""
+    run = config.run
+    if not ranks.running():
+        return {"accelerator": run.accelerator, "devices": 1}
+    return {"accelerator": run.accelerator, "devices": run.devices, "num_nodes": run.num_nodes, "strategy": Replicas()}
+
+
+@contextmanager
+def started(config: Config) -> Iterator[None]:
+    """The body runs in each process of the run; past its end only rank 0 goes on, the others leave.
+
+    Raises InputError where the machine or the launcher does not offer what the configuration asks for. With one device
+    it does nothing at all.
+    """
+    run = config.run
+    if not distributed(run):
+        yield
+        return
+    check(run)
+    before = {name: os.environ.get(name) for name in VARIABLES}
+    children = meet(run)
+    try:
+        yield
+    except BaseException as error:
+        if ranks.rank() and isinstance(error, KeyboardInterrupt):
+            raise SystemExit(0) from None  # rank 0 says it
+        if isinstance(error, (InputError, OSError)):
+            ranks.dismiss()
+        end(children, patience=GRACE if isinstance(error, (InputError, OSError, KeyboardInterrupt)) else 1.0)
+        raise
+    leader = ranks.rank() == 0
+    torch.distributed.destroy_process_group()  # NCCL does it together, so before anybody waits
+    if not leader:
+        raise SystemExit(0)
+    end(children, patience=GRACE)
+    for name, value in before.items():  # or the next run in this interpreter would wait for processes
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+
+
+def meet(run: Run) -> list:
+    """Start the other processes of this machine if nobody has, and connect all; returns those started here."""
+    try:
+        trainer = L.Trainer(
+            accelerator=run.accelerator,
+            devices=run.devices,
+            num_nodes=run.num_nodes,
+            strategy=DDPStrategy(),
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except (ValueError, RuntimeError) as error:  # SLURM's tasks are not what Lightning can use
+        raise InputError(f"run.devices = {run.devices}: {' '.join(str(error).split())}") from None
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        threading.Thread(target=leave_with, args=(os.getppid(),), daemon=True).start()
+    launcher = trainer.strategy.launcher
+    try:
+        launcher.launch(trainer.strategy.setup_environment, trainer=trainer)
+    except torch.distributed.DistNetworkError as error:
+        raise InputError(
+            f"run.devices = {run.devices}: the processes cannot meet at {os.environ.get('MASTER_ADDR')}:"
+            f"{os.environ.get('MASTER_PORT')} ({' '.join(str(error).split())}); set MASTER_PORT to a free port"
+        ) from None
+    ranks.connect()
+    if run.threads:
+        torch.set_num_threads(run.threads)
+    return launcher.procs
+
+
+def leave_with(parent: int) -> None:
+    """End this process when its parent is gone: killed, it can tell nobody, and a GPU would wait for it."""
+    while os.getppid() == parent:
+        time.sleep(WATCH)
+    os._exit(1)
+
+
+def end(children: list, *, patience: float) -> None:
+    """Wait for the processes started here, and end those that do not by themselves."""
+    until = time.monotonic() + patience
+    while any(child.poll() is None for child in children) and time.monotonic() < until:
+        time.sleep(0.05)
+    for child in children:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+
+
+def environment() -> type[ClusterEnvironment]:
+    """Who starts processes here, found as Lightning's Trainer finds it."""
+    kinds = (SLURMEnvironment, TorchElasticEnvironment, LightningEnvironment)
+    return next(kind for kind in kinds if kind.detect())
+
+
+def check(run: Run) -> None:
+    """Raises InputError where this machine or this launcher does not fit the configuration."""
+    wanted = f"run.devices × run.num_nodes = {run.devices} × {run.num_nodes}"
+    where = environment()
+    if where is SLURMEnvironment:
+        if size(run) > 1 and "SLURM_STEP_ID" not in os.environ:
+            raise InputError(f"{wanted}: start it with srun, which makes a process for each device")
+        tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", os.environ["SLURM_NTASKS"]))
+        if tasks != size(run):
+            raise InputError(f"{wanted}: srun has started {tasks} tasks; give --ntasks-per-node={run.devices}")
+    elif where is TorchElasticEnvironment:
+        if int(os.environ["WORLD_SIZE"]) != size(run):
+            raise InputError(f"{wanted}: torchrun has started {os.environ['WORLD_SIZE']} processes; let both agree")
+    elif run.num_nodes > 1 and not {"MASTER_ADDR", "MASTER_PORT", "NODE_RANK"} <= set(os.environ):
+        raise InputError(
+            f"{wanted}: nobody has started it on several machines; use srun, torchrun, or the same command on each "
+            "with MASTER_ADDR, MASTER_PORT and NODE_RANK set"
+        )
+    gpus = torch.cuda.device_count()
+    if run.accelerator != "cpu" and gpus and gpus < run.devices:
+        raise InputError(f"run.devices = {run.devices}: this machine has {gpus} GPU{'s' * (gpus > 1)}")
+    if run.accelerator == "gpu" and not gpus:
+        raise InputError("run.accelerator = gpu: this machine has none")

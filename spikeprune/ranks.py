@@ -1,0 +1,118 @@
+"""What the processes of one run say to each other. With one process every function here is the identity.
+
+Rank 0 reads, writes and decides; the others hear of it. Messages go over their own gloo group: a rank may wait there
+for as long as rank 0 takes to read a data set, where NCCL would time out, and no message waits for a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from spikeprune.errors import InputError
+
+T = TypeVar("T")
+PATIENCE = timedelta(days=7)  # that a rank waits for a message; a rank that dies closes its connections
+STREAM = 1_000_003  # between the seeds of two ranks: farther than stages or neighbouring seeds are apart
+
+_messages: dist.ProcessGroup | None = None  # set by `connect`
+_dismissed = False  # the other ranks have been told to leave
+
+
+def running() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    return dist.get_rank() if running() else 0
+
+
+def world() -> int:
+    """The number of processes."""
+    return dist.get_world_size() if running() else 1
+
+
+def connect() -> None:
+    """Open the group for messages; every rank calls it once, when torch.distributed runs."""
+    global _messages, _dismissed
+    _dismissed = False
+    _messages = dist.new_group(backend="gloo", timeout=PATIENCE)
+
+
+def first(make: Callable[[], T]) -> T:
+    """What `make()` returns on rank 0, on every rank; it is called there only.
+
+    Bad input (InputError) or a full disk (OSError) that it meets is raised on rank 0, whose process says so; the other
+    ranks leave with it, and without a word: SystemExit of code 0, so that no launcher kills rank 0 for their sake.
+    """
+    if world() == 1:
+        return make()
+    box: list[Any] = [None]
+    if rank() == 0:
+        try:
+            box = [(make(),)]
+        except (InputError, OSError):
+            dismiss()
+            raise
+    dist.broadcast_object_list(box, src=0, group=_messages)
+    if box[0] is None:
+        raise SystemExit(0)
+    return box[0][0]
+
+
+def dismiss() -> None:
+    """Rank 0 is about to leave with an error: the others, who wait for its next message, leave without a word."""
+    global _dismissed
+    if world() > 1 and rank() == 0 and not _dismissed:
+        _dismissed = True
+        dist.broadcast_object_list([None], src=0, group=_messages)
+
+
+def gather(value: T) -> list[T]:
+    """Every rank's value, on every rank."""
+    if world() == 1:
+        return [value]
+    values: list[Any] = [None] * world()
+    dist.all_gather_object(values, value, group=_messages)
+    return values
+
+
+def same(value: Any, what: str) -> None:
+    """Raises RuntimeError where `value` is not equal on all ranks, which no input may cause."""
+    values = gather(value)
+    if any(other != values[0] for other in values):
+        differ = [i for i, other in enumerate(values) if other != values[0]]
+        raise RuntimeError(f"{what} of rank {', '.join(map(str, differ))} is not that of rank 0")
+
+
+def total(x: Tensor) -> Tensor:
+    """Sum over the ranks, a new tensor; on a GPU by NCCL and without waiting for it."""
+    if world() == 1:
+        return x
+    x = x.clone()
+    dist.all_reduce(x, group=_group(x))
+    return x
+
+
+def mean(x: Tensor) -> Tensor:
+    """Mean over the ranks, the same bits on all of them, so that what is decided from it is the same."""
+    if world() == 1:
+        return x
+    x = total(x) / world()
+    dist.broadcast(x, src=0, group=_group(x))
+    return x
+
+
+def _group(x: Tensor) -> dist.ProcessGroup | None:
+    return None if x.is_cuda else _messages
+
+
+def own_randomness() -> None:
+    """Give each rank its own draws from now on, or all ranks would drop the same units. Rank 0 goes on with its own."""
+    if rank():
+        torch.manual_seed(torch.initial_seed() + STREAM * rank())

@@ -57,7 +57,7 @@ def _checked(source: RunDir, found: list[str], why: str) -> tuple[list[str], str
 
 def _active(config: Config) -> list[str]:
     """As `Parts.active`, which needs data."""
-    return [n for n in config.run.stages if n == "teacher" or getattr(config.stages, n).epochs > 0]
+    return [n for n in config.run.stages if n == "teacher" or acts(config, n)]
 
 
 def _stage_differences(theirs: Config, mine: Config, name: str) -> list[str]:

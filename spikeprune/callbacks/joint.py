@@ -118,9 +118,8 @@ class JointPruning(EpochSchedule):
         data, size = trainer.datamodule, self.batch_size
         if self.meter is None:
             split = data.dev_names[0] if self.split == "dev" else "train"
-            self.meter = Meter(
-                placed(data.sample_batches(split, self.measured, size, self.seed)), mean=ranks.mean, **self.costs
-            )
+            sentences = placed(data.sample_batches(split, self.measured, size, self.seed))
+            self.meter = Meter(sentences, mean=ranks.mean, **self.costs)
         batches = placed(data.fixed_batches(-(-self.sentences // size), size, self.seed))
         if module.losses.soft:  # the teacher answers changed sentences too; a true label would not fit them
             batches = [module.varied(batch) for batch in batches]

@@ -49,8 +49,8 @@ class EpochSchedule(L.Callback):
 
 @torch.no_grad()
 def adopt(student: Student, weights: bool = False) -> None:
-    """Every process takes over rank 0's masks, steps and strength, with `weights` all it has, though all have decided from the same statistics:
-    the last bit of a GPU's sum may differ."""
+    """Every process takes over rank 0's masks, steps and strength, with `weights` all that it has, though all have
+    decided from the same statistics: the last bit of a GPU's sum may differ."""
     if ranks.world() == 1:
         return
     own = {name: tensor for name, tensor in student.state_dict().items() if weights or name in DECIDED}

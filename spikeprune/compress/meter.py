@@ -31,8 +31,8 @@ class Meter:
 
     `target`: `energy` in the dense teacher's energy on the same sentences (without element-wise work, as `energy_pj`),
     `ac` in the dense teacher's multiply-accumulates, `latency` in steps, which no sentence changes.
-    `dense_shape` is the teacher's. `mean` is over processes, which all read the same sentences and must decide the same.
-    A student in another coding, or quantized, is measured as it is.
+    `dense_shape` is the teacher's. `mean` is over processes, which read the same sentences and must decide the same. A
+    student in another coding, or quantized, is measured as it is.
     """
 
     def __init__(

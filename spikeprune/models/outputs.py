@@ -15,6 +15,8 @@ class Outputs:
     hidden: tuple[Tensor, ...] = ()  # L+1 times [B, N, D], the embedding's output first
     scores: tuple[Tensor, ...] = ()  # L times [B, H, N, N], before softmax and before the padding mask
     rates: dict[str, Tensor] = field(default_factory=dict)  # site -> differentiable mean |ASR| over real tokens [D]
-    counts: dict[str, Tensor] = field(default_factory=dict)  # site -> spikes over real tokens [T, B, D]
+    counts: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # site -> spikes over real tokens [T, B, D]; closed [1, B, D]
     # site -> (sum |a[t] - a[T]| for t = 1..T, sum |a[T]|): how fast the ASR settles, over real tokens and channels
     traces: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)

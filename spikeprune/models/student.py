@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
@@ -113,6 +114,16 @@ class SpikingLayer(nn.Module):
         weights = scores.masked_fill(~tokens[:, None, None, :], -torch.inf).softmax(-1)
         return (self.dropout(weights) @ self.split(v)).transpose(-3, -2).flatten(-2)
 
+    def fused(self, q: Tensor, k: Tensor, v: Tensor, tokens: Tensor) -> Tensor:
+        """`attend(scores(q, k), v)` without the scores in memory: `[..., B, N, D]` each."""
+        if not self.heads or torch.is_grad_enabled() or (self.training and self.dropout.p):
+            return self.attend(self.scores(q, k), v, tokens)
+        q, k, v = (self.split(x) for x in (q, k, v))  # [..., B, H, N, d]
+        real = tokens[:, None, None, :].expand(*q.shape[:-3], 1, 1, tokens.shape[1])
+        flat = [x.flatten(0, -4) for x in (q, k, v, real)]  # time is one more batch axis
+        y = F.scaled_dot_product_attention(*flat)
+        return y.view_as(q).transpose(-3, -2).flatten(-2)
+
     def forward(
         self, a: Signal, *, heads: Tensor, ffn: Tensor, t_steps: int, run: Pass, acting: Callable[[str], Map]
     ) -> tuple[Signal, Tensor | None]:
@@ -128,10 +139,10 @@ class SpikingLayer(nn.Module):
         source, to_query = (a, query) if q is None else (q, nn.Identity())
 
         def context(source: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return self.attend(self.scores(to_query(source), k), v, run.tokens)
+            return self.fused(to_query(source), k, v, run.tokens)
 
         scores = y = None
-        if self.context_site.wants_value(run):
+        if self.context_site.wants_value(run) and run.scores:
             scores = self.scores(to_query(source.value), k.value)  # [B, H, N, N]
             y = self.attend(scores, v.value, run.tokens)
         kept = heads.repeat_interleave(self.head_size, -1)  # [D] or [B, 1, D]
@@ -317,6 +328,7 @@ class Student(nn.Module):
         count: bool = False,
         rate: bool = False,
         trace: bool = False,
+        scores: bool = True,
         percentile: float = 99.0,
         heads: Tensor | None = None,
         ffn: Tensor | None = None,
@@ -325,9 +337,14 @@ class Student(nn.Module):
 
         `mode`: equilibrium (what training uses; costs no T), spiking (step by step), calibrate (sets every theta from
         this batch). `count`, `rate` and `trace` ask for spike counts, differentiable rates, how fast each ASR settles.
+        In equilibrium mode `count` needs the coding `accumulate`, and counts each train as a whole, `[1, B, D]`: the
+        closed form knows no steps. Without `scores` attention may be fused where no gradient is wanted.
         `heads [B, L, H]` and `ffn [B, L, F]` stand in for the masks, sample by sample, when their gradient is wanted.
         """
-        run = Pass(mode, attention_mask.bool(), count=count, rate=rate, trace=trace, percentile=percentile)
+        if count and mode == "equilibrium" and self.coding != "accumulate":
+            raise ValueError(f"the closed form does not count the spikes of coding {self.coding}; use mode='spiking'")
+        asked = {"count": count, "rate": rate, "trace": trace, "scores": scores, "percentile": percentile}
+        run = Pass(mode, attention_mask.bool(), **asked)
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
         t_embedding, *t_layers = self.steps

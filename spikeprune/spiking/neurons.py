@@ -45,13 +45,13 @@ def ternary_step(x: Tensor, u: Tensor, theta: Tensor, leak: float) -> tuple[Tens
 
 def binary_settled(r: Tensor, t_steps: int) -> Tensor:
     """Spikes of an IF neuron in T steps of constant input `r = x/theta`: `clip(floor(T r + 1/2), 0, T)`."""
-    return (t_steps * r + 0.5).floor().clamp(0, t_steps)
+    return (t_steps * r).add_(0.5).floor_().clamp_(0, t_steps)
 
 
 def ternary_settled(r: Tensor, t_steps: int) -> Tensor:
     """Signed spikes of a ternary IF neuron: T r rounded to nearest, halves away from zero, within +-T."""
     n = t_steps * r
-    return n.sign() * (n.abs() + 0.5).floor().clamp(max=t_steps)
+    return n.sign().mul_(n.abs().add_(0.5).floor_().clamp_(max=t_steps))
 
 
 NEURONS: dict[str, Neuron] = {

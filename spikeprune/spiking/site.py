@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from spikeprune.spiking.closed import settled_value
 from spikeprune.spiking.coding import CODINGS, drive_constant, read_running_mean
 from spikeprune.spiking.kernels import covers, fused_equilibrium
 from spikeprune.spiking.neurons import NEURONS, Equilibrium, leak_weights, settle, steps
@@ -30,11 +31,12 @@ class Pass:
 
     mode: str  # equilibrium: closed form | spiking: simulated step by step | calibrate: sets theta, then clips
     tokens: Tensor  # [B, N] bool, True where a token is no padding
-    count: bool = False  # leave spike counts (spiking mode)
+    count: bool = False  # leave spike counts (spiking mode; equilibrium mode: of each train in all)
     rate: bool = False  # leave differentiable mean rates
     trace: bool = False  # leave how fast each ASR settles (spiking mode)
+    scores: bool = True  # attention scores are wanted; without them attention need not write them
     percentile: float = 99.0  # calibrate: of a channel's activation, where theta is put
-    counts: dict[str, Tensor] = field(default_factory=dict)  # site -> spikes on real tokens [T, B, D]
+    counts: dict[str, Tensor] = field(default_factory=dict)  # site -> spikes on real tokens [T, B, D] or [1, B, D]
     rates: dict[str, Tensor] = field(default_factory=dict)  # site -> mean |ASR| over real tokens [D]
     traces: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # see `settling`
 
@@ -86,9 +88,12 @@ class Site(nn.Module):
             y = f(*(signal.value for signal in inputs))
         if y is not None:
             y = y.to(theta.dtype)  # a half-precision current would miscount spikes
+        closed = run.mode == "equilibrium" and not torch.is_grad_enabled()  # that path has the mask in it
         if run.mode == "calibrate":
             theta = self.calibrate(y, run)
             signal = Signal(y.clamp(self.neuron.low * theta, theta))
+        elif closed:
+            signal = self.settled(y, theta, t_steps, run, mask)
         elif run.mode == "equilibrium" and self.kernels == "triton" and covers(y, self.kind, self.leak):
             signal = Signal(fused_equilibrium(y, theta, t_steps, self.kind))
         elif run.mode == "equilibrium":
@@ -97,13 +102,26 @@ class Site(nn.Module):
         else:
             signal = self.simulate(f, inputs, y, t_steps, run)
         if mask is not None:
-            signal = Signal(signal.value * mask, None if signal.pulses is None else signal.pulses * mask)
+            if not closed:
+                signal = Signal(signal.value * mask, None if signal.pulses is None else signal.pulses * mask)
             if self.name in run.counts:
                 run.counts[self.name] = run.counts[self.name] * (mask if mask.dim() == 1 else mask[:, 0])
         if run.rate:
             fired = (signal.value.abs() * run.tokens[..., None]).sum((0, 1))  # [D], in units of theta
             run.rates[self.name] = fired / (theta * run.n_tokens)
         return signal
+
+    def settled(self, y: Tensor, theta: Tensor, t_steps: int, run: Pass, mask: Tensor | None) -> Signal:
+        """The equilibrium where no gradient is wanted, mask included, and what it takes: the spikes of each train."""
+        tokens = run.tokens if run.count else None
+        how = {"t_steps": t_steps, "neuron": self.neuron, "leak": self.leak}
+        value, counts = settled_value(y, theta, mask=mask, tokens=tokens, **how)
+        if counts is not None:
+            run.counts[self.name] = counts
+        if run.count and self.count_first:
+            first = torch.ones_like(run.tokens[:, :1])
+            run.counts["pooled"] = settled_value(y[:, :1], theta, mask=None, tokens=first, **how)[1]
+        return Signal(value)
 
     def wants_value(self, run: Pass) -> bool:
         """Whether this pass evaluates f on the inputs' mean values: always, but for a synchronous simulation without

@@ -174,6 +174,8 @@ def student_module(parts: Parts, name: str, learning: Student, frozen: Teacher) 
         forward_mode=parts.config.student.forward,
         replace_words=parts.config.distill.replace_words,
         special=parts.tokenizer.all_special_ids,
+        stepwise=parts.config.run.evaluation == "stepwise",
+        chunk=parts.config.run.chunk,
         **_common(parts, stage),
     )
 

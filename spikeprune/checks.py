@@ -36,6 +36,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "run.kernels": ("auto", "torch", "triton"),
     "run.cuda_graphs": ("auto", "on", "off"),
     "run.products": ("float", "int8"),
+    "run.evaluation": ("closed", "stepwise"),
     "data.source": ("auto", "hub", "dir", "embedded"),
     "student.init": ("teacher", "random"),
     "student.spikes": ("binary", "ternary"),
@@ -68,7 +69,8 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "must be at least 1",
         lambda v: v >= 1,
-        "run.devices run.num_nodes run.threads data.pad_to run.validate_every run.log_every run.checkpoint_every"
+        "run.devices run.num_nodes run.threads run.chunk data.pad_to run.validate_every run.log_every"
+        " run.checkpoint_every"
         " data.batch_size data.eval_batch_size data.train_limit data.embedded_train data.embedded_dev data.corpus_limit"
         " teacher.hidden teacher.layers"
         " teacher.heads teacher.ffn student.calibration stages.*.batch_size compress.spatial.min_heads"

@@ -67,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--products", choices=("float", "int8"), help="of quantized weights with spikes; by default the run's"
     )
+    evaluate.add_argument("--stepwise", action="store_true", help="simulate every step, where a closed form would do")
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
     evaluate.set_defaults(action=_evaluate)
 
@@ -103,7 +104,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     from spikeprune import pipeline
     from spikeprune.report.table import evaluation_lines
 
-    chosen = {"stage": args.stage, "compacted": args.compact, "products": args.products}
+    chosen = {"stage": args.stage, "compacted": args.compact, "products": args.products, "stepwise": args.stepwise}
     measured = pipeline.evaluate(args.run, data_dir=args.data, progress=not args.json, **chosen)
     print(json.dumps(measured, indent=2) if args.json else evaluation_lines(measured))
 

@@ -25,13 +25,14 @@ from spikeprune.tasks import TASKS
 __all__ = ["Config", "differences", "load", "read_resolved", "to_yaml", "validate"]
 
 # Keys that may differ between two legs of one run: its directory (moved, or spelt otherwise), what is shown and logged,
-# how often a leg can be resumed, and the threads that a machine happens to have. Device count, accelerator and
-# precision are not here: they change the numbers.
+# how often a leg can be resumed, and the threads and memory that a machine happens to have. Device count, accelerator
+# and precision are not here: they change the numbers.
 MAY_DIFFER = (
     "run.dir",
     "run.start_from",
     "run.progress",
     "run.threads",
+    "run.chunk",
     "run.log_every",
     "run.validate_every",
     "run.checkpoint_every",

@@ -1,4 +1,4 @@
-"""Quality and cost of a teacher or student on the dev split, in float32, spikes simulated step by step."""
+"""Quality and cost of a teacher or student on the dev split, in float32, from its spikes (see `models.answer`)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def measure_teacher(parts: Parts, teacher: Teacher) -> Measured:
 
 
 def measure_student(parts: Parts, module: StudentModule, products: str = "float") -> Measured:
-    """Quality and cost on the dev split, spikes simulated step by step in float32; `products` as in `use_products`."""
+    """Quality and cost on the dev split, in float32, from the student's spikes (see `models.answer`); `products` as in
+    `use_products`."""
     module.student.use_products(products)
     try:
         return _measure_student(parts, module)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from spikeprune import cost, distill, ranks
 from spikeprune.graphs import GraphedTerms
 from spikeprune.metrics import main_metric, task_metrics
+from spikeprune.models.answer import CHUNK, answer
 from spikeprune.models.outputs import INPUTS, Outputs
 from spikeprune.models.student import Student, layer_of
 from spikeprune.models.teacher import Teacher
@@ -178,7 +179,8 @@ class LossWeights:
 
 
 class StudentModule(TaskModule):
-    """Trains the student against the frozen teacher. Validation always simulates the spikes step by step."""
+    """Trains the student against the frozen teacher. Validation answers as `models.answer` says: the simulation, or its
+    closed form where there is one and `stepwise` does not ask for the steps."""
 
     def __init__(
         self,
@@ -191,9 +193,12 @@ class StudentModule(TaskModule):
         forward_mode: str = "equilibrium",
         replace_words: float = 0.0,
         special: Sequence[int] = (),
+        stepwise: bool = False,
+        chunk: int = CHUNK,
         **common,
     ):
         super().__init__(**common)
+        self.stepwise, self.chunk = stepwise, chunk
         self.student, self.shape = student, shape
         self.teacher = teacher.freeze()
         self.losses, self.layer_map, self.forward_mode = losses, list(layer_map), forward_mode
@@ -201,7 +206,7 @@ class StudentModule(TaskModule):
         self.register_buffer("special", torch.tensor(list(special), dtype=torch.long), persistent=False)
 
     def answer(self, batch: Mapping[str, Tensor]) -> Outputs:
-        return self.student(*(batch[name] for name in INPUTS), mode="spiking", count=True)
+        return answer(self.student, *(batch[name] for name in INPUTS), stepwise=self.stepwise, chunk=self.chunk)
 
     def models(self) -> list[nn.Module]:
         return [self.student, self.teacher]

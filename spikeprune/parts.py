@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,13 +39,25 @@ class Parts:
         return [n for n in self.config.run.stages if n == "teacher" or acts(self.config, n)]
 
 
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def cpu_share(root: Path = CGROUP) -> int:
+    """CPUs that the control group lets this process use, rounded up. A container's quota hides none of the host's
+    cores, so torch would start a thread for each, and all of them would wait for each other."""
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # version 2, version 1
+        if all((root / name).is_file() for name in files):
+            quota, period = " ".join((root / name).read_text() for name in files).split()
+            return torch.get_num_threads() if quota in ("max", "-1") else max(1, -(-int(quota) // int(period)))
+    return torch.get_num_threads()
+
+
 def prepare(config: Config, *, tokenizer_from: str | None = None) -> Parts:
     """Read data, vocabulary and the teacher's configuration. Raises InputError for what does not fit.
 
     `tokenizer_from`: directory of a finished run's teacher, whose vocabulary then stands in for a new one.
     """
-    if config.run.threads:
-        torch.set_num_threads(config.run.threads)
+    torch.set_num_threads(config.run.threads or min(torch.get_num_threads(), cpu_share()))
     task, data = get_task(config.task), config.data
     raw = load_raw(
         task=task,

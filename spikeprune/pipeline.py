@@ -264,12 +264,16 @@ def evaluate(
     progress: bool = True,
     compacted: bool = False,
     products: str | None = None,
+    stepwise: bool = False,
 ) -> dict[str, Any]:
     """Measure a finished stage again from its saved checkpoint (the last one, unless `stage` names another), or with
     `compacted` what `spikeprune compact` left. `data_dir`: a GLUE directory in place of the run's own data. `products`:
-    float or int8 in place of run.products. Raises InputError where int8 products cannot be used.
+    float or int8 in place of run.products. `stepwise`: simulated step by step, whatever the run said. Raises InputError
+    where int8 products cannot be used.
     """
     directory, parts = reopen(run_dir, data_dir, progress)
+    if stepwise:
+        parts.config.run.evaluation = "stepwise"
     name = stage or last_finished(parts, directory)
     if compacted:
         name = directory.compact_record()["parent"]["stage"]

@@ -33,7 +33,9 @@ class Run:
     kernels: str = "auto"  # of the spiking sites: auto (triton where it applies) | torch | triton
     cuda_graphs: str = "auto"  # training steps replayed from CUDA graphs: auto (on a GPU) | on | off
     products: str = "float"  # of quantized weights with spikes, in what is measured: float | int8 (whole numbers)
-    threads: int | None = None  # CPU threads of torch; null leaves torch's choice
+    evaluation: str = "closed"  # closed (accumulate in closed form, equal to its simulation) | stepwise (simulated)
+    chunk: int = 2**25  # most numbers in one tensor of a simulation, which takes so many sentences at a time
+    threads: int | None = None  # CPU threads of torch; null: as many as this process may use
     validate_every: int = 1  # epochs between two validations; each stage is measured at its end anyway
     log_every: int = 20  # optimizer steps between two training records
     checkpoint_every: int | None = None  # optimizer steps between resume checkpoints; null: each epoch

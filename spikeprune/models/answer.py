@@ -1,0 +1,60 @@
+"""How a student answers when its quality and cost are measured: in closed form where that is the simulation, a few
+sentences at a time where it has to be simulated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from spikeprune.models.outputs import Outputs
+from spikeprune.models.student import Student
+
+CHUNK = 2**25  # 128 MiB of float32
+
+
+def answer(
+    student: Student,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    token_type_ids: Tensor | None = None,
+    *,
+    stepwise: bool = False,
+    chunk: int = CHUNK,
+) -> Outputs:
+    """Logits, hidden states and spike counts of one batch, without gradient; no attention scores.
+
+    `accumulate` is evaluated in closed form: each train under its constant current, so neither time nor memory grows
+    with T, and counts are `[1, B, D]`, sums over the train. In exact arithmetic that is the simulation itself; in
+    floating point a membrane that is added up step by step can land on the other side of its threshold by rounding.
+
+    `stepwise`, and the codings that tick together, are simulated. So many sentences then go together that the largest
+    tensor, `[T, b, N, widest site]`, has at most `chunk` numbers, or one sentence. Sentences do not see each other, so
+    only the rounding of a product's sums can depend on it.
+    """
+    parts = [input_ids, attention_mask, *([] if token_type_ids is None else [token_type_ids])]
+    with torch.no_grad():
+        if student.coding == "accumulate" and not stepwise:
+            return student(*parts, mode="equilibrium", count=True, scores=False)
+        size = max(1, chunk // sentence_numbers(student, input_ids.shape[1]))
+        chunks = zip(*(part.split(size) for part in parts), strict=True)
+        return joined([student(*rows, mode="spiking", count=True, scores=False) for rows in chunks])
+
+
+def sentence_numbers(student: Student, tokens: int) -> int:
+    """Numbers that one sentence of `tokens` takes in the widest site's spike train."""
+    widest = max(student.values["hidden"], *(layer.ffn for layer in student.layers))
+    return max(student.steps) * tokens * widest
+
+
+def joined(outputs: Sequence[Outputs]) -> Outputs:
+    """Outputs of parts of a batch, in order, as the whole batch's: logits, hidden states and counts."""
+    if len(outputs) == 1:
+        return outputs[0]
+    hidden = zip(*(output.hidden for output in outputs), strict=True)
+    return Outputs(
+        logits=torch.cat([output.logits for output in outputs]),
+        hidden=tuple(torch.cat(layer) for layer in hidden),
+        counts={site: torch.cat([o.counts[site] for o in outputs], dim=1) for site in outputs[0].counts},
+    )

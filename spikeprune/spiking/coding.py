@@ -31,12 +31,12 @@ class Coding(NamedTuple):
         return self.read is None
 
 
-def _hold(seen: Tensor, mean: Tensor, t_steps: int) -> Tensor:
-    """Cut `seen [T_src, ...]` to `t_steps`, or lengthen it with the held `mean [...]`."""
+def hold(seen: Tensor, mean: Callable[[], Tensor], t_steps: int) -> Tensor:
+    """Cut `seen [T_src, ...]` to `t_steps`, or lengthen it with the held `mean() [...]`."""
     missing = t_steps - len(seen)
     if missing <= 0:
         return seen[:t_steps]
-    return torch.cat([seen, mean.expand(missing, *mean.shape)])
+    return torch.cat([seen, mean().expand(missing, *seen.shape[1:])])
 
 
 def _norms(t_steps: int, leak: float, like: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def _norms(t_steps: int, leak: float, like: Tensor) -> Tensor:
 
 def read_step(pulses: Tensor, t_steps: int, leak: float) -> Tensor:
     """This step's spikes only."""
-    return _hold(pulses, asr(pulses, leak), t_steps)
+    return hold(pulses, lambda: asr(pulses, leak), t_steps)
 
 
 def drive_step(y: Tensor, t_steps: int, leak: float) -> Tensor:
@@ -64,7 +64,7 @@ def read_running_mean(pulses: Tensor, t_steps: int, leak: float) -> Tensor:
             total = leak * total + pulse
             sums[t] = total
     means = sums / _norms(len(pulses), leak, pulses)
-    return _hold(means, means[-1], t_steps)
+    return hold(means, lambda: means[-1], t_steps)
 
 
 def drive_running_mean(y: Tensor, t_steps: int, leak: float) -> Tensor:

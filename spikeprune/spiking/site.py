@@ -4,25 +4,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from spikeprune.spiking.closed import settled_value
-from spikeprune.spiking.coding import CODINGS, drive_constant, read_running_mean
+from spikeprune.spiking.coding import CODINGS, Coding, drive_constant, hold, read_running_mean
 from spikeprune.spiking.kernels import covers, fused_equilibrium
 from spikeprune.spiking.neurons import NEURONS, Equilibrium, leak_weights, settle, steps
+from spikeprune.spiking.scan import WAYS, fused_scan, fused_totals, scans
 
 
 @dataclass
 class Signal:
     """What a site sends on. `value [B, N, D]` is `theta * ASR` and carries the gradient; `pulses [T, B, N, D]` are
-    `theta * s[t]`, kept only where a synchronous coding reads them."""
+    `theta * s[t]`, kept only where a synchronous coding reads them, and not where a kernel made the running `means` of
+    them at once."""
 
     value: Tensor
     pulses: Tensor | None = None
+    means: Tensor | None = None
+    seen: dict[int, Tensor] = field(default_factory=dict)
+
+    def read(self, coding: Coding, t_steps: int, leak: float) -> Tensor:
+        """What a reader of `t_steps` sees of the train. The readers of a signal share it."""
+        if t_steps not in self.seen:
+            means = self.means
+            self.seen[t_steps] = (
+                coding.read(self.pulses, t_steps, leak) if means is None else hold(means, lambda: means[-1], t_steps)
+            )
+        return self.seen[t_steps]
 
 
 @dataclass
@@ -49,8 +62,9 @@ class Pass:
 class Site(nn.Module):
     """`spike(f(inputs))` under one of the codings; `theta` is learnt through its logarithm, so it stays positive.
 
-    `kernels`: torch, or triton for the equilibrium forward where `kernels.covers` it (IF in float32 on CUDA); LIF,
-    float64, the CPU and the other modes are torch's under either. No part of the architecture: it may be set any time.
+    `kernels`: torch, or triton for the equilibrium forward where `kernels.covers` it (IF in float32 on CUDA) and the
+    simulation where `scan.scans` does (LIF too); float64, the CPU and calibration are torch's under either. No part of
+    the architecture: it may be set any time.
     """
 
     def __init__(
@@ -59,7 +73,7 @@ class Site(nn.Module):
         super().__init__()
         self.name, self.kind, self.kernels = name, neuron, kernels
         self.neuron = NEURONS[neuron]
-        self.coding = CODINGS[coding]
+        self.way, self.coding = coding, CODINGS[coding]
         self.leak = leak
         self.count_first = False  # count the first token's spikes by themselves too, as "pooled"
         self.log_theta = nn.Parameter(torch.zeros(channels if theta == "channel" else min(channels, 1)))
@@ -100,10 +114,10 @@ class Site(nn.Module):
             a = settle(y.detach(), theta.detach(), t_steps, self.neuron, self.leak)
             signal = Signal(Equilibrium.apply(y, theta, a, self.neuron.low))
         else:
-            signal = self.simulate(f, inputs, y, t_steps, run)
+            signal = self.simulate(f, inputs, y, t_steps, run, mask)
         if mask is not None:
             if not closed:
-                signal = Signal(signal.value * mask, None if signal.pulses is None else signal.pulses * mask)
+                signal = replace(signal, value=signal.value * mask)
             if self.name in run.counts:
                 run.counts[self.name] = run.counts[self.name] * (mask if mask.dim() == 1 else mask[:, 0])
         if run.rate:
@@ -115,7 +129,10 @@ class Site(nn.Module):
         """The equilibrium where no gradient is wanted, mask included, and what it takes: the spikes of each train."""
         tokens = run.tokens if run.count else None
         how = {"t_steps": t_steps, "neuron": self.neuron, "leak": self.leak}
-        value, counts = settled_value(y, theta, mask=mask, tokens=tokens, **how)
+        if self.kernels == "triton" and self.leak == 1.0 and scans(y, self.kind, "accumulate", mask):
+            value, counts = fused_totals(y, theta, t_steps, self.kind, mask, tokens)
+        else:
+            value, counts = settled_value(y, theta, mask=mask, tokens=tokens, **how)
         if counts is not None:
             run.counts[self.name] = counts
         if run.count and self.count_first:
@@ -132,12 +149,21 @@ class Site(nn.Module):
         """Input currents `[T, B, N, D]` of the neurons."""
         if self.coding.stationary or not inputs:
             return drive_constant(y[None], t_steps, self.leak)
-        seen = f(*(self.coding.read(signal.pulses, t_steps, self.leak) for signal in inputs))
-        return self.coding.drive(seen.to(self.log_theta.dtype), t_steps, self.leak)
+        return self.coding.drive(self.answers(f, inputs, t_steps), t_steps, self.leak)
 
-    def simulate(self, f, inputs: tuple[Signal, ...], y: Tensor | None, t_steps: int, run: Pass) -> Signal:
-        """Step by step without gradient; the value is the measured ASR, its gradient that of the equilibrium."""
+    def answers(self, f: Callable[..., Tensor], inputs: tuple[Signal, ...], t_steps: int) -> Tensor:
+        """What f says to what it sees, step by step `[T, B, N, D]`: one pass of f over all steps."""
+        seen = f(*(signal.read(self.coding, t_steps, self.leak) for signal in inputs))
+        return seen.to(self.log_theta.dtype)
+
+    def simulate(
+        self, f, inputs: tuple[Signal, ...], y: Tensor | None, t_steps: int, run: Pass, mask: Tensor | None
+    ) -> Signal:
+        """Step by step without gradient; the value is the measured ASR, its gradient that of the equilibrium. The mask
+        is in the train, not yet in the value."""
         theta = self.theta
+        if self.kernels == "triton" and not run.trace and scans(theta, self.kind, self.way, mask):
+            return self.scan(f, inputs, y, t_steps, run, mask)
         weights = leak_weights(t_steps, self.leak).tolist()
         with torch.no_grad():
             x = self.currents(f, inputs, None if y is None else y.detach(), t_steps)
@@ -157,14 +183,39 @@ class Site(nn.Module):
             a, mean = a / sum(weights), mean / sum(weights)
             if run.trace:
                 run.traces[self.name] = settling(keep / theta, run.tokens, self.leak)
+            if keep is not None and mask is not None:
+                keep.mul_(mask)
         if counts is not None:
             run.counts[self.name] = counts
         if first is not None:
             run.counts["pooled"] = first
+        return Signal(self.measured(y, a, mean), keep)
+
+    def measured(self, y: Tensor | None, a: Tensor, mean: Tensor | None) -> Tensor:
+        """The measured ASR as a value; its gradient, where one is wanted, is the equilibrium's."""
         if not torch.is_grad_enabled():
-            return Signal(theta * a, keep)
+            return self.theta * a
         # the clip is judged at the measured mean input, which per_step's f(mean) is not
-        return Signal(Equilibrium.apply(y + (mean - y).detach(), theta, a, self.neuron.low), keep)
+        return Equilibrium.apply(y + (mean - y).detach(), self.theta, a, self.neuron.low)
+
+    def scan(
+        self, f, inputs: tuple[Signal, ...], y: Tensor | None, t_steps: int, run: Pass, mask: Tensor | None
+    ) -> Signal:
+        """`simulate` with the membranes' steps in one kernel."""
+        constant, (wrapped, seen) = self.coding.stationary or not inputs, WAYS[self.way]
+        how = {"theta": self.theta, "t_steps": t_steps, "kind": self.kind, "leak": self.leak}
+        how |= {"wrapped": wrapped and not constant, "mean": torch.is_grad_enabled()}
+        with torch.no_grad():
+            x = y if constant else self.answers(f, inputs, t_steps)
+            tokens = run.tokens if run.count else None
+            done = fused_scan(x, **how, seen=seen, mask=mask, tokens=tokens)
+            if run.count:
+                run.counts[self.name] = done.counts
+            if run.count and self.count_first:
+                first = torch.ones_like(run.tokens[:, :1])
+                run.counts["pooled"] = fused_scan(x[..., :1, :], **how, tokens=first).counts
+        value = self.measured(y, done.a, done.mean)
+        return Signal(value, **{} if seen is None else {seen: done.seen})
 
     @torch.no_grad()
     def calibrate(self, y: Tensor, run: Pass) -> Tensor:

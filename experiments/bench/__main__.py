@@ -1,0 +1,159 @@
+"""The benchmark: ratios of our time to others', measured in one run.
+
+python -m experiments.bench                        on the CPU, scaled down, about two minutes (or: make bench)
+python -m experiments.bench --device cuda          on one GPU, under 150 s
+python -m experiments.bench --keep FILE.json …     take results into the README
+python -m experiments.bench --check                exit code 1 where the README is not what the kept results give
+
+Writes bench-DEVICE.json and bench-DEVICE.md into --out, after each comparison, so that a run which is stopped leaves
+what it had.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
+
+import torch  # noqa: E402
+
+from experiments.bench import report  # noqa: E402
+from experiments.bench.nets import BASE, MINILM, SMALL  # noqa: E402
+from experiments.bench.rooflines import ceilings  # noqa: E402
+from experiments.bench.rows import Row, Setting, evaluation, growth, profiles, simulation  # noqa: E402
+from experiments.bench.training import training  # noqa: E402
+from spikeprune.spiking import kernels  # noqa: E402
+
+
+def settings(device: torch.device, backend: str) -> dict[str, Setting]:
+    """What each part runs on: on a GPU MiniLM and BERT-base at B 32, N 128; on a CPU less of it."""
+    common: dict[str, Any] = {"device": device, "kernels": backend}
+    if device.type == "cuda":
+        whole = Setting(**common, sizes=(MINILM, BASE), sentences=32, tokens=128, t_steps=16, budget=4.0)
+        less = Setting(**common, sizes=(MINILM,), sentences=32, tokens=128, t_steps=16, budget=2.0)
+        return {"simulation": whole, "evaluation": whole, "training": whole, "profiles": less, "growth": less}
+    small = Setting(**common, sizes=(SMALL,), sentences=4, tokens=32, t_steps=16, budget=8.0)
+    full = Setting(**common, sizes=(MINILM,), sentences=16, tokens=64, t_steps=4, budget=15.0)
+    return {"simulation": small, "evaluation": full, "training": full, "profiles": small, "growth": small}
+
+
+def commit() -> str:
+    """The commit of this tree, `-dirty` if changed since; `unknown` where there is no repository."""
+    command = ["git", "-C", str(report.ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    names = [line.split(":")[1] for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    return f"{(names or ['CPU'])[0].strip()}, {torch.get_num_threads()} threads"
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).is_file() else []
+
+
+def run(device: torch.device, backend: str, out: Path, parts: list[str]) -> dict[str, Any]:
+    at, start = settings(device, backend), time.perf_counter()
+    base = at["growth"]
+    results: dict[str, Any] = {
+        "made": {"device": device.type, "hardware": hardware(device), "kernels": backend, "commit": commit()},
+        "base": {"T": base.t_steps, "B": base.sentences, "N": base.tokens},
+        "ceilings": ceilings(device, budget=1.0),
+        "rows": [],
+        "profiles": [],
+        "growth": [],
+    }
+    results["made"]["torch"] = torch.__version__
+    work: dict[str, tuple[str, Callable]] = {
+        "simulation": ("rows", simulation),
+        "evaluation": ("rows", evaluation),
+        "training": ("rows", training),
+        "profiles": ("profiles", profiles),
+        "growth": ("growth", growth),
+    }
+    for part in parts:
+        place, function = work[part]
+        for found in function(at[part]):
+            results[place].append({**asdict(found), "met": found.met} if isinstance(found, Row) else found)
+            results["made"]["seconds"] = time.perf_counter() - start
+            write(results, out)
+            print(said(found), flush=True)
+    return results
+
+
+def said(found: Row | dict) -> str:
+    if isinstance(found, dict):
+        return ", ".join(
+            f"{key} {value:.4g}" if isinstance(value, float) else f"{value}" for key, value in found.items()
+        )
+    value = f"skipped: {found.skipped}" if found.skipped else f"{found.ratio:.3g}"
+    return f"{found.network}, {found.setting}: {found.words}: {value}"
+
+
+def write(results: dict[str, Any], out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    name = f"bench-{results['made']['device']}"
+    (out / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    (out / f"{name}.md").write_text(report.markdown(results) + "\n")
+
+
+PARTS = ("simulation", "evaluation", "training", "profiles", "growth")
+
+
+def arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m experiments.bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--kernels", choices=("auto", "torch", "triton"), default="auto")
+    parser.add_argument("--threads", type=int, help="CPU threads of torch")
+    parser.add_argument("--out", type=Path, default=Path(".bench"))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--keep", nargs="+", type=Path, metavar="FILE", help="take these results into the README")
+    parser.add_argument("--check", action="store_true", help="is the README what the kept results give?")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> int:
+    args = arguments(argv)
+    if args.keep or args.check:
+        for path in args.keep or []:
+            report.keep(path)
+        readme = report.README.read_text()
+        made = report.with_results(readme, report.kept_results())
+        if args.check:
+            print("README.md is what the results give" if made == readme else "README.md differs: --keep its results")
+            return int(made != readme)
+        report.README.write_text(made)
+        return 0
+    lacking = kernels.lacking()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        print("error: --device cuda: needs a CUDA device, which is not here", file=sys.stderr)
+        return 2
+    if args.kernels == "triton" and (lacking or args.device == "cpu"):
+        print(f"error: --kernels triton: needs {lacking or '--device cuda'}", file=sys.stderr)
+        return 2
+    backend = args.kernels
+    if backend == "auto":
+        backend = "triton" if args.device == "cuda" and not lacking else "torch"
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    run(torch.device(args.device), backend, args.out, args.parts)
+    print(f"\n{(args.out / f'bench-{args.device}.md').read_text()}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,72 @@
+"""Networks and inputs of the benchmark: spiking students and dense BERTs of one size, random weights, full batches."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import BertConfig, BertForSequenceClassification
+
+from spikeprune.models.compact import compact
+from spikeprune.models.student import Student
+from spikeprune.models.teacher import Teacher, copy_encoder
+
+
+@dataclass(frozen=True)
+class Size:
+    name: str
+    hidden: int
+    layers: int
+    heads: int
+    ffn: int
+    vocab: int = 30522
+
+    def bert(self) -> BertForSequenceClassification:
+        config = BertConfig(
+            vocab_size=self.vocab,
+            hidden_size=self.hidden,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            intermediate_size=self.ffn,
+            max_position_embeddings=512,
+            num_labels=2,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            initializer_range=1 / math.sqrt(self.hidden),
+        )
+        return BertForSequenceClassification(config).eval()
+
+
+MINILM = Size("MiniLM 6 x 384", 384, 6, 12, 1536)
+BASE = Size("BERT-base 12 x 768", 768, 12, 12, 3072)
+SMALL = Size("2 x 384", 384, 2, 12, 1536, vocab=2000)
+
+
+def batch(size: Size, *, sentences: int, tokens: int, device: torch.device) -> dict[str, Tensor]:
+    """Random sentences without padding: every side does all of the work that it is given."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(size.vocab, (sentences, tokens), generator=generator).to(device)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+
+
+def student(size: Size, bert: BertForSequenceClassification, *, unit_theta: bool = False, **options) -> Student:
+    """A student that starts from `bert`, thresholds calibrated or all 1, on the CPU in evaluation mode."""
+    values = {"vocab": size.vocab, "positions": 512, "segments": 2, "hidden": size.hidden, "layers": size.layers}
+    values |= {"heads": size.heads, "ffn": size.ffn, "classes": 2}
+    made = Student(**values, **options).eval()
+    copy_encoder(made, Teacher(copy.deepcopy(bert)), list(range(size.layers)))
+    if not unit_theta:
+        with torch.no_grad():
+            made(**batch(size, sentences=4, tokens=32, device=torch.device("cpu")), mode="calibrate")
+    return made
+
+
+def compacted(made: Student, share: float) -> Student:
+    """The student with this share of every layer's heads and neurons kept, physically smaller."""
+    masked = copy.deepcopy(made)
+    masked.heads[:, round(share * masked.heads.shape[1]) :] = 0
+    masked.ffn[:, round(share * masked.ffn.shape[1]) :] = 0
+    return compact(masked)

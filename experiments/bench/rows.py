@@ -1,0 +1,223 @@
+"""The comparisons: each runs pieces of equal work in turns, checks that they answer alike, and gives ratios."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from experiments.bench import nets, peers
+from experiments.bench.clock import Timing, Work, peak_bytes, shares, timings
+from experiments.bench.nets import Size
+from experiments.bench.rooflines import least_bytes, operations, products
+from spikeprune.models.answer import answer
+from spikeprune.models.student import Student
+
+SAME = 0.02  # of a logit's size: products of other shapes round otherwise, and a spike on the edge may fall either way
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and on what the benchmark runs; `budget`: seconds for one comparison, after its warm-up."""
+
+    device: torch.device
+    kernels: str
+    sizes: tuple[Size, ...]
+    sentences: int
+    tokens: int
+    t_steps: int
+    budget: float
+    growth: tuple[int, ...] = (4, 16, 64, 125)
+
+    def goal(self, *bound) -> tuple[str, float] | None:
+        """Bounds that are set for a GPU are no goal elsewhere."""
+        return bound if self.device.type == "cuda" else None
+
+    def batch(self, size: Size, sentences: int | None = None, tokens: int | None = None) -> dict[str, Tensor]:
+        shape = {"sentences": sentences or self.sentences, "tokens": tokens or self.tokens}
+        return nets.batch(size, **shape, device=self.device)
+
+    def student(self, size: Size, **options) -> Student:
+        torch.manual_seed(0)
+        made = nets.student(size, size.bert(), **options).to(self.device)
+        made.use_kernels(self.kernels)
+        return made
+
+
+@dataclass
+class Row:
+    """One ratio. `words`: what it says; `goal`: the bound that it is held to, `at least` or `at most`."""
+
+    group: str
+    network: str
+    setting: str
+    words: str
+    ours: Timing | None = None
+    other: Timing | None = None
+    ratio: float | None = None
+    goal: tuple[str, float] | None = None
+    difference: float | None = None  # of the two sides' logits, relative
+    skipped: str = ""
+    more: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def met(self) -> bool | None:
+        if self.goal is None or self.ratio is None:
+            return None
+        kind, bound = self.goal
+        return self.ratio >= bound if kind == "at least" else self.ratio <= bound
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    return ((one - other).norm() / one.norm()).item()
+
+
+def simulated(student: Student, batch: dict[str, Tensor]) -> Callable[[], Tensor]:
+    def run() -> Tensor:
+        with torch.no_grad():
+            return student(**batch, mode="spiking", scores=False).logits
+
+    return run
+
+
+def simulation(at: Setting) -> Iterator[Row]:
+    """(a), (b), (c) and (e): the same per_step network, binary spikes, by everybody; and our other codings."""
+    group = "simulation"
+    for size in at.sizes:
+        student = at.student(size, unit_theta=True, t_steps=at.t_steps, coding="per_step", spikes="binary")
+        batch = at.batch(size)
+        shape = {"t_steps": at.t_steps, "sentences": at.sentences, "tokens": at.tokens}
+        common = {"group": group, "network": size.name}
+        common["setting"] = f"T {at.t_steps}, B {at.sentences}, N {at.tokens}"
+        works: dict[str, Work] = {"ours": simulated(student, batch)}
+        works["products"] = products(size, **shape, device=at.device)
+        rows = []
+        answers = works["ours"]()
+        for name, goal in (
+            ("spikingjelly", at.goal("at least", 2.0)),
+            ("snntorch", None),
+            ("loop", at.goal("at least", 10.0)),
+        ):
+            words = f"times as fast as {TITLES[name]}"
+            row = Row(**common, words=words, goal=goal, skipped=peers.lacking(name))
+            rows.append((name, row))
+            if not row.skipped:
+                run = peers.PEERS[name](student, at.t_steps)
+                works[name] = partial(run, batch["input_ids"], batch["attention_mask"])
+                row.difference = difference(answers, works[name]())
+                if not row.difference < SAME:
+                    raise AssertionError(f"{name} answers otherwise: {row.difference:.3g} of a logit")
+        other = at.student(size, t_steps=at.t_steps, coding="running_mean")
+        works["running_mean"] = simulated(other, batch)
+        found = timings(works, at.device, budget=at.budget)
+        for name, row in rows:
+            if not row.skipped:
+                row.ours, row.other = found["ours"], found[name]
+                row.ratio = row.other.median / row.ours.median
+            yield row
+        counted = {"operations": operations(size, **shape), "bytes": least_bytes(size, **shape)}
+        for name, coding in (("ours", "per_step"), ("running_mean", "running_mean")):
+            words = f"times the time of its matrix products alone ({coding})"
+            row = Row(**common, words=words, goal=at.goal("at most", 1.5), ours=found[name], other=found["products"])
+            row.ratio, row.more = row.ours.median / row.other.median, counted
+            yield row
+
+
+TITLES = {
+    "spikingjelly": "SpikingJelly's multi-step neurons with torch layers",
+    "snntorch": "snnTorch's loop",
+    "loop": "a loop over steps as in SpikingBERT",
+}
+
+
+def evaluation(at: Setting) -> Iterator[Row]:
+    """(d): what `spikeprune evaluate` computes, spike counts included, beside HF BERT's dense forward."""
+    steps = 4
+    for size in at.sizes:
+        torch.manual_seed(0)
+        bert = size.bert()
+        student = nets.student(size, bert, t_steps=steps)
+        small = nets.compacted(student, 0.3).to(at.device)
+        student, bert, batch = student.to(at.device), bert.to(at.device), at.batch(size)
+        for made in (student, small):
+            made.use_kernels(at.kernels)
+        long = copy.deepcopy(student)
+        long.set_t_steps(at.growth[-1])
+        apart = difference(answer(student, **batch).logits, answer(student, **batch, stepwise=True).logits)
+        if not apart < SAME:
+            raise AssertionError(f"the closed form is not the simulation: {apart:.3g} of a logit")
+
+        def dense(bert=bert, batch=batch) -> Tensor:
+            with torch.no_grad():
+                return bert(**batch).logits
+
+        works = {
+            "dense": dense,
+            "ours": lambda student=student, batch=batch: answer(student, **batch),
+            "small": lambda small=small, batch=batch: answer(small, **batch),
+            "long": lambda long=long, batch=batch: answer(long, **batch),
+        }
+        found = timings(works, at.device, budget=at.budget)
+        common = {"group": "evaluation, accumulate", "network": size.name, "other": found["dense"]}
+        place = f"B {at.sentences}, N {at.tokens}"
+        rows = (
+            ("ours", f"T {steps}, {place}", "times the time of HF BERT's dense forward", ("at most", 1.5)),
+            ("long", f"T {at.growth[-1]}, {place}", "times the time of HF BERT's dense forward", ("at most", 1.5)),
+            ("small", f"T {steps}, {place}", "times the time of the dense forward, 30 % kept", ("at most", 1.0)),
+        )
+        for name, setting, words, goal in rows:
+            row = Row(**common, setting=setting, words=words, goal=goal, ours=found[name])
+            row.ratio, row.difference = row.ours.median / row.other.median, apart
+            yield row
+
+
+def growth(at: Setting) -> Iterator[dict]:
+    """Seconds and peak memory of one batch against T for each way to evaluate, and against B and N."""
+    size = at.sizes[0]
+    ways = {
+        "accumulate, closed form": ("accumulate", False),
+        "accumulate, step by step": ("accumulate", True),
+        "running_mean": ("running_mean", True),
+        "per_step": ("per_step", True),
+    }
+    for title, (coding, stepwise) in ways.items():
+        student = at.student(size, t_steps=1, coding=coding)
+        base = {"T": at.t_steps, "B": at.sentences, "N": at.tokens}
+        settings = [{**base, "T": t} for t in at.growth]
+        settings += [{**base, "B": base["B"] // 4}, {**base, "B": 2 * base["B"]}]
+        settings += [{**base, "N": base["N"] // 4}, {**base, "N": 2 * base["N"]}]
+        for place in settings:
+            student.set_t_steps(place["T"])
+            batch = at.batch(size, place["B"], place["N"])
+
+            def work(student=student, batch=batch, stepwise=stepwise) -> None:
+                answer(student, **batch, stepwise=stepwise)
+
+            found = timings({"ours": work}, at.device, budget=at.budget / 8, least=1)["ours"]
+            yield {"way": title, **place, "seconds": found.median, "bytes": peak_bytes(work, at.device)}
+
+
+def profiles(at: Setting) -> Iterator[dict]:
+    """Where the time of an evaluation, a simulation and a training step goes, at several T."""
+    from experiments.bench.training import distillation
+
+    size = at.sizes[0]
+    ways = {
+        "evaluation, accumulate": ("accumulate", False),
+        "simulation, accumulate": ("accumulate", True),
+        "simulation, running_mean": ("running_mean", True),
+        "simulation, per_step": ("per_step", True),
+    }
+    for title, (coding, stepwise) in ways.items():
+        student, batch = at.student(size, t_steps=1, coding=coding), at.batch(size)
+        for t_steps in at.growth:
+            student.set_t_steps(t_steps)
+            work = lambda s=student, b=batch, w=stepwise: answer(s, **b, stepwise=w)  # noqa: E731
+            yield {"what": title, "T": t_steps, **shares(work, at.device)}
+    for t_steps in (at.growth[0], at.growth[-1]):
+        step = distillation(at, size, spiking=True, t_steps=t_steps)
+        yield {"what": "training step", "T": t_steps, **shares(step, at.device)}

@@ -1,0 +1,62 @@
+"""A distillation step of a spiking student beside that of a dense BERT: same teacher, losses, optimizer and batch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+
+from experiments.bench import nets
+from experiments.bench.clock import Work, peak_bytes, timings
+from experiments.bench.nets import Size
+from experiments.bench.rows import Row, Setting
+from spikeprune import distill
+from spikeprune.models.teacher import Teacher
+
+
+def distillation(at: Setting, size: Size, *, spiking: bool, t_steps: int = 4) -> Work:
+    """One step: teacher, learner, losses of hidden states, attention scores and answers, backward, AdamW."""
+    torch.manual_seed(0)
+    bert = size.bert()
+    teacher = Teacher(copy.deepcopy(bert)).to(at.device).freeze()
+    if spiking:
+        learner = nets.student(size, bert, t_steps=t_steps).to(at.device).train()
+        learner.use_kernels(at.kernels)
+    else:
+        learner = Teacher(bert).to(at.device).train()
+    extra = {} if spiking else {"features": True}
+    batch, layer_map = at.batch(size), list(range(size.layers))
+    inputs, tokens = list(batch.values()), batch["attention_mask"].bool()
+    optimizer = torch.optim.AdamW(learner.parameters(), lr=1e-5, fused=at.device.type == "cuda")
+
+    def step() -> None:
+        with torch.no_grad():
+            lesson = teacher(*inputs, features=True)
+        outputs = learner(*inputs, **extra)
+        loss = distill.hidden_loss(outputs.hidden, lesson.hidden, tokens, layer_map)
+        loss = loss + distill.scores_loss(outputs.scores, lesson.scores, tokens, layer_map)
+        loss = loss + distill.soft_loss(outputs.logits, lesson.logits, temperature=2.0, regression=False).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def training(at: Setting) -> Iterator[Row]:
+    """Time of a step at T = 4 and its peak memory at the longest T, each against the dense step's."""
+    for size in at.sizes:
+        ours, long = (distillation(at, size, spiking=True, t_steps=t) for t in (4, at.growth[-1]))
+        dense = distillation(at, size, spiking=False)
+        found = timings({"ours": ours, "dense": dense}, at.device, budget=at.budget)
+        common = {"group": "training step", "network": size.name, "setting": f"B {at.sentences}, N {at.tokens}"}
+        words = "times the time of a dense HF BERT distillation step, teacher in both"
+        row = Row(**common, words=words, goal=at.goal("at most", 1.3), ours=found["ours"], other=found["dense"])
+        row.ratio = row.ours.median / row.other.median
+        yield row
+        held = {t: peak_bytes(work, at.device) for t, work in ((4, ours), (at.growth[-1], long))}
+        words = f"times the peak memory at T 4, at T {at.growth[-1]}"
+        row = Row(**common, words=words, goal=("at most", 1.001), ratio=held[at.growth[-1]] / held[4])
+        row.more = {f"bytes at T {t}": float(n) for t, n in held.items()}
+        yield row

@@ -4,7 +4,7 @@
 
 | who | time | membranes |
 |---|---|---|
-| `spikingjelly` | inside each layer, all steps in one product | SpikingJelly's multi-step IFNode, backend of its choice |
+| `spikingjelly` | inside each layer, all steps in one product | SpikingJelly's multi-step IFNode |
 | `snntorch` | outermost loop | snnTorch's Leaky, one call a step |
 | `loop` | outermost loop | plain tensors, and running rates at every site, as in SpikingBERT |
 """

@@ -39,6 +39,10 @@ def ratios(results: dict) -> str:
     return table(["comparison", "network and batch", "ours, ms", "other, ms", "ratio", "goal"], lines)
 
 
+def size_of(row: dict | None) -> str:
+    return "" if row is None else f"{1e3 * row['seconds']:.4g} ms, {row['bytes'] / 2**20:.4g} MiB"
+
+
 def against_t(results: dict) -> str:
     """Seconds and peak memory against T, and then against B and N at one T."""
     found = results["growth"]
@@ -49,8 +53,8 @@ def against_t(results: dict) -> str:
         values = sorted({row[key] for row in rows})
         lines = []
         for way in dict.fromkeys(row["way"] for row in rows):
-            cells = [next(row for row in rows if row["way"] == way and row[key] == value) for value in values]
-            lines.append([way, *(f"{1e3 * row['seconds']:.4g} ms, {row['bytes'] / 2**20:.4g} MiB" for row in cells)])
+            cells = {row[key]: row for row in rows if row["way"] == way}
+            lines.append([way, *(size_of(cells.get(value)) for value in values)])
         parts.append(table([f"time and peak memory of a batch at {key} =", *map(str, values)], lines))
     return "\n\n".join(parts)
 

@@ -9,12 +9,23 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 Work = Callable[[], object]
-PRODUCTS = ("mm", "linear", "conv")
-ATTENTION = ("attention", "softmax", "fmha", "flash", "masked_fill")
 GROUPS = ("matrix products", "attention", "the rest")
+LEAVES = {  # operators of the CPU that call no other
+    **dict.fromkeys(("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"), "matrix products"),
+    **dict.fromkeys(
+        (
+            "aten::_scaled_dot_product_flash_attention_for_cpu",
+            "aten::_scaled_dot_product_flash_attention_for_cpu_backward",
+            "aten::_softmax",
+            "aten::_softmax_backward_data",
+        ),
+        "attention",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -85,22 +96,28 @@ def peak_bytes(work: Work, device: torch.device) -> int:
 
 
 def shares(work: Work, device: torch.device) -> dict[str, float]:
-    """Share of the operators' own time that goes to matrix products, to attention, and to everything else."""
-    work()
+    """Share of the wall time that goes to matrix products, to attention and to everything else; on CUDA the time that
+    kernels take, and apart from it the time in which none runs."""
+    wall = timings({"work": work}, device, budget=0.5)["work"].median
     cuda = device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as recorded:
+    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as recorded:
         work()
         synchronize(device)
     found = dict.fromkeys(GROUPS, 0.0)
-    for row in recorded.key_averages():
-        own = row.self_device_time_total if cuda else row.self_cpu_time_total
-        if not row.key.startswith("aten::"):  # kernels repeat their operator; Triton's have none
-            own = own if cuda and row.key in TRITON else 0.0
-        name = row.key.removeprefix("aten::").lower()
-        group = 1 if any(word in name for word in ATTENTION) else 0 if any(word in name for word in PRODUCTS) else 2
-        found[GROUPS[group]] += own
-    total = sum(found.values()) or 1.0
-    return {group: value / total for group, value in found.items()}
+    for event in recorded.profiler.kineto_results.events():
+        name = event.name()
+        if cuda and event.device_type() == DeviceType.CUDA:
+            found[_group(name.lower())] += event.duration_ns() * 1e-9
+        elif not cuda and name in LEAVES:  # what calls them is left out
+            found[LEAVES[name]] += event.duration_ns() * 1e-9
+    if not cuda:
+        found["the rest"] = max(0.0, wall - sum(found.values()))
+    total = max(wall, sum(found.values()))
+    idle = {"no kernel running": 1 - sum(found.values()) / total} if cuda else {}
+    return {**{group: value / total for group, value in found.items()}, **idle}
 
 
-TRITON = ("membrane_scan", "totals", "equilibrium_forward", "equilibrium_backward")
+def _group(kernel: str) -> str:
+    if any(word in kernel for word in ("fmha", "flash", "attention", "softmax")):
+        return "attention"
+    return "matrix products" if any(word in kernel for word in ("gemm", "cutlass", "xmma", "cublas")) else "the rest"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -25,19 +26,26 @@ class Size:
     vocab: int = 30522
 
     def bert(self) -> BertForSequenceClassification:
-        config = BertConfig(
-            vocab_size=self.vocab,
-            hidden_size=self.hidden,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            intermediate_size=self.ffn,
-            max_position_embeddings=512,
-            num_labels=2,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            initializer_range=1 / math.sqrt(self.hidden),
-        )
-        return BertForSequenceClassification(config).eval()
+        """The same random weights each time."""
+        return copy.deepcopy(_bert(self))
+
+
+@cache
+def _bert(size: Size) -> BertForSequenceClassification:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=size.vocab,
+        hidden_size=size.hidden,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        intermediate_size=size.ffn,
+        max_position_embeddings=512,
+        num_labels=2,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        initializer_range=1 / math.sqrt(size.hidden),
+    )
+    return BertForSequenceClassification(config).eval()
 
 
 MINILM = Size("MiniLM 6 x 384", 384, 6, 12, 1536)
@@ -52,15 +60,16 @@ def batch(size: Size, *, sentences: int, tokens: int, device: torch.device) -> d
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
 
 
-def student(size: Size, bert: BertForSequenceClassification, *, unit_theta: bool = False, **options) -> Student:
-    """A student that starts from `bert`, thresholds calibrated or all 1, on the CPU in evaluation mode."""
+def student(size: Size, device: torch.device, *, unit_theta: bool = False, **options) -> Student:
+    """A student that starts from `size.bert()`, thresholds calibrated or all 1, in evaluation mode."""
     values = {"vocab": size.vocab, "positions": 512, "segments": 2, "hidden": size.hidden, "layers": size.layers}
     values |= {"heads": size.heads, "ffn": size.ffn, "classes": 2}
-    made = Student(**values, **options).eval()
-    copy_encoder(made, Teacher(copy.deepcopy(bert)), list(range(size.layers)))
+    with device:  # initialized there: faster than on a CPU
+        made = Student(**values, **options).eval()
+    copy_encoder(made, Teacher(_bert(size)), list(range(size.layers)))
     if not unit_theta:
         with torch.no_grad():
-            made(**batch(size, sentences=4, tokens=32, device=torch.device("cpu")), mode="calibrate")
+            made(**batch(size, sentences=4, tokens=32, device=device), mode="calibrate")
     return made
 
 

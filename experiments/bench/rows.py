@@ -42,8 +42,7 @@ class Setting:
         return nets.batch(size, **shape, device=self.device)
 
     def student(self, size: Size, **options) -> Student:
-        torch.manual_seed(0)
-        made = nets.student(size, size.bert(), **options).to(self.device)
+        made = nets.student(size, self.device, **options)
         made.use_kernels(self.kernels)
         return made
 
@@ -138,13 +137,8 @@ def evaluation(at: Setting) -> Iterator[Row]:
     """(d): what `spikeprune evaluate` computes, spike counts included, beside HF BERT's dense forward."""
     steps = 4
     for size in at.sizes:
-        torch.manual_seed(0)
-        bert = size.bert()
-        student = nets.student(size, bert, t_steps=steps)
-        small = nets.compacted(student, 0.3).to(at.device)
-        student, bert, batch = student.to(at.device), bert.to(at.device), at.batch(size)
-        for made in (student, small):
-            made.use_kernels(at.kernels)
+        student, bert, batch = at.student(size, t_steps=steps), size.bert().to(at.device), at.batch(size)
+        small = nets.compacted(student, 0.3)
         long = copy.deepcopy(student)
         long.set_t_steps(at.growth[-1])
         apart = difference(answer(student, **batch).logits, answer(student, **batch, stepwise=True).logits)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 
 import torch
 
-from experiments.bench import nets
 from experiments.bench.clock import Work, peak_bytes, timings
 from experiments.bench.nets import Size
 from experiments.bench.rows import Row, Setting
@@ -17,14 +15,9 @@ from spikeprune.models.teacher import Teacher
 
 def distillation(at: Setting, size: Size, *, spiking: bool, t_steps: int = 4) -> Work:
     """One step: teacher, learner, losses of hidden states, attention scores and answers, backward, AdamW."""
-    torch.manual_seed(0)
-    bert = size.bert()
-    teacher = Teacher(copy.deepcopy(bert)).to(at.device).freeze()
-    if spiking:
-        learner = nets.student(size, bert, t_steps=t_steps).to(at.device).train()
-        learner.use_kernels(at.kernels)
-    else:
-        learner = Teacher(bert).to(at.device).train()
+    teacher = Teacher(size.bert()).to(at.device).freeze()
+    learner = at.student(size, t_steps=t_steps) if spiking else Teacher(size.bert()).to(at.device)
+    learner.train()
     extra = {} if spiking else {"features": True}
     batch, layer_map = at.batch(size), list(range(size.layers))
     inputs, tokens = list(batch.values()), batch["attention_mask"].bool()

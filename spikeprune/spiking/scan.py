@@ -26,7 +26,7 @@ from torch import Tensor
 from spikeprune.spiking.kernels import INSTALLED, KINDS, LAUNCH, divides
 from spikeprune.spiking.neurons import NEURONS, leak_weights
 
-TILE = {"ROWS": 16, "COLS": 128}  # tokens of one sentence, and channels, of one program
+TILE = {"ROWS": 8, "COLS": 128}  # tokens of one sentence, and channels, of one program
 
 if INSTALLED:
     import triton
@@ -36,14 +36,14 @@ if INSTALLED:
 
     @triton.jit
     def sentence_tile(tokens, columns, ROWS: tl.constexpr, COLS: tl.constexpr):
-        """Offsets into `[B, N, D]` of this program's tile, which of them exist, its rows of `[B, N]`, its columns."""
+        """This program's sentence, its tokens, its columns, its offsets into the sentence's `[N, D]`, and which of
+        them exist. Offsets are 32-bit and the pointers move: 64-bit ones would fill the registers."""
         tiles = tl.cdiv(tokens, ROWS)
-        sample = (tl.program_id(0) // tiles).to(tl.int64)
         token = (tl.program_id(0) % tiles) * ROWS + tl.arange(0, ROWS)
         column = tl.program_id(1) * COLS + tl.arange(0, COLS)
-        row = sample * tokens + token
         exists = (token < tokens)[:, None] & (column < columns)[None, :]
-        return row[:, None] * columns + column[None, :], exists, tl.where(token < tokens, row, -1), column
+        sentence = (tl.program_id(0) // tiles).to(tl.int64)
+        return sentence, token, column, token[:, None] * columns + column[None, :], exists
 
     @triton.jit
     def quotient(x, divisor, inverse, DIVIDES: tl.constexpr):
@@ -64,18 +64,20 @@ if INSTALLED:
     ):  # fmt: skip
         """f's answers y `[T, B, N, D]` (or `[B, N, D]`, stride 0, for all steps) -> ASR a `[B, N, D]`, and if asked
         for: what readers see `[T, B, N, D]`, the mean current `[B, N, D]`, spikes `[T, tiles, D]` on real tokens."""
-        at, exists, row, column = sentence_tile(tokens, columns, ROWS, COLS)
+        sentence, token, column, at, exists = sentence_tile(tokens, columns, ROWS, COLS)
+        first = sentence * tokens * columns
+        y, seen, a, mean = y + first, seen + first, a + first, mean + first
+        counts += tl.program_id(0).to(tl.int64) * columns
         inside = column < columns
         size = tl.load(theta + column * PER_CHANNEL, mask=inside, other=1.0)[None, :]
         kept = size * 0 + 1.0
         if MASKED:
             kept = tl.load(mask + column, mask=inside, other=0.0)[None, :]
-        counted = tl.load(real + row, mask=row >= 0, other=0).to(tl.float32)[:, None]
+        counted = tl.load(real + sentence * tokens + token, mask=token < tokens, other=0).to(tl.float32)[:, None]
         zero = tl.zeros((ROWS, COLS), dtype=tl.float32)
         u, sent, mean_current, before, held = zero + start * size, zero, zero, zero, zero
-        here, there, place = at, at, tl.program_id(0).to(tl.int64) * columns + column
         for t in range(T):
-            x = tl.load(y + here, mask=exists, other=0.0)
+            x = tl.load(y + at, mask=exists, other=0.0)
             norm = tl.load(norms + t)
             weight = tl.load(weights + t)
             if WRAPPED:
@@ -96,10 +98,12 @@ if INSTALLED:
                 if MEANS:
                     held = leak * held + out
                     out = tl.div_rn(held, zero + norm)
-                tl.store(seen + there, out, mask=exists)
+                tl.store(seen + at, out, mask=exists)
             if COUNT:
-                tl.store(counts + place, tl.sum(tl.abs(s) * counted, axis=0), mask=inside)
-            here, there, place = here + stride, there + step, place + tl.num_programs(0) * columns
+                tl.store(counts + column, tl.sum(tl.abs(s) * counted, axis=0), mask=inside)
+            y += stride
+            seen += step
+            counts += tl.num_programs(0) * columns
         tl.store(a + at, quotient(sent, total, inverse, DIVIDES), mask=exists)
         if MEAN:
             tl.store(mean + at, quotient(mean_current, total, inverse, DIVIDES), mask=exists)
@@ -111,7 +115,9 @@ if INSTALLED:
         COUNT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
     ):  # fmt: skip
         """`closed.settled_value`: the masked value `[B, N, D]`, and the spikes of this tile's tokens `[tiles, D]`."""
-        at, exists, row, column = sentence_tile(tokens, columns, ROWS, COLS)
+        sentence, token, column, at, exists = sentence_tile(tokens, columns, ROWS, COLS)
+        first = sentence * tokens * columns
+        x, value = x + first, value + first
         inside = column < columns
         size = tl.load(theta + column * PER_CHANNEL, mask=inside, other=1.0)[None, :]
         a = rate(tl.div_rn(tl.load(x + at, mask=exists, other=0.0), size), t, inverse, TERNARY, DIVIDES)
@@ -121,7 +127,7 @@ if INSTALLED:
         else:
             tl.store(value + at, size * a, mask=exists)
         if COUNT:
-            counted = tl.load(real + row, mask=row >= 0, other=0).to(tl.float32)[:, None]
+            counted = tl.load(real + sentence * tokens + token, mask=token < tokens, other=0).to(tl.float32)[:, None]
             fired = tl.sum(tl.floor(tl.abs(a) * t + 0.5) * counted, axis=0)  # a whole number again, whatever a rounded
             tl.store(counts + tl.program_id(0).to(tl.int64) * columns + column, fired, mask=inside)
 

@@ -1,7 +1,7 @@
 # `make help` lists the targets.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup glue ablation test check results lock clean
+.PHONY: help setup glue ablation test check results bench lock clean
 
 PYTHON ?= python3
 PRESET ?= tiny
@@ -81,6 +81,12 @@ check: $(STAMP)  ## ruff, ruff format and the import-layer test
 results: $(STAMP)  ## the README's table and pictures [RUNS="runs/mrpc-tiny-s0 …" to take in]
 	$(BIN)/python experiments/results.py $(RUNS)
 
+# The benchmark's peers come without what they depend on: they run on what is here, and SpikingJelly would bring another
+# torch. A row whose peer is missing says so.
+bench: $(STAMP)  ## our speed beside others', on this machine's CPU [ARGS="--device cuda"]
+	@$(LOCKED) requirements-bench.lock || echo "bench: SpikingJelly and snnTorch cannot be installed; their rows are skipped"
+	$(BIN)/python -m experiments.bench $(ARGS)
+
 lock:  ## resolve the locked versions again, with uv [UPGRADE=--upgrade]
 	@test -n "$(UV)" || { echo "error: make lock needs uv" >&2; exit 2; }
 	cat requirements.lock requirements-cuda.lock > .lock.txt 2>/dev/null || true
@@ -91,6 +97,10 @@ lock:  ## resolve the locked versions again, with uv [UPGRADE=--upgrade]
 	awk '/^[a-z]/ { out = /^(torch=|triton=|nvidia-|cuda-)/ ? "requirements-cuda.lock" : "requirements.lock" } \
 	     { print >> out }' .lock.txt
 	rm .lock.txt
+	echo '# Made by `make lock`: what the benchmark compares with, installed by `make bench` only.' > requirements-bench.lock
+	printf '%s\n' loguru snntorch "spikingjelly ; python_version >= '3.11'" | UV_FIND_LINKS= $(UV) pip compile - --no-deps \
+	    --universal --python-version 3.10 --generate-hashes --no-annotate --no-header --no-emit-index-url \
+	    --no-emit-find-links --quiet $(UPGRADE) >> requirements-bench.lock
 
 clean:  ## remove what was generated, but no run
 	rm -rf $(VENV) *.egg-info build dist .pytest_cache .ruff_cache .hypothesis .bench

@@ -98,7 +98,7 @@ def run(device: torch.device, backend: str, out: Path, parts: list[str]) -> dict
 def said(found: Row | dict) -> str:
     if isinstance(found, dict):
         return ", ".join(f"{key} {v:.4g}" if isinstance(v, float) else f"{key} {v}" for key, v in found.items())
-    value = f"skipped: {found.skipped}" if found.skipped else f"{found.ratio:.3g}"
+    value = found.skipped or f"{found.ratio:.3g}"
     return f"{found.network}, {found.setting}: {found.words}: {value}"
 
 

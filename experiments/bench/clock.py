@@ -95,10 +95,10 @@ def peak_bytes(work: Work, device: torch.device) -> int:
     return most
 
 
-def shares(work: Work, device: torch.device) -> dict[str, float]:
+def shares(work: Work, device: torch.device, *, budget: float) -> dict[str, float]:
     """Share of the wall time that goes to matrix products, to attention and to everything else; on CUDA the time that
     kernels take, and apart from it the time in which none runs."""
-    wall = timings({"work": work}, device, budget=0.5)["work"].median
+    wall = timings({"work": work}, device, budget=budget)["work"].median
     cuda = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as recorded:
         work()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from importlib.util import find_spec
+from importlib import import_module
 
 import torch
 from torch import Tensor
@@ -95,7 +95,7 @@ def snntorch(student: Student, t_steps: int) -> Callable[[Tensor, Tensor], Tenso
             if name not in membranes:
                 membranes[name] = torch.full_like(x, 0.5)
             spikes, membranes[name] = cells[name](x, membranes[name])
-            return spikes
+            return spikes.to(x.dtype)  # float32 whatever x is
 
         x, tokens, total = current(student, ids), mask.bool(), 0.0
         for _ in range(t_steps):
@@ -133,8 +133,13 @@ def loop(student: Student, t_steps: int) -> Callable[[Tensor, Tensor], Tensor]:
 PEERS = {"spikingjelly": spikingjelly, "snntorch": snntorch, "loop": loop}
 
 
+MODULES = {"spikingjelly": "spikingjelly.activation_based.neuron", "snntorch": "snntorch", "loop": "torch"}
+
+
 def lacking(name: str) -> str:
     """Why a peer cannot take part; empty where it can."""
-    if name == "loop" or find_spec(name) is not None:
-        return ""
-    return f"{name} is not installed (pip install 'spikeprune[bench]')"
+    try:
+        import_module(MODULES[name])
+    except ImportError as error:
+        return f"skipped: {error}; `make bench` installs it"
+    return ""

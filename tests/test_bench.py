@@ -1,0 +1,126 @@
+"""The benchmark: its peers are the same network, its figures are counted right, and the README shows what it measured.
+No speed is asserted here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from experiments.bench import __main__ as bench  # noqa: E402
+from experiments.bench import clock, nets, peers, report, rooflines, rows, training  # noqa: E402
+
+CPU = torch.device("cpu")
+TINY = nets.Size("tiny", 24, 2, 3, 37, vocab=50)
+AT = rows.Setting(
+    device=CPU, kernels="torch", sizes=(TINY,), sentences=4, tokens=8, t_steps=3, budget=0.01, growth=(2, 3)
+)
+
+
+@pytest.mark.parametrize("name", peers.PEERS)
+def test_a_peer_is_the_same_network(name) -> None:
+    """In float64 no current lands beside its threshold by rounding: the answers are ours."""
+    if reason := peers.lacking(name):
+        pytest.skip(reason)
+    student = AT.student(TINY, unit_theta=True, t_steps=7, coding="per_step", spikes="binary").double()
+    batch = AT.batch(TINY)
+    ours = rows.simulated(student, batch)()
+    with torch.no_grad():
+        rates = [(count > 0).double().mean() for count in student(**batch, mode="spiking", count=True).counts.values()]
+    assert all(0.05 < rate < 1 for rate in rates[:-1])  # every site is at work
+    run = peers.PEERS[name](student, 7)
+    for _ in range(2):  # it starts from rest each time
+        torch.testing.assert_close(run(batch["input_ids"], batch["attention_mask"]), ours, rtol=0, atol=1e-9)
+
+
+def test_a_peer_that_answers_otherwise_stops_the_benchmark(monkeypatch) -> None:
+    wrong = {**peers.PEERS, "loop": lambda student, t_steps: lambda ids, mask: torch.ones(len(ids), 2)}
+    monkeypatch.setattr(peers, "PEERS", wrong)
+    with pytest.raises(AssertionError, match="loop answers otherwise"):
+        list(rows.simulation(AT))
+
+
+def test_operations_are_what_a_counter_counts() -> None:
+    shape = {"t_steps": 3, "sentences": 2, "tokens": 8}
+    run = rooflines.products(TINY, **shape, device=CPU)
+    with FlopCounterMode(display=False) as counter:
+        run()
+    assert counter.get_total_flops() == rooflines.operations(TINY, **shape)
+
+
+def test_timings_take_turns_and_give_quartiles() -> None:
+    order = []
+    found = clock.timings({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, CPU, budget=0.0, least=3)
+    assert order == ["a", "a", "b", "b", *["a", "b"] * 3] and found["a"].runs == 3
+    assert clock._timing([1.0, 2.0, 3.0, 4.0, 9.0]) == clock.Timing(3.0, 2.0, 4.0, 5)
+
+
+def test_peak_memory_by_hand() -> None:
+    def work() -> None:
+        for _ in range(3):
+            one = torch.empty(1000)
+            torch.cat([one, one])  # 4,000 bytes and 8,000 at once; freed after each turn
+
+    assert clock.peak_bytes(work, CPU) == pytest.approx(12_000, rel=0.05)
+
+
+def test_shares_are_of_one_whole() -> None:
+    x = torch.randn(300, 300)
+    found = clock.shares(lambda: x @ x, CPU, budget=0.01)
+    assert set(found) == set(clock.GROUPS) and sum(found.values()) == pytest.approx(1)
+    assert found["matrix products"] > found["attention"] == 0
+
+
+def test_a_dense_and_a_spiking_step_both_learn() -> None:
+    for spiking in (True, False):
+        step = training.distillation(AT, TINY, spiking=spiking)
+        cells = {
+            name: cell.cell_contents for name, cell in zip(step.__code__.co_freevars, step.__closure__, strict=True)
+        }
+        before = [p.detach().clone() for p in cells["learner"].parameters()]
+        step()
+        changed = [not torch.equal(a, b) for a, b in zip(before, cells["learner"].parameters(), strict=True)]
+        assert sum(changed) > len(changed) / 2
+
+
+def test_a_whole_run_writes_what_it_measured(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(bench, "settings", lambda device, backend: dict.fromkeys(bench.PARTS, AT))
+    monkeypatch.setattr(bench, "ceilings", lambda device, budget: {"bytes a second": 2e9})
+    made = bench.run(CPU, "torch", tmp_path, list(bench.PARTS))
+    written = json.loads((tmp_path / "bench-cpu.json").read_text())
+    assert written["rows"] == json.loads(json.dumps(made["rows"])) and len(written["rows"]) == 10
+    ours = next(row for row in written["rows"] if "loop over steps" in row["words"])
+    assert ours["ratio"] == pytest.approx(ours["other"]["median"] / ours["ours"]["median"])
+    assert {row["T"] for row in written["growth"]} == {2, 3} and len(written["profiles"]) == 10
+    text = (tmp_path / "bench-cpu.md").read_text()
+    assert "| simulation: times as fast as a loop over steps" in text and "2 · 10⁹ bytes a second" in text
+    closed = [row["bytes"] for row in written["growth"] if row["way"] == "accumulate, closed form" and row["N"] == 8]
+    assert closed[0] == closed[1]  # memory at T = 2 and at T = 3
+
+
+def test_goals_say_whether_they_are_met() -> None:
+    row = rows.Row("g", "n", "s", "w", ratio=1.5, goal=("at most", 1.5))
+    assert row.met and rows.Row("g", "n", "s", "w", ratio=1.5, goal=("at least", 2.0)).met is False
+    assert rows.Row("g", "n", "s", "w", ratio=1.5).met is None
+    assert AT.goal("at most", 1.0) is None  # a GPU's goals are none of the CPU's
+
+
+def test_the_readme_is_what_the_kept_results_give() -> None:
+    readme = report.README.read_text()
+    assert report.BEGIN in readme and report.with_results(readme, report.kept_results()) == readme
+
+
+def test_without_a_gpu_it_says_so() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    command = [sys.executable, "-m", "experiments.bench", "--device", "cuda"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr == "error: --device cuda: needs a CUDA device, which is not here\n"

@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
+from torch import Tensor
 
 from experiments.bench.clock import Work, peak_bytes, timings
 from experiments.bench.nets import Size
 from experiments.bench.rows import Row, Setting
 from spikeprune import distill
+from spikeprune.graphs import GraphedTerms
+from spikeprune.models.outputs import INPUTS
 from spikeprune.models.teacher import Teacher
 
 
-def distillation(at: Setting, size: Size, *, spiking: bool, t_steps: int = 4) -> Work:
-    """One step: teacher, learner, losses of hidden states, attention scores and answers, backward, AdamW."""
+def distillation(at: Setting, size: Size, *, spiking: bool, t_steps: int = 4, graphs: bool = False) -> Work:
+    """One step: teacher, learner, losses of hidden states, attention scores and answers, backward, AdamW. `graphs`:
+    forward and backward replayed from CUDA graphs, as training on a GPU does."""
     teacher = Teacher(size.bert()).to(at.device).freeze()
     learner = at.student(size, t_steps=t_steps) if spiking else Teacher(size.bert()).to(at.device)
     learner.train()
     extra = {} if spiking else {"features": True}
     batch, layer_map = at.batch(size), list(range(size.layers))
-    inputs, tokens = list(batch.values()), batch["attention_mask"].bool()
     optimizer = torch.optim.AdamW(learner.parameters(), lr=1e-5, fused=at.device.type == "cuda")
 
-    def step() -> None:
+    def learn(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        inputs, tokens = [batch[name] for name in INPUTS], batch["attention_mask"].bool()
         with torch.no_grad():
             lesson = teacher(*inputs, features=True)
         outputs = learner(*inputs, **extra)
         loss = distill.hidden_loss(outputs.hidden, lesson.hidden, tokens, layer_map)
         loss = loss + distill.scores_loss(outputs.scores, lesson.scores, tokens, layer_map)
         loss = loss + distill.soft_loss(outputs.logits, lesson.logits, temperature=2.0, regression=False).mean()
-        loss.backward()
+        return {"loss": loss}
+
+    graphed = GraphedTerms(learn, lambda: [learner, teacher])
+
+    def step() -> None:
+        terms = graphed(batch, None) if graphs else learn(batch)
+        terms["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -38,16 +48,23 @@ def distillation(at: Setting, size: Size, *, spiking: bool, t_steps: int = 4) ->
 
 
 def training(at: Setting) -> Iterator[Row]:
-    """Time of a step at T = 4 and its peak memory at the longest T, each against the dense step's."""
+    """Time of a step at T = 4, with and without CUDA graphs on both sides, and its peak memory at the longest T."""
     for size in at.sizes:
         ours, long = (distillation(at, size, spiking=True, t_steps=t) for t in (4, at.growth[-1]))
         dense = distillation(at, size, spiking=False)
-        found = timings({"ours": ours, "dense": dense}, at.device, budget=at.budget)
+        works = {"ours": ours, "dense": dense}
+        if at.device.type == "cuda":
+            works["ours, CUDA graphs"] = distillation(at, size, spiking=True, graphs=True)
+            works["dense, CUDA graphs"] = distillation(at, size, spiking=False, graphs=True)
+            for work in works.values():  # a shape is captured at its third appearance
+                work()
+        found = timings(works, at.device, budget=at.budget)
         common = {"group": "training step", "network": size.name, "setting": f"B {at.sentences}, N {at.tokens}"}
         words = "times the time of a dense HF BERT distillation step, teacher in both"
-        row = Row(**common, words=words, goal=at.goal("at most", 1.3), ours=found["ours"], other=found["dense"])
-        row.ratio = row.ours.median / row.other.median
-        yield row
+        for kind in ("", ", CUDA graphs") if len(found) > 2 else ("",):
+            row = Row(**common, words=words + kind, ours=found[f"ours{kind}"], other=found[f"dense{kind}"])
+            row.ratio, row.goal = row.ours.median / row.other.median, at.goal("at most", 1.3)
+            yield row
         held = {t: peak_bytes(work, at.device) for t, work in ((4, ours), (at.growth[-1], long))}
         words = f"times the peak memory at T 4, at T {at.growth[-1]}"
         row = Row(**common, words=words, goal=("at most", 1.001), ratio=held[at.growth[-1]] / held[4])

@@ -32,11 +32,14 @@ def ratios(results: dict) -> str:
         goal = "" if row["goal"] is None else f"{row['goal'][0]} {row['goal'][1]:g}"
         if row["met"] is not None:
             goal += ": met" if row["met"] else ": missed"
-        value = row["skipped"] or (f"{row['ratio']:.3g}" if row["ratio"] is not None else "")
+        value = row["skipped"] or f"{row['ratio']:.3g}"
+        apart = "" if row["difference"] is None else f"{row['difference']:.1g}"
         what = f"{row['group']}: {row['words']}"
         times = [time_of(row["ours"]), time_of(row["other"])]
-        lines.append([what, f"{row['network']}, {row['setting']}", *times, value, goal])
-    return table(["comparison", "network and batch", "ours, ms", "other, ms", "ratio", "goal"], lines)
+        lines.append([what, f"{row['network']}, {row['setting']}", *times, value, goal, apart])
+    return table(
+        ["comparison", "network and batch", "ours, ms", "other, ms", "ratio", "goal", "answers differ by"], lines
+    )
 
 
 def size_of(row: dict | None) -> str:

@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from spikeprune.spiking.closed import settled_value
+from spikeprune.spiking.closed import blocks, settled_value, tokens_sum
 from spikeprune.spiking.coding import CODINGS, Coding, drive_constant, hold, read_running_mean
 from spikeprune.spiking.kernels import covers, fused_equilibrium
 from spikeprune.spiking.neurons import NEURONS, Equilibrium, leak_weights, settle, steps
@@ -164,22 +164,24 @@ class Site(nn.Module):
         theta = self.theta
         if self.kernels == "triton" and not run.trace and scans(theta, self.kind, self.way, mask):
             return self.scan(f, inputs, y, t_steps, run, mask)
-        weights = leak_weights(t_steps, self.leak).tolist()
+        weights, wanted = leak_weights(t_steps, self.leak).tolist(), torch.is_grad_enabled()
         with torch.no_grad():
             x = self.currents(f, inputs, None if y is None else y.detach(), t_steps)
             keep = None if self.coding.stationary and not run.trace else torch.empty_like(x)
             counts = x.new_empty(t_steps, x.shape[1], x.shape[3]) if run.count else None
             first = torch.empty_like(counts) if run.count and self.count_first else None
             a, mean = torch.zeros_like(x[0]), torch.zeros_like(x[0])
-            for t, s in enumerate(steps(x, theta, self.neuron, self.leak)):
-                a.add_(s, alpha=weights[t])
-                mean.add_(x[t], alpha=weights[t])
-                if keep is not None:
-                    keep[t] = theta * s
-                if counts is not None:
-                    counts[t] = torch.einsum("bnd,bn->bd", s.abs(), run.tokens.to(s.dtype))
-                if first is not None:
-                    first[t] = s[:, 0].abs()
+            for rows in blocks(a):
+                for t, s in enumerate(steps(x[:, rows], theta, self.neuron, self.leak)):
+                    a[rows].add_(s, alpha=weights[t])
+                    if wanted:
+                        mean[rows].add_(x[t, rows], alpha=weights[t])
+                    if keep is not None:
+                        torch.mul(theta, s, out=keep[t, rows])
+                    if counts is not None:
+                        counts[t, rows] = tokens_sum(s.abs(), run.tokens[rows])
+                    if first is not None:
+                        first[t, rows] = s[:, 0].abs()
             a, mean = a / sum(weights), mean / sum(weights)
             if run.trace:
                 run.traces[self.name] = settling(keep / theta, run.tokens, self.leak)

@@ -41,9 +41,11 @@ def settings(device: torch.device, backend: str) -> dict[str, Setting]:
         whole = Setting(**common, sizes=(MINILM, BASE), sentences=32, tokens=128, t_steps=16, budget=4.0)
         less = Setting(**common, sizes=(MINILM,), sentences=32, tokens=128, t_steps=16, budget=2.0)
         return {"simulation": whole, "evaluation": whole, "training": whole, "profiles": less, "growth": less}
-    small = Setting(**common, sizes=(SMALL,), sentences=4, tokens=32, t_steps=16, budget=8.0)
+    small = Setting(**common, sizes=(SMALL,), sentences=4, tokens=32, t_steps=16, budget=5.0)
+    short = Setting(**common, sizes=(SMALL,), sentences=4, tokens=16, t_steps=16, budget=5.0)
     full = Setting(**common, sizes=(MINILM,), sentences=16, tokens=64, t_steps=4, budget=15.0)
-    return {"simulation": small, "evaluation": full, "training": full, "profiles": small, "growth": small}
+    middle = Setting(**common, sizes=(SMALL,), sentences=16, tokens=64, t_steps=4, budget=10.0)
+    return {"simulation": small, "evaluation": full, "training": middle, "profiles": small, "growth": short}
 
 
 def commit() -> str:

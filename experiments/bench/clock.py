@@ -95,14 +95,14 @@ def peak_bytes(work: Work, device: torch.device) -> int:
     return most
 
 
-def shares(work: Work, device: torch.device, *, budget: float) -> dict[str, float]:
-    """Share of the wall time that goes to matrix products, to attention and to everything else; on CUDA the time that
-    kernels take, and apart from it the time in which none runs."""
-    wall = timings({"work": work}, device, budget=budget)["work"].median
+def shares(work: Work, device: torch.device) -> dict[str, float]:
+    """Share of one call's wall time that goes to matrix products, to attention and to everything else (the profiler's
+    own work included); on CUDA the time that kernels take, and apart from it the time in which none runs."""
     cuda = device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as recorded:
+    for _ in range(2):
         work()
-        synchronize(device)
+    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as recorded:
+        wall = seconds(work, device)
     found = dict.fromkeys(GROUPS, 0.0)
     for event in recorded.profiler.kineto_results.events():
         name = event.name()

@@ -224,7 +224,7 @@ def profiles(at: Setting) -> Iterator[dict]:
         for t_steps in at.growth:
             student.set_t_steps(t_steps)
             work = lambda s=student, b=batch, w=stepwise: answer(s, **b, stepwise=w)  # noqa: E731
-            yield {"what": title, "T": t_steps, **shares(work, at.device, budget=at.budget / 8)}
+            yield {"what": title, "T": t_steps, **shares(work, at.device)}
     for t_steps in (at.growth[0], at.growth[-1]):
         step = distillation(at, size, spiking=True, t_steps=t_steps)
-        yield {"what": "training step", "T": t_steps, **shares(step, at.device, budget=at.budget / 8)}
+        yield {"what": "training step", "T": t_steps, **shares(step, at.device)}

@@ -79,7 +79,7 @@ def run(device: torch.device, backend: str, out: Path, parts: list[str]) -> dict
         "profiles": [],
         "growth": [],
     }
-    results["made"]["torch"] = torch.__version__
+    results["made"] |= {"torch": torch.__version__, "load": os.getloadavg()[0]}  # before it adds its own
     work: dict[str, tuple[str, Callable]] = {
         "simulation": ("rows", simulation),
         "evaluation": ("rows", evaluation),

@@ -72,8 +72,9 @@ def where_time_goes(results: dict) -> str:
 def heading(results: dict) -> str:
     made = results["made"]
     limits = ", ".join(f"{value / 1e9:,.0f} · 10⁹ {name}" for name, value in results["ceilings"].items())
+    load = f", load average {made['load']:.1f} when it began" if "load" in made else ""
     return (
-        f"{made['hardware']}, torch {made['torch']}, kernels {made['kernels']}, commit `{made['commit']}`; "
+        f"{made['hardware']}{load}, torch {made['torch']}, kernels {made['kernels']}, commit `{made['commit']}`; "
         f"{made['seconds']:.0f} s in all. Measured ceilings: {limits}."
     )
 

@@ -349,6 +349,7 @@ def _integers(config: Config) -> Iterator[Problem]:
         (c.weights == "float", "compress.weights", "needs few-bit weights; set compress.weights"),
         (s.theta == "channel" and not c.quantize.fold, fold, f"needs {fold}=true or student.theta=tensor"),
         (s.leak != 1, "student.leak", "needs student.leak=1, since a leaky rate is no number of spikes"),
+        (s.spikes == "ternary_scaled", "student.spikes", "needs thresholds that do not follow the input"),
         (longest > 127, "student.t_steps", "needs at most 127 time steps, since counts are int8"),
     )
     for missing, key, text in needs:

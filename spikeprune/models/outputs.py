@@ -18,3 +18,7 @@ class Outputs:
     counts: dict[str, Tensor] = field(default_factory=dict)  # site -> spikes over real tokens [T, B, D]
     # site -> (sum |a[t] - a[T]| for t = 1..T, sum |a[T]|): how fast the ASR settles, over real tokens and channels
     traces: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    stops: dict[str, Tensor] = field(default_factory=dict)  # site -> steps that each sample's train took, long [B]
+    # with feedback: steps and residual of the fixed point; backward adds the adjoint's
+    solved: dict[str, float] = field(default_factory=dict)
+    pulses: Tensor | None = None  # of the last layer [T, B, N, D], where asked for

@@ -29,6 +29,7 @@ from spikeprune.callbacks.temporal import TemporalPruning
 from spikeprune.cost import PRICES
 from spikeprune.data.corpus import CorpusData
 from spikeprune.errors import InputError
+from spikeprune.models.alter import deaden
 from spikeprune.models.student import Student
 from spikeprune.models.teacher import Teacher, copy_encoder
 from spikeprune.modules import LossWeights, Optimization, StudentModule, TeacherModule
@@ -37,6 +38,7 @@ from spikeprune.rundir import RunDir
 from spikeprune.schema import Config, Spatial, Stage, Temporal
 from spikeprune.size import Shape
 from spikeprune.spiking import kernels as fused
+from spikeprune.spiking.neurons import NEURONS
 
 
 def teacher(parts: Parts) -> Teacher:
@@ -70,6 +72,8 @@ def student_values(parts: Parts) -> dict[str, Any]:
         "eps": bert.layer_norm_eps,
         "dropout": s.dropout,
         "weights": parts.config.compress.weights,
+        "feedback": s.feedback,
+        "dead_zone": s.dead_zone_per if s.dead_zone else "none",
         "fold": parts.config.compress.quantize.fold,
     }
 
@@ -88,12 +92,15 @@ def student(parts: Parts, frozen: Teacher, calibration: dict[str, torch.Tensor])
             mode="calibrate",
             percentile=parts.config.student.percentile,
         )
+    if parts.config.student.dead_zone:
+        deaden(made, calibration, parts.config.student.dead_zone)
     return made.train()
 
 
 def student_shape(parts: Parts) -> Shape:
     s = parts.config.student
-    return Shape(pooling=s.pooling, query=s.query, theta=s.theta, **_sizes(parts, len(parts.layers)))
+    options = {"gain": NEURONS[s.spikes].gain is not None, "feedback": s.feedback}
+    return Shape(pooling=s.pooling, query=s.query, theta=s.theta, **options, **_sizes(parts, len(parts.layers)))
 
 
 def teacher_shape(parts: Parts) -> Shape:
@@ -159,7 +166,7 @@ def cuda_graphs(config: Config) -> bool:
     run, there = config.run, torch.cuda.is_available() and config.run.accelerator != "cpu"
     if run.cuda_graphs == "on" and not there:
         raise InputError("run.cuda_graphs = on: needs a CUDA device, which is not here; use off or auto")
-    return there and run.cuda_graphs != "off"
+    return there and run.cuda_graphs != "off" and not config.student.feedback  # which looks at residuals on its way
 
 
 def student_module(parts: Parts, name: str, learning: Student, frozen: Teacher) -> StudentModule:

@@ -39,7 +39,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "run.evaluation": ("closed", "stepwise"),
     "data.source": ("auto", "hub", "dir", "embedded"),
     "student.init": ("teacher", "random"),
-    "student.spikes": ("binary", "ternary"),
+    "student.spikes": ("binary", "ternary", "ternary_scaled"),
     "student.theta": ("channel", "tensor"),
     "student.coding": ("accumulate", "running_mean", "per_step"),
     "student.forward": ("equilibrium", "spiking"),
@@ -53,6 +53,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "compress.spatial.criterion": SPATIAL_CRITERIA,
     "compress.spatial.scope": ("global", "layer"),
     "compress.temporal.criterion": TEMPORAL_CRITERIA,
+    "student.dead_zone_per": ("channel", "site"),
+    "time.rule": ("asr", "confidence"),
     "cost.prices": PRICES,
 }
 
@@ -87,6 +89,8 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("must be above 0 and at most 1: it is the share kept", lambda v: 0 < v <= 1, "compress.spatial.operations"),
     ("must be above 0 and at most 100", lambda v: 0 < v <= 100, "student.percentile"),
     ("must be at least 0 and below 1", lambda v: 0 <= v < 1, "teacher.dropout student.dropout distill.replace_words"),
+    ("must be at least 0 and below 100", lambda v: 0 <= v < 100, "student.dead_zone"),
+    ("must be a list of numbers from 0 to 1", lambda v: v and all(0 <= b <= 1 for b in v), "time.bounds"),
     (
         "must be from 0 to 1",
         lambda v: 0 <= v <= 1,
@@ -101,7 +105,7 @@ def problems(config: Config, unread: frozenset[str] = frozenset()) -> list[Probl
     """`unread`: keys whose given value had the wrong type, so that the configuration holds another one."""
     found = [(keys, text) for keys, text in _values(config) if not unread & set(keys)]
     bad = unread | {keys[0] for keys, _ in found}
-    for rule in (_teacher, _student, _data, _stage_list, _stage_rows, _compress, _run):
+    for rule in (_teacher, _student, _data, _stage_list, _stage_rows, _compress, _time, _run):
         # A combination of values that are wrong on their own would be reported twice.
         found += [(keys, text) for keys, text in rule(config) if not bad & set(keys)]
     return found
@@ -187,6 +191,12 @@ def _student(config: Config) -> Iterator[Problem]:
     if s.coding == "per_step" and s.forward == "equilibrium":
         text = "per_step coding has another equilibrium than the formula; set student.forward=spiking"
         yield ("student.forward", "student.coding"), f"student.forward = equilibrium: {text}"
+    if s.feedback and s.coding == "accumulate":
+        text = "in accumulate the first layer is done before the last begins; use running_mean or per_step"
+        yield ("student.feedback", "student.coding"), f"student.feedback = true: {text}"
+    if s.feedback and s.dropout > 0:
+        text = "a network that changes from pass to pass has no fixed point; set student.dropout=0"
+        yield ("student.feedback", "student.dropout"), f"student.feedback = true: {text}"
     yield from _layer_lists(config)
 
 
@@ -341,6 +351,7 @@ def _integers(config: Config) -> Iterator[Problem]:
         (c.weights == "float", "compress.weights", "needs few-bit weights; set compress.weights"),
         (s.theta == "channel" and not c.quantize.fold, fold, f"needs {fold}=true or student.theta=tensor"),
         (s.leak != 1, "student.leak", "needs student.leak=1, since a leaky rate is no number of spikes"),
+        (s.spikes == "ternary_scaled", "student.spikes", "needs thresholds that do not follow the input"),
         (longest > 127, "student.t_steps", "needs at most 127 time steps, since counts are int8"),
     )
     for missing, key, text in needs:
@@ -372,6 +383,18 @@ def _floors(config: Config) -> Iterator[Problem]:
             yield keys, f"compress.{name} = {share} of {width} {text}"
 
 
+def _time(config: Config) -> Iterator[Problem]:
+    if not config.time.dynamic or config.time.rule != "confidence":
+        return
+    instead = "use time.rule=asr"
+    if config.student.coding == "accumulate":
+        text = f"the coding accumulate has one answer, at the end; {instead}"
+        yield ("time.rule", "student.coding", "time.dynamic"), f"time.rule = confidence: {text}"
+    if config.task in TASKS and TASKS[config.task].regression:
+        text = f"{config.task} is a regression, whose answer has no probability; {instead}"
+        yield ("time.rule", "task", "time.dynamic"), f"time.rule = confidence: {text}"
+
+
 def _run(config: Config) -> Iterator[Problem]:
     if config.run.accelerator == "cpu" and config.run.precision == "16-mixed":
         keys = ("run.precision", "run.accelerator")
@@ -382,6 +405,11 @@ def _run(config: Config) -> Iterator[Problem]:
     if config.run.cuda_graphs == "on" and config.run.accelerator == "cpu":
         keys = ("run.cuda_graphs", "run.accelerator")
         yield keys, "run.cuda_graphs = on: needs a GPU; on run.accelerator=cpu use off or auto"
+    if config.run.cuda_graphs == "on" and config.student.feedback:
+        text = (
+            "a step with student.feedback iterates until it has converged, which no graph can replay; use off or auto"
+        )
+        yield ("run.cuda_graphs", "student.feedback"), f"run.cuda_graphs = on: {text}"
     yield from _shared_batches(config)
 
 

@@ -29,6 +29,9 @@ examples:
   spikeprune evaluate runs/mrpc-tiny-s0
   spikeprune evaluate runs/mrpc-tiny-s0 --stage internal_kd --json
   spikeprune evaluate runs/mrpc-minilm-s0 --data glue
+  spikeprune evaluate runs/mrpc-tiny-s0 time.dynamic=true
+  spikeprune evaluate runs/mrpc-tiny-s0 student.coding=running_mean time.dynamic=true time.rule=confidence
+  spikeprune evaluate runs/mrpc-tiny-s0 student.dead_zone=60
 """
 
 
@@ -40,6 +43,9 @@ examples:
 
 Writes RUN/compact/: weights, shapes, tokenizer, and a record of what it was made from and how its answers compare.
 """
+
+
+CHANGED = "values that replace the run's, where they need no training: student.dead_zone, time.dynamic, …"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -60,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
 
     evaluate = _command(commands, "evaluate", "measure quality and cost from saved checkpoints", EVALUATE_EXAMPLES)
     evaluate.add_argument("run", metavar="RUN", help="a run's directory, such as runs/mrpc-tiny-s0")
+    evaluate.add_argument("overrides", metavar="key=value", nargs="*", help=CHANGED)
     which = evaluate.add_mutually_exclusive_group()
     which.add_argument("--stage", metavar="NAME", help="a finished stage; by default the last one")
     which.add_argument("--compact", action="store_true", help="the model that `spikeprune compact` wrote")
@@ -67,12 +74,12 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--products", choices=("float", "int8"), help="of quantized weights with spikes; by default the run's"
     )
-    evaluate.add_argument("--stepwise", action="store_true", help="simulate every step, where a closed form would do")
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
     evaluate.set_defaults(action=_evaluate)
 
     compact = _command(commands, "compact", "write a student without its pruned heads and neurons", COMPACT_EXAMPLES)
     compact.add_argument("run", metavar="RUN", help="a run's directory, such as runs/mrpc-tiny-s0")
+    compact.add_argument("overrides", metavar="key=value", nargs="*", help=CHANGED)
     compact.add_argument("--stage", metavar="NAME", help="a finished stage; by default the last one")
     compact.add_argument("--data", metavar="DIR", help="a GLUE directory to compare answers on")
     compact.set_defaults(action=_compact)
@@ -104,7 +111,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     from spikeprune import pipeline
     from spikeprune.report.table import evaluation_lines
 
-    chosen = {"stage": args.stage, "compacted": args.compact, "products": args.products, "stepwise": args.stepwise}
+    chosen = {"stage": args.stage, "compacted": args.compact, "products": args.products}
+    chosen["overrides"] = args.overrides
     measured = pipeline.evaluate(args.run, data_dir=args.data, progress=not args.json, **chosen)
     print(json.dumps(measured, indent=2) if args.json else evaluation_lines(measured))
 
@@ -113,7 +121,8 @@ def _compact(args: argparse.Namespace) -> None:
     from spikeprune import compaction
     from spikeprune.report.table import compaction_lines
 
-    print(compaction_lines(compaction.compact_run(args.run, stage=args.stage, data_dir=args.data)))
+    chosen = {"stage": args.stage, "data_dir": args.data, "overrides": args.overrides}
+    print(compaction_lines(compaction.compact_run(args.run, **chosen)))
 
 
 def _sentence(error: OSError) -> str:
@@ -121,8 +130,20 @@ def _sentence(error: OSError) -> str:
     return f"{place}cannot be written: {error.strerror or error}"
 
 
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; key=value may also stand behind an option, where argparse does not look for them."""
+    top = parser()
+    args, rest = top.parse_known_args(argv)
+    unknown = [item for item in rest if "=" not in item or item.startswith("-") or not hasattr(args, "overrides")]
+    if unknown:
+        top.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if rest:
+        args.overrides += rest
+    return args
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+    args = parse(argv)
     # read when torch is imported: threads that spin while others want their core hold each other up
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:

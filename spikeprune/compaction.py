@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +13,24 @@ from spikeprune.models.compact import as_float, compact, nbytes, parameter_count
 from spikeprune.models.outputs import INPUTS
 from spikeprune.models.student import Student
 from spikeprune.parts import Parts
-from spikeprune.pipeline import last_finished, load_student, reopen
+from spikeprune.pipeline import last_finished, load_student, reopen, untrained_changes
 from spikeprune.rundir import WEIGHTS, write_json, write_weights
 
 SENTENCES = 8  # of the dev split, that a compacted student must answer like the masked one
 TOLERANCE = 1e-9  # of a logit in float64
 
 
-def compact_run(run_dir: str | Path, stage: str | None = None, data_dir: str | None = None) -> dict[str, Any]:
+def compact_run(
+    run_dir: str | Path, stage: str | None = None, data_dir: str | None = None, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
     """Write a finished stage's student (the last one's, unless `stage` names another) without what its masks prune to
-    the run's `compact/`, with its tokenizer, and return the record. `data_dir` as in `evaluate`."""
-    directory, parts = reopen(run_dir, data_dir, progress=False)
+    the run's `compact/`, with its tokenizer, and return the record. `data_dir` and `overrides` as in `evaluate`."""
+    directory, parts = reopen(run_dir, data_dir, progress=False, overrides=overrides)
     name = stage or last_finished(parts, directory)
     source = directory.record(name)["weights"]
     if name == "teacher":
         raise InputError(f"{run_dir}: the teacher has nothing to compact; finish or name a stage of the student")
-    masked = load_student(directory, name)
+    masked = untrained_changes(load_student(directory, name), parts, directory)
     small = compact(masked)
     checked = same_answers(masked, small, parts)
     folder = directory.compact
@@ -40,6 +43,7 @@ def compact_run(run_dir: str | Path, stage: str | None = None, data_dir: str | N
     files = {"bytes": folder / WEIGHTS, "masked_bytes": directory.stage(name) / WEIGHTS}
     facts = {
         "parent": {"stage": name, "weights": source},
+        "changed": list(overrides),
         "weights": weights,
         "t_steps": small.steps,
         **{key: {"kept": small.values[f"layer_{key}"], "of": small.values[key]} for key in ("heads", "ffn")},

@@ -38,6 +38,26 @@ MAY_DIFFER = (
     "run.checkpoint_every",
     "run.wandb",
     "run.wandb_project",
+    "time.dynamic",
+    "time.rule",
+    "time.bounds",
+)
+# What a measurement of a finished stage may change: how it is measured, and what of the student needs no training.
+MEASURING = (
+    "run.accelerator",
+    "run.kernels",
+    "run.threads",
+    "run.evaluation",
+    "run.chunk",
+    "data.eval_batch_size",
+    "student.coding",
+    "student.forward",
+    "student.dead_zone",
+    "student.dead_zone_per",
+    "time.dynamic",
+    "time.rule",
+    "time.bounds",
+    "cost.prices",
 )
 COMMAND_LINE = "command line"
 BASE_DEPTH = 2
@@ -75,10 +95,16 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     return merge.finish()
 
 
-def read_resolved(path: str | Path) -> Config:
-    """The configuration that a run saved with `to_yaml`: its preset is already in it."""
+def read_resolved(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """The configuration that a run saved with `to_yaml`: its preset is already in it. `overrides`: of keys that a
+    measurement may change."""
     merge = _Merge()
     merge.add(_read(Path(path), merge), str(path))
+    for key, value in _overrides(overrides, merge):
+        if key in MEASURING or _type_of(key) is None:
+            merge.add({key: value}, COMMAND_LINE)
+        else:
+            merge.problem(f"{key}: is fixed by the run; here may change {', '.join(MEASURING)}", COMMAND_LINE)
     return merge.finish()
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from spikeprune.gains import gain_work
 from spikeprune.size import Shape, check_masks, known, model_bytes, parameters
 
 CODINGS = ("accumulate", "running_mean", "per_step")
@@ -113,6 +114,8 @@ def count(
       as its bias is.
     - Non-linear functions are evaluated once in `accumulate` and T_l times in the synchronous codings; the embedding's
       layer norm and the head once in all.
+    - With `shape.feedback` a spike of the last layer also adds D to the embedding's site, one step later, if that still
+      fires. With `shape.gain` the thresholds' own work is added (see `gains`).
 
     Raises ValueError for an unknown coding or shapes that do not fit, KeyError for a site that is missing.
     """
@@ -126,6 +129,9 @@ def count(
     n = lengths.double()
     heads, ffn = heads.to(n), ffn.to(n)
     embedding = [n.new_zeros(1)], n.new_zeros(()), n.sum() * shape.hidden
+    if shape.feedback:
+        arriving = counts[f"layers.{shape.layers - 1}.output"][: steps[0] - 1]
+        embedding[0].append(_additions(arriving, fan_out=shape.hidden))
     layers = [
         _encoder_layer(
             counts, n, layer, shape=shape, heads=heads[layer], ffn=ffn[layer], steps=steps[layer + 1], coding=coding
@@ -136,10 +142,14 @@ def count(
     rows = [_total(row) for row in additions]
     width = max(row.shape[0] for row in rows)
     ac_per_step = torch.stack([_widen(row, width) for row in rows])
+    mac, elementwise = torch.stack(mac), torch.stack(elementwise)
+    if shape.gain:
+        more = gain_work(n, shape=shape, heads=heads, ffn=ffn, steps=steps, coding=coding)
+        mac, elementwise = mac + more[0], elementwise + more[1]
     return Operations(
         ac=ac_per_step.sum(1),
-        mac=torch.stack(mac),
-        elementwise=torch.stack(elementwise),
+        mac=mac,
+        elementwise=elementwise,
         ac_per_step=ac_per_step,
         samples=len(n),
     )
@@ -187,10 +197,12 @@ def fan_out(*, shape: Shape, heads: Tensor, ffn: Tensor, tokens: Tensor | float)
     """Additions that one spike of each site costs, by the rule of `count` for `accumulate` and `per_step`.
 
     heads [L,H] and ffn [L,F] masks; `tokens`: queries that attend, n. A number for all channels, or one for each [D].
-    What a loss needs to price firing: `T_l * mean |ASR| * fan_out`, summed over channels and sites, are a token's AC.
+    What a loss needs to price firing: `T_l * mean |ASR| * fan_out`, summed over channels and sites, are a token's AC;
+    with feedback a little more than that, since the spikes of the last step come back too late.
     """
     kept, neurons = heads.sum(1) * shape.head_size, ffn.sum(1)  # [L]
     readers = [*(3 * kept + 1), 1.0 if shape.pooling == "mean" else 0.0]  # of the embedding's and each layer's output
+    readers[-1] += shape.hidden * shape.feedback
     costs: dict[str, Tensor | float] = {"embedding": readers[0]}
     for i in range(shape.layers):
         attended = tokens * heads[i].repeat_interleave(shape.head_size)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
+
+from torch import Tensor
 
 from spikeprune import build
 from spikeprune.cost import PRICES, dense, summarize
+from spikeprune.dynamic import dynamic
 from spikeprune.errors import InputError
 from spikeprune.metrics import main_metric
 from spikeprune.models.student import Student
@@ -43,14 +47,33 @@ def _measure_student(parts: Parts, module: StudentModule) -> Measured:
     counter, student = build.synops(parts), module.student
     evaluator = build.evaluator(parts.config, [counter, *build.progress(parts.config)])
     results = evaluator.validate(module, datamodule=parts.data, verbose=False)
+    early = {"dynamic": measure_dynamic(parts, student)} if parts.config.time.dynamic else {}
     return {
         **quality(parts, results),
+        **early,
         "cost": counter.cost,
         "t_steps": student.steps,
         "heads": [int(n) for n in student.heads.sum(1).tolist()],
         "ffn": [int(n) for n in student.ffn.sum(1).tolist()],
         "encoder_weights": encoder_weights(parts, student),
     }
+
+
+def measure_dynamic(parts: Parts, student: Student) -> dict[str, Any]:
+    """Early answers on the first dev split, as `dynamic.dynamic` returns them; every process measures all of it."""
+    time, data = parts.config.time, parts.data.val_dataloader()[0].data
+    order, size = data.lengths.argsort(stable=True), parts.config.data.eval_batch_size
+    home, device = student.classifier.weight.device, build.evaluator(parts.config).strategy.root_device
+
+    def batches() -> Iterator[dict[str, Tensor]]:
+        for rows in order.split(size):
+            yield {name: x.to(device) for name, x in data.batch(rows.tolist()).items()}
+
+    how = {"task": parts.task, "shape": build.student_shape(parts), "prices": PRICES[parts.config.cost.prices]}
+    student.use_products("float")  # a train that ends early has no whole number of spikes in T
+    found = dynamic(student.to(device), batches, **how, rule=time.rule, bounds=time.bounds)
+    student.to(home)
+    return found
 
 
 def encoder_weights(parts: Parts, student: Student) -> dict[str, Any]:

@@ -203,6 +203,7 @@ class StudentModule(TaskModule):
         self.teacher = teacher.freeze()
         self.losses, self.layer_map, self.forward_mode = losses, list(layer_map), forward_mode
         self.replace_words = replace_words
+        self.solved: dict[str, float] = {}  # of the last step's fixed points, where there is feedback
         self.register_buffer("special", torch.tensor(list(special), dtype=torch.long), persistent=False)
 
     def answer(self, batch: Mapping[str, Tensor]) -> Outputs:
@@ -215,11 +216,16 @@ class StudentModule(TaskModule):
         inputs = [batch[name] for name in INPUTS]
         outputs = self.student(*inputs, mode=self.forward_mode, rate=bool(self.losses.firing or self.losses.additions))
         terms = self.terms(batch, outputs)
+        self.solved = outputs.solved
         loss = sum(getattr(self.losses, name) * term for name, term in terms.items())
         return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
 
     def learn_state(self) -> Hashable:
         return tuple(self.student.steps), self.student.quantized
+
+    def on_after_backward(self) -> None:
+        """Steps and residuals of the fixed points, where there is feedback: backward has found the second."""
+        self.log_dict({f"train/feedback_{name}": float(value) for name, value in self.solved.items()})
 
     def varied(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The batch with random words replaced where the configuration asks for it."""

@@ -75,7 +75,7 @@ class Teacher:
 class Student:
     layers: Any = None  # null: all of the teacher's; n: n of them, evenly chosen; [i, …]: these, counted from 0
     init: str = "teacher"  # teacher | random
-    spikes: str = "ternary"  # binary {0,1} | ternary {-1,0,1}
+    spikes: str = "ternary"  # binary {0,1} | ternary {-1,0,1} | ternary_scaled, theta follows the token's input
     leak: float = 1.0  # 1: IF, below 1: LIF
     theta: str = "channel"  # one threshold per channel | tensor
     coding: str = "accumulate"  # accumulate | running_mean | per_step
@@ -86,6 +86,9 @@ class Student:
     dropout: float = 0.0
     percentile: float = 99.0  # of each channel's activation, where theta starts
     calibration: int = 128  # sentences that theta is calibrated on
+    feedback: bool = False  # connect the last layer back to the first; not with accumulate
+    dead_zone: float = 0.0  # share in % of each site's smallest currents (calibration data) that count as none
+    dead_zone_per: str = "channel"  # one edge of the dead zone for each channel | site
 
 
 @dataclass
@@ -195,6 +198,15 @@ class Distill:
 
 
 @dataclass
+class Time:
+    """Early answers, measured beside the network's own where `dynamic` is set, in `evaluate` and after each stage."""
+
+    dynamic: bool = False
+    rule: str = "asr"  # a sample is settled: asr, spiking rates change by less than a bound | confidence, above a bound
+    bounds: list[float] | None = None  # a row each; null: a few usual ones
+
+
+@dataclass
 class Cost:
     prices: str = "fp32"  # a name in cost.PRICES: energy of one AC and one MAC
 
@@ -214,4 +226,5 @@ class Config:
     distill: Distill = field(default_factory=Distill)
     stages: Stages = field(default_factory=Stages)
     compress: Compress = field(default_factory=Compress)
+    time: Time = field(default_factory=Time)
     cost: Cost = field(default_factory=Cost)

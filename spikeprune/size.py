@@ -36,6 +36,8 @@ class Shape:
     positions: int = 512
     types: int = 2
     theta: str = "none"  # spike thresholds stored for each site: none | tensor | channel
+    gain: bool = False  # thresholds follow the token's input
+    feedback: bool = False  # the last layer's spikes reach the embedding's site through a matrix D×D
 
     def __post_init__(self):
         known("pooling", self.pooling, ("mean", "cls"))
@@ -100,6 +102,7 @@ def parameters(*, shape: Shape, heads: Tensor | None = None, ffn: Tensor | None 
         matrices += layer
     head = wide * shape.classes + shape.classes + (wide * wide + wide) * (shape.pooling == "cls")
     embeddings = wide * (shape.vocab_size + shape.positions + shape.types + 2) + _thetas(shape, wide)
+    embeddings += wide * wide * shape.feedback
     return Parameters(embeddings=embeddings, encoder=encoder, head=head, matrices=tuple(matrices))
 
 

@@ -140,10 +140,11 @@ def test_train_hands_on_the_configuration(pipeline) -> None:
 
 
 def test_evaluate_prints_json_or_a_table(pipeline, capsys, monkeypatch) -> None:
-    seen = []
+    seen, changed = [], []
 
-    def evaluate(run: str, stage: str | None, data_dir: str | None, progress: bool, **chosen) -> dict:
-        seen.append((run, stage, data_dir, progress, chosen))
+    def evaluate(run: str, stage, data_dir, progress: bool, compacted: bool, products, overrides: list[str]) -> dict:
+        seen.append((run, stage, data_dir, progress, compacted, products))
+        changed.extend(overrides)
         return {"task": "rte"}
 
     pipeline.evaluate = evaluate
@@ -154,8 +155,8 @@ def test_evaluate_prints_json_or_a_table(pipeline, capsys, monkeypatch) -> None:
     assert capsys.readouterr().out == "a table of rte\n"
     assert cli.main(["evaluate", "runs/x", "--compact"]) == 0
     assert cli.main(["evaluate", "runs/x", "--products", "int8"]) == 0
-    assert cli.main(["evaluate", "runs/x", "--stepwise"]) == 0
-    plain = {"compacted": False, "products": None, "stepwise": False}
-    assert seen[:2] == [("runs/x", "spatial", "glue", False, plain), ("runs/x", None, None, True, plain)]
-    changes = ({"compacted": True}, {"products": "int8"}, {"stepwise": True})
-    assert seen[2:] == [("runs/x", None, None, True, {**plain, **change}) for change in changes]
+    assert seen[:2] == [("runs/x", "spatial", "glue", False, False, None), ("runs/x", None, None, True, False, None)]
+    assert seen[2:] == [("runs/x", None, None, True, True, None), ("runs/x", None, None, True, False, "int8")]
+    assert changed == []
+    assert cli.main(["evaluate", "runs/x", "time.dynamic=true", "--stage", "spatial", "--json"]) == 0
+    assert changed == ["time.dynamic=true"]

@@ -233,6 +233,7 @@ def test_presets_that_cannot_be(write) -> None:
 ACTIVE = ("stages.spatial.epochs=1", "compress.heads=0.5")
 SENSITIVE = ("stages.temporal.epochs=1", "compress.t_steps=2", "compress.temporal.criterion=sensitivity")
 BITS = ("stages.quantize.epochs=1", "compress.weights=ternary")
+ANYTIME = ("time.rule=confidence", "student.coding=running_mean")
 COMBINATIONS = [
     (("task=mrcp",), "task = mrcp: choose from"),
     (("compress.heads=0",), "compress.heads = 0.0: must be above 0 and at most 1: it is the share kept"),
@@ -271,6 +272,11 @@ COMBINATIONS = [
     (("stages.quantize.epochs=1",), "stages.quantize.callbacks: quantize has nothing to do; set a target in co"),
     (("compress.weights=ternary",), "compress.weights = ternary: no stage that runs has the callback quantize"),
     (("compress.weights=ternery",), "compress.weights = ternery: choose from"),
+    (("student.feedback=true",), "student.feedback = true: in accumulate the first layer is done before the last"),
+    (("student.feedback=true", "student.coding=running_mean", "student.dropout=0.1"), "student.feedback = true: a net"),
+    (("student.dead_zone=100",), "student.dead_zone = 100.0: must be at least 0 and below 100"),
+    (("time.dynamic=true", "time.rule=confidence"), "time.rule = confidence: the coding accumulate has one answer"),
+    (("time.dynamic=true", *ANYTIME, "task=stsb"), "time.rule = confidence: stsb is a regression"),
     ((*BITS, "run.stages=[teacher]"), "compress.weights = ternary: no stage that runs has the callback quantize"),
     ((*BITS, "stages.quantize.callbacks=[]"), "compress.weights = ternary: no stage that runs has the callback"),
     ((*BITS, "compress.quantize.begin=0.7"), "compress.quantize.begin = 0.7: must not come after end = 0.5"),

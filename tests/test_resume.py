@@ -87,7 +87,10 @@ def steps_of(run: RunDir) -> list[tuple]:
 
 CHAINS = {
     # a checkpoint at each epoch's end: the killed epoch is done again
-    "each epoch": ([], [("teacher", BATCHES + 3), ("internal_kd", BATCHES + 5), ("spatial", BATCHES + 2)]),
+    "each epoch": (
+        [],
+        [("teacher", BATCHES + 3), ("internal_kd", BATCHES + 5), ("spatial", BATCHES + 2), ("temporal", BATCHES + 4)],
+    ),
     # a checkpoint every three steps: the killed epoch goes on in its middle. At step 5 the first epoch has decided
     # what to prune; at 10 the checkpoint is of the second epoch.
     "every 3 steps": (["run.checkpoint_every=3"], [("teacher", BATCHES + 3), ("spatial", 5), ("temporal", 10)]),

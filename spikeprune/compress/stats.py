@@ -94,13 +94,18 @@ class Probe:
     def __enter__(self) -> Probe:
         self.hooks = []
         for i, layer in enumerate(self.student.layers):
-            self.hooks.append(layer.context_site.register_forward_hook(self.add("heads", i, layer.heads)))
-            self.hooks.append(layer.intermediate_site.register_forward_hook(self.add("ffn", i, None)))
+            for site, hook in (
+                (layer.context_site, self.add("heads", i, layer.heads)),
+                (layer.intermediate_site, self.add("ffn", i, None)),
+            ):
+                self.hooks.append(site.register_forward_hook(hook, with_kwargs=True))
         return self
 
     def add(self, name: str, layer: int, groups: int | None):
-        def hook(site, _, signal):
-            rate = ((signal.value / site.theta).detach().abs() * self.tokens).sum((0, 1))
+        def hook(site, _, kwargs, signal):
+            if kwargs["run"].mode == "clip":  # on the way to a fixed point
+                return
+            rate = (signal.asr(site.theta).detach().abs() * self.tokens).sum((0, 1))
             self.activity[name][layer] += rate if groups is None else rate.unflatten(0, (groups, -1)).mean(1)
 
         return hook

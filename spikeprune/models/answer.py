@@ -29,13 +29,13 @@ def answer(
     with T, and counts are `[1, B, D]`, sums over the train. In exact arithmetic that is the simulation itself; in
     floating point a membrane that is added up step by step can land on the other side of its threshold by rounding.
 
-    `stepwise`, and the codings that tick together, are simulated. So many sentences then go together that the largest
-    tensor, `[T, b, N, widest site]`, has at most `chunk` numbers, or one sentence. Sentences do not see each other, so
-    only the rounding of a product's sums can depend on it.
+    `stepwise`, the codings that tick together and students with feedback are simulated. So many sentences then go
+    together that the largest tensor, `[T, b, N, widest site]`, has at most `chunk` numbers, or one sentence. Sentences
+    do not see each other, so only the rounding of a product's sums can depend on it.
     """
     parts = [input_ids, attention_mask, *([] if token_type_ids is None else [token_type_ids])]
     with torch.no_grad():
-        if student.coding == "accumulate" and not stepwise:
+        if student.coding == "accumulate" and student.embedding.feedback is None and not stepwise:
             return student(*parts, mode="equilibrium", count=True, scores=False)
         size = max(1, chunk // sentence_numbers(student, input_ids.shape[1]))
         chunks = zip(*(part.split(size) for part in parts), strict=True)

@@ -67,6 +67,9 @@ def smaller_layer(student: Student, index: int, *, heads: Tensor, ffn: Tensor) -
         for theta in (f"{site}.log_theta" for site in THETAS[name] if f"{site}.log_theta" in state):
             per_channel = student.values["theta"] == "channel"
             out[theta] = state[theta][units] if per_channel else state[theta][: len(units)]
+            edge = theta.replace("log_theta", "dead_zone.edge")
+            if student.values["dead_zone"] == "channel":
+                out[edge] = state[edge][units]
     for name in MATRICES:
         out |= smaller_matrix(student, index, name, rows.get(name, slice(None)), columns.get(name, slice(None)))
     return {f"layers.{index}.{name}": tensor for name, tensor in out.items()}

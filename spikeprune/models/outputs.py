@@ -20,3 +20,7 @@ class Outputs:
     )  # site -> spikes over real tokens [T, B, D]; closed [1, B, D]
     # site -> (sum |a[t] - a[T]| for t = 1..T, sum |a[T]|): how fast the ASR settles, over real tokens and channels
     traces: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    stops: dict[str, Tensor] = field(default_factory=dict)  # site -> steps that each sample's train took, long [B]
+    # with feedback: steps and residual of the fixed point; backward adds the adjoint's
+    solved: dict[str, float] = field(default_factory=dict)
+    pulses: Tensor | None = None  # of the last layer [T, B, N, D], where asked for

@@ -11,146 +11,26 @@ Every matrix product but q k^T and the softmax's with v has a spiking operand on
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.activations import ACT2FN
 
 from spikeprune.models import matrices
+from spikeprune.models.feedback import close
 from spikeprune.models.integer import MOST_STEPS, PRODUCTS, exact
+from spikeprune.models.layer import Map, SpikingEmbedding, SpikingLayer, layer_of
 from spikeprune.models.outputs import Outputs
 from spikeprune.models.packing import PackedLinear
-from spikeprune.models.quant import MATRICES, QUANTIZERS, WEIGHTS
+from spikeprune.models.quant import QUANTIZERS, WEIGHTS
 from spikeprune.size import known
 from spikeprune.spiking.site import Pass, Signal, Site
 
-Map = Callable[[Tensor], Tensor]
-
-
-def layer_of(site: str) -> int:
-    """Encoder layer of a site's name, -1 for the embedding's."""
-    return -1 if site == "embedding" else int(site.split(".")[1])
-
-
-class SpikingEmbedding(nn.Module):
-    """Word, position and segment embeddings, their layer norm, and a first spiking site driven by the constant sum."""
-
-    def __init__(self, *, vocab: int, positions: int, segments: int, hidden: int, eps: float, dropout: float, **neuron):
-        super().__init__()
-        self.word = nn.Embedding(vocab, hidden)
-        self.position = nn.Embedding(positions, hidden)
-        self.segment = nn.Embedding(segments, hidden)
-        self.norm = nn.LayerNorm(hidden, eps=eps)
-        self.dropout = nn.Dropout(dropout)
-        self.site = Site("embedding", hidden, **neuron)
-
-    def forward(self, input_ids: Tensor, token_type_ids: Tensor, *, t_steps: int, run: Pass) -> Signal:
-        position = self.position.weight[: input_ids.shape[1]]  # [N, D]
-        current = self.dropout(self.norm(self.word(input_ids) + position + self.segment(token_type_ids)))  # [B, N, D]
-        return self.site(lambda: current, t_steps=t_steps, run=run)
-
-
-class SpikingLayer(nn.Module):
-    """One encoder layer of `heads` heads of `head_size` channels and `ffn` neurons; of none of either, only the bias of
-    `out`, or `down`, joins the residual. The masks `heads [H]` and `ffn [F]` silence a head's context, or a neuron,
-    with 0."""
-
-    def __init__(
-        self,
-        index: int,
-        *,
-        hidden: int,
-        heads: int,
-        head_size: int,
-        ffn: int,
-        query: str,
-        eps: float,
-        act: str,
-        dropout: float,
-        linear: Callable[[int, int], nn.Module] = nn.Linear,
-        **neuron,
-    ):
-        super().__init__()
-        self.heads, self.head_size, self.ffn = heads, head_size, ffn
-        inner = heads * head_size  # channels of the attention: `hidden` until heads are taken out
-        self.query = linear(hidden, inner)
-        self.key = linear(hidden, inner)
-        self.value = linear(hidden, inner)
-        self.out = linear(inner, hidden)
-        self.attention_norm = nn.LayerNorm(hidden, eps=eps)
-        self.up = linear(hidden, ffn)
-        self.down = linear(ffn, hidden)
-        self.output_norm = nn.LayerNorm(hidden, eps=eps)
-        self.act = ACT2FN[act]
-        self.dropout = nn.Dropout(dropout)
-
-        def site(name: str, channels: int) -> Site:
-            return Site(f"layers.{index}.{name}", channels, **neuron)
-
-        self.query_site = site("query", inner) if query == "spiking" else None
-        self.key_site = site("key", inner)
-        self.value_site = site("value", inner)
-        self.context_site = site("context", inner)
-        self.attention_site = site("attention", hidden)
-        self.intermediate_site = site("intermediate", ffn)
-        self.output_site = site("output", hidden)
-
-    def split(self, x: Tensor) -> Tensor:
-        """`[..., N, D]` -> `[..., H, N, d]`."""
-        return x.unflatten(-1, (self.heads, self.head_size)).transpose(-3, -2)
-
-    def scores(self, q: Tensor, k: Tensor) -> Tensor:
-        """`q k^T / sqrt d`: `[..., N, D]` twice -> `[..., H, N, N]`."""
-        return self.split(q) @ self.split(k).transpose(-1, -2) / math.sqrt(self.head_size)
-
-    def attend(self, scores: Tensor, v: Tensor, tokens: Tensor) -> Tensor:
-        """`softmax(scores + mask) v`: `[..., B, H, N, N]`, `[..., B, N, D]` -> `[..., B, N, D]`."""
-        weights = scores.masked_fill(~tokens[:, None, None, :], -torch.inf).softmax(-1)
-        return (self.dropout(weights) @ self.split(v)).transpose(-3, -2).flatten(-2)
-
-    def fused(self, q: Tensor, k: Tensor, v: Tensor, tokens: Tensor) -> Tensor:
-        """`attend(scores(q, k), v)` without the scores in memory: `[..., B, N, D]` each."""
-        if not self.heads or torch.is_grad_enabled() or (self.training and self.dropout.p):
-            return self.attend(self.scores(q, k), v, tokens)
-        q, k, v = (self.split(x) for x in (q, k, v))  # [..., B, H, N, d]
-        real = tokens[:, None, None, :].expand(*q.shape[:-3], 1, 1, tokens.shape[1])
-        flat = [x.flatten(0, -4) for x in (q, k, v, real)]  # time is one more batch axis
-        y = F.scaled_dot_product_attention(*flat)
-        return y.view_as(q).transpose(-3, -2).flatten(-2)
-
-    def forward(
-        self, a: Signal, *, heads: Tensor, ffn: Tensor, t_steps: int, run: Pass, acting: Callable[[str], Map]
-    ) -> tuple[Signal, Tensor | None]:
-        """-> the layer's output signal, and its attention scores `[B, H, N, N]` where this pass has values.
-
-        `acting` gives what a matrix computes, by its name (see `Student.acting`).
-        """
-        fire = {"t_steps": t_steps, "run": run}
-        query, key, value, out, up, down = (acting(name) for name in MATRICES)
-        q = self.query_site(query, a, **fire) if self.query_site is not None else None
-        k = self.key_site(key, a, **fire)  # [B, N, D]
-        v = self.value_site(value, a, **fire)
-        source, to_query = (a, query) if q is None else (q, nn.Identity())
-
-        def context(source: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return self.fused(to_query(source), k, v, run.tokens)
-
-        scores = y = None
-        if self.context_site.wants_value(run) and run.scores:
-            scores = self.scores(to_query(source.value), k.value)  # [B, H, N, N]
-            y = self.attend(scores, v.value, run.tokens)
-        kept = heads.repeat_interleave(self.head_size, -1)  # [D] or [B, 1, D]
-        c = self.context_site(context, source, k, v, mask=kept, y=y, **fire)
-        h = self.attention_site(lambda c, a: self.attention_norm(self.dropout(out(c)) + a), c, a, **fire)
-        f = self.intermediate_site(lambda h: self.act(up(h)), h, mask=ffn, **fire)  # [B, N, F]
-        a = self.output_site(lambda f, h: self.output_norm(self.dropout(down(f)) + h), f, h, **fire)
-        return a, scores
+__all__ = ["DEAD_ZONES", "Student", "layer_of"]
+DEAD_ZONES = ("none", "channel", "site")
 
 
 def unit_counts(layers: int, most: int, counts: Sequence[int] | None) -> list[int]:
@@ -207,20 +87,26 @@ class Student(nn.Module):
         weights: str = "float",
         fold: bool = False,
         packed: bool = False,
+        feedback: bool = False,
+        dead_zone: str = "none",
         layer_heads: Sequence[int] | None = None,
         layer_ffn: Sequence[int] | None = None,
     ):
         values = {name: value for name, value in locals().items() if name not in ("self", "__class__", "kernels")}
         super().__init__()
         known("weights", weights, tuple(QUANTIZERS) if packed else WEIGHTS)
+        known("dead_zone", dead_zone, DEAD_ZONES)
+        if feedback and coding == "accumulate":
+            raise ValueError("feedback needs a synchronous coding: in accumulate the last layer fires after the first")
         self.values, self.packed = values, packed
         self.fold = fold and theta == "channel" and weights != "float"  # one theta for all is a matter of the scale
         self.products = "float"
         own_heads, own_ffn = unit_counts(layers, heads, layer_heads), unit_counts(layers, ffn, layer_ffn)
         common = {"neuron": spikes, "leak": leak, "coding": coding, "theta": theta, "eps": eps, "dropout": dropout}
-        common["kernels"] = kernels
+        common |= {"kernels": kernels, "dead_zone": dead_zone}
         self.coding, self.pooling, self.query, self.weights = coding, pooling, query, weights
-        self.embedding = SpikingEmbedding(vocab=vocab, positions=positions, segments=segments, hidden=hidden, **common)
+        sizes = {"vocab": vocab, "positions": positions, "segments": segments, "hidden": hidden}
+        self.embedding = SpikingEmbedding(**sizes, feedback=feedback, **common)
         common |= {"hidden": hidden, "head_size": hidden // heads, "query": query, "act": act}
         common |= {"linear": partial(PackedLinear, weights=weights)} if packed else {}
         with warnings.catch_warnings():
@@ -230,6 +116,7 @@ class Student(nn.Module):
             )
         self.pooler = nn.Linear(hidden, hidden) if pooling == "cls" else None
         self.layers[-1].output_site.count_first = pooling == "cls"
+        self.layers[-1].output_site.sends_pulses = True
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(hidden, classes)
         self.register_buffer("heads", first(own_heads, heads))
@@ -304,6 +191,8 @@ class Student(nn.Module):
             return f"quantized weights; these are {self.weights}, {self.quantized:.0%} quantized"
         if self.values["theta"] == "channel" and not self.fold:
             return "one threshold per tensor, or thresholds that were folded before quantizing"
+        if self.embedding.site.neuron.gain is not None:
+            return "thresholds that do not follow the input"
         if self.values["leak"] != 1:
             return "neurons without leak, whose rates are whole numbers of spikes"
         if max(self.steps) > MOST_STEPS:
@@ -330,6 +219,9 @@ class Student(nn.Module):
         trace: bool = False,
         scores: bool = True,
         percentile: float = 99.0,
+        deaden: float | None = None,
+        settled: float | None = None,
+        pulses: bool = False,
         heads: Tensor | None = None,
         ffn: Tensor | None = None,
     ) -> Outputs:
@@ -340,15 +232,43 @@ class Student(nn.Module):
         In equilibrium mode `count` needs the coding `accumulate`, and counts each train as a whole, `[1, B, D]`: the
         closed form knows no steps. Without `scores` attention may be fused where no gradient is wanted.
         `heads [B, L, H]` and `ffn [B, L, F]` stand in for the masks, sample by sample, when their gradient is wanted.
+        `deaden`, `settled`: see `Pass`; `pulses` keeps the last layer's, which a synchronous coding's answers so far
+        are read from.
         """
         if count and mode == "equilibrium" and self.coding != "accumulate":
             raise ValueError(f"the closed form does not count the spikes of coding {self.coding}; use mode='spiking'")
         asked = {"count": count, "rate": rate, "trace": trace, "scores": scores, "percentile": percentile}
-        run = Pass(mode, attention_mask.bool(), **asked)
+        run = Pass(mode, attention_mask.bool(), **asked, deaden=deaden, settled=settled)
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
+        encode = partial(self.encode, input_ids, token_type_ids, heads=heads, ffn=ffn)
+        solved: dict[str, float] = {}
+        if self.embedding.feedback is None:
+            signal, hidden, all_scores = encode(run=run)
+        else:
+            zero = self.classifier.weight.new_zeros(*input_ids.shape, self.classifier.in_features)
+            how = {"t_steps": self.steps[0], "leak": self.embedding.site.leak, "solved": solved}
+            back = close(encode, run, zero, **how)
+            signal, hidden, all_scores = encode(run=run, back=back)
+        logits = self.answer(signal.value, run.tokens)  # [B, C]
+        at_values = tuple(scores for scores in all_scores if scores is not None)
+        left = {"rates": run.rates, "counts": run.counts, "traces": run.traces, "stops": run.stops, "solved": solved}
+        return Outputs(logits, tuple(hidden), at_values, **left, pulses=signal.pulses if pulses else None)
+
+    def encode(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor,
+        *,
+        run: Pass,
+        heads: Tensor | None,
+        ffn: Tensor | None,
+        back: Signal | None = None,
+    ) -> tuple[Signal, list[Tensor], list[Tensor | None]]:
+        """Once through embedding and layers -> the last signal, the values `[B, N, D]` of each, attention scores.
+        `back`: what the last layer sends to the first."""
         t_embedding, *t_layers = self.steps
-        signal = self.embedding(input_ids, token_type_ids, t_steps=t_embedding, run=run)  # [B, N, D]
+        signal = self.embedding(input_ids, token_type_ids, t_steps=t_embedding, run=run, back=back)  # [B, N, D]
         hidden, all_scores = [signal.value], []
         for i, layer in enumerate(self.layers):
             head_mask = self.heads[i] if heads is None else heads[:, i, None]  # [H] or [B, 1, H]
@@ -357,13 +277,14 @@ class Student(nn.Module):
             signal, scores = layer(signal, **masks, t_steps=t_layers[i], run=run, acting=partial(self.acting, i))
             hidden.append(signal.value)
             all_scores.append(scores)
-        logits = self.classifier(self.dropout(self.pool(signal, run)))  # [B, C]
-        at_values = tuple(scores for scores in all_scores if scores is not None)
-        return Outputs(logits, tuple(hidden), at_values, run.rates, run.counts, run.traces)
+        return signal, hidden, all_scores
 
-    def pool(self, a: Signal, run: Pass) -> Tensor:
-        """The last layer's ASR `[B, N, D]` -> `[B, D]`: [CLS] through BERT's pooler, or the mean over real tokens."""
+    def answer(self, a: Tensor, tokens: Tensor) -> Tensor:
+        """The last layer's values `[..., B, N, D]` -> logits `[..., B, C]`: of [CLS] through BERT's pooler, or of the
+        mean over the real `tokens [B, N]`."""
         if self.pooler is not None:
-            return self.pooler(a.value[:, 0]).tanh()
-        weights = run.tokens.to(a.value.dtype)
-        return torch.einsum("bnd,bn->bd", a.value, weights) / weights.sum(1, keepdim=True)
+            return self.classifier(self.dropout(self.pooler(a[..., 0, :]).tanh()))
+        weights = tokens.to(a.dtype)
+        return self.classifier(
+            self.dropout(torch.einsum("...nd,...n->...d", a, weights) / weights.sum(1, keepdim=True))
+        )

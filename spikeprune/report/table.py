@@ -158,8 +158,32 @@ def evaluation_lines(measured: Summary) -> str:
             (name, measured["encoder_weights"][key]) for name, key in (("weights", "kind"), ("products", "products"))
         ]
     stage = measured["stage"] + (", compacted" if measured["compacted"] else "")
-    lines = [banner(measured), f"{measured['task']} · {measured['run']} · {stage}", ""]
-    return "\n".join([line for line in lines if line is not None] + [f"{name:<16}{value:>12}" for name, value in rows])
+    changed = [f"with {' '.join(measured['changed'])}"] if "changed" in measured else []
+    lines = [banner(measured), " · ".join([measured["task"], measured["run"], stage, *changed]), ""]
+    lines = [line for line in lines if line is not None] + [f"{name:<16}{value:>12}" for name, value in rows]
+    if "dynamic" in measured:
+        lines += ["", *dynamic_lines(measured["dynamic"])]
+    return "\n".join(lines)
+
+
+def dynamic_lines(found: Summary) -> list[str]:
+    """Early answers: a row for each bound, what the asking costs included, then a row for each number of steps."""
+    unit, size = energy_unit([row["cost"]["energy_pj"] for row in (*found["bounds"], *found["curve"])])
+    head = ["score", "steps", "latency", "early", f"E [{unit}]", "asking", "× less"]
+
+    def row(name: str, row: Summary) -> list[str]:
+        pj, latency = row["cost"]["energy_pj"], digits(row["cost"]["latency_steps"])
+        less = digits(found["static"]["cost"]["energy_pj"] / pj)
+        early = f"{100 * row['early']:.0f}%" if "early" in row else "-"
+        asking = digits(row["asking"]["energy_pj"] / size) if "asking" in row else "-"
+        answers = [f"{100 * row['main']:.1f}", digits(row["mean_steps"]), latency, early]
+        return [name, *answers, digits(pj / size), asking, less]
+
+    sign = "<" if found["rule"] == "asr" else ">"
+    bounds = [row(f"{found['rule']} {sign} {r['bound']:g}", r) for r in found["bounds"]]
+    curve = [row(f"at most {r['steps']} steps", r) for r in found["curve"]]
+    table = _align([["stopped when", *head], ["never", *row("", found["static"])[1:]], *bounds, *curve])
+    return [*table, "steps: mean over sentences and layers. E includes the asking. × less: than never stopping."]
 
 
 def compaction_lines(record: Summary) -> str:

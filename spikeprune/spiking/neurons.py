@@ -27,6 +27,8 @@ class Neuron(NamedTuple):
     start: float  # membrane before the first step, in units of theta: rounds to nearest
     low: float  # smallest ASR: 0 binary, -1 ternary
     settled: Callable[[Tensor, int], Tensor] | None  # spikes after T steps of the constant input x/theta, leak 1
+    # what multiplies theta, `(currents [..., D], groups, alive [D] or None) -> [..., D]`; None: theta never changes
+    gain: Callable[[Tensor, int, Tensor | None], Tensor] | None = None
 
 
 def binary_step(x: Tensor, u: Tensor, theta: Tensor, leak: float) -> tuple[Tensor, Tensor]:
@@ -54,9 +56,28 @@ def ternary_settled(r: Tensor, t_steps: int) -> Tensor:
     return n.sign().mul_(n.abs().add_(0.5).floor_().clamp_(max=t_steps))
 
 
+def rms_gain(x: Tensor, groups: int, alive: Tensor | None) -> Tensor:
+    """Root mean square of a token's currents over each of `groups` equal parts of the channels, `alive` ones only.
+
+    An input-dependent threshold: a loud token needs more current for a spike, a quiet one less, so how often a site
+    fires hardly depends on the size of its input (divisive normalisation: Carandini & Heeger 2012, Normalization as a
+    canonical neural computation). `alive`, if it masks, must leave other tokens and other parts alone.
+    """
+    if not x.shape[-1]:
+        return x
+    parts = x.square().unflatten(-1, (groups, -1))
+    if alive is None:
+        mean = parts.mean(-1, keepdim=True)
+    else:
+        weights = alive.detach().to(x.dtype).unflatten(-1, (groups, -1))
+        mean = (parts * weights).sum(-1, keepdim=True) / weights.sum(-1, keepdim=True).clamp(min=1)
+    return (mean + 1e-12).sqrt().expand_as(parts).flatten(-2)
+
+
 NEURONS: dict[str, Neuron] = {
     "binary": Neuron(step=binary_step, start=0.5, low=0.0, settled=binary_settled),
     "ternary": Neuron(step=ternary_step, start=0.0, low=-1.0, settled=ternary_settled),
+    "ternary_scaled": Neuron(step=ternary_step, start=0.0, low=-1.0, settled=ternary_settled, gain=rms_gain),
 }
 
 

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from spikeprune.spiking.closed import blocks, settled_value, tokens_sum
 from spikeprune.spiking.coding import CODINGS, Coding, drive_constant, hold, read_running_mean
+from spikeprune.spiking.dead_zone import DeadZone
+from spikeprune.spiking.early import until_settled
 from spikeprune.spiking.kernels import covers, fused_equilibrium
-from spikeprune.spiking.neurons import NEURONS, Equilibrium, leak_weights, settle, steps
+from spikeprune.spiking.neurons import NEURONS, Equilibrium, asr, leak_weights, settle, steps
 from spikeprune.spiking.scan import WAYS, fused_scan, fused_totals, scans
 
 
@@ -25,6 +27,7 @@ class Signal:
 
     value: Tensor
     pulses: Tensor | None = None
+    gain: Tensor | None = None  # [B, N, D] by which a neuron with a gain has multiplied theta
     means: Tensor | None = None
     seen: dict[int, Tensor] = field(default_factory=dict)
 
@@ -37,21 +40,29 @@ class Signal:
             )
         return self.seen[t_steps]
 
+    def asr(self, theta: Tensor) -> Tensor:
+        """`value` in spikes a step, of neurons with this theta."""
+        return self.value / theta if self.gain is None else self.value / (theta * self.gain)
+
 
 @dataclass
 class Pass:
     """One forward pass: how the sites answer, and what they leave behind under their names."""
 
-    mode: str  # equilibrium: closed form | spiking: simulated step by step | calibrate: sets theta, then clips
+    # equilibrium: closed form | spiking: step by step | calibrate: sets theta, then clips | clip: as for T -> infinity
+    mode: str
     tokens: Tensor  # [B, N] bool, True where a token is no padding
     count: bool = False  # leave spike counts (spiking mode; equilibrium mode: of each train in all)
     rate: bool = False  # leave differentiable mean rates
     trace: bool = False  # leave how fast each ASR settles (spiking mode)
     scores: bool = True  # attention scores are wanted; without them attention need not write them
     percentile: float = 99.0  # calibrate: of a channel's activation, where theta is put
+    deaden: float | None = None  # spiking: percentile of each site's currents at which its dead zone is put to end
+    settled: float | None = None  # spiking, accumulate: a sample's train ends once its ASR changes by less than this
     counts: dict[str, Tensor] = field(default_factory=dict)  # site -> spikes on real tokens [T, B, D] or [1, B, D]
     rates: dict[str, Tensor] = field(default_factory=dict)  # site -> mean |ASR| over real tokens [D]
     traces: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # see `settling`
+    stops: dict[str, Tensor] = field(default_factory=dict)  # with `settled`: site -> steps that each sample took [B]
 
     @cached_property
     def n_tokens(self) -> Tensor:
@@ -68,7 +79,17 @@ class Site(nn.Module):
     """
 
     def __init__(
-        self, name: str, channels: int, *, neuron: str, leak: float, coding: str, theta: str, kernels: str = "torch"
+        self,
+        name: str,
+        channels: int,
+        *,
+        neuron: str,
+        leak: float,
+        coding: str,
+        theta: str,
+        kernels: str = "torch",
+        groups: int = 1,
+        dead_zone: str = "none",
     ):
         super().__init__()
         self.name, self.kind, self.kernels = name, neuron, kernels
@@ -76,7 +97,10 @@ class Site(nn.Module):
         self.way, self.coding = coding, CODINGS[coding]
         self.leak = leak
         self.count_first = False  # count the first token's spikes by themselves too, as "pooled"
+        self.sends_pulses = False  # its train is read as it is, whatever the coding's readers see
+        self.groups = groups  # of channels, over each of which a neuron with a gain takes its own
         self.log_theta = nn.Parameter(torch.zeros(channels if theta == "channel" else min(channels, 1)))
+        self.dead_zone = None if dead_zone == "none" else DeadZone(channels if dead_zone == "channel" else 1)
 
     @property
     def theta(self) -> Tensor:
@@ -91,12 +115,53 @@ class Site(nn.Module):
         run: Pass,
         mask: Tensor | None = None,
         y: Tensor | None = None,
+        alive: Tensor | None = None,
     ) -> Signal:
         """Fire for `t_steps` on `f(*inputs)`; `f` maps tensors `[..., B, N, D_in]` to `[..., B, N, D]`.
 
         No inputs: `f()` is a constant current. `mask`, broadcast to `[B, N, D]`, silences pruned channels. `y` may hand
-        over `f` of the inputs' values where the caller has it already.
+        over `f` of the inputs' values where the caller has it already. `alive [D]`: the channels that anything reads,
+        where `mask` does not say it; what looks at all channels together looks at these.
         """
+        alive = mask if alive is None else alive
+        if self.dead_zone is not None:
+            f, y = self.dead_zone.after(f, run), None if y is None else self.dead_zone.measured(y, run)
+        if self.neuron.gain is None:
+            return self.fire(f, *inputs, t_steps=t_steps, run=run, mask=mask, y=y, alive=alive)
+        return self.scaled(f, *inputs, t_steps=t_steps, run=run, mask=mask, y=y, alive=alive)
+
+    def scaled(
+        self, f, *inputs: Signal, t_steps: int, run: Pass, mask: Tensor | None, y: Tensor | None, alive: Tensor | None
+    ) -> Signal:
+        """`fire` of neurons whose theta follows their input: on currents in units of the gain, by which all that is
+        sent is then multiplied. In the synchronous codings the gain is that of each step."""
+        dtype, gains = self.log_theta.dtype, []
+        whole = alive if self.groups == 1 else None  # a head is pruned with all of its group
+
+        def relative(*seen: Tensor) -> Tensor:
+            current = f(*seen).to(dtype)
+            gains.append(self.neuron.gain(current, self.groups, whole))
+            return current / gains[-1]
+
+        if y is None and (self.wants_value(run) or not inputs):
+            y = f(*(signal.value for signal in inputs))
+        y = None if y is None else y.to(dtype)
+        gain = None if y is None else self.neuron.gain(y, self.groups, whole)
+        how = {"t_steps": t_steps, "run": run, "mask": mask, "alive": alive}
+        signal = self.fire(relative, *inputs, y=None if y is None else y / gain, **how)
+        if signal.pulses is None or self.coding.stationary:
+            return Signal(signal.value * gain, signal.pulses, gain)
+        at_steps = gains[-1] if gains else gain  # [T, B, N, D], constant where the current is
+        pulses = signal.pulses * at_steps.detach()
+        mean = asr(pulses, self.leak)
+        if gain is None:
+            return Signal(mean, pulses, at_steps[-1])
+        value = signal.value * gain
+        return Signal(value + (mean - value).detach(), pulses, gain)
+
+    def fire(
+        self, f, *inputs: Signal, t_steps: int, run: Pass, mask: Tensor | None, y: Tensor | None, alive: Tensor | None
+    ) -> Signal:
         theta = self.theta
         if y is None and (self.wants_value(run) or not inputs):
             y = f(*(signal.value for signal in inputs))
@@ -106,6 +171,8 @@ class Site(nn.Module):
         if run.mode == "calibrate":
             theta = self.calibrate(y, run)
             signal = Signal(y.clamp(self.neuron.low * theta, theta))
+        elif run.mode == "clip":
+            signal = Signal(y.clamp(self.neuron.low * theta, theta))
         elif closed:
             signal = self.settled(y, theta, t_steps, run, mask)
         elif run.mode == "equilibrium" and self.kernels == "triton" and covers(y, self.kind, self.leak):
@@ -113,6 +180,8 @@ class Site(nn.Module):
         elif run.mode == "equilibrium":
             a = settle(y.detach(), theta.detach(), t_steps, self.neuron, self.leak)
             signal = Signal(Equilibrium.apply(y, theta, a, self.neuron.low))
+        elif run.settled is not None and self.coding.stationary:
+            signal = self.until_settled(y, t_steps, run, alive)
         else:
             signal = self.simulate(f, inputs, y, t_steps, run, mask)
         if mask is not None:
@@ -205,6 +274,7 @@ class Site(nn.Module):
     ) -> Signal:
         """`simulate` with the membranes' steps in one kernel."""
         constant, (wrapped, seen) = self.coding.stationary or not inputs, WAYS[self.way]
+        seen = "pulses" if seen and self.sends_pulses else seen
         how = {"theta": self.theta, "t_steps": t_steps, "kind": self.kind, "leak": self.leak}
         how |= {"wrapped": wrapped and not constant, "mean": torch.is_grad_enabled()}
         with torch.no_grad():
@@ -218,6 +288,18 @@ class Site(nn.Module):
                 run.counts["pooled"] = fused_scan(x[..., :1, :], **how, tokens=first).counts
         value = self.measured(y, done.a, done.mean)
         return Signal(value, **{} if seen is None else {seen: done.seen})
+
+    def until_settled(self, y: Tensor, t_steps: int, run: Pass, alive: Tensor | None) -> Signal:
+        """As `simulate`, but each sample's train ends once it has settled; its sum so far is its mean. No gradient."""
+        theta = self.theta
+        how = {"neuron": self.neuron, "leak": self.leak, "tokens": run.tokens, "alive": alive, "bound": run.settled}
+        trains = until_settled(y, theta, t_steps, **how)
+        run.stops[self.name] = trains.stops
+        if run.count:
+            run.counts[self.name] = trains.counts
+            if self.count_first:
+                run.counts["pooled"] = trains.first
+        return Signal(theta * trains.a)
 
     @torch.no_grad()
     def calibrate(self, y: Tensor, run: Pass) -> Tensor:

@@ -1,0 +1,148 @@
+"""The connection from the last layer back to the first (Bal & Sengupta 2024, SpikingBERT, arXiv 2308.10873; Xiao et al.
+2021, arXiv 2109.14247): the embedding's site is driven by `E + Wf a_L`.
+
+Then the network at rest is a fixed point. With z the values of the last layer and G one pass through the network that
+z is fed back into, `z* = G(z*)`. G here is the network of exact rates, each site's `clip` without rounding: rounding
+makes it piecewise constant, and such a map may have no fixed point at all. z* found, one ordinary pass answers from it,
+with T-level rates. Backward, a gradient v that reaches z* becomes `w = v + J^T w`, J = dG/dz (implicit function
+theorem), and w goes on into one pass's parameters: no memory of the iterations, exact for the clip network.
+
+Both fixed points are found by Anderson acceleration, each sentence for itself. Simulated in time, the last layer's
+spikes arrive one step later; all layers tick together, which only the synchronous codings do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from spikeprune.errors import InputError
+from spikeprune.spiking.neurons import asr
+from spikeprune.spiking.site import Pass, Signal
+
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-11}  # of the residual, relative to the point
+RIDGE = {torch.float32: 1e-5, torch.float64: 1e-11}  # of the least squares, relative to its matrix
+MOST = 100  # evaluations of the map
+MEMORY = 6  # earlier points that a step looks back at
+Encode = Callable[..., tuple]  # (run=, back=) -> (last signal, …): see `Student.encode`
+
+
+class Solution(NamedTuple):
+    z: Tensor
+    steps: int  # evaluations of the map
+    residual: float  # the largest sentence's |f(z) - z| / |f(z)|
+
+
+def anderson(f: Callable[[Tensor], Tensor], z: Tensor, *, tolerance: float, most: int = MOST) -> Solution:
+    """A fixed point of `f`, `[B, …]` to the same, found for each of B by itself (Walker & Ni 2011, type II).
+
+    What has converged stays as it is. Without convergence the last residual is above `tolerance`, or nan.
+    """
+    shape, z = z.shape, z.flatten(1)
+    points: list[Tensor] = []  # f(z) and
+    gaps: list[Tensor] = []  # f(z) - z of the last MEMORY + 1 evaluations
+    for step in range(1, most + 1):
+        answer = f(z.view(shape)).flatten(1)
+        gap = answer - z
+        residual = gap.norm(dim=1) / answer.norm(dim=1).clamp(min=1e-12)
+        if not (residual > tolerance).any() or step == most:
+            break
+        points, gaps = [*points[-MEMORY:], answer], [*gaps[-MEMORY:], gap]
+        new = answer
+        if len(gaps) > 1:
+            moves = torch.stack([b - a for a, b in zip(gaps, gaps[1:], strict=False)], -1)  # [B, M, m]
+            strides = torch.stack([b - a for a, b in zip(points, points[1:], strict=False)], -1)
+            gram = moves.mT @ moves
+            size = gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+            ridge = (size * RIDGE[z.dtype] + 1e-30) * torch.eye(gram.shape[-1]).to(gram)
+            shares = torch.linalg.solve_ex(gram + ridge, moves.mT @ gap[..., None])[0]  # [B, m, 1]
+            new = answer - (strides @ shares)[..., 0]
+        z = torch.where((residual > tolerance)[:, None], new, z)
+    return Solution(z.view(shape), step, residual.max().item())
+
+
+def solve(f: Callable[[Tensor], Tensor], z: Tensor, what: str) -> Solution:
+    """`anderson`, or an InputError where it does not converge."""
+    found = anderson(f, z, tolerance=TOLERANCE[z.dtype])
+    if not found.residual <= TOLERANCE[z.dtype]:
+        raise InputError(
+            f"student.feedback: {what} did not converge (residual {found.residual:.2g} after {found.steps} evaluations "
+            f"of the network, wanted {TOLERANCE[z.dtype]:g}): the feedback has become too strong; lower the stage's lr "
+            "or raise its weight_decay"
+        )
+    return found
+
+
+def close(encode: Encode, run: Pass, zero: Tensor, *, t_steps: int, leak: float, solved: dict[str, float]) -> Signal:
+    """What the last layer sends back in the pass `run`. `zero [B, N, D]`: where to start; `t_steps`: the embedding's.
+
+    Writes into `solved`: `steps` and `residual` of the fixed point, and once a gradient has come back the adjoint's. In
+    a simulation that is trained `steps` is 0, since time itself iterates, and `residual` the relative distance between
+    the mean of what arrived at the first layer and the mean of what the last one sent.
+    """
+    if run.mode == "calibrate":  # before training, when the feedback is zero
+        return Signal(zero)
+    with torch.autocast(zero.device.type, enabled=False):
+        if run.mode == "spiking":
+            return arrived(encode, run, zero, t_steps, leak, solved)
+        return settled(encode, run, zero, solved)
+
+
+def settled(encode: Encode, run: Pass, zero: Tensor, solved: dict[str, float]) -> Signal:
+    """The fixed point, with its implicit gradient."""
+    real = run.tokens[..., None].to(zero.dtype)
+
+    def again(z: Tensor) -> Tensor:
+        return encode(run=Pass("clip", run.tokens), back=Signal(z))[0].value * real
+
+    with torch.no_grad():
+        found = solve(again, zero, "the equilibrium")
+    solved |= {"steps": found.steps, "residual": found.residual}
+    return Signal(implicit(again, found.z, solved) if torch.is_grad_enabled() else found.z)
+
+
+def implicit(again: Callable[[Tensor], Tensor], z: Tensor, solved: dict[str, float]) -> Tensor:
+    """`again(z)`, where the gradient that arrives is first solved for the fixed point's."""
+    held = z.detach().requires_grad_()
+    turn = again(held)
+    out = again(z.detach())
+
+    def adjoint(v: Tensor) -> Tensor:
+        def back(w: Tensor) -> Tensor:
+            return v + torch.autograd.grad(turn, held, w, retain_graph=True)[0]
+
+        found = solve(back, torch.zeros_like(v), "the adjoint equilibrium of the gradient")
+        solved.update(adjoint_steps=found.steps, adjoint_residual=found.residual)
+        return found.z
+
+    if out.requires_grad:
+        out.register_hook(adjoint)
+    return out
+
+
+def arrived(encode: Encode, run: Pass, zero: Tensor, t_steps: int, leak: float, solved: dict[str, float]) -> Signal:
+    """The spikes of the last layer as they reach the first in a simulation, each one step after it was sent.
+
+    The sites work through all their steps at once, so the train is built up sweep by sweep: what was fed back is right
+    for k steps, then what comes out is right for k + 1. That is T simulations, of which only the last is kept.
+    """
+    pulses = zero[None]
+    with torch.no_grad():
+        for _ in range(t_steps - 1):
+            signal = encode(run=Pass("spiking", run.tokens), back=Signal(zero, pulses))[0]
+            pulses = torch.cat([zero[None], signal.pulses])  # the first step hears nothing
+    if not torch.is_grad_enabled():
+        return Signal(zero, pulses)  # a simulation without gradient looks at no values
+    real = run.tokens[..., None].to(zero.dtype)
+    with torch.no_grad():
+        sent = encode(run=Pass("spiking", run.tokens), back=Signal(zero, pulses))[0].value * real
+        gap = (asr(pulses[:t_steps], leak) * real - sent).norm() / sent.norm().clamp(min=1e-12)
+    solved |= {"steps": 0, "residual": gap.item()}
+
+    def again(z: Tensor) -> Tensor:
+        return encode(run=Pass("spiking", run.tokens), back=Signal(z, pulses))[0].value * real
+
+    return Signal(implicit(again, sent, solved), pulses)

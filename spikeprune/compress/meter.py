@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from spikeprune.cost import Operations, Prices, count, dense, latency_steps
+from spikeprune.models.answer import answer
 from spikeprune.models.outputs import INPUTS
 from spikeprune.models.student import Student
 from spikeprune.size import Shape, known
@@ -27,7 +28,7 @@ class Reading:
 
 
 class Meter:
-    """Simulates a student's spikes step by step on `batches` and counts as `cost.count` does, padding left out.
+    """A student's spikes on `batches`, answered as by `models.answer` and counted as by `cost.count`, padding left out.
 
     `target`: `energy` in the dense teacher's energy on the same sentences (without element-wise work, as `energy_pj`),
     `ac` in the dense teacher's multiply-accumulates, `latency` in steps, which no sentence changes.
@@ -72,8 +73,7 @@ class Meter:
         student.eval()
         total: Tensor | float = 0.0
         for batch in self.batches:
-            with torch.no_grad():
-                counts = student(*(batch[name] for name in INPUTS), mode="spiking", count=True).counts
+            counts = answer(student, *(batch[name] for name in INPUTS)).counts
             masks = {"heads": heads, "ffn": ffn, "t_steps": student.steps}
             lengths = batch["attention_mask"].sum(1)
             total = total + self._price(count(counts, lengths, shape=self.shape, coding=student.coding, **masks))

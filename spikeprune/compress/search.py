@@ -27,6 +27,7 @@ from spikeprune.compress.budget import keep_highest
 from spikeprune.compress.stats import SampleLoss, loss_at
 from spikeprune.cost import count
 from spikeprune.errors import InputError
+from spikeprune.models.answer import answer
 from spikeprune.models.outputs import INPUTS
 from spikeprune.models.student import Student
 from spikeprune.size import Shape
@@ -72,8 +73,7 @@ def unit_prices(student: Student, batches: Batches, shape: Shape) -> dict[str, T
     masks = {name: mask.double().clone().requires_grad_() for name, mask in masks_of(student)}
     prices = {name: torch.zeros_like(mask) for name, mask in masks.items()}
     for batch in batches:
-        with torch.no_grad():
-            counts = student(**given(batch), mode="spiking", count=True).counts
+        counts = answer(student, **given(batch)).counts
         lengths = batch["attention_mask"].sum(1)
         with torch.enable_grad():
             found = count(counts, lengths, shape=shape, t_steps=student.steps, coding=student.coding, **masks)

@@ -36,6 +36,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "run.kernels": ("auto", "torch", "triton"),
     "run.cuda_graphs": ("auto", "on", "off"),
     "run.products": ("float", "int8"),
+    "run.wandb_mode": ("auto", "online", "offline"),
     "data.source": ("auto", "hub", "dir", "embedded"),
     "student.init": ("teacher", "random"),
     "student.spikes": ("binary", "ternary", "ternary_scaled"),

@@ -46,10 +46,10 @@ class AtStep(L.Callback):
             self.act()
 
 
-def die() -> None:
-    """As on a machine that loses its power, but for what the client was given a second to write."""
-    time.sleep(1)
-    os.kill(os.getpid(), signal.SIGKILL)
+def wait_for_the_end() -> None:
+    """Until the test kills this process."""
+    Path(os.environ["AT_STEP"]).touch()
+    time.sleep(300)
 
 
 def leg(arguments: list[str], log: Path, environment: dict[str, str], kill: tuple[str, int] | None) -> None:
@@ -61,7 +61,7 @@ def leg(arguments: list[str], log: Path, environment: dict[str, str], kill: tupl
     plain = build.stage_callbacks
     if kill:
         build.stage_callbacks = lambda parts, name, run: (
-            [*([AtStep(kill[1], die)] if name == kill[0] else []), *plain(parts, name, run)]
+            [*([AtStep(kill[1], wait_for_the_end)] if name == kill[0] else []), *plain(parts, name, run)]
         )
     sys.exit(cli.main(arguments))
 
@@ -72,8 +72,17 @@ def begin(arguments: list[str], log: Path, environment: dict[str, str], kill=Non
     return child
 
 
-def start(arguments: list[str], log: Path, environment: dict[str, str] | None = None, kill=None) -> int:
-    child = begin(arguments, log, environment or {}, kill)
+def start(arguments: list[str], log: Path, environment=None, kill=None, when=lambda: True) -> int:
+    """One leg; `kill` names the stage and step at which it is killed, as soon as `when` holds as well."""
+    mark = log.with_name("at_step")
+    mark.unlink(missing_ok=True)
+    child = begin(arguments, log, {**(environment or {}), "AT_STEP": str(mark)}, kill)
+    until = time.monotonic() + 180
+    while kill and child.is_alive() and time.monotonic() < until:
+        if mark.is_file() and when():
+            child.kill()
+            break
+        time.sleep(0.1)
     child.join(180)
     return child.exitcode
 
@@ -219,11 +228,13 @@ def test_legs_offline_and_online_killed_in_between_are_one_run(tmp_path, glue) -
     with wandb_server() as board:
         assert start(command, log, kill=("internal_kd", BATCHES + 5)) == -signal.SIGKILL, log.read_text()
         assert board.runs == {}
-        killed = start(command, log, online(board), kill=("spatial", 5))
-        assert killed == -signal.SIGKILL, log.read_text()
+
+        def heard() -> bool:  # of spatial, and so of all that the offline leg had made
+            return any(row["_step"] > 5 * BATCHES for name in board.runs for row in board.history(name))
+
+        assert start(command, log, online(board), kill=("spatial", 5), when=heard) == -signal.SIGKILL, log.read_text()
+        assert heard()
         [name] = board.runs
-        reached = board.history(name)[-1]["_step"]
-        assert reached > 5 * BATCHES  # in spatial, with all that the offline leg had made
         assert start(command, log, online(board)) == 0, log.read_text()
         assert log.read_text().count("goes on from step") == 2
         assert list(board.runs) == [name] == [(run.path / "wandb_id").read_text()]

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spikeprune.checks import acts
 from spikeprune.config import Config
 from spikeprune.errors import InputError
 from spikeprune.report.results import results
@@ -56,7 +57,8 @@ class Trial:
 
 
 def active(config: Config) -> list[str]:
-    return [n for n in config.run.stages if n == "teacher" or getattr(config.stages, n).epochs > 0]
+    """The stages that run, in order."""
+    return [n for n in config.run.stages if n == "teacher" or acts(config, n)]
 
 
 # ------------------------------------------------------------------------------------------------------ what is to run

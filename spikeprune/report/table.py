@@ -183,7 +183,7 @@ def dynamic_lines(found: Summary) -> list[str]:
     sign = "<" if found["rule"] == "asr" else ">"
     bounds = [row(f"{found['rule']} {sign} {r['bound']:g}", r) for r in found["bounds"]]
     curve = [row(f"at most {r['steps']} steps", r) for r in found["curve"]]
-    table = _align([["stopped when", *head], ["never", *row("", found["static"])[1:]], *bounds, *curve])
+    table = columns([["stopped when", *head], ["never", *row("", found["static"])[1:]], *bounds, *curve])
     return [*table, "steps: mean over sentences and layers. E includes the asking. × less: than never stopping."]
 
 

@@ -1,7 +1,7 @@
 # `make help` lists the targets.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup glue ablation test check results bench lock clean
+.PHONY: help setup glue ablation sweep sweep-local test check results bench lock clean
 
 PYTHON ?= python3
 PRESET ?= tiny
@@ -25,7 +25,7 @@ endif
 LOCKED := $(INSTALL) --no-deps --require-hashes -r
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
 
 setup: $(STAMP)  ## make .venv and install the locked versions [TORCH=auto|cpu|cuda]
 
@@ -69,6 +69,16 @@ ablation: $(STAMP)  ## each way of compressing from one distilled student, one t
 	@$(CHOSEN); \
 	if [ -n "$(ABLATIONS)" ]; then set -- "$$@" --only "$(ABLATIONS)"; fi; \
 	exec $(BIN)/python experiments/ablation.py --seeds "$(or $(SEEDS),$(SEED),0)" "$$@" $(ARGS)
+
+sweep: $(STAMP)  ## trials on W&B's server, an agent per GPU: SWEEP=budget [TRIALS=n] [SLURM="sbatch options"] [ARGS="key=value …"]
+	@test -n "$(SWEEP)" || { echo "error: name a file of experiments/sweeps, such as: make sweep SWEEP=budget" >&2; exit 2; }
+	@exec $(BIN)/spikeprune sweep experiments/sweeps/$(SWEEP).yaml $(if $(TRIALS),--trials "$(TRIALS)") \
+	    $(if $(filter undefined,$(origin SLURM)),,--slurm="$(SLURM)") $(ARGS)
+
+sweep-local: $(STAMP)  ## the same without a server; ends with the Pareto front: SWEEP=budget [TRIALS=n] [JOBS=n] [ARGS="key=value …"]
+	@test -n "$(SWEEP)" || { echo "error: name a file of experiments/sweeps, such as: make sweep-local SWEEP=budget" >&2; exit 2; }
+	@exec $(BIN)/spikeprune sweep experiments/sweeps/$(SWEEP).yaml --local $(if $(TRIALS),--trials "$(TRIALS)") \
+	    $(if $(JOBS),--jobs "$(JOBS)") $(ARGS)
 
 test: $(STAMP)  ## run the tests [ARGS="-k name"]
 	$(BIN)/python -m pytest $(ARGS)

@@ -1,10 +1,9 @@
-"""Config and parts -> objects: models, modules, callbacks, loggers, trainers. The only file that knows W&B."""
+"""Config and parts -> objects: models, modules, callbacks, loggers, trainers."""
 
 from __future__ import annotations
 
 import copy
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 
 from spikeprune import processes, ranks
 from spikeprune.callbacks.joint import JointPruning, cost_in_unit
@@ -39,6 +38,7 @@ from spikeprune.schema import Config, Spatial, Stage, Temporal
 from spikeprune.size import Shape
 from spikeprune.spiking import kernels as fused
 from spikeprune.spiking.neurons import NEURONS
+from spikeprune.tracking import StageCharts
 
 
 def teacher(parts: Parts) -> Teacher:
@@ -289,7 +289,7 @@ def loggers(parts: Parts, name: str, run: RunDir, offset: int) -> list[Logger]:
     """`offset`: optimizer steps of the stages before."""
     records = RecordsLogger(run, stage=name, offset=offset)
     wanted = parts.config.run.wandb and ranks.rank() == 0
-    return [records, StageWandb(parts.config, run, name, offset)] if wanted else [records]
+    return [records, StageCharts(stage=name, offset=offset)] if wanted else [records]
 
 
 def trainer(parts: Parts, name: str, run: RunDir, offset: int) -> L.Trainer:
@@ -356,37 +356,3 @@ def quiet() -> None:
 # the loaders share out batches among processes by themselves; a sanity check would count operations of nothing
 COMMON = {"use_distributed_sampler": False, "num_sanity_val_steps": 0}
 QUIET = {"enable_model_summary": False}
-
-
-class StageWandb(WandbLogger):
-    """One W&B run for the whole pipeline: charts grouped by stage, against the step counted over all stages."""
-
-    def __init__(self, config: Config, run: RunDir, stage: str, offset: int):
-        import wandb
-
-        key = os.environ.get("WANDB_API_KEY") or wandb.api.api_key
-        os.environ.setdefault("WANDB_MODE", "online" if key else "offline")  # without a key a client would ask or crash
-        super().__init__(
-            project=config.run.wandb_project,
-            name=run.path.name,
-            id=wandb_id(run),
-            resume="allow",
-            save_dir=run.path,
-            config=asdict(config),
-        )
-        self.stage, self.offset_steps = stage, offset
-
-    def log_metrics(self, metrics, step=None) -> None:
-        step = self.offset_steps + (step or 0)
-        self.experiment.define_metric(f"{self.stage}/*", step_metric="global_step")
-        self.experiment.log({**{f"{self.stage}/{k}": v for k, v in metrics.items()}, "global_step": step})
-
-
-def wandb_id(run: RunDir) -> str:
-    """One id for the life of a run directory, so that every leg and stage continues the same W&B run."""
-    import secrets
-
-    path = run.path / "wandb_id"
-    if not path.is_file():
-        path.write_text(secrets.token_hex(4))
-    return path.read_text().strip()

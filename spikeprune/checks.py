@@ -37,6 +37,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "run.cuda_graphs": ("auto", "on", "off"),
     "run.products": ("float", "int8"),
     "run.evaluation": ("closed", "stepwise"),
+    "run.wandb_mode": ("auto", "online", "offline"),
     "data.source": ("auto", "hub", "dir", "embedded"),
     "student.init": ("teacher", "random"),
     "student.spikes": ("binary", "ternary", "ternary_scaled"),

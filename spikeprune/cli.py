@@ -44,6 +44,24 @@ examples:
 Writes RUN/compact/: weights, shapes, tokenizer, and a record of what it was made from and how its answers compare.
 """
 
+SYNC_EXAMPLES = """\
+examples:
+  spikeprune sync runs/mrpc-tiny-s0
+  spikeprune sync runs/mrpc-*
+
+Sends runs that were offline, or offline at times, to the W&B server, each as one run; what is there is not sent twice.
+"""
+
+SWEEP_EXAMPLES = """\
+examples:
+  spikeprune sweep experiments/sweeps/budget.yaml --local --trials 20
+  spikeprune sweep experiments/sweeps/budget.yaml task=rte preset=minilm data.source=hub
+  spikeprune sweep experiments/sweeps/budget.yaml --slurm='--partition=gpu --gpus=1' --trials 40
+
+Makes the sweep on W&B's server and runs an agent per GPU; with --local Optuna stands in for the server. A local sweep
+that is started again runs what is missing, and ends with the Pareto front of quality and energy.
+"""
+
 
 CHANGED = "values that replace the run's, where they need no training: student.dead_zone, time.dynamic, …"
 
@@ -83,6 +101,28 @@ def parser() -> argparse.ArgumentParser:
     compact.add_argument("--stage", metavar="NAME", help="a finished stage; by default the last one")
     compact.add_argument("--data", metavar="DIR", help="a GLUE directory to compare answers on")
     compact.set_defaults(action=_compact)
+
+    sync = _command(commands, "sync", "send runs to W&B that were offline", SYNC_EXAMPLES)
+    sync.add_argument("runs", metavar="RUN", nargs="+", help="a run's directory, such as runs/mrpc-tiny-s0")
+    sync.set_defaults(action=_sync)
+
+    sweep = _command(commands, "sweep", "run many trials of an experiment", SWEEP_EXAMPLES)
+    sweep.add_argument("file", metavar="FILE", help="a sweep file, such as experiments/sweeps/budget.yaml")
+    sweep.add_argument("overrides", metavar="key=value", nargs="*", help="keys that are fixed for all trials")
+    sweep.add_argument(
+        "--trials", metavar="N", type=_count, help="trials in all; by default run_cap or the grid's size"
+    )
+    where = sweep.add_mutually_exclusive_group()
+    where.add_argument("--local", action="store_true", help="without a server, on this machine")
+    where.add_argument("--slurm", metavar="OPTIONS", help="agents as an array job; options of sbatch, or ''")
+    sweep.add_argument(
+        "--jobs", metavar="N", type=_count, help="local trials at a time; by default one per GPU or core"
+    )
+    sweep.add_argument("--dir", metavar="DIR", help="of a local sweep; by default runs/sweeps/FILE-TASK-PRESET")
+    sweep.add_argument(
+        "--agents", metavar="N", type=int, help="W&B agents; by default one per GPU, 0 only makes the sweep"
+    )
+    sweep.set_defaults(action=_sweep)
     return top
 
 
@@ -125,6 +165,37 @@ def _compact(args: argparse.Namespace) -> None:
     print(compaction_lines(compaction.compact_run(args.run, **chosen)))
 
 
+def _sync(args: argparse.Namespace) -> None:
+    from spikeprune import tracking
+
+    for run in args.runs:
+        print(f"{run}: {tracking.sync(run)}")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number of at least 1")
+    return int(text)
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    from spikeprune.sweeps import spec
+
+    sweep = spec.read(args.file, args.overrides)  # before the imports below: they take seconds
+    if args.local:
+        from spikeprune.sweeps.local import run_local
+        from spikeprune.sweeps.report import report
+
+        folder = args.dir or spec.default_folder(sweep)
+        return report(run_local(sweep, folder, trials=args.trials, jobs=args.jobs))
+
+    from spikeprune.sweeps import online
+
+    if args.slurm is not None:
+        return online.run_on_slurm(sweep, args.trials, args.slurm)
+    return online.run_online(sweep, args.trials, args.agents)
+
+
 def _sentence(error: OSError) -> str:
     place = f"{error.filename}: " if error.filename else ""
     return f"{place}cannot be written: {error.strerror or error}"
@@ -147,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # read when torch is imported: threads that spin while others want their core hold each other up
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        args.action(args)
+        return args.action(args) or 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -157,7 +228,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {_sentence(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        again = "; the same command goes on where this one stopped" if args.command == "train" else ""
+        again = "; the same command goes on where this one stopped" if args.command in ("train", "sweep") else ""
         print(f"\ninterrupted{again}", file=sys.stderr)
         return 130
-    return 0

@@ -38,6 +38,8 @@ MAY_DIFFER = (
     "run.checkpoint_every",
     "run.wandb",
     "run.wandb_project",
+    "run.wandb_mode",
+    "run.wandb_artifact",
     "time.dynamic",
     "time.rule",
     "time.bounds",

@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from spikeprune import build, processes, ranks
+from spikeprune import build, processes, ranks, tracking
 from spikeprune.callbacks.joint import JointPruning, cost_in_unit
 from spikeprune.callbacks.resume import ResumeState
 from spikeprune.config import differences, read_resolved, to_yaml
@@ -51,6 +51,7 @@ def run(config: Config) -> dict[str, Any]:
 def run_here(config: Config) -> dict[str, Any]:
     """`run` in one of its processes."""
     kernels = ranks.first(lambda: build.kernels(config))
+    mode = ranks.first(lambda: tracking.chosen_mode(config))
     parts = ranks.first(lambda: prepare(config))
     directory = RunDir(config.run.dir)
     shared, why = ranks.first(lambda: shared_stages(parts) if config.run.start_from else ([], ""))
@@ -61,17 +62,24 @@ def run_here(config: Config) -> dict[str, Any]:
         say(f"products: {config.run.products} in what is measured, where weights are quantized")
     if shared and (taken := ranks.first(lambda: take_over(parts, directory, shared))):
         say(f"taken over from {config.run.start_from}: {', '.join(taken)}{f' (then {why})' if why else ''}")
+    with tracking.tracked(config, directory, mode, parts.active()):
+        return run_stages(parts, directory, kernels)
+
+
+def run_stages(parts: Parts, directory: RunDir, kernels: str) -> dict[str, Any]:
+    """Every stage that is not finished, then `summary.json`."""
     stages = parts.active()
     for number, name in enumerate(stages, 1):
         if ranks.first(lambda name=name: directory.finished(name)):
             say(f"[{number}/{len(stages)}] {name}: finished earlier")
             continue
         say(f"[{number}/{len(stages)}] {name}: {parts.stage(name).epochs} epochs")
-        L.seed_everything(config.seed + zlib.crc32(name.encode()) % 10_000, verbose=False)
+        L.seed_everything(parts.config.seed + zlib.crc32(name.encode()) % 10_000, verbose=False)
         if name == "teacher":
             teach(parts, directory)
         else:
             learn(parts, directory, name, before(stages, name))
+        tracking.stage_done(directory, name, stages)
     return ranks.first(lambda: finish(parts, directory, {"kernels": kernels}))
 
 
@@ -80,6 +88,7 @@ def finish(parts: Parts, directory: RunDir, facts: dict[str, Any]) -> dict[str, 
     summary = {**summarize_run(parts, directory), **facts}
     write_json(directory.summary, summary)
     directory.write_csv()
+    tracking.finished(parts.config, directory, summary)
     return summary
 
 
@@ -175,6 +184,7 @@ def fit(parts: Parts, directory: RunDir, name: str, module: TaskModule) -> dict[
     ranks.first(lambda: directory.rewind_metrics(done, name, step))
     if resumed:
         say(f"goes on from step {step}")
+        tracking.replay(directory, name)
     try:
         with build.products(parts.config):
             trainer.fit(module, datamodule=build.stage_data(parts, name), ckpt_path=checkpoint if resumed else None)

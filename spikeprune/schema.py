@@ -42,6 +42,8 @@ class Run:
     progress: bool = True
     wandb: bool = False
     wandb_project: str = "spikeprune"
+    wandb_mode: str = "auto"  # auto (online with a key and a server that answers, else offline) | online | offline
+    wandb_artifact: bool = False  # store the compressed student as an artifact
 
 
 @dataclass

@@ -55,6 +55,18 @@ def _checked(source: RunDir, found: list[str], why: str) -> tuple[list[str], str
     return found, why
 
 
+def common_stages(theirs: Config, mine: Config) -> list[str]:
+    """The stages at the beginning that two configurations on the same data make alike; reads nothing."""
+    if any(_decides(line, (*COMMON, *RUN), but=CORPUS) for line in differences(theirs, mine, ())):
+        return []
+    found: list[str] = []
+    for name, own in zip(_active(theirs), _active(mine), strict=False):
+        if name != own or _stage_differences(theirs, mine, name):
+            break
+        found.append(name)
+    return found
+
+
 def _active(config: Config) -> list[str]:
     """As `Parts.active`, which needs data."""
     return [n for n in config.run.stages if n == "teacher" or acts(config, n)]

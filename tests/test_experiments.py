@@ -14,7 +14,7 @@ from spikeprune.tasks import TASKS
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "experiments").rglob("*.yaml"))
 PRESETS = [path for path in FILES if path.parent.name == "presets"]
-LAYERS = ("presets", "ablations")  # read on top of an experiment, never alone: test_targets.py has the ablations
+LAYERS = ("presets", "ablations", "sweeps")  # no experiments: test_targets.py has the ablations, test_sweeps.py sweeps
 EXPERIMENTS = [path for path in FILES if path.parent.name not in LAYERS]
 LIMIT = 120
 

@@ -141,6 +141,34 @@ _PLACES = (
 )
 
 
+# ------------------------------------------------------------------------------------------------ the trials of a sweep
+
+
+def front_figure(rows: Sequence[Mapping[str, Any]], kept: Sequence[int], path: str | Path, title: str) -> Path:
+    """Main metric (×100) over energy per sentence (logarithmic) of a sweep's trials; the front joined and numbered.
+
+    `rows`: as in `sweeps/report.py`; `kept`: which of them are the front, cheapest first.
+    """
+    figure = _figure(7.2, 4.4)
+    axes = figure.add_subplot()
+    teacher = rows[0]["teacher"]
+    unit, size = energy_unit([row["results"]["result/energy_pj"] for row in rows])
+    points = [(row["results"]["result/energy_pj"] / size, 100 * row["results"]["result/main"]) for row in rows]
+    best = [points[i] for i in kept]
+    axes.scatter(*zip(*points, strict=True), s=34, color="#BBBBBB", edgecolor="white", zorder=2, label="trial")
+    axes.plot(*zip(*best, strict=True), color=COLOURS[0], marker="o", linewidth=1.4, zorder=3, label="Pareto front")
+    axes.axhline(100 * teacher["main"], color=INK, linewidth=0.9, linestyle=(0, (4, 3)), alpha=0.6, zorder=1)
+    axes.plot(
+        [], [], color=INK, linestyle=(0, (4, 3)), label=f"dense teacher, {digits(teacher['energy_pj'] / size)} {unit}"
+    )
+    track = [("", *point) for point in [*points, (points[0][0], 100 * teacher["main"])]]
+    _dress(axes, rows[:1], unit, [track])
+    axes.set_title("\n".join([title, *axes.get_title(loc="left").splitlines()[1:]]), loc="left", fontsize=10, color=INK)
+    axes.legend(frameon=False, fontsize=8.5)
+    _label(figure, axes, [(str(rows[i]["trial"]), *points[i]) for i in kept])
+    return _save(figure, path)
+
+
 # ------------------------------------------------------------------------------------------------ the stages, drawn
 
 ROWS, STEPS = 8, 4  # neurons and time steps of the little rasters

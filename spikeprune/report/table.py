@@ -61,7 +61,7 @@ def summary_table(summary: Summary) -> str:
     rows[0] += ["params", "bytes"]
     for name, row in {"dense teacher": teacher, **stages}.items():
         rows.append([name, *_quality(row, metrics), *_work(row, teacher, size), *_form(row, shape), *_size(row)])
-    lines = [banner(summary), " · ".join(head), "", *_align(rows), "", *_closing(summary, unit, size)]
+    lines = [banner(summary), " · ".join(head), "", *columns(rows), "", *_closing(summary, unit, size)]
     return "\n".join(line for line in lines if line is not None)
 
 
@@ -99,7 +99,8 @@ def _size(row: Summary) -> list[str]:
     return [si(row["cost"]["params"]), si(row["cost"]["bytes"])]
 
 
-def _align(rows: list[list[str]]) -> list[str]:
+def columns(rows: list[list[str]]) -> list[str]:
+    """Lines of equal width, a rule below the first."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
     return [lines[0], "-" * len(lines[0]), *lines[1:]]
@@ -182,7 +183,7 @@ def dynamic_lines(found: Summary) -> list[str]:
     sign = "<" if found["rule"] == "asr" else ">"
     bounds = [row(f"{found['rule']} {sign} {r['bound']:g}", r) for r in found["bounds"]]
     curve = [row(f"at most {r['steps']} steps", r) for r in found["curve"]]
-    table = _align([["stopped when", *head], ["never", *row("", found["static"])[1:]], *bounds, *curve])
+    table = columns([["stopped when", *head], ["never", *row("", found["static"])[1:]], *bounds, *curve])
     return [*table, "steps: mean over sentences and layers. E includes the asking. × less: than never stopping."]
 
 

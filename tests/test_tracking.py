@@ -1,0 +1,374 @@
+"""W&B with its real client: offline runs read back from their files, and a server on loopback that legs share."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import lightning as L
+import pytest
+from micro import BATCHES, GLUE, micro, write_sst2
+from wandb_server import Board, wandb_server
+
+from spikeprune import build, cli, tracking
+from spikeprune.config import load
+from spikeprune.errors import InputError
+from spikeprune.report.results import front, layer_rows, names, results
+from spikeprune.rundir import RunDir
+from spikeprune.tasks import get_task
+
+KEY = "0" * 40
+STAGES = ("teacher", "internal_kd", "spatial")
+SHORT = (
+    "run.stages=[teacher,internal_kd,spatial]",
+    "compress.t_steps=null",
+    "stages.spatial.epochs=2",
+    "run.wandb=true",
+    "run.checkpoint_every=3",
+)
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["spikeprune.pipeline", "wandb"])
+
+
+class AtStep(L.Callback):
+    def __init__(self, step: int, act):
+        self.step, self.act = step, act
+
+    def on_train_batch_end(self, trainer, *_) -> None:
+        if trainer.global_step == self.step:
+            self.act()
+
+
+def wait_for_the_end() -> None:
+    """Until the test kills this process."""
+    Path(os.environ["AT_STEP"]).touch()
+    time.sleep(300)
+
+
+def leg(arguments: list[str], log: Path, environment: dict[str, str], kill: tuple[str, int] | None) -> None:
+    os.environ.update({"WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true", "WANDB_API_KEY": "", **environment})
+    with log.open("ab", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    tracking.FINISH = int(os.environ.get("FINISH", tracking.FINISH))
+    plain = build.stage_callbacks
+    if kill:
+        build.stage_callbacks = lambda parts, name, run: (
+            [*([AtStep(kill[1], wait_for_the_end)] if name == kill[0] else []), *plain(parts, name, run)]
+        )
+    sys.exit(cli.main(arguments))
+
+
+def begin(arguments: list[str], log: Path, environment: dict[str, str], kill=None) -> multiprocessing.Process:
+    child = processes.Process(target=leg, args=(arguments, log, environment, kill))
+    child.start()
+    return child
+
+
+def start(arguments: list[str], log: Path, environment=None, kill=None, when=lambda: True) -> int:
+    """One leg; `kill` names the stage and step at which it is killed, as soon as `when` holds as well."""
+    mark = log.with_name("at_step")
+    mark.unlink(missing_ok=True)
+    child = begin(arguments, log, {**(environment or {}), "AT_STEP": str(mark)}, kill)
+    until = time.monotonic() + 180
+    while kill and child.is_alive() and time.monotonic() < until:
+        if mark.is_file() and when():
+            child.kill()
+            break
+        time.sleep(0.1)
+    child.join(180)
+    return child.exitcode
+
+
+def online(board: Board) -> dict[str, str]:
+    """Of a client that sends what it has at once; its own pace is 15 s."""
+    return {"WANDB_BASE_URL": board.url, "WANDB_API_KEY": KEY, "WANDB__FILE_STREAM_TRANSMIT_INTERVAL": "0.1"}
+
+
+@pytest.fixture(scope="module")
+def glue(tmp_path_factory) -> Path:
+    return write_sst2(tmp_path_factory.mktemp("glue"))
+
+
+def train(folder: Path, glue: Path, *more: str) -> list[str]:
+    return ["train", str(GLUE), *micro(folder, glue), *SHORT, *more]
+
+
+@pytest.fixture(scope="module")
+def offline(tmp_path_factory, glue) -> RunDir:
+    """A run without a key, finished."""
+    folder = tmp_path_factory.mktemp("offline")
+    arguments = train(folder / "run", glue, "run.wandb_artifact=true")
+    assert start(arguments, folder / "log") == 0, (folder / "log").read_text()
+    assert "W&B: offline, since there is no key for" in (folder / "log").read_text()
+    return RunDir(folder / "run")
+
+
+def inspect(folder: Path) -> list[dict]:
+    """Records of a leg's own file, by W&B's reader."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    return [json.loads(line) for line in found.stdout.splitlines()]
+
+
+def of_type(records: list[dict], kind: str) -> list[dict]:
+    return [record[kind] for record in records if record["type"] == kind]
+
+
+@pytest.fixture(scope="module")
+def records(offline) -> list[dict]:
+    legs = sorted(offline.path.glob("wandb/offline-run-*"))
+    assert len(legs) == 1, "one run for all stages"
+    return inspect(legs[0])
+
+
+# ---------------------------------------------------------------------------------------------------------- offline
+
+
+def rows(run: RunDir) -> dict[int, dict[str, float]]:
+    """What W&B should hold of `metrics.jsonl`: a row for each global step, keys under their stage."""
+    found: dict[int, dict[str, float]] = {}
+    for record in run.read_metrics():
+        row = found.setdefault(record["global_step"], {})
+        row |= {f"{record['stage']}/{k}": v for k, v in record.items() if k not in ("stage", "step", "global_step")}
+    return found
+
+
+def check_history(history: list[dict], run: RunDir) -> None:
+    """Each step once, in order, with every value that the run logged, and the results in each stage's last row."""
+    wanted = rows(run)
+    assert [row["_step"] for row in history] == [row["global_step"] for row in history] == sorted(wanted)
+    for row in history:
+        mine = wanted[row["_step"]]
+        assert {key: row[key] for key in mine} == pytest.approx(mine)
+    ends = {name: sum(run.record(s)["steps"] for s in STAGES[: i + 1]) - 1 for i, name in enumerate(STAGES)}
+    for name in STAGES[1:]:
+        row = history[ends[name]]
+        found = results(run.record(name), run.record("teacher"))
+        assert {key: row[key] for key in found} == pytest.approx(found)
+    assert history[ends["teacher"]]["teacher/main"] == run.record("teacher")["main"]
+
+
+def test_the_offline_run_holds_every_step_of_every_stage(offline, records) -> None:
+    check_history([record["item"] for record in of_type(records, "history")], offline)
+    assert [record["exit_code"] for record in of_type(records, "exit")] == [0]
+    run = of_type(records, "run")[0]
+    assert run["run_id"] == (offline.path / "wandb_id").read_text() and run["project"] == "spikeprune"
+
+
+def test_charts_are_against_the_step_of_the_whole_run(records) -> None:
+    metrics = of_type(records, "metric")
+    assert {m["glob_name"]: m["step_metric"] for m in metrics if "glob_name" in m} == {
+        f"{group}/*": "global_step" for group in (*STAGES, "result")
+    }
+
+
+def test_the_resolved_configuration_is_the_runs(records) -> None:
+    config = of_type(records, "run")[0]["config"]["update"]
+    assert config["teacher"]["hidden"] == 24 and config["stages"]["spatial"]["epochs"] == 2
+    assert config["student"]["percentile"] == 99.0  # a default
+
+
+def flat(tree: dict, prefix: str = "") -> dict:
+    found = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def test_the_summary_ends_with_the_last_stages_results(offline, records) -> None:
+    summary: dict = {}
+    for record in of_type(records, "summary"):
+        summary |= flat(record.get("update", {}))
+    final = results(offline.record("spatial"), offline.record("teacher"))
+    assert {key: summary[key] for key in final} == pytest.approx(final)
+    assert summary["final"] == "spatial" and "sst2 from directory" in summary["data"]
+
+
+def test_every_result_that_a_sweep_may_name_is_logged(records) -> None:
+    logged = set().union(*(record["item"] for record in of_type(records, "history")))
+    assert set(names(get_task("sst2").metrics)) <= logged
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_each_stage_leaves_a_table_of_its_layers(offline, stage) -> None:
+    path = next(offline.path.glob(f"wandb/offline-run-*/files/media/table/{stage}/layers_*.table.json"))
+    table, record = json.loads(path.read_text()), offline.record(stage)
+    assert table["columns"] == ["layer", "heads", "neurons", "t_steps"]
+    assert table["data"] == [
+        ["embedding", None, None, record["t_steps"][0]],
+        ["0", record["heads"][0], record["ffn"][0], record["t_steps"][1]],
+        ["1", record["heads"][1], record["ffn"][1], record["t_steps"][2]],
+    ]
+
+
+def test_the_compressed_student_is_an_artifact_where_asked_for(offline, records) -> None:
+    [model] = [a for a in of_type(records, "artifact") if a["type"] == "model"]
+    assert model["name"] == "run-student"
+    files = {entry["path"]: Path(entry["local_path"]) for entry in model["manifest"]["contents"]}
+    assert set(files) == {"model.safetensors", "student.json", "config.yaml", "summary.json"}
+    assert files["model.safetensors"] == offline.stage("spatial") / "model.safetensors"
+    staged = [e["local_path"] for a in of_type(records, "artifact") for e in a["manifest"]["contents"]]
+    assert all(str(offline.path) in path for path in staged), "nothing that sync needs lies outside the run"
+
+
+# ----------------------------------------------------------------------------------------------------- legs and sync
+
+
+def test_legs_offline_and_online_killed_in_between_are_one_run(tmp_path, glue) -> None:
+    run, log, command = RunDir(tmp_path / "run"), tmp_path / "log", train(tmp_path / "run", glue)
+    with wandb_server() as board:
+        assert start(command, log, kill=("internal_kd", BATCHES + 5)) == -signal.SIGKILL, log.read_text()
+        assert board.runs == {}
+
+        def heard() -> bool:  # of spatial, and so of all that the offline leg had made
+            return any(row["_step"] > 5 * BATCHES for name in board.runs for row in board.history(name))
+
+        assert start(command, log, online(board), kill=("spatial", 5), when=heard) == -signal.SIGKILL, log.read_text()
+        assert heard()
+        [name] = board.runs
+        assert start(command, log, online(board)) == 0, log.read_text()
+        assert log.read_text().count("goes on from step") == 2
+        assert list(board.runs) == [name] == [(run.path / "wandb_id").read_text()]
+        check_history(board.history(name), run)
+        assert board.runs[name]["exit"] == 0 and board.config(name)["student"]["percentile"] == 99.0
+        assert board.unknown == set()
+
+
+def test_sync_makes_one_run_of_offline_legs_and_sends_nothing_twice(tmp_path, glue) -> None:
+    run, log, command = RunDir(tmp_path / "run"), tmp_path / "log", train(tmp_path / "run", glue)
+    assert start(command, log, kill=("spatial", 5)) == -signal.SIGKILL, log.read_text()
+    with wandb_server() as board:
+        sync = ["sync", str(run.path)]
+        assert start(sync, log, online(board)) == 0, log.read_text()
+        [name] = board.runs
+        assert len(board.history(name)) == len(rows(run)) == 5 * BATCHES + 4  # as far as the run has come
+        assert start(command, log) == 0, log.read_text()
+        for _ in range(2):
+            assert start(sync, log, online(board)) == 0, log.read_text()
+            assert list(board.runs) == [name]
+            check_history(board.history(name), run)
+        assert board.summary(name)["final"] == "spatial"
+        assert f"{run.path}: {board.url}/someone/spikeprune/runs/{name}" in log.read_text()
+
+
+def test_a_server_that_goes_away_holds_no_run_up_and_gets_it_later(tmp_path, glue) -> None:
+    run, log, command = RunDir(tmp_path / "run"), tmp_path / "log", train(tmp_path / "run", glue)
+    with wandb_server() as board:
+        child = begin(command, log, {**online(board), "FINISH": "2"})
+        while child.is_alive() and not run.finished("teacher"):
+            time.sleep(0.05)
+    child.join(180)
+    assert child.exitcode == 0 and run.summary.is_file(), log.read_text()
+    assert "the table spatial/layers is left out" in log.read_text()
+    with wandb_server() as back:
+        assert start(["sync", str(run.path)], log, online(back)) == 0, log.read_text()
+        check_history(back.history((run.path / "wandb_id").read_text()), run)
+
+
+def test_sync_refuses_what_it_cannot_send(offline, tmp_path, monkeypatch, capsys) -> None:
+    assert cli.main(["sync", str(tmp_path)]) == 2
+    assert "holds no run" in capsys.readouterr().err
+    monkeypatch.setenv("WANDB_API_KEY", "")
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    assert cli.main(["sync", str(offline.path)]) == 2
+    assert "cannot be sent: there is no key for" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------ no key, no server, no wait
+
+
+@pytest.fixture
+def silent_server(monkeypatch):
+    """A server that takes calls and says nothing."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        monkeypatch.setattr(tracking, "server", lambda: address)
+        monkeypatch.setattr(tracking, "LOOK", 0.3)
+        monkeypatch.delenv("WANDB_MODE", raising=False)
+        yield address
+
+
+def config(*overrides: str):
+    return load(GLUE, ["run.wandb=true", *overrides])
+
+
+def test_a_server_that_says_nothing_is_not_waited_for(silent_server, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    begin = time.monotonic()
+    assert tracking.chosen_mode(config()) == "offline"
+    assert time.monotonic() - begin < 5
+    assert "gave no answer in 0.3 s; `spikeprune sync" in capsys.readouterr().out.replace("s`", "s; `", 1)
+    with pytest.raises(InputError, match=rf"run.wandb_mode = online: {silent_server} gave no answer"):
+        tracking.chosen_mode(config("run.wandb_mode=online"))
+
+
+def test_no_key_is_offline_and_online_by_word_is_refused(silent_server, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert tracking.chosen_mode(config()) == "offline"
+    with pytest.raises(InputError, match="there is no key for .*; set WANDB_API_KEY"):
+        tracking.chosen_mode(config("run.wandb_mode=online"))
+    host = silent_server.removeprefix("http://")
+    (tmp_path / "netrc").write_text(f"machine {host}\n  login user\n  password {KEY}\n")
+    assert tracking.unready().startswith(f"{silent_server} gave no answer")  # the key was found
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said", "mode"),
+    [
+        (["run.wandb=false"], "", "off"),
+        ([], "disabled", "off"),
+        ([], "offline", "offline"),
+        (["run.wandb_mode=offline"], "online", "offline"),
+    ],
+)
+def test_the_mode_is_by_key_then_by_environment(overrides, said, mode, monkeypatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", said)
+    assert tracking.chosen_mode(config(*overrides)) == mode
+
+
+def test_a_refused_key_is_one_sentence_and_nothing_is_trained(tmp_path, glue) -> None:
+    with wandb_server() as board:
+        code = start(train(tmp_path / "run", glue), tmp_path / "log", {**online(board), "WANDB_API_KEY": "short"})
+    text = (tmp_path / "log").read_text()
+    assert code == 2 and "error: W&B (" in text and "refused the run: WANDB_API_KEY invalid" in text
+    assert "Traceback" not in text and not (tmp_path / "run" / "stages" / "teacher").exists()
+
+
+# ------------------------------------------------------------------------------------------------ results, by hand
+
+
+def test_results_are_quality_beside_cost() -> None:
+    cost = dict.fromkeys(("energy_full_pj", "ac", "mac", "norm_ops", "latency_steps", "rate", "params", "bytes"), 1)
+    row = {"metrics": {"accuracy": 0.5, "mismatched/accuracy": 0.4}, "main": 0.5, "cost": {**cost, "energy_pj": 20.0}}
+    found = results({**row, "heads": [2, 1], "ffn": [8, 4], "t_steps": [4, 2, 1]}, {"cost": {"energy_pj": 100.0}})
+    assert set(found) == set(names(["accuracy"]))
+    assert found["result/energy_saving"] == 5 and found["result/main"] == 0.5
+    assert (found["result/heads"], found["result/ffn"], found["result/t_steps"]) == (3, 12, pytest.approx(7 / 3))
+
+
+def test_the_front_by_hand() -> None:
+    points = [(3.0, 0.9), (1.0, 0.5), (2.0, 0.5), (2.0, 0.8), (3.0, 0.9), (4.0, 0.85)]
+    assert front(points) == [1, 3, 0]
+    assert front([]) == [] and front([(1.0, 0.0)]) == [0]
+
+
+def test_a_table_names_the_embeddings_steps() -> None:
+    _, found = layer_rows({"heads": [2], "ffn": [8], "t_steps": [4, 2]})
+    assert found == [["embedding", None, None, 4], ["0", 2, 8, 2]]
+
+
+def test_without_wandb_nothing_of_it_is_loaded() -> None:
+    code = "import sys; import spikeprune.pipeline; print('wandb' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

@@ -99,7 +99,6 @@ def test_help_and_a_wrong_key_load_nothing_heavy(args: str) -> None:
         (("train",), "usage: "),
         (("evaluate", "runs/x", "--compact", "--stage", "spatial"), "usage: "),
         (("trian",), "usage: "),
-        (("evaluate", "runs/x", "seed=1"), "usage: "),
         (("launch", GLUE, "--seeds", "2-1", "sed=1"), "error: seeds = 2-1: write numbers"),
         (("launch", GLUE, "--gpus", "many"), "usage: "),
         ((), "usage: "),

@@ -1,12 +1,14 @@
 # `make help` lists the targets.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup glue ablation sweep sweep-local test check results bench lock clean
+.PHONY: help setup glue slurm fetch ablation sweep sweep-local test check results bench lock clean
 
 PYTHON ?= python3
 PRESET ?= tiny
 # tiny's teacher starts from nothing: real GLUE is beyond it, so without word on the data it gets what it can learn.
 DATA ?= $(if $(filter tiny,$(PRESET)),embedded,auto)
+# tiny runs on the CPU
+GPUS ?= $(if $(filter tiny,$(PRESET)),0,1)
 TORCH ?= auto
 VENV := .venv
 BIN := $(VENV)/bin
@@ -46,10 +48,15 @@ $(STAMP): pyproject.toml requirements.lock requirements-cpu.lock requirements-cu
 	$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
+# What names a task; several in an array.
+NAMED = $(TASK)
+slurm fetch: NAMED = $(TASK)$(ARRAY)
+OPTION = if [ -n "$(2)" ]; then set -- "$$@" --$(1)="$(2)"; fi
+
 # Task, preset, data and teacher of a target as arguments of the shell.
 define CHOSEN
-test -n "$(TASK)" || { echo "error: name a task, such as: make $@ TASK=mrpc" >&2; exit 2; }; \
-set -- task="$(TASK)" preset="$(PRESET)"; data="$(DATA)"; \
+test -n "$(NAMED)" || { echo "error: name a task, such as: make $@ TASK=mrpc" >&2; exit 2; }; \
+set -- $(if $(TASK),task="$(TASK)") preset="$(PRESET)"; data="$(DATA)"; \
 case "$$data" in \
     "") ;; \
     auto|hub|embedded) set -- "$$@" data.source="$$data" ;; \
@@ -64,6 +71,20 @@ glue: $(STAMP)  ## run the pipeline: TASK=mrpc [PRESET=tiny|minilm|paper] [DATA=
 	@$(CHOSEN); \
 	if [ -n "$(SEED)" ]; then set -- "$$@" seed="$(SEED)"; fi; \
 	exec $(BIN)/spikeprune train experiments/glue.yaml "$$@" $(ARGS)
+
+slurm: $(STAMP)  ## submit to SLURM what glue runs: TASK=mrpc or ARRAY="mrpc rte …" [SEEDS=0-4] [GPUS=1, 0 for tiny] [NODES=] [CPUS=] [TIME=] [PARTITION=] [SBATCH="--mem=32G …"] [DRY=1] [glue's arguments]
+	@$(CHOSEN); \
+	if [ -n "$(SEED)" ]; then set -- "$$@" seed="$(SEED)"; fi; \
+	$(call OPTION,array,$(ARRAY)); $(call OPTION,seeds,$(SEEDS)); $(call OPTION,gpus,$(GPUS)); \
+	$(call OPTION,nodes,$(NODES)); $(call OPTION,cpus,$(CPUS)); $(call OPTION,time,$(TIME)); \
+	$(call OPTION,partition,$(PARTITION)); \
+	for option in $(SBATCH); do set -- "$$@" --sbatch="$$option"; done; \
+	if [ -n "$(DRY)" ]; then set -- "$$@" --dry-run; fi; \
+	exec $(BIN)/spikeprune launch experiments/glue.yaml "$$@" $(ARGS)
+
+fetch: $(STAMP)  ## get data and checkpoints of TASK=mrpc or ARRAY="mrpc rte …" into the cache [glue's arguments]
+	@$(CHOSEN); $(call OPTION,array,$(ARRAY)); \
+	exec $(BIN)/spikeprune fetch experiments/glue.yaml "$$@" $(ARGS)
 
 ablation: $(STAMP)  ## each way of compressing from one distilled student, one table: as glue, [SEEDS="0 1 2"] [ABLATIONS="none joint …"]
 	@$(CHOSEN); \

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import Logger
 
 from spikeprune import processes, ranks
 from spikeprune.callbacks.joint import JointPruning, cost_in_unit
+from spikeprune.callbacks.preempt import StopOnSignal
 from spikeprune.callbacks.quantize import WeightQuantization
 from spikeprune.callbacks.records import RecordsLogger
 from spikeprune.callbacks.resume import AtomicCheckpointIO, ResumeState
@@ -278,7 +279,7 @@ def stage_callbacks(parts: Parts, name: str, run: RunDir) -> list[Callback]:
     if name not in ("teacher", "general_kd"):
         callbacks.append(synops(parts))
     resume = ModelCheckpoint(run.stage(name), "resume", save_top_k=1, enable_version_counter=False, **when)
-    return [*callbacks, *progress(parts.config), ResumeState(), resume]
+    return [*callbacks, *progress(parts.config), ResumeState(), StopOnSignal(run.resume(name)), resume]
 
 
 def progress(config: Config) -> list[Callback]:
@@ -327,7 +328,7 @@ def evaluator(config: Config, callbacks: Sequence[Callback] = ()) -> L.Trainer:
     return L.Trainer(
         **processes.placement(config),
         precision="64-true" if config.run.precision == "64-true" else "32-true",
-        callbacks=list(callbacks),
+        callbacks=[*callbacks, StopOnSignal()],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=config.run.progress,
@@ -350,6 +351,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", ".*logging on epoch level in distributed.*")  # all processes log the same
     warnings.filterwarnings("ignore", ".*have no `val_dataloader`.*")  # general_kd's text has no labels
     warnings.filterwarnings("ignore", ".*AccumulateGrad node's stream.*")  # a CUDA graph is captured on its own
+    warnings.filterwarnings("ignore", ".*`srun` command is available.*")  # a login node is a place to measure, too
     warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # a stage's directory, on resume
 
 

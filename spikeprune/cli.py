@@ -6,9 +6,11 @@ import argparse
 import errno
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
+from spikeprune import signals, slurm
 from spikeprune.errors import InputError
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
@@ -63,6 +65,26 @@ that is started again runs what is missing, and ends with the Pareto front of qu
 """
 
 
+LAUNCH_EXAMPLES = """\
+examples:
+  spikeprune launch experiments/glue.yaml task=mrpc preset=tiny data.source=embedded --gpus 0 --time 30:00
+  spikeprune launch experiments/glue.yaml preset=minilm data.source=hub --array "mrpc rte" --seeds 0-4 --gpus 1 \\
+      --partition gpu --time 4:00:00 --sbatch=--mem=32G
+  spikeprune launch experiments/glue.yaml task=sst2 data.source=hub --template my-cluster.sh --dry-run
+
+Writes a script into the run's directory (of an array: into a launch directory beside the runs), has SLURM check it,
+and submits it. The same command again submits what is not finished.
+"""
+
+FETCH_EXAMPLES = """\
+examples:
+  spikeprune fetch experiments/glue.yaml task=mrpc preset=minilm
+  spikeprune fetch experiments/glue.yaml preset=minilm --array "mrpc rte cola"
+  spikeprune fetch experiments/glue.yaml task=mrpc preset=minilm --check
+
+Run it where the network is, as a cluster's login node; compute nodes then find everything in the cache (HF_HOME).
+"""
+
 CHANGED = "values that replace the run's, where they need no training: student.dead_zone, time.dynamic, …"
 
 
@@ -78,8 +100,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     train = _command(commands, "train", "run the stages of an experiment, or go on with them", TRAIN_EXAMPLES)
-    train.add_argument("experiment", metavar="EXPERIMENT", help="an experiment file, such as experiments/glue.yaml")
-    train.add_argument("overrides", metavar="key=value", nargs="*", help="values that replace the file's")
+    _experiment(train)
     train.set_defaults(action=_train)
 
     evaluate = _command(commands, "evaluate", "measure quality and cost from saved checkpoints", EVALUATE_EXAMPLES)
@@ -123,7 +144,31 @@ def parser() -> argparse.ArgumentParser:
         "--agents", metavar="N", type=int, help="W&B agents; by default one per GPU, 0 only makes the sweep"
     )
     sweep.set_defaults(action=_sweep)
+    launch = _command(commands, "launch", "submit an experiment to SLURM, one run or an array", LAUNCH_EXAMPLES)
+    _experiment(launch)
+    launch.add_argument("--array", metavar="TASKS", help='tasks of an array, such as "mrpc rte"')
+    launch.add_argument("--seeds", metavar="SEEDS", help="seeds of an array, such as 0-4 or 0,2,5-7")
+    launch.add_argument("--gpus", metavar="N", type=int, help="GPUs of each node; 0 runs on the CPU (default: 1)")
+    launch.add_argument("--nodes", metavar="N", type=int, help="nodes of each run")
+    launch.add_argument("--cpus", metavar="N", type=int, help="CPU cores of each process")
+    launch.add_argument("--time", metavar="TIME", help="limit of each job, as sbatch reads it: 30:00, 4:00:00, 1-0")
+    launch.add_argument("--partition", metavar="NAME", help="partition of the cluster")
+    launch.add_argument("--sbatch", metavar="OPTION", action="append", default=[], help="a further option of sbatch")
+    launch.add_argument("--template", metavar="FILE", help="script template, by default slurm/job.sh")
+    launch.add_argument("--dry-run", action="store_true", help="write the script and submit nothing")
+    launch.set_defaults(action=_launch)
+
+    fetch = _command(commands, "fetch", "get data and checkpoints into the cache, and verify them", FETCH_EXAMPLES)
+    _experiment(fetch)
+    fetch.add_argument("--array", metavar="TASKS", help='several tasks, such as "mrpc rte"')
+    fetch.add_argument("--check", action="store_true", help="use no network, only say what is missing")
+    fetch.set_defaults(action=_fetch)
     return top
+
+
+def _experiment(command: argparse.ArgumentParser) -> None:
+    command.add_argument("experiment", metavar="EXPERIMENT", help="an experiment file, such as experiments/glue.yaml")
+    command.add_argument("overrides", metavar="key=value", nargs="*", help="values that replace the file's")
 
 
 def _command(commands: argparse._SubParsersAction, name: str, text: str, examples: str) -> argparse.ArgumentParser:
@@ -139,12 +184,16 @@ def _command(commands: argparse._SubParsersAction, name: str, text: str, example
 def _train(args: argparse.Namespace) -> None:
     from spikeprune.config import load
 
-    config = load(args.experiment, args.overrides)  # before the imports below: they take seconds
+    with signals.caught():
+        with signals.kept():  # OmegaConf takes no interruption
+            config = load(args.experiment, args.overrides)  # before the imports below: they take seconds
+        signals.check()
 
-    from spikeprune import pipeline
-    from spikeprune.report.table import summary_table
+        from spikeprune import pipeline
+        from spikeprune.report.table import summary_table
 
-    print("\n" + summary_table(pipeline.run(config)))
+        summary = pipeline.run(config)
+    print("\n" + summary_table(summary))
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -196,6 +245,35 @@ def _sweep(args: argparse.Namespace) -> int:
     return online.run_online(sweep, args.trials, args.agents)
 
 
+def _launch(args: argparse.Namespace) -> None:
+    from spikeprune.launch import Request, launch
+
+    names = ("array", "seeds", "gpus", "nodes", "cpus", "time", "partition", "template")
+    request = Request(options=args.sbatch, **{name: getattr(args, name) for name in names})
+    command = shlex.join(["spikeprune", *args.words])
+    print("\n".join(launch(args.experiment, args.overrides, request, dry_run=args.dry_run, command=command)))
+
+
+def _fetch(args: argparse.Namespace) -> None:
+    from spikeprune.fetch import fetch
+
+    for line in fetch(args.experiment, args.overrides, array=args.array, check=args.check):
+        print(line, flush=True)
+
+
+def _stopped(stop: signals.Stopped) -> int:
+    """Of several processes the first speaks and answers for all: one that ended in failure would end the others."""
+    if slurm.rank() > 0:
+        return 0
+    print(f"stopped by {stop.signal.name}: the same command goes on where this one stopped", file=sys.stderr)
+    job = slurm.own_job()
+    if job and stop.signal is signals.COME_BACK:
+        print(f"job {job[0]} goes back into the queue", file=sys.stderr, flush=True)  # while there is time to say so
+        if refused := slurm.requeue(job[0]):
+            print(f"job {job[0]} is not requeued: {refused}", file=sys.stderr)
+    return stop.code
+
+
 def _sentence(error: OSError) -> str:
     place = f"{error.filename}: " if error.filename else ""
     return f"{place}cannot be written: {error.strerror or error}"
@@ -210,6 +288,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         top.error(f"unrecognized arguments: {' '.join(unknown)}")
     if rest:
         args.overrides += rest
+    args.words = list(sys.argv[1:] if argv is None else argv)
     return args
 
 
@@ -227,6 +306,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {_sentence(error)}", file=sys.stderr)
         return 2
+    except signals.Stopped as stop:
+        return _stopped(stop)
     except KeyboardInterrupt:
         again = "; the same command goes on where this one stopped" if args.command in ("train", "sweep") else ""
         print(f"\ninterrupted{again}", file=sys.stderr)

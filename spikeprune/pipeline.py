@@ -16,11 +16,12 @@ import safetensors.torch
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from spikeprune import build, processes, ranks, tracking
+from spikeprune import build, processes, ranks, signals, tracking
 from spikeprune.callbacks.joint import JointPruning, cost_in_unit
 from spikeprune.callbacks.resume import ResumeState
 from spikeprune.config import differences, read_resolved, to_yaml
 from spikeprune.errors import InputError
+from spikeprune.lock import RunLock
 from spikeprune.measure import check_teacher, measure_student, measure_teacher
 from spikeprune.models.alter import altered, deaden
 from spikeprune.models.compact import restored
@@ -39,9 +40,9 @@ from spikeprune.summary import data_facts, summarize_run
 def run(config: Config) -> dict[str, Any]:
     """Run every stage that is not finished yet, and return the summary that was written to `summary.json`.
 
-    Raises InputError for bad input before anything is written, for a run directory made with another configuration, and
-    for a teacher that is no better than the majority class. On several devices every process goes through this, rank 0
-    reads and writes, and returns.
+    Raises InputError for bad input before anything is written, for a run directory made with another configuration or
+    in use by another run, and for a teacher that is no better than the majority class. On several devices every process
+    goes through this, rank 0 reads and writes, and returns.
     """
     build.quiet()
     with processes.started(config):
@@ -55,24 +56,39 @@ def run_here(config: Config) -> dict[str, Any]:
     parts = ranks.first(lambda: prepare(config))
     directory = RunDir(config.run.dir)
     shared, why = ranks.first(lambda: shared_stages(parts) if config.run.start_from else ([], ""))
-    ranks.first(lambda: enter(directory, parts))
+    lock = RunLock(directory.path)
+    with signals.kept():
+        try:
+            if ranks.first(lambda: begin(parts, directory, lock)):
+                say(f"{directory.path}: is finished, nothing is run again")
+                return ranks.first(lambda: json.loads(directory.summary.read_text()))
+            with tracking.tracked(config, directory, mode, parts.active()):
+                return run_begun(parts, directory, kernels, shared, why)
+        finally:
+            lock.release()
+
+
+def run_begun(parts: Parts, directory: RunDir, kernels: str, shared: list[str], why: str) -> dict[str, Any]:
+    """Say what is run, take over the stages that are shared, and run the rest."""
+    config = parts.config
     say(parts.raw.banner)
     say(f"kernels: {kernels}{', CUDA graphs' if build.cuda_graphs(config) else ''}")
     if config.run.products != "float":
         say(f"products: {config.run.products} in what is measured, where weights are quantized")
     if shared and (taken := ranks.first(lambda: take_over(parts, directory, shared))):
         say(f"taken over from {config.run.start_from}: {', '.join(taken)}{f' (then {why})' if why else ''}")
-    with tracking.tracked(config, directory, mode, parts.active()):
-        return run_stages(parts, directory, kernels)
+    return run_stages(parts, directory, kernels)
 
 
 def run_stages(parts: Parts, directory: RunDir, kernels: str) -> dict[str, Any]:
-    """Every stage that is not finished, then `summary.json`."""
+    """Every stage that is not finished, then `summary.json`. Raises Stopped where a signal asks for it."""
     stages = parts.active()
     for number, name in enumerate(stages, 1):
         if ranks.first(lambda name=name: directory.finished(name)):
             say(f"[{number}/{len(stages)}] {name}: finished earlier")
             continue
+        if signal := ranks.first(signals.received):
+            raise signals.Stopped(signal)
         say(f"[{number}/{len(stages)}] {name}: {parts.stage(name).epochs} epochs")
         L.seed_everything(parts.config.seed + zlib.crc32(name.encode()) % 10_000, verbose=False)
         if name == "teacher":
@@ -92,8 +108,19 @@ def finish(parts: Parts, directory: RunDir, facts: dict[str, Any]) -> dict[str, 
     return summary
 
 
+def begin(parts: Parts, directory: RunDir, lock: RunLock) -> bool:
+    """Take the run directory for this run, made if there is none; the lock comes before anything else is written.
+    Returns whether nothing is left to do."""
+    if not directory.config.is_file():
+        directory.create(need=bytes_needed(parts))
+    if lock.take():
+        say(lock.takeover)
+    enter(directory, parts)
+    return directory.complete(parts.active())
+
+
 def enter(directory: RunDir, parts: Parts) -> None:
-    """Make the run directory, or make sure that it is this run's: same configuration, same data."""
+    """Begin a run in the directory, or make sure that it is this run's: same configuration, same data."""
     if directory.config.is_file():
         changed = differences(read_resolved(directory.config), parts.config)
         if changed:
@@ -108,7 +135,6 @@ def enter(directory: RunDir, parts: Parts) -> None:
                 f"{made_from['fingerprint']}, now {parts.raw.fingerprint}); use another run.dir"
             )
         return
-    directory.create(need=bytes_needed(parts))
     write_json(directory.path / "data.json", data_facts(parts))
     write_atomic(directory.config, to_yaml(parts.config))
 

@@ -6,6 +6,7 @@ runs/<name>/config.yaml        resolved configuration
            stages/<stage>/     model.safetensors + student.json (teacher: a transformers directory), record.json
            stages/<stage>/resume.ckpt   only while the stage runs
            compact/            the compacted student and its tokenizer, where `spikeprune compact` was asked for them
+           lock.<n>            only while a run is at work in it: host, process and SLURM job
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class RunDir:
                 )
             (self.path / "stages").mkdir(parents=True, exist_ok=True)
             write_atomic(self.path / ".writable", "")
-            (self.path / ".writable").unlink()
+            (self.path / ".writable").unlink(missing_ok=True)  # two runs that start together both look
         except OSError as error:
             raise InputError(
                 f"run.dir: {self.path} cannot be written ({error.strerror}); choose another run.dir or mend its rights"
@@ -124,6 +125,10 @@ class RunDir:
     def finished(self, name: str) -> bool:
         """A stage's record is the last file it writes."""
         return (self.stage(name) / "record.json").is_file()
+
+    def complete(self, stages: Iterable[str]) -> bool:
+        """Whether a run of these stages has nothing left to do."""
+        return self.summary.is_file() and all(self.finished(name) for name in stages)
 
     def record(self, name: str) -> dict[str, Any]:
         """What a finished stage measured and was made from. Raises InputError for a stage that is not finished."""

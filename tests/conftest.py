@@ -32,7 +32,7 @@ def _no_program(*names: str) -> str:
 
 MISSING = {
     "gpu": _no_gpu,
-    "slurm": lambda: _no_program("slurmctld", "slurmd", "sbatch"),
+    "slurm": lambda: _no_program("slurmctld", "slurmd", "sbatch", "munged"),
     "browser": lambda: _no_program("chromium"),
 }
 

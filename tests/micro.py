@@ -25,6 +25,16 @@ def write_sst2(folder: Path, train: int = 60, dev: int = 24) -> Path:
     return folder
 
 
+def write_cola(folder: Path) -> Path:
+    """The same sentences as a CoLA, which has four columns and no header."""
+    (folder / "CoLA").mkdir()
+    for name in ("train", "dev"):
+        rows = (folder / "SST-2" / f"{name}.tsv").read_text().splitlines()[1:]
+        pairs = [row.split("\t") for row in rows]
+        (folder / "CoLA" / f"{name}.tsv").write_text("".join(f"x\t{label}\t\t{text}\n" for text, label in pairs))
+    return folder
+
+
 def micro(folder: Path, glue: Path | None = None) -> list[str]:
     """Overrides of experiments/glue.yaml for a run in `folder`; without `glue` on embedded data, task left to set."""
     task = ["task=sst2", "data.source=dir", f"data.dir={glue}"] if glue else ["data.source=embedded"]

@@ -46,7 +46,15 @@ def raising(error: BaseException):
 
 
 @pytest.mark.parametrize(
-    "args", [("--help",), ("train", "--help"), ("evaluate", "--help"), ("compact", "--help"), ("--version",)]
+    "args",
+    [
+        ("--help",),
+        ("train", "--help"),
+        ("evaluate", "--help"),
+        ("compact", "--help"),
+        ("launch", "--help"),
+        ("--version",),
+    ],
 )
 def test_help_is_there_at_once(args: tuple[str, ...]) -> None:
     start = time.monotonic()
@@ -56,7 +64,7 @@ def test_help_is_there_at_once(args: tuple[str, ...]) -> None:
     if args[0] == "--version":
         assert done.stdout == f"spikeprune {__version__}\n"
     elif len(args) == 1:
-        assert all(command in done.stdout for command in ("train", "evaluate", "compact"))
+        assert all(command in done.stdout for command in ("train", "evaluate", "compact", "launch", "fetch"))
     else:
         assert "examples:" in done.stdout and f"spikeprune {args[0]} " in done.stdout
 
@@ -91,6 +99,8 @@ def test_help_and_a_wrong_key_load_nothing_heavy(args: str) -> None:
         (("train",), "usage: "),
         (("evaluate", "runs/x", "--compact", "--stage", "spatial"), "usage: "),
         (("trian",), "usage: "),
+        (("launch", GLUE, "--seeds", "2-1", "sed=1"), "error: seeds = 2-1: write numbers"),
+        (("launch", GLUE, "--gpus", "many"), "usage: "),
         ((), "usage: "),
     ],
 )

@@ -386,7 +386,8 @@ class Diary(EpochSchedule):
 
 
 def start(callback, epoch: int, *, sanity: bool = False) -> None:
-    callback.on_train_epoch_start(SimpleNamespace(current_epoch=epoch, sanity_checking=sanity), None)
+    trainer, module = SimpleNamespace(current_epoch=epoch, sanity_checking=sanity), SimpleNamespace(student=None)
+    callback.on_train_epoch_start(trainer, module)
 
 
 def test_a_schedule_decides_once_in_each_of_its_epochs() -> None:

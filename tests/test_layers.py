@@ -13,13 +13,13 @@ PACKAGE = Path(__file__).resolve().parents[1] / "spikeprune"
 # From the bottom up. A room may import from the rows below it and from itself, not from its neighbours in the row.
 ROWS = (
     ("__init__",),
-    ("errors",),
-    ("tasks", "schema", "spiking", "size", "report", "ranks"),
+    ("errors", "signals"),
+    ("tasks", "schema", "spiking", "size", "report", "ranks", "slurm"),
     ("targets",),
-    ("checks", "models", "activity", "distill", "graphs", "gains"),
+    ("checks", "models", "activity", "distill", "graphs", "gains", "lock"),
     ("config", "cost", "metrics", "data", "processes"),
-    ("compress", "rundir", "parts", "dynamic"),
-    ("modules",),
+    ("compress", "rundir", "parts", "dynamic", "fetch"),
+    ("modules", "launch"),
     ("callbacks", "tracking"),
     ("build", "summary"),
     ("measure", "sharing"),

@@ -1,0 +1,75 @@
+"""What a cluster says before it takes the machine away: SIGUSR1 (come back later) and SIGTERM (stop)."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+COME_BACK = signal.SIGUSR1
+CODES = {COME_BACK: 75, signal.SIGTERM: 128 + signal.SIGTERM}  # 75 is EX_TEMPFAIL of sysexits.h: try again
+
+
+class Stopped(BaseException):
+    """The process was told to stop, and what it has done is saved. Like KeyboardInterrupt no error that an `except
+    Exception` on the way may take for its own."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.signal = signal.Signals(number)
+        self.code = CODES[self.signal]
+
+
+class _Table:
+    """This process' signal table, of which there is one: is it ours, is a signal kept or raised, which has come."""
+
+    ours = False
+    kept = False
+    received = 0
+
+
+def _handle(number: int, frame: object) -> None:
+    _Table.received = _Table.received or number
+    if not _Table.kept:
+        raise Stopped(_Table.received)
+
+
+@contextmanager
+def caught() -> Iterator[None]:
+    """Inside, either signal raises `Stopped` where the program happens to be, unless `kept`. Main thread only."""
+    before = {number: signal.getsignal(number) for number in CODES}
+    _Table.ours, _Table.received = True, 0
+    insist()
+    try:
+        yield
+    finally:
+        _Table.ours = False
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def insist() -> None:
+    """Takes the signals back from a library that has put its own handlers there."""
+    for number in CODES if _Table.ours else ():
+        signal.signal(number, _handle)
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Inside, a signal waits until somebody asks for it with `received` or `check`: nothing is left half done."""
+    _Table.kept = True
+    try:
+        yield
+    finally:
+        _Table.kept = False
+
+
+def received() -> int:
+    """The first signal that came, 0 for none."""
+    return _Table.received
+
+
+def check() -> None:
+    """Raises Stopped if a signal has come."""
+    if _Table.received:
+        raise Stopped(_Table.received)

@@ -1,0 +1,69 @@
+"""SLURM's commands and variables, each asked for one thing; its own messages are kept."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+
+from spikeprune.errors import InputError
+
+ALIVE = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "CONFIGURING", "STAGE_OUT", "SIGNALING", "RESIZING")
+
+
+def own_job() -> tuple[str, int] | None:
+    """(job, how often it was requeued) of the job that this process runs in; a task of an array is `<array>_<task>`.
+
+    Its plain id would not do: the last task's is that of the whole array, and what is done to it is done to all.
+    """
+    job, array = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_ARRAY_JOB_ID")
+    if array:
+        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return (job, int(os.environ.get("SLURM_RESTART_COUNT", 0))) if job else None
+
+
+def rank() -> int:
+    """This process' number among those of its run, before torch knows: SLURM's, or that of Lightning's own launcher."""
+    return int(os.environ.get("SLURM_PROCID") or os.environ.get("LOCAL_RANK") or 0)
+
+
+def _ask(*command: str) -> subprocess.CompletedProcess[str]:
+    """Raises InputError where the command is not on PATH."""
+    if shutil.which(command[0]) is None:
+        raise InputError(f"{command[0]} is not on PATH; SLURM's commands are found on a cluster's login node")
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def sbatch(script: str, *options: str) -> str:
+    """What sbatch says of a script: its job id with `--parsable`, or nothing more than its consent with `--test-only`.
+    Raises InputError with SLURM's own words."""
+    done = _ask("sbatch", *options, script)
+    if done.returncode:
+        raise InputError(f"sbatch refuses the job: {_words(done.stderr)}")
+    return (done.stdout or done.stderr).strip()
+
+
+def _words(text: str) -> str:
+    lines = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in text.strip().splitlines()]
+    return "; ".join(line for line in lines if line) or "it gives no reason"
+
+
+def alive(job: str, restarts: int) -> bool | None:
+    """Whether that leg of a job still has its nodes; None where SLURM cannot be asked."""
+    if shutil.which("squeue") is None:
+        return None
+    done = _ask("squeue", "--noheader", "--jobs", job, "--Format", "State:20,RestartCnt:10")
+    if done.returncode:
+        return False if "Invalid job id" in done.stderr else None
+    rows = [line.split() for line in done.stdout.splitlines() if line.strip()]
+    return any(state in ALIVE and int(count) == restarts for state, count in rows)
+
+
+def requeue(job: str) -> str:
+    """Puts the job back into the queue, which ends it here, at once. Returns SLURM's reason where it refuses, else
+    nothing."""
+    try:
+        done = _ask("scontrol", "requeue", job)
+    except InputError as error:
+        return str(error)
+    return done.stderr.strip() if done.returncode else ""

@@ -1,0 +1,141 @@
+"""A private SLURM cluster of one node on loopback, in a directory of its own; not a test."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+CONFIGURATION = """\
+ClusterName=test
+SlurmctldHost=localhost(127.0.0.1)
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
+CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
+SlurmctldPort={port}
+SlurmdPort={next_port}
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1,sched_min_interval=0
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+ReturnToService=2
+KillWait=5
+SlurmdParameters=config_overrides
+GresTypes=gpu
+NodeName=localhost NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=2000 Gres=gpu:2 State=UNKNOWN
+PartitionName=debug Nodes=localhost Default=YES MaxTime=INFINITE State=UP
+"""
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+
+
+class Cluster:
+    """munged, slurmctld and slurmd; `environment` makes SLURM's commands speak to them."""
+
+    def __init__(self, folder: Path, cpus: int = 4):
+        self.folder = folder
+        for name in ("state", "spool"):
+            (folder / name).mkdir(parents=True)
+        folder.chmod(0o755)
+        key = folder / "munge.key"
+        key.write_bytes(secrets.token_bytes(1024))
+        key.chmod(0o400)
+        port = _two_ports()
+        text = CONFIGURATION.format(folder=folder, user=getpass.getuser(), port=port, next_port=port + 1, cpus=cpus)
+        (folder / "slurm.conf").write_text(text)
+        (folder / "gres.conf").write_text("Name=gpu File=/dev/null,/dev/zero\n")  # for SLURM to count
+        self.environment = {"SLURM_CONF": str(folder / "slurm.conf")}
+
+    def start(self) -> None:
+        folder = self.folder
+        places = [f"--{name}={folder}/munge{end}" for name, end in (("socket", ".socket"), ("key-file", ".key"))]
+        places += [f"--{name}={folder}/munged.{end}" for name, end in (("pid-file", "pid"), ("log-file", "log"))]
+        self._run("munged", "--force", *places, f"--seed-file={folder}/munged.seed")
+        self._run("slurmctld", "-f", f"{folder}/slurm.conf")
+        self._run("slurmd", "-f", f"{folder}/slurm.conf")
+        for _ in range(200):
+            if self._run("sinfo", "-h", "-o", "%T", check=False).strip() == "idle":
+                return
+            time.sleep(0.1)
+        self.stop()
+        raise RuntimeError("the node does not come up:\n" + (folder / "slurmctld.log").read_text())
+
+    def stop(self) -> None:
+        """End the daemons by the process numbers that they wrote, and wait for them."""
+        for name in ("slurmd", "slurmctld", "munged"):
+            path = self.folder / f"{name}.pid"
+            pid = int(path.read_text()) if path.is_file() and path.read_text().strip() else 0
+            comm = Path(f"/proc/{pid}/comm")
+            if comm.is_file() and comm.read_text().strip() == name:
+                os.kill(pid, signal.SIGTERM)
+                for _ in range(100):
+                    if not comm.exists():
+                        break
+                    time.sleep(0.1)
+
+    def _run(self, *command: str, check: bool = True) -> str:
+        environment = {**os.environ, **self.environment}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        if check and done.returncode:
+            raise RuntimeError(f"{' '.join(command)}: {done.stderr}")
+        return done.stdout
+
+    def sbatch(self, script: Path) -> str:
+        """Submit a script as a user would again; returns the job's number."""
+        return self._run("sbatch", "--parsable", str(script)).strip()
+
+    def signal(self, job: str, name: str | None = None) -> None:
+        """What SLURM sends before the time is up; without a name the job is cancelled."""
+        self._run("scancel", *([f"--signal={name}"] if name else []), job)
+
+    def show(self, job: str) -> dict[str, str]:
+        return dict(re.findall(r"(\w+)=(\S*)", self._run("scontrol", "--oneliner", "show", "job", job)))
+
+    def queue(self) -> list[str]:
+        """The numbers of all jobs that SLURM remembers, waiting, running or ended."""
+        return sorted(self._run("squeue", "--noheader", "--states=all", "--format=%i").split())
+
+    def wait(self, job: str, seconds: float = 300) -> dict[str, str]:
+        """What SLURM says of the job when it has ended."""
+        until = time.monotonic() + seconds
+        while (shown := self.show(job))["JobState"] not in ENDED:
+            if time.monotonic() > until:
+                raise TimeoutError(f"job {job} is still {shown['JobState']} ({shown['Reason']})")
+            time.sleep(0.2)
+        return shown
+
+    def stop_jobs(self) -> None:
+        self._run("scancel", f"--user={getpass.getuser()}", check=False)
+        for _ in range(100):
+            if not self._run("squeue", "-h", check=False).strip():
+                return
+            time.sleep(0.1)
+
+
+def _two_ports() -> int:
+    """The first of two neighbouring ports that nobody listens on."""
+    while True:
+        with socket.socket() as one, socket.socket() as two:
+            one.bind(("127.0.0.1", 0))
+            port = one.getsockname()[1]
+            try:
+                two.bind(("127.0.0.1", port + 1))
+            except (OSError, OverflowError):
+                continue
+            return port

@@ -1,0 +1,182 @@
+"""What `spikeprune launch` writes, and what it refuses before anything is written. test_slurm.py has a cluster."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from micro import GLUE, ROOT, micro, write_cola, write_sst2
+
+from spikeprune import cli
+from spikeprune.errors import InputError
+from spikeprune.launch import MOST, read_seeds
+
+EMBEDDED = ("preset=tiny", "data.source=embedded")
+
+
+@pytest.fixture
+def launch(tmp_path, monkeypatch, capsys):
+    """`spikeprune launch --dry-run` in an empty directory; returns the exit code, what it printed, and the script."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str, dry: bool = True) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = cli.main(["launch", str(GLUE), *arguments, *(["--dry-run"] if dry else [])])
+        captured = capsys.readouterr()
+        scripts = sorted(tmp_path.glob("runs/*/job.sh"))
+        return code, captured.out + captured.err, scripts[-1].read_text() if scripts else ""
+
+    return run
+
+
+def directives(script: str) -> list[str]:
+    return re.findall(r"^#SBATCH (.*)$", script, re.M)
+
+
+def train_command(script: str, index: int | None = None) -> list[str]:
+    """The words that the script starts with srun, as bash understands them."""
+    shell = script.replace("srun ", "printf '%s\\n' ")
+    environment = {"SLURM_CPUS_PER_TASK": "3", "SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "n", "PATH": "/usr/bin:/bin"}
+    environment |= {"SLURM_ARRAY_TASK_ID": str(index)} if index is not None else {}
+    done = subprocess.run(["bash", "-u", "-c", shell], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    return done.stdout.splitlines()[1:]
+
+
+def test_one_run(launch, tmp_path) -> None:
+    where = ("--gpus=0", "--cpus=3", "--time=30:00", "--partition=long", "--sbatch=--mem=8G", "--sbatch=--account=me")
+    code, text, script = launch(*EMBEDDED, "task=rte", *where, "seed=3", "student.t_steps=[4,2,2]")
+    assert (code, text) == (0, "wrote runs/rte-tiny-s3/job.sh; submit it with: sbatch runs/rte-tiny-s3/job.sh\n")
+    assert [p.name for p in (tmp_path / "runs").rglob("*")] == ["rte-tiny-s3", "job.sh"]
+    assert directives(script) == [
+        "--job-name=rte-tiny-s3",
+        f"--chdir={tmp_path}",
+        f"--output={tmp_path}/runs/rte-tiny-s3/slurm-%j.log",
+        "--nodes=1",
+        "--ntasks-per-node=1",
+        "--cpus-per-task=3",
+        "--time=30:00",
+        "--partition=long",
+        "--mem=8G",
+        "--account=me",
+        "--open-mode=append",
+        "--requeue",
+        "--signal=USR1@90",
+    ]
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        assert re.search(rf"^export .*\b{name}=1\b", script, re.M)
+    assert 'WANDB_MODE="${WANDB_MODE:-offline}"' in script and script.endswith("exit $?\n")
+    overrides = [*EMBEDDED, "student.t_steps=[4,2,2]", "run.accelerator=cpu", "run.progress=false"]
+    expected = ["--kill-on-bad-exit=1", sys.executable, "-m", "spikeprune", "train", str(GLUE), *overrides]
+    assert train_command(script) == [*expected, "task=rte", "seed=3"]
+    assert "#   spikeprune launch " + shlex.quote(str(GLUE)) in script
+
+
+def test_an_array_of_tasks_and_seeds(launch, tmp_path) -> None:
+    code, text, script = launch(*EMBEDDED, "--array=mrpc, rte", "--seeds=0,7-8", "--gpus=0")
+    assert code == 0
+    folder = next((tmp_path / "runs").iterdir())
+    assert re.fullmatch(r"launch-\d{8}-\d{6}", folder.name)
+    assert f"--output={folder}/slurm-%A_%a.log" in directives(script) and "--array=0-5" in directives(script)
+    pairs = [train_command(script, index)[-2:] for index in range(6)]
+    assert pairs == [[f"task={task}", f"seed={seed}"] for task in ("mrpc", "rte") for seed in (0, 7, 8)]
+
+
+def test_gpus_and_nodes(launch) -> None:
+    _, _, script = launch("preset=minilm", "data.source=embedded", "task=rte")
+    assert "--gres=gpu:1" in directives(script) and "run.accelerator=gpu" in train_command(script)
+    _, _, script = launch(*EMBEDDED, "task=rte", "run.accelerator=cpu")
+    assert "--gres" not in script and "run.accelerator=cpu" in train_command(script)
+
+
+def test_a_path_with_spaces_and_percent_signs(launch, tmp_path) -> None:
+    code, _, _ = launch(*EMBEDDED, "task=rte", "--gpus=0", "run.dir=my 100%j/a $run")
+    assert code == 0
+    script = (tmp_path / "my 100%j" / "a $run" / "job.sh").read_text()
+    assert "run.dir=my 100%j/a $run" in train_command(script)
+    assert f"--output='{tmp_path}/my 100%%j/a $run/slurm-%j.log'" in directives(script)
+
+
+def test_a_template_of_ones_own(launch, tmp_path) -> None:
+    own = tmp_path / "own.sh"
+    own.write_text("#!/bin/bash\n@{resources}\nmodule load cuda  # me@host\n@{choice}\nsrun @{train}\n")
+    _, _, script = launch(*EMBEDDED, "task=rte", "--gpus=0", f"--template={own}")
+    assert "module load cuda  # me@host\ntask=rte seed=0\nsrun " in script
+    for text, words in (("@{tasks}", "'tasks'; it may ask for name, script"), ("@{", "it may ask for name")):
+        own.write_text(text)
+        code, message, _ = launch(*EMBEDDED, "task=cola", "--gpus=0", f"--template={own}")
+        assert code == 2 and words in message and "Traceback" not in message
+    assert "no.sh: no such file" in launch(*EMBEDDED, "--template=no.sh")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("task=mrpc",), ("data.source = auto", "data.source=hub", "spikeprune fetch")),
+        ((*EMBEDDED, "--array=mrpc mrcp"), ("unknown task mrcp", "did you mean mrpc?")),
+        ((*EMBEDDED, "--seeds=4-0"), ("seeds = 4-0", "such as 0-4")),
+        ((*EMBEDDED, "--seeds="), ("seeds = ", "such as 0-4")),
+        ((*EMBEDDED, "--seeds=0-1000000"), ("seeds = 0-1000000",)),
+        ((*EMBEDDED, "--seeds=4294967296"), ("seed = 4294967296",)),
+        ((*EMBEDDED, f"--seeds=1-{MOST}", "--array=mrpc rte"), (f"{2 * MOST} runs", "launch fewer")),
+        ((*EMBEDDED, "task=rte", "--array=mrpc"), ("task: is given twice",)),
+        ((*EMBEDDED, "seed=1", "--seeds=0-1"), ("seed: is given twice",)),
+        ((*EMBEDDED, "--array=mrpc rte", "run.dir=runs/x"), ("run.dir = runs/x: 2 runs", "${task}")),
+        ((*EMBEDDED, "--gpus=-1", "--cpus=0"), ("gpus = -1", "cpus = 0")),
+        ((*EMBEDDED, "--gpus=1", "run.accelerator=cpu"), ("gpus = 1: contradicts run.accelerator=cpu",)),
+        ((*EMBEDDED, "student.t_steps=0"), ("student.t_steps = 0",)),
+    ],
+)
+def test_refused_with_nothing_written(launch, tmp_path, arguments, words) -> None:
+    code, text, _ = launch(*arguments)
+    assert code == 2 and text.startswith("error: ") and "Traceback" not in text
+    assert all(word in text for word in words), text
+    assert not list(tmp_path.iterdir())
+
+
+def test_all_problems_come_at_once(launch) -> None:
+    _, text, _ = launch("--array=mrcp rte", "--seeds=1-0", "--nodes=0", "sed=1")
+    assert all(word in text for word in ("mrcp", "1-0", "nodes = 0", "sed: unknown key"))
+
+
+def test_no_sbatch_on_path(launch, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, text, script = launch(*EMBEDDED, "task=rte", "--gpus=0", dry=False)
+    assert (code, script) == (2, "") and not list(tmp_path.iterdir())
+    assert text == "error: sbatch is not on PATH; SLURM's commands are found on a cluster's login node\n"
+
+
+def test_seeds() -> None:
+    assert read_seeds("0-3") == [0, 1, 2, 3]
+    assert read_seeds("5, 0-1 1") == [5, 0, 1]
+    for text in ("a", "1-", "-1", "1--2", "1.5", ""):
+        with pytest.raises(InputError, match="write numbers and rising ranges"):
+            read_seeds(text)
+
+
+@pytest.mark.parametrize("target", ["slurm", "fetch"])
+def test_make(target, tmp_path) -> None:
+    """The Makefile's arguments become the command's; the environment is not looked at."""
+    folder = str(Path(sys.executable).parent)
+    make = ["make", "-s", "-C", str(ROOT), "-o", ".venv/.installed", f"BIN={folder}", target]
+    glue = write_cola(write_sst2(tmp_path / "glue"))
+    runs = [item for item in micro(tmp_path / "${task}-${seed}", glue)[3:] if not item.startswith("preset")]
+    arguments = [f"DATA={glue}", "ARGS=" + " ".join(shlex.quote(i) for i in runs).replace("$", "$$"), "ARRAY=sst2 cola"]
+    more = ["SEEDS=0-1", "TIME=10:00", "PARTITION=p", "SBATCH=--mem=1G --exclusive", "CPUS=1", "DRY=1"]
+    done = subprocess.run([*make, *arguments, *(more if target == "slurm" else [])], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    if target == "fetch":
+        assert done.stdout.splitlines()[-1] == "verified: a compute node without network finds all of it"
+        assert all(f"data: {task} from directory {glue}; 60 train" in done.stdout for task in ("sst2", "cola"))
+        return
+    script = next(tmp_path.glob("launch-*/job.sh")).read_text()
+    lines = directives(script)
+    assert {"--array=0-3", "--time=10:00", "--partition=p", "--mem=1G", "--exclusive", "--cpus-per-task=1"} <= set(
+        lines
+    )
+    assert [train_command(script, i)[-2:] for i in (0, 3)] == [["task=sst2", "seed=0"], ["task=cola", "seed=1"]]
+    assert not [line for line in lines if "gres" in line]

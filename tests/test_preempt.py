@@ -1,0 +1,153 @@
+"""A signal of the cluster: a checkpoint, no further step, the right exit code, and the next leg ends as if nothing had
+happened."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import lightning as L
+import pytest
+from micro import BATCHES, GLUE, STAGES, micro, write_sst2
+from test_resume import processes, result, steps_of
+
+from spikeprune import build, cli, signals
+from spikeprune.pipeline import resume_step
+from spikeprune.rundir import RunDir
+
+USR1, TERM = signal.SIGUSR1, signal.SIGTERM
+
+
+class Sender(L.Callback):
+    """Sends its own process a signal at the `count`th call of a hook."""
+
+    def __init__(self, hook: str, count: int, number: signal.Signals):
+        self.left, self.number = count, number
+        setattr(self, hook, self.call)
+
+    def call(self, *_) -> None:
+        self.left -= 1
+        if not self.left:
+            os.kill(os.getpid(), self.number)
+
+
+def leg(overrides: list[str], log: Path, send: tuple[str, str, int, signal.Signals] | None) -> None:
+    """One start of the run; `send`: a stage, a hook, at which call of it, and the signal."""
+    with log.open("ab", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    if send and send[0] == "measure":
+        plain_evaluator, sender = build.evaluator, Sender(*send[1:])
+        build.evaluator = lambda config, callbacks=(): plain_evaluator(config, [sender, *callbacks])
+    elif send:
+        plain, stage, sender = build.stage_callbacks, send[0], Sender(*send[1:])
+        build.stage_callbacks = lambda parts, name, run: [
+            *([sender] if name == stage else []),
+            *plain(parts, name, run),
+        ]
+    sys.exit(cli.main(["train", str(GLUE), *overrides]))
+
+
+def start(overrides: list[str], log: Path, send=None) -> int:
+    child = processes.Process(target=leg, args=(overrides, log, send))
+    child.start()
+    child.join(120)
+    return child.exitcode
+
+
+def small(folder: Path, glue: Path) -> list[str]:
+    return [*micro(folder, glue), "data.eval_batch_size=8", "run.validate_every=2"]
+
+
+@pytest.fixture(scope="module")
+def glue(tmp_path_factory) -> Path:
+    return write_sst2(tmp_path_factory.mktemp("glue"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, glue) -> RunDir:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert start(small(folder / "run", glue), folder / "log") == 0, (folder / "log").read_text()
+    return RunDir(folder / "run")
+
+
+CHAIN = [
+    ("teacher", "on_train_batch_end", BATCHES + 3, TERM, 143, BATCHES + 3),
+    ("internal_kd", "on_train_batch_end", 1, USR1, 75, 1),
+    ("internal_kd", "on_validation_batch_start", 2, USR1, 75, 2 * BATCHES),
+    ("spatial", "on_train_batch_end", BATCHES, USR1, 75, BATCHES + 1),  # no validation after that epoch
+    ("spatial", "on_validation_batch_start", 1, TERM, 143, 2 * BATCHES),
+    ("spatial", "on_train_epoch_start", 1, TERM, 143, 2 * BATCHES + 1),
+    ("measure", "on_validation_batch_start", 2, USR1, 75, 3 * BATCHES),
+]
+
+
+def test_signalled_again_and_again_equals_undisturbed(undisturbed, glue, tmp_path) -> None:
+    run, log, command = RunDir(tmp_path / "run"), tmp_path / "log", small(tmp_path / "run", glue)
+    for stage, hook, count, number, code, step in CHAIN:
+        log.write_text("")
+        assert start(command, log, (stage, hook, count, number)) == code, log.read_text()
+        assert f"stopped by {number.name}: the same command goes on" in log.read_text()
+        assert "Traceback" not in log.read_text() and not list(run.path.glob("lock.*"))
+        unfinished = next(name for name in STAGES if not run.finished(name))
+        assert stage in (unfinished, "measure")
+        assert resume_step(run.resume(unfinished)) == step
+    assert start(command, log) == 0, log.read_text()
+    found, wanted = result(run), result(undisturbed)
+    for name in STAGES:
+        assert found["weights"][name] == wanted["weights"][name], f"{name} has other weights"
+    assert found == wanted
+    assert steps_of(run) == steps_of(undisturbed)
+    assert run.read_metrics() == undisturbed.read_metrics()
+
+
+def caught_by(pid: int, number: int) -> bool:
+    """Whether the process has a handler of its own for the signal."""
+    mask = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())[1]
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
+@pytest.mark.parametrize("number", [USR1, TERM])
+def test_a_signal_before_anything_is_read_stops_too(number, tmp_path) -> None:
+    """While libraries are being imported, which takes seconds and by Python's own rules would end in a kill."""
+    command = [sys.executable, "-m", "spikeprune", "train", str(GLUE), *micro(tmp_path / "run"), "task=sst2"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        while not caught_by(child.pid, number):
+            time.sleep(0.005)
+        child.send_signal(number)
+        out, error = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert child.returncode == signals.CODES[number], error
+    assert error == f"stopped by {number.name}: the same command goes on where this one stopped\n"
+    assert out == "" and not (tmp_path / "run").exists()
+
+
+def test_outside_a_run_the_signals_keep_their_meaning(tmp_path) -> None:
+    before = [signal.getsignal(number) for number in signals.CODES]
+    assert cli.main(["train", str(tmp_path / "no.yaml")]) == 2
+    assert [signal.getsignal(number) for number in signals.CODES] == before
+    signals.insist()
+    assert [signal.getsignal(number) for number in signals.CODES] == before
+
+
+def test_a_kept_signal_waits_until_it_is_asked_for() -> None:
+    with signals.caught():
+        with signals.kept():
+            os.kill(os.getpid(), TERM)
+            os.kill(os.getpid(), USR1)  # the first one counts
+            assert signals.received() == TERM
+            with pytest.raises(signals.Stopped) as stop:
+                signals.check()
+        assert (stop.value.signal, stop.value.code) == (TERM, 143)
+    with signals.caught():
+        signals.check()
+        with pytest.raises(signals.Stopped):
+            os.kill(os.getpid(), USR1)
+            time.sleep(1)

@@ -20,6 +20,7 @@ SlurmdUser={user}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
+FirstJobId={first}
 SlurmctldPort={port}
 SlurmdPort={next_port}
 StateSaveLocation={folder}/state
@@ -57,7 +58,9 @@ class Cluster:
         key.write_bytes(secrets.token_bytes(1024))
         key.chmod(0o400)
         port = _two_ports()
-        text = CONFIGURATION.format(folder=folder, user=getpass.getuser(), port=port, next_port=port + 1, cpus=cpus)
+        first = 1 + secrets.randbelow(9000)  # Lightning's port follows the job id, and two clusters must not meet there
+        ports = {"port": port, "next_port": port + 1}
+        text = CONFIGURATION.format(folder=folder, user=getpass.getuser(), first=first, cpus=cpus, **ports)
         (folder / "slurm.conf").write_text(text)
         (folder / "gres.conf").write_text("Name=gpu File=/dev/null,/dev/zero\n")  # for SLURM to count
         self.environment = {"SLURM_CONF": str(folder / "slurm.conf")}

@@ -12,7 +12,8 @@ from hypothesis import settings
 settings.register_profile("spikeprune", deadline=None, max_examples=50)  # machines differ in speed
 settings.load_profile("spikeprune")
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")  # read when torch is imported; subprocesses inherit it
+threads = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
+os.environ.setdefault("OMP_NUM_THREADS", threads)  # read when torch is imported; subprocesses inherit it
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test waits for a network
 

@@ -43,7 +43,7 @@ def caught() -> Iterator[None]:
     try:
         yield
     finally:
-        _Table.ours = False
+        _Table.ours, _Table.received = False, 0
         for number, handler in before.items():
             signal.signal(number, handler)
 

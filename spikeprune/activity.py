@@ -1,4 +1,4 @@
-"""Firing rates and sparsity of a student's spiking sites, from the same spike counts that `cost.count` reads."""
+"""Firing rates and sparsity of a student's spiking sites, from the same spike counts that `operations.count` reads."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def additions_loss(
 ) -> Tensor:
     """Expected additions of a token over the `dense` multiplications it would cost, as far as above `limit`; scalar.
 
-    `rates` [D] of each site, `fan_out` as in `cost.fan_out`, `t_steps` of each site. Unlike
+    `rates` [D] of each site, `fan_out` as in `operations.fan_out`, `t_steps` of each site. Unlike
     `firing_loss` it leaves cheap spikes alone (a key's adds once per query) and presses on dear ones (a layer's output
     feeds three matrices).
     """

@@ -28,10 +28,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spikeprune.cost import Operations, Prices, count, dense, energy_pj, summarize
+from spikeprune.cost import Prices, energy_pj, summarize
 from spikeprune.metrics import main_metric, task_metrics
 from spikeprune.models.outputs import INPUTS, Outputs
 from spikeprune.models.student import Student, layer_of
+from spikeprune.operations import Operations, count, dense
 from spikeprune.size import Shape
 from spikeprune.spiking.coding import read_running_mean
 from spikeprune.tasks import Task
@@ -184,7 +185,7 @@ def extra(shape: Shape, samples: int, **kinds: dict[int, Tensor]) -> Operations:
 
 
 def operations(student: Student, counts, lengths: Tensor, shape: Shape, steps: Sequence[int]) -> Operations:
-    """`cost.count`, on the CPU."""
+    """`operations.count`, on the CPU."""
     masks = {"heads": student.heads, "ffn": student.ffn, "t_steps": steps}
     found = count(counts, lengths, shape=shape, coding=student.coding, **masks)
     kinds = {kind: getattr(found, kind).cpu() for kind in ("ac", "mac", "elementwise", "ac_per_step")}

@@ -8,13 +8,14 @@ from typing import Any
 from torch import Tensor
 
 from spikeprune import build
-from spikeprune.cost import PRICES, dense, summarize
+from spikeprune.cost import PRICES, summarize
 from spikeprune.dynamic import dynamic
 from spikeprune.errors import InputError
 from spikeprune.metrics import main_metric
 from spikeprune.models.student import Student
 from spikeprune.models.teacher import Teacher
 from spikeprune.modules import StudentModule
+from spikeprune.operations import dense
 from spikeprune.parts import Parts
 from spikeprune.size import matrix_bytes
 

@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from spikeprune import cost, distill, ranks
+from spikeprune import distill, operations, ranks
 from spikeprune.graphs import GraphedTerms
 from spikeprune.metrics import main_metric, task_metrics
 from spikeprune.models.answer import CHUNK, answer
@@ -261,7 +261,7 @@ class StudentModule(TaskModule):
         """`n`: mean tokens of a sentence."""
         student, shape = self.student, self.shape
         steps = {name: student.steps[layer_of(name) + 1] for name in outputs.rates}
-        fan_out = cost.fan_out(shape=shape, heads=student.heads, ffn=student.ffn, tokens=n)
+        fan_out = operations.fan_out(shape=shape, heads=student.heads, ffn=student.ffn, tokens=n)
         dense = shape.layers * shape.hidden * (4 * shape.hidden + 2 * shape.ffn)
         prices = {"fan_out": fan_out, "t_steps": steps, "dense": dense}
         return distill.additions_loss(outputs.rates, **prices, limit=self.losses.additions_limit)

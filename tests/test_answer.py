@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_student import CODINGS, F64, FFN, WAYS, N, Operations, make, prune, sentences
 
-from spikeprune import cost, parts
+from spikeprune import operations, parts
 from spikeprune.activity import activity
 from spikeprune.models import answer as answers
 from spikeprune.models.answer import answer, sentence_numbers
@@ -77,7 +77,7 @@ def test_what_is_reported_is_the_same() -> None:
     found = []
     for stepwise in (False, True):
         counts = answer(student, **batch, stepwise=stepwise).counts
-        ops = cost.count(counts, lengths, shape=SHAPE, coding="accumulate", **masks)
+        ops = operations.count(counts, lengths, shape=SHAPE, coding="accumulate", **masks)
         found.append((ops.per_sample(), ops.per_layer(), activity(counts, lengths, **masks).rates()))
     assert found[0] == found[1] and found[0][0]["ac"] > 0
 

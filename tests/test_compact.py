@@ -19,12 +19,12 @@ from micro import GLUE, ROOT, micro, write_sst2
 from spikeprune import cli, compaction, pipeline
 from spikeprune.activity import activity
 from spikeprune.config import load
-from spikeprune.cost import count
 from spikeprune.errors import InputError
 from spikeprune.models.compact import compact, nbytes
 from spikeprune.models.compact import load as load_compact
 from spikeprune.models.quant import QUANTIZERS
 from spikeprune.models.student import Student
+from spikeprune.operations import count
 from spikeprune.rundir import RunDir
 from spikeprune.size import Shape, parameters
 from spikeprune.spiking.coding import CODINGS

@@ -13,11 +13,11 @@ from test_student import FFN, H, L, make, prune, real, sentences
 from spikeprune.activity import activity
 from spikeprune.compress.criteria import CRITERIA, TEMPORAL_CRITERIA
 from spikeprune.compress.stats import collect, temporal_statistics
-from spikeprune.cost import count
 from spikeprune.distill import hard_loss
 from spikeprune.models.compact import compact
 from spikeprune.models.quant import QUANTIZERS, acting_weight
 from spikeprune.models.student import Student
+from spikeprune.operations import count
 from spikeprune.size import Shape
 from spikeprune.spiking.coding import CODINGS
 from spikeprune.spiking.neurons import NEURONS

@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForSequenceClassification
 
-from spikeprune import cost
+from spikeprune import cost, operations
 from spikeprune.size import Shape
 
 # One layer of two heads of one channel, three neurons: D=2, H=2, d=1, F=3, C=2.
@@ -28,7 +28,7 @@ def silent(shape, steps):
 def run(counts, *, shape=TINY, n=(4,), heads=None, ffn=None, steps=(1, 1), coding="accumulate"):
     heads = torch.ones(shape.layers, shape.heads) if heads is None else torch.tensor(heads)
     ffn = torch.ones(shape.layers, shape.ffn) if ffn is None else torch.tensor(ffn)
-    return cost.count(counts, torch.tensor(n), shape=shape, heads=heads, ffn=ffn, t_steps=steps, coding=coding)
+    return operations.count(counts, torch.tensor(n), shape=shape, heads=heads, ffn=ffn, t_steps=steps, coding=coding)
 
 
 # One spike in channel 1 of a site: additions in a sentence of 4 tokens; whole, without head 1, without neuron 1.
@@ -197,7 +197,7 @@ def test_equals_a_naive_counter(coding, query, steps, seed):
     lengths = [3, 1, 4]
     trains = spike_trains(shape, steps, lengths, seed, ternary=seed % 2 == 0)
     kept = {"shape": shape, "heads": heads, "ffn": ffn}
-    ops = cost.count(as_counts(trains, lengths), torch.tensor(lengths), **kept, t_steps=steps, coding=coding)
+    ops = operations.count(as_counts(trains, lengths), torch.tensor(lengths), **kept, t_steps=steps, coding=coding)
     pairs = query == "spiking"
     assert ops.ac.sum() == naive_additions(trains, lengths, **kept, pairs=pairs)
     assert torch.equal(ops.ac, ops.ac_per_step.sum(1))
@@ -212,7 +212,7 @@ def test_a_ternary_spike_is_one_addition():
     assert kinds[0].ac.sum() > 0
 
 
-@pytest.mark.parametrize("coding", cost.CODINGS)
+@pytest.mark.parametrize("coding", operations.CODINGS)
 def test_padding_and_batching_change_nothing(coding):
     shape, lengths, steps = Shape(hidden=6, heads=3, ffn=5, layers=2, classes=2), [3, 7, 1], (2, 2, 2)
     trains = spike_trains(shape, steps, lengths, seed=1)
@@ -237,11 +237,13 @@ def test_dense_equals_a_profiler(sizes):
     net = BertForSequenceClassification._from_config(config, attn_implementation="eager").eval()
     with FlopCounterMode(display=False) as profiler, torch.no_grad():
         net(input_ids=torch.ones(2, n, dtype=torch.long))
-    assert cost.dense(torch.tensor([n, n]), shape=shape).mac.sum() * 2 == profiler.get_total_flops()
+    assert operations.dense(torch.tensor([n, n]), shape=shape).mac.sum() * 2 == profiler.get_total_flops()
 
 
 def test_dense_by_hand():
-    ops = cost.dense(torch.tensor([4, 1]), shape=Shape(hidden=2, heads=2, ffn=3, layers=1, classes=2, pooling="cls"))
+    ops = operations.dense(
+        torch.tensor([4, 1]), shape=Shape(hidden=2, heads=2, ffn=3, layers=1, classes=2, pooling="cls")
+    )
     # 4 tokens: 4·4·4 + 2·16·2 + 2·4·2·3; 1 token: 16 + 4 + 12. Each: pooler 4, classifier 4.
     assert ops.mac.tolist() == [0, 64 + 64 + 48 + 32, 16]
     assert ops.elementwise.tolist() == [10, (16 + 32 + 12) + (4 + 2 + 3), 4]
@@ -253,7 +255,7 @@ def test_every_neuron_firing_once_adds_what_the_dense_network_multiplies(pooling
     shape, n = Shape(hidden=36, heads=3, ffn=50, layers=2, classes=3, pooling=pooling), 7
     counts = {site: c + n for site, c in silent(shape, (1, 1, 1)).items()}
     counts["pooled"] = torch.ones(1, 1, 36)
-    ops, dense = run(counts, shape=shape, n=(n,), steps=(1, 1, 1)), cost.dense(torch.tensor([n]), shape=shape)
+    ops, dense = run(counts, shape=shape, n=(n,), steps=(1, 1, 1)), operations.dense(torch.tensor([n]), shape=shape)
     residuals = 2 * 2 * n * 36
     mean = 0 if pooling == "cls" else n * 36
     assert ops.ac.sum() + ops.mac.sum() == dense.mac.sum() + residuals + mean
@@ -263,7 +265,7 @@ def test_every_neuron_firing_once_adds_what_the_dense_network_multiplies(pooling
 def test_energy_and_normalized_operations():
     counts = silent(TINY, (1, 1))
     counts["layers.0.output"][0, 0, 0] = 4
-    ops, dense = run(counts), cost.dense(torch.tensor([4]), shape=TINY)
+    ops, dense = run(counts), operations.dense(torch.tensor([4]), shape=TINY)
     fp32 = cost.PRICES["fp32"]
     assert cost.energy_pj(ops, fp32) == pytest.approx(4 * 0.9 + 4 * 4.6)
     assert cost.energy_full_pj(ops, fp32) == pytest.approx(4 * 0.9 + 4 * 4.6 + 68 * 4.6)
@@ -278,7 +280,7 @@ def test_latency():
 
 
 def test_summary_holds_every_cost():
-    dense = cost.dense(torch.tensor([4]), shape=TINY)
+    dense = operations.dense(torch.tensor([4]), shape=TINY)
     teacher = cost.summarize(dense, dense_ops=dense, prices=cost.PRICES["fp32"], shape=TINY)
     assert teacher["norm_ops"] == 1 and "latency_steps" not in teacher
     ops, masks = run(silent(TINY, (2, 1))), {"heads": torch.ones(1, 2), "ffn": torch.ones(1, 3)}

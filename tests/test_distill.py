@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from spikeprune import cost
+from spikeprune import operations
 from spikeprune.distill import (
     additions_loss,
     firing_loss,
@@ -137,12 +137,14 @@ def test_the_priced_firing_is_what_the_counter_counts(spikes, pooling) -> None:
         outputs = student(torch.randint(23, (4, 7)), torch.ones(4, 7), mode="spiking", count=True, rate=True)
     masks = {"heads": student.heads, "ffn": student.ffn}
     lengths, steps = torch.full((4,), 7), dict(zip((-1, 0, 1), student.steps, strict=True))
-    counted = cost.count(outputs.counts, lengths, shape=shape, **masks, t_steps=student.steps, coding="accumulate")
+    counted = operations.count(
+        outputs.counts, lengths, shape=shape, **masks, t_steps=student.steps, coding="accumulate"
+    )
     wanted = counted.ac.sum()
     if pooling == "cls":  # the one token that the pooler reads has no share in a token's price
         wanted = wanted - counted.ac[-1]
     prices = {
-        "fan_out": cost.fan_out(shape=shape, **masks, tokens=7.0),
+        "fan_out": operations.fan_out(shape=shape, **masks, tokens=7.0),
         "t_steps": {name: steps[layer_of(name)] for name in outputs.rates},
         "dense": 10.0,
     }

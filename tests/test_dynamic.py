@@ -13,9 +13,10 @@ from test_student import C, D, H, L, make, prune, sentences
 
 from spikeprune import cli, pipeline
 from spikeprune.config import load
-from spikeprune.cost import PRICES, count
+from spikeprune.cost import PRICES
 from spikeprune.dynamic import Anytime, dynamic, layer_by_layer, never
 from spikeprune.models.compact import compact
+from spikeprune.operations import count
 from spikeprune.rundir import RunDir
 from spikeprune.size import Shape
 from spikeprune.spiking.coding import CODINGS

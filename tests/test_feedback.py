@@ -14,11 +14,11 @@ from test_student import D, L, make, prune, real, scalar, sentences
 from spikeprune import cli, pipeline
 from spikeprune.compress.stats import collect
 from spikeprune.config import load
-from spikeprune.cost import count, fan_out
 from spikeprune.distill import hard_loss
 from spikeprune.errors import InputError
 from spikeprune.models.compact import compact
 from spikeprune.models.feedback import anderson
+from spikeprune.operations import count, fan_out
 from spikeprune.rundir import RunDir
 from spikeprune.size import Shape, parameters
 from spikeprune.spiking.coding import CODINGS

@@ -16,10 +16,11 @@ from test_compress import F, H, L, batches, make
 from spikeprune import targets
 from spikeprune.compress.joint import KINDS, Budget, Candidate, cheapest
 from spikeprune.compress.meter import TARGETS, Meter
-from spikeprune.cost import PRICES, count, dense, summarize
+from spikeprune.cost import PRICES, summarize
 from spikeprune.distill import drawn_loss, soft_loss
 from spikeprune.models.outputs import INPUTS
 from spikeprune.models.student import Student
+from spikeprune.operations import count, dense
 from spikeprune.size import Shape
 from spikeprune.spiking.coding import CODINGS
 

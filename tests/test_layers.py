@@ -15,8 +15,8 @@ ROWS = (
     ("__init__",),
     ("errors", "signals"),
     ("tasks", "schema", "spiking", "size", "report", "ranks", "slurm"),
-    ("targets",),
-    ("checks", "models", "activity", "distill", "graphs", "gains", "lock"),
+    ("targets", "gains"),
+    ("checks", "models", "operations", "activity", "distill", "graphs", "lock"),
     ("config", "cost", "metrics", "data", "processes"),
     ("compress", "rundir", "parts", "dynamic", "fetch"),
     ("modules", "launch"),
@@ -32,7 +32,7 @@ LEVEL = {room: level for level, row in enumerate(ROWS) for room in row}
 
 ONLY_IN = {"omegaconf": {"config"}, "optuna": {"sweeps"}, "wandb": {"tracking"}}
 NEVER_IN = {
-    "lightning": {"spiking", "models", "size", "activity", "cost", "compress", "distill", "metrics"},
+    "lightning": {"spiking", "models", "size", "activity", "operations", "cost", "compress", "distill", "metrics"},
     "torch": {"errors", "tasks", "schema", "checks", "config", "cli", "report"},
 }
 

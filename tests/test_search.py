@@ -22,8 +22,8 @@ from spikeprune.compress import search as kwon
 from spikeprune.compress import tuning
 from spikeprune.compress.stats import collect
 from spikeprune.config import load
-from spikeprune.cost import count
 from spikeprune.errors import InputError
+from spikeprune.operations import count
 from spikeprune.rundir import RunDir
 from spikeprune.size import Shape
 

@@ -7,7 +7,8 @@ import torch
 
 from spikeprune import ranks
 from spikeprune.activity import Activity, activity
-from spikeprune.cost import Operations, Prices, count, dense, summarize
+from spikeprune.cost import Prices, summarize
+from spikeprune.operations import Operations, count, dense
 from spikeprune.size import Shape
 
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spikeprune.cost import Operations, Prices, count, dense, latency_steps
+from spikeprune.cost import Prices, latency_steps
 from spikeprune.models.answer import answer
 from spikeprune.models.outputs import INPUTS
 from spikeprune.models.student import Student
+from spikeprune.operations import Operations, count, dense
 from spikeprune.size import Shape, known
 
 TARGETS = ("ac", "energy", "latency")
@@ -28,7 +29,8 @@ class Reading:
 
 
 class Meter:
-    """A student's spikes on `batches`, answered as by `models.answer` and counted as by `cost.count`, padding left out.
+    """A student's spikes on `batches`, answered as by `models.answer` and counted as by `operations.count`, padding
+    left out.
 
     `target`: `energy` in the dense teacher's energy on the same sentences (without element-wise work, as `energy_pj`),
     `ac` in the dense teacher's multiply-accumulates, `latency` in steps, which no sentence changes.

@@ -25,11 +25,11 @@ from torch import Tensor
 
 from spikeprune.compress.budget import keep_highest
 from spikeprune.compress.stats import SampleLoss, loss_at
-from spikeprune.cost import count
 from spikeprune.errors import InputError
 from spikeprune.models.answer import answer
 from spikeprune.models.outputs import INPUTS
 from spikeprune.models.student import Student
+from spikeprune.operations import count
 from spikeprune.size import Shape
 
 KINDS = ("heads", "ffn")
@@ -66,7 +66,7 @@ def fisher_blocks(student: Student, batches: Batches, sample_loss: SampleLoss) -
 def unit_prices(student: Student, batches: Batches, shape: Shape) -> dict[str, Tensor]:
     """Operations (additions and MACs) of a sentence that each unit costs now, `heads [L, H]` and `ffn [L, F]` float64.
 
-    `cost.count` is linear in either mask at given spikes, so its gradient is the price of a unit.
+    `operations.count` is linear in either mask at given spikes, so its gradient is the price of a unit.
     """
     was_training, samples = student.training, 0
     student.eval()

@@ -21,9 +21,10 @@ from spikeprune.models.student import Student
 from spikeprune.schema import Config, Run
 from spikeprune.schema import Student as StudentConfig
 from spikeprune.spiking import kernels, site
+from spikeprune.spiking.flow import Pass
 from spikeprune.spiking.kernels import KINDS, fused_equilibrium
 from spikeprune.spiking.neurons import NEURONS, Equilibrium, settle
-from spikeprune.spiking.site import Pass, Site
+from spikeprune.spiking.site import Site
 
 STEPS = (1, 2, 3, 4, 7, 16, 125)
 SIZES = ((1, 37), (16, 128), (17, 384), (33, 1536), (700, 37), (257, 384))  # rows and channels, on and off the tiles

@@ -18,11 +18,12 @@ import torch
 
 from spikeprune.models.answer import answer
 from spikeprune.models.student import Student
-from spikeprune.spiking import kernels, scan, site
+from spikeprune.spiking import kernels, scan, simulation, site
 from spikeprune.spiking.coding import CODINGS
+from spikeprune.spiking.flow import Pass, Signal
 from spikeprune.spiking.neurons import NEURONS
 from spikeprune.spiking.scan import WAYS, fused_totals
-from spikeprune.spiking.site import Pass, Signal, Site
+from spikeprune.spiking.site import Site
 
 KINDS = ("binary", "ternary")
 LEAKS = (1.0, 0.7)
@@ -150,7 +151,7 @@ def in_the_interpreter() -> None:
         used.append(fits(OnCuda, kind, coding, mask))
         return used[-1]
 
-    site.scans = scans
+    site.scans = simulation.scans = scans
     compare_totals("cpu")
     compare_sites("cpu")
     assert all(used)

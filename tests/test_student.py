@@ -13,7 +13,8 @@ from naive import Accumulate, Synchronous
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spikeprune.models.student import Student
-from spikeprune.spiking.site import Pass, Signal, Site
+from spikeprune.spiking.flow import Pass, Signal
+from spikeprune.spiking.site import Site
 
 F64 = torch.float64
 D, H, FFN, N, L, C, VOCAB = 12, 3, 37, 8, 2, 3, 23

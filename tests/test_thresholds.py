@@ -14,16 +14,18 @@ from test_student import FFN, D, L, make, prune, real, sentences
 
 from spikeprune import cli, pipeline
 from spikeprune.config import load
-from spikeprune.cost import PRICES, count, energy_pj
+from spikeprune.cost import PRICES, energy_pj
 from spikeprune.gains import gain_work
 from spikeprune.models.alter import altered, deaden
 from spikeprune.models.compact import compact
+from spikeprune.operations import count
 from spikeprune.rundir import RunDir
 from spikeprune.size import Shape
 from spikeprune.spiking.coding import CODINGS
 from spikeprune.spiking.dead_zone import DeadZone
+from spikeprune.spiking.flow import Pass
 from spikeprune.spiking.neurons import NEURONS, rms_gain
-from spikeprune.spiking.site import Pass, Site
+from spikeprune.spiking.site import Site
 
 F64 = torch.float64
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from spikeprune.models.quant import MATRICES
-from spikeprune.spiking.site import Pass, Signal, Site
+from spikeprune.spiking.flow import Pass, Signal
+from spikeprune.spiking.site import Site
 
 Map = Callable[[Tensor], Tensor]
 

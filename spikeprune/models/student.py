@@ -27,7 +27,8 @@ from spikeprune.models.outputs import Outputs
 from spikeprune.models.packing import PackedLinear
 from spikeprune.models.quant import QUANTIZERS, WEIGHTS
 from spikeprune.size import known
-from spikeprune.spiking.site import Pass, Signal, Site
+from spikeprune.spiking.flow import Pass, Signal
+from spikeprune.spiking.site import Site
 
 __all__ = ["DEAD_ZONES", "Student", "layer_of"]
 DEAD_ZONES = ("none", "channel", "site")

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from spikeprune.spiking.site import Pass
+from spikeprune.spiking.flow import Pass
 
 
 class DeadZone(nn.Module):

@@ -4,70 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from spikeprune.spiking.closed import blocks, settled_value, tokens_sum
-from spikeprune.spiking.coding import CODINGS, Coding, drive_constant, hold, read_running_mean
+from spikeprune.spiking.closed import settled_value
+from spikeprune.spiking.coding import CODINGS
 from spikeprune.spiking.dead_zone import DeadZone
-from spikeprune.spiking.early import until_settled
+from spikeprune.spiking.flow import Pass, Signal
 from spikeprune.spiking.kernels import covers, fused_equilibrium
-from spikeprune.spiking.neurons import NEURONS, Equilibrium, asr, leak_weights, settle, steps
-from spikeprune.spiking.scan import WAYS, fused_scan, fused_totals, scans
-
-
-@dataclass
-class Signal:
-    """What a site sends on. `value [B, N, D]` is `theta * ASR` and carries the gradient; `pulses [T, B, N, D]` are
-    `theta * s[t]`, kept only where a synchronous coding reads them, and not where a kernel made the running `means` of
-    them at once."""
-
-    value: Tensor
-    pulses: Tensor | None = None
-    gain: Tensor | None = None  # [B, N, D] by which a neuron with a gain has multiplied theta
-    means: Tensor | None = None
-    seen: dict[int, Tensor] = field(default_factory=dict)
-
-    def read(self, coding: Coding, t_steps: int, leak: float) -> Tensor:
-        """What a reader of `t_steps` sees of the train. The readers of a signal share it."""
-        if t_steps not in self.seen:
-            means = self.means
-            self.seen[t_steps] = (
-                coding.read(self.pulses, t_steps, leak) if means is None else hold(means, lambda: means[-1], t_steps)
-            )
-        return self.seen[t_steps]
-
-    def asr(self, theta: Tensor) -> Tensor:
-        """`value` in spikes a step, of neurons with this theta."""
-        return self.value / theta if self.gain is None else self.value / (theta * self.gain)
-
-
-@dataclass
-class Pass:
-    """One forward pass: how the sites answer, and what they leave behind under their names."""
-
-    # equilibrium: closed form | spiking: step by step | calibrate: sets theta, then clips | clip: as for T -> infinity
-    mode: str
-    tokens: Tensor  # [B, N] bool, True where a token is no padding
-    count: bool = False  # leave spike counts (spiking mode; equilibrium mode: of each train in all)
-    rate: bool = False  # leave differentiable mean rates
-    trace: bool = False  # leave how fast each ASR settles (spiking mode)
-    scores: bool = True  # attention scores are wanted; without them attention need not write them
-    percentile: float = 99.0  # calibrate: of a channel's activation, where theta is put
-    deaden: float | None = None  # spiking: percentile of each site's currents at which its dead zone is put to end
-    settled: float | None = None  # spiking, accumulate: a sample's train ends once its ASR changes by less than this
-    counts: dict[str, Tensor] = field(default_factory=dict)  # site -> spikes on real tokens [T, B, D] or [1, B, D]
-    rates: dict[str, Tensor] = field(default_factory=dict)  # site -> mean |ASR| over real tokens [D]
-    traces: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # see `settling`
-    stops: dict[str, Tensor] = field(default_factory=dict)  # with `settled`: site -> steps that each sample took [B]
-
-    @cached_property
-    def n_tokens(self) -> Tensor:
-        """Real tokens of the batch, scalar."""
-        return self.tokens.sum()
+from spikeprune.spiking.neurons import NEURONS, Equilibrium, asr, settle
+from spikeprune.spiking.scan import fused_totals, scans
+from spikeprune.spiking.simulation import simulate, simulate_until_settled
 
 
 class Site(nn.Module):
@@ -181,9 +130,9 @@ class Site(nn.Module):
             a = settle(y.detach(), theta.detach(), t_steps, self.neuron, self.leak)
             signal = Signal(Equilibrium.apply(y, theta, a, self.neuron.low))
         elif run.settled is not None and self.coding.stationary:
-            signal = self.until_settled(y, t_steps, run, alive)
+            signal = simulate_until_settled(self, y, t_steps, run, alive)
         else:
-            signal = self.simulate(f, inputs, y, t_steps, run, mask)
+            signal = simulate(self, f, inputs, y, t_steps, run, mask)
         if mask is not None:
             if not closed:
                 signal = replace(signal, value=signal.value * mask)
@@ -214,93 +163,6 @@ class Site(nn.Module):
         gradient, which needs f step by step only."""
         return run.mode != "spiking" or self.coding.stationary or torch.is_grad_enabled()
 
-    def currents(self, f: Callable[..., Tensor], inputs: tuple[Signal, ...], y: Tensor | None, t_steps: int) -> Tensor:
-        """Input currents `[T, B, N, D]` of the neurons."""
-        if self.coding.stationary or not inputs:
-            return drive_constant(y[None], t_steps, self.leak)
-        return self.coding.drive(self.answers(f, inputs, t_steps), t_steps, self.leak)
-
-    def answers(self, f: Callable[..., Tensor], inputs: tuple[Signal, ...], t_steps: int) -> Tensor:
-        """What f says to what it sees, step by step `[T, B, N, D]`: one pass of f over all steps."""
-        seen = f(*(signal.read(self.coding, t_steps, self.leak) for signal in inputs))
-        return seen.to(self.log_theta.dtype)
-
-    def simulate(
-        self, f, inputs: tuple[Signal, ...], y: Tensor | None, t_steps: int, run: Pass, mask: Tensor | None
-    ) -> Signal:
-        """Step by step without gradient; the value is the measured ASR, its gradient that of the equilibrium. The mask
-        is in the train, not yet in the value."""
-        theta = self.theta
-        if self.kernels == "triton" and not run.trace and scans(theta, self.kind, self.way, mask):
-            return self.scan(f, inputs, y, t_steps, run, mask)
-        weights, wanted = leak_weights(t_steps, self.leak).tolist(), torch.is_grad_enabled()
-        with torch.no_grad():
-            x = self.currents(f, inputs, None if y is None else y.detach(), t_steps)
-            keep = None if self.coding.stationary and not run.trace else torch.empty_like(x)
-            counts = x.new_empty(t_steps, x.shape[1], x.shape[3]) if run.count else None
-            first = torch.empty_like(counts) if run.count and self.count_first else None
-            a, mean = torch.zeros_like(x[0]), torch.zeros_like(x[0])
-            for rows in blocks(a):
-                for t, s in enumerate(steps(x[:, rows], theta, self.neuron, self.leak)):
-                    a[rows].add_(s, alpha=weights[t])
-                    if wanted:
-                        mean[rows].add_(x[t, rows], alpha=weights[t])
-                    if keep is not None:
-                        torch.mul(theta, s, out=keep[t, rows])
-                    if counts is not None:
-                        counts[t, rows] = tokens_sum(s.abs(), run.tokens[rows])
-                    if first is not None:
-                        first[t, rows] = s[:, 0].abs()
-            a, mean = a / sum(weights), mean / sum(weights)
-            if run.trace:
-                run.traces[self.name] = settling(keep / theta, run.tokens, self.leak)
-            if keep is not None and mask is not None:
-                keep.mul_(mask)
-        if counts is not None:
-            run.counts[self.name] = counts
-        if first is not None:
-            run.counts["pooled"] = first
-        return Signal(self.measured(y, a, mean), keep)
-
-    def measured(self, y: Tensor | None, a: Tensor, mean: Tensor | None) -> Tensor:
-        """The measured ASR as a value; its gradient, where one is wanted, is the equilibrium's."""
-        if not torch.is_grad_enabled():
-            return self.theta * a
-        # the clip is judged at the measured mean input, which per_step's f(mean) is not
-        return Equilibrium.apply(y + (mean - y).detach(), self.theta, a, self.neuron.low)
-
-    def scan(
-        self, f, inputs: tuple[Signal, ...], y: Tensor | None, t_steps: int, run: Pass, mask: Tensor | None
-    ) -> Signal:
-        """`simulate` with the membranes' steps in one kernel."""
-        constant, (wrapped, seen) = self.coding.stationary or not inputs, WAYS[self.way]
-        seen = "pulses" if seen and self.sends_pulses else seen
-        how = {"theta": self.theta, "t_steps": t_steps, "kind": self.kind, "leak": self.leak}
-        how |= {"wrapped": wrapped and not constant, "mean": torch.is_grad_enabled()}
-        with torch.no_grad():
-            x = y if constant else self.answers(f, inputs, t_steps)
-            tokens = run.tokens if run.count else None
-            done = fused_scan(x, **how, seen=seen, mask=mask, tokens=tokens)
-            if run.count:
-                run.counts[self.name] = done.counts
-            if run.count and self.count_first:
-                first = torch.ones_like(run.tokens[:, :1])
-                run.counts["pooled"] = fused_scan(x[..., :1, :], **how, tokens=first).counts
-        value = self.measured(y, done.a, done.mean)
-        return Signal(value, **{} if seen is None else {seen: done.seen})
-
-    def until_settled(self, y: Tensor, t_steps: int, run: Pass, alive: Tensor | None) -> Signal:
-        """As `simulate`, but each sample's train ends once it has settled; its sum so far is its mean. No gradient."""
-        theta = self.theta
-        how = {"neuron": self.neuron, "leak": self.leak, "tokens": run.tokens, "alive": alive, "bound": run.settled}
-        trains = until_settled(y, theta, t_steps, **how)
-        run.stops[self.name] = trains.stops
-        if run.count:
-            run.counts[self.name] = trains.counts
-            if self.count_first:
-                run.counts["pooled"] = trains.first
-        return Signal(theta * trains.a)
-
     @torch.no_grad()
     def calibrate(self, y: Tensor, run: Pass) -> Tensor:
         """Put theta at a percentile of the activation over real tokens; returns it. Binary spikes see y > 0 only."""
@@ -315,10 +177,3 @@ class Site(nn.Module):
         # a channel that is silent on the calibration data still gets a threshold that it can reach
         self.log_theta.copy_(theta.clamp(min=max(theta.max().item() * 1e-2, 1e-6)).log())
         return self.theta
-
-
-def settling(spikes: Tensor, tokens: Tensor, leak: float) -> tuple[Tensor, Tensor]:
-    """`[T, B, N, D]` -> sums over real tokens and channels of |a[t] - a[T]|, `[T]`, and of |a[T]|, scalar."""
-    a = read_running_mean(spikes, len(spikes), leak)
-    weights = tokens[..., None].to(a.dtype)
-    return ((a - a[-1]).abs() * weights).flatten(1).sum(1), (a[-1].abs() * weights).sum()

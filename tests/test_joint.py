@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from test_compress import F, H, L, batches, make
 
 from spikeprune import targets
-from spikeprune.compress.joint import KINDS, Budget, Candidate, cheapest
+from spikeprune.compress.candidates import KINDS, Candidate, cheapest
+from spikeprune.compress.joint import Budget
 from spikeprune.compress.meter import TARGETS, Meter
 from spikeprune.cost import PRICES, summarize
 from spikeprune.distill import drawn_loss, soft_loss

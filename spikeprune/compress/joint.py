@@ -1,16 +1,5 @@
 """One budget over heads, blocks of feed-forward neurons and time steps: the least loss for what is saved leaves first.
 
-A candidate has a loss (how much the prediction loss is expected to rise) and a saving (in the budget's unit). Losses
-are of one unit for all kinds, since all are anchored in measured differences on the same sentences:
-
-- one step of one layer: the loss with the step gone, less the loss now;
-- heads and neurons: of each layer the units that look cheapest (half the Fisher information, the second-order estimate
-  of Kwon et al. 2022, eq. 8, over the saving) leave together for one measurement, and that difference is shared out
-  among them by their Fisher information. The second-order estimate itself is the least it can be: a difference that
-  noise has made negative would give the whole group away. The Fisher information is that of answers drawn from the
-  student's own distribution: where it agrees with its teacher the distillation loss has no gradient, but a curvature.
-  What may come back is ranked by slope and curvature together: a pruned unit is nowhere near a minimum of its mask.
-
 An estimate holds near the network that it was made on. Removal therefore goes in rounds: none takes more than `stride`
 of the present cost or a unit that was not part of a measured group, and the next begins with new estimates and a new
 measurement. The last round ends exactly: its list is cut where the measured cost first keeps to the goal.
@@ -18,205 +7,22 @@ measurement. The last round ends exactly: its list is cut where the measured cos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+from spikeprune.compress.candidates import Candidate, cheapest
+from spikeprune.compress.estimates import Estimates
 
-from spikeprune.compress.meter import Meter, Reading
-from spikeprune.compress.stats import SampleLoss, Statistics, collect, loss_at
-from spikeprune.models.student import Student
-
-KINDS = ("heads", "ffn", "steps")
 TOLERANCE = 0.02  # of the goal: what is closer below it counts as reached
 CHOICE = 0.1  # share of a layer's units that even a small round may choose from
 TRIES = 8  # candidates that may turn out too large to come back before the search for one that fits ends
 SPARE = 1.5  # how much more than it needs the last round's list promises to save, since promises err
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """`units` of one layer that leave (or come back) together; for `steps` the places in `t_steps` that lose one."""
-
-    kind: str
-    layer: int
-    units: tuple[int, ...]
-    loss: float
-    saving: float
-
-    @property
-    def order(self) -> tuple:
-        """Loss for what is saved; of equals the larger saving, then the earlier."""
-        return self.loss / self.saving, -self.saving, KINDS.index(self.kind), self.layer, self.units
-
-    def singly(self) -> Iterator[Candidate]:
-        if self.kind == "steps":
-            yield self
-            return
-        n = len(self.units)
-        yield from (Candidate(self.kind, self.layer, (unit,), self.loss / n, self.saving / n) for unit in self.units)
-
-
-def cheapest(candidates: Iterable[Candidate], need: float) -> list[Candidate]:
-    """Candidates that save `need` together (or all there are), in the order of loss over saving.
-
-    The sum of their losses exceeds that of the best choice by less than the last one's loss: without it they are the
-    start of the best fractional choice (Dantzig 1957). Where a single other candidate covers what the last one is for
-    at a smaller loss, it stands in; what the others make superfluous is left out, the dearest first.
-    """
-    ranked = sorted(candidates, key=lambda c: c.order)
-    chosen, saved = [], 0.0
-    for candidate in ranked:
-        if saved >= need:
-            break
-        chosen.append(candidate)
-        saved += candidate.saving
-    if not chosen or saved < need:
-        return chosen
-    rest = need - (saved - chosen[-1].saving)
-    chosen[-1] = min((c for c in ranked[len(chosen) - 1 :] if c.saving >= rest), key=lambda c: (c.loss, c.order))
-    spare = sum(c.saving for c in chosen) - need
-    for candidate in sorted(chosen, key=lambda c: (-c.loss, c.order)):
-        if candidate.saving <= spare:
-            chosen.remove(candidate)
-            spare -= candidate.saving
-    return chosen
-
-
 @dataclass
-class Budget:
-    """A student, what it may lose, and the two instruments: sentences that show losses, a meter that shows costs."""
+class Budget(Estimates):
+    """The search: brings the student's measured cost to a goal, from above or from below."""
 
-    student: Student
-    batches: Sequence[dict[str, Tensor]]
-    sample_loss: SampleLoss
-    drawn_loss: SampleLoss  # as `sample_loss`, of an answer drawn from the outputs: its squared gradient is curvature
-    meter: Meter
-    kinds: Sequence[str] = KINDS
-    min_heads: int = 1
-    min_ffn: int = 8
-    most_steps: Sequence[int] = ()  # what `raise_to` may give each place back up to; empty: what it has
-    block: int = 16  # neurons that leave together
     stride: float = 0.2
-    mean: Callable[[Tensor], Tensor] = field(default=lambda x: x)  # over processes, so that all decide the same
-
-    # ------------------------------------------------------------------------------------------------ instruments
-
-    @property
-    def value(self) -> float:
-        return self.meter.value(self.student)
-
-    def loss(self) -> float:
-        return self.mean(loss_at(self.student, self.student.steps, self.batches, self.sample_loss)).item()
-
-    def mask(self, kind: str) -> Tensor:
-        return getattr(self.student, kind)
-
-    def state(self) -> tuple[Tensor, Tensor, list[int]]:
-        return self.student.heads.clone(), self.student.ffn.clone(), list(self.student.steps)
-
-    @torch.no_grad()
-    def restore(self, state: tuple[Tensor, Tensor, list[int]]) -> None:
-        self.student.heads.copy_(state[0])
-        self.student.ffn.copy_(state[1])
-        self.student.set_t_steps(state[2])
-
-    @torch.no_grad()
-    def apply(self, candidates: Iterable[Candidate], back: bool = False) -> None:
-        """Take the candidates away, or bring them `back`."""
-        steps = list(self.student.steps)
-        for c in candidates:
-            if c.kind == "steps":
-                for place in c.units:
-                    steps[place] += 1 if back else -1
-            else:
-                self.mask(c.kind)[c.layer, list(c.units)] = float(back)
-        self.student.set_t_steps(steps)
-
-    def loss_with(self, candidates: Iterable[Candidate], back: bool = False) -> float:
-        before = self.state()
-        self.apply(candidates, back)
-        try:
-            return self.loss()
-        finally:
-            self.restore(before)
-
-    def value_with(self, candidates: Iterable[Candidate], back: bool = False) -> float:
-        before = self.state()
-        self.apply(candidates, back)
-        try:
-            return self.value
-        finally:
-            self.restore(before)
-
-    # ------------------------------------------------------------------------------------------------- candidates
-
-    def candidates(self, share: float, back: bool = False) -> list[Candidate]:
-        """What may leave now (or come back), estimated anew; of each layer about `share` of the units that could."""
-        reading, now, found = self.meter.read(self.student), self.loss(), []
-        if {"heads", "ffn"} & set(self.kinds) and self.meter.target != "latency":
-            stats = collect(self.student, self.batches, self.sample_loss if back else self.drawn_loss)
-            for kind in ("heads", "ffn"):
-                if kind in self.kinds:
-                    found += self._units(kind, stats, reading, now, share, back)
-        if "steps" in self.kinds:
-            found += self._steps(reading, now, back)
-        return found
-
-    def _units(
-        self, kind: str, stats: Statistics, reading: Reading, now: float, share: float, back: bool
-    ) -> Iterator[Candidate]:
-        name = "head" if kind == "heads" else "ffn"
-        worth = self.mean(getattr(stats, f"{name}_fisher")).double() / 2
-        if back:  # the loss from 0 to 1, by its slope and its curvature
-            worth = (-self.mean(getattr(stats, f"{name}_slope")).double() - worth).clamp(min=0)
-        for layer, mask in enumerate(self.mask(kind)):
-            saving = getattr(reading, kind)[layer].double()
-            if back:  # it will fire like its neighbours
-                saving = torch.full_like(saving, saving[mask > 0].mean().item()) if mask.any() else saving
-            sizes, saved = worth[layer].tolist(), saving.tolist()
-            pool = self._pool(kind, mask, worth[layer] / saving.clamp(min=1e-30), back)
-            pool = [unit for unit in pool if saved[unit] > 0 and not (back and sizes[unit] == 0)]
-            pool = pool[: max(1, round(share * (mask.sum().item() if back else len(pool))))]
-            if not pool:
-                continue
-            group, total = Candidate(kind, layer, tuple(pool), 0.0, 0.0), sum(sizes[unit] for unit in pool)
-            change = self.loss_with([group], back) - now
-            change = -change if back else max(change, total)
-            if back and change <= 0:
-                continue
-            width = self.block if kind == "ffn" else 1
-            for at in range(0, len(pool), width):
-                units = pool[at : at + width]
-                part = sum(sizes[unit] for unit in units) / total if total else len(units) / len(pool)
-                yield Candidate(kind, layer, tuple(units), change * part, sum(saved[unit] for unit in units))
-
-    def _pool(self, kind: str, mask: Tensor, ratio: Tensor, back: bool) -> list[int]:
-        """Units that may leave, the cheapest first, without the floor's worth of the dearest; or that may come back,
-        the dearest first."""
-        order = ratio.argsort(descending=back, stable=True).tolist()
-        alive = mask.tolist()
-        if back:
-            return [unit for unit in order if not alive[unit]]
-        floor = {"heads": self.min_heads, "ffn": self.min_ffn}[kind]
-        kept = [unit for unit in order if alive[unit]]
-        return kept[: max(0, len(kept) - floor)]
-
-    def _steps(self, reading: Reading, now: float, back: bool) -> Iterator[Candidate]:
-        steps, most = self.student.steps, self.most_steps or self.student.steps
-        places = [(i,) for i, t in enumerate(steps) if (t < most[i] if back else t > 1)]
-        if self.meter.target == "latency" and self.student.coding != "accumulate" and not back:
-            longest = max(steps)  # all tick together: only the longest trains together are waited for
-            places = [tuple(i for i, t in enumerate(steps) if t == longest)] if longest > 1 else []
-        for units in places:
-            step = Candidate("steps", units[0], units, 0.0, 0.0)
-            saving = abs(self.value_with([step], back) - reading.value)
-            change = self.loss_with([step], back) - now
-            if saving > 0 and not (back and change >= 0):
-                yield Candidate("steps", units[0], units, -change if back else max(change, 0.0), saving)
-
-    # ----------------------------------------------------------------------------------------------------- search
 
     def lower_to(self, goal: float) -> float:
         """Take candidates away until the measured cost is at most `goal`, or nothing may leave any more; the cost."""
@@ -309,20 +115,3 @@ class Budget:
             if fits:
                 return units[at : at + fits]
         return []
-
-    def lowest(self) -> float:
-        """The measured cost with everything gone that may go, the student left as it is."""
-        before, stats = self.state(), collect(self.student, self.batches, self.drawn_loss)
-        fisher = {"heads": stats.head_fisher, "ffn": stats.ffn_fisher}
-        gone = []
-        for kind in ("heads", "ffn"):
-            for layer, mask in enumerate(self.mask(kind) if kind in self.kinds else []):
-                units = self._pool(kind, mask, self.mean(fisher[kind][layer]), back=False)
-                gone.append(Candidate(kind, layer, tuple(units), 0.0, 0.0))
-        try:
-            self.apply(gone)
-            if "steps" in self.kinds:
-                self.student.set_t_steps(1)
-            return self.value
-        finally:
-            self.restore(before)

@@ -1,4 +1,5 @@
-"""The command line. Heavy imports stand inside the commands, so that help and a wrong key answer at once."""
+"""The command line's actions and exit codes. Heavy imports stand inside the actions, so that help and a wrong key
+answer at once."""
 
 from __future__ import annotations
 
@@ -8,177 +9,13 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from spikeprune import signals, slurm
+from spikeprune.arguments import parse
 from spikeprune.errors import InputError
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
-
-TRAIN_EXAMPLES = """\
-examples:
-  spikeprune train experiments/glue.yaml task=mrpc preset=tiny
-  spikeprune train experiments/glue.yaml task=sst2 preset=minilm data.source=dir data.dir=glue \\
-      teacher.checkpoint=checkpoints/minilm student.t_steps=4
-  spikeprune train experiments/glue.yaml preset=tiny 'student.t_steps=[4,2,2]' stages.finetune.epochs=0
-
-A later value wins: defaults, the file and its base, the preset, the file's block for the task, then key=value.
-The same command started again goes on where the run stopped.
-"""
-
-EVALUATE_EXAMPLES = """\
-examples:
-  spikeprune evaluate runs/mrpc-tiny-s0
-  spikeprune evaluate runs/mrpc-tiny-s0 --stage internal_kd --json
-  spikeprune evaluate runs/mrpc-minilm-s0 --data glue
-  spikeprune evaluate runs/mrpc-tiny-s0 time.dynamic=true
-  spikeprune evaluate runs/mrpc-tiny-s0 student.coding=running_mean time.dynamic=true time.rule=confidence
-  spikeprune evaluate runs/mrpc-tiny-s0 student.dead_zone=60
-"""
-
-
-COMPACT_EXAMPLES = """\
-examples:
-  spikeprune compact runs/mrpc-tiny-s0
-  spikeprune compact runs/mrpc-tiny-s0 --stage spatial
-  spikeprune evaluate runs/mrpc-tiny-s0 --compact
-
-Writes RUN/compact/: weights, shapes, tokenizer, and a record of what it was made from and how its answers compare.
-"""
-
-SYNC_EXAMPLES = """\
-examples:
-  spikeprune sync runs/mrpc-tiny-s0
-  spikeprune sync runs/mrpc-*
-
-Sends runs that were offline, or offline at times, to the W&B server, each as one run; what is there is not sent twice.
-"""
-
-SWEEP_EXAMPLES = """\
-examples:
-  spikeprune sweep experiments/sweeps/budget.yaml --local --trials 20
-  spikeprune sweep experiments/sweeps/budget.yaml task=rte preset=minilm data.source=hub
-  spikeprune sweep experiments/sweeps/budget.yaml --slurm='--partition=gpu --gpus=1' --trials 40
-
-Makes the sweep on W&B's server and runs an agent per GPU; with --local Optuna stands in for the server. A local sweep
-that is started again runs what is missing, and ends with the Pareto front of quality and energy.
-"""
-
-
-LAUNCH_EXAMPLES = """\
-examples:
-  spikeprune launch experiments/glue.yaml task=mrpc preset=tiny data.source=embedded --gpus 0 --time 30:00
-  spikeprune launch experiments/glue.yaml preset=minilm data.source=hub --array "mrpc rte" --seeds 0-4 --gpus 1 \\
-      --partition gpu --time 4:00:00 --sbatch=--mem=32G
-  spikeprune launch experiments/glue.yaml task=sst2 data.source=hub --template my-cluster.sh --dry-run
-
-Writes a script into the run's directory (of an array: into a launch directory beside the runs), has SLURM check it,
-and submits it. The same command again submits what is not finished.
-"""
-
-FETCH_EXAMPLES = """\
-examples:
-  spikeprune fetch experiments/glue.yaml task=mrpc preset=minilm
-  spikeprune fetch experiments/glue.yaml preset=minilm --array "mrpc rte cola"
-  spikeprune fetch experiments/glue.yaml task=mrpc preset=minilm --check
-
-Run it where the network is, as a cluster's login node; compute nodes then find everything in the cache (HF_HOME).
-"""
-
-CHANGED = "values that replace the run's, where they need no training: student.dead_zone, time.dynamic, …"
-
-
-def parser() -> argparse.ArgumentParser:
-    from spikeprune import __version__
-
-    top = argparse.ArgumentParser(
-        prog="spikeprune",
-        description="Distil BERT into spiking language models, and prune them in space and time.",
-        epilog="spikeprune COMMAND --help shows examples.",
-    )
-    top.add_argument("--version", action="version", version=f"spikeprune {__version__}")
-    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-
-    train = _command(commands, "train", "run the stages of an experiment, or go on with them", TRAIN_EXAMPLES)
-    _experiment(train)
-    train.set_defaults(action=_train)
-
-    evaluate = _command(commands, "evaluate", "measure quality and cost from saved checkpoints", EVALUATE_EXAMPLES)
-    evaluate.add_argument("run", metavar="RUN", help="a run's directory, such as runs/mrpc-tiny-s0")
-    evaluate.add_argument("overrides", metavar="key=value", nargs="*", help=CHANGED)
-    which = evaluate.add_mutually_exclusive_group()
-    which.add_argument("--stage", metavar="NAME", help="a finished stage; by default the last one")
-    which.add_argument("--compact", action="store_true", help="the model that `spikeprune compact` wrote")
-    evaluate.add_argument("--data", metavar="DIR", help="a GLUE directory to measure on instead of the run's own data")
-    evaluate.add_argument(
-        "--products", choices=("float", "int8"), help="of quantized weights with spikes; by default the run's"
-    )
-    evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    evaluate.set_defaults(action=_evaluate)
-
-    compact = _command(commands, "compact", "write a student without its pruned heads and neurons", COMPACT_EXAMPLES)
-    compact.add_argument("run", metavar="RUN", help="a run's directory, such as runs/mrpc-tiny-s0")
-    compact.add_argument("overrides", metavar="key=value", nargs="*", help=CHANGED)
-    compact.add_argument("--stage", metavar="NAME", help="a finished stage; by default the last one")
-    compact.add_argument("--data", metavar="DIR", help="a GLUE directory to compare answers on")
-    compact.set_defaults(action=_compact)
-
-    sync = _command(commands, "sync", "send runs to W&B that were offline", SYNC_EXAMPLES)
-    sync.add_argument("runs", metavar="RUN", nargs="+", help="a run's directory, such as runs/mrpc-tiny-s0")
-    sync.set_defaults(action=_sync)
-
-    sweep = _command(commands, "sweep", "run many trials of an experiment", SWEEP_EXAMPLES)
-    sweep.add_argument("file", metavar="FILE", help="a sweep file, such as experiments/sweeps/budget.yaml")
-    sweep.add_argument("overrides", metavar="key=value", nargs="*", help="keys that are fixed for all trials")
-    sweep.add_argument(
-        "--trials", metavar="N", type=_count, help="trials in all; by default run_cap or the grid's size"
-    )
-    where = sweep.add_mutually_exclusive_group()
-    where.add_argument("--local", action="store_true", help="without a server, on this machine")
-    where.add_argument("--slurm", metavar="OPTIONS", help="agents as an array job; options of sbatch, or ''")
-    sweep.add_argument(
-        "--jobs", metavar="N", type=_count, help="local trials at a time; by default one per GPU or core"
-    )
-    sweep.add_argument("--dir", metavar="DIR", help="of a local sweep; by default runs/sweeps/FILE-TASK-PRESET")
-    sweep.add_argument(
-        "--agents", metavar="N", type=int, help="W&B agents; by default one per GPU, 0 only makes the sweep"
-    )
-    sweep.set_defaults(action=_sweep)
-    launch = _command(commands, "launch", "submit an experiment to SLURM, one run or an array", LAUNCH_EXAMPLES)
-    _experiment(launch)
-    launch.add_argument("--array", metavar="TASKS", help='tasks of an array, such as "mrpc rte"')
-    launch.add_argument("--seeds", metavar="SEEDS", help="seeds of an array, such as 0-4 or 0,2,5-7")
-    launch.add_argument("--gpus", metavar="N", type=int, help="GPUs of each node; 0 runs on the CPU (default: 1)")
-    launch.add_argument("--nodes", metavar="N", type=int, help="nodes of each run")
-    launch.add_argument("--cpus", metavar="N", type=int, help="CPU cores of each process")
-    launch.add_argument("--time", metavar="TIME", help="limit of each job, as sbatch reads it: 30:00, 4:00:00, 1-0")
-    launch.add_argument("--partition", metavar="NAME", help="partition of the cluster")
-    launch.add_argument("--sbatch", metavar="OPTION", action="append", default=[], help="a further option of sbatch")
-    launch.add_argument("--template", metavar="FILE", help="script template, by default slurm/job.sh")
-    launch.add_argument("--dry-run", action="store_true", help="write the script and submit nothing")
-    launch.set_defaults(action=_launch)
-
-    fetch = _command(commands, "fetch", "get data and checkpoints into the cache, and verify them", FETCH_EXAMPLES)
-    _experiment(fetch)
-    fetch.add_argument("--array", metavar="TASKS", help='several tasks, such as "mrpc rte"')
-    fetch.add_argument("--check", action="store_true", help="use no network, only say what is missing")
-    fetch.set_defaults(action=_fetch)
-    return top
-
-
-def _experiment(command: argparse.ArgumentParser) -> None:
-    command.add_argument("experiment", metavar="EXPERIMENT", help="an experiment file, such as experiments/glue.yaml")
-    command.add_argument("overrides", metavar="key=value", nargs="*", help="values that replace the file's")
-
-
-def _command(commands: argparse._SubParsersAction, name: str, text: str, examples: str) -> argparse.ArgumentParser:
-    return commands.add_parser(
-        name,
-        help=text,
-        description=f"{text[0].upper()}{text[1:]}.",
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -221,12 +58,6 @@ def _sync(args: argparse.Namespace) -> None:
         print(f"{run}: {tracking.sync(run)}")
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be a whole number of at least 1")
-    return int(text)
-
-
 def _sweep(args: argparse.Namespace) -> int:
     from spikeprune.sweeps import spec
 
@@ -261,6 +92,17 @@ def _fetch(args: argparse.Namespace) -> None:
         print(line, flush=True)
 
 
+ACTIONS: dict[str, Callable[[argparse.Namespace], int | None]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "compact": _compact,
+    "sync": _sync,
+    "sweep": _sweep,
+    "launch": _launch,
+    "fetch": _fetch,
+}
+
+
 def _stopped(stop: signals.Stopped) -> int:
     """Of several processes the first speaks and answers for all: one that ended in failure would end the others."""
     if slurm.rank() > 0:
@@ -279,25 +121,12 @@ def _sentence(error: OSError) -> str:
     return f"{place}cannot be written: {error.strerror or error}"
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments; key=value may also stand behind an option, where argparse does not look for them."""
-    top = parser()
-    args, rest = top.parse_known_args(argv)
-    unknown = [item for item in rest if "=" not in item or item.startswith("-") or not hasattr(args, "overrides")]
-    if unknown:
-        top.error(f"unrecognized arguments: {' '.join(unknown)}")
-    if rest:
-        args.overrides += rest
-    args.words = list(sys.argv[1:] if argv is None else argv)
-    return args
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     # read when torch is imported: threads that spin while others want their core hold each other up
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        return args.action(args) or 0
+        return ACTIONS[args.command](args) or 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

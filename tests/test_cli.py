@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from spikeprune import __version__, cli
+from spikeprune import __version__, arguments, cli
 from spikeprune.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,6 +83,11 @@ def test_help_and_a_wrong_key_load_nothing_heavy(args: str) -> None:
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_every_command_that_is_offered_does_something() -> None:
+    offered = next(action.choices for action in arguments.parser()._actions if action.dest == "command")
+    assert set(offered) == set(cli.ACTIONS)
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ ROWS = (
     ("build", "summary"),
     ("measure", "sharing"),
     ("pipeline",),
-    ("compaction", "sweeps"),
+    ("compaction", "sweeps", "arguments"),
     ("cli",),
     ("__main__",),
 )
@@ -33,7 +33,7 @@ LEVEL = {room: level for level, row in enumerate(ROWS) for room in row}
 ONLY_IN = {"omegaconf": {"config"}, "optuna": {"sweeps"}, "wandb": {"tracking"}}
 NEVER_IN = {
     "lightning": {"spiking", "models", "size", "activity", "operations", "cost", "compress", "distill", "metrics"},
-    "torch": {"errors", "tasks", "schema", "checks", "config", "cli", "report"},
+    "torch": {"errors", "tasks", "schema", "checks", "config", "arguments", "cli", "report"},
 }
 
 

@@ -40,7 +40,7 @@ def shared_stages(parts: Parts) -> tuple[list[str], str]:
             + "\n".join(f"  {line}" for line in other)
         )
     found: list[str] = []
-    for name, own in zip(_active(theirs), parts.active(), strict=False):
+    for name, own in zip(active(theirs), parts.active(), strict=False):
         why = f"{own} instead of {name}" if name != own else "; ".join(_stage_differences(theirs, mine, name))
         if why or not source.finished(name):
             return _checked(source, found, why)
@@ -60,14 +60,14 @@ def common_stages(theirs: Config, mine: Config) -> list[str]:
     if any(_decides(line, (*COMMON, *RUN), but=CORPUS) for line in differences(theirs, mine, ())):
         return []
     found: list[str] = []
-    for name, own in zip(_active(theirs), _active(mine), strict=False):
+    for name, own in zip(active(theirs), active(mine), strict=False):
         if name != own or _stage_differences(theirs, mine, name):
             break
         found.append(name)
     return found
 
 
-def _active(config: Config) -> list[str]:
+def active(config: Config) -> list[str]:
     """As `Parts.active`, which needs data."""
     return [n for n in config.run.stages if n == "teacher" or acts(config, n)]
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from cluster import Cluster
 from micro import GLUE, ROOT, micro, write_sst2
 from wandb_server import wandb_server
 
@@ -24,7 +24,8 @@ from spikeprune.errors import InputError
 from spikeprune.report.results import names, results
 from spikeprune.rundir import RunDir
 from spikeprune.sharing import common_stages
-from spikeprune.sweeps import local, spec
+from spikeprune.sweeps import folder as folders
+from spikeprune.sweeps import spec, study
 from spikeprune.sweeps.spec import Parameter
 from spikeprune.tasks import get_task
 
@@ -73,7 +74,7 @@ def write(path: Path, tree: dict) -> Path:
 
 
 def test_the_files_that_there_should_be() -> None:
-    assert {path.stem for path in FILES} >= {"budget", "criteria", "temporal", "quantize"}
+    assert {path.stem for path in FILES} >= {"budget", "shares", "criteria", "temporal", "quantize"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -198,9 +199,9 @@ def draw(tmp_path: Path, begun: int, *parameters: Parameter, count: int = 40) ->
     """Values of new trials of a random study."""
     import optuna
 
-    study = optuna.create_study(sampler=local.sampler(SWEEP, begun))
-    trials = [study.ask() for _ in range(count)]
-    return [tuple(local.suggest(trial, p) for p in parameters) for trial in trials]
+    drawn = optuna.create_study(sampler=study.sampler(SWEEP, begun))
+    trials = [drawn.ask() for _ in range(count)]
+    return [tuple(study.suggest(trial, p) for p in parameters) for trial in trials]
 
 
 SWEEP = spec.Sweep(Path("x"), {}, "random", "result/main", "maximize", (), "", ())
@@ -365,8 +366,8 @@ def test_another_sweep_in_its_folder_is_refused(swept, tmp_path, glue, capsys) -
 
 def test_a_sweep_in_use_is_refused(swept, capsys, monkeypatch) -> None:
     folder, _, _, command = swept
-    monkeypatch.setattr(local, "PATIENCE", 0.0)
-    with local.locked(folder):
+    monkeypatch.setattr(folders, "PATIENCE", 0.0)
+    with folders.locked(folder):
         assert cli.main(command) == 2
     assert f"is being run by process {os.getpid()} on" in capsys.readouterr().err
 
@@ -443,21 +444,15 @@ def test_a_grid_of_four_by_wandbs_agent(glue, tmp_path) -> None:
 
 
 @pytest.fixture
-def cluster(shared, monkeypatch) -> Iterator[None]:
+def cluster(tmp_path, monkeypatch) -> Iterator[Cluster]:
     """A SLURM of one node on loopback."""
-    script = str(shared / "slurm" / "private_cluster.sh")
-    if not Path(script).is_file():
-        pytest.skip(f"no cluster script at {script}")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1] & ~1
-    with tempfile.TemporaryDirectory(prefix="spikeprune-slurm-") as folder:  # munge wants a path that all may enter
-        monkeypatch.setenv("SLURM_CONF", f"{folder}/slurm.conf")
-        subprocess.run(["bash", script, "start", folder, str(port)], check=True, capture_output=True)
-        try:
-            yield
-        finally:
-            subprocess.run(["bash", script, "stop", folder], check=True, capture_output=True)
+    made = Cluster(tmp_path / "slurm", cpus=2)
+    for name, value in made.environment.items():
+        monkeypatch.setenv(name, value)
+    made.start()
+    yield made
+    made.stop_jobs()
+    made.stop()
 
 
 @pytest.mark.slurm
@@ -477,15 +472,12 @@ def test_an_array_job_of_agents(cluster, glue, tmp_path, monkeypatch) -> None:
         assert child.returncode == 2 and "error: sbatch refuses the job: " in printed and "invalid partition" in printed
         assert board.sweeps == {}
         printed = finish(spikeprune("sweep", str(file), f"--slurm=--output={tmp_path}/%a.log", **more))
-        assert (
-            "--array=1-2 experiments/slurm/sweep.sh spikeprune/sweep1" in printed and "Submitted batch job" in printed
-        )
-        until = time.monotonic() + 300
-        while subprocess.run(["squeue", "-h"], capture_output=True, text=True, check=True).stdout.strip():
-            assert time.monotonic() < until
-            time.sleep(0.5)
+        assert "--array=1-2 experiments/slurm/sweep.sh spikeprune/sweep1" in printed
+        job = re.search(r"Submitted batch job (\d+)", printed)[1]
+        ends = [cluster.wait(f"{job}_{index}")["JobState"] for index in (1, 2)]
         logs = "".join((tmp_path / f"{i}.log").read_text() for i in (1, 2))
         assert {name: run["exit"] for name, run in board.runs.items()} == {"trial1": 0, "trial2": 0}, logs
+        assert ends == ["COMPLETED", "COMPLETED"], logs
         assert board.sweeps["sweep1"]["left"] == []
 
 

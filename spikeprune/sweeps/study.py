@@ -1,0 +1,54 @@
+"""Optuna's side of a local sweep: its storage, what it chooses, and a trial's values."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from spikeprune.sweeps.spec import Parameter, Sweep
+
+
+def open_study(sweep: Sweep, folder: Path) -> Any:
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    pruner = optuna.pruners.NopPruner()
+    if sweep.rungs:
+        first, factor = sweep.rungs
+        pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=factor)
+    storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
+    study = optuna.create_study(
+        storage=storage, study_name="sweep", direction=sweep.goal, pruner=pruner, load_if_exists=True
+    )
+    if sweep.method == "grid" and not study.user_attrs.get("grid"):
+        for values in sweep.grid():
+            study.enqueue_trial({key: _spelt(value) for key, value in values.items()}, skip_if_exists=True)
+        study.set_user_attr("grid", True)
+    return study
+
+
+def sampler(sweep: Sweep, begun: int) -> Any:
+    """Seeded by the trials so far: a start that goes on does not draw the first start's values again."""
+    from optuna.samplers import RandomSampler, TPESampler
+
+    return TPESampler(seed=begun) if sweep.method == "bayes" else RandomSampler(seed=begun)
+
+
+def suggest(trial: Any, parameter: Parameter) -> Any:
+    """A trial's value; one that it has already comes back."""
+    p = parameter
+    if p.values:
+        return json.loads(trial.suggest_categorical(p.key, [_spelt(value) for value in p.values]))
+    if p.distribution == "int_uniform":
+        return trial.suggest_int(p.key, int(p.low), int(p.high))
+    if p.distribution == "q_uniform":
+        return trial.suggest_float(p.key, p.low, p.high, step=p.q)
+    return trial.suggest_float(p.key, p.low, p.high, log=p.distribution == "log_uniform_values")
+
+
+def _spelt(value: Any) -> str:
+    """Optuna's categories are plain values; a list such as t_steps is none."""
+    return json.dumps(value)

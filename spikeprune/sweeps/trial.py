@@ -1,0 +1,94 @@
+"""One trial of a local sweep: a run in a process of its own, and what it has come to so far."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spikeprune.config import Config
+from spikeprune.report.results import results
+from spikeprune.rundir import RunDir
+from spikeprune.sharing import active, common_stages
+
+KILLED_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux' prctl
+
+
+@dataclass
+class Trial:
+    """A trial of this start: Optuna's side of it, its configuration and run, and its process once there is one."""
+
+    trial: Any  # optuna.Trial
+    values: dict[str, Any]
+    config: Config
+    run: RunDir
+    process: subprocess.Popen | None = None
+    slot: int = 0
+    pruned: bool = False
+
+    @property
+    def number(self) -> int:
+        return self.trial.number
+
+    @property
+    def log(self) -> Path:
+        return self.run.path.with_suffix(".log")
+
+    def start(self, words: Sequence[str], environment: dict[str, str], lock: int) -> None:
+        """`spikeprune train` with these words. It ends with this process, and holds its `lock` as long as it lives: a
+        start that finds trials of a killed one still at work is refused."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "spikeprune", "train", *words],
+                env={**os.environ, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=[lock],
+                preexec_fn=_die_with_parent,
+            )
+
+    def kill(self) -> None:
+        self.process.kill()  # as good as any end: a run goes on from its last checkpoint
+        self.process.wait()
+
+    def made_for(self, other: Trial) -> int:
+        """How many of the `other` trial's first stages this one has finished."""
+        common = common_stages(self.config, other.config)
+        return next((i for i, stage in enumerate(common) if not self.run.finished(stage)), len(common))
+
+    def finished(self) -> list[str]:
+        """The stages that it has finished, in order."""
+        return [name for name in active(self.config) if self.run.finished(name)]
+
+    def steps(self) -> int:
+        """How many scores it will have."""
+        return len([name for name in active(self.config) if name != "teacher"])
+
+    def scores(self, metric: str) -> list[float]:
+        """The metric after each finished stage of the student, in order."""
+        students = [name for name in self.finished() if name != "teacher"]
+        if not students:
+            return []
+        teacher = self.run.record("teacher")
+        return [results(self.run.record(name), teacher)[metric] for name in students]
+
+    def why_failed(self, code: int | None) -> str:
+        """The last line that it printed."""
+        lines = self.log.read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else f"exit code {code}"
+
+    def say(self, text: str) -> None:
+        print(f"[trial {self.number}] {text}", flush=True)
+
+
+def _die_with_parent() -> None:
+    """In the child, before it becomes the trial: Linux kills it when this process is gone, however it went."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(KILLED_WITH_PARENT, signal.SIGKILL)

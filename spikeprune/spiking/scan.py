@@ -2,7 +2,7 @@
 
 | kernel | reference | tensors through memory, kernel / reference |
 |---|---|---|
-| `membrane_scan` | `Site.simulate` with `coding.drive` before it, mask and `coding.read` after it | 2 T / about 25 T |
+| `membrane_scan` | `simulation.simulate` with `coding.drive` before, mask and `coding.read` after | 2 T / about 25 T |
 | `totals` | `closed.settled_value` | 2 / about 20 |
 
 A spike train is written only where a synchronous coding reads it, and then as what its readers see. Counts are summed
@@ -174,7 +174,7 @@ def fused_scan(
     tokens: Tensor | None = None,
     mean: bool = False,
 ) -> Scanned:
-    """`Site.simulate` of one site in one kernel, without gradient.
+    """`simulation.simulate` of one site in one kernel, without gradient.
 
     y: f's answers, `[T, B, N, D]`, or `[B, N, D]` where the current is the same at every step. `wrapped`: they answer
     running means, so the currents are their weighted differences. `seen`: what readers of the train see, "pulses" or

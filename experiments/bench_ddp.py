@@ -24,7 +24,8 @@ from pathlib import Path
 import lightning as L
 import torch
 
-from spikeprune import build, pipeline, ranks
+from spikeprune import pipeline, ranks
+from spikeprune.builders import trainers
 from spikeprune.config import load
 from spikeprune.rundir import RunDir, write_json
 
@@ -62,13 +63,13 @@ class Clock(L.Callback):
 
 def leg(folder: Path, warm: int, block: int, overrides: list[str]) -> None:
     """One run, with a clock in its internal_kd."""
-    plain = build.stage_callbacks
+    plain = trainers.stage_callbacks
 
     def with_clock(parts, name, run):
         clock = [Clock(folder / "blocks.json", warm, block)] if name == "internal_kd" else []
         return [*clock, *plain(parts, name, run)]
 
-    build.stage_callbacks = with_clock
+    trainers.stage_callbacks = with_clock
     pipeline.run(load(GLUE, [*overrides, f"run.dir={folder}"]))
 
 

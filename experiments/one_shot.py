@@ -16,7 +16,9 @@ from collections.abc import Iterator
 
 import torch
 
-from spikeprune import build, pipeline
+from spikeprune import evaluation, saved
+from spikeprune.builders.modules import student_module
+from spikeprune.builders.networks import student_shape
 from spikeprune.compress import search
 from spikeprune.compress.budget import keep_highest
 from spikeprune.compress.criteria import CRITERIA
@@ -31,18 +33,18 @@ BATCHES, BATCH_SIZE = 16, 32  # training sentences that decisions are made on
 
 class OneShot:
     def __init__(self, run: str, stage: str | None, seed: int):
-        directory, self.parts = pipeline.reopen(run, None, progress=False)
-        self.stage = stage or pipeline.last_finished(self.parts, directory)
+        directory, self.parts = evaluation.reopen(run, None, progress=False)
+        self.stage = stage or evaluation.last_finished(self.parts, directory)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.student = pipeline.load_student(directory, self.stage)
-        teacher = pipeline.load_teacher(self.parts, directory)
-        self.module = build.student_module(self.parts, self.stage, self.student, teacher).to(device).eval()
+        self.student = saved.load_student(directory, self.stage)
+        teacher = saved.load_teacher(self.parts, directory)
+        self.module = student_module(self.parts, self.stage, self.student, teacher).to(device).eval()
         self.parts.data.setup("fit")
         batches = self.parts.data.fixed_batches(BATCHES, BATCH_SIZE, seed)
         self.train = [{name: x.to(device) for name, x in batch.items()} for batch in batches]
         dev = self.parts.data.val_dataloader()[0]
         self.dev = [{name: x.to(device) for name, x in batch.items()} for batch in dev]
-        self.shape, self.seed = build.student_shape(self.parts), seed
+        self.shape, self.seed = student_shape(self.parts), seed
         spatial = self.parts.config.compress.spatial
         self.floors = {"heads": spatial.min_heads, "ffn": spatial.min_ffn}
         self.prices = search.unit_prices(self.student, self.train, self.shape)

@@ -34,12 +34,12 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from spikeprune import pipeline
+    from spikeprune import evaluation
     from spikeprune.report.table import evaluation_lines
 
     chosen = {"stage": args.stage, "compacted": args.compact, "products": args.products}
     chosen["overrides"] = args.overrides
-    measured = pipeline.evaluate(args.run, data_dir=args.data, progress=not args.json, **chosen)
+    measured = evaluation.evaluate(args.run, data_dir=args.data, progress=not args.json, **chosen)
     print(json.dumps(measured, indent=2) if args.json else evaluation_lines(measured))
 
 

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from spikeprune.errors import InputError
+from spikeprune.evaluation import last_finished, reopen, untrained_changes
 from spikeprune.models.compact import as_float, compact, nbytes, parameter_count, stored
 from spikeprune.models.outputs import INPUTS
 from spikeprune.models.student import Student
 from spikeprune.parts import Parts
-from spikeprune.pipeline import last_finished, load_student, reopen, untrained_changes
 from spikeprune.rundir import WEIGHTS, write_json, write_weights
+from spikeprune.saved import load_student
 
 SENTENCES = 8  # of the dev split, that a compacted student must answer like the masked one
 TOLERANCE = 1e-9  # of a logit in float64

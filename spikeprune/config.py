@@ -1,7 +1,7 @@
 """How a file, its preset and overrides become one typed configuration; the only file that knows OmegaConf.
 
 Every key is a field in `schema.py` with its default; an unknown key, a wrong type or an impossible combination is an
-`InputError` that lists every problem found, before anything is loaded. What values may be is in `checks.py`.
+`InputError` that lists every problem found, before anything is loaded. What values may be is in `checks/`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from spikeprune import checks
-from spikeprune.checks import validate
+from spikeprune.checks import rules
 from spikeprune.errors import InputError, nearest
 from spikeprune.schema import Config
 from spikeprune.tasks import TASKS
 
-__all__ = ["Config", "differences", "load", "read_resolved", "to_yaml", "validate"]
+__all__ = ["Config", "differences", "load", "read_resolved", "to_yaml"]
 
 # Keys that may differ between two legs of one run: its directory (moved, or spelt otherwise), what is shown and logged,
 # how often a leg can be resumed, and the threads and memory that a machine happens to have. Device count, accelerator
@@ -173,7 +172,7 @@ class _Merge:
                 self.unread.add(key)
                 OmegaConf.update(self.config, key, OmegaConf.select(OmegaConf.structured(Config), key), merge=False)
         config = OmegaConf.to_object(self.config)
-        for keys, text in checks.problems(config, frozenset(self.unread)):
+        for keys, text in rules.problems(config, frozenset(self.unread)):
             self.problem(text, self._blame(keys))
         if self.problems:
             raise InputError(_message(self.problems))

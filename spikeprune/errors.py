@@ -1,5 +1,7 @@
 """The one exception a user may cause. Its message says what is wrong, where, and what to do."""
 
+Problem = tuple[tuple[str, ...], str]  # keys of a configuration, the first one to blame, and what is wrong with them
+
 
 class InputError(ValueError):
     """Bad input or an unusable environment: the command line prints the message and exits with code 2."""

@@ -15,10 +15,10 @@ from pathlib import Path
 from string import Template
 
 from spikeprune import fetch, slurm
-from spikeprune.checks import acts, value_of
 from spikeprune.config import load
 from spikeprune.errors import InputError, nearest
 from spikeprune.lock import RunLock
+from spikeprune.plan import acts, value_of
 from spikeprune.rundir import RunDir, write_atomic
 from spikeprune.schema import Config
 from spikeprune.tasks import TASKS

@@ -7,7 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from spikeprune import build
+from spikeprune.builders import trainers
+from spikeprune.builders.callbacks import progress, synops
+from spikeprune.builders.modules import teacher_module
+from spikeprune.builders.networks import student_shape, teacher_shape
 from spikeprune.cost import PRICES, summarize
 from spikeprune.dynamic import dynamic
 from spikeprune.errors import InputError
@@ -24,11 +27,11 @@ Measured = dict[str, Any]  # {"metrics", "main", "cost", …}
 
 
 def measure_teacher(parts: Parts, teacher: Teacher) -> Measured:
-    module = build.teacher_module(parts, teacher)
-    evaluator = build.evaluator(parts.config, build.progress(parts.config))
+    module = teacher_module(parts, teacher)
+    evaluator = trainers.evaluator(parts.config, progress(parts.config))
     results = evaluator.validate(module, datamodule=parts.data, verbose=False)
     lengths = parts.data.val_dataloader()[0].data.lengths
-    shape = build.teacher_shape(parts)
+    shape = teacher_shape(parts)
     operations = dense(lengths, shape=shape)
     cost = summarize(operations, dense_ops=operations, prices=PRICES[parts.config.cost.prices], shape=shape)
     return {**quality(parts, results), "cost": cost}
@@ -45,8 +48,8 @@ def measure_student(parts: Parts, module: StudentModule, products: str = "float"
 
 
 def _measure_student(parts: Parts, module: StudentModule) -> Measured:
-    counter, student = build.synops(parts), module.student
-    evaluator = build.evaluator(parts.config, [counter, *build.progress(parts.config)])
+    counter, student = synops(parts), module.student
+    evaluator = trainers.evaluator(parts.config, [counter, *progress(parts.config)])
     results = evaluator.validate(module, datamodule=parts.data, verbose=False)
     early = {"dynamic": measure_dynamic(parts, student)} if parts.config.time.dynamic else {}
     return {
@@ -64,13 +67,13 @@ def measure_dynamic(parts: Parts, student: Student) -> dict[str, Any]:
     """Early answers on the first dev split, as `dynamic.dynamic` returns them; every process measures all of it."""
     time, data = parts.config.time, parts.data.val_dataloader()[0].data
     order, size = data.lengths.argsort(stable=True), parts.config.data.eval_batch_size
-    home, device = student.classifier.weight.device, build.evaluator(parts.config).strategy.root_device
+    home, device = student.classifier.weight.device, trainers.evaluator(parts.config).strategy.root_device
 
     def batches() -> Iterator[dict[str, Tensor]]:
         for rows in order.split(size):
             yield {name: x.to(device) for name, x in data.batch(rows.tolist()).items()}
 
-    how = {"task": parts.task, "shape": build.student_shape(parts), "prices": PRICES[parts.config.cost.prices]}
+    how = {"task": parts.task, "shape": student_shape(parts), "prices": PRICES[parts.config.cost.prices]}
     student.use_products("float")  # a train that ends early has no whole number of spikes in T
     found = dynamic(student.to(device), batches, **how, rule=time.rule, bounds=time.bounds)
     student.to(home)
@@ -85,7 +88,7 @@ def encoder_weights(parts: Parts, student: Student) -> dict[str, Any]:
         "strength": student.quantized,
         "products": student.products,
         "stored_bits": bits,
-        "bytes": matrix_bytes(shape=build.student_shape(parts), heads=student.heads, ffn=student.ffn, bits=bits),
+        "bytes": matrix_bytes(shape=student_shape(parts), heads=student.heads, ffn=student.ffn, bits=bits),
         "float32": FLOAT32 if student.quantized else "everything",
     }
 

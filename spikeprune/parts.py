@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from spikeprune.checks import acts
 from spikeprune.data.glue import GlueData, RawData, load_raw
 from spikeprune.data.tokenize import check_vocabulary, load_tokenizer, train_wordpiece
 from spikeprune.distill import uniform_layer_map
 from spikeprune.errors import InputError
 from spikeprune.models.teacher import read_config, scratch_config
+from spikeprune.plan import acts
 from spikeprune.schema import Config, Stage
 from spikeprune.tasks import Task, get_task
 

@@ -1,4 +1,4 @@
-"""The keys of a configuration, their types and defaults; `config.py` fills them, `checks.py` judges the values."""
+"""The keys of a configuration, their types and defaults; `config.py` fills them, `checks/` judges the values."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class Spatial:
     search: str = "rank"  # rank: by criterion, on a schedule | kwon: masks at once, for a share of operations
     operations: float | None = None  # kwon: share kept of the operations that heads and neurons cost
     tune: bool = True  # kwon: weights behind what is kept make up for what left, by least squares
-    criterion: str = "fisher"  # a name in checks.SPATIAL_CRITERIA
+    criterion: str = "fisher"  # a name in checks/names.py, SPATIAL_CRITERIA
     begin: float = 0.0  # share of the stage's epochs at which pruning begins
     end: float = 0.5  # … and has reached its target; the rest of the stage recovers
     scope: str = "global"  # rank over all layers (global) or in each layer (layer)
@@ -151,7 +151,7 @@ class Spatial:
 
 @dataclass
 class Temporal:
-    criterion: str = "convergence"  # a name in checks.TEMPORAL_CRITERIA
+    criterion: str = "convergence"  # a name in checks/names.py, TEMPORAL_CRITERIA
     begin: float = 0.0
     end: float = 0.5
     batches: int = 4

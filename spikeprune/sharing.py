@@ -7,10 +7,10 @@ import os
 import shutil
 from pathlib import Path
 
-from spikeprune.checks import acts
 from spikeprune.config import differences, read_resolved
 from spikeprune.errors import InputError
 from spikeprune.parts import Parts
+from spikeprune.plan import acts
 from spikeprune.rundir import WEIGHTS, RunDir, write_atomic
 from spikeprune.schema import Config
 

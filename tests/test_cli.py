@@ -25,13 +25,14 @@ def spikeprune(*args: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def pipeline(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Stands in for the real one, which takes seconds to import and minutes to run."""
+    """Stands in for the real rooms, which take seconds to import and minutes to run."""
     import spikeprune
 
     fake = SimpleNamespace(run=lambda config: None, evaluate=lambda run, **options: {})
     monkeypatch.setattr("spikeprune.report.table.summary_table", str)
-    monkeypatch.setitem(sys.modules, "spikeprune.pipeline", fake)
-    monkeypatch.setattr(spikeprune, "pipeline", fake, raising=False)
+    for room in ("pipeline", "evaluation"):
+        monkeypatch.setitem(sys.modules, f"spikeprune.{room}", fake)
+        monkeypatch.setattr(spikeprune, room, fake, raising=False)
     return fake
 
 

@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from micro import GLUE, ROOT, micro, write_sst2
 
-from spikeprune import cli, compaction, pipeline
+from spikeprune import cli, compaction, evaluation, pipeline, saved
 from spikeprune.activity import activity
 from spikeprune.config import load
 from spikeprune.errors import InputError
@@ -257,7 +257,7 @@ def test_the_folder_alone_is_enough(compacted) -> None:
     from transformers import AutoTokenizer
 
     batch = AutoTokenizer.from_pretrained(run.compact)(["the film was good"], return_tensors="pt")
-    masked = pipeline.load_student(run, "spatial").eval()
+    masked = saved.load_student(run, "spatial").eval()
     with torch.no_grad():
         torch.testing.assert_close(student(**batch, mode="spiking").logits, masked(**batch, mode="spiking").logits)
 
@@ -296,15 +296,15 @@ def test_a_model_that_is_not_its_records_is_refused(compacted, tmp_path) -> None
     try:
         weights.write_bytes(b"other")
         with pytest.raises(InputError, match="is missing or not the file that record.json describes"):
-            pipeline.evaluate(run.path, compacted=True)
+            evaluation.evaluate(run.path, compacted=True)
         changed = json.loads(before[record])
         changed["parent"]["weights"] = "0" * 64
         record.write_text(json.dumps(changed))
         with pytest.raises(InputError, match="its stage 'spatial' has changed since"):
-            pipeline.evaluate(run.path, compacted=True)
+            evaluation.evaluate(run.path, compacted=True)
         record.unlink()
         with pytest.raises(InputError, match="holds no compacted model"):
-            pipeline.evaluate(run.path, compacted=True)
+            evaluation.evaluate(run.path, compacted=True)
     finally:
         for file, data in before.items():
             file.write_bytes(data)

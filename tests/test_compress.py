@@ -9,10 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spikeprune import build, checks
+from spikeprune.builders.callbacks import CALLBACKS
 from spikeprune.callbacks.schedule import EpochSchedule, stage_epochs
 from spikeprune.callbacks.spatial import SpatialPruning
 from spikeprune.callbacks.temporal import TemporalPruning
+from spikeprune.checks import names
 from spikeprune.compress.budget import cubic, keep_highest
 from spikeprune.compress.criteria import CRITERIA, TEMPORAL_CRITERIA, convergence, random, sensitivity, uniform
 from spikeprune.compress.stats import (
@@ -520,10 +521,10 @@ def test_temporal_pruning_resumed_keeps_its_line() -> None:
 
 
 def test_the_names_in_checks_are_those_of_the_registries() -> None:
-    assert checks.SPATIAL_CRITERIA == tuple(CRITERIA)
-    assert checks.TEMPORAL_CRITERIA == tuple(TEMPORAL_CRITERIA)
-    assert checks.PRICES == tuple(PRICES)
-    assert checks.CALLBACKS == tuple(build.CALLBACKS)
-    assert checks.WEIGHTS == WEIGHTS
-    assert checks.CHOICES["student.spikes"] == tuple(NEURONS)
-    assert checks.CHOICES["student.coding"] == tuple(CODINGS)
+    assert names.SPATIAL_CRITERIA == tuple(CRITERIA)
+    assert names.TEMPORAL_CRITERIA == tuple(TEMPORAL_CRITERIA)
+    assert names.PRICES == tuple(PRICES)
+    assert names.CALLBACKS == tuple(CALLBACKS)
+    assert names.WEIGHTS == WEIGHTS
+    assert names.NEURONS == tuple(NEURONS)
+    assert names.CODINGS == tuple(CODINGS)

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spikeprune.checks import CHOICES, RANGES, value_of
-from spikeprune.config import Config, differences, load, read_resolved, to_yaml, validate
+from spikeprune.checks.rules import validate
+from spikeprune.checks.values import CHOICES, RANGES
+from spikeprune.config import Config, differences, load, read_resolved, to_yaml
 from spikeprune.errors import InputError
+from spikeprune.plan import value_of
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ import safetensors.torch
 import torch
 from micro import BATCHES, GLUE, ROOT, STAGES, micro, write_sst2
 
-from spikeprune import build, cli, modules, pipeline, processes, ranks
+from spikeprune import cli, evaluation, modules, processes, ranks
+from spikeprune.builders import trainers
 from spikeprune.config import load
 from spikeprune.data.loader import shares
 from spikeprune.errors import InputError
@@ -81,12 +82,12 @@ class Watch(L.Callback):
 
 
 def leg(overrides: list[str], watched: Path, kill: tuple[str, int] | None = None) -> int:
-    plain = build.stage_callbacks
+    plain = trainers.stage_callbacks
 
     def with_watch(parts, name, run):
         return [Watch(watched, name, kill[1] if kill and kill[0] == name else None), *plain(parts, name, run)]
 
-    build.stage_callbacks = with_watch
+    trainers.stage_callbacks = with_watch
     return cli.main(["train", str(GLUE), *overrides])
 
 
@@ -147,7 +148,7 @@ def test_two_processes_measure_and_log_what_one_does(one_and_two) -> None:
 
 def test_measuring_again_in_one_process_gives_the_same(one_and_two) -> None:
     _, two = one_and_two
-    again, record = pipeline.evaluate(two.path), two.record("finetune")
+    again, record = evaluation.evaluate(two.path), two.record("finetune")
     assert again["metrics"] == record["metrics"] and again["cost"]["ac"] == pytest.approx(record["cost"]["ac"])
 
 

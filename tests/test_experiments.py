@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from spikeprune.checks import student_layers
 from spikeprune.config import load
+from spikeprune.plan import student_layers
 from spikeprune.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,7 +11,7 @@ from naive import Clock, Synchronous
 from test_dynamic import shape_of
 from test_student import D, L, make, prune, real, scalar, sentences
 
-from spikeprune import cli, pipeline
+from spikeprune import cli, evaluation, pipeline, saved
 from spikeprune.compress.stats import collect
 from spikeprune.config import load
 from spikeprune.distill import hard_loss
@@ -285,8 +285,8 @@ def test_a_run_with_feedback(tmp_path, capsys) -> None:
     for name in ("steps", "residual", "adjoint_steps", "adjoint_residual"):
         assert all(f"train/feedback_{name}" in r for r in trained), name
     assert max(r["train/feedback_residual"] for r in trained) <= 1e-4
-    assert pipeline.load_student(run, "spatial").embedding.feedback.weight.abs().sum() > 0
-    assert pipeline.evaluate(run.path)["cost"] == run.record("spatial")["cost"]
+    assert saved.load_student(run, "spatial").embedding.feedback.weight.abs().sum() > 0
+    assert evaluation.evaluate(run.path)["cost"] == run.record("spatial")["cost"]
     capsys.readouterr()
     assert cli.main(["evaluate", str(run.path), "time.dynamic=true", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["dynamic"]["curve"]) == 4

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from micro import GLUE, micro, write_sst2
 from test_compress import batches, inputs, make
 
-from spikeprune import cli, pipeline
+from spikeprune import cli, evaluation, pipeline, saved
 from spikeprune.config import load
 from spikeprune.errors import InputError
 from spikeprune.models.compact import compact
@@ -201,14 +201,14 @@ def test_a_run_measures_with_them_and_says_so(run, capsys) -> None:
     assert run.record("internal_kd")["encoder_weights"]["products"] == "float"  # not quantized yet
     record = run.record("quantize")
     assert record["encoder_weights"]["products"] == "int8"
-    whole, real = pipeline.evaluate(run.path), pipeline.evaluate(run.path, products="float")
+    whole, real = evaluation.evaluate(run.path), evaluation.evaluate(run.path, products="float")
     assert whole["encoder_weights"]["products"] == "int8" and real["encoder_weights"]["products"] == "float"
     assert whole["metrics"] == real["metrics"] == record["metrics"]
     assert whole["cost"]["ac"] == pytest.approx(real["cost"]["ac"], rel=1e-3)
     assert "int8" in evaluation_lines(whole).splitlines()[-1]
-    assert pipeline.load_student(run, "quantize").fold
+    assert saved.load_student(run, "quantize").fold
     with pytest.raises(InputError, match="int8 products are for spikes, and the teacher has none"):
-        pipeline.evaluate(run.path, "teacher", products="int8")
+        evaluation.evaluate(run.path, "teacher", products="int8")
     capsys.readouterr()
     assert cli.main(["evaluate", str(run.path), "--stage", "internal_kd", "--products", "int8"]) == 2
     assert "int8 products of stage internal_kd need quantized weights" in capsys.readouterr().err

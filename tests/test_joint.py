@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_compress import F, H, L, batches, make
 
-from spikeprune import targets
+from spikeprune.checks import names
 from spikeprune.compress.candidates import KINDS, Candidate, cheapest
 from spikeprune.compress.joint import Budget
 from spikeprune.compress.meter import TARGETS, Meter
@@ -266,5 +266,5 @@ def test_what_does_nothing_leaves_first_whatever_its_kind(seed) -> None:
 # ---------------------------------------------------------------------------------------------------------- registries
 
 
-def test_the_names_in_targets_are_those_of_the_registries() -> None:
-    assert targets.TARGETS == TARGETS and targets.KINDS == KINDS
+def test_the_names_in_checks_are_those_of_the_registries() -> None:
+    assert names.TARGETS == TARGETS and names.CANDIDATES == KINDS

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from spikeprune import build
-from spikeprune.checks import validate
+from spikeprune.builders import arithmetic
+from spikeprune.checks.rules import validate
 from spikeprune.errors import InputError
 from spikeprune.models.student import Student
 from spikeprune.schema import Config, Run
@@ -185,7 +185,7 @@ def test_a_student_is_told_and_does_not_save_it() -> None:
 def test_the_configuration_decides(monkeypatch) -> None:
     def resolved(**keys) -> str:
         leak = keys.pop("leak", 1.0)
-        return build.kernels(Config(run=Run(**keys), student=StudentConfig(leak=leak)))
+        return arithmetic.kernels(Config(run=Run(**keys), student=StudentConfig(leak=leak)))
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(kernels, "INSTALLED", True)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from micro import BATCHES, GLUE, ROOT, STAGES, micro, write_sst2
 
-from spikeprune import cli, pipeline
+from spikeprune import cli, evaluation, pipeline
 from spikeprune.callbacks.synops import SynOpsLogger
 from spikeprune.config import load, read_resolved
 from spikeprune.errors import InputError
@@ -154,7 +154,7 @@ def test_the_last_line_of_each_stage_is_what_the_summary_says(finished) -> None:
 @pytest.mark.parametrize("stage", ["teacher", "internal_kd", "spatial", "finetune"])
 def test_evaluate_measures_the_same_again(finished, stage) -> None:
     run, _ = finished
-    again, record = pipeline.evaluate(run.path, stage=stage), run.record(stage)
+    again, record = evaluation.evaluate(run.path, stage=stage), run.record(stage)
     for key in ("metrics", "main", "cost", "data", *(("t_steps", "heads", "ffn") if stage != "teacher" else ())):
         assert again[key] == record[key], key
     assert again["stage"] == stage
@@ -166,7 +166,7 @@ def test_evaluate_on_the_command_line_and_on_other_data(finished, tmp_path, caps
     printed = json.loads(capsys.readouterr().out)
     record = run.record("temporal")
     assert printed["cost"] == record["cost"] and printed["metrics"] == record["metrics"]
-    other = pipeline.evaluate(run.path, data_dir=str(write_sst2(tmp_path / "other", dev=10)))
+    other = evaluation.evaluate(run.path, data_dir=str(write_sst2(tmp_path / "other", dev=10)))
     assert other["stage"] == "finetune" and other["data"]["fingerprint"] != record["data"]["fingerprint"]
 
 
@@ -177,7 +177,7 @@ def test_evaluate_refuses_what_is_not_there(finished, tmp_path) -> None:
         (run.path, "general_kd", "stage 'general_kd' is not finished; finished are: finetune, internal_kd"),
     ):
         with pytest.raises(InputError, match=message):
-            pipeline.evaluate(path, stage=stage)
+            evaluation.evaluate(path, stage=stage)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -237,7 +237,7 @@ def test_a_teacher_that_has_learnt_nothing_stops_the_run(epochs, tmp_path, capsy
 
 def test_generated_data_are_never_called_glue(tmp_path, monkeypatch) -> None:
     """MNLI, with its two dev splits; nothing is learnt in one epoch, and that is allowed here."""
-    monkeypatch.setattr(pipeline, "check_teacher", lambda *_: None)
+    monkeypatch.setattr("spikeprune.stage.check_teacher", lambda *_: None)
     small = ["task=mnli", "data.embedded_train=24", "data.embedded_dev=12", "run.stages=[teacher,internal_kd,spatial]"]
     small += ["compress.t_steps=null", *(f"stages.{name}.epochs=1" for name in ("teacher", "internal_kd", "spatial"))]
     summary = pipeline.run(load(GLUE, [*micro(tmp_path / "run"), *small]))
@@ -278,5 +278,5 @@ def test_the_other_codings_and_the_corpus_stage_run(coding, options, tmp_path, g
     assert summary["stages"]["general_kd"]["steps"] == 3
     assert len(summary["stages"]["spatial"]["heads"]) == layers
     assert summary["stages"]["spatial"]["cost"]["latency_steps"] == 4  # all layers tick together
-    again = pipeline.evaluate(tmp_path / "run")
+    again = evaluation.evaluate(tmp_path / "run")
     assert again["cost"] == summary["stages"]["spatial"]["cost"]

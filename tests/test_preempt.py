@@ -16,9 +16,10 @@ import pytest
 from micro import BATCHES, GLUE, STAGES, micro, write_sst2
 from test_resume import processes, result, steps_of
 
-from spikeprune import build, cli, signals
-from spikeprune.pipeline import resume_step
+from spikeprune import cli, signals
+from spikeprune.builders import trainers
 from spikeprune.rundir import RunDir
+from spikeprune.stage import resume_step
 
 USR1, TERM = signal.SIGUSR1, signal.SIGTERM
 
@@ -42,11 +43,11 @@ def leg(overrides: list[str], log: Path, send: tuple[str, str, int, signal.Signa
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     if send and send[0] == "measure":
-        plain_evaluator, sender = build.evaluator, Sender(*send[1:])
-        build.evaluator = lambda config, callbacks=(): plain_evaluator(config, [sender, *callbacks])
+        plain_evaluator, sender = trainers.evaluator, Sender(*send[1:])
+        trainers.evaluator = lambda config, callbacks=(): plain_evaluator(config, [sender, *callbacks])
     elif send:
-        plain, stage, sender = build.stage_callbacks, send[0], Sender(*send[1:])
-        build.stage_callbacks = lambda parts, name, run: [
+        plain, stage, sender = trainers.stage_callbacks, send[0], Sender(*send[1:])
+        trainers.stage_callbacks = lambda parts, name, run: [
             *([sender] if name == stage else []),
             *plain(parts, name, run),
         ]

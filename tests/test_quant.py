@@ -18,7 +18,7 @@ from micro import BATCHES, ROOT, micro, write_sst2
 from test_compress import D, F, H, L, Module, batches, inputs, loss_of, make
 from test_resume import start
 
-from spikeprune import cost, pipeline
+from spikeprune import cost, evaluation
 from spikeprune.callbacks.quantize import WeightQuantization
 from spikeprune.callbacks.synops import SynOpsLogger
 from spikeprune.compaction import compact_run
@@ -31,6 +31,7 @@ from spikeprune.models.quant import MATRICES, QUANTIZERS, acting, acting_weight,
 from spikeprune.models.student import Student
 from spikeprune.report.table import evaluation_lines, summary_table
 from spikeprune.rundir import RunDir
+from spikeprune.saved import load_student
 from spikeprune.size import BITS, Shape, matrix_bytes, model_bytes
 
 every = pytest.mark.parametrize("name", QUANTIZERS)
@@ -464,12 +465,12 @@ def test_killed_while_quantizing_equals_undisturbed(runs) -> None:
 
 def test_a_quantized_stage_loads_in_the_next_one_and_alone(runs) -> None:
     run, _ = runs
-    before, after, last = (pipeline.load_student(run, name) for name in ("spatial", "quantize", "finetune"))
+    before, after, last = (load_student(run, name) for name in ("spatial", "quantize", "finetune"))
     assert [net.weights for net in (before, after, last)] == ["ternary"] * 3
     assert [net.quantized for net in (before, after, last)] == [0, 1, 1]
     weight = after.layers[0].up.weight
     assert not torch.equal(weight, last.layers[0].up.weight) and len(weight[0].unique()) > 3  # still full precision
-    again, record = pipeline.evaluate(run.path), run.record("finetune")
+    again, record = evaluation.evaluate(run.path), run.record("finetune")
     for key in ("metrics", "cost", "encoder_weights"):
         assert again[key] == record[key], key
     assert " ternary" in evaluation_lines(again).splitlines()[-2]
@@ -481,7 +482,7 @@ def test_the_summary_says_what_is_quantized(runs) -> None:
     rows = summary["stages"]
     found = rows["finetune"]["encoder_weights"]
     assert (found["kind"], found["strength"], found["stored_bits"]) == ("ternary", 1.0, 2)
-    packed = stored(compact(pipeline.load_student(run, "finetune")))
+    packed = stored(compact(load_student(run, "finetune")))
     assert found["bytes"] == nbytes({key: x for key, x in packed.items() if key.endswith((".data", ".scale"))})
     assert rows["finetune"]["cost"]["bytes"] == nbytes(packed)
     assert "embeddings" in found["float32"] and "classifier" in found["float32"]
@@ -514,7 +515,7 @@ def test_a_quantized_run_is_packed_on_the_disk_and_measured_the_same(runs) -> No
         assert found[key] == source[key], key
     assert found["cost"]["bytes"] == source["cost"]["bytes"] and found["cost"]["params"] == source["cost"]["params"]
     assert found["cost"]["ac"] == pytest.approx(source["cost"]["ac"], rel=1e-3)
-    masked, small = pipeline.load_student(run, "finetune"), load_compact(run.compact)
+    masked, small = load_student(run, "finetune"), load_compact(run.compact)
     one, other = (as_float(net).double().eval() for net in (masked, small))
     with torch.no_grad():
         torch.testing.assert_close(torch.tensor(json.loads(logits)), small(**batch, mode="spiking").logits)

@@ -13,7 +13,8 @@ import lightning as L
 import pytest
 from micro import BATCHES, GLUE, STAGES, micro, write_sst2
 
-from spikeprune import build, cli, pipeline
+from spikeprune import cli, pipeline
+from spikeprune.builders import trainers
 from spikeprune.config import load
 from spikeprune.errors import InputError
 from spikeprune.rundir import RunDir
@@ -41,12 +42,12 @@ def leg(overrides: list[str], log: Path, kill: tuple[str, int] | None, how: sign
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     if kill:
-        plain = build.stage_callbacks
+        plain = trainers.stage_callbacks
 
         def with_killer(parts, name, run):
             return [*([Killer(kill[1], how)] if name == kill[0] else []), *plain(parts, name, run)]
 
-        build.stage_callbacks = with_killer
+        trainers.stage_callbacks = with_killer
     sys.exit(cli.main(["train", str(GLUE), *overrides]))
 
 

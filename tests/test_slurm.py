@@ -26,8 +26,8 @@ from spikeprune import cli, slurm
 from spikeprune.config import load
 from spikeprune.errors import InputError
 from spikeprune.lock import Holder
-from spikeprune.pipeline import resume_step
 from spikeprune.rundir import RunDir
+from spikeprune.stage import resume_step
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 

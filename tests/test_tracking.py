@@ -17,7 +17,8 @@ import pytest
 from micro import BATCHES, GLUE, micro, write_sst2
 from wandb_server import Board, wandb_server
 
-from spikeprune import build, cli, tracking
+from spikeprune import cli, tracking
+from spikeprune.builders import trainers
 from spikeprune.config import load
 from spikeprune.errors import InputError
 from spikeprune.report.results import front, layer_rows, names, results
@@ -58,9 +59,9 @@ def leg(arguments: list[str], log: Path, environment: dict[str, str], kill: tupl
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     tracking.FINISH = int(os.environ.get("FINISH", tracking.FINISH))
-    plain = build.stage_callbacks
+    plain = trainers.stage_callbacks
     if kill:
-        build.stage_callbacks = lambda parts, name, run: (
+        trainers.stage_callbacks = lambda parts, name, run: (
             [*([AtStep(kill[1], wait_for_the_end)] if name == kill[0] else []), *plain(parts, name, run)]
         )
     sys.exit(cli.main(arguments))

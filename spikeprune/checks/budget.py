@@ -1,42 +1,39 @@
-"""What a joint budget may ask for; `checks.py` asks here, before any data or checkpoint is read."""
+"""What a joint budget may ask for, and which other callbacks would decide on the same candidates."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from spikeprune.errors import nearest
+from spikeprune.checks.names import CANDIDATES
+from spikeprune.errors import Problem, nearest
+from spikeprune.plan import active, stage_rows, student_layers
 from spikeprune.schema import Config, Stage
 
-TARGETS = ("ac", "energy", "latency")  # compress/ owns these and the kinds; a test holds its registries to the names
-KINDS = ("heads", "ffn", "steps")
 RIVALS = {"spatial": ("heads", "ffn"), "temporal": ("steps",)}  # callback -> the candidates that it decides on too
 
-Problem = tuple[tuple[str, ...], str]
 
-
-def problems(config: Config, stages: dict[str, Stage], layers: int | None) -> Iterator[Problem]:
-    """`stages`: those that run; `layers`: the student's, where the configuration tells."""
+def rules(config: Config) -> Iterator[Problem]:
     c = config.compress
     yield from _values(config)
     if c.target is None and c.target_value is not None:
         yield ("compress.target_value",), f"compress.target_value = {c.target_value}: of what? set compress.target"
     if c.target is not None and c.target_value is None:
         yield ("compress.target",), f"compress.target = {c.target}: needs compress.target_value, such as 0.02"
-    for name, stage in stages.items():
-        if "joint" in stage.callbacks:
+    for name, stage in stage_rows(config):
+        if active(config, name) and "joint" in stage.callbacks:
             yield from _stage(config, name, stage)
     if c.target == "latency":
-        yield from _latency(config, layers)
+        yield from _latency(config)
 
 
 def _values(config: Config) -> Iterator[Problem]:
     c, key = config.compress, "compress.joint.candidates"
     for kind in c.joint.candidates:
-        if kind not in KINDS:
-            yield (key,), f"{key}: unknown candidate {kind}; choose from {nearest(kind, KINDS)}"
+        if kind not in CANDIDATES:
+            yield (key,), f"{key}: unknown candidate {kind}; choose from {nearest(kind, CANDIDATES)}"
     if not c.joint.candidates:
-        yield (key,), f"{key} = []: nothing could be removed; choose from {', '.join(KINDS)}"
+        yield (key,), f"{key} = []: nothing could be removed; choose from {', '.join(CANDIDATES)}"
     if len(set(c.joint.candidates)) < len(c.joint.candidates):
         yield (key,), f"{key} = {c.joint.candidates}: names one twice"
 
@@ -52,7 +49,7 @@ def _stage(config: Config, name: str, stage: Stage) -> Iterator[Problem]:
         yield (key,), f"{key}: joint measures cost on the task's sentences, which general_kd does not read"
 
 
-def _latency(config: Config, layers: int | None) -> Iterator[Problem]:
+def _latency(config: Config) -> Iterator[Problem]:
     c, steps = config.compress, config.student.t_steps
     if c.target_of == "dense":
         text = "the dense teacher has no time steps to compare with; set compress.target_of=student"
@@ -60,7 +57,7 @@ def _latency(config: Config, layers: int | None) -> Iterator[Problem]:
     elif "steps" not in c.joint.candidates:
         keys = ("compress.target", "compress.joint.candidates")
         yield keys, "compress.target = latency: only time steps change it; add steps to compress.joint.candidates"
-    elif c.target_value is not None and (numbers := _numbers(steps, layers)):
+    elif c.target_value is not None and (numbers := _numbers(steps, student_layers(config))):
         whole, least = (sum, len) if config.student.coding == "accumulate" else (max, lambda _: 1)
         if c.target_value * whole(numbers) < least(numbers) - 1e-9:
             text = f"leaves fewer than {least(numbers)} of student.t_steps' {whole(numbers)} steps until the answer; "

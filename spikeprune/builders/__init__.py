@@ -1,0 +1,1 @@
+"""Configuration and parts -> objects: networks, modules, callbacks, trainers."""

@@ -1,0 +1,121 @@
+"""The callbacks of a stage: those that its row names, then what every stage has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+
+from spikeprune import ranks
+from spikeprune.builders.networks import student_shape, teacher_shape
+from spikeprune.callbacks.joint import JointPruning, cost_in_unit
+from spikeprune.callbacks.preempt import StopOnSignal
+from spikeprune.callbacks.quantize import WeightQuantization
+from spikeprune.callbacks.resume import ResumeState
+from spikeprune.callbacks.schedule import stage_epochs
+from spikeprune.callbacks.search import MaskSearch
+from spikeprune.callbacks.spatial import SpatialPruning
+from spikeprune.callbacks.synops import SynOpsLogger
+from spikeprune.callbacks.temporal import TemporalPruning
+from spikeprune.cost import PRICES
+from spikeprune.parts import Parts
+from spikeprune.rundir import RunDir
+from spikeprune.schema import Config, Spatial, Stage, Temporal
+
+
+def spatial(parts: Parts, stage: Stage) -> SpatialPruning | MaskSearch:
+    c = parts.config.compress
+    if c.spatial.search == "kwon":
+        return mask_search(parts, stage)
+    floors = {"scope": c.spatial.scope, "min_heads": c.spatial.min_heads, "min_ffn": c.spatial.min_ffn}
+    return SpatialPruning(heads=c.heads, ffn=c.ffn, **floors, **_decisions(parts, stage, c.spatial))
+
+
+def mask_search(parts: Parts, stage: Stage) -> MaskSearch:
+    how, floors = parts.config.compress.spatial, ("min_heads", "min_ffn")
+    when = {key: value for key, value in _decisions(parts, stage, how).items() if key not in ("criterion", "end")}
+    when |= {"operations": how.operations, "tuned": how.tune, "alone": stage.epochs == 0}
+    return MaskSearch(**when, **{name: getattr(how, name) for name in floors})
+
+
+def temporal(parts: Parts, stage: Stage) -> TemporalPruning:
+    c = parts.config.compress
+    return TemporalPruning(t_steps=c.t_steps, **_decisions(parts, stage, c.temporal))
+
+
+def _decisions(parts: Parts, stage: Stage, how: Spatial | Temporal) -> dict[str, Any]:
+    """When a pruning callback decides, by which criterion, on which batches."""
+    begin, end = stage_epochs(how.begin, how.end, stage.epochs)
+    batch_size = stage.batch_size or parts.config.data.batch_size
+    data = {"batches": how.batches, "batch_size": batch_size, "seed": parts.config.seed}
+    return {"criterion": how.criterion, "begin": begin, "end": end, **data}
+
+
+def quantize(parts: Parts, stage: Stage) -> WeightQuantization:
+    c = parts.config.compress.quantize
+    begin, end = stage_epochs(c.begin, c.end, stage.epochs)
+    return WeightQuantization(begin=begin, end=end)
+
+
+def joint(parts: Parts, stage: Stage) -> JointPruning:
+    c, config = parts.config.compress, parts.config
+    how, epochs = c.joint, stage.epochs
+    begin, settle = stage_epochs(how.begin, how.end, epochs)
+    return JointPruning(
+        target=c.target,
+        share=c.target_value,
+        relative_to=c.target_of,
+        candidates=how.candidates,
+        min_heads=c.spatial.min_heads,
+        min_ffn=c.spatial.min_ffn,
+        block=how.block,
+        stride=how.stride,
+        sentences=how.sentences,
+        split=how.split,
+        measured=how.measured,
+        batch_size=config.data.eval_batch_size,
+        seed=config.seed,
+        shape=student_shape(parts),
+        dense_shape=teacher_shape(parts),
+        prices=PRICES[config.cost.prices],
+        begin=begin,
+        settle=settle,
+        end=epochs - 1,
+    )
+
+
+CALLBACKS = {"spatial": spatial, "temporal": temporal, "quantize": quantize, "joint": joint}
+
+
+def stage_callbacks(parts: Parts, name: str, run: RunDir) -> list[Callback]:
+    """The stage's own callbacks, then what every stage has; the checkpoint comes last, so it sees their decisions."""
+    stage, every = parts.stage(name), parts.config.run.checkpoint_every
+    when = {"every_n_train_steps": every} if every else {"every_n_epochs": 1, "save_on_train_epoch_end": True}
+    names = sorted(stage.callbacks, key=lambda callback: callback == "joint")  # it measures what the others have made
+    callbacks: list[Callback] = [CALLBACKS[callback](parts, stage) for callback in names]
+    for callback in callbacks:
+        if isinstance(callback, JointPruning):
+            callback.reference = ranks.first(lambda: reference(parts, run))
+    if name not in ("teacher", "general_kd"):
+        callbacks.append(synops(parts))
+    resume = ModelCheckpoint(run.stage(name), "resume", save_top_k=1, enable_version_counter=False, **when)
+    return [*callbacks, *progress(parts.config), ResumeState(), StopOnSignal(run.resume(name)), resume]
+
+
+def reference(parts: Parts, run: RunDir) -> float | None:
+    """What the uncompressed student costs in the unit of the budget, as the last stage before compression measured it;
+    None where compression comes first."""
+    students = [name for name in parts.active() if name != "teacher"]
+    first = next(i for i, name in enumerate(students) if parts.stage(name).callbacks)
+    if not first:
+        return None
+    measured = run.record(students[first - 1])["cost"]
+    return cost_in_unit(parts.config.compress.target, measured, run.record("teacher")["cost"])
+
+
+def synops(parts: Parts) -> SynOpsLogger:
+    return SynOpsLogger(shape=student_shape(parts), prices=PRICES[parts.config.cost.prices])
+
+
+def progress(config: Config) -> list[Callback]:
+    return [TQDMProgressBar(refresh_rate=10, leave=True)] if config.run.progress else []

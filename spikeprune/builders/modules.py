@@ -1,0 +1,63 @@
+"""What one stage fits: a LightningModule around the network, and the sentences."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict
+from typing import Any
+
+import lightning as L
+
+from spikeprune import ranks
+from spikeprune.builders.arithmetic import cuda_graphs, kernels
+from spikeprune.builders.networks import student_shape
+from spikeprune.data.corpus import CorpusData
+from spikeprune.models.student import Student
+from spikeprune.models.teacher import Teacher
+from spikeprune.modules import LossWeights, Optimization, StudentModule, TeacherModule
+from spikeprune.parts import Parts
+from spikeprune.schema import Stage
+
+
+def teacher_module(parts: Parts, learning: Teacher) -> TeacherModule:
+    return TeacherModule(learning, **_common(parts, parts.stage("teacher")))
+
+
+def student_module(parts: Parts, name: str, learning: Student, frozen: Teacher) -> StudentModule:
+    stage = parts.stage(name)
+    learning.use_kernels(kernels(parts.config))
+    return StudentModule(
+        learning,
+        frozen,
+        losses=LossWeights(**asdict(stage.losses)),
+        layer_map=parts.layer_map,
+        shape=student_shape(parts),
+        forward_mode=parts.config.student.forward,
+        replace_words=parts.config.distill.replace_words,
+        special=parts.tokenizer.all_special_ids,
+        stepwise=parts.config.run.evaluation == "stepwise",
+        chunk=parts.config.run.chunk,
+        **_common(parts, stage),
+    )
+
+
+def _common(parts: Parts, stage: Stage) -> dict[str, Any]:
+    how = Optimization(stage.lr, stage.theta_lr, stage.warmup, stage.weight_decay)
+    return {
+        "task": parts.task,
+        "dev_splits": parts.task.dev_splits,
+        "optimization": how,
+        "graphs": cuda_graphs(parts.config),
+    }
+
+
+def stage_data(parts: Parts, name: str) -> L.LightningDataModule:
+    """The task's sentences, or for general_kd the corpus."""
+    data, batch_size = parts.config.data, parts.stage(name).batch_size or parts.config.data.batch_size
+    if name != "general_kd":
+        mine = copy.copy(parts.data)  # the tokens are shared
+        mine.batch_size = batch_size
+        return mine
+    corpus = {"sources": data.corpus, "limit": data.corpus_limit, "tokenizer": parts.tokenizer}
+    batches = {"max_length": data.max_length, "batch_size": batch_size, "seed": parts.config.seed}
+    return ranks.first(lambda: CorpusData(**corpus, **batches, pad_to=data.pad_to))

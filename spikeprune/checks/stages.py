@@ -1,0 +1,64 @@
+"""Stages: which run in what order, what each learns from, which callbacks it has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from spikeprune.checks.names import CALLBACKS
+from spikeprune.errors import Problem, nearest
+from spikeprune.plan import active, stage_rows
+from spikeprune.schema import Config, Losses, Stage
+
+
+def order(config: Config) -> Iterator[Problem]:
+    names, known, key = config.run.stages, [name for name, _ in stage_rows(config)], ("run.stages",)
+    for name in names:
+        if name not in known:
+            yield key, f"run.stages: unknown stage {name}; the stages are {nearest(name, known)}"
+    for name in sorted({n for n in names if names.count(n) > 1}):
+        yield key, f"run.stages: {name} stands there more than once"
+    if active(config, "teacher") and names[0] != "teacher":
+        yield key, "run.stages: teacher must come first, since the others learn from it"
+    if not names:
+        yield key, "run.stages: is empty"
+
+
+def rows(config: Config) -> Iterator[Problem]:
+    for name, stage in stage_rows(config):
+        key = f"stages.{name}.callbacks"
+        for callback in stage.callbacks:
+            if callback not in CALLBACKS:
+                yield (key,), f"{key}: unknown callback {callback}; choose from {nearest(callback, CALLBACKS)}"
+        if len(set(stage.callbacks)) < len(stage.callbacks):
+            yield (key,), f"{key} = {stage.callbacks}: names one twice"
+        if name == "general_kd" and stage.losses.soft == 0 and _asks_for_loss(config, stage):
+            text = "its criterion asks for a loss of the answer, but the text has no labels; give losses.soft a weight"
+            yield (key, f"stages.{name}.losses.soft"), f"{key} = {stage.callbacks}: {text}"
+        if name == "teacher" and stage.callbacks:
+            yield (key,), f"{key} = {stage.callbacks}: the teacher is not compressed"
+        if active(config, name):
+            yield from _losses(name, stage.losses, config.distill.replace_words)
+
+
+def _asks_for_loss(config: Config, stage: Stage) -> bool:
+    by_loss = config.compress.temporal.criterion == "sensitivity" and "temporal" in stage.callbacks
+    return by_loss or "spatial" in stage.callbacks or "joint" in stage.callbacks
+
+
+def _losses(name: str, losses: Losses, replace_words: float) -> Iterator[Problem]:
+    key = f"stages.{name}.losses"
+    terms = {"hidden": losses.hidden, "scores": losses.scores, "soft": losses.soft, "hard": losses.hard}
+    terms |= {"firing": losses.firing, "additions": losses.additions}
+    without = {
+        "teacher": ("it has no teacher and does not spike", ("hidden", "scores", "soft", "firing", "additions")),
+        "general_kd": ("its text has no labels", ("hard",)),
+    }
+    reason, absent = without.get(name, ("", ()))
+    for term in absent:
+        if terms[term] > 0:
+            yield (f"{key}.{term}",), f"{key}.{term} = {terms[term]}: does not apply to the stage {name}; {reason}"
+    if name != "teacher" and replace_words > 0 and losses.hard > 0:
+        text = "the true label is not that of a sentence changed by distill.replace_words; set one of the two to 0"
+        yield (f"{key}.hard", "distill.replace_words"), f"{key}.hard = {losses.hard}: {text}"
+    if not any(weight > 0 for term, weight in terms.items() if term not in absent):
+        yield (key, *(f"{key}.{t}" for t in terms)), f"{key}: every weight is zero, so {name} would learn nothing"

@@ -1,0 +1,92 @@
+"""One stage of a run: one fit, one measurement, one record."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spikeprune import ranks, tracking
+from spikeprune.builders import arithmetic, modules, networks, trainers
+from spikeprune.callbacks.joint import JointPruning, cost_in_unit
+from spikeprune.callbacks.resume import ResumeState
+from spikeprune.errors import InputError
+from spikeprune.measure import check_teacher, measure_student, measure_teacher
+from spikeprune.modules import TaskModule
+from spikeprune.parts import Parts
+from spikeprune.report.table import budget_line
+from spikeprune.rundir import RunDir
+from spikeprune.saved import leave_student, leave_teacher, load_student, load_teacher
+from spikeprune.terminal import say
+
+
+def teach(parts: Parts, directory: RunDir) -> None:
+    """Fine-tune the teacher, measure it, and stop the run if it has learnt nothing."""
+    module = modules.teacher_module(parts, ranks.first(lambda: networks.teacher(parts)))
+    facts = fit(parts, directory, "teacher", module) if parts.stage("teacher").epochs else {"steps": 0, "seconds": 0.0}
+    measured = measure_teacher(parts, module.teacher)
+    ranks.first(lambda: check_teacher(parts, measured))
+    ranks.first(lambda: leave_teacher(parts, directory, module.teacher, {**measured, **facts}))
+
+
+def learn(parts: Parts, directory: RunDir, name: str, parent: str | None) -> None:
+    """One stage of the student: from its parent's weights, or calibrated from the teacher, to its own record."""
+    frozen = ranks.first(lambda: load_teacher(parts, directory))
+    if parent is None:
+        batch = parts.data.calibration_batches(parts.config.student.calibration, parts.config.seed)
+        student = ranks.first(lambda: networks.student(parts, frozen, batch))
+    else:
+        student = ranks.first(lambda: load_student(directory, parent, parts.config.compress.weights))
+    module = modules.student_module(parts, name, student, frozen)
+    facts = fit(parts, directory, name, module)
+    budget = facts.pop("budget", None)
+    measured = measure_student(parts, module, parts.config.run.products if student.quantized == 1 else "float")
+    if budget:
+        dense = ranks.first(lambda: directory.record("teacher")["cost"])
+        facts["budget"] = budget.report(cost_in_unit(budget.target, measured["cost"], dense))
+        say(budget_line(facts["budget"]))
+    ranks.first(lambda: leave_student(parts, directory, name, parent, student, {**measured, **facts}))
+
+
+def fit(parts: Parts, directory: RunDir, name: str, module: TaskModule) -> dict[str, Any]:
+    """One `Trainer.fit`, from the stage's last checkpoint if it was interrupted."""
+    done = ranks.first(lambda: {s: directory.record(s)["steps"] for s in parts.active() if directory.finished(s)})
+    trainer = trainers.trainer(parts, name, directory, offset=sum(done.values()))
+    checkpoint = directory.resume(name)
+    resumed = ranks.first(checkpoint.is_file)
+    step = ranks.first(lambda: resume_step(checkpoint)) if resumed else 0
+    ranks.first(lambda: directory.rewind_metrics(done, name, step))
+    if resumed:
+        say(f"goes on from step {step}")
+        tracking.replay(directory, name)
+    try:
+        with arithmetic.products(parts.config):
+            trainer.fit(module, datamodule=modules.stage_data(parts, name), ckpt_path=checkpoint if resumed else None)
+    except SystemExit:  # Lightning's answer to Ctrl-C
+        raise KeyboardInterrupt if trainer.interrupted else SystemExit from None
+    ranks.same(digest(module), f"the network that {name} left")
+    state = next(c for c in trainer.callbacks if isinstance(c, ResumeState))
+    budget = next((c for c in trainer.callbacks if isinstance(c, JointPruning)), None)
+    facts = {"steps": trainer.global_step, "seconds": round(state.seconds, 2)}
+    return {**facts, "budget": budget} if budget else facts
+
+
+def digest(module: TaskModule) -> str:
+    """sha256 of a module's tensors where processes must agree on them; alone there is nothing to compare."""
+    if ranks.world() == 1:
+        return ""
+    found = hashlib.sha256()
+    for tensor in module.state_dict().values():
+        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def resume_step(checkpoint: Path) -> int:
+    """Optimizer steps made when the checkpoint was written. Raises InputError for a damaged file."""
+    try:
+        return torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]
+    except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError):
+        raise InputError(f"{checkpoint}: is damaged; remove it, and the stage begins again") from None

@@ -1,0 +1,31 @@
+"""What a run leaves on the terminal: progress bars, this package's own lines, real warnings."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+from lightning.pytorch.utilities import rank_zero_only
+
+
+@rank_zero_only
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def quiet() -> None:
+    """Leave the terminal to progress bars, this package's own lines and real warnings."""
+    from transformers.utils import logging as transformers_logging
+
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    for message in (".*in eval mode at the start of training.*", ".*does not have many workers.*", ".*LeafSpec.*"):
+        warnings.filterwarnings("ignore", message)  # the teacher is frozen; data are in memory; Lightning's own
+    warnings.filterwarnings("ignore", ".*number of training batches.*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", ".*logging on epoch level in distributed.*")  # all processes log the same
+    warnings.filterwarnings("ignore", ".*have no `val_dataloader`.*")  # general_kd's text has no labels
+    warnings.filterwarnings("ignore", ".*AccumulateGrad node's stream.*")  # a CUDA graph is captured on its own
+    warnings.filterwarnings("ignore", ".*`srun` command is available.*")  # a login node is a place to measure, too
+    warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # a stage's directory, on resume

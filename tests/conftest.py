@@ -38,6 +38,15 @@ MISSING = {
 }
 
 
+# files that take longest, first: two workers share out whole files, and the last should be a short one
+LONGEST = ("test_sweeps", "test_slurm", "test_tracking", "test_embedded", "test_ddp", "test_fetch", "test_quant")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for name, reason in MISSING.items():
         if item.get_closest_marker(name) and (text := reason()):

@@ -180,7 +180,7 @@ def test_a_signal_outside_the_queue_says_why_it_is_not_requeued(tmp_path, monkey
 
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(cli, "_train", lambda args: os.kill(os.getpid(), signal.SIGUSR1))
+    monkeypatch.setitem(cli.ACTIONS, "train", lambda args: os.kill(os.getpid(), signal.SIGUSR1))
     with signals.caught():
         assert cli.main(["train", str(GLUE)]) == 75
     message = capsys.readouterr().err

@@ -101,8 +101,8 @@ sweep-local: $(STAMP)  ## the same without a server; ends with the Pareto front:
 	@exec $(BIN)/spikeprune sweep experiments/sweeps/$(SWEEP).yaml --local $(if $(TRIALS),--trials "$(TRIALS)") \
 	    $(if $(JOBS),--jobs "$(JOBS)") $(ARGS)
 
-test: $(STAMP)  ## run the tests, two files at a time [JOBS=2] [ARGS="-k name"]
-	$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile $(ARGS)
+test: $(STAMP)  ## run the tests, three files at a time [JOBS=3] [ARGS="-k name"]
+	$(BIN)/python -m pytest -n $(or $(JOBS),3) --dist loadfile $(ARGS)
 
 check: $(STAMP)  ## ruff, ruff format and the import-layer test
 	$(BIN)/ruff check .

@@ -38,12 +38,23 @@ MISSING = {
 }
 
 
-# files that take longest, first: two workers share out whole files, and the last should be a short one
-LONGEST = ("test_sweeps", "test_slurm", "test_tracking", "test_embedded", "test_ddp", "test_fetch", "test_quant")
+# files that take longest, first: workers share out whole files, and the last should be a short one
+LONGEST = (
+    "slurm",
+    "sweeps_local",
+    "tracking",
+    "sweeps_online",
+    "ddp",
+    "embedded",
+    "sweeps",
+    "fetch",
+    "quant",
+    "resume",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    order = {name: place for place, name in enumerate(LONGEST)}
+    order = {f"test_{name}": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 

@@ -1,0 +1,145 @@
+"""Sweeps without a server: real trials in processes of their own, killed and started again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from micro import write_sst2
+from tiny_sweep import FFN, HEADS, THREADS, finish, spikeprune, tiny, write
+
+from spikeprune import cli, pipeline
+from spikeprune.report.results import results
+from spikeprune.rundir import RunDir
+from spikeprune.sweeps import folder as folders
+from spikeprune.sweeps import spec
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def glue(tmp_path_factory) -> Path:
+    return write_sst2(tmp_path_factory.mktemp("glue"))
+
+
+def ended(folder: Path) -> dict[str, int]:
+    """When each finished trial wrote its summary."""
+    return {p.parent.name: p.stat().st_mtime_ns for p in folder.glob("trials/*/summary.json")}
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory, glue) -> tuple[Path, dict[str, int], str, list[str]]:
+    """A sweep of six, killed and started again: folder, what had ended at the kill, the second output, the command."""
+    base = tmp_path_factory.mktemp("sweep")
+    folder, file = base / "out", write(base / "tiny.yaml", tiny(glue))
+    command = ["sweep", str(file), "--local", "--dir", str(folder), "--jobs", "2"]
+    first = spikeprune(*command)
+    while len(ended(folder)) < 2:
+        time.sleep(0.1)
+        assert first.poll() is None, first.stdout.read()
+    first.kill()
+    first.wait()
+    before = ended(folder)
+    return folder, before, finish(spikeprune(*command)), command
+
+
+def test_killed_and_started_again_it_runs_only_what_is_missing(swept) -> None:
+    folder, before, printed, _ = swept
+    after = ended(folder)
+    assert set(after) == set("012345") and 2 <= len(before) < 6
+    assert {name: after[name] for name in before} == before
+    begun = {line.split("]")[0].split()[1] for line in printed.splitlines() if "] compress.heads=" in line}
+    assert begun == set(after) - set(before)
+    values = [row["values"] for row in json.loads((folder / "results.json").read_text())["trials"]]
+    assert values == [{"compress.heads": h, "compress.ffn": f} for h in HEADS for f in FFN]
+
+
+def test_the_front_is_that_of_the_summaries(swept) -> None:
+    folder, _, printed, _ = swept
+    found = json.loads((folder / "results.json").read_text())
+    for row in found["trials"]:
+        run = folder / "trials" / str(row["trial"])
+        summary = json.loads((run / "summary.json").read_text())
+        assert row["results"] == results(summary["stages"]["spatial"], summary["teacher"])
+    points = {r["trial"]: (r["results"]["result/energy_pj"], r["results"]["result/main"]) for r in found["trials"]}
+    beaten = {
+        n
+        for n, (e, q) in points.items()
+        if any(oe <= e and oq >= q and (oe, oq) != (e, q) for oe, oq in points.values())
+    }
+    assert set(found["front"]) <= set(points) - beaten and found["front"]
+    assert {points[n] for n in found["front"]} == {points[n] for n in set(points) - beaten}
+    lines = [line.split() for line in printed.splitlines() if line[:1] in "* " and line.strip()]
+    assert {int(cells[1]) for cells in lines if cells[0] == "*"} == set(found["front"])
+    figure = (folder / "front.svg").read_text()
+    assert figure.startswith("<?xml") and "energy per sentence" in figure
+
+
+def test_a_third_start_runs_nothing_and_shows_the_same(swept) -> None:
+    folder, _, printed, command = swept
+    before = ended(folder)
+    again = finish(spikeprune(*command))
+    assert ended(folder) == before and "[trial" not in again
+    assert again.strip() == printed[printed.index("\ndata: ") :].strip()
+
+
+def test_another_sweep_in_its_folder_is_refused(swept, tmp_path, glue, capsys) -> None:
+    folder, _, _, command = swept
+    other = write(tmp_path / "tiny.yaml", tiny(glue, metric={"name": "result/accuracy", "goal": "maximize"}))
+    assert cli.main(["sweep", str(other), *command[2:]]) == 2
+    assert "was started with another sweep (metric differ); use another --dir" in capsys.readouterr().err
+
+
+def test_a_sweep_in_use_is_refused(swept, capsys, monkeypatch) -> None:
+    folder, _, _, command = swept
+    monkeypatch.setattr(folders, "PATIENCE", 0.0)
+    with folders.locked(folder):
+        assert cli.main(command) == 2
+    assert f"is being run by process {os.getpid()} on" in capsys.readouterr().err
+
+
+def test_a_stage_that_was_taken_over_is_the_one_that_would_have_been_made(swept, glue, tmp_path) -> None:
+    folder, _, _, _ = swept
+    logs = {n: (folder / "trials" / f"{n}.log").read_text() for n in range(6)}
+    assert sum("taken over from" in log for log in logs.values()) >= 4
+    taken = next(n for n in range(6) if "taken over" in logs[n])
+    sweep = spec.read(folder.parent / "tiny.yaml")
+    pipeline.run(sweep.config(sweep.grid()[taken], f"run.dir={tmp_path / 'run'}", "run.wandb=false", THREADS))
+    alone, shared = RunDir(tmp_path / "run"), RunDir(folder / "trials" / str(taken))
+    for stage in ("teacher", "spatial"):
+        assert alone.verified(stage) == shared.verified(stage)
+    assert alone.read_metrics() == shared.read_metrics()
+
+
+def test_a_trial_far_from_the_best_is_stopped_early(glue, tmp_path) -> None:
+    """Of two at the first rung the better one goes on: fewer steps cost less energy, whatever is learnt."""
+    tree = tiny(glue, metric={"name": "result/energy_pj", "goal": "minimize"})
+    tree["early_terminate"] = {"type": "hyperband", "min_iter": 1, "eta": 2}
+    tree["parameters"] = {"preset": {"value": "tiny"}, "student.t_steps": {"values": [2, 6]}}
+    words = ["run.stages=[teacher,internal_kd,spatial]", "compress.heads=0.5", "stages.spatial.epochs=40"]
+    tree["command"][-1:-1] = [*words, "stages.internal_kd.epochs=1"]
+    file = write(tmp_path / "early.yaml", tree)
+    printed = finish(spikeprune("sweep", str(file), "--local", "--dir", str(tmp_path / "out"), "--jobs", "1"))
+    assert "[trial 1] stopped early after internal_kd: result/energy_pj" in printed
+    assert "1 trials were stopped early" in printed
+    stopped = RunDir(tmp_path / "out" / "trials" / "1")
+    assert stopped.finished("internal_kd") and not stopped.finished("spatial")
+    assert [row["trial"] for row in json.loads((tmp_path / "out/results.json").read_text())["trials"]] == [0]
+
+
+def test_a_trial_that_fails_is_named_and_tried_again(glue, tmp_path) -> None:
+    """Its data are gone: exit code 1, and with the data back the same command makes up for it."""
+    data = tmp_path / "glue"
+    file = write(tmp_path / "tiny.yaml", tiny(data))
+    command = ["sweep", str(file), "compress.heads=0.5", "compress.ffn=0.4", "--local", "--dir", str(tmp_path / "out")]
+    child = spikeprune(*command)
+    printed, _ = child.communicate(timeout=120)
+    assert child.returncode == 1
+    assert "[trial 0] failed with exit code 2 (" in printed and str(data) in printed
+    assert "error: 1 trial failed; the same command tries again" in printed and "Traceback" not in printed
+    shutil.copytree(glue, data)
+    assert "[trial 0] result/main" in finish(spikeprune(*command))

@@ -1,0 +1,97 @@
+"""Sweeps on a W&B server (a stand-in on loopback), run by W&B's own agent, also as an array job."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cluster import Cluster
+from micro import ROOT, write_sst2
+from tiny_sweep import finish, spikeprune, tiny, write
+from wandb_server import wandb_server
+
+from spikeprune.errors import InputError
+from spikeprune.report.results import results
+from spikeprune.rundir import RunDir
+from spikeprune.sweeps import spec
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def glue(tmp_path_factory) -> Path:
+    return write_sst2(tmp_path_factory.mktemp("glue"))
+
+
+def test_a_grid_of_four_by_wandbs_agent(glue, tmp_path) -> None:
+    tree = tiny(glue)
+    tree["parameters"]["compress.ffn"] = {"values": [0.2, 0.4]}
+    words = [w.replace("runs/", f"{tmp_path}/runs/") if w.startswith("run.dir") else w for w in tree["command"]]
+    tree["command"] = words
+    file = write(tmp_path / "tiny.yaml", tree)
+    with wandb_server() as board:
+        online = {"WANDB_BASE_URL": board.url, "WANDB_API_KEY": "0" * 40, "WANDB_ERROR_REPORTING": "false"}
+        printed = finish(spikeprune("sweep", str(file), **online, WANDB_DIR=str(tmp_path)))
+        assert "sweep: spikeprune/sweep1" in printed
+        assert board.sweeps["sweep1"]["config"]["parameters"] == tree["parameters"] and board.unknown == set()
+        given = board.sweeps["sweep1"]["given"]
+        assert set(board.runs) == set(given) == {"trial1", "trial2", "trial3", "trial4"}
+        for name, values in given.items():
+            assert board.runs[name]["exit"] == 0 and board.runs[name]["sweep"] == "sweep1"
+            run = RunDir(tmp_path / "runs" / "sweeps" / "tiny" / name)
+            config = board.config(name)
+            assert config["compress"]["heads"] == values["compress.heads"] == config["compress.heads"]
+            found = results(run.record("spatial"), run.record("teacher"))
+            summary = board.summary(name)
+            assert {key: summary[key] for key in found} == pytest.approx(found)
+            steps = [row["_step"] for row in board.history(name)]
+            assert steps == list(range(run.record("teacher")["steps"] + run.record("spatial")["steps"]))
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch) -> Iterator[Cluster]:
+    """A SLURM of one node on loopback."""
+    made = Cluster(tmp_path / "slurm", cpus=2)
+    for name, value in made.environment.items():
+        monkeypatch.setenv(name, value)
+    made.start()
+    yield made
+    made.stop_jobs()
+    made.stop()
+
+
+@pytest.mark.slurm
+def test_an_array_job_of_agents(cluster, glue, tmp_path, monkeypatch) -> None:
+    tree = tiny(glue)
+    tree["parameters"] |= {"compress.ffn": {"value": 0.2}}
+    tree["command"] = [
+        w.replace("runs/", f"{tmp_path}/runs/") if w.startswith("run.dir") else w for w in tree["command"]
+    ]
+    file = write(tmp_path / "tiny.yaml", tree)
+    monkeypatch.chdir(ROOT)
+    with wandb_server() as board:
+        online = {"WANDB_BASE_URL": board.url, "WANDB_API_KEY": "0" * 40, "WANDB_ERROR_REPORTING": "false"}
+        more = {**online, "WANDB_DIR": str(tmp_path)}
+        child = spikeprune("sweep", str(file), "--slurm=--partition=nowhere", **more)
+        printed, _ = child.communicate(timeout=120)
+        assert child.returncode == 2 and "error: sbatch refuses the job: " in printed and "invalid partition" in printed
+        assert board.sweeps == {}
+        printed = finish(spikeprune("sweep", str(file), f"--slurm=--output={tmp_path}/%a.log", **more))
+        assert "--array=1-2 experiments/slurm/sweep.sh spikeprune/sweep1" in printed
+        job = re.search(r"Submitted batch job (\d+)", printed)[1]
+        ends = [cluster.wait(f"{job}_{index}")["JobState"] for index in (1, 2)]
+        logs = "".join((tmp_path / f"{i}.log").read_text() for i in (1, 2))
+        assert {name: run["exit"] for name, run in board.runs.items()} == {"trial1": 0, "trial2": 0}, logs
+        assert ends == ["COMPLETED", "COMPLETED"], logs
+        assert board.sweeps["sweep1"]["left"] == []
+
+
+def test_an_unknown_sweep_value_is_refused_before_the_server_hears_of_it(glue, tmp_path, monkeypatch) -> None:
+    with wandb_server() as board:
+        monkeypatch.setenv("WANDB_BASE_URL", board.url)
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        with pytest.raises(InputError, match="compress.heds: unknown key"):
+            spec.read(write(tmp_path / "s.yaml", tiny(glue)), ["compress.heds=1"])
+        assert board.sweeps == {}

@@ -102,7 +102,7 @@ sweep-local: $(STAMP)  ## the same without a server; ends with the Pareto front:
 	    $(if $(JOBS),--jobs "$(JOBS)") $(ARGS)
 
 test: $(STAMP)  ## run the tests, three files at a time [JOBS=3] [ARGS="-k name"]
-	$(BIN)/python -m pytest -n $(or $(JOBS),3) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(or $(JOBS),3) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(STAMP)  ## ruff, ruff format and the import-layer test
 	$(BIN)/ruff check .

@@ -105,7 +105,7 @@ def additions_loss(
     fan_out: Mapping[str, Tensor | float],
     t_steps: Mapping[str, int],
     dense: float,
-    limit: float = 0.0,
+    limit: Tensor | float = 0.0,
 ) -> Tensor:
     """Expected additions of a token over the `dense` multiplications it would cost, as far as above `limit`; scalar.
 
@@ -121,3 +121,8 @@ def additions_loss(
         for name in sites
     ]
     return (every.dot(torch.cat(prices).to(every.dtype)) / dense - limit).relu()
+
+
+def falling(progress: float, *, begin: float, end: float) -> float:
+    """From `begin` at progress 0 to `end` at 1 and after, by equal factors."""
+    return begin * (end / begin) ** min(1.0, progress)

@@ -81,8 +81,8 @@ class TaskModule(L.LightningModule):
     def configure_optimizers(self):
         # not trainer.estimated_stepping_batches: that sets up the loader before a checkpoint is restored, and Lightning
         # then never loads the loader's state, so a resumed run would begin with the first epoch's batches again
-        batches = len(self.trainer.datamodule.train_dataloader())
-        return adamw(self, self.optimization, batches * self.trainer.max_epochs)
+        self.total_steps = len(self.trainer.datamodule.train_dataloader()) * self.trainer.max_epochs
+        return adamw(self, self.optimization, self.total_steps)
 
     def answer(self, batch: Mapping[str, Tensor]) -> Outputs:
         """The outputs that quality is judged by."""
@@ -175,6 +175,8 @@ class LossWeights:
     firing: float = 0.0
     additions: float = 0.0
     additions_limit: float = 0.0
+    additions_from: float = 0.0
+    additions_fall: float = 0.5
     temperature: float = 2.0
 
 
@@ -205,6 +207,8 @@ class StudentModule(TaskModule):
         self.replace_words = replace_words
         self.solved: dict[str, float] = {}  # of the last step's fixed points, where there is feedback
         self.register_buffer("special", torch.tensor(list(special), dtype=torch.long), persistent=False)
+        # a tensor: what CUDA graphs replay reads it anew
+        self.register_buffer("limit", torch.tensor(losses.additions_limit), persistent=False)
 
     def answer(self, batch: Mapping[str, Tensor]) -> Outputs:
         return answer(self.student, *(batch[name] for name in INPUTS), stepwise=self.stepwise, chunk=self.chunk)
@@ -222,6 +226,11 @@ class StudentModule(TaskModule):
 
     def learn_state(self) -> Hashable:
         return tuple(self.student.steps), self.student.quantized
+
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        if self.losses.additions_from:
+            ends = {"begin": self.losses.additions_from, "end": self.losses.additions_limit}
+            self.limit.fill_(distill.falling(self.global_step / self.total_steps / self.losses.additions_fall, **ends))
 
     def on_after_backward(self) -> None:
         """Steps and residuals of the fixed points, where there is feedback: backward has found the second."""
@@ -264,7 +273,7 @@ class StudentModule(TaskModule):
         fan_out = operations.fan_out(shape=shape, heads=student.heads, ffn=student.ffn, tokens=n)
         dense = shape.layers * shape.hidden * (4 * shape.hidden + 2 * shape.ffn)
         prices = {"fan_out": fan_out, "t_steps": steps, "dense": dense}
-        return distill.additions_loss(outputs.rates, **prices, limit=self.losses.additions_limit)
+        return distill.additions_loss(outputs.rates, **prices, limit=self.limit)
 
     def soft(self, outputs: Outputs, lesson: Outputs) -> Tensor:
         return distill.soft_loss(

@@ -104,6 +104,8 @@ class Losses:
     firing: float = 0.0  # mean firing rate over all spiking sites, each site alike
     additions: float = 0.0  # the firing priced by its fan-out: additions over the dense student's multiplications
     additions_limit: float = 0.0  # … as far as they exceed this; with a large weight, what training settles at
+    additions_from: float = 0.0  # a limit that begins here and falls, by equal factors, to additions_limit; 0: constant
+    additions_fall: float = 0.5  # … over this share of the stage's steps
     temperature: float = 2.0  # of the soft term
 
 

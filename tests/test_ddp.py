@@ -81,6 +81,16 @@ class Watch(L.Callback):
             file.write(json.dumps([self.stage, trainer.global_step, found]) + "\n")
 
 
+plain_broadcast = torch.distributed.broadcast
+
+
+def answered_by_us(*args, **kwargs):
+    """Lightning would ask before every batch, and wait for a GPU's answer."""
+    if sys._getframe(1).f_globals["__name__"].startswith("lightning"):
+        os._exit(9)
+    return plain_broadcast(*args, **kwargs)
+
+
 def leg(overrides: list[str], watched: Path, kill: tuple[str, int] | None = None) -> int:
     plain = trainers.stage_callbacks
 
@@ -88,6 +98,7 @@ def leg(overrides: list[str], watched: Path, kill: tuple[str, int] | None = None
         return [Watch(watched, name, kill[1] if kill and kill[0] == name else None), *plain(parts, name, run)]
 
     trainers.stage_callbacks = with_watch
+    torch.distributed.broadcast = answered_by_us
     return cli.main(["train", str(GLUE), *overrides])
 
 

@@ -26,7 +26,7 @@ QUIET = {"enable_model_summary": False}
 def trainer(parts: Parts, name: str, run: RunDir, offset: int) -> L.Trainer:
     """The Trainer of one stage."""
     config, stage = parts.config, parts.stage(name)
-    return L.Trainer(
+    made = L.Trainer(
         **processes.placement(config),
         precision="32-true" if config.run.precision == "tf32" else config.run.precision,
         max_epochs=max(1, stage.epochs),  # a stage of none stops itself (see callbacks/search.py)
@@ -40,6 +40,7 @@ def trainer(parts: Parts, name: str, run: RunDir, offset: int) -> L.Trainer:
         **COMMON,
         **QUIET,
     )
+    return processes.unasked(made)
 
 
 def evaluator(config: Config, callbacks: Sequence[Callback] = ()) -> L.Trainer:

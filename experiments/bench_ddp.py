@@ -4,9 +4,9 @@ python experiments/bench_ddp.py --data path/to/glue --teacher path/to/minilm-l6-
 
 Hardware: one machine with two NVIDIA GPUs. Every leg is a run of its own process, as `spikeprune train` makes it, from
 the same teacher; one device and several take turns. A block is 25 optimizer steps, timed between two synchronizations,
-after the first 100, in which shapes of batches are captured as CUDA graphs. The third leg has one device's batch over
-all of them: then the steps are the same too, and the metrics may differ by chance alone; at a fixed batch per device
-there are fewer steps.
+after the first 100, in which shapes of batches are captured as CUDA graphs. Leg `same` has one device's batch over
+all of them: then the steps are the same too, and the metrics may differ by chance alone; at a fixed batch per device,
+leg `many`, there are fewer steps.
 """
 
 from __future__ import annotations
@@ -109,11 +109,10 @@ def spread(values: list[float]) -> str:
 def compare(args: argparse.Namespace) -> None:
     n, b = args.devices, args.batch
     one, many, same = f"1 × {b}", f"{n} × {b}", f"{n} × {b // n}"
+    legs = [(one, 1, b), (many, n, n * b), *([(same, n, b)] if args.same else [])]
     found: dict[str, dict] = {}
     for turn in range(args.rounds):
-        for name, devices, batch in ((one, 1, b), (many, n, n * b), (same, n, b)):
-            if turn and name == same:
-                continue
+        for name, devices, batch in legs[: 3 if turn == 0 else 2]:
             print(f"-- {name}, round {turn + 1} of {args.rounds}", flush=True)
             folder = args.work / f"{devices}x{batch}-{turn}"
             result = measure(args, folder, devices, batch, STAGES if turn == 0 else STAGES[:2])
@@ -126,8 +125,9 @@ def compare(args: argparse.Namespace) -> None:
         print(f"{name:10} {spread(r['blocks']):40} {r['steps']:8}  {main[0]:>11}  {main[1]:>13}  {r['ac']:18.0f}")
     medians = {name: statistics.median(r["blocks"]) for name, r in found.items()}
     print(f"teacher {100 * found[one]['main']['teacher']:.2f}")
-    print(f"speed-up at {b} a device: {medians[many] / medians[one]:.2f} ×; at {b} over all: ", end="")
-    print(f"{medians[same] / medians[one]:.2f} ×")
+    print(f"speed-up at {b} a device: {medians[many] / medians[one]:.2f} ×")
+    if args.same:
+        print(f"speed-up at {b} over all: {medians[same] / medians[one]:.2f} ×")
     if args.json:
         write_json(args.json, {"device": where, "torch": torch.__version__, "legs": found})
 
@@ -137,11 +137,12 @@ def main() -> None:
     parser.add_argument("--data", help="a GLUE directory with SST-2/train.tsv")
     parser.add_argument("--teacher", help="a BERT checkpoint to start the teacher from")
     parser.add_argument("--devices", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=64, help="sentences a device and step")
+    parser.add_argument("--batch", type=int, default=128, help="sentences a device and step")
     parser.add_argument("--train-limit", type=int, default=60_000)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--warm", type=int, default=100, help="steps before the first block")
     parser.add_argument("--block", type=int, default=25, help="steps")
+    parser.add_argument("--same", action=argparse.BooleanOptionalAction, default=True, help="the third leg too")
     parser.add_argument("--json", type=Path, help="write every block and metric there")
     parser.add_argument("--leg", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="of the configuration, for every leg")

@@ -232,6 +232,7 @@ def test_presets_that_cannot_be(write) -> None:
     assert "a preset cannot name another one" in problems(file, "preset=tiny")
 
 
+FALLING = ("stages.spatial.losses={additions: 1, additions_limit: 0.1, additions_from: 1}",)
 ACTIVE = ("stages.spatial.epochs=1", "compress.heads=0.5")
 SENSITIVE = ("stages.temporal.epochs=1", "compress.t_steps=2", "compress.temporal.criterion=sensitivity")
 BITS = ("stages.quantize.epochs=1", "compress.weights=ternary")
@@ -290,6 +291,15 @@ COMBINATIONS = [
     (("stages.temporal.epochs=1", "compress.t_steps=5"), "compress.t_steps = 5: must not be above student.t_steps = 4"),
     (("stages.temporal.epochs=1", "compress.t_steps=0"), "compress.t_steps = 0: must be at least 1"),
     (("stages.teacher.epochs=1", "stages.teacher.losses.soft=1"), "stages.teacher.losses.soft = 1.0: does not apply"),
+    (
+        (*ACTIVE, *FALLING, "stages.spatial.losses.additions_limit=0"),
+        "stages.spatial.losses.additions_from = 1.0: falls",
+    ),
+    (
+        (*ACTIVE, *FALLING, "stages.spatial.losses.additions_limit=2"),
+        "stages.spatial.losses.additions_from = 1.0: falls",
+    ),
+    ((*ACTIVE, *FALLING, "stages.spatial.losses.additions=0"), "stages.spatial.losses.additions_from = 1.0: falls"),
     (("stages.finetune.epochs=1", "stages.finetune.losses={soft: 0, hidden: 0}"), "stages.finetune.losses: every weig"),
     (("run.precision=16-mixed", "run.accelerator=cpu"), "run.precision = 16-mixed: needs a GPU"),
     (

@@ -10,6 +10,7 @@ import torch
 from spikeprune import operations
 from spikeprune.distill import (
     additions_loss,
+    falling,
     firing_loss,
     hard_loss,
     hidden_loss,
@@ -152,6 +153,12 @@ def test_the_priced_firing_is_what_the_counter_counts(spikes, pooling) -> None:
     torch.testing.assert_close(found, wanted / (4 * 7) / 10)
     torch.testing.assert_close(additions_loss(outputs.rates, **prices, limit=0.75 * found.item()), found / 4)
     assert additions_loss(outputs.rates, **prices, limit=1.25 * found.item()) == 0
+
+
+def test_a_limit_falls_by_equal_factors() -> None:
+    assert [falling(at, begin=1.6, end=0.1) for at in (0, 0.25, 0.5, 1, 1.5)] == pytest.approx(
+        [1.6, 0.8, 0.4, 0.1, 0.1]
+    )
 
 
 def test_replaced_words_are_words_of_the_batch() -> None:

@@ -59,7 +59,7 @@ def learnt(made: StudentModule, here: dict, terms, precision: torch.dtype | None
 @pytest.mark.parametrize("coding", ["accumulate", "running_mean"])
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])
 def test_graphed_steps_equal_plain_ones(coding: str, precision: torch.dtype | None) -> None:
-    """Two shapes; masks change before step 7, time steps before step 10."""
+    """Two shapes; masks change before step 7, time steps before step 10, the limit on additions at each."""
     made = module(True, coding=coding)
     optimizer = torch.optim.SGD(made.student.parameters(), lr=0.05)
     replayed = []
@@ -69,6 +69,7 @@ def test_graphed_steps_equal_plain_ones(coding: str, precision: torch.dtype | No
             made.student.ffn[1, ::2] = 0
         if step == 10:
             made.student.set_t_steps([3, 2, 1])
+        made.limit.fill_(0.5 - 0.02 * step)
         here = batch((16, 24)[step % 2], step)
         plain = learnt(made, here, made.learn, precision)
         graphed = learnt(made, here, lambda b: made.graphed(b, made.learn_state()), precision)

@@ -25,6 +25,14 @@ processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["spikeprune.pipeline"])
 
 
+# a limit that is still falling where runs are killed
+FALLING = ["stages.spatial.losses={additions: 2, additions_limit: 0.1, additions_from: 1, additions_fall: 1}"]
+
+
+def command_of(folder: Path, glue: Path) -> list[str]:
+    return [*micro(folder, glue), *FALLING]
+
+
 class Killer(L.Callback):
     """Sends its own process a signal, when the optimizer has made `step` steps."""
 
@@ -66,7 +74,7 @@ def glue(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, glue) -> RunDir:
     folder = tmp_path_factory.mktemp("undisturbed")
-    assert start(micro(folder / "run", glue), folder / "log") == 0, (folder / "log").read_text()
+    assert start(command_of(folder / "run", glue), folder / "log") == 0, (folder / "log").read_text()
     return RunDir(folder / "run")
 
 
@@ -102,7 +110,7 @@ CHAINS = {
 @pytest.mark.parametrize("chain", CHAINS)
 def test_killed_and_resumed_equals_undisturbed(chain, undisturbed, glue, tmp_path) -> None:
     how, kills = CHAINS[chain]
-    run, log, command = RunDir(tmp_path / "run"), tmp_path / "log", [*micro(tmp_path / "run", glue), *how]
+    run, log, command = RunDir(tmp_path / "run"), tmp_path / "log", [*command_of(tmp_path / "run", glue), *how]
     for stage, step in kills:
         assert start(command, log, (stage, step)) == -signal.SIGKILL, log.read_text()
         assert run.resume(stage).is_file() and not run.finished(stage) and not run.summary.exists()
@@ -141,7 +149,7 @@ def half(undisturbed, tmp_path) -> RunDir:
 
 
 def config_of(run: RunDir, glue: Path):
-    return load(GLUE, micro(run.path, glue))
+    return load(GLUE, command_of(run.path, glue))
 
 
 def swap_weights(run: RunDir) -> None:
@@ -182,7 +190,7 @@ def test_a_damaged_resume_checkpoint_is_refused(half, glue) -> None:
 
 
 def test_ctrl_c_says_how_to_go_on_and_the_run_goes_on(tmp_path, glue, undisturbed) -> None:
-    overrides, log = micro(tmp_path / "run", glue), tmp_path / "log"
+    overrides, log = command_of(tmp_path / "run", glue), tmp_path / "log"
     assert start(overrides, log, ("prediction_kd", 5), signal.SIGINT) == 130
     assert "the same command goes on" in log.read_text() and "Traceback" not in log.read_text()
     assert start(overrides, log) == 0, log.read_text()

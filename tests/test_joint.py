@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_compress import F, H, L, batches, make
+from pruning import F, H, L, batches, make
 
 from spikeprune.checks import names
 from spikeprune.compress.candidates import KINDS, Candidate, cheapest

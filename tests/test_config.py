@@ -291,6 +291,10 @@ COMBINATIONS = [
     (("stages.temporal.epochs=1", "compress.t_steps=0"), "compress.t_steps = 0: must be at least 1"),
     (("stages.teacher.epochs=1", "stages.teacher.losses.soft=1"), "stages.teacher.losses.soft = 1.0: does not apply"),
     (("stages.finetune.epochs=1", "stages.finetune.losses={soft: 0, hidden: 0}"), "stages.finetune.losses: every weig"),
+    (
+        ("stages.finetune.epochs=1", "stages.finetune.losses.additions_limit=0.1"),
+        "stages.finetune.losses.additions_limi",
+    ),
     (("run.precision=16-mixed", "run.accelerator=cpu"), "run.precision = 16-mixed: needs a GPU"),
     (
         (*ACTIVE, "stages.general_kd.callbacks=[spatial]"),

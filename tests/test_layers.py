@@ -17,7 +17,7 @@ ROWS = (
     ("tasks", "schema", "spiking", "size", "report", "ranks", "slurm"),
     ("plan", "gains"),
     ("checks", "keys", "models", "operations", "activity", "distill", "graphs", "lock"),
-    ("config", "cost", "metrics", "data", "processes"),
+    ("config", "cost", "metrics", "data", "processes", "asking"),
     ("compress", "rundir", "parts", "dynamic", "fetch"),
     ("modules", "launch"),
     ("callbacks", "tracking"),

@@ -1,9 +1,9 @@
 """What it costs to ask whether an answer is settled, as operations added to the network's own.
 
-`asr`, whether rates still change: three additions a channel and token (the sum of spikes, the difference to what it was,
-the sum of their sizes; the division by t is one for the sample), with a leak one of them a MAC. `confidence`: the
-classifier's MACs, a softmax, and with [CLS] pooling the pooler's tanh; the pooler's own product grows spike by spike and
-is counted already.
+`asr`, whether rates still change: three additions a channel and token (the sum of spikes, the difference to what it
+was, the sum of their sizes; the division by t is one for the sample), with a leak one of them a MAC. `confidence`:
+the classifier's MACs, a softmax, and with [CLS] pooling the pooler's tanh; the pooler's own product grows spike by
+spike and is counted already.
 """
 
 from __future__ import annotations

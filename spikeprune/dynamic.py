@@ -8,8 +8,8 @@ read after t steps is what a run of t steps answers. `asr` looks at the rates th
 `accumulate` there is one answer, at the end; `asr` is asked at every site, whose train then ends early and whose sum so
 far is its mean (`spiking.early`).
 
-What asking costs is in `asking.py`. A bound that no answer can pass (`asr` 0, `confidence` 1) is the static network, and
-nothing is asked.
+What asking costs is in `asking.py`. A bound that no answer can pass (`asr` 0, `confidence` 1) is the static network,
+and nothing is asked.
 
 Shapes: T steps, B batch, n real tokens, D hidden, L layers, C classes.
 """

@@ -67,7 +67,11 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("must be at least 8: two sentences and three special tokens", lambda v: v >= 8, "data.max_length"),
     ("must be at least 100", lambda v: v >= 100, "teacher.vocab_size"),
     ("must be above 0", lambda v: v > 0, "stages.*.lr stages.*.clip stages.*.losses.temperature"),
-    ("must be above 0 and at most 1", lambda v: 0 < v <= 1, "student.leak compress.joint.stride stages.*.losses.additions_fall"),
+    (
+        "must be above 0 and at most 1",
+        lambda v: 0 < v <= 1,
+        "student.leak compress.joint.stride stages.*.losses.additions_fall",
+    ),
     ("must be above 0 and at most 1: it is a share", lambda v: 0 < v <= 1, "compress.target_value"),
     ("must be above 0 and at most 1: it is the share kept", lambda v: 0 < v <= 1, "compress.heads compress.ffn"),
     ("must be above 0 and at most 1: it is the share kept", lambda v: 0 < v <= 1, "compress.spatial.operations"),

@@ -6,11 +6,10 @@ Every key is a field in `schema.py` with its default; an unknown key, a wrong ty
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
@@ -18,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from spikeprune.checks import rules
 from spikeprune.errors import InputError, nearest
+from spikeprune.keys import every_key, in_words, leaves, names, near_key, type_of
 from spikeprune.schema import Config
 from spikeprune.tasks import TASKS
 
@@ -102,7 +102,7 @@ def read_resolved(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     merge = _Merge()
     merge.add(_read(Path(path), merge), str(path))
     for key, value in _overrides(overrides, merge):
-        if key in MEASURING or _type_of(key) is None:
+        if key in MEASURING or type_of(key) is None:
             merge.add({key: value}, COMMAND_LINE)
         else:
             merge.problem(f"{key}: is fixed by the run; here may change {', '.join(MEASURING)}", COMMAND_LINE)
@@ -115,7 +115,7 @@ def to_yaml(config: Config) -> str:
 
 def differences(a: dict | Config, b: dict | Config, may_differ: Iterable[str] = MAY_DIFFER) -> list[str]:
     """`key: old → new` for each key whose value is not the same; lists are compared whole."""
-    old, new = (dict(_leaves(asdict(c) if is_dataclass(c) else c)) for c in (a, b))
+    old, new = (dict(leaves(asdict(c) if is_dataclass(c) else c)) for c in (a, b))
     missing = "(absent)"
     keys = [k for k in dict.fromkeys([*old, *new]) if k not in set(may_differ)]
     pairs = [(k, old.get(k, missing), new.get(k, missing)) for k in keys]
@@ -140,15 +140,15 @@ class _Merge:
         """Set each leaf on its own, so that one bad value hides no other."""
         for name, value in tree.items():
             key = f"{prefix}{name}"
-            kind = _type_of(key)
+            kind = type_of(key)
             if kind is None:
-                self.problem(f"{key}: unknown key{_near_key(key)}", source)
+                self.problem(f"{key}: unknown key{near_key(key)}", source)
             elif not is_dataclass(kind):
                 self._set(key, value, kind, source)
             elif isinstance(value, dict):
                 self.add(value, source, f"{key}.")
             else:
-                self.problem(f"{key} = {value}: is a section, not a value; it holds {_names(kind)}", source)
+                self.problem(f"{key} = {value}: is a section, not a value; it holds {names(kind)}", source)
 
     def _set(self, key: str, value: Any, kind: Any, source: str) -> None:
         unquoted = isinstance(value, bool) and kind in (str, str | None)  # YAML reads on, off, yes, no as truth values
@@ -161,10 +161,10 @@ class _Merge:
         except (OmegaConfBaseException, ValueError):
             self.unread.add(key)
             shown = "null" if value is None else value
-            self.problem(f"{key} = {shown}: must be {_in_words(kind)}{', in quotes' if unquoted else ''}", source)
+            self.problem(f"{key} = {shown}: must be {in_words(kind)}{', in quotes' if unquoted else ''}", source)
 
     def finish(self) -> Config:
-        for key in _keys():
+        for key in every_key():
             try:
                 OmegaConf.select(self.config, key)
             except OmegaConfBaseException as error:  # a `${…}` that leads nowhere
@@ -204,7 +204,7 @@ def _overrides(overrides: Iterable[str], merge: _Merge) -> Iterator[tuple[str, A
             continue
         if text == "None":
             merge.problem(f"{item}: write null for no value", COMMAND_LINE)
-        elif _type_of(key) in (str, str | None) and value is not None and not isinstance(value, str):
+        elif type_of(key) in (str, str | None) and value is not None and not isinstance(value, str):
             yield key, text  # a name such as 007 or on keeps its spelling
         else:
             yield key, value
@@ -286,55 +286,3 @@ def _task_block(block: Any, source: str, task: str, merge: _Merge) -> None:
             other = _Merge()
             other.add(tree, here)
             merge.problems += [line for line in other.problems if line not in merge.problems]
-
-
-def _type_of(key: str) -> Any:
-    """The declared type of a dotted key, a dataclass for a section; None for a key that is not there."""
-    kind: Any = Config
-    for part in key.split("."):
-        if not is_dataclass(kind):
-            return None
-        kind = get_type_hints(kind).get(part)
-    return kind
-
-
-def _keys(kind: type = Config, prefix: str = "", sections: bool = False) -> Iterator[str]:
-    for name, hint in get_type_hints(kind).items():
-        if not is_dataclass(hint) or sections:
-            yield prefix + name
-        if is_dataclass(hint):
-            yield from _keys(hint, f"{prefix}{name}.", sections)
-
-
-def _near_key(key: str) -> str:
-    """The keys that were probably meant: close as a whole, or the same last word in another section."""
-    known = {k: k.rpartition(".")[2] for k in _keys(sections=True)}
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
-    if not close:
-        last = difflib.get_close_matches(key.rpartition(".")[2], sorted(set(known.values())), n=1, cutoff=0.75)
-        close = [k for k, word in known.items() if word in last][:3]
-    if close:
-        return f" (did you mean {' or '.join(close)}?)"
-    kind = _type_of(key.rpartition(".")[0]) if "." in key else Config
-    return f"; there are {_names(kind)}" if is_dataclass(kind) else ""
-
-
-def _names(kind: type) -> str:
-    return ", ".join(get_type_hints(kind))
-
-
-def _in_words(kind: Any) -> str:
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-    if kind in words:
-        return words[kind]
-    if get_origin(kind) is list:
-        return f"a list, each {words[get_args(kind)[0]]}"
-    return " or ".join(_in_words(k) for k in get_args(kind)) or "a value"
-
-
-def _leaves(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

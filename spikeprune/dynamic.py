@@ -8,11 +8,8 @@ read after t steps is what a run of t steps answers. `asr` looks at the rates th
 `accumulate` there is one answer, at the end; `asr` is asked at every site, whose train then ends early and whose sum so
 far is its mean (`spiking.early`).
 
-Price of asking once, added to the network's operations. `asr`: three additions a channel and token (the sum of spikes,
-the difference to what it was, the sum of their sizes; the division by t is one for the sample), with a leak one of
-them a MAC. `confidence`: the classifier's MACs, a softmax, and with [CLS] pooling the pooler's tanh; the pooler's own
-product grows spike by spike and is counted already. A bound that no answer can pass (`asr` 0, `confidence` 1) is the
-static network, and nothing is asked.
+What asking costs is in `asking.py`. A bound that no answer can pass (`asr` 0, `confidence` 1) is the static network,
+and nothing is asked.
 
 Shapes: T steps, B batch, n real tokens, D hidden, L layers, C classes.
 """
@@ -28,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spikeprune.asking import extra, rate_checks
 from spikeprune.cost import Prices, energy_pj, summarize
 from spikeprune.metrics import main_metric, task_metrics
 from spikeprune.models.outputs import INPUTS, Outputs
@@ -166,22 +164,6 @@ def site_checks(student: Student, stops: dict[str, Tensor], lengths: Tensor, sha
 
 
 # ------------------------------------------------------------------------------------------------------------- prices
-
-
-def rate_checks(shape: Shape, looked_at: dict[int, Tensor], leak: float, samples: int) -> Operations:
-    """Price of the rule `asr` where `looked_at` rates were compared, for each row [L+2]."""
-    if leak == 1.0:
-        return extra(shape, samples, ac={row: 3 * n for row, n in looked_at.items()})
-    return extra(shape, samples, ac={row: 2 * n for row, n in looked_at.items()}, mac=looked_at)
-
-
-def extra(shape: Shape, samples: int, **kinds: dict[int, Tensor]) -> Operations:
-    """Operations in single rows [L+2]; their additions stand at the first step."""
-    rows = {kind: torch.zeros(shape.layers + 2, dtype=torch.float64) for kind in ("ac", "mac", "elementwise")}
-    for kind, values in kinds.items():
-        for row, value in values.items():
-            rows[kind][row] = float(value)
-    return Operations(**rows, ac_per_step=rows["ac"][:, None], samples=samples)
 
 
 def operations(student: Student, counts, lengths: Tensor, shape: Shape, steps: Sequence[int]) -> Operations:

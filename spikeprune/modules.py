@@ -174,7 +174,7 @@ class LossWeights:
     hard: float = 0.0
     firing: float = 0.0
     additions: float = 0.0
-    additions_limit: float = 0.0
+    additions_limit: float | None = None
     additions_from: float = 0.0
     additions_fall: float = 0.5
     temperature: float = 2.0
@@ -206,9 +206,10 @@ class StudentModule(TaskModule):
         self.losses, self.layer_map, self.forward_mode = losses, list(layer_map), forward_mode
         self.replace_words = replace_words
         self.solved: dict[str, float] = {}  # of the last step's fixed points, where there is feedback
+        # of additions, and times their weight: tensors, so that what CUDA graphs replay reads them anew
+        self.register_buffer("limit", torch.tensor(losses.additions_limit or 0.0), persistent=False)
+        self.register_buffer("press", torch.tensor(1.0), persistent=False)
         self.register_buffer("special", torch.tensor(list(special), dtype=torch.long), persistent=False)
-        # a tensor: what CUDA graphs replay reads it anew
-        self.register_buffer("limit", torch.tensor(losses.additions_limit), persistent=False)
 
     def answer(self, batch: Mapping[str, Tensor]) -> Outputs:
         return answer(self.student, *(batch[name] for name in INPUTS), stepwise=self.stepwise, chunk=self.chunk)
@@ -221,8 +222,12 @@ class StudentModule(TaskModule):
         outputs = self.student(*inputs, mode=self.forward_mode, rate=bool(self.losses.firing or self.losses.additions))
         terms = self.terms(batch, outputs)
         self.solved = outputs.solved
-        loss = sum(getattr(self.losses, name) * term for name, term in terms.items())
+        loss = sum(self.weight(name) * term for name, term in terms.items())
         return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
+
+    def weight(self, term: str) -> Tensor | float:
+        weight = getattr(self.losses, term)
+        return weight * self.press if term == "additions" else weight
 
     def learn_state(self) -> Hashable:
         return tuple(self.student.steps), self.student.quantized
@@ -263,17 +268,31 @@ class StudentModule(TaskModule):
             terms["firing"] = distill.firing_loss(outputs.rates)
         if losses.additions:
             own = tokens.sum(1).float().mean()
-            terms["additions"] = self.additions(outputs, batch["share"][3].to(own.dtype) if "share" in batch else own)
+            own = batch["share"][3].to(own.dtype) if "share" in batch else own
+            terms["additions"] = self.additions(outputs, own, self.limit)
         return whole_batch(terms, batch)
 
-    def additions(self, outputs: Outputs, n: Tensor) -> Tensor:
-        """`n`: mean tokens of a sentence."""
+    def additions(self, outputs: Outputs, n: Tensor, limit: Tensor | float = 0.0) -> Tensor:
+        """As far as above `limit`, scalar; `n`: mean tokens of a sentence."""
         student, shape = self.student, self.shape
         steps = {name: student.steps[layer_of(name) + 1] for name in outputs.rates}
         fan_out = operations.fan_out(shape=shape, heads=student.heads, ffn=student.ffn, tokens=n)
         dense = shape.layers * shape.hidden * (4 * shape.hidden + 2 * shape.ffn)
         prices = {"fan_out": fan_out, "t_steps": steps, "dense": dense}
-        return distill.additions_loss(outputs.rates, **prices, limit=self.limit)
+        return distill.additions_loss(outputs.rates, **prices, limit=limit)
+
+    @torch.no_grad()
+    def mean_additions(self, batches: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        """The term on whole `batches` without limit and without dropout, scalar."""
+        was_training = self.student.training
+        self.student.eval()
+        found = []
+        for batch in batches:
+            inputs = [batch[name] for name in INPUTS]
+            outputs = self.student(*inputs, mode=self.forward_mode, rate=True)
+            found.append(self.additions(outputs, batch["attention_mask"].sum(1).float().mean()))
+        self.student.train(was_training)
+        return torch.stack(found).mean()
 
     def soft(self, outputs: Outputs, lesson: Outputs) -> Tensor:
         return distill.soft_loss(

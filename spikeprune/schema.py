@@ -103,7 +103,7 @@ class Losses:
     hard: float = 0.0  # the task's own loss on true labels
     firing: float = 0.0  # mean firing rate over all spiking sites, each site alike
     additions: float = 0.0  # the firing priced by its fan-out: additions over the dense student's multiplications
-    additions_limit: float = 0.0  # … as far as they exceed this; with a large weight, what training settles at
+    additions_limit: float | None = None  # … as far as above this; null: 0, with joint what keeps to its target
     additions_from: float = 0.0  # a limit that begins here and falls, by equal factors, to additions_limit; 0: constant
     additions_fall: float = 0.5  # … over this share of the stage's steps
     temperature: float = 2.0  # of the soft term
@@ -172,7 +172,8 @@ class Joint:
 
     candidates: list[str] = field(default_factory=lambda: ["heads", "ffn", "steps"])  # what may leave
     begin: float = 0.0
-    end: float = 0.5  # … and the target is reached; the rest of the stage recovers and holds it
+    end: float = 0.5  # … and the target is reached; from there it is held
+    recover: float = 0.25  # last share of the epochs that only trains: masks and steps stay as they are
     block: int = 16  # feed-forward neurons that leave together
     stride: float = 0.2  # largest share of the present cost that leaves on one estimate
     sentences: int = 512  # training sentences that losses are estimated on

@@ -48,7 +48,7 @@ LONGEST = (
     "embedded",
     "sweeps",
     "fetch",
-    "quant",
+    "quantize_stage",
     "resume",
 )
 

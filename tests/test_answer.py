@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from test_student import CODINGS, F64, FFN, WAYS, N, Operations, make, prune, sentences
+from students import CODINGS, F64, FFN, WAYS, N, Operations, make, prune, sentences
 
 from spikeprune import operations, parts
 from spikeprune.activity import activity

@@ -301,6 +301,10 @@ COMBINATIONS = [
     ),
     ((*ACTIVE, *FALLING, "stages.spatial.losses.additions=0"), "stages.spatial.losses.additions_from = 1.0: falls"),
     (("stages.finetune.epochs=1", "stages.finetune.losses={soft: 0, hidden: 0}"), "stages.finetune.losses: every weig"),
+    (
+        ("stages.finetune.epochs=1", "stages.finetune.losses.additions_limit=0.1"),
+        "stages.finetune.losses.additions_limi",
+    ),
     (("run.precision=16-mixed", "run.accelerator=cpu"), "run.precision = 16-mixed: needs a GPU"),
     (
         (*ACTIVE, "stages.general_kd.callbacks=[spatial]"),

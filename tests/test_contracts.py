@@ -7,8 +7,8 @@ import itertools
 
 import pytest
 import torch
+from students import FFN, H, L, make, prune, real, sentences
 from test_dynamic import shape_of
-from test_student import FFN, H, L, make, prune, real, sentences
 
 from spikeprune.activity import activity
 from spikeprune.compress.criteria import CRITERIA, TEMPORAL_CRITERIA

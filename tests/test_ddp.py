@@ -77,6 +77,7 @@ class Watch(L.Callback):
             return
         s = module.student
         found = [s.heads.tolist(), s.ffn.tolist(), s.steps, s.embedding.site.theta.tolist()]
+        found += [module.limit.item(), module.press.item()]
         with (self.folder / f"rank{ranks.rank()}.jsonl").open("a") as file:
             file.write(json.dumps([self.stage, trainer.global_step, found]) + "\n")
 
@@ -136,6 +137,20 @@ def test_two_processes_learn_what_one_learns(one_and_two) -> None:
             exact = key in ("heads", "ffn", "t_steps")
             torch.testing.assert_close(found[key], value, rtol=0 if exact else 1e-6, atol=0 if exact else 1e-8)
     assert 0 < two.record("spatial")["heads"][0] < 3 and sum(two.record("temporal")["t_steps"]) <= 6  # it was pruned
+
+
+def test_two_processes_hold_one_budget(tmp_path, glue) -> None:
+    """Each with its own words and dropout. At a stage's end the run itself compares what the processes have."""
+    stages = "run.stages=[teacher,internal_kd,prediction_kd,joint,finetune]"
+    budget = ["compress.heads=1", "compress.ffn=1", "compress.t_steps=null", "compress.target=energy"]
+    budget += ["compress.target_value=0.06", "compress.joint.sentences=24", "compress.joint.block=4"]
+    budget += ["stages.joint.epochs=3", "stages.finetune.epochs=2", "stages.finetune.callbacks=[joint]"]
+    run = RunDir(tmp_path / "run")
+    codes = together(2, tmp_path / "log", leg, [*micro(run.path, glue), stages, *budget, "run.devices=2"], tmp_path)
+    assert codes == [0, 0], (tmp_path / "log").read_text()
+    found = [(tmp_path / f"rank{rank}.jsonl").read_text().splitlines() for rank in range(2)]
+    assert found[0] == found[1] and len(found[0]) > 5 * BATCHES
+    assert run.record("finetune")["budget"]["reported"] <= 0.06
 
 
 def test_two_processes_measure_and_log_what_one_does(one_and_two) -> None:

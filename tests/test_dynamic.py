@@ -9,7 +9,7 @@ import pytest
 import torch
 from micro import GLUE, micro, write_sst2
 from naive import Accumulate
-from test_student import C, D, H, L, make, prune, sentences
+from students import C, D, H, L, make, prune, sentences
 
 from spikeprune import cli, pipeline
 from spikeprune.config import load

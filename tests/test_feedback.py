@@ -8,8 +8,8 @@ import pytest
 import torch
 from micro import BATCHES, GLUE, micro, write_sst2
 from naive import Clock, Synchronous
+from students import D, L, make, prune, real, scalar, sentences
 from test_dynamic import shape_of
-from test_student import D, L, make, prune, real, scalar, sentences
 
 from spikeprune import cli, evaluation, pipeline, saved
 from spikeprune.compress.stats import collect

@@ -59,7 +59,7 @@ def learnt(made: StudentModule, here: dict, terms, precision: torch.dtype | None
 @pytest.mark.parametrize("coding", ["accumulate", "running_mean"])
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])
 def test_graphed_steps_equal_plain_ones(coding: str, precision: torch.dtype | None) -> None:
-    """Two shapes; masks change before step 7, time steps before step 10, the limit on additions at each."""
+    """Two shapes; masks and press change before step 7, time steps before step 10, the limit on additions at each."""
     made = module(True, coding=coding)
     optimizer = torch.optim.SGD(made.student.parameters(), lr=0.05)
     replayed = []
@@ -67,6 +67,7 @@ def test_graphed_steps_equal_plain_ones(coding: str, precision: torch.dtype | No
         if step == 7:
             made.student.heads[0, 1] = 0
             made.student.ffn[1, ::2] = 0
+            made.press.fill_(4.0)
         if step == 10:
             made.student.set_t_steps([3, 2, 1])
         made.limit.fill_(0.5 - 0.02 * step)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from micro import GLUE, micro, write_sst2
-from test_compress import batches, inputs, make
+from pruning import batches, inputs, make
 
 from spikeprune import cli, evaluation, pipeline, saved
 from spikeprune.config import load

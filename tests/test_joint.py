@@ -11,9 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_compress import F, H, L, batches, make
+from pruning import F, H, L, batches, make
 
 from spikeprune.checks import names
+from spikeprune.compress import estimates
 from spikeprune.compress.candidates import KINDS, Candidate, cheapest
 from spikeprune.compress.joint import Budget
 from spikeprune.compress.meter import TARGETS, Meter
@@ -178,6 +179,34 @@ def test_the_target_is_met_within_its_tolerance_where_units_are_small(seed) -> N
     goal = 0.4 * mine.value
     mine.lower_to(goal)
     assert goal * (1 - 0.03) <= mine.raise_to(goal) <= goal  # of 37 neurons one is up to 1 % of what is left
+
+
+def test_a_state_is_measured_once(monkeypatch) -> None:
+    """On the whole way down and up again; its cost a second time only with what each unit has in it."""
+    measured: dict[str, list[tuple]] = {"cost": [], "reading": [], "loss": []}
+
+    def counted(kind: str, instrument, place: int):
+        def measure(*args):
+            student = args[place]
+            masks = student.heads.numpy().tobytes(), student.ffn.numpy().tobytes()
+            if kind == "cost":
+                assert (*masks, *student.steps) not in measured["reading"]
+            measured[kind].append((*masks, *student.steps))
+            return instrument(*args)
+
+        return measure
+
+    mine = budget(make(0))
+    goal = 0.3 * mine.meter.value(mine.student)
+    monkeypatch.setattr(Meter, "value", counted("cost", Meter.value, 1))
+    monkeypatch.setattr(Meter, "read", counted("reading", Meter.read, 1))
+    monkeypatch.setattr(estimates, "loss_at", counted("loss", estimates.loss_at, 0))
+    mine.lower_to(goal)
+    mine.raise_to(goal)
+    for states in measured.values():
+        assert len(states) == len(set(states)) > 1
+    monkeypatch.undo()
+    assert mine.value == mine.reading().value == mine.meter.value(mine.student)
 
 
 def test_what_nothing_can_reach_ends_at_the_floors() -> None:

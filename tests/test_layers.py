@@ -16,8 +16,8 @@ ROWS = (
     ("errors", "signals", "terminal"),
     ("tasks", "schema", "spiking", "size", "report", "ranks", "slurm"),
     ("plan", "gains"),
-    ("checks", "models", "operations", "activity", "distill", "graphs", "lock"),
-    ("config", "cost", "metrics", "data", "processes"),
+    ("checks", "keys", "models", "operations", "activity", "distill", "graphs", "lock"),
+    ("config", "cost", "metrics", "data", "processes", "asking"),
     ("compress", "rundir", "parts", "dynamic", "fetch"),
     ("modules", "launch"),
     ("callbacks", "tracking"),
@@ -34,7 +34,7 @@ LEVEL = {room: level for level, row in enumerate(ROWS) for room in row}
 ONLY_IN = {"omegaconf": {"config"}, "optuna": {"sweeps"}, "wandb": {"tracking"}}
 NEVER_IN = {
     "lightning": {"spiking", "models", "size", "activity", "operations", "cost", "compress", "distill", "metrics"},
-    "torch": {"errors", "tasks", "schema", "plan", "checks", "config", "arguments", "cli", "report"},
+    "torch": {"errors", "tasks", "schema", "plan", "checks", "keys", "config", "arguments", "cli", "report"},
 }
 
 

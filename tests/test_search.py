@@ -1,37 +1,28 @@
-"""Kwon's mask search against enumeration, its exchanges, its least squares against torch's, a stage of no epochs."""
+"""Kwon's mask search and rearrangement, against every mask there is."""
 
 from __future__ import annotations
 
 import copy
 import itertools
-import json
-import signal
-import warnings
 from math import comb
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from micro import GLUE, micro, write_sst2
-from test_compress import D, F, H, L, batches, inputs, loss_of, make
-from test_resume import start as leg_of
+from pruning import D, F, H, L, batches, inputs, loss_of, make
 
-from spikeprune import compaction, pipeline
 from spikeprune.compress import search as kwon
-from spikeprune.compress import tuning
 from spikeprune.compress.stats import collect
-from spikeprune.config import load
 from spikeprune.errors import InputError
 from spikeprune.operations import count
-from spikeprune.rundir import RunDir
 from spikeprune.size import Shape
 
 SHAPE = Shape(hidden=D, heads=H, ffn=F, layers=L, classes=3, vocab_size=23, positions=8, theta="channel")
 FLOORS = {"heads": 1, "ffn": 4}
 
 
-# -------------------------------------------------------------------------------------------------------- 1: the search
+# ----------------------------------------------------------------------------------------------------------- the search
 
 
 def by_enumeration(worth, alive, prices, budget, floors) -> float:
@@ -132,7 +123,7 @@ def test_prices_are_what_removing_a_unit_saves(coding) -> None:
     assert all((price > 0).all() for price in prices.values())
 
 
-# ------------------------------------------------------------------------------------------------- 2: the rearrangement
+# --------------------------------------------------------------------------------------------------- the rearrangement
 
 
 def fisher(seed: int, size: int, samples: int = 5) -> torch.Tensor:
@@ -199,208 +190,3 @@ def test_masks_within_the_share_and_the_floors(student) -> None:
     assert all(torch.equal(net.state_dict()[name], x) for name, x in before.items())
     with pytest.raises(InputError, match=r"operations = 0.01: the floors .* keep a share of 0\.\d+; ask for at least"):
         kwon.search(net, data, loss_of, shape=SHAPE, operations=0.01, floors=FLOORS)
-
-
-# -------------------------------------------------------------------------------------------------------- 3: the tuning
-
-
-def pruned_pair(coding: str = "accumulate"):
-    whole = make(coding=coding).eval()
-    student = copy.deepcopy(whole)
-    student.heads[0, 0] = student.heads[1, 2] = 0
-    student.ffn[:, ::2] = 0
-    return student, whole
-
-
-@pytest.mark.parametrize(("layer", "kind"), list(itertools.product(range(L), kwon.KINDS)))
-def test_the_fit_is_the_least_squares_solution(layer, kind) -> None:
-    """Against torch's solver on the tall system itself, real tokens only."""
-    (student, whole), data = pruned_pair(), batches((3, 2))
-    fit = tuning.normal_equations(student, whole, data, layer, kind)
-    name, site, size = ("out", "attention_site", D // H) if kind == "heads" else ("down", "output_site", 1)
-    rows, targets = [], []
-    for batch in data:
-        real = batch["attention_mask"].bool()
-        seen = []
-        with torch.no_grad():
-            for net in (student, whole):
-                found = tuning.inputs_of(net, getattr(net.layers[layer], site), batch)
-                seen.append([x[real] for x in found])
-        linear = getattr(whole.layers[layer], name)
-        (x, residual), (x0, residual0) = seen
-        targets.append(x0 @ linear.weight.T + residual0 - residual)  # biases cancel out
-        per_unit = torch.stack(
-            [part @ w.T for part, w in zip(x.split(size, 1), linear.weight.split(size, 1), strict=True)]
-        )
-        rows.append(per_unit)  # [K, M, D]
-    x, y = torch.cat(rows, 1).detach(), torch.cat(targets).detach()
-    tokens = len(y)
-    torch.testing.assert_close(fit.a, torch.einsum("imd,jmd->ij", x, x) / tokens)
-    torch.testing.assert_close(fit.b, torch.einsum("imd,md->i", x, y) / tokens)
-    torch.testing.assert_close(fit.c, y.square().sum() / tokens)
-    kept = getattr(student, kind)[layer].bool()
-    best = torch.linalg.lstsq(x[kept].flatten(1).T, y.flatten()[:, None]).solution[:, 0]
-    a, b = fit.a[kept][:, kept], fit.b[kept]
-    assert tuning.squares(a, b, fit.c, best) <= tuning.squares(a, b, fit.c, torch.ones_like(best))
-    torch.testing.assert_close(a @ best, b, atol=1e-9, rtol=1e-6)
-
-
-@pytest.mark.parametrize("coding", ["accumulate", "running_mean", "per_step"])
-def test_real_masks_folded_into_weights_answer_as_real_masks(coding) -> None:
-    student, _ = pruned_pair(coding)
-    factor = {name: torch.rand_like(mask) * 2 * mask for name, mask in kwon.masks_of(student)}
-    batch = inputs(batches((3,))[0])
-    lent = {name: x.expand(3, -1, -1) for name, x in factor.items()}
-    folded = copy.deepcopy(student)
-    with torch.no_grad():
-        for i, layer in enumerate(folded.layers):
-            layer.out.weight *= factor["heads"][i].repeat_interleave(D // H)
-            layer.down.weight *= factor["ffn"][i]
-        for mode in ("equilibrium", "spiking"):
-            wanted = student(**batch, mode=mode, **lent).logits
-            torch.testing.assert_close(folded(**batch, mode=mode).logits, wanted)
-
-
-def indifferent(batch, outputs) -> torch.Tensor:
-    return torch.zeros(len(outputs.logits))
-
-
-def test_what_the_measured_loss_rises_with_is_left_out() -> None:
-    """A loss that wants the answers to stay as they are lets nothing pass."""
-    (student, whole), data = pruned_pair(), batches((3,))
-    with torch.no_grad():
-        answers = student(**inputs(data[0])).logits
-
-    def stay(batch, outputs) -> torch.Tensor:
-        return (outputs.logits - answers).square().sum(1)
-
-    before = {name: x.clone() for name, x in student.state_dict().items()}
-    errors = tuning.tune(student, whole, data, stay)
-    assert all(was == after for was, after in errors)
-    blocks, alive = kwon.fisher_blocks(student, data, loss_of), dict(kwon.masks_of(whole))
-    kwon.rearrange_measured(student, blocks, alive, lambda: kwon.loss_of(student, data, stay).item())
-    assert all(torch.equal(x, before[name]) for name, x in student.state_dict().items())
-    kwon.rearrange_measured(student, blocks, alive, lambda: 0.0)  # it would have changed something
-    assert not torch.equal(student.ffn, before["ffn"]) and torch.equal(student.ffn.sum(1), before["ffn"].sum(1))
-
-
-def test_tuning_brings_the_sums_nearer_and_leaves_the_rest_alone() -> None:
-    (student, whole), data = pruned_pair(), batches((3, 2))
-    before = {name: x.clone() for name, x in student.state_dict().items()}
-    errors = tuning.tune(student, whole, data, indifferent)
-    assert len(errors) == 2 * L and all(after <= was for was, after in errors)
-    assert sum(after for _, after in errors) < 0.9 * sum(was for was, _ in errors)
-    for name, x in student.state_dict().items():
-        assert torch.equal(x, before[name]) is not name.endswith((".out.weight", ".down.weight")), name
-    dead = student.layers[0].out.weight[:, : D // H], before["layers.0.out.weight"][:, : D // H]
-    assert torch.equal(*dead)
-    ratio = student.layers[0].down.weight[:, 1::2] / before["layers.0.down.weight"][:, 1::2]
-    torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio))  # one factor for a neuron
-
-
-def test_nothing_pruned_needs_no_tuning() -> None:
-    whole = make().eval()
-    student = copy.deepcopy(whole)
-    errors = tuning.tune(student, whole, batches((3,)), indifferent)
-    assert max(max(pair) for pair in errors) < 1e-12
-    for (name, x), y in zip(student.state_dict().items(), whole.state_dict().values(), strict=True):
-        torch.testing.assert_close(x, y, msg=name)
-
-
-def test_a_layer_that_lost_everything_and_quantized_weights() -> None:
-    student, whole = pruned_pair()
-    student.heads[1] = student.ffn[0] = 0
-    tuning.tune(student, whole, batches((3,)), indifferent)
-    assert all(x.isfinite().all() for x in student.state_dict().values())
-    few = make(weights="ternary")
-    few.set_strength(0.5)
-    with pytest.raises(ValueError, match="masks are tuned into float weights; these are quantized"):
-        tuning.tune(few, whole, batches((3,)), indifferent)
-
-
-# ------------------------------------------------------------------------------------------------------------- a stage
-
-KWON = ["compress.spatial.search=kwon", "compress.heads=1", "compress.ffn=1"]
-
-
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        (["compress.spatial.operations=0.5"], "compress.spatial.operations = 0.5: is for compress.spatial.search=kwon"),
-        ([*KWON, "compress.heads=0.5"], "compress.heads = 0.5: compress.spatial.search = kwon chooses heads"),
-        ([*KWON, "compress.spatial.criterion=rate"], "compress.spatial.criterion = rate: .*kwon is fisher"),
-        ([*KWON, "compress.spatial.scope=layer"], "compress.spatial.scope = layer: .*kwon is global"),
-        ([*KWON], "spatial has nothing to do; set a target in compress.spatial.operations"),
-        ([*KWON, "compress.spatial.operations=0"], "must be above 0 and at most 1"),
-        (
-            [*KWON, "compress.spatial.operations=0.5", "compress.weights=ternary", "stages.quantize.epochs=1"]
-            + ["run.stages=[teacher,prediction_kd,quantize,spatial,temporal]"],
-            "compress.spatial.tune = true: spatial comes after weights were quantized",
-        ),
-    ],
-)
-def test_a_configuration_that_cannot_is_refused(given, words) -> None:
-    with pytest.raises(InputError, match=words):
-        load(GLUE, ["preset=tiny", *given])
-
-
-def overrides(folder, *more: str) -> list[str]:
-    stages = ["run.stages=[teacher,internal_kd,spatial]", "stages.internal_kd.epochs=1", "compress.t_steps=null"]
-    mine = [*KWON, "compress.spatial.operations=0.4", "stages.teacher.epochs=2"]
-    glue = folder.parent / "glue"
-    return [*micro(folder, glue if glue.is_dir() else write_sst2(glue)), *stages, *mine, *more]
-
-
-def start(folder, *more: str):
-    return load(GLUE, overrides(folder, *more))
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> RunDir:
-    folder = tmp_path_factory.mktemp("runs") / "sst2"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pipeline.run(start(folder, "stages.spatial.epochs=0"))
-    return RunDir(folder)
-
-
-def test_a_stage_of_no_epochs_prunes_and_learns_nothing(run) -> None:
-    record = run.record("spatial")
-    assert record["steps"] == 0 and sum(record["heads"]) < 6 and sum(record["ffn"]) < 74
-    assert min(record["heads"]) >= 1 and min(record["ffn"]) >= 4
-    before, after = run.weights("internal_kd"), run.weights("spatial")
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert {"heads", "ffn"} <= changed
-    assert all(name in ("heads", "ffn") or name.endswith(("out.weight", "down.weight")) for name in changed)
-    logged = [r for r in run.read_metrics() if "compress/operations" in r]
-    assert len(logged) == 1 and logged[0]["stage"] == "spatial" and logged[0]["compress/operations"] < 0.5
-    assert logged[0]["compress/block"] <= logged[0]["compress/diagonal"]
-    before, after = (logged[0][f"compress/error_{key}"] for key in ("before", "after"))
-    assert before > 0 and (after < before) is any(name.endswith(".weight") for name in changed)
-    summary = json.loads(run.summary.read_text())
-    assert summary["final"] == "spatial" and summary["uncompressed"] == "internal_kd"
-    assert record["cost"]["ac"] < run.record("internal_kd")["cost"]["ac"]
-    assert compaction.compact_run(run.path)["check"]["max_difference"] < 1e-9
-
-
-def test_with_epochs_it_goes_on_learning_and_a_share_too_small_is_refused(run) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pipeline.run(start(run.path.parent / "more", "stages.spatial.epochs=2"))
-        more = RunDir(run.path.parent / "more").record("spatial")
-        assert more["steps"] == 16 and sum(more["heads"]) < 6
-        with pytest.raises(InputError, match="compress.spatial.operations = 0.02: the floors"):
-            pipeline.run(
-                start(run.path.parent / "small", "stages.spatial.epochs=0", "compress.spatial.operations=0.02")
-            )
-
-
-def test_killed_after_the_search_it_goes_on_as_undisturbed(run) -> None:
-    """The decision is made once: a second one, on folded weights, would be another."""
-    folder, log = run.path.parent, run.path.parent / "log"
-    legs = [*overrides(folder / "legs", "stages.spatial.epochs=2"), "run.checkpoint_every=3"]
-    assert leg_of(legs, log, ("spatial", 5)) == -signal.SIGKILL, log.read_text()
-    assert leg_of(legs, log) == 0, log.read_text()
-    mine, theirs = (RunDir(folder / name).weights("spatial") for name in ("legs", "more"))
-    assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
-    assert sum("compress/operations" in record for record in RunDir(folder / "legs").read_metrics()) == 1

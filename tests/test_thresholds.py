@@ -9,8 +9,8 @@ import pytest
 import torch
 from micro import GLUE, micro, write_sst2
 from naive import Accumulate
+from students import FFN, D, L, make, prune, real, sentences
 from test_dynamic import shape_of, work
-from test_student import FFN, D, L, make, prune, real, sentences
 
 from spikeprune import cli, pipeline
 from spikeprune.config import load

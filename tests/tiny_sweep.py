@@ -10,9 +10,9 @@ from pathlib import Path
 import yaml
 from micro import GLUE, ROOT, micro
 
-from spikeprune.sweeps import spec
+from spikeprune.sweeps import machine
 
-THREADS = f"run.threads={max(1, spec.cores() // 2)}"  # of a trial where two run at a time
+THREADS = f"run.threads={max(1, machine.cores() // 2)}"  # of a trial where two run at a time
 HEADS, FFN = (0.5, 0.8), (0.2, 0.4, 0.6)
 
 

@@ -61,6 +61,8 @@ def joint(parts: Parts, stage: Stage) -> JointPruning:
     c, config = parts.config.compress, parts.config
     how, epochs = c.joint, stage.epochs
     begin, settle = stage_epochs(how.begin, how.end, epochs)
+    recovers = max(1, round(how.recover * epochs)) if how.recover else 0
+    end = max(begin, epochs - 1 - recovers)
     return JointPruning(
         target=c.target,
         share=c.target_value,
@@ -79,8 +81,8 @@ def joint(parts: Parts, stage: Stage) -> JointPruning:
         dense_shape=teacher_shape(parts),
         prices=PRICES[config.cost.prices],
         begin=begin,
-        settle=settle,
-        end=epochs - 1,
+        settle=min(settle, end),
+        end=end,
     )
 
 

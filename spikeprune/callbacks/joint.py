@@ -20,12 +20,21 @@ from spikeprune.errors import InputError
 from spikeprune.models.outputs import Outputs
 from spikeprune.size import Shape
 
+SLACK = 0.1  # share of the goal above it that the losses are trusted to bring back
+MOST_PRESS = 16.0  # times the weight that the losses give to additions
+
 
 class JointPruning(EpochSchedule):
     """Lowers the student's cost from what it is at the first decision to `share` of a reference, on a cubic schedule
-    from epoch `begin` to epoch `settle`; from there to the stage's last epoch it holds the cost, since firing rates go
-    on changing while the student trains: at each epoch's start what is too dear leaves and, where there is room again,
-    what is worth most comes back. When the last epoch ends the cost is measured and adjusted once more.
+    from epoch `begin` to epoch `settle`, and holds it there, since firing rates go on changing while the student
+    trains. Two things hold it:
+
+    - the losses, where they price additions and name no limit: at each epoch's start they get the limit at which the
+      student would cost a little less than the goal, and as long as that is not enough a larger weight;
+    - decisions, up to epoch `end`, after which the student only recovers: what is too dear leaves (with such a limit
+      only what is too far above it), and where there is room again what is worth most comes back.
+
+    When the last epoch ends the cost is measured, and what is still too dear leaves, as little as possible.
 
     `target` is one of `meter.TARGETS`; `relative_to` dense (the teacher) or student (the uncompressed one). `reference`
     is what the uncompressed student costs in the meter's unit, None where no earlier stage has measured it: then what
@@ -33,7 +42,8 @@ class JointPruning(EpochSchedule):
     show losses, varied as those that the stage trains on and answered once by the teacher.
     """
 
-    CARRIED = ("start", "most_steps", "value", "held", "reference")  # by a checkpoint
+    CARRIED = ("start", "most_steps", "value", "held", "reference", "drift")  # by a checkpoint
+    CARRIED += ("limit", "press", "settled", "limited")
 
     def __init__(
         self,
@@ -69,8 +79,13 @@ class JointPruning(EpochSchedule):
         self.settle, self.reference = settle, reference
         self.start: float | None = None  # the cost before the first decision
         self.most_steps: list[int] | None = None  # the steps then
-        self.value: float | None = None  # the cost after the last decision
+        self.value: float | None = None  # the cost as it was last measured
         self.held = False  # whether a decision has brought it to the goal
+        self.limit: float | None = None  # of the losses' additions, where this sets it
+        self.press = 1.0  # times their weight
+        self.settled = False  # whether the epoch before began with the cost held
+        self.limited = -1  # last epoch that the limit was set for
+        self.drift = 0.0  # by what share of the goal the cost was above it after the last step
         self.meter: Meter | None = None
 
     @property
@@ -82,27 +97,68 @@ class JointPruning(EpochSchedule):
     def progress(self, epoch: int) -> float:
         return min(1.0, (epoch - self.begin + 1) / (self.settle - self.begin + 1))
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.hand_over(pl_module)  # of a leg that ended within an epoch
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_epoch_start(trainer, pl_module)
+        if not trainer.sanity_checking and self.begin <= trainer.current_epoch > self.limited:
+            if trainer.current_epoch > self.decided:
+                self.value = self.metered(trainer, pl_module).value(pl_module.student)
+            if self.sets_limit(pl_module):
+                self.hold_rates(trainer, pl_module)
+            self.limited = trainer.current_epoch
+
+    def sets_limit(self, module: L.LightningModule) -> bool:
+        losses = module.losses
+        return self.target != "latency" and losses.additions > 0 and losses.additions_limit is None
+
+    def hold_rates(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """The limit: while masks and steps stay, additions and cost follow the rates alone, so they are taken as
+        proportional. The press: an epoch that began at the limit and ended above the goal had too little of it."""
+        data, size = trainer.datamodule, self.batch_size
+        batches = self.placed(data.fixed_batches(-(-self.sentences // size), size, self.seed), module)
+        additions = ranks.mean(module.mean_additions(batches)).item()
+        if self.settled and self.value > self.goal:
+            self.press = min(2 * self.press, MOST_PRESS)
+        self.settled = self.held
+        self.limit = additions * self.goal * (1 - TOLERANCE / 2) / self.value
+        self.hand_over(module)
+
+    def hand_over(self, module: L.LightningModule) -> None:
+        if self.limit is not None:
+            module.limit.fill_(self.limit)
+            module.press.fill_(self.press)
+
     def decide(self, trainer: L.Trainer, module: L.LightningModule, progress: float) -> None:
-        budget = self.budget(trainer, module)
-        if self.start is None:
-            self.start, self.most_steps = budget.value, budget.student.steps
+        self.value = self.metered(trainer, module).value(module.student)
+        first = self.start is None
+        if first:
+            self.start, self.most_steps = self.value, module.student.steps
             self.reference = self.start if self.reference is None else self.reference
-            budget.most_steps = self.most_steps
+            self.held = self.start <= self.goal * (1 + TOLERANCE)
+        if self.held and -TOLERANCE <= self.value / self.goal - 1 <= self.slack(module):
+            return
+        budget = self.budget(trainer, module)
+        if first:
             self.refuse_the_unreachable(budget)
-        elif self.held:
-            self.value = budget.value
-            if abs(self.value / self.goal - 1) <= TOLERANCE:
-                return  # near enough until the last epoch's end
         self.value = budget.lower_to(max(self.goal, cubic(progress, self.start, self.goal)))
         if progress == 1.0:
             self.value, self.held = budget.raise_to(self.goal), True
 
+    def slack(self, module: L.LightningModule) -> float:
+        """How far above the goal masks and steps stay as they are: with a limit the rates are expected to come back."""
+        return SLACK if self.sets_limit(module) else TOLERANCE
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.current_epoch == trainer.max_epochs - 1 and not trainer.sanity_checking:
-            budget = self.budget(trainer, pl_module)
-            budget.lower_to(self.goal)
-            self.value = budget.raise_to(self.goal)
-            adopt(pl_module.student)
+            self.value = self.metered(trainer, pl_module).value(pl_module.student)
+            self.drift = self.value / self.goal - 1
+            if not -TOLERANCE <= self.drift <= 0:
+                budget = self.budget(trainer, pl_module)
+                budget.lower_to(self.goal)
+                self.value = budget.raise_to(self.goal)
+                adopt(pl_module.student)
         student = pl_module.student
         pl_module.log("compress/budget", self.value)
         pl_module.log("compress/heads", student.heads.mean())
@@ -111,16 +167,9 @@ class JointPruning(EpochSchedule):
 
     def budget(self, trainer: L.Trainer, module: L.LightningModule) -> Budget:
         """The student as it is now, with sentences on its device."""
-
-        def placed(batches: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-            return [{key: value.to(module.device) for key, value in batch.items()} for batch in batches]
-
-        data, size = trainer.datamodule, self.batch_size
-        if self.meter is None:
-            split = data.dev_names[0] if self.split == "dev" else "train"
-            sentences = placed(data.sample_batches(split, self.measured, size, self.seed))
-            self.meter = Meter(sentences, mean=ranks.mean, **self.costs)
-        batches = placed(data.fixed_batches(-(-self.sentences // size), size, self.seed))
+        size = self.batch_size
+        batches = trainer.datamodule.fixed_batches(-(-self.sentences // size), size, self.seed)
+        batches = self.placed(batches, module)
         if module.losses.soft:  # the teacher answers changed sentences too; a true label would not fit them
             batches = [module.varied(batch) for batch in batches]
         lessons = {id(batch): module.lesson(batch) for batch in batches} if module.losses.soft else {}
@@ -133,11 +182,23 @@ class JointPruning(EpochSchedule):
             batches,
             sample_loss,
             lambda _, outputs: drawn_loss(outputs.logits.float(), regression=module.task.regression),
-            self.meter,
+            self.metered(trainer, module),
             **self.limits,
             most_steps=self.most_steps or (),
             mean=ranks.mean,
         )
+
+    def metered(self, trainer: L.Trainer, module: L.LightningModule) -> Meter:
+        if self.meter is None:
+            data = trainer.datamodule
+            split = data.dev_names[0] if self.split == "dev" else "train"
+            sentences = data.sample_batches(split, self.measured, self.batch_size, self.seed)
+            self.meter = Meter(self.placed(sentences, module), mean=ranks.mean, **self.costs)
+        return self.meter
+
+    @staticmethod
+    def placed(batches: list[dict[str, Tensor]], module: L.LightningModule) -> list[dict[str, Tensor]]:
+        return [{key: value.to(module.device) for key, value in batch.items()} for batch in batches]
 
     def refuse_the_unreachable(self, budget: Budget) -> None:
         if self.start <= self.goal:
@@ -185,6 +246,7 @@ class JointPruning(EpochSchedule):
             "goal": self.goal / unit,
             "reached": self.value / unit,
             "reported": reported / unit,
+            "drift": self.drift,
             "within": abs(reported / self.goal - 1) <= TOLERANCE,
             "why_not": why,
         }

@@ -60,9 +60,13 @@ def _losses(name: str, losses: Losses, replace_words: float) -> Iterator[Problem
     if name != "teacher" and replace_words > 0 and losses.hard > 0:
         text = "the true label is not that of a sentence changed by distill.replace_words; set one of the two to 0"
         yield (f"{key}.hard", "distill.replace_words"), f"{key}.hard = {losses.hard}: {text}"
-    if losses.additions_from and not (losses.additions and 0 < losses.additions_limit <= losses.additions_from):
+    if losses.additions_from and not (losses.additions and 0 < (losses.additions_limit or 0) <= losses.additions_from):
         text = "falls to additions_limit, which must be above 0 and no more, with a weight in additions"
         keys = tuple(f"{key}.{term}" for term in ("additions_from", "additions_limit", "additions"))
         yield keys, f"{keys[0]} = {losses.additions_from}: {text}"
+    if losses.additions_limit and not losses.additions:
+        text = f"limits nothing while {key}.additions = 0; give that a weight, or set {key}.additions_limit=null"
+        keys = (f"{key}.additions_limit", f"{key}.additions")
+        yield keys, f"{key}.additions_limit = {losses.additions_limit}: {text}"
     if not any(weight > 0 for term, weight in terms.items() if term not in absent):
         yield (key, *(f"{key}.{t}" for t in terms)), f"{key}: every weight is zero, so {name} would learn nothing"

@@ -83,7 +83,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "must be from 0 to 1",
         lambda v: 0 <= v <= 1,
         "stages.*.warmup compress.spatial.begin compress.spatial.end compress.temporal.begin compress.temporal.end"
-        " compress.quantize.begin compress.quantize.end compress.joint.begin compress.joint.end",
+        " compress.quantize.begin compress.quantize.end compress.joint.begin compress.joint.end compress.joint.recover",
     ),
     ("must not be empty", lambda v: v.strip() != "", "run.dir run.wandb_project data.hub"),
 )

@@ -10,13 +10,15 @@ Losses are of one unit for all kinds, since all are anchored in measured differe
   student's own distribution: where it agrees with its teacher the distillation loss has no gradient, but a curvature.
   What may come back is ranked by slope and curvature together: a pruned unit is nowhere near a minimum of its mask.
 
-An estimate holds near the network that it was made on.
+An estimate holds near the network that it was made on. A measurement holds as long as weights, sentences and lessons
+stay, so of each state of masks and steps cost and loss are measured once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,15 +44,32 @@ class Estimates:
     most_steps: Sequence[int] = ()  # what may come back goes up to this in each place; empty: what it has
     block: int = 16  # neurons that leave together
     mean: Callable[[Tensor], Tensor] = field(default=lambda x: x)  # over processes, so that all decide the same
+    known: dict[tuple, Any] = field(default_factory=dict)  # (what, state) -> what was measured, of these weights
 
     # ------------------------------------------------------------------------------------------------ instruments
 
     @property
     def value(self) -> float:
-        return self.meter.value(self.student)
+        return self._once("cost", lambda: self.meter.value(self.student))
+
+    def reading(self) -> Reading:
+        """The cost with what each unit has in it, for little more than the cost alone."""
+        reading = self._once("reading", lambda: self.meter.read(self.student))
+        self._once("cost", lambda: reading.value)
+        return reading
 
     def loss(self) -> float:
-        return self.mean(loss_at(self.student, self.student.steps, self.batches, self.sample_loss)).item()
+        student = self.student
+        return self._once(
+            "loss", lambda: self.mean(loss_at(student, student.steps, self.batches, self.sample_loss)).item()
+        )
+
+    def _once(self, what: str, measure: Callable[[], Any]) -> Any:
+        masks = (mask.bool().cpu().numpy().tobytes() for mask in (self.student.heads, self.student.ffn))
+        key = (what, *masks, *self.student.steps)
+        if key not in self.known:
+            self.known[key] = measure()
+        return self.known[key]
 
     def mask(self, kind: str) -> Tensor:
         return getattr(self.student, kind)
@@ -96,7 +115,7 @@ class Estimates:
 
     def candidates(self, share: float, back: bool = False) -> list[Candidate]:
         """What may leave now (or come back), estimated anew; of each layer about `share` of the units that could."""
-        reading, now, found = self.meter.read(self.student), self.loss(), []
+        reading, now, found = self.reading(), self.loss(), []
         if {"heads", "ffn"} & set(self.kinds) and self.meter.target != "latency":
             stats = collect(self.student, self.batches, self.sample_loss if back else self.drawn_loss)
             for kind in ("heads", "ffn"):

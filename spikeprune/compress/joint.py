@@ -26,7 +26,7 @@ class Budget(Estimates):
 
     def lower_to(self, goal: float) -> float:
         """Take candidates away until the measured cost is at most `goal`, or nothing may leave any more; the cost."""
-        value = self.value
+        value = self.reading().value
         while value > goal:
             need = min(value - goal, self.stride * value)
             found = self.candidates(min(1.0, 2 * need / value + CHOICE))
@@ -34,7 +34,7 @@ class Budget(Estimates):
                 return value
             before = self.state()
             self.apply(cheapest(found, need))
-            value = self.value
+            value = self.reading().value
             if value < goal:  # the last round, or one that silenced more than it promised
                 self.restore(before)
                 self._cut(sorted(found, key=lambda c: c.order), need * SPARE, goal)

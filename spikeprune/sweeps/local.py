@@ -21,7 +21,8 @@ from spikeprune.report.results import results
 from spikeprune.rundir import RunDir
 from spikeprune.sharing import common_stages
 from spikeprune.sweeps.folder import enter, locked
-from spikeprune.sweeps.spec import Sweep, cores, gpus
+from spikeprune.sweeps.machine import cores, gpus
+from spikeprune.sweeps.spec import Sweep
 from spikeprune.sweeps.study import open_study, sampler, suggest
 from spikeprune.sweeps.trial import Trial
 

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 from spikeprune.errors import InputError
-from spikeprune.sweeps.spec import Sweep, gpus
+from spikeprune.sweeps.machine import gpus
+from spikeprune.sweeps.spec import Sweep
 from spikeprune.tracking import agent_command, create_sweep
 
 JOB = Path("experiments/slurm/sweep.sh")

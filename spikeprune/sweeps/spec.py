@@ -8,7 +8,6 @@ keys, each `value`, `values`, or `min` and `max` with a `distribution`; `early_t
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -274,26 +273,6 @@ def _metric(sweep: Sweep, values: Mapping[str, Any]) -> list[str]:
     if sweep.metric in known:
         return []
     return [f"metric.name = {sweep.metric}: is not logged; choose from {nearest(sweep.metric, known)}"]
-
-
-# ----------------------------------------------------------------------------------------------------- the machine
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def gpus() -> list[str]:
-    """CUDA devices of this process, by the names that CUDA_VISIBLE_DEVICES takes; none without a driver."""
-    import subprocess
-
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name and name != "-1"]
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return []
-    return [str(i) for i in range(sum(line.startswith("GPU ") for line in listed.splitlines()))]
 
 
 def default_folder(sweep: Sweep) -> Path:

@@ -1,0 +1,168 @@
+"""A budget that is held while the student trains: when it decides, the limit and the press that the losses get, and the
+last correction. A run on a student of two layers, epoch by epoch, without an optimizer:
+what training does to the cost is done by hand, to the price."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from pruning import F, H, batches, make
+from test_joint import SHAPE, TEACHER, meter
+
+from spikeprune.builders.callbacks import joint
+from spikeprune.callbacks.joint import MOST_PRESS, SLACK, JointPruning
+from spikeprune.compress.joint import TOLERANCE
+from spikeprune.cost import PRICES
+from spikeprune.models.teacher import Teacher, scratch_config
+from spikeprune.modules import LossWeights, Optimization, StudentModule
+from spikeprune.schema import Config, Stage
+from spikeprune.tasks import TASKS
+
+EPOCHS = 8
+GOAL = 0.5  # of what the student costs at first
+
+
+def module(**losses) -> StudentModule:
+    task, student = TASKS["mnli"], make(1).float()
+    torch.manual_seed(0)
+    config = scratch_config(vocab=23, positions=8, hidden=12, layers=3, heads=H, ffn=F, classes=3, dropout=0.0)
+    how = Optimization(lr=1e-3, theta_lr=1e-3, warmup=0.0, weight_decay=0.0)
+    common = {"task": task, "dev_splits": task.dev_splits, "optimization": how, "shape": SHAPE, "layer_map": [0, 2]}
+    made = StudentModule(
+        student, Teacher.scratch(config), losses=LossWeights(**({"soft": 1.0, "additions": 2.0} | losses)), **common
+    )
+    made.log = lambda *_: None
+    return made.train()
+
+
+def callback(share: float, **changes) -> JointPruning:
+    options = {"target": "energy", "relative_to": "dense", "candidates": ("heads", "ffn", "steps"), "min_heads": 1}
+    options |= {"min_ffn": 4, "block": 4, "stride": 0.2, "sentences": 8, "split": "dev", "measured": 7, "batch_size": 4}
+    options |= {"shape": SHAPE, "dense_shape": TEACHER, "prices": PRICES["fp32"], "seed": 0}
+    return JointPruning(share=share, **options, **({"begin": 0, "settle": 3, "end": 5} | changes))
+
+
+DATA = SimpleNamespace(
+    dev_names=["dev"],
+    sample_batches=lambda *_: batches((4, 3), seed=3),
+    fixed_batches=lambda *_: batches((4, 4), seed=2),
+)
+
+
+def cost(made: StudentModule) -> float:
+    return meter().value(made.student)
+
+
+def units(made: StudentModule) -> tuple:
+    student = made.student
+    return tuple(student.heads.flatten().tolist()), tuple(student.ffn.flatten().tolist()), tuple(student.steps)
+
+
+def play(made: StudentModule, mine: JointPruning, drift, epochs=range(EPOCHS)) -> list[SimpleNamespace]:
+    """What each epoch trained with. `drift(epoch)`: by what share its spikes get dearer."""
+    history = []
+    for epoch in epochs:
+        trainer = SimpleNamespace(current_epoch=epoch, max_epochs=EPOCHS, sanity_checking=False, datamodule=DATA)
+        torch.manual_seed(epoch)  # as a checkpoint does: curvature is that of answers drawn
+        mine.on_train_start(trainer, made)
+        before = mine.metered(trainer, made).value(made.student)
+        mine.on_train_epoch_start(trainer, made)
+        with_what = {"units": units(made), "limit": made.limit.item(), "press": made.press.item()}
+        history.append(SimpleNamespace(before=before, cost=mine.meter.value(made.student), **with_what))
+        mine.meter.unit /= 1 + drift(epoch)
+        mine.on_train_epoch_end(trainer, made)
+    return history
+
+
+def test_the_last_epochs_only_train_and_the_end_keeps_to_the_goal() -> None:
+    made = module()
+    goal = GOAL * cost(made)
+    mine = callback(goal)
+    history = play(made, mine, lambda epoch: 0.02)
+    assert history[3].cost <= goal  # at `settle`
+    assert history[5].units == history[6].units == history[7].units != history[0].units
+    assert mine.drift > 0 and mine.meter.value(made.student) <= goal  # what training added has left again
+    assert mine.value == mine.meter.value(made.student) and mine.report(mine.value)["drift"] == mine.drift
+
+
+def test_without_drift_nothing_leaves_at_the_end() -> None:
+    made = module()
+    mine = callback(1.01 * cost(made))
+    history = play(made, mine, lambda epoch: 0.0)
+    assert -TOLERANCE <= mine.drift <= 0 and {e.units for e in history} == {units(made)}
+
+
+def test_the_limit_is_what_the_goal_leaves_of_the_additions() -> None:
+    made = module()
+    goal = GOAL * cost(made)
+    mine = callback(goal)
+    first = play(made, mine, lambda epoch: 0.0, range(1))[0]
+    additions = made.mean_additions(batches((4, 4), seed=2)).item()
+    assert first.limit == pytest.approx(additions * 0.99 * goal / first.cost, rel=1e-5)
+    here = batches((4,), seed=2)[0]
+    outputs = made.student(here["input_ids"], here["attention_mask"], here["token_type_ids"], rate=True)
+    term, whole = (
+        made.terms(here, outputs)["additions"],
+        made.additions(outputs, here["attention_mask"].sum(1).float().mean()),
+    )
+    assert term.item() == pytest.approx(whole.item() - first.limit, rel=1e-5)
+    made.press.fill_(3.0)
+    assert made.weight("additions") == 6.0 and made.weight("soft") == 1.0
+
+
+@pytest.mark.parametrize("losses", [{"additions": 0.0}, {"additions_limit": 0.0}, {"additions_limit": 0.3}])
+def test_a_given_limit_stays(losses) -> None:
+    made = module(**losses)
+    mine = callback(GOAL * cost(made))
+    limit = pytest.approx(losses.get("additions_limit", 0.0))
+    assert all(e.limit == limit and e.press == 1 for e in play(made, mine, lambda epoch: 0.02))
+
+
+def test_the_press_doubles_after_each_epoch_that_ends_above_the_goal() -> None:
+    made = module()
+    mine = callback(1.015 * cost(made))
+    history = play(made, mine, lambda epoch: 0.01)  # above from the third epoch's start on
+    assert [e.press for e in history] == [1, 1, 2, 4, 8, 16, 16, 16] and MOST_PRESS == 16
+
+
+def test_what_training_may_mend_is_no_reason_to_prune() -> None:
+    """A stage that begins at the goal holds: less than the slack above it changes nothing, more does."""
+    made = module()
+    goal = cost(made)
+    mine = callback(goal)
+    few = play(made, mine, lambda epoch: 0.02, range(4))
+    assert len({e.units for e in few}) == 1 and goal < few[-1].before <= goal * (1 + SLACK)
+    mine.meter.unit /= 1.1
+    (more,) = play(made, mine, lambda epoch: 0.0, range(4, 5))
+    assert more.units != few[0].units and more.cost <= goal
+
+
+def test_a_resumed_leg_has_limit_and_press() -> None:
+    whole, legs = module(), module()
+    goal = GOAL * cost(whole)
+    one, two, three = (callback(goal) for _ in range(3))
+    expected = play(whole, one, lambda epoch: 0.01)
+    found = play(legs, two, lambda epoch: 0.01, range(5))
+    three.load_state_dict(two.state_dict())
+    three.meter = two.meter  # with its prices
+    legs.limit.zero_(), legs.press.fill_(1.0)
+    found += play(legs, three, lambda epoch: 0.01, range(5, EPOCHS))
+    assert found == expected
+    legs.limit.zero_()
+    three.on_train_start(SimpleNamespace(), legs)
+    assert legs.limit.item() == pytest.approx(found[-1].limit) and units(legs) == units(whole)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "recover", "when"),
+    [(8, 0.25, (0, 4, 5)), (3, 0.25, (0, 1, 1)), (1, 0.25, (0, 0, 0)), (8, 0.0, (0, 4, 7)), (8, 0.6, (0, 2, 2))],
+)
+def test_when_it_decides(epochs, recover, when, monkeypatch) -> None:
+    monkeypatch.setattr("spikeprune.builders.callbacks.student_shape", lambda _: SHAPE)
+    monkeypatch.setattr("spikeprune.builders.callbacks.teacher_shape", lambda _: TEACHER)
+    config = Config()
+    config.compress.target, config.compress.target_value, config.compress.joint.recover = "energy", 0.1, recover
+    made = joint(SimpleNamespace(config=config), Stage(epochs=epochs))
+    assert (made.begin, made.settle, made.end) == when

@@ -1,0 +1,108 @@
+"""The mask search as a stage of a run: refused, alone, with epochs, killed."""
+
+from __future__ import annotations
+
+import json
+import signal
+import warnings
+
+import pytest
+import torch
+from micro import GLUE, micro, write_sst2
+from pruning import D, F, H, L
+from test_resume import start as leg_of
+
+from spikeprune import compaction, pipeline
+from spikeprune.config import load
+from spikeprune.errors import InputError
+from spikeprune.rundir import RunDir
+from spikeprune.size import Shape
+
+SHAPE = Shape(hidden=D, heads=H, ffn=F, layers=L, classes=3, vocab_size=23, positions=8, theta="channel")
+FLOORS = {"heads": 1, "ffn": 4}
+
+
+KWON = ["compress.spatial.search=kwon", "compress.heads=1", "compress.ffn=1"]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["compress.spatial.operations=0.5"], "compress.spatial.operations = 0.5: is for compress.spatial.search=kwon"),
+        ([*KWON, "compress.heads=0.5"], "compress.heads = 0.5: compress.spatial.search = kwon chooses heads"),
+        ([*KWON, "compress.spatial.criterion=rate"], "compress.spatial.criterion = rate: .*kwon is fisher"),
+        ([*KWON, "compress.spatial.scope=layer"], "compress.spatial.scope = layer: .*kwon is global"),
+        ([*KWON], "spatial has nothing to do; set a target in compress.spatial.operations"),
+        ([*KWON, "compress.spatial.operations=0"], "must be above 0 and at most 1"),
+        (
+            [*KWON, "compress.spatial.operations=0.5", "compress.weights=ternary", "stages.quantize.epochs=1"]
+            + ["run.stages=[teacher,prediction_kd,quantize,spatial,temporal]"],
+            "compress.spatial.tune = true: spatial comes after weights were quantized",
+        ),
+    ],
+)
+def test_a_configuration_that_cannot_is_refused(given, words) -> None:
+    with pytest.raises(InputError, match=words):
+        load(GLUE, ["preset=tiny", *given])
+
+
+def overrides(folder, *more: str) -> list[str]:
+    stages = ["run.stages=[teacher,internal_kd,spatial]", "stages.internal_kd.epochs=1", "compress.t_steps=null"]
+    mine = [*KWON, "compress.spatial.operations=0.4", "stages.teacher.epochs=2"]
+    glue = folder.parent / "glue"
+    return [*micro(folder, glue if glue.is_dir() else write_sst2(glue)), *stages, *mine, *more]
+
+
+def start(folder, *more: str):
+    return load(GLUE, overrides(folder, *more))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> RunDir:
+    folder = tmp_path_factory.mktemp("runs") / "sst2"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipeline.run(start(folder, "stages.spatial.epochs=0"))
+    return RunDir(folder)
+
+
+def test_a_stage_of_no_epochs_prunes_and_learns_nothing(run) -> None:
+    record = run.record("spatial")
+    assert record["steps"] == 0 and sum(record["heads"]) < 6 and sum(record["ffn"]) < 74
+    assert min(record["heads"]) >= 1 and min(record["ffn"]) >= 4
+    before, after = run.weights("internal_kd"), run.weights("spatial")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {"heads", "ffn"} <= changed
+    assert all(name in ("heads", "ffn") or name.endswith(("out.weight", "down.weight")) for name in changed)
+    logged = [r for r in run.read_metrics() if "compress/operations" in r]
+    assert len(logged) == 1 and logged[0]["stage"] == "spatial" and logged[0]["compress/operations"] < 0.5
+    assert logged[0]["compress/block"] <= logged[0]["compress/diagonal"]
+    before, after = (logged[0][f"compress/error_{key}"] for key in ("before", "after"))
+    assert before > 0 and (after < before) is any(name.endswith(".weight") for name in changed)
+    summary = json.loads(run.summary.read_text())
+    assert summary["final"] == "spatial" and summary["uncompressed"] == "internal_kd"
+    assert record["cost"]["ac"] < run.record("internal_kd")["cost"]["ac"]
+    assert compaction.compact_run(run.path)["check"]["max_difference"] < 1e-9
+
+
+def test_with_epochs_it_goes_on_learning_and_a_share_too_small_is_refused(run) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipeline.run(start(run.path.parent / "more", "stages.spatial.epochs=2"))
+        more = RunDir(run.path.parent / "more").record("spatial")
+        assert more["steps"] == 16 and sum(more["heads"]) < 6
+        with pytest.raises(InputError, match="compress.spatial.operations = 0.02: the floors"):
+            pipeline.run(
+                start(run.path.parent / "small", "stages.spatial.epochs=0", "compress.spatial.operations=0.02")
+            )
+
+
+def test_killed_after_the_search_it_goes_on_as_undisturbed(run) -> None:
+    """The decision is made once: a second one, on folded weights, would be another."""
+    folder, log = run.path.parent, run.path.parent / "log"
+    legs = [*overrides(folder / "legs", "stages.spatial.epochs=2"), "run.checkpoint_every=3"]
+    assert leg_of(legs, log, ("spatial", 5)) == -signal.SIGKILL, log.read_text()
+    assert leg_of(legs, log) == 0, log.read_text()
+    mine, theirs = (RunDir(folder / name).weights("spatial") for name in ("legs", "more"))
+    assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+    assert sum("compress/operations" in record for record in RunDir(folder / "legs").read_metrics()) == 1

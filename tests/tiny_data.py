@@ -1,0 +1,20 @@
+"""A few embedded sentences of a task, and their loader; not a test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from spikeprune.data.glue import GlueData, RawData, load_raw
+from spikeprune.tasks import get_task
+
+
+def raw_of(name: str, source: str = "embedded", directory: Path | None = None, **changes) -> RawData:
+    options = dict(hub="no/such", seed=0, train_limit=None, embedded_train=203, embedded_dev=37)
+    directory = None if directory is None else str(directory)
+    return load_raw(task=get_task(name), source=source, directory=directory, **{**options, **changes})
+
+
+def glue(raw: RawData, tokenizer, *, batch_size: int = 16, seed: int = 3) -> GlueData:
+    return GlueData(
+        raw=raw, tokenizer=tokenizer, max_length=32, batch_size=batch_size, eval_batch_size=10, seed=seed
+    )  # fmt: skip

@@ -39,7 +39,8 @@ def answer(
     with torch.no_grad():
         if in_closed_form(student, stepwise):
             return student(*parts, mode="equilibrium", count=True, scores=False)
-        size = max(1, chunk // sentence_numbers(student, input_ids.shape[1]))
+        run = Pass("spiking", attention_mask, count=True, scores=False)
+        size = max(1, chunk // sentence_numbers(student, input_ids.shape[1], engine.covers(student, run)))
         chunks = zip(*(part.split(size) for part in parts), strict=True)
         return joined([student(*rows, mode="spiking", count=True, scores=False) for rows in chunks])
 
@@ -68,9 +69,11 @@ def state(student: Student) -> Hashable:
     return (*student.steps, *ways, held, places)
 
 
-def sentence_numbers(student: Student, tokens: int) -> int:
-    """Numbers that one sentence of `tokens` takes in the widest site's spike train."""
-    widest = max(student.values["hidden"], *(layer.ffn for layer in student.layers))
+def sentence_numbers(student: Student, tokens: int, in_bytes: bool = False) -> int:
+    """Numbers that one sentence of `tokens` takes in the widest site's spike train, four bytes each. `in_bytes`: trains
+    are bytes, and the only floats currents as wide as the layers' outputs."""
+    widest = max(layer.ffn for layer in student.layers)
+    widest = max(student.values["hidden"], -(-widest // 4) if in_bytes else widest)
     return max(student.steps) * tokens * widest
 
 

@@ -212,7 +212,8 @@ def attended(
     train = (torch.empty if width == heads * size else torch.zeros)(
         steps, sentences * n, width, dtype=torch.int8, device=q.device
     )
-    tile = {"BM": min(64, max(16, triton.next_power_of_2(n))), "BN": min(128, max(16, triton.next_power_of_2(n)))}
+    whole, most = max(16, triton.next_power_of_2(n)), 128 if size < 128 else 64  # of the chip's shared memory
+    tile = {"BM": min(64, whole), "BN": min(most, whole)}
     with torch.cuda.device_of(q):
         attention_scan[(sentences * heads, -(-n // tile["BM"]))](
             q, pair, key_theta, value_theta, units, tokens.contiguous().view(torch.uint8), site.theta, site.kept, train,

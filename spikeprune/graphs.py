@@ -1,4 +1,4 @@
-"""A training step's forward and backward as CUDA graphs: a thousand launches from Python become two replays."""
+"""CUDA graphs: a thousand launches from Python become one replay, of an evaluation, or two, of a training step."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import gc
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ Batch = Mapping[str, Tensor]
 Terms = dict[str, Tensor]
 
 PATIENCE = 2  # steps of a shape that run as they are: a capture costs about four steps, and a rare shape never pays
+SHAPES = 64  # of an evaluation that are captured at most: each graph keeps what it puts out
 
 
 class GraphedTerms:
@@ -73,6 +76,63 @@ def uncollected() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+class GraphedAnswers:
+    """`answer(batch)`, tensors without gradient in a nest of tuples, dicts and dataclasses, replayed from CUDA graphs.
+
+    One graph for each shape of a batch, captured at its third appearance. All go when `state` changes: it must name
+    what `answer` reads from Python, and where in memory the tensors lie that it reads. Their numbers may change.
+    """
+
+    def __init__(self, answer: Callable[[Batch], Any]):
+        self.answer = answer
+        self.met: Counter[Hashable] = Counter()
+        self.captured: dict[Hashable, tuple[torch.cuda.CUDAGraph, dict[str, Tensor], Any]] = {}
+        self.state: Hashable = None
+        self.pool = None
+
+    def __call__(self, batch: Batch, state: Hashable) -> Any:
+        if state != self.state:
+            self.state, self.captured, self.pool = state, {}, None
+            self.met.clear()
+        shape = tuple((name, tensor.shape) for name, tensor in batch.items())
+        if shape not in self.captured:
+            self.met[shape] += 1
+            if self.met[shape] <= PATIENCE or len(self.captured) == SHAPES:
+                return self.answer(batch)
+            self.captured[shape] = self.capture(batch)
+        graph, inputs, outputs = self.captured[shape]
+        for name, tensor in inputs.items():
+            tensor.copy_(batch[name])
+        graph.replay()
+        return copied(outputs)  # the next replay writes over what this one put out
+
+    def capture(self, batch: Batch) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor], Any]:
+        if self.pool is None:
+            self.pool = torch.cuda.graph_pool_handle()
+        graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        with uncollected(), torch.inference_mode(False), torch.no_grad():
+            inputs = {name: tensor.clone() for name, tensor in batch.items()}
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):  # what is worked out once, is by now
+                self.answer(inputs)
+            torch.cuda.current_stream().wait_stream(side)
+            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+                outputs = self.answer(inputs)
+        return graph, inputs, outputs
+
+
+def copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, tuple):
+        return tuple(copied(part) for part in value)
+    if isinstance(value, dict):
+        return {name: copied(part) for name, part in value.items()}
+    if is_dataclass(value):
+        return type(value)(**{field.name: copied(getattr(value, field.name)) for field in fields(value)})
+    return value
 
 
 class Step(nn.Module):

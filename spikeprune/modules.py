@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from spikeprune import distill, operations, ranks
-from spikeprune.graphs import GraphedTerms
+from spikeprune.graphs import GraphedAnswers, GraphedTerms
 from spikeprune.metrics import main_metric, task_metrics
-from spikeprune.models.answer import CHUNK, answer
+from spikeprune.models.answer import CHUNK, answer, replayable, state
 from spikeprune.models.outputs import INPUTS, Outputs
 from spikeprune.models.student import Student, layer_of
 from spikeprune.models.teacher import Teacher
@@ -201,6 +201,7 @@ class StudentModule(TaskModule):
     ):
         super().__init__(**common)
         self.stepwise, self.chunk = stepwise, chunk
+        self.answers = None if self.graphed is None else GraphedAnswers(self.measured)
         self.student, self.shape = student, shape
         self.teacher = teacher.freeze()
         self.losses, self.layer_map, self.forward_mode = losses, list(layer_map), forward_mode
@@ -212,7 +213,13 @@ class StudentModule(TaskModule):
         self.register_buffer("special", torch.tensor(list(special), dtype=torch.long), persistent=False)
 
     def answer(self, batch: Mapping[str, Tensor]) -> Outputs:
-        return answer(self.student, *(batch[name] for name in INPUTS), stepwise=self.stepwise, chunk=self.chunk)
+        inputs = {name: batch[name] for name in INPUTS}
+        if self.answers is None or not replayable(self.student, inputs["attention_mask"], self.stepwise):
+            return self.measured(inputs)
+        return self.answers(inputs, state(self.student))
+
+    def measured(self, inputs: Mapping[str, Tensor]) -> Outputs:
+        return answer(self.student, *inputs.values(), stepwise=self.stepwise, chunk=self.chunk)
 
     def models(self) -> list[nn.Module]:
         return [self.student, self.teacher]

@@ -7,6 +7,7 @@ import torch
 
 from spikeprune.distill import uniform_layer_map
 from spikeprune.graphs import PATIENCE
+from spikeprune.models.outputs import INPUTS
 from spikeprune.models.student import Student
 from spikeprune.models.teacher import Teacher, scratch_config
 from spikeprune.modules import LossWeights, Optimization, StudentModule, TeacherModule
@@ -98,3 +99,35 @@ def test_dropout_draws_anew_at_each_replay() -> None:
     made, here = made.cuda().train(), batch(16, 0)
     losses = [made.graphed(here, None)["loss"].item() for _ in range(PATIENCE + 4)]
     assert len(set(losses[PATIENCE:])) == 4
+
+
+@pytest.mark.parametrize("kernels", ["torch", "triton"])
+@pytest.mark.parametrize("coding", ["accumulate", "per_step", "running_mean"])
+def test_graphed_answers_equal_plain_ones(coding: str, kernels: str) -> None:
+    """Two shapes; weights change before step 8 and masks before step 10, time steps before step 12."""
+    made = module(True, coding=coding).eval()
+    made.student.use_kernels(kernels)
+    made.student(*(batch(16, 0)[name] for name in INPUTS), mode="calibrate")
+    replayed = []
+    for step in range(22):
+        with torch.no_grad():
+            if step == 8:
+                made.student.layers[0].up.weight.mul_(1.1)
+                made.student.layers[1].key_site.log_theta.add_(0.1)
+            if step == 10:
+                made.student.heads[0, 1] = 0
+                made.student.ffn[1, ::2] = 0
+        if step == 12:
+            made.student.set_t_steps([3, 2, 2])
+        here = batch((16, 24)[step % 2], step)
+        with torch.inference_mode(step % 4 < 2):
+            plain = made.measured({name: here[name] for name in INPUTS})
+            found = made.answer(here)
+        torch.testing.assert_close(found.logits, plain.logits, rtol=1e-5, atol=1e-5)
+        assert list(found.counts) == list(plain.counts) and len(found.hidden) == len(plain.hidden)
+        assert all(torch.equal(found.counts[name], counts) for name, counts in plain.counts.items())
+        replayed.append(bool(made.answers.captured))
+    if coding == "accumulate" or kernels == "triton":
+        assert replayed[6:12] == [True] * 6 and replayed[12:16] == [False] * 4 and all(replayed[18:])
+    else:
+        assert not any(replayed)

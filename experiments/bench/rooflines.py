@@ -8,6 +8,7 @@ import torch
 
 from experiments.bench.clock import timings
 from experiments.bench.nets import Size
+from spikeprune.spiking import limbs
 
 
 def products(size: Size, *, t_steps: int, sentences: int, tokens: int, device: torch.device) -> Callable[[], None]:
@@ -29,6 +30,31 @@ def products(size: Size, *, t_steps: int, sentences: int, tokens: int, device: t
             torch.bmm(scores, q, out=context)
             torch.mm(x, wide, out=up)
             torch.mm(up, wide.t(), out=y)
+
+    return run
+
+
+def limb_products(size: Size, *, t_steps: int, sentences: int, tokens: int, device: torch.device) -> Callable[[], None]:
+    """The linear maps of `products` as `models.engine` computes them, on the tensor cores: spikes as bytes, weights in
+    three limbs, currents written in float32; attention's two products in halves of 11 bits."""
+    rows, d = sentences * tokens, size.hidden // size.heads
+    x, f = (torch.randint(0, 2, (t_steps, rows, w), device=device).to(torch.int8) for w in (size.hidden, size.ffn))
+    shapes = ((3 * size.hidden, size.hidden), (size.hidden, size.hidden), (size.ffn, size.hidden))
+    weights = [limbs.split(torch.randn(shape, device=device), None, 1) for shape in shapes]
+    down = limbs.split(torch.randn(size.hidden, size.ffn, device=device), None, 1)
+    units = torch.ones(t_steps, device=device)
+    heads = t_steps * sentences * size.heads
+    q, k = (torch.randn(heads, *shape, device=device).half() for shape in ((tokens, d), (d, tokens)))
+    scores, context = torch.empty(heads, tokens, tokens, device=device).half(), torch.empty_like(q)
+
+    def run() -> None:
+        for _ in range(size.layers):
+            for weight in weights:
+                limbs.product(x, weight, units, steps=t_steps, reals=weight.codes.shape[1])
+            limbs.product(f, down, units, steps=t_steps, reals=size.hidden)
+            for _ in range(2):
+                torch.bmm(q, k, out=scores)
+                torch.bmm(scores, q, out=context)
 
     return run
 

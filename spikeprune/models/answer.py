@@ -3,13 +3,15 @@ sentences at a time where it has to be simulated."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
 
+from spikeprune.models import engine
 from spikeprune.models.outputs import Outputs
 from spikeprune.models.student import Student
+from spikeprune.spiking.flow import Pass
 
 CHUNK = 2**25  # 128 MiB of float32
 
@@ -35,16 +37,43 @@ def answer(
     """
     parts = [input_ids, attention_mask, *([] if token_type_ids is None else [token_type_ids])]
     with torch.no_grad():
-        if student.coding == "accumulate" and student.embedding.feedback is None and not stepwise:
+        if in_closed_form(student, stepwise):
             return student(*parts, mode="equilibrium", count=True, scores=False)
-        size = max(1, chunk // sentence_numbers(student, input_ids.shape[1]))
+        run = Pass("spiking", attention_mask, count=True, scores=False)
+        size = max(1, chunk // sentence_numbers(student, input_ids.shape[1], engine.covers(student, run)))
         chunks = zip(*(part.split(size) for part in parts), strict=True)
         return joined([student(*rows, mode="spiking", count=True, scores=False) for rows in chunks])
 
 
-def sentence_numbers(student: Student, tokens: int) -> int:
-    """Numbers that one sentence of `tokens` takes in the widest site's spike train."""
-    widest = max(student.values["hidden"], *(layer.ffn for layer in student.layers))
+def in_closed_form(student: Student, stepwise: bool) -> bool:
+    return student.coding == "accumulate" and student.embedding.feedback is None and not stepwise
+
+
+def replayable(student: Student, tokens: Tensor, stepwise: bool) -> bool:
+    """Whether `answer` sends nothing from the host to the device on its way, so that a CUDA graph can hold it."""
+    if not student.classifier.weight.is_cuda or torch.is_autocast_enabled("cuda"):
+        return False
+    if student.products != "float" or student.embedding.feedback is not None:
+        return False
+    with torch.no_grad():
+        run = Pass("spiking", tokens, count=True, scores=False)
+        return in_closed_form(student, stepwise) or engine.covers(student, run)
+
+
+def state(student: Student) -> Hashable:
+    """What a CUDA graph of `answer` takes for granted; what the engine holds of weights is brought up to date."""
+    with torch.inference_mode(False):
+        held = engine.stamps(student)
+    ways = (student.quantized, student.products, student.training, student.embedding.site.kernels)
+    places = tuple(tensor.data_ptr() for tensor in (*student.parameters(), *student.buffers()))
+    return (*student.steps, *ways, held, places)
+
+
+def sentence_numbers(student: Student, tokens: int, in_bytes: bool = False) -> int:
+    """Numbers that one sentence of `tokens` takes in the widest site's spike train, four bytes each. `in_bytes`: trains
+    are bytes, and the only floats currents as wide as the layers' outputs."""
+    widest = max(layer.ffn for layer in student.layers)
+    widest = max(student.values["hidden"], -(-widest // 4) if in_bytes else widest)
     return max(student.steps) * tokens * widest
 
 

@@ -48,12 +48,16 @@ class SpikingEmbedding(nn.Module):
         if feedback:
             nn.init.zeros_(self.feedback.weight)  # at first the network is the one without
 
+    def current(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
+        """What the words say, `[B, N, D]`."""
+        position = self.position.weight[: input_ids.shape[1]]  # [N, D]
+        return self.dropout(self.norm(self.word(input_ids) + position + self.segment(token_type_ids)))
+
     def forward(
         self, input_ids: Tensor, token_type_ids: Tensor, *, t_steps: int, run: Pass, back: Signal | None = None
     ) -> Signal:
         """`back`: what the last layer sends to this site, where there is feedback."""
-        position = self.position.weight[: input_ids.shape[1]]  # [N, D]
-        current = self.dropout(self.norm(self.word(input_ids) + position + self.segment(token_type_ids)))  # [B, N, D]
+        current = self.current(input_ids, token_type_ids)
         if back is None:
             return self.site(lambda: current, t_steps=t_steps, run=run)
         return self.site(lambda a: current + self.feedback(a), back, t_steps=t_steps, run=run)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeprune.models import matrices
+from spikeprune.models import engine, matrices
 from spikeprune.models.feedback import close
 from spikeprune.models.integer import MOST_STEPS, PRODUCTS, exact
 from spikeprune.models.layer import Map, SpikingEmbedding, SpikingLayer, layer_of
@@ -239,6 +239,7 @@ class Student(nn.Module):
         if count and mode == "equilibrium" and self.coding != "accumulate":
             raise ValueError(f"the closed form does not count the spikes of coding {self.coding}; use mode='spiking'")
         asked = {"count": count, "rate": rate, "trace": trace, "scores": scores, "percentile": percentile}
+        asked["pulses"] = pulses
         run = Pass(mode, attention_mask.bool(), **asked, deaden=deaden, settled=settled)
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
@@ -268,6 +269,8 @@ class Student(nn.Module):
     ) -> tuple[Signal, list[Tensor], list[Tensor | None]]:
         """Once through embedding and layers -> the last signal, the values `[B, N, D]` of each, attention scores.
         `back`: what the last layer sends to the first."""
+        if back is None and heads is None and ffn is None and engine.covers(self, run):
+            return engine.encode(self, input_ids, token_type_ids, run=run)
         t_embedding, *t_layers = self.steps
         signal = self.embedding(input_ids, token_type_ids, t_steps=t_embedding, run=run, back=back)  # [B, N, D]
         hidden, all_scores = [signal.value], []

@@ -47,6 +47,7 @@ class Pass:
     rate: bool = False  # leave differentiable mean rates
     trace: bool = False  # leave how fast each ASR settles (spiking mode)
     scores: bool = True  # attention scores are wanted; without them attention need not write them
+    pulses: bool = False  # the last layer's train is wanted
     percentile: float = 99.0  # calibrate: of a channel's activation, where theta is put
     deaden: float | None = None  # spiking: percentile of each site's currents at which its dead zone is put to end
     settled: float | None = None  # spiking, accumulate: a sample's train ends once its ASR changes by less than this

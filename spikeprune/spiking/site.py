@@ -41,7 +41,7 @@ class Site(nn.Module):
         dead_zone: str = "none",
     ):
         super().__init__()
-        self.name, self.kind, self.kernels = name, neuron, kernels
+        self.name, self.channels, self.kind, self.kernels = name, channels, neuron, kernels
         self.neuron = NEURONS[neuron]
         self.way, self.coding = coding, CODINGS[coding]
         self.leak = leak

@@ -1,0 +1,265 @@
+"""A whole student evaluated on the tensor cores: whole numbers between its layers, four kernels a layer.
+
+What `Student.encode` computes where no gradient is wanted, with `kernels=triton` and where `covers` says so: the
+simulation of the codings that tick together, and the closed form. Per layer: one product for query, key and value with
+the neurons of the latter two behind it, attention and context, a product and a layer norm, a product, gelu and its
+neurons, a product and a layer norm. Between them spikes or counts travel as bytes (see `spiking.limbs`).
+
+The arithmetic is float32's or better, but not bit for bit that of the torch path: sums of spikes are exact here. A
+current within rounding of its threshold may fire on one side only.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.nn.functional import gelu, pad
+from transformers.activations import GELUActivation
+
+from spikeprune.models.matrices import acting_weight, matrix
+from spikeprune.models.quant import MATRICES
+from spikeprune.spiking import limbs, passes
+from spikeprune.spiking.flow import Pass, Signal
+from spikeprune.spiking.kernels import KINDS
+from spikeprune.spiking.limbs import CLOSED, GELU, MOST, PER_STEP, RUNNING, Firing, Limbs, padded
+from spikeprune.spiking.neurons import leak_weights
+from spikeprune.spiking.site import Site
+
+if TYPE_CHECKING:
+    from spikeprune.models.layer import SpikingLayer
+    from spikeprune.models.student import Student
+
+MODES = {"per_step": PER_STEP, "running_mean": RUNNING}
+HEAD_SIZES = (16, 32, 64, 128)  # of which attention makes a tile
+WIDEST = 4096  # channels of a row that layer norm holds
+
+
+def covers(student: Student, run: Pass) -> bool:
+    """Whether the engine computes this pass; else the sites do, each by itself."""
+    site, steps = student.embedding.site, student.steps
+    asked = run.rate or run.trace or run.scores or run.pulses or run.deaden is not None or run.settled is not None
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cuda") or asked:
+        return False
+    if site.kernels != "triton" or not suits(student.classifier.weight):
+        return False
+    if run.mode == "equilibrium":
+        timed = site.leak == 1.0 and max(steps) <= MOST
+    elif run.mode == "spiking" and student.coding in MODES:
+        longest = MOST if student.coding == "running_mean" else float("inf")
+        timed = all(a >= b for a, b in zip(steps, steps[1:], strict=False)) and max(steps) <= longest
+        timed = timed and (site.leak == 1.0 or student.coding == "per_step")
+    else:
+        return False
+    return timed and site.kind in KINDS and student.products == "float" and shaped(student)
+
+
+def suits(like: Tensor) -> bool:
+    return like.is_cuda and like.dtype == torch.float32
+
+
+def shaped(student: Student) -> bool:
+    """Whether the network itself is one that the engine's kernels know."""
+    layers, values = student.layers, student.values
+    plain = student.query == "real" and student.embedding.feedback is None and values["dead_zone"] == "none"
+    plain = plain and all(layer.act is gelu or isinstance(layer.act, GELUActivation) for layer in layers)
+    quiet = not student.training or not values["dropout"]
+    sized = values["hidden"] <= WIDEST and values["hidden"] // values["heads"] in HEAD_SIZES
+    return plain and quiet and sized and all(layer.heads and layer.ffn for layer in layers)
+
+
+@dataclass
+class Layer:
+    """What the kernels read of an encoder layer; the tensors are refreshed in place, so that a CUDA graph may hold
+    them."""
+
+    qkv: Limbs
+    out: Limbs
+    up: Limbs
+    down: Limbs
+    pair: tuple[Tensor, Tensor]  # theta and 1 of query (1, 0), key and value
+    context: tuple[Tensor, Tensor]  # theta and mask
+    attention: tuple[Tensor, Tensor]
+    intermediate: tuple[Tensor, Tensor]
+    output: tuple[Tensor, Tensor]
+
+
+@dataclass
+class Held:
+    version: tuple
+    serial: int  # another where tensors have been replaced
+    embedding: tuple[Tensor, Tensor]
+    layers: list[Layer]
+
+
+_SERIAL = itertools.count()
+_HELD: WeakKeyDictionary[Student, dict[bool, Held]] = WeakKeyDictionary()
+
+
+def version(student: Student) -> tuple:
+    """Changes whenever a tensor that `prepare` reads has changed."""
+    tensors = [*student.parameters(), student.heads, student.ffn]
+    tensors += [b for layer in student.layers for name in MATRICES for b in matrix_buffers(layer, name)]
+    return student.quantized, *((t.data_ptr(), t._version) for t in tensors)
+
+
+def matrix_buffers(layer: SpikingLayer, name: str) -> list[Tensor]:
+    return list(getattr(layer, name).buffers())
+
+
+@torch.no_grad()
+def held(student: Student, counts: bool) -> Held:
+    """Weights and thresholds as the kernels read them, worked out again where anything has changed. `counts`: trains
+    hold counts up to MOST, not single spikes."""
+    with torch.inference_mode(False):  # they outlive it, and are written again elsewhere
+        return _held(student, counts)
+
+
+def stamps(student: Student) -> tuple:
+    """Which tensors the engine holds of this student, after an update of each."""
+    return tuple(held(student, counts).serial for counts in _HELD.get(student, ()))
+
+
+def _held(student: Student, counts: bool) -> Held:
+    own, now = _HELD.setdefault(student, {}), version(student)
+    if counts not in own:
+        own[counts] = prepare(student, counts, now)
+    elif own[counts].version != now:
+        refresh(own[counts], prepare(student, counts, now))
+    return own[counts]
+
+
+def refresh(old: Held, new: Held) -> None:
+    """Into the tensors that are there, unless shapes or devices are others."""
+    olds, news = ([x.embedding, *(part for layer in x.layers for part in vars(layer).values())] for x in (old, new))
+    same = [(a, b) for x, y in zip(olds, news, strict=True) for a, b in zip(x, y, strict=True)]
+    if all(a.shape == b.shape and a.device == b.device for a, b in same):
+        for a, b in same:
+            a.copy_(b)
+    else:
+        old.embedding, old.layers, old.serial = new.embedding, new.layers, new.serial
+    old.version = new.version
+
+
+def prepare(student: Student, counts: bool, now: tuple) -> Held:
+    most, source, made = MOST if counts else 1, student.embedding.site, []
+    for i, layer in enumerate(student.layers):
+
+        def part(name: str, theta: Tensor, i: int = i) -> Limbs:
+            return limbs.split(acting_weight(student, i, name) * theta, matrix(student, i, name).bias, most)
+
+        heads, ffn = student.heads[i, : layer.heads], student.ffn[i, : layer.ffn]
+        kept = heads.repeat_interleave(layer.head_size)
+        key, value = wide(layer.key_site), wide(layer.value_site)
+        made.append(
+            Layer(
+                qkv=limbs.joined([part(name, source.theta) for name in ("query", "key", "value")]),
+                out=part("out", layer.context_site.theta),
+                up=part("up", layer.attention_site.theta),
+                down=part("down", layer.intermediate_site.theta),
+                pair=tuple(torch.cat([fill, k, v]) for fill, k, v in zip(nothing(key[0]), key, value, strict=True)),
+                context=wide(layer.context_site, kept),
+                attention=wide(layer.attention_site),
+                intermediate=wide(layer.intermediate_site, ffn),
+                output=wide(layer.output_site),
+            )
+        )
+        source = layer.output_site
+    return Held(now, next(_SERIAL), wide(student.embedding.site), made)
+
+
+def nothing(like: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.ones_like(like), torch.zeros_like(like)
+
+
+def wide(site: Site, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Theta of each channel, 1 beyond the last; and which of them fire."""
+    theta = site.theta.expand(site.channels).contiguous()
+    kept = torch.ones_like(theta) if kept is None else kept.to(theta)
+    beyond = padded(len(theta)) - len(theta)
+    return pad(theta, (0, beyond), value=1.0), pad(kept, (0, beyond))
+
+
+@cache
+def units(mode: int, steps: int, total: int, device: torch.device) -> Tensor:
+    """Theta's share that one unit of a train stands for at each step `[S]`; its source fires for `total` steps."""
+    by_mode = {PER_STEP: [1.0] * steps, RUNNING: [1.0 / t for t in range(1, steps + 1)], CLOSED: [1.0 / total]}
+    return torch.tensor(by_mode[mode], device=device)
+
+
+def encode(student: Student, input_ids: Tensor, token_type_ids: Tensor, *, run: Pass) -> tuple[Signal, list, list]:
+    """As `Student.encode`, of a pass that is covered."""
+    closed, device = run.mode == "equilibrium", input_ids.device
+    mode = CLOSED if closed else MODES[student.coding]
+    ready, (total, *totals) = held(student, mode != PER_STEP), student.steps
+    tokens, shape = run.tokens, (*input_ids.shape, student.values["hidden"])
+    site = student.embedding.site
+    leak, counting = site.leak, Counting(run, mode == RUNNING)
+
+    def firing(arrays: tuple[Tensor, Tensor], t: int) -> Firing:
+        return Firing(*arrays, mode, site.kind == "ternary", leak, site.neuron.start, float(t))
+
+    def asr_norm(t: int) -> float:
+        return float(leak_weights(t, leak).sum())
+
+    current = student.embedding.current(input_ids, token_type_ids).flatten(0, 1)  # [B N, D]
+    steps = 1 if closed else total
+    how = {"steps": steps, "width": padded(shape[-1]), "asr_norm": asr_norm(total)}
+    train, value = passes.constant(current, firing(ready.embedding, total), **how)
+    counting({"embedding": (train, shape[-1])})
+    hidden, below = [value.view(shape)], (ready.embedding[0], total)
+    for layer, own, t in zip(student.layers, ready.layers, totals, strict=True):
+        steps, fires = 1 if closed else t, lambda arrays, t=t: firing(arrays, t)
+        inner, unit = layer.heads * layer.head_size, units(mode, steps, t, device)
+        before = units(mode, steps, below[1], device)
+        width = padded(inner)
+        q, pair = limbs.product(train, own.qkv, before, steps=steps, reals=width, site=fires(own.pair))
+        thetas = own.pair[0][width : 2 * width], own.pair[0][2 * width :]
+        how = {"steps": steps, "heads": layer.heads, "size": layer.head_size}
+        c = passes.attended(q, pair, *thetas, unit, tokens, fires(own.context), **how)
+        y, _ = limbs.product(c, own.out, unit, steps=steps, reals=own.out.codes.shape[1])
+        how = {"steps": steps, "asr_norm": asr_norm(t)}
+        h, _ = passes.normed(y, train, below[0], before, layer.attention_norm, fires(own.attention), **how)
+        up = {"reals": 0, "site": fires(own.intermediate), "activation": GELU}
+        f = limbs.product(h, own.up, unit, steps=steps, **up)[1]
+        y, _ = limbs.product(f, own.down, unit, steps=steps, reals=own.down.codes.shape[1])
+        last = {"value": True, **how}
+        train, value = passes.normed(y, h, own.attention[0], unit, layer.output_norm, fires(own.output), **last)
+        name = layer.output_site.name.removesuffix("output")
+        sites = {"key": (pair, inner), "value": (pair, inner), "context": (c, inner), "attention": (h, shape[-1])}
+        sites |= {"intermediate": (f, layer.ffn), "output": (train, shape[-1])}
+        counting({name + key: found for key, found in sites.items()})
+        if run.count and layer.output_site.count_first:
+            counting.first(train.view(steps, *shape[:2], -1)[:, :, 0, : shape[-1]])
+        hidden.append(value.view(shape))
+        below = own.output[0], t
+    return Signal(hidden[-1]), hidden, [None] * len(totals)
+
+
+class Counting:
+    """Leaves spike counts in a pass that asks for them."""
+
+    def __init__(self, run: Pass, running: bool):
+        self.run, self.running = run, running
+
+    def __call__(self, trains: dict[str, tuple[Tensor, int]]) -> None:
+        if not self.run.count:
+            return
+        pairs: dict[int, Tensor] = {}
+        for name, (train, channels) in trains.items():
+            start = train.shape[-1] // 2 if name.endswith(".value") else 0
+            if id(train) not in pairs:
+                pairs[id(train)] = passes.counted(train, self.run.tokens, train.shape[-1], running=self.running)
+            self.run.counts[name] = pairs[id(train)][..., start : start + channels]
+
+    def first(self, train: Tensor) -> None:
+        """The first token's alone `[S, B, D]`."""
+        spikes = train.float()
+        if self.running:
+            spikes = spikes.diff(dim=0, prepend=torch.zeros_like(spikes[:1]))
+        self.run.counts["pooled"] = spikes.abs()

@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import errno
 import json
-import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -123,8 +122,6 @@ def _sentence(error: OSError) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    # read when torch is imported: threads that spin while others want their core hold each other up
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return ACTIONS[args.command](args) or 0
     except InputError as error:

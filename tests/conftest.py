@@ -14,7 +14,9 @@ settings.load_profile("spikeprune")
 
 threads = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
 os.environ.setdefault("OMP_NUM_THREADS", threads)  # read when torch is imported; subprocesses inherit it
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "PASSIVE"
+)  # several test files at a time: spinning threads would hold each other up
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test waits for a network
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -22,16 +22,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
+import torch
 
-import torch  # noqa: E402
-
-from experiments.bench import report  # noqa: E402
-from experiments.bench.nets import BASE, MINILM, SMALL  # noqa: E402
-from experiments.bench.rooflines import ceilings  # noqa: E402
-from experiments.bench.rows import Row, Setting, evaluation, growth, profiles, simulation  # noqa: E402
-from experiments.bench.training import training  # noqa: E402
-from spikeprune.spiking import kernels  # noqa: E402
+from experiments.bench import report
+from experiments.bench.nets import BASE, MINILM, SMALL
+from experiments.bench.rooflines import ceilings
+from experiments.bench.rows import Row, Setting, evaluation, growth, profiles, simulation
+from experiments.bench.training import training
+from spikeprune.spiking import kernels
 
 
 def settings(device: torch.device, backend: str) -> dict[str, Setting]:

@@ -31,8 +31,8 @@ from spikeprune.spiking.kernels import INSTALLED
 PAD = 64  # channels of a train and rows of the limbs are padded to a multiple
 MOST = 127  # largest count that a train holds
 SUM = 2.0**39  # bound of |l| n summed over a row: its upper two limbs then stay in int32
-TILE = {"BM": 128, "BN": 64, "FLATTEN": False}  # rows and channels of one program; three accumulators of this size
-LAUNCH = {"num_warps": 8, "num_stages": 3, "enable_fp_fusion": False}
+TILE = {"BM": 64, "BN": 64, "FLATTEN": False}  # rows and channels of one program; three accumulators of this size
+LAUNCH = {"num_warps": 4, "num_stages": 3, "enable_fp_fusion": False}
 CLOSED, PER_STEP, RUNNING = 0, 1, 2  # what a site does with its currents, and what it writes
 PLAIN, GELU = 0, 1  # what is applied to a product before the neurons
 

@@ -93,7 +93,8 @@ def main(arguments: list[str]) -> int:
     README.write_text(made)
     from spikeprune.report.figure import pipeline_figure, results_figure
 
-    results_figure(summaries(), KEPT / "quality-energy.svg")
+    glue = [summary for summary in summaries() if summary["data"]["source"] != "embedded"]
+    results_figure(glue or summaries(), KEPT / "quality-energy.svg")
     pipeline_figure(KEPT / "stages.svg")
     return 0
 

@@ -105,9 +105,9 @@ def test_a_dense_and_a_spiking_step_both_learn() -> None:
 
 
 def test_a_whole_run_writes_what_it_measured(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(bench, "settings", lambda device, backend: dict.fromkeys(bench.PARTS, AT))
+    monkeypatch.setattr(bench, "settings", lambda device, backend: dict.fromkeys(report.PARTS, AT))
     monkeypatch.setattr(bench, "ceilings", lambda device, budget: {"bytes a second": 2e9})
-    made = bench.run(CPU, "torch", tmp_path, list(bench.PARTS))
+    made = bench.run(CPU, "torch", tmp_path, list(report.PARTS))
     written = json.loads((tmp_path / "bench-cpu.json").read_text())
     assert written["rows"] == json.loads(json.dumps(made["rows"])) and len(written["rows"]) == 10
     ours = next(row for row in written["rows"] if "loop over steps" in row["words"])

@@ -109,16 +109,13 @@ def write(results: dict[str, Any], out: Path) -> None:
     (out / f"{name}.md").write_text(report.markdown(results) + "\n")
 
 
-PARTS = ("simulation", "evaluation", "training", "profiles", "growth")
-
-
 def arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments.bench", description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--kernels", choices=("auto", "torch", "triton"), default="auto")
     parser.add_argument("--threads", type=int, help="CPU threads of torch")
     parser.add_argument("--out", type=Path, default=Path(".bench"))
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=report.PARTS, default=list(report.PARTS))
     parser.add_argument("--keep", nargs="+", type=Path, metavar="FILE", help="take these results into the README")
     parser.add_argument("--check", action="store_true", help="is the README what the kept results give?")
     return parser.parse_args(argv)
@@ -128,7 +125,7 @@ def main(argv: list[str]) -> int:
     args = arguments(argv)
     if args.keep or args.check:
         for path in args.keep or []:
-            report.keep(path)
+            report.keep(path, args.parts)
         readme = report.README.read_text()
         made = report.with_results(readme, report.kept_results())
         if args.check:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = Path(__file__).parent / "kept"
 README = ROOT / "README.md"
+PARTS = ("simulation", "evaluation", "training", "profiles", "growth")
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 
 
@@ -96,8 +98,15 @@ def kept_results() -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted(KEPT.glob("*.json"))]
 
 
-def keep(path: Path) -> None:
-    """Take a benchmark's JSON into the README, under its device."""
+def keep(path: Path, parts: Collection[str]) -> None:
+    """Take a benchmark's JSON into the README, under its device; of `parts` only, and under their names, where it has
+    others as well or lacks some."""
     results = json.loads(path.read_text())
+    results["rows"] = [row for row in results["rows"] if row["group"].split()[0].rstrip(",") in parts]
+    for part in ("profiles", "growth"):
+        results[part] = results[part] if part in parts else []
+    found = {row["group"].split()[0].rstrip(",") for row in results["rows"]}
+    found |= {part for part in ("profiles", "growth") if results[part]}
+    name = "-".join([results["made"]["device"], *([] if len(found) == len(PARTS) else sorted(found))])
     KEPT.mkdir(exist_ok=True)
-    (KEPT / f"{results['made']['device']}.json").write_text(json.dumps(results, indent=1) + "\n")
+    (KEPT / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")

@@ -55,7 +55,7 @@ def results_figure(summaries: Sequence[Mapping[str, Any]], path: str | Path) -> 
         names, energies, scores = zip(*((name, energy / size, score) for name, energy, score in track), strict=True)
         axes.plot(energies[1:], scores[1:], color=colour, linewidth=1.4, zorder=2)
         axes.axhline(scores[0], color=colour, linewidth=0.9, linestyle=(0, (4, 3)), alpha=0.6, zorder=1)
-        label = f"{summary['task']} ({summary['preset']})"
+        label = f"{summary['task']}, preset {summary['preset']}, seed {summary['seed']}"
         for i, (name, energy, score) in enumerate(zip(names, energies, scores, strict=True)):
             style = "D" if i == 0 else "*" if name == summary["final"] else "o"
             axes.scatter(
@@ -99,7 +99,8 @@ def _dress(axes, summaries, unit, tracks):
     axes.margins(x=0.18)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#E8E8E8", linewidth=0.7, which="major", zorder=0)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,), numticks=12))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     warnings = {NOT_GLUE for summary in summaries if summary["data"]["source"] == "embedded"}

@@ -17,7 +17,7 @@ from spikeprune.errors import InputError
 from spikeprune.metrics import main_metric
 from spikeprune.models.student import Student
 from spikeprune.models.teacher import Teacher
-from spikeprune.modules import StudentModule
+from spikeprune.modules.student import StudentModule
 from spikeprune.operations import dense
 from spikeprune.parts import Parts
 from spikeprune.size import matrix_bytes

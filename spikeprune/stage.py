@@ -15,7 +15,7 @@ from spikeprune.callbacks.joint import JointPruning, cost_in_unit
 from spikeprune.callbacks.resume import ResumeState
 from spikeprune.errors import InputError
 from spikeprune.measure import check_teacher, measure_student, measure_teacher
-from spikeprune.modules import TaskModule
+from spikeprune.modules.task import TaskModule
 from spikeprune.parts import Parts
 from spikeprune.report.table import budget_line
 from spikeprune.rundir import RunDir

@@ -18,14 +18,18 @@ import safetensors.torch
 import torch
 from micro import BATCHES, GLUE, ROOT, STAGES, micro, write_sst2
 
-from spikeprune import cli, evaluation, modules, processes, ranks
+from spikeprune import cli, evaluation, processes, ranks
 from spikeprune.builders import trainers
 from spikeprune.config import load
 from spikeprune.data.loader import shares
 from spikeprune.errors import InputError
 from spikeprune.models.student import Student
 from spikeprune.models.teacher import Teacher, scratch_config
-from spikeprune.modules import LossWeights, Optimization, StudentModule, TeacherModule
+from spikeprune.modules.objective import MEAN_OVER, LossWeights
+from spikeprune.modules.optimizer import Optimization
+from spikeprune.modules.student import StudentModule
+from spikeprune.modules.task import TaskModule
+from spikeprune.modules.teacher import TeacherModule
 from spikeprune.rundir import RunDir
 from spikeprune.schema import Run
 from spikeprune.size import Shape
@@ -77,7 +81,8 @@ class Watch(L.Callback):
             return
         s = module.student
         found = [s.heads.tolist(), s.ffn.tolist(), s.steps, s.embedding.site.theta.tolist()]
-        found += [module.limit.item(), module.press.item()]
+        additions = module.objective.additions
+        found += [additions.limit.item(), additions.press.item()]
         with (self.folder / f"rank{ranks.rank()}.jsonl").open("a") as file:
             file.write(json.dumps([self.stage, trainer.global_step, found]) + "\n")
 
@@ -181,7 +186,7 @@ def test_measuring_again_in_one_process_gives_the_same(one_and_two) -> None:
 SIZES = {"hidden": 12, "layers": 2, "heads": 3, "ffn": 10, "classes": 2}
 
 
-def small_module(losses: dict[str, float] | None) -> modules.TaskModule:
+def small_module(losses: dict[str, float] | None) -> TaskModule:
     torch.manual_seed(0)
     how = Optimization(1e-3, 1e-2, 0.1, 0.01)
     common = {"task": get_task("sst2"), "dev_splits": ["validation"], "optimization": how}
@@ -221,7 +226,7 @@ def test_the_mean_gradient_of_the_parts_is_that_of_the_batch(losses, world) -> N
     assert any(g.abs().max() > 1e-6 for g in whole)
     for a, b in zip(sums, whole, strict=True):
         torch.testing.assert_close(a / world, b, rtol=1e-4, atol=1e-8)  # the logits' losses are in float32
-    assert set(modules.MEAN_OVER) == {next(iter(term)) for term in TERMS}
+    assert set(MEAN_OVER) == {next(iter(term)) for term in TERMS}
 
 
 # ------------------------------------------------------------------------------------------------- killed and resumed

@@ -10,7 +10,10 @@ from spikeprune.graphs import PATIENCE
 from spikeprune.models.outputs import INPUTS
 from spikeprune.models.student import Student
 from spikeprune.models.teacher import Teacher, scratch_config
-from spikeprune.modules import LossWeights, Optimization, StudentModule, TeacherModule
+from spikeprune.modules.objective import LossWeights
+from spikeprune.modules.optimizer import Optimization
+from spikeprune.modules.student import StudentModule
+from spikeprune.modules.teacher import TeacherModule
 from spikeprune.size import Shape
 from spikeprune.tasks import TASKS
 
@@ -68,10 +71,10 @@ def test_graphed_steps_equal_plain_ones(coding: str, precision: torch.dtype | No
         if step == 7:
             made.student.heads[0, 1] = 0
             made.student.ffn[1, ::2] = 0
-            made.press.fill_(4.0)
+            made.objective.additions.press.fill_(4.0)
         if step == 10:
             made.student.set_t_steps([3, 2, 1])
-        made.limit.fill_(0.5 - 0.02 * step)
+        made.objective.additions.limit.fill_(0.5 - 0.02 * step)
         here = batch((16, 24)[step % 2], step)
         plain = learnt(made, here, made.learn, precision)
         graphed = learnt(made, here, lambda b: made.graphed(b, made.learn_state()), precision)

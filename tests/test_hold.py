@@ -16,7 +16,10 @@ from spikeprune.callbacks.joint import MOST_PRESS, SLACK, JointPruning
 from spikeprune.compress.joint import TOLERANCE
 from spikeprune.cost import PRICES
 from spikeprune.models.teacher import Teacher, scratch_config
-from spikeprune.modules import LossWeights, Optimization, StudentModule
+from spikeprune.modules.additions import AdditionsTerm
+from spikeprune.modules.objective import LossWeights
+from spikeprune.modules.optimizer import Optimization
+from spikeprune.modules.student import StudentModule
 from spikeprune.schema import Config, Stage
 from spikeprune.tasks import TASKS
 
@@ -35,6 +38,10 @@ def module(**losses) -> StudentModule:
     )
     made.log = lambda *_: None
     return made.train()
+
+
+def term(made: StudentModule) -> AdditionsTerm:
+    return made.objective.additions
 
 
 def callback(share: float, **changes) -> JointPruning:
@@ -69,7 +76,7 @@ def play(made: StudentModule, mine: JointPruning, drift, epochs=range(EPOCHS)) -
         mine.on_train_start(trainer, made)
         before = mine.metered(trainer, made).value(made.student)
         mine.on_train_epoch_start(trainer, made)
-        with_what = {"units": units(made), "limit": made.limit.item(), "press": made.press.item()}
+        with_what = {"units": units(made), "limit": term(made).limit.item(), "press": term(made).press.item()}
         history.append(SimpleNamespace(before=before, cost=mine.meter.value(made.student), **with_what))
         mine.meter.unit /= 1 + drift(epoch)
         mine.on_train_epoch_end(trainer, made)
@@ -99,17 +106,15 @@ def test_the_limit_is_what_the_goal_leaves_of_the_additions() -> None:
     goal = GOAL * cost(made)
     mine = callback(goal)
     first = play(made, mine, lambda epoch: 0.0, range(1))[0]
-    additions = made.mean_additions(batches((4, 4), seed=2)).item()
+    additions = term(made).mean(made.student, batches((4, 4), seed=2), "equilibrium").item()
     assert first.limit == pytest.approx(additions * 0.99 * goal / first.cost, rel=1e-5)
     here = batches((4,), seed=2)[0]
     outputs = made.student(here["input_ids"], here["attention_mask"], here["token_type_ids"], rate=True)
-    term, whole = (
-        made.terms(here, outputs)["additions"],
-        made.additions(outputs, here["attention_mask"].sum(1).float().mean()),
-    )
-    assert term.item() == pytest.approx(whole.item() - first.limit, rel=1e-5)
-    made.press.fill_(3.0)
-    assert made.weight("additions") == 6.0 and made.weight("soft") == 1.0
+    found = made.objective(here, outputs, made.student, made.teacher)["additions"]
+    whole = term(made).expected(made.student, outputs, here["attention_mask"].sum(1).float().mean())
+    assert found.item() == pytest.approx(whole.item() - first.limit, rel=1e-5)
+    term(made).press.fill_(3.0)
+    assert made.objective.weight("additions") == 6.0 and made.objective.weight("soft") == 1.0
 
 
 @pytest.mark.parametrize("losses", [{"additions": 0.0}, {"additions_limit": 0.0}, {"additions_limit": 0.3}])
@@ -147,12 +152,12 @@ def test_a_resumed_leg_has_limit_and_press() -> None:
     found = play(legs, two, lambda epoch: 0.01, range(5))
     three.load_state_dict(two.state_dict())
     three.meter = two.meter  # with its prices
-    legs.limit.zero_(), legs.press.fill_(1.0)
+    term(legs).limit.zero_(), term(legs).press.fill_(1.0)
     found += play(legs, three, lambda epoch: 0.01, range(5, EPOCHS))
     assert found == expected
-    legs.limit.zero_()
+    term(legs).limit.zero_()
     three.on_train_start(SimpleNamespace(), legs)
-    assert legs.limit.item() == pytest.approx(found[-1].limit) and units(legs) == units(whole)
+    assert term(legs).limit.item() == pytest.approx(found[-1].limit) and units(legs) == units(whole)
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_imports_point_down(path: Path) -> None:
     [
         ("cost.py", "from spikeprune import pipeline", "cost imports pipeline, which is not below it"),
         ("cost.py", "def f():\n    import spikeprune.builders.x", "cost imports builders, which is not below it"),
-        ("models/student.py", "from ..modules import StudentModule", "models imports modules, which is not below it"),
+        ("models/student.py", "from ..modules import student", "models imports modules, which is not below it"),
         ("models/student.py", "from .outputs import Outputs", None),
         ("models/student.py", "from spikeprune.spiking.site import Site", None),
         ("tasks.py", "from spikeprune.schema import Config", "tasks imports schema, which is not below it"),

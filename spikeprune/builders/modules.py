@@ -14,7 +14,10 @@ from spikeprune.builders.networks import student_shape
 from spikeprune.data.corpus import CorpusData
 from spikeprune.models.student import Student
 from spikeprune.models.teacher import Teacher
-from spikeprune.modules import LossWeights, Optimization, StudentModule, TeacherModule
+from spikeprune.modules.objective import LossWeights
+from spikeprune.modules.optimizer import Optimization
+from spikeprune.modules.student import StudentModule
+from spikeprune.modules.teacher import TeacherModule
 from spikeprune.parts import Parts
 from spikeprune.schema import Stage
 

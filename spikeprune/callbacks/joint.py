@@ -118,7 +118,7 @@ class JointPruning(EpochSchedule):
         proportional. The press: an epoch that began at the limit and ended above the goal had too little of it."""
         data, size = trainer.datamodule, self.batch_size
         batches = self.placed(data.fixed_batches(-(-self.sentences // size), size, self.seed), module)
-        additions = ranks.mean(module.mean_additions(batches)).item()
+        additions = ranks.mean(module.objective.additions.mean(module.student, batches, module.forward_mode)).item()
         if self.settled and self.value > self.goal:
             self.press = min(2 * self.press, MOST_PRESS)
         self.settled = self.held
@@ -127,8 +127,8 @@ class JointPruning(EpochSchedule):
 
     def hand_over(self, module: L.LightningModule) -> None:
         if self.limit is not None:
-            module.limit.fill_(self.limit)
-            module.press.fill_(self.press)
+            module.objective.additions.limit.fill_(self.limit)
+            module.objective.additions.press.fill_(self.press)
 
     def decide(self, trainer: L.Trainer, module: L.LightningModule, progress: float) -> None:
         self.value = self.metered(trainer, module).value(module.student)

@@ -1,0 +1,1 @@
+"""LightningModules of teacher and student, the objective that a student minimises, and the optimizer."""

@@ -1,0 +1,107 @@
+"""The student learning from the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from spikeprune import distill
+from spikeprune.graphs import GraphedAnswers
+from spikeprune.models.answer import CHUNK, answer, replayable, state
+from spikeprune.models.outputs import INPUTS, Outputs
+from spikeprune.models.student import Student
+from spikeprune.models.teacher import Teacher
+from spikeprune.modules.objective import LossWeights, Objective
+from spikeprune.modules.task import TaskModule
+from spikeprune.size import Shape
+
+
+class StudentModule(TaskModule):
+    """Trains the student against the frozen teacher. Validation answers as `models.answer` says: the simulation, or its
+    closed form where there is one and `stepwise` does not ask for the steps."""
+
+    def __init__(
+        self,
+        student: Student,
+        teacher: Teacher,
+        *,
+        losses: LossWeights,
+        layer_map: Sequence[int],
+        shape: Shape,
+        forward_mode: str = "equilibrium",
+        replace_words: float = 0.0,
+        special: Sequence[int] = (),
+        stepwise: bool = False,
+        chunk: int = CHUNK,
+        **common,
+    ):
+        super().__init__(**common)
+        self.stepwise, self.chunk = stepwise, chunk
+        self.answers = None if self.graphed is None else GraphedAnswers(self.measured)
+        self.student, self.shape = student, shape
+        self.teacher = teacher.freeze()
+        self.losses, self.forward_mode, self.replace_words = losses, forward_mode, replace_words
+        self.objective = Objective(losses, layer_map=layer_map, shape=shape, regression=self.task.regression)
+        self.solved: dict[str, float] = {}  # of the last step's fixed points, where there is feedback
+        self.register_buffer("special", torch.tensor(list(special), dtype=torch.long), persistent=False)
+
+    def answer(self, batch: Mapping[str, Tensor]) -> Outputs:
+        inputs = {name: batch[name] for name in INPUTS}
+        if self.answers is None or not replayable(self.student, inputs["attention_mask"], self.stepwise):
+            return self.measured(inputs)
+        return self.answers(inputs, state(self.student))
+
+    def measured(self, inputs: Mapping[str, Tensor]) -> Outputs:
+        return answer(self.student, *inputs.values(), stepwise=self.stepwise, chunk=self.chunk)
+
+    def models(self) -> list[nn.Module]:
+        return [self.student, self.teacher]
+
+    def learn(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        inputs = [batch[name] for name in INPUTS]
+        outputs = self.student(*inputs, mode=self.forward_mode, rate=self.objective.reads_rates)
+        terms = self.objective(batch, outputs, self.student, self.teacher)
+        self.solved = outputs.solved
+        return {"loss": self.objective.total(terms), **{name: term.detach() for name, term in terms.items()}}
+
+    def learn_state(self) -> Hashable:
+        return tuple(self.student.steps), self.student.quantized
+
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self.objective.additions.fall(self.global_step / self.total_steps)
+
+    def on_after_backward(self) -> None:
+        """Steps and residuals of the fixed points, where there is feedback: backward has found the second."""
+        self.log_dict({f"train/feedback_{name}": float(value) for name, value in self.solved.items()})
+
+    def varied(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The batch with random words replaced where the configuration asks for it."""
+        if not self.replace_words:
+            return dict(batch)
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        changed = distill.replace_words(ids, mask, share=self.replace_words, special=self.special)
+        return {**batch, "input_ids": changed}
+
+    def sample_loss(self, batch: dict[str, Tensor], outputs: Outputs, lesson: Outputs | None = None) -> Tensor:
+        """`[B]`: the prediction losses of this stage, which criteria differentiate; the true labels' if it has none.
+        `lesson`: what the teacher says to this batch, where it has been asked already."""
+        losses, objective = self.losses, self.objective
+        if not losses.soft:
+            return objective.hard(batch, outputs)
+        loss = losses.soft * objective.soft(outputs, self.lesson(batch) if lesson is None else lesson)
+        return loss + losses.hard * objective.hard(batch, outputs) if losses.hard else loss
+
+    @torch.no_grad()
+    def lesson(self, batch: Mapping[str, Tensor]) -> Outputs:
+        """What the teacher says to this batch."""
+        return self.teacher(*(batch[name] for name in INPUTS))
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """The frozen teacher is the teacher stage's to keep; a resume checkpoint need not carry it again."""
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("teacher.")}
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["state_dict"].update({f"teacher.{k}": v for k, v in self.teacher.state_dict().items()})

@@ -1,0 +1,97 @@
+"""What teacher and student share as LightningModules: the training step, and quality on dev splits. Plain values in."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from spikeprune import ranks
+from spikeprune.graphs import GraphedTerms
+from spikeprune.metrics import main_metric, task_metrics
+from spikeprune.models.outputs import Outputs
+from spikeprune.modules.optimizer import Optimization, adamw
+from spikeprune.tasks import Task
+
+
+class TaskModule(L.LightningModule):
+    """What teacher and student share: optimization, and quality on each dev split under `val/`.
+
+    The first split logs `val/accuracy` …; a further one (MNLI's mismatched) `val/<split>/accuracy` …. `val/main` is
+    GLUE's number for the first.
+    """
+
+    def __init__(self, *, task: Task, dev_splits: Sequence[str], optimization: Optimization, graphs: bool = False):
+        super().__init__()
+        self.task, self.optimization = task, optimization
+        self.graphed = GraphedTerms(self.learn, self.models) if graphs else None
+        self.dev_splits = list(dev_splits)
+        self.dev_metrics = nn.ModuleList(task_metrics(task) for _ in self.dev_splits)
+
+    def configure_optimizers(self):
+        # not trainer.estimated_stepping_batches: that sets up the loader before a checkpoint is restored, and Lightning
+        # then never loads the loader's state, so a resumed run would begin with the first epoch's batches again
+        self.total_steps = len(self.trainer.datamodule.train_dataloader()) * self.trainer.max_epochs
+        return adamw(self, self.optimization, self.total_steps)
+
+    def answer(self, batch: Mapping[str, Tensor]) -> Outputs:
+        """The outputs that quality is judged by."""
+        raise NotImplementedError
+
+    def models(self) -> list[nn.Module]:
+        """Those that `learn` runs."""
+        raise NotImplementedError
+
+    def learn(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What a training batch teaches: `loss`, and each of its terms without gradient, all scalar."""
+        raise NotImplementedError
+
+    def learn_state(self) -> Hashable:
+        """What `learn` reads from Python and may change in the course of a stage."""
+        return None
+
+    def varied(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The batch as it is learnt from."""
+        return batch
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        batch = self.varied(batch)
+        terms = self.learn(batch) if self.graphed is None else self.graphed(batch, self.learn_state())
+        loss = terms["loss"]
+        logged = self.over_ranks({**terms, "loss": loss.detach().clone()})
+        self.log("train/loss", logged.pop("loss"), prog_bar=True)
+        if logged:
+            self.log_dict({f"train/{name}": term for name, term in logged.items()})
+        return loss
+
+    def over_ranks(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Their means over the processes, at the steps that are recorded; between those the process' own."""
+        if ranks.world() == 1 or (self.global_step + 1) % self.trainer.log_every_n_steps:
+            return values
+        return dict(zip(values, ranks.total(torch.stack(list(values.values()))) / ranks.world(), strict=True))
+
+    def idle_parameters(self) -> list[str]:
+        """Names of the trainable parameters that this stage's losses give no gradient, found on one sentence."""
+        batch = self.trainer.datamodule.fixed_batches(1, 1, 0)[0]
+        loss = self.learn({key: value.to(self.device) for key, value in batch.items()})["loss"]
+        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        grads = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
+        return [name for (name, _), grad in zip(named, grads, strict=True) if grad is None]
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Outputs:
+        outputs = self.answer(batch)
+        logits = outputs.logits.float()
+        predictions = logits[:, 0] if self.task.regression else logits.argmax(-1)
+        self.dev_metrics[dataloader_idx].update(predictions, batch["labels"])
+        return outputs
+
+    def on_validation_epoch_end(self) -> None:
+        for i, (split, metrics) in enumerate(zip(self.dev_splits, self.dev_metrics, strict=True)):
+            results = metrics.compute()
+            metrics.reset()
+            prefix = "val" if i == 0 else f"val/{split}"
+            self.log_dict({f"{prefix}/{name}": value for name, value in results.items()}, rank_zero_only=True)
+            if i == 0:
+                self.log("val/main", main_metric(self.task, results), prog_bar=True, rank_zero_only=True)

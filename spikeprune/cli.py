@@ -51,10 +51,10 @@ def _compact(args: argparse.Namespace) -> None:
 
 
 def _sync(args: argparse.Namespace) -> None:
-    from spikeprune import tracking
+    from spikeprune.tracking.sync import sync
 
     for run in args.runs:
-        print(f"{run}: {tracking.sync(run)}")
+        print(f"{run}: {sync(run)}")
 
 
 def _sweep(args: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning as L
 
-from spikeprune import processes, ranks, signals, tracking
+from spikeprune import processes, ranks, signals
 from spikeprune.builders import arithmetic
 from spikeprune.builders.networks import teacher_shape
 from spikeprune.config import differences, read_resolved, to_yaml
@@ -22,6 +22,7 @@ from spikeprune.size import parameters
 from spikeprune.stage import learn, teach
 from spikeprune.summary import data_facts, summarize_run
 from spikeprune.terminal import quiet, say
+from spikeprune.tracking import live, online
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -39,7 +40,7 @@ def run(config: Config) -> dict[str, Any]:
 def run_here(config: Config) -> dict[str, Any]:
     """`run` in one of its processes."""
     kernels = ranks.first(lambda: arithmetic.kernels(config))
-    mode = ranks.first(lambda: tracking.chosen_mode(config))
+    mode = ranks.first(lambda: online.chosen_mode(config))
     parts = ranks.first(lambda: prepare(config))
     directory = RunDir(config.run.dir)
     shared, why = ranks.first(lambda: shared_stages(parts) if config.run.start_from else ([], ""))
@@ -49,7 +50,7 @@ def run_here(config: Config) -> dict[str, Any]:
             if ranks.first(lambda: begin(parts, directory, lock)):
                 say(f"{directory.path}: is finished, nothing is run again")
                 return ranks.first(lambda: json.loads(directory.summary.read_text()))
-            with tracking.tracked(config, directory, mode, parts.active()):
+            with live.tracked(config, directory, mode, parts.active()):
                 return run_begun(parts, directory, kernels, shared, why)
         finally:
             lock.release()
@@ -120,7 +121,7 @@ def run_stages(parts: Parts, directory: RunDir, kernels: str) -> dict[str, Any]:
             teach(parts, directory)
         else:
             learn(parts, directory, name, before(stages, name))
-        tracking.stage_done(directory, name, stages)
+        live.stage_done(directory, name, stages)
     return ranks.first(lambda: finish(parts, directory, {"kernels": kernels}))
 
 
@@ -136,5 +137,5 @@ def finish(parts: Parts, directory: RunDir, facts: dict[str, Any]) -> dict[str, 
     summary = {**summarize_run(parts, directory), **facts}
     write_json(directory.summary, summary)
     directory.write_csv()
-    tracking.finished(parts.config, directory, summary)
+    live.finished(parts.config, directory, summary)
     return summary

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from spikeprune import ranks, tracking
+from spikeprune import ranks
 from spikeprune.builders import arithmetic, modules, networks, trainers
 from spikeprune.callbacks.joint import JointPruning, cost_in_unit
 from spikeprune.callbacks.resume import ResumeState
@@ -21,6 +21,7 @@ from spikeprune.report.table import budget_line
 from spikeprune.rundir import RunDir
 from spikeprune.saved import leave_student, leave_teacher, load_student, load_teacher
 from spikeprune.terminal import say
+from spikeprune.tracking import live
 
 
 def teach(parts: Parts, directory: RunDir) -> None:
@@ -61,7 +62,7 @@ def fit(parts: Parts, directory: RunDir, name: str, module: TaskModule) -> dict[
     ranks.first(lambda: directory.rewind_metrics(done, name, step))
     if resumed:
         say(f"goes on from step {step}")
-        tracking.replay(directory, name)
+        live.replay(directory, name)
     try:
         with arithmetic.products(parts.config):
             trainer.fit(module, datamodule=modules.stage_data(parts, name), ckpt_path=checkpoint if resumed else None)

@@ -17,13 +17,15 @@ import pytest
 from micro import BATCHES, GLUE, micro, write_sst2
 from wandb_server import Board, wandb_server
 
-from spikeprune import cli, tracking
+from spikeprune import cli
 from spikeprune.builders import trainers
 from spikeprune.config import load
 from spikeprune.errors import InputError
 from spikeprune.report.results import front, layer_rows, names, results
 from spikeprune.rundir import RunDir
 from spikeprune.tasks import get_task
+from spikeprune.tracking import live
+from spikeprune.tracking import online as connection
 
 KEY = "0" * 40
 STAGES = ("teacher", "internal_kd", "spatial")
@@ -58,7 +60,7 @@ def leg(arguments: list[str], log: Path, environment: dict[str, str], kill: tupl
     with log.open("ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    tracking.FINISH = int(os.environ.get("FINISH", tracking.FINISH))
+    live.FINISH = int(os.environ.get("FINISH", live.FINISH))
     plain = trainers.stage_callbacks
     if kill:
         trainers.stage_callbacks = lambda parts, name, run: (
@@ -294,8 +296,8 @@ def silent_server(monkeypatch):
         listening.bind(("127.0.0.1", 0))
         listening.listen()
         address = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        monkeypatch.setattr(tracking, "server", lambda: address)
-        monkeypatch.setattr(tracking, "LOOK", 0.3)
+        monkeypatch.setattr(connection, "server", lambda: address)
+        monkeypatch.setattr(connection, "LOOK", 0.3)
         monkeypatch.delenv("WANDB_MODE", raising=False)
         yield address
 
@@ -307,22 +309,22 @@ def config(*overrides: str):
 def test_a_server_that_says_nothing_is_not_waited_for(silent_server, monkeypatch, capsys) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     begin = time.monotonic()
-    assert tracking.chosen_mode(config()) == "offline"
+    assert connection.chosen_mode(config()) == "offline"
     assert time.monotonic() - begin < 5
     assert "gave no answer in 0.3 s; `spikeprune sync" in capsys.readouterr().out.replace("s`", "s; `", 1)
     with pytest.raises(InputError, match=rf"run.wandb_mode = online: {silent_server} gave no answer"):
-        tracking.chosen_mode(config("run.wandb_mode=online"))
+        connection.chosen_mode(config("run.wandb_mode=online"))
 
 
 def test_no_key_is_offline_and_online_by_word_is_refused(silent_server, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert tracking.chosen_mode(config()) == "offline"
+    assert connection.chosen_mode(config()) == "offline"
     with pytest.raises(InputError, match="there is no key for .*; set WANDB_API_KEY"):
-        tracking.chosen_mode(config("run.wandb_mode=online"))
+        connection.chosen_mode(config("run.wandb_mode=online"))
     host = silent_server.removeprefix("http://")
     (tmp_path / "netrc").write_text(f"machine {host}\n  login user\n  password {KEY}\n")
-    assert tracking.unready().startswith(f"{silent_server} gave no answer")  # the key was found
+    assert connection.unready().startswith(f"{silent_server} gave no answer")  # the key was found
 
 
 @pytest.mark.parametrize(
@@ -336,7 +338,7 @@ def test_no_key_is_offline_and_online_by_word_is_refused(silent_server, tmp_path
 )
 def test_the_mode_is_by_key_then_by_environment(overrides, said, mode, monkeypatch) -> None:
     monkeypatch.setenv("WANDB_MODE", said)
-    assert tracking.chosen_mode(config(*overrides)) == mode
+    assert connection.chosen_mode(config(*overrides)) == mode
 
 
 def test_a_refused_key_is_one_sentence_and_nothing_is_trained(tmp_path, glue) -> None:

@@ -16,7 +16,7 @@ from spikeprune.callbacks.resume import AtomicCheckpointIO
 from spikeprune.parts import Parts
 from spikeprune.rundir import RunDir
 from spikeprune.schema import Config
-from spikeprune.tracking import StageCharts
+from spikeprune.tracking.live import StageCharts
 
 # the loaders share out batches among processes by themselves; a sanity check would count operations of nothing
 COMMON = {"use_distributed_sampler": False, "num_sanity_val_steps": 0}

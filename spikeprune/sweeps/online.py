@@ -12,7 +12,7 @@ from pathlib import Path
 from spikeprune.errors import InputError
 from spikeprune.sweeps.machine import gpus
 from spikeprune.sweeps.spec import Sweep
-from spikeprune.tracking import agent_command, create_sweep
+from spikeprune.tracking.sweeps import agent_command, create_sweep
 
 JOB = Path("experiments/slurm/sweep.sh")
 

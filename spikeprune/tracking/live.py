@@ -1,115 +1,32 @@
-"""Weights & Biases: one run for a whole pipeline, stages as groups of charts. The only file that knows wandb.
+"""A W&B run while its stages run: opened once, a group of charts for each stage, results at each stage's end.
 
 Every value goes into the row of its true step, counted over all stages, and each leg of a run first logs again what
 `metrics.jsonl` and the stages' records hold of the earlier ones. Rows that the server has are left out. So an online
-run is whole though a leg before it was offline or was killed, the newest offline leg holds all of the run, and `sync`
-needs the run directory alone.
+run is whole though a leg before it was offline or was killed, the newest offline leg holds all of the run, and
+`sync.py` needs the run directory alone.
 """
 
 from __future__ import annotations
 
-import json
-import netrc
 import os
 import secrets
 import sys
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from spikeprune import ranks
-from spikeprune.config import read_resolved
 from spikeprune.errors import InputError
 from spikeprune.report.results import layer_rows, results
 from spikeprune.rundir import WEIGHTS, RunDir, write_atomic
 from spikeprune.schema import Config
+from spikeprune.tracking import online
 
-LOOK = 5.0  # seconds that a server has to answer before the run goes on offline
 INIT, FINISH = 30, 30  # seconds for a run's first and last words; wandb's own are 90 and no end
-
-
-# ------------------------------------------------------------------------------------------------- online or offline
-
-
-def chosen_mode(config: Config) -> str:
-    """`off`, `online` or `offline`. Raises InputError where `run.wandb_mode=online` cannot be.
-
-    `auto` follows WANDB_MODE where that is set; else it is online with a key and a server that answers at once.
-    """
-    wanted, said = config.run.wandb_mode, os.environ.get("WANDB_MODE", "")
-    if not config.run.wandb or (wanted == "auto" and said == "disabled"):
-        return "off"
-    _keep_files_in(config.run.dir)
-    if wanted == "offline" or (wanted == "auto" and said in ("offline", "dryrun")):
-        return "offline"
-    lacking = unready()
-    if not lacking:
-        return "online"
-    if wanted == "online":
-        raise InputError(f"run.wandb_mode = online: {lacking}, or use run.wandb_mode=offline")
-    print(f"W&B: offline, since {lacking.partition(';')[0]}; `spikeprune sync {config.run.dir}` sends it", flush=True)
-    return "offline"
-
-
-def _keep_files_in(run_dir: str | Path) -> None:
-    """What waits to be sent belongs to the run, not to a home that another machine may not have."""
-    os.environ.setdefault("WANDB_DATA_DIR", str(Path(run_dir).absolute() / "wandb" / "data"))
-
-
-def unready() -> str:
-    """What keeps this machine from W&B's server, and after a semicolon what to do; empty where nothing does."""
-    url = server()
-    if not _key(url):
-        return f"there is no key for {url}; set WANDB_API_KEY or run `wandb login`"
-    if not _answers(url):
-        return f"{url} gave no answer in {LOOK:g} s; try from a machine that reaches it"
-    return ""
-
-
-def server() -> str:
-    import wandb
-
-    return wandb.setup().settings.base_url
-
-
-def _key(url: str) -> str | None:
-    """The key where the client looks for it; asking the client itself would ask the server too."""
-    if os.environ.get("WANDB_API_KEY"):
-        return os.environ["WANDB_API_KEY"]
-    try:
-        entry = netrc.netrc(os.environ.get("NETRC")).authenticators(urlsplit(url).netloc)
-    except (OSError, netrc.NetrcParseError):
-        return None
-    return entry[2] if entry else None
-
-
-def _answers(url: str) -> bool:
-    """Whether anything at all comes back; in a thread, for a name server may be silent for longer than any timeout."""
-    heard = threading.Event()
-
-    def ask() -> None:
-        try:
-            urllib.request.urlopen(url, timeout=LOOK).close()
-        except urllib.error.HTTPError:
-            pass  # an answer too
-        except (OSError, ValueError):
-            return
-        heard.set()
-
-    threading.Thread(target=ask, daemon=True).start()
-    return heard.wait(LOOK)
-
-
-# ------------------------------------------------------------------------------------------------------- a live run
 
 
 def wandb_id(run: RunDir) -> str:
@@ -136,14 +53,14 @@ def tracked(config: Config, run: RunDir, mode: str, stages: list[str], patient: 
     try:
         yield
     except BaseException as error:
-        opened = _open_run()
+        opened = open_run()
         if opened is not None and not isinstance(error, Exception):
             opened.mark_preempting()  # interrupted: a sweep may give the trial out again, and it goes on
         if opened is not None:
             opened.finish(exit_code=1)
         raise
-    if _open_run() is not None:
-        _open_run().finish()
+    if open_run() is not None:
+        open_run().finish()
 
 
 def _open(config: Config, run: RunDir, mode: str, stages: list[str], patient: bool) -> None:
@@ -162,7 +79,7 @@ def _open(config: Config, run: RunDir, mode: str, stages: list[str], patient: bo
         )
     except wandb.errors.Error as error:
         reason, otherwise = str(error).splitlines()[0], "mend the key, or use run.wandb_mode=offline"
-        raise InputError(f"W&B ({server()}) refused the run: {reason}; {otherwise}") from None
+        raise InputError(f"W&B ({online.server()}) refused the run: {reason}; {otherwise}") from None
     opened.define_metric("global_step", hidden=True)
     for group in (*stages, "result"):
         opened.define_metric(f"{group}/*", step_metric="global_step")
@@ -171,21 +88,21 @@ def _open(config: Config, run: RunDir, mode: str, stages: list[str], patient: bo
         stage_done(run, stage, stages)
 
 
-def _open_run() -> Any:
+def open_run() -> Any:
     """wandb's run of this process, or None; without loading wandb where nobody did."""
     return getattr(sys.modules.get("wandb"), "run", None)
 
 
 def log(values: Mapping[str, Any], global_step: int) -> None:
     """Into the row of that step, unless the server has it from an earlier leg."""
-    run = _open_run()
+    run = open_run()
     if run is not None and global_step >= run.starting_step:
         run.log({**values, "global_step": global_step}, step=global_step)
 
 
 def replay(run: RunDir, stage: str) -> None:
     """Log again what earlier legs have left of a stage in `metrics.jsonl`."""
-    if _open_run() is None:
+    if open_run() is None:
         return
     for record in (r for r in run.read_metrics() if r["stage"] == stage):
         values = {k: v for k, v in record.items() if k not in ("stage", "step", "global_step")}
@@ -212,7 +129,7 @@ class StageCharts(Logger):
 
 def stage_done(run: RunDir, stage: str, stages: list[str]) -> None:
     """Log what a finished stage measured: quality beside cost as `result/…`, and each layer's heads, neurons, steps."""
-    if _open_run() is None:
+    if open_run() is None:
         return
     import wandb
 
@@ -231,15 +148,15 @@ def stage_done(run: RunDir, stage: str, stages: list[str]) -> None:
 def _can_store(what: str) -> bool:
     """Whether an artifact can be logged now: the client asks the server about it first, and raises where that is gone;
     all else waits in the run's own file."""
-    if _open_run().offline or _answers(server()):
+    if open_run().offline or online.answers(online.server()):
         return True
-    print(f"W&B: {server()} gave no answer in {LOOK:g} s; {what} is left out", flush=True)
+    print(f"W&B: {online.server()} gave no answer in {online.LOOK:g} s; {what} is left out", flush=True)
     return False
 
 
 def finished(config: Config, run: RunDir, summary: Mapping[str, Any]) -> None:
     """Mark what the run ended with, and where asked for store the compressed student."""
-    opened = _open_run()
+    opened = open_run()
     if opened is None:
         return
     import wandb
@@ -254,51 +171,3 @@ def finished(config: Config, run: RunDir, summary: Mapping[str, Any]) -> None:
         for path in (folder / WEIGHTS, folder / "student.json", run.config, run.summary):
             artifact.add_file(str(path), policy="immutable", skip_cache=True)
         opened.log_artifact(artifact)
-
-
-# ------------------------------------------------------------------------------------------------------------- sync
-
-
-def sync(run_dir: str | Path) -> str:
-    """Send a run directory to W&B's server, as far as it is not there; returns the run's address.
-
-    From the run's own records, so that any number of offline legs, killed ones too, are one run with each step once.
-    Raises InputError where there is no run, no key or no server.
-    """
-    run = RunDir.open(run_dir)
-    _keep_files_in(run_dir)
-    lacking = unready()
-    if lacking:
-        raise InputError(f"{run_dir}: cannot be sent: {lacking}")
-    config = read_resolved(run.config)
-    begun = {record["stage"] for record in run.read_metrics()}
-    stages = [name for name in config.run.stages if run.finished(name) or name in begun]
-    with tracked(config, run, "online", stages, patient=True):
-        for stage in (name for name in stages if not run.finished(name)):
-            replay(run, stage)
-        if run.summary.is_file():
-            finished(config, run, json.loads(run.summary.read_text()))
-        return _open_run().url or _open_run().id
-
-
-# ------------------------------------------------------------------------------------------------- sweeps of a server
-
-
-def create_sweep(tree: Mapping[str, Any], project: str) -> str:
-    """Make a sweep on the server; returns project/id, which agents take. Raises InputError where it cannot be."""
-    lacking = unready()
-    if lacking:
-        raise InputError(f"a sweep on W&B's server cannot be: {lacking}; --local runs the same file without a server")
-    import wandb
-
-    try:
-        sweep = wandb.sweep(dict(tree), entity=tree.get("entity"), project=project)
-    except wandb.errors.Error as error:
-        raise InputError(f"W&B ({server()}) refused the sweep: {str(error).splitlines()[0]}") from None
-    return "/".join(part for part in (tree.get("entity"), project, sweep) if part)
-
-
-def agent_command(sweep: str, count: int | None = None) -> list[str]:
-    """Of an agent that hands signals on to its trial; without it a trial outlives its agent."""
-    run = [sys.executable, "-m", "wandb", "agent", "--forward-signals"]
-    return [*run, *(["--count", str(count)] if count else []), sweep]

@@ -117,6 +117,9 @@ def test_a_whole_run_writes_what_it_measured(tmp_path, monkeypatch) -> None:
     assert "| simulation: times as fast as a loop over steps" in text and "2 · 10⁹ bytes a second" in text
     closed = [row["bytes"] for row in written["growth"] if row["way"] == "accumulate, closed form" and row["N"] == 8]
     assert closed[0] == closed[1]  # memory at T = 2 and at T = 3
+    monkeypatch.setattr(report, "KEPT", tmp_path / "kept")
+    report.keep(tmp_path / "bench-cpu.json", report.PARTS)
+    assert [path.name for path in report.KEPT.iterdir()] == ["cpu.json"]  # nothing of it was missed
 
 
 def test_goals_say_whether_they_are_met() -> None:
@@ -129,6 +132,47 @@ def test_goals_say_whether_they_are_met() -> None:
 def test_the_readme_is_what_the_kept_results_give() -> None:
     readme = report.README.read_text()
     assert report.BEGIN in readme and report.with_results(readme, report.kept_results()) == readme
+
+
+def kept(parts, folder: Path, monkeypatch, *, without: str | None = None) -> dict[str, dict]:
+    """What is in the folder of results after one with all parts, or all but one, has been taken in; by name."""
+    groups = {"simulation": "simulation", "evaluation": "evaluation, accumulate", "training": "training step"}
+    made = {part: [part] if part in ("profiles", "growth") else {"group": groups[part]} for part in report.PARTS}
+    made.pop(without, None)
+    results = {"made": {"device": "cpu"}, "rows": [row for row in made.values() if "group" in row]}
+    results |= {part: made.get(part, []) for part in ("profiles", "growth")}
+    path = folder / "result.json"
+    path.write_text(json.dumps(results))
+    monkeypatch.setattr(report, "KEPT", folder / "kept")
+    report.keep(path, parts)
+    return {path.stem: json.loads(path.read_text()) for path in report.KEPT.iterdir()}
+
+
+def test_all_parts_of_a_result_are_kept_under_its_device(tmp_path, monkeypatch) -> None:
+    found = kept(report.PARTS, tmp_path, monkeypatch)
+    assert set(found) == {"cpu"} and found["cpu"]["growth"] == ["growth"] and found["cpu"]["profiles"] == ["profiles"]
+    assert [row["group"] for row in found["cpu"]["rows"]] == ["simulation", "evaluation, accumulate", "training step"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "name", "groups", "others"),
+    [
+        (["training"], "cpu-training", ["training step"], []),
+        (["simulation", "evaluation"], "cpu-evaluation-simulation", ["simulation", "evaluation, accumulate"], []),
+        (["growth", "evaluation"], "cpu-evaluation-growth", ["evaluation, accumulate"], ["growth"]),
+    ],
+)
+def test_some_parts_are_kept_under_their_names(parts, name, groups, others, tmp_path, monkeypatch) -> None:
+    """The rows of the others are left out."""
+    found = kept(parts, tmp_path, monkeypatch)
+    assert set(found) == {name}
+    assert [row["group"] for row in found[name]["rows"]] == groups
+    assert found[name]["growth"] + found[name]["profiles"] == others
+
+
+def test_a_result_that_lacks_a_part_is_kept_under_those_it_has(tmp_path, monkeypatch) -> None:
+    found = kept(report.PARTS, tmp_path, monkeypatch, without="profiles")
+    assert set(found) == {"cpu-evaluation-growth-simulation-training"} and len(found.popitem()[1]["rows"]) == 3
 
 
 def test_without_a_gpu_it_says_so() -> None:

@@ -1,12 +1,15 @@
 """Several GPUs against one: throughput of sst2's internal_kd at a fixed batch per GPU, and what the students then know.
 
 python experiments/bench_ddp.py --data path/to/glue --teacher path/to/minilm-l6-h384 [--devices 2] [key=value …]
+python experiments/bench_ddp.py … --speed-only      # throughput alone: no prediction_kd, no leg `same`
 
 Hardware: one machine with two NVIDIA GPUs. Every leg is a run of its own process, as `spikeprune train` makes it, from
 the same teacher; one device and several take turns. A block is 25 optimizer steps, timed between two synchronizations,
 after the first 100, in which shapes of batches are captured as CUDA graphs. Leg `same` has one device's batch over
 all of them: then the steps are the same too, and the metrics may differ by chance alone; at a fixed batch per device,
-leg `many`, there are fewer steps.
+leg `many`, there are fewer steps. Where a leg's seconds went is printed behind it: start (imports, processes meeting),
+data (`--train-limit` sentences drawn, then tokenized), teacher (trained in the first leg, copied into the others), and
+each stage with its measurement.
 """
 
 from __future__ import annotations
@@ -19,7 +22,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -61,16 +66,41 @@ class Clock(L.Callback):
             write_json(self.path, rates)
 
 
-def leg(folder: Path, warm: int, block: int, overrides: list[str]) -> None:
-    """One run, with a clock in its internal_kd."""
-    plain = trainers.stage_callbacks
+class Stopwatch:
+    """Seconds of a leg's parts, as rank 0 sees them; `since`: when its process was asked for, in `time.time`."""
+
+    def __init__(self, since: float):
+        self.since, self.seconds = since, {}
+
+    def timed(self, work: Callable[..., Any], name: Callable[..., str]) -> Callable[..., Any]:
+        """`work`, whose seconds are added to those of `name(arguments)`."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            begin = time.time()
+            self.seconds.setdefault("start", begin - self.since)  # ends where the first part begins
+            try:
+                return work(*args, **kwargs)
+            finally:
+                part = name(*args, **kwargs)
+                self.seconds[part] = self.seconds.get(part, 0.0) + time.time() - begin
+
+        return run
+
+
+def leg(folder: Path, warm: int, block: int, since: float, overrides: list[str]) -> None:
+    """One run, with a clock in its internal_kd, and one for each of its parts."""
+    plain, watch = trainers.stage_callbacks, Stopwatch(since)
 
     def with_clock(parts, name, run):
         clock = [Clock(folder / "blocks.json", warm, block)] if name == "internal_kd" else []
         return [*clock, *plain(parts, name, run)]
 
     trainers.stage_callbacks = with_clock
-    pipeline.run(load(GLUE, [*overrides, f"run.dir={folder}"]))
+    pipeline.prepare = watch.timed(pipeline.prepare, lambda *_: "data")
+    pipeline.teach = watch.timed(pipeline.teach, lambda *_: "teacher")
+    pipeline.learn = watch.timed(pipeline.learn, lambda parts, directory, name, parent: name)
+    pipeline.run(load(GLUE, [*overrides, f"run.dir={folder}"]))  # only rank 0 returns
+    write_json(folder / "parts.json", watch.seconds)
 
 
 def measure(args: argparse.Namespace, folder: Path, devices: int, batch: int, stages: tuple[str, ...]) -> dict:
@@ -84,19 +114,25 @@ def measure(args: argparse.Namespace, folder: Path, devices: int, batch: int, st
         *("data.source=dir", f"data.dir={args.data}", f"teacher.checkpoint={args.teacher}"),
         *(f"data.train_limit={args.train_limit}", "compress.heads=1.0", "compress.ffn=1.0", "compress.t_steps=null"),
         *("stages.teacher.epochs=1", "stages.internal_kd.epochs=1", "stages.prediction_kd.epochs=1"),
+        *(["stages.teacher.batch_size=256"] if args.speed_only else []),  # it need not know much
         *("run.checkpoint_every=1000000", *args.overrides, f"run.devices={devices}"),
         *(f"stages.{name}.batch_size={batch}" for name in STAGES[1:]),
     ]
-    plan = ["--leg", str(folder), "--warm", str(args.warm), "--block", str(args.block), *overrides]
-    subprocess.run([sys.executable, __file__, *plan], check=True)
-    run = RunDir(folder)
+    plan = ["--leg", str(folder), "--warm", str(args.warm), "--block", str(args.block)]
+    begin = time.time()
+    subprocess.run([sys.executable, __file__, *plan, "--since", str(begin), *overrides], check=True)
+    whole, run = time.time() - begin, RunDir(folder)
     if not teacher.is_dir():
         shutil.copytree(run.stage("teacher"), teacher)
     measured = {name: run.record(name) for name in stages}
+    parts = json.loads((folder / "parts.json").read_text())
+    parts |= {"rest": whole - sum(parts.values())}
+    print(f"   {whole:.1f} s: {', '.join(f'{part} {seconds:.1f}' for part, seconds in parts.items())}", flush=True)
     return {
         "blocks": json.loads((folder / "blocks.json").read_text()),
         "main": {name: record["main"] for name, record in measured.items()},
         "steps": measured["internal_kd"]["steps"],
+        "parts": parts,
         "ac": measured[stages[-1]]["cost"]["ac"],
     }
 
@@ -109,24 +145,25 @@ def spread(values: list[float]) -> str:
 def compare(args: argparse.Namespace) -> None:
     n, b = args.devices, args.batch
     one, many, same = f"1 × {b}", f"{n} × {b}", f"{n} × {b // n}"
-    legs = [(one, 1, b), (many, n, n * b), *([(same, n, b)] if args.same else [])]
+    legs = [(one, 1, b), (many, n, n * b), *([(same, n, b)] if args.same and not args.speed_only else [])]
     found: dict[str, dict] = {}
     for turn in range(args.rounds):
         for name, devices, batch in legs[: 3 if turn == 0 else 2]:
             print(f"-- {name}, round {turn + 1} of {args.rounds}", flush=True)
             folder = args.work / f"{devices}x{batch}-{turn}"
-            result = measure(args, folder, devices, batch, STAGES if turn == 0 else STAGES[:2])
+            result = measure(args, folder, devices, batch, STAGES if turn == 0 and not args.speed_only else STAGES[:2])
             found.setdefault(name, result | {"blocks": []})["blocks"] += result["blocks"]
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(f"\n{where}, torch {torch.__version__}, sst2 internal_kd, devices × sentences each")
-    print(f"{'':10} sentences/s: median (quartiles)          steps  internal_kd  prediction_kd  additions/sentence")
+    learnt = [stage for stage in STAGES[1:] if stage in found[one]["main"]]
+    print(f"{'':10} {'sentences/s: median (quartiles)':40} {'steps':>8}  {'  '.join(learnt)}  additions/sentence")
     for name, r in found.items():
-        main = [f"{100 * r['main'][stage]:.2f}" for stage in STAGES[1:]]
-        print(f"{name:10} {spread(r['blocks']):40} {r['steps']:8}  {main[0]:>11}  {main[1]:>13}  {r['ac']:18.0f}")
+        main = "  ".join(f"{100 * r['main'][stage]:{len(stage)}.2f}" for stage in learnt)
+        print(f"{name:10} {spread(r['blocks']):40} {r['steps']:8}  {main}  {r['ac']:18.0f}")
     medians = {name: statistics.median(r["blocks"]) for name, r in found.items()}
     print(f"teacher {100 * found[one]['main']['teacher']:.2f}")
     print(f"speed-up at {b} a device: {medians[many] / medians[one]:.2f} ×")
-    if args.same:
+    if same in found:
         print(f"speed-up at {b} over all: {medians[same] / medians[one]:.2f} ×")
     if args.json:
         write_json(args.json, {"device": where, "torch": torch.__version__, "legs": found})
@@ -143,12 +180,14 @@ def main() -> None:
     parser.add_argument("--warm", type=int, default=100, help="steps before the first block")
     parser.add_argument("--block", type=int, default=25, help="steps")
     parser.add_argument("--same", action=argparse.BooleanOptionalAction, default=True, help="the third leg too")
+    parser.add_argument("--speed-only", action="store_true", help="no prediction_kd and no third leg")
     parser.add_argument("--json", type=Path, help="write every block and metric there")
     parser.add_argument("--leg", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--since", type=float, help=argparse.SUPPRESS)
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="of the configuration, for every leg")
     args = parser.parse_intermixed_args()
     if args.leg:
-        leg(args.leg, args.warm, args.block, args.overrides)
+        leg(args.leg, args.warm, args.block, args.since, args.overrides)
         return
     if not args.data or not args.teacher:
         parser.error("--data and --teacher are needed")

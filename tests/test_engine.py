@@ -20,7 +20,7 @@ from spikeprune.models import engine
 from spikeprune.models.answer import answer
 from spikeprune.models.compact import compact
 from spikeprune.models.student import Student
-from spikeprune.spiking import kernels, limbs, passes
+from spikeprune.spiking import kernels, limbs, norm_attention
 from spikeprune.spiking.closed import tokens_sum
 from spikeprune.spiking.coding import drive_running_mean
 from spikeprune.spiking.flow import Pass
@@ -133,7 +133,7 @@ def compare_norms(device: str, sizes=((33, 100), (5, 384))) -> None:
         with torch.no_grad():
             expected = fired(norm(y[..., :columns] + back), site)
         how = {"steps": len(y), "asr_norm": float(leak_weights(t, leak).sum())}
-        train, value = passes.normed(y, residual, theta, units, norm, site, value=True, **how)
+        train, value = norm_attention.normed(y, residual, theta, units, norm, site, value=True, **how)
         case = f"{mode}, {kind}, leak {leak}, T {t}, {rows} x {columns}"
         assert differing(train[..., :columns], expected) < 1e-3 and not train[..., columns:].any(), case
         s = train[..., :columns].float()
@@ -141,7 +141,7 @@ def compare_norms(device: str, sizes=((33, 100), (5, 384))) -> None:
         weights = torch.ones(1) if mode == CLOSED else leak_weights(t, leak)
         a = torch.einsum("t,tnd->nd", weights.to(s), s) / how["asr_norm"]
         torch.testing.assert_close(value, site.theta * a, rtol=1e-5, atol=1e-6)
-        train, value = passes.constant(y[0, :, :columns].contiguous(), site, width=width, **how)
+        train, value = norm_attention.constant(y[0, :, :columns].contiguous(), site, width=width, **how)
         plain = site._replace(mode=PER_STEP if mode == RUNNING else mode)
         expected = fired(y[:1, :, :columns].expand(len(train), -1, -1), plain)
         expected = expected.cumsum(0) if mode == RUNNING else expected
@@ -158,7 +158,7 @@ def compare_attention(device: str, sizes=((2, 20, 3, 16), (1, 150, 2, 32))) -> N
         site, units = firing(width, mode, kind, leak, t, device), engine.units(mode, len(q), t, q.device)
         site = site._replace(theta=site.theta / 3)
         how = {"steps": len(q), "heads": heads, "size": size}
-        train = passes.attended(q, pair, *thetas, units, tokens, site, **how)
+        train = norm_attention.attended(q, pair, *thetas, units, tokens, site, **how)
         at = units[:, None, None]
         q, k, v = (
             x[..., :inner].double().view(-1, b, n, heads, size).transpose(2, 3)
@@ -177,7 +177,7 @@ def compare_counts(device: str) -> None:
         tokens = torch.rand(2, n, device=device) < 0.7
         s = train.float().diff(dim=0, prepend=torch.zeros_like(train[:1].float())) if mode == RUNNING else train.float()
         expected = torch.stack([tokens_sum(x.abs(), tokens) for x in s.view(3, 2, n, 192)])[..., :150]
-        assert torch.equal(passes.counted(train, tokens, 150, running=mode == RUNNING), expected)
+        assert torch.equal(norm_attention.counted(train, tokens, 150, running=mode == RUNNING), expected)
 
 
 def student_and_batch(**options) -> tuple[Student, dict[str, torch.Tensor]]:

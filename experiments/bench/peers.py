@@ -30,7 +30,7 @@ def current(student: Student, ids: Tensor) -> Tensor:
 
 
 def fused_attention(layer, q: Tensor, k: Tensor, v: Tensor, tokens: Tensor) -> Tensor:
-    return layer.fused(q, k, v, tokens)
+    return layer.attention(q, k, v, tokens)
 
 
 def plain_attention(layer, q: Tensor, k: Tensor, v: Tensor, tokens: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
-"""A whole student evaluated on the tensor cores: whole numbers between its layers, four kernels a layer.
+"""A whole student evaluated on the tensor cores: whole numbers between its layers, four kinds of kernels.
 
-What `Student.encode` computes where no gradient is wanted, with `kernels=triton` and where `covers` says so: the
-simulation of the codings that tick together, and the closed form. Per layer: one product for query, key and value with
-the neurons of the latter two behind it, attention and context, a product and a layer norm, a product, gelu and its
-neurons, a product and a layer norm. Between them spikes or counts travel as bytes (see `spiking.limbs`).
+`encode` stands in for `Student.encode` and all layers and sites where `covers` says so: on a GPU, without gradient, for
+the closed form and for the simulation of the codings that tick together. Per layer: one product for query, key and
+value with the neurons of the latter two behind it, attention and context, a product and a layer norm, a product, gelu
+and its neurons, a product and a layer norm. Between them spikes or counts travel as bytes (see `spiking.limbs`). `held`
+is how it reads weights, thresholds and masks. The embedding's current and the answer are the student's own.
 
 The arithmetic is float32's or better, but not bit for bit that of the torch path: sums of spikes are exact here. A
 current within rounding of its threshold may fire on one side only.
@@ -24,11 +25,12 @@ from transformers.activations import GELUActivation
 
 from spikeprune.models.matrices import acting_weight, matrix
 from spikeprune.models.quant import MATRICES
-from spikeprune.spiking import limbs, passes
+from spikeprune.spiking import limbs
 from spikeprune.spiking.flow import Pass, Signal
 from spikeprune.spiking.kernels import KINDS
 from spikeprune.spiking.limbs import CLOSED, GELU, MOST, PER_STEP, RUNNING, Firing, Limbs, padded
 from spikeprune.spiking.neurons import leak_weights
+from spikeprune.spiking.norm_attention import attended, constant, counted, normed
 from spikeprune.spiking.site import Site
 
 if TYPE_CHECKING:
@@ -41,7 +43,12 @@ WIDEST = 4096  # channels of a row that layer norm holds
 
 
 def covers(student: Student, run: Pass) -> bool:
-    """Whether the engine computes this pass; else the sites do, each by itself."""
+    """Whether the engine computes this pass; else the sites do, each by itself.
+
+    It does without gradient and autocast, in float32 on CUDA with `kernels=triton`, where no more is asked for than
+    values and counts, of a network that is `shaped`: the closed form of IF neurons, and the simulation in `per_step` or
+    (IF) `running_mean` where no layer fires longer than the one below it; trains that hold counts up to MOST steps.
+    """
     site, steps = student.embedding.site, student.steps
     asked = run.rate or run.trace or run.scores or run.pulses or run.deaden is not None or run.settled is not None
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cuda") or asked:
@@ -82,8 +89,9 @@ class Layer:
     out: Limbs
     up: Limbs
     down: Limbs
-    pair: tuple[Tensor, Tensor]  # theta and 1 of query (1, 0), key and value
-    context: tuple[Tensor, Tensor]  # theta and mask
+    # of each site, theta and which channels fire
+    kv: tuple[Tensor, Tensor]  # behind the query's columns, which do not: theta 1, mask 0
+    context: tuple[Tensor, Tensor]
     attention: tuple[Tensor, Tensor]
     intermediate: tuple[Tensor, Tensor]
     output: tuple[Tensor, Tensor]
@@ -91,6 +99,8 @@ class Layer:
 
 @dataclass
 class Held:
+    """What the kernels read of a student."""
+
     version: tuple
     serial: int  # another where tensors have been replaced
     embedding: tuple[Tensor, Tensor]
@@ -120,11 +130,6 @@ def held(student: Student, counts: bool) -> Held:
         return _held(student, counts)
 
 
-def stamps(student: Student) -> tuple:
-    """Which tensors the engine holds of this student, after an update of each."""
-    return tuple(held(student, counts).serial for counts in _HELD.get(student, ()))
-
-
 def _held(student: Student, counts: bool) -> Held:
     own, now = _HELD.setdefault(student, {}), version(student)
     if counts not in own:
@@ -132,6 +137,11 @@ def _held(student: Student, counts: bool) -> Held:
     elif own[counts].version != now:
         refresh(own[counts], prepare(student, counts, now))
     return own[counts]
+
+
+def stamps(student: Student) -> tuple:
+    """Which tensors the engine holds of this student, after an update of each."""
+    return tuple(held(student, counts).serial for counts in _HELD.get(student, ()))
 
 
 def refresh(old: Held, new: Held) -> None:
@@ -162,7 +172,7 @@ def prepare(student: Student, counts: bool, now: tuple) -> Held:
                 out=part("out", layer.context_site.theta),
                 up=part("up", layer.attention_site.theta),
                 down=part("down", layer.intermediate_site.theta),
-                pair=tuple(torch.cat([fill, k, v]) for fill, k, v in zip(nothing(key[0]), key, value, strict=True)),
+                kv=tuple(torch.cat([fill, k, v]) for fill, k, v in zip(nothing(key[0]), key, value, strict=True)),
                 context=wide(layer.context_site, kept),
                 attention=wide(layer.attention_site),
                 intermediate=wide(layer.intermediate_site, ffn),
@@ -207,35 +217,41 @@ def encode(student: Student, input_ids: Tensor, token_type_ids: Tensor, *, run: 
     def asr_norm(t: int) -> float:
         return float(leak_weights(t, leak).sum())
 
+    # the names of the formulas in `student.py`: a, k, v, c, h, f are trains, q and y currents in float32
     current = student.embedding.current(input_ids, token_type_ids).flatten(0, 1)  # [B N, D]
     steps = 1 if closed else total
     how = {"steps": steps, "width": padded(shape[-1]), "asr_norm": asr_norm(total)}
-    train, value = passes.constant(current, firing(ready.embedding, total), **how)
-    counting({"embedding": (train, shape[-1])})
+    a, value = constant(current, firing(ready.embedding, total), **how)  # [S, B N, D padded], [B N, D]
+    counting({"embedding": (a, shape[-1])})
     hidden, below = [value.view(shape)], (ready.embedding[0], total)
     for layer, own, t in zip(student.layers, ready.layers, totals, strict=True):
         steps, fires = 1 if closed else t, lambda arrays, t=t: firing(arrays, t)
         inner, unit = layer.heads * layer.head_size, units(mode, steps, t, device)
-        before = units(mode, steps, below[1], device)
+        theta, before = below[0], units(mode, steps, below[1], device)  # of the train a
         width = padded(inner)
-        q, pair = limbs.product(train, own.qkv, before, steps=steps, reals=width, site=fires(own.pair))
-        thetas = own.pair[0][width : 2 * width], own.pair[0][2 * width :]
+        # q = Wq a, k = spike(Wk a), v = spike(Wv a)
+        q, kv = limbs.product(a, own.qkv, before, steps=steps, reals=width, site=fires(own.kv))
+        thetas = own.kv[0][width : 2 * width], own.kv[0][2 * width :]
         how = {"steps": steps, "heads": layer.heads, "size": layer.head_size}
-        c = passes.attended(q, pair, *thetas, unit, tokens, fires(own.context), **how)
+        # c = spike(softmax(q k^T / sqrt d + mask) v)
+        c = attended(q, kv, *thetas, unit, tokens, fires(own.context), **how)
+        # h = spike(LN(Wo c + a))
         y, _ = limbs.product(c, own.out, unit, steps=steps, reals=own.out.codes.shape[1])
         how = {"steps": steps, "asr_norm": asr_norm(t)}
-        h, _ = passes.normed(y, train, below[0], before, layer.attention_norm, fires(own.attention), **how)
+        h, _ = normed(y, a, theta, before, layer.attention_norm, fires(own.attention), **how)
+        # f = spike(gelu(W1 h))
         up = {"reals": 0, "site": fires(own.intermediate), "activation": GELU}
-        f = limbs.product(h, own.up, unit, steps=steps, **up)[1]
+        _, f = limbs.product(h, own.up, unit, steps=steps, **up)
+        # a' = spike(LN(W2 f + h))
         y, _ = limbs.product(f, own.down, unit, steps=steps, reals=own.down.codes.shape[1])
         last = {"value": True, **how}
-        train, value = passes.normed(y, h, own.attention[0], unit, layer.output_norm, fires(own.output), **last)
+        a, value = normed(y, h, own.attention[0], unit, layer.output_norm, fires(own.output), **last)
         name = layer.output_site.name.removesuffix("output")
-        sites = {"key": (pair, inner), "value": (pair, inner), "context": (c, inner), "attention": (h, shape[-1])}
-        sites |= {"intermediate": (f, layer.ffn), "output": (train, shape[-1])}
+        sites = {"key": (kv, inner), "value": (kv, inner), "context": (c, inner), "attention": (h, shape[-1])}
+        sites |= {"intermediate": (f, layer.ffn), "output": (a, shape[-1])}
         counting({name + key: found for key, found in sites.items()})
         if run.count and layer.output_site.count_first:
-            counting.first(train.view(steps, *shape[:2], -1)[:, :, 0, : shape[-1]])
+            counting.first(a.view(steps, *shape[:2], -1)[:, :, 0, : shape[-1]])
         hidden.append(value.view(shape))
         below = own.output[0], t
     return Signal(hidden[-1]), hidden, [None] * len(totals)
@@ -254,7 +270,7 @@ class Counting:
         for name, (train, channels) in trains.items():
             start = train.shape[-1] // 2 if name.endswith(".value") else 0
             if id(train) not in pairs:
-                pairs[id(train)] = passes.counted(train, self.run.tokens, train.shape[-1], running=self.running)
+                pairs[id(train)] = counted(train, self.run.tokens, train.shape[-1], running=self.running)
             self.run.counts[name] = pairs[id(train)][..., start : start + channels]
 
     def first(self, train: Tensor) -> None:

@@ -121,8 +121,8 @@ class SpikingLayer(nn.Module):
         weights = scores.masked_fill(~tokens[:, None, None, :], -torch.inf).softmax(-1)
         return (self.dropout(weights) @ self.split(v)).transpose(-3, -2).flatten(-2)
 
-    def fused(self, q: Tensor, k: Tensor, v: Tensor, tokens: Tensor) -> Tensor:
-        """`attend(scores(q, k), v)` without the scores in memory: `[..., B, N, D]` each."""
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, tokens: Tensor) -> Tensor:
+        """`attend(scores(q, k), v)`, `[..., B, N, D]` each; without gradient torch's own, which keeps no scores."""
         if not self.heads or torch.is_grad_enabled() or (self.training and self.dropout.p):
             return self.attend(self.scores(q, k), v, tokens)
         q, k, v = (self.split(x) for x in (q, k, v))  # [..., B, H, N, d]
@@ -136,7 +136,9 @@ class SpikingLayer(nn.Module):
     ) -> tuple[Signal, Tensor | None]:
         """-> the layer's output signal, and its attention scores `[B, H, N, N]` where this pass has values.
 
-        `acting` gives what a matrix computes, by its name (see `Student.acting`).
+        A line for each `spike(f(…))` of `student.py`: a site takes f, which maps tensors, and the signals that f reads.
+        f is given their values, or with time first what they say at every step. `acting` gives what a matrix computes,
+        by its name (see `Student.acting`).
         """
         fire = {"t_steps": t_steps, "run": run}
         query, key, value, out, up, down = (acting(name) for name in MATRICES)
@@ -147,7 +149,7 @@ class SpikingLayer(nn.Module):
         source, to_query = (a, query) if q is None else (q, nn.Identity())
 
         def context(source: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return self.fused(to_query(source), k, v, run.tokens)
+            return self.attention(to_query(source), k, v, run.tokens)
 
         scores = y = None
         if self.context_site.wants_value(run) and run.scores:

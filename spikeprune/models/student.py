@@ -7,6 +7,10 @@ Per layer (Bal & Sengupta 2024, arXiv 2308.10873, section 3; the query is a curr
     h = spike(LN(Wo c + a))   f = spike(gelu(W1 h))   a' = spike(LN(W2 f + h))
 
 Every matrix product but q k^T and the softmax's with v has a spiking operand on its own; those two have k and v.
+
+`forward` makes a `Pass`, which says what is asked for; `encode` goes once through embedding and layers, each site
+firing by itself (`spiking/site.py`), or has `engine.py` do all of that on a GPU; `answer` turns the last values into
+logits.
 """
 
 from __future__ import annotations
@@ -268,7 +272,7 @@ class Student(nn.Module):
         back: Signal | None = None,
     ) -> tuple[Signal, list[Tensor], list[Tensor | None]]:
         """Once through embedding and layers -> the last signal, the values `[B, N, D]` of each, attention scores.
-        `back`: what the last layer sends to the first."""
+        `back`: what the last layer sends to the first. The engine gives the same up to rounding, faster."""
         if back is None and heads is None and ffn is None and engine.covers(self, run):
             return engine.encode(self, input_ids, token_type_ids, run=run)
         t_embedding, *t_layers = self.steps

@@ -1,4 +1,5 @@
-"""Linear maps of spikes on the integer units of the tensor cores, with float32's accuracy.
+"""The engine's products: linear maps of spikes on the integer units of the tensor cores, with float32's accuracy, and
+the neurons behind them. Its other kernels: `norm_attention.py`; who calls them in which order: `models/engine.py`.
 
 A spike, or a count of spikes, is a small whole number; what a synapse adds for one, `W diag(theta)`, is made one as
 well: each row of it is rounded to 24-bit fixed point and cut into three signed bytes ("limbs"), so that

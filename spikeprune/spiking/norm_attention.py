@@ -1,4 +1,5 @@
-"""The rest of a layer of spiking sites in one pass each over its trains, membranes in registers (see `limbs`).
+"""The engine's other kernels: layer norm or attention, and the neurons behind it, each in one go over trains of bytes
+with the membranes in registers; and the count of spikes. Its products, and what a train is: `limbs.py`.
 
 | kernel | reference | what it spares |
 |---|---|---|

@@ -1,4 +1,17 @@
-"""A spiking site: a non-linear step of the network followed by a layer of spiking neurons."""
+"""A spiking site: a non-linear step of the network followed by a layer of spiking neurons.
+
+`Site.forward` asks `f` for a current where the pass needs it, and `Site.fire` has it answered by one of these:
+
+| pass (`flow.Pass`) | with torch | with triton, on a GPU |
+|---|---|---|
+| equilibrium, with gradient: training | `neurons.settle`, `Equilibrium` | `kernels.fused_equilibrium` |
+| equilibrium, without: closed form, with counts | `closed.settled_value` | `scan.fused_totals` |
+| spiking, step by step | `simulation.simulate` | `scan.fused_scan` |
+| spiking, each sample until it has settled | `simulation.simulate_until_settled` | |
+| calibrate, clip | a clip | |
+
+Where no gradient is wanted on a GPU, `models.engine` mostly answers for the whole network, and no site is called.
+"""
 
 from __future__ import annotations
 
@@ -79,6 +92,57 @@ class Site(nn.Module):
             return self.fire(f, *inputs, t_steps=t_steps, run=run, mask=mask, y=y, alive=alive)
         return self.scaled(f, *inputs, t_steps=t_steps, run=run, mask=mask, y=y, alive=alive)
 
+    def fire(
+        self, f, *inputs: Signal, t_steps: int, run: Pass, mask: Tensor | None, y: Tensor | None, alive: Tensor | None
+    ) -> Signal:
+        """The answer of neurons whose theta is what it is, by the way that the table above gives for this pass."""
+        theta = self.theta
+        if y is None and (self.wants_value(run) or not inputs):
+            y = f(*(signal.value for signal in inputs))
+        if y is not None:
+            y = y.to(theta.dtype)  # a half-precision current would miscount spikes
+        closed = run.mode == "equilibrium" and not torch.is_grad_enabled()  # that path has the mask in it
+        if run.mode == "calibrate":
+            theta = self.calibrate(y, run)
+            signal = Signal(y.clamp(self.neuron.low * theta, theta))
+        elif run.mode == "clip":
+            signal = Signal(y.clamp(self.neuron.low * theta, theta))
+        elif closed:
+            signal = self.closed_form(y, theta, t_steps, run, mask)
+        elif run.mode == "equilibrium" and self.kernels == "triton" and covers(y, self.kind, self.leak):
+            signal = Signal(fused_equilibrium(y, theta, t_steps, self.kind))
+        elif run.mode == "equilibrium":
+            a = settle(y.detach(), theta.detach(), t_steps, self.neuron, self.leak)
+            signal = Signal(Equilibrium.apply(y, theta, a, self.neuron.low))
+        elif run.settled is not None and self.coding.stationary:
+            signal = simulate_until_settled(self, y, t_steps, run, alive)
+        else:
+            signal = simulate(self, f, inputs, y, t_steps, run, mask)
+        if mask is not None:
+            if not closed:
+                signal = replace(signal, value=signal.value * mask)
+            if self.name in run.counts:
+                run.counts[self.name] = run.counts[self.name] * (mask if mask.dim() == 1 else mask[:, 0])
+        if run.rate:
+            fired = (signal.value.abs() * run.tokens[..., None]).sum((0, 1))  # [D], in units of theta
+            run.rates[self.name] = fired / (theta * run.n_tokens)
+        return signal
+
+    def closed_form(self, y: Tensor, theta: Tensor, t_steps: int, run: Pass, mask: Tensor | None) -> Signal:
+        """The equilibrium where no gradient is wanted, mask included, and what it takes: the spikes of each train."""
+        tokens = run.tokens if run.count else None
+        how = {"t_steps": t_steps, "neuron": self.neuron, "leak": self.leak}
+        if self.kernels == "triton" and self.leak == 1.0 and scans(y, self.kind, "accumulate", mask):
+            value, counts = fused_totals(y, theta, t_steps, self.kind, mask, tokens)
+        else:
+            value, counts = settled_value(y, theta, mask=mask, tokens=tokens, **how)
+        if counts is not None:
+            run.counts[self.name] = counts
+        if run.count and self.count_first:
+            first = torch.ones_like(run.tokens[:, :1])
+            run.counts["pooled"] = settled_value(y[:, :1], theta, mask=None, tokens=first, **how)[1]
+        return Signal(value)
+
     def scaled(
         self, f, *inputs: Signal, t_steps: int, run: Pass, mask: Tensor | None, y: Tensor | None, alive: Tensor | None
     ) -> Signal:
@@ -107,56 +171,6 @@ class Site(nn.Module):
             return Signal(mean, pulses, at_steps[-1])
         value = signal.value * gain
         return Signal(value + (mean - value).detach(), pulses, gain)
-
-    def fire(
-        self, f, *inputs: Signal, t_steps: int, run: Pass, mask: Tensor | None, y: Tensor | None, alive: Tensor | None
-    ) -> Signal:
-        theta = self.theta
-        if y is None and (self.wants_value(run) or not inputs):
-            y = f(*(signal.value for signal in inputs))
-        if y is not None:
-            y = y.to(theta.dtype)  # a half-precision current would miscount spikes
-        closed = run.mode == "equilibrium" and not torch.is_grad_enabled()  # that path has the mask in it
-        if run.mode == "calibrate":
-            theta = self.calibrate(y, run)
-            signal = Signal(y.clamp(self.neuron.low * theta, theta))
-        elif run.mode == "clip":
-            signal = Signal(y.clamp(self.neuron.low * theta, theta))
-        elif closed:
-            signal = self.settled(y, theta, t_steps, run, mask)
-        elif run.mode == "equilibrium" and self.kernels == "triton" and covers(y, self.kind, self.leak):
-            signal = Signal(fused_equilibrium(y, theta, t_steps, self.kind))
-        elif run.mode == "equilibrium":
-            a = settle(y.detach(), theta.detach(), t_steps, self.neuron, self.leak)
-            signal = Signal(Equilibrium.apply(y, theta, a, self.neuron.low))
-        elif run.settled is not None and self.coding.stationary:
-            signal = simulate_until_settled(self, y, t_steps, run, alive)
-        else:
-            signal = simulate(self, f, inputs, y, t_steps, run, mask)
-        if mask is not None:
-            if not closed:
-                signal = replace(signal, value=signal.value * mask)
-            if self.name in run.counts:
-                run.counts[self.name] = run.counts[self.name] * (mask if mask.dim() == 1 else mask[:, 0])
-        if run.rate:
-            fired = (signal.value.abs() * run.tokens[..., None]).sum((0, 1))  # [D], in units of theta
-            run.rates[self.name] = fired / (theta * run.n_tokens)
-        return signal
-
-    def settled(self, y: Tensor, theta: Tensor, t_steps: int, run: Pass, mask: Tensor | None) -> Signal:
-        """The equilibrium where no gradient is wanted, mask included, and what it takes: the spikes of each train."""
-        tokens = run.tokens if run.count else None
-        how = {"t_steps": t_steps, "neuron": self.neuron, "leak": self.leak}
-        if self.kernels == "triton" and self.leak == 1.0 and scans(y, self.kind, "accumulate", mask):
-            value, counts = fused_totals(y, theta, t_steps, self.kind, mask, tokens)
-        else:
-            value, counts = settled_value(y, theta, mask=mask, tokens=tokens, **how)
-        if counts is not None:
-            run.counts[self.name] = counts
-        if run.count and self.count_first:
-            first = torch.ones_like(run.tokens[:, :1])
-            run.counts["pooled"] = settled_value(y[:, :1], theta, mask=None, tokens=first, **how)[1]
-        return Signal(value)
 
     def wants_value(self, run: Pass) -> bool:
         """Whether this pass evaluates f on the inputs' mean values: always, but for a synchronous simulation without

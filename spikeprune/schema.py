@@ -31,7 +31,9 @@ class Run:
     strategy: str = "auto"  # auto (ddp where there are several devices) | ddp
     precision: str = "32-true"  # Lightning's names, or tf32; evaluation that is reported runs in 32-true
     kernels: str = "auto"  # of the spiking sites: auto (triton where it applies) | torch | triton
-    cuda_graphs: str = "auto"  # training steps and evaluations replayed from CUDA graphs: auto (on a GPU) | on | off
+    cuda_graphs: str = (
+        "auto"  # replay training steps from CUDA graphs: auto (on a GPU) | on (evaluations as well) | off
+    )
     products: str = "float"  # of quantized weights with spikes, in what is measured: float | int8 (whole numbers)
     evaluation: str = "closed"  # closed (accumulate in closed form, equal to its simulation) | stepwise (simulated)
     chunk: int = 2**25  # most numbers in one tensor of a simulation, which takes so many sentences at a time

@@ -38,6 +38,7 @@ def module(graphs: bool, **student) -> StudentModule:
         layer_map=uniform_layer_map(2, 2),
         shape=Shape(pooling="mean", query="real", theta="channel", vocab_size=60, positions=32, types=2, **SIZES),
         special=[0, 1],
+        graphed_answers=graphs,
         **common(graphs),
     )
     return made.cuda().train()

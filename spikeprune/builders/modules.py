@@ -40,6 +40,7 @@ def student_module(parts: Parts, name: str, learning: Student, frozen: Teacher) 
         special=parts.tokenizer.all_special_ids,
         stepwise=parts.config.run.evaluation == "stepwise",
         chunk=parts.config.run.chunk,
+        graphed_answers=parts.config.run.cuda_graphs == "on",
         **_common(parts, stage),
     )
 

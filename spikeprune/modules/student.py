@@ -35,11 +35,12 @@ class StudentModule(TaskModule):
         special: Sequence[int] = (),
         stepwise: bool = False,
         chunk: int = CHUNK,
+        graphed_answers: bool = False,
         **common,
     ):
         super().__init__(**common)
         self.stepwise, self.chunk = stepwise, chunk
-        self.answers = None if self.graphed is None else GraphedAnswers(self.measured)
+        self.answers = GraphedAnswers(self.measured) if graphed_answers else None
         self.student, self.shape = student, shape
         self.teacher = teacher.freeze()
         self.losses, self.forward_mode, self.replace_words = losses, forward_mode, replace_words

@@ -10,6 +10,8 @@ import socket
 import subprocess
 import sys
 import time
+from base64 import b64encode
+from hashlib import md5
 from pathlib import Path
 
 import lightning as L
@@ -226,14 +228,32 @@ def test_the_compressed_student_is_an_artifact_where_asked_for(offline, records)
 # ----------------------------------------------------------------------------------------------------- legs and sync
 
 
+ARTIFACT = "run.wandb_artifact=true"
+
+
+def check_artifacts(board: Board, run: RunDir) -> None:
+    """Tables and the student are there, whole and sent once, and the student's files byte for byte."""
+    folder = run.stage("spatial")
+    files = (folder / "model.safetensors", folder / "student.json", run.config, run.summary)
+    tables = [f"{stage}/layers.table.json" for stage in STAGES[1:]]
+    assert sorted(board.uploads) == sorted([*tables, *(path.name for path in files)])
+    for artifact in board.artifacts.values():
+        digests = {name: b64encode(md5(data).digest()).decode() for name, data in artifact["files"].items()}
+        contents = artifact["manifest"]["contents"]
+        assert artifact["state"] == "COMMITTED" and {n: e["digest"] for n, e in contents.items()} == digests
+    [student] = [a["files"] for a in board.artifacts.values() if a["name"] == "run-student"]
+    assert student == {path.name: path.read_bytes() for path in files}
+
+
 def test_legs_offline_and_online_killed_in_between_are_one_run(tmp_path, glue) -> None:
-    run, log, command = RunDir(tmp_path / "run"), tmp_path / "log", train(tmp_path / "run", glue)
+    run, log, command = RunDir(tmp_path / "run"), tmp_path / "log", train(tmp_path / "run", glue, ARTIFACT)
     with wandb_server() as board:
         assert start(command, log, kill=("internal_kd", BATCHES + 5)) == -signal.SIGKILL, log.read_text()
         assert board.runs == {}
 
-        def heard() -> bool:  # of spatial, and so of all that the offline leg had made
-            return any(row["_step"] > 5 * BATCHES for name in board.runs for row in board.history(name))
+        def heard() -> bool:  # of spatial, and so of all that the offline leg had made, and all of an artifact
+            stored = [artifact["state"] == "COMMITTED" for artifact in board.artifacts.values()]
+            return any(stored) and any(row["_step"] > 5 * BATCHES for name in board.runs for row in board.history(name))
 
         assert start(command, log, online(board), kill=("spatial", 5), when=heard) == -signal.SIGKILL, log.read_text()
         assert heard()
@@ -242,12 +262,13 @@ def test_legs_offline_and_online_killed_in_between_are_one_run(tmp_path, glue) -
         assert log.read_text().count("goes on from step") == 2
         assert list(board.runs) == [name] == [(run.path / "wandb_id").read_text()]
         check_history(board.history(name), run)
+        check_artifacts(board, run)
         assert board.runs[name]["exit"] == 0 and board.config(name)["student"]["percentile"] == 99.0
         assert board.unknown == set()
 
 
 def test_sync_makes_one_run_of_offline_legs_and_sends_nothing_twice(tmp_path, glue) -> None:
-    run, log, command = RunDir(tmp_path / "run"), tmp_path / "log", train(tmp_path / "run", glue)
+    run, log, command = RunDir(tmp_path / "run"), tmp_path / "log", train(tmp_path / "run", glue, ARTIFACT)
     assert start(command, log, kill=("spatial", 5)) == -signal.SIGKILL, log.read_text()
     with wandb_server() as board:
         sync = ["sync", str(run.path)]
@@ -259,6 +280,7 @@ def test_sync_makes_one_run_of_offline_legs_and_sends_nothing_twice(tmp_path, gl
             assert start(sync, log, online(board)) == 0, log.read_text()
             assert list(board.runs) == [name]
             check_history(board.history(name), run)
+            check_artifacts(board, run)
         assert board.summary(name)["final"] == "spatial"
         assert f"{run.path}: {board.url}/someone/spikeprune/runs/{name}" in log.read_text()
 

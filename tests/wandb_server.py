@@ -1,4 +1,4 @@
-"""A stand-in for the W&B server on loopback, for the real client: runs, artifacts' names, grid sweeps; not a test.
+"""A stand-in for the W&B server on loopback, for the real client: runs, artifacts, grid sweeps; not a test.
 
 It answers what the client asks and keeps what it sends. It is no model of the real server's behaviour: a run's history
 is the file that the client's offsets and lines make.
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import unquote
 
 import yaml
 
@@ -30,7 +31,8 @@ class Board:
         self.url = ""
         self.runs: dict[str, dict[str, Any]] = {}
         self.sweeps: dict[str, dict[str, Any]] = {}
-        self.artifacts: list[dict[str, Any]] = []
+        self.artifacts: dict[str, dict[str, Any]] = {}  # by id; `files` holds what was sent, by path
+        self.uploads: list[str] = []  # paths in artifacts, one for each time that a file was sent
         self.files: dict[str, bytes] = {}
         self.unknown: set[str] = set()
         self.lock = threading.Lock()
@@ -90,10 +92,34 @@ class Board:
         return {"project": {"artifact": None}}
 
     def on_CreateArtifact(self, v):
-        """As of a server that has the same files already, so that none is sent."""
-        self.artifacts.append(v["input"])
-        made = {"id": f"A{len(self.artifacts)}", "digest": v["input"]["digest"], "state": "COMMITTED", "aliases": []}
-        return {"createArtifact": {"artifact": {**made, "artifactSequence": {"id": "S", "latestArtifact": None}}}}
+        """A name with the digest of an earlier one is that one; a client sends no files of what is committed."""
+        given = v["input"]
+        name, digest = given["artifactCollectionName"], given["digest"]
+        found = [a for a in self.artifacts.values() if (a["name"], a["digest"]) == (name, digest)]
+        if not found:
+            key = f"A{len(self.artifacts) + 1}"
+            found = [{"id": key, "name": name, "digest": digest, "state": "PENDING", "files": {}}]
+            self.artifacts[key] = found[0]
+        made = {key: found[0][key] for key in ("id", "digest", "state")}
+        sequence = {"id": name, "latestArtifact": None}
+        return {"createArtifact": {"artifact": {**made, "aliases": [], "artifactSequence": sequence}}}
+
+    def on_CreateArtifactManifest(self, v):
+        file = {"id": "F", "uploadUrl": f"{self.url}/artifact/{v['artifactID']}/manifest", "uploadHeaders": []}
+        return {"createArtifactManifest": {"artifactManifest": {"id": v["artifactID"], "file": file}}}
+
+    def on_CreateArtifactFiles(self, v):
+        edges = []
+        for file in v["input"]["artifactFiles"]:
+            key, path = file["artifactID"], file["name"]
+            place = {"storagePath": path, "uploadUrl": f"{self.url}/artifact/{key}/files/{path}", "uploadHeaders": []}
+            edges.append({"node": {**place, "uploadMultipartUrls": None, "artifact": {"id": key}}})
+        return {"createArtifactFiles": {"files": {"edges": edges}}}
+
+    def on_CommitArtifact(self, v):
+        found = self.artifacts[v["artifactID"]]
+        found["state"] = "COMMITTED"
+        return {"commitArtifact": {"artifact": {"id": found["id"], "digest": found["digest"]}}}
 
     def on_UseArtifact(self, v):
         return {"useArtifact": {"artifact": {"id": v["artifactID"], "digest": "", "state": "COMMITTED"}}}
@@ -132,7 +158,19 @@ class Board:
             orders = [{"type": "run", "run_id": run, "args": args, "program": None}]
         return {"agentHeartbeat": {"agent": {"id": v["id"]}, "commands": json.dumps(orders)}}
 
-    # ----------------------------------------------------------------------------------------------------- file stream
+    # ----------------------------------------------------------------------------------------------------------- files
+
+    def take(self, path: str, data: bytes) -> None:
+        with self.lock:
+            if not path.startswith("/artifact/"):
+                self.files[path.removeprefix("/upload/")] = data
+                return
+            _, _, key, kind, *name = path.split("/", 4)
+            if kind == "manifest":
+                self.artifacts[key]["manifest"] = json.loads(data)
+            else:
+                self.artifacts[key]["files"][name[0]] = data
+                self.uploads.append(name[0])
 
     def stream(self, name: str, sent: dict[str, Any]) -> None:
         with self.lock:
@@ -170,7 +208,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send({})
 
     def do_PUT(self) -> None:
-        self.board.files[self.path.removeprefix("/upload/")] = self.body()
+        self.board.take(unquote(self.path), self.body())
         self.send({})
 
     def do_POST(self) -> None:

@@ -104,7 +104,7 @@ ACTIONS: dict[str, Callable[[argparse.Namespace], int | None]] = {
 
 def _stopped(stop: signals.Stopped) -> int:
     """Of several processes the first speaks and answers for all: one that ended in failure would end the others."""
-    if slurm.rank() > 0:
+    if slurm.follows():
         return 0
     print(f"stopped by {stop.signal.name}: the same command goes on where this one stopped", file=sys.stderr)
     job = slurm.own_job()

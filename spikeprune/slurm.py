@@ -22,9 +22,11 @@ def own_job() -> tuple[str, int] | None:
     return (job, int(os.environ.get("SLURM_RESTART_COUNT", 0))) if job else None
 
 
-def rank() -> int:
-    """This process' number among those of its run, before torch knows: SLURM's, or that of Lightning's own launcher."""
-    return int(os.environ.get("SLURM_PROCID") or os.environ.get("LOCAL_RANK") or 0)
+def follows() -> bool:
+    """Whether this process is another than the first of its run, before torch knows. SLURM, torchrun, Lightning's own
+    launcher and who starts nodes by hand number them in different variables; those of the first are all zero."""
+    names = ("SLURM_PROCID", "RANK", "NODE_RANK", "LOCAL_RANK")
+    return any(int(os.environ.get(name) or 0) for name in names)
 
 
 def _ask(*command: str) -> subprocess.CompletedProcess[str]:

@@ -130,6 +130,31 @@ def test_a_signal_before_anything_is_read_stops_too(number, tmp_path) -> None:
     assert out == "" and not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("numbers", "follows"),
+    [
+        ({}, False),
+        ({"SLURM_PROCID": "0", "LOCAL_RANK": "1"}, True),  # Lightning's launcher in a shell of srun's
+        ({"SLURM_PROCID": "2"}, True),
+        ({"RANK": "2", "LOCAL_RANK": "0"}, True),  # torchrun, on the second node
+        ({"NODE_RANK": "1"}, True),  # the same command on each node
+        ({"SLURM_PROCID": "0", "RANK": "0", "NODE_RANK": "0", "LOCAL_RANK": "0"}, False),
+    ],
+)
+def test_only_the_first_of_several_processes_answers_a_signal(numbers, follows, monkeypatch, capsys) -> None:
+    for name in ("SLURM_PROCID", "RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in numbers.items():
+        monkeypatch.setenv(name, value)
+
+    def stopped(args) -> None:
+        raise signals.Stopped(signal.SIGTERM)
+
+    monkeypatch.setitem(cli.ACTIONS, "train", stopped)
+    assert cli.main(["train", str(GLUE)]) == (0 if follows else 143)
+    assert ("stopped by SIGTERM" in capsys.readouterr().err) is not follows
+
+
 def test_outside_a_run_the_signals_keep_their_meaning(tmp_path) -> None:
     before = [signal.getsignal(number) for number in signals.CODES]
     assert cli.main(["train", str(tmp_path / "no.yaml")]) == 2

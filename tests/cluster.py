@@ -1,4 +1,4 @@
-"""A private SLURM cluster of one node on loopback, in a directory of its own; not a test."""
+"""A private SLURM cluster on loopback, of one node or several, in a directory of its own; not a test."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import getpass
 import os
 import re
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 CONFIGURATION = """\
@@ -22,13 +25,12 @@ AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 FirstJobId={first}
 SlurmctldPort={port}
-SlurmdPort={next_port}
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={spool}/%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd.%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd.%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
@@ -40,27 +42,35 @@ ReturnToService=2
 KillWait=5
 SlurmdParameters=config_overrides
 GresTypes=gpu
-NodeName=localhost NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=2000 Gres=gpu:2 State=UNKNOWN
-PartitionName=debug Nodes=localhost Default=YES MaxTime=INFINITE State=UP
+PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
+NODE = "NodeName={name} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory=2000 Gres=gpu:2 State=UNKNOWN\n"
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
 class Cluster:
-    """munged, slurmctld and slurmd; `environment` makes SLURM's commands speak to them."""
+    """munged, slurmctld and a slurmd for each node; `environment` makes SLURM's commands speak to them.
 
-    def __init__(self, folder: Path, cpus: int = 4):
+    Of several nodes each has an address as its name, since Lightning asks the resolver for the first; several on one
+    machine need a slurmd that was built for it, as Debian's is.
+    """
+
+    def __init__(self, folder: Path, cpus: int = 4, nodes: int = 1):
         self.folder = folder
-        for name in ("state", "spool"):
-            (folder / name).mkdir(parents=True)
+        self.nodes = ["localhost"] if nodes == 1 else [f"127.0.0.{number}" for number in range(1, nodes + 1)]
+        (folder / "state").mkdir(parents=True)
+        self.spool = Path(tempfile.mkdtemp(prefix="slurm-"))  # of sockets, whose paths have 108 bytes at most
+        for node in self.nodes:
+            (self.spool / node).mkdir()
         folder.chmod(0o755)
         key = folder / "munge.key"
         key.write_bytes(secrets.token_bytes(1024))
         key.chmod(0o400)
-        port = _two_ports()
+        port = _ports(1 + nodes)
         first = 1 + secrets.randbelow(9000)  # Lightning's port follows the job id, and two clusters must not meet there
-        ports = {"port": port, "next_port": port + 1}
-        text = CONFIGURATION.format(folder=folder, user=getpass.getuser(), first=first, cpus=cpus, **ports)
+        text = CONFIGURATION.format(folder=folder, user=getpass.getuser(), first=first, port=port, spool=self.spool)
+        for place, node in enumerate(self.nodes, port + 1):
+            text += NODE.format(name=node, port=place, cpus=cpus)
         (folder / "slurm.conf").write_text(text)
         (folder / "gres.conf").write_text("Name=gpu File=/dev/null,/dev/zero\n")  # for SLURM to count
         self.environment = {"SLURM_CONF": str(folder / "slurm.conf")}
@@ -71,26 +81,30 @@ class Cluster:
         places += [f"--{name}={folder}/munged.{end}" for name, end in (("pid-file", "pid"), ("log-file", "log"))]
         self._run("munged", "--force", *places, f"--seed-file={folder}/munged.seed")
         self._run("slurmctld", "-f", f"{folder}/slurm.conf")
-        self._run("slurmd", "-f", f"{folder}/slurm.conf")
+        for node in self.nodes:
+            self._run("slurmd", *(["-N", node] if len(self.nodes) > 1 else []), "-f", f"{folder}/slurm.conf")
         for _ in range(200):
-            if self._run("sinfo", "-h", "-o", "%T", check=False).strip() == "idle":
+            if set(self._run("sinfo", "-h", "-N", "-o", "%T", check=False).split()) == {"idle"}:
                 return
             time.sleep(0.1)
         self.stop()
-        raise RuntimeError("the node does not come up:\n" + (folder / "slurmctld.log").read_text())
+        raise RuntimeError("a node does not come up:\n" + (folder / "slurmctld.log").read_text())
 
     def stop(self) -> None:
-        """End the daemons by the process numbers that they wrote, and wait for them."""
-        for name in ("slurmd", "slurmctld", "munged"):
-            path = self.folder / f"{name}.pid"
+        """End the daemons, all at once, by the process numbers that they wrote, and wait for them."""
+        ending = []
+        for daemon in (*(f"slurmd.{node}" for node in self.nodes), "slurmctld", "munged"):
+            path = self.folder / f"{daemon}.pid"
             pid = int(path.read_text()) if path.is_file() and path.read_text().strip() else 0
             comm = Path(f"/proc/{pid}/comm")
-            if comm.is_file() and comm.read_text().strip() == name:
+            if comm.is_file() and comm.read_text().strip() == daemon.partition(".")[0]:
                 os.kill(pid, signal.SIGTERM)
-                for _ in range(100):
-                    if not comm.exists():
-                        break
-                    time.sleep(0.1)
+                ending.append(comm)
+        for _ in range(100):
+            if not any(comm.exists() for comm in ending):
+                break
+            time.sleep(0.1)
+        shutil.rmtree(self.spool)
 
     def _run(self, *command: str, check: bool = True) -> str:
         environment = {**os.environ, **self.environment}
@@ -131,14 +145,17 @@ class Cluster:
             time.sleep(0.1)
 
 
-def _two_ports() -> int:
-    """The first of two neighbouring ports that nobody listens on."""
+def _ports(count: int) -> int:
+    """The first of so many neighbouring ports that nobody listens on."""
     while True:
-        with socket.socket() as one, socket.socket() as two:
-            one.bind(("127.0.0.1", 0))
-            port = one.getsockname()[1]
+        with ExitStack() as stack:
+            first = port = 0
             try:
-                two.bind(("127.0.0.1", port + 1))
+                for _ in range(count):
+                    found = stack.enter_context(socket.socket())
+                    found.bind(("127.0.0.1", port))
+                    first = first or found.getsockname()[1]
+                    port = found.getsockname()[1] + 1
             except (OSError, OverflowError):
                 continue
-            return port
+            return first

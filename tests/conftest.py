@@ -43,6 +43,7 @@ MISSING = {
 # files that take longest, first: workers share out whole files, and the last should be a short one
 LONGEST = (
     "slurm",
+    "nodes",
     "sweeps_local",
     "tracking",
     "sweeps_online",

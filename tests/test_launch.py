@@ -89,6 +89,14 @@ def test_an_array_of_tasks_and_seeds(launch, tmp_path) -> None:
 def test_gpus_and_nodes(launch) -> None:
     _, _, script = launch("preset=minilm", "data.source=embedded", "task=rte")
     assert "--gres=gpu:1" in directives(script) and "run.accelerator=gpu" in train_command(script)
+    for nodes in ("--nodes=2", "run.num_nodes=2"):
+        _, _, script = launch(*EMBEDDED, "task=rte", "--gpus=0", "run.devices=3", nodes)
+        assert {"--nodes=2", "--ntasks-per-node=3"} <= set(directives(script))
+        assert "run.num_nodes=2" in train_command(script)
+    assert launch(*EMBEDDED, "--nodes=3", "run.num_nodes=2")[:2] == (
+        2,
+        "error: nodes = 3: contradicts run.num_nodes = 2; leave one of them out\n",
+    )
     _, _, script = launch(*EMBEDDED, "task=rte", "run.accelerator=cpu")
     assert "--gres" not in script and "run.accelerator=cpu" in train_command(script)
 

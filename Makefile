@@ -1,7 +1,7 @@
 # `make help` lists the targets.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup glue slurm fetch ablation sweep sweep-local test check results bench lock clean
+.PHONY: help setup glue slurm fetch ablation sweep sweep-local test test-kernels check results bench lock clean
 
 PYTHON ?= python3
 PRESET ?= tiny
@@ -104,6 +104,12 @@ sweep-local: $(STAMP)  ## the same without a server; ends with the Pareto front:
 test: $(STAMP)  ## run the tests, three files at a time [JOBS=3] [ARGS="-k name"]
 	$(BIN)/python -m pytest -n $(or $(JOBS),3) --dist loadfile --no-loadscope-reorder $(ARGS)
 
+# A CPU build of torch comes without Triton. It lies beside the environment, so that nothing else finds it.
+test-kernels: $(STAMP)  ## run the GPU's kernels on the CPU, in Triton's interpreter
+	awk '/^triton==/ { here = 1 } here { print } here && !/\\$$/ { exit }' requirements-cuda.lock > .triton.txt
+	test -d .triton/triton || $(INSTALL) --target .triton --no-deps --require-hashes -r .triton.txt
+	PYTHONPATH=.triton $(BIN)/python -m pytest -n 2 $(ARGS) tests/test_kernels.py tests/test_scan.py tests/test_engine.py
+
 check: $(STAMP)  ## ruff, ruff format and the import-layer test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -134,5 +140,5 @@ lock:  ## resolve the locked versions again, with uv [UPGRADE=--upgrade]
 	    --no-emit-find-links --quiet $(UPGRADE) >> requirements-bench.lock
 
 clean:  ## remove what was generated, but no run
-	rm -rf $(VENV) *.egg-info build dist .pytest_cache .ruff_cache .hypothesis .bench
+	rm -rf $(VENV) *.egg-info build dist .pytest_cache .ruff_cache .hypothesis .bench .triton .triton.txt
 	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +

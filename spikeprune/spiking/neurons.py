@@ -53,7 +53,7 @@ def binary_settled(r: Tensor, t_steps: int) -> Tensor:
 def ternary_settled(r: Tensor, t_steps: int) -> Tensor:
     """Signed spikes of a ternary IF neuron: T r rounded to nearest, halves away from zero, within +-T."""
     n = t_steps * r
-    return n.abs().add_(0.5).floor_().clamp_(max=t_steps).copysign_(n)
+    return n.sign().mul_(n.abs().add_(0.5).floor_().clamp_(max=t_steps))
 
 
 def rms_gain(x: Tensor, groups: int, alive: Tensor | None) -> Tensor:

@@ -6,13 +6,10 @@ Run as a script, this file makes the comparisons on the CPU; it needs TRITON_INT
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from interpreter import run_interpreted
 
 from spikeprune.builders import arithmetic
 from spikeprune.checks.rules import validate
@@ -127,13 +124,7 @@ def in_the_interpreter() -> None:
 
 
 def test_in_the_interpreter() -> None:
-    if not kernels.INSTALLED:
-        pytest.skip("triton is not installed")
-    root = Path(__file__).resolve().parents[1]
-    path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
-    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_interpreted(__file__)
 
 
 @pytest.mark.gpu

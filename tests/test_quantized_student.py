@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from pruning import D, F, H, L, batches, inputs, loss_of, make
+from weights import linear, matrix
 
 from spikeprune import cost
 from spikeprune.callbacks.synops import SynOpsLogger
@@ -19,22 +20,6 @@ from spikeprune.models.student import Student
 from spikeprune.size import Shape, matrix_bytes, model_bytes
 
 every = pytest.mark.parametrize("name", QUANTIZERS)
-
-
-def matrix(rows=5, columns=37, seed=0, dtype=torch.float32) -> torch.Tensor:
-    """Rows of very different sizes, the last one zero."""
-    w = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-    w *= torch.logspace(-3, 2, rows, dtype=dtype)[:, None]
-    w[-1] = 0
-    return w
-
-
-def linear(w: torch.Tensor) -> torch.nn.Linear:
-    made = torch.nn.Linear(w.shape[1], w.shape[0]).to(w.dtype)
-    with torch.no_grad():
-        made.weight.copy_(w)
-    return made
-
 
 # ------------------------------------------------------------------------------------------------- a quantized student
 

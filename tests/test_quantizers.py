@@ -6,28 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from weights import linear, matrix
 
 from spikeprune.models.packing import pack, unpack
 from spikeprune.models.quant import QUANTIZERS, acting, acting_weight
 from spikeprune.size import BITS
 
 every = pytest.mark.parametrize("name", QUANTIZERS)
-
-
-def matrix(rows=5, columns=37, seed=0, dtype=torch.float32) -> torch.Tensor:
-    """Rows of very different sizes, the last one zero."""
-    w = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-    w *= torch.logspace(-3, 2, rows, dtype=dtype)[:, None]
-    w[-1] = 0
-    return w
-
-
-def linear(w: torch.Tensor) -> torch.nn.Linear:
-    made = torch.nn.Linear(w.shape[1], w.shape[0]).to(w.dtype)
-    with torch.no_grad():
-        made.weight.copy_(w)
-    return made
-
 
 # ------------------------------------------------------------------------------------------------- quantizers, by hand
 

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import copy
 import itertools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from interpreter import run_interpreted
 
 from spikeprune.models.answer import answer
 from spikeprune.models.student import Student
-from spikeprune.spiking import kernels, scan, simulation, site
+from spikeprune.spiking import scan, simulation, site
 from spikeprune.spiking.coding import CODINGS
 from spikeprune.spiking.flow import Pass, Signal
 from spikeprune.spiking.neurons import NEURONS
@@ -159,13 +156,7 @@ def in_the_interpreter() -> None:
 
 
 def test_in_the_interpreter() -> None:
-    if not kernels.INSTALLED:
-        pytest.skip("triton is not installed")
-    root = Path(__file__).resolve().parents[1]
-    path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
-    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_interpreted(__file__)
 
 
 @pytest.mark.gpu

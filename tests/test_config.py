@@ -299,6 +299,10 @@ COMBINATIONS = [
         (*ACTIVE, *FALLING, "stages.spatial.losses.additions_limit=2"),
         "stages.spatial.losses.additions_from = 1.0: falls",
     ),
+    (
+        (*ACTIVE, "stages.spatial.losses.additions_fall=0.7"),
+        "stages.spatial.losses.additions_fall = 0.7: nothing falls",
+    ),
     ((*ACTIVE, *FALLING, "stages.spatial.losses.additions=0"), "stages.spatial.losses.additions_from = 1.0: falls"),
     (("stages.finetune.epochs=1", "stages.finetune.losses={soft: 0, hidden: 0}"), "stages.finetune.losses: every weig"),
     (

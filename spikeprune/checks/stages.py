@@ -64,6 +64,12 @@ def _losses(name: str, losses: Losses, replace_words: float) -> Iterator[Problem
         text = "falls to additions_limit, which must be above 0 and no more, with a weight in additions"
         keys = tuple(f"{key}.{term}" for term in ("additions_from", "additions_limit", "additions"))
         yield keys, f"{keys[0]} = {losses.additions_from}: {text}"
+    if losses.additions_fall != Losses().additions_fall and not losses.additions_from:
+        keys = (f"{key}.additions_fall", f"{key}.additions_from")
+        yield (
+            keys,
+            f"{keys[0]} = {losses.additions_fall}: nothing falls while {keys[1]} = 0; give it a value to fall from",
+        )
     if losses.additions_limit and not losses.additions:
         text = f"limits nothing while {key}.additions = 0; give that a weight, or set {key}.additions_limit=null"
         keys = (f"{key}.additions_limit", f"{key}.additions")

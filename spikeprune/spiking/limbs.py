@@ -32,7 +32,7 @@ from spikeprune.spiking.kernels import INSTALLED
 PAD = 64  # channels of a train and rows of the limbs are padded to a multiple
 MOST = 127  # largest count that a train holds
 SUM = 2.0**39  # bound of |l| n summed over a row: its upper two limbs then stay in int32
-TILE = {"BM": 64, "BN": 64, "FLATTEN": False}  # rows and channels of one program; three accumulators of this size
+TILE = {"BM": 64, "BN": 64}  # rows and channels of one program; three accumulators of this size
 LAUNCH = {"num_warps": 4, "num_stages": 3, "enable_fp_fusion": False}
 CLOSED, PER_STEP, RUNNING = 0, 1, 2  # what a site does with its currents, and what it writes
 PLAIN, GELU = 0, 1  # what is applied to a product before the neurons
@@ -149,7 +149,7 @@ if INSTALLED:
         rows, columns, reals, leak, start, total,
         WIDTH: tl.constexpr, STEPS: tl.constexpr,
         MODE: tl.constexpr, ACT: tl.constexpr, TERNARY: tl.constexpr, FIRES: tl.constexpr, REAL: tl.constexpr,
-        BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, FLATTEN: tl.constexpr,
+        BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     ):  # fmt: skip
         """Trains a `[S, rows, WIDTH]` -> what columns from `reals` on send, `train [S, rows, columns - reals]` (FIRES),
         and the currents of those before it, `real [S, rows, reals]` float32 (REAL). The membranes stay in registers."""
@@ -173,7 +173,7 @@ if INSTALLED:
         place = first * rows + (tl.program_id(0) // tiles) * BM
         if REAL:
             real += first.to(tl.int64) * rows * reals
-        for t in tl.range(0, STEPS, flatten=FLATTEN):
+        for t in tl.range(0, STEPS):
             h = tl.zeros((BM, BN), dtype=tl.int32)
             m = tl.zeros((BM, BN), dtype=tl.int32)
             o = tl.zeros((BM, BN), dtype=tl.int32)

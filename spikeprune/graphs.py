@@ -1,4 +1,4 @@
-"""CUDA graphs: a thousand launches from Python become one replay, of an evaluation, or two, of a training step."""
+"""CUDA graphs: a thousand launches from Python become one replay, of an evaluation or of a training step."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,20 +20,23 @@ SHAPES = 64  # of an evaluation that are captured at most: each graph keeps what
 
 
 class GraphedTerms:
-    """`terms(batch)`, scalars of which only `loss` carries a gradient, replayed from CUDA graphs.
+    """`terms(batch)`, scalars of which only `loss` carries a gradient, and that gradient, replayed as one CUDA graph.
 
-    There is one pair of graphs for each shape of a batch, captured at its third appearance, and all go when `state`
-    changes: it must name whatever `terms` reads from Python (time steps, strength). What is read from tensors (weights,
-    masks) may change in place at any time. `modules()` hold the parameters that learn. The sums are the same as without
-    graphs, and so are the random draws of a resumed run: a capture leaves the generator as it found it.
+    There is one graph for each shape of a batch, captured at its third appearance, and all go when `state` changes: it
+    must name whatever `terms` reads from Python (time steps, strength). What is read from tensors (weights, masks) may
+    change in place at any time. `modules()` hold the parameters that learn. The sums are the same as without graphs,
+    and so are the random draws of a resumed run: a capture leaves the generator as it found it.
 
-    Raises RuntimeError, CUDA's, where `terms` waits for the device in its middle.
+    After a replay the loss has no history: `backward` hands out the gradients that came with it. They are neither
+    scaled nor summed over calls. Raises RuntimeError, CUDA's, where `terms` waits for the device in its middle.
     """
 
     def __init__(self, terms: Callable[[Batch], Terms], modules: Callable[[], Sequence[nn.Module]]):
         self.terms, self.modules = terms, modules
         self.met: Counter[Hashable] = Counter()
         self.captured: dict[Hashable, Step] = {}
+        self.gradients: dict[nn.Parameter, Tensor] = {}  # where every graph leaves them
+        self.learnt: Sequence[nn.Parameter] = ()  # those that the last replay has a gradient for
         self.state: Hashable = None
         self.pool = None  # of device memory: one step at a time, so all graphs share it
 
@@ -48,21 +51,55 @@ class GraphedTerms:
                 return self.terms(batch)
             self.captured[shape] = self.capture(batch)
         step = self.captured[shape]
-        loss, *rest = step(*batch.values())
+        for name, tensor in step.inputs.items():
+            tensor.copy_(batch[name])
+        step.graph.replay()
+        self.learnt = step.learnt
         # the next replay writes over what this one put out
-        copies = torch.stack([loss.detach(), *(term.detach() for term in rest)]).unbind()
-        return {"loss": loss, **dict(zip(step.names[1:], copies[1:], strict=True))}
+        return dict(zip(step.terms, torch.stack(list(step.terms.values())).unbind(), strict=True))
+
+    def backward(self, loss: Tensor) -> None:
+        """Gives the parameters the gradients of the `loss` that the last call returned."""
+        if loss.requires_grad:
+            loss.backward()
+            return
+        for parameter in self.learnt:
+            parameter.grad = self.gradients[parameter]
 
     def capture(self, batch: Batch) -> Step:
         if self.pool is None:
             self.pool = torch.cuda.graph_pool_handle()
+        learning = [p for module in self.modules() for p in module.parameters() if p.requires_grad]
+        for parameter in learning:
+            if parameter not in self.gradients:
+                self.gradients[parameter] = torch.empty_like(parameter)
         random = torch.cuda.get_rng_state()
-        inputs = tuple(tensor.clone() for tensor in batch.values())  # the graph reads its inputs from here
-        step = Step(self.terms, tuple(batch), self.modules())
+        inputs = {name: tensor.clone() for name, tensor in batch.items()}  # the graph reads its inputs from here
+        graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
         with uncollected():
-            step = torch.cuda.make_graphed_callables(step, inputs, allow_unused_input=True, pool=self.pool)
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):  # what is worked out once, is by now
+                self.learn(inputs, learning)
+            torch.cuda.current_stream().wait_stream(side)
+            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+                terms, found = self.learn(inputs, learning)
+                learnt = [p for p, gradient in zip(learning, found, strict=True) if gradient is not None]
+                torch._foreach_copy_([self.gradients[p] for p in learnt], [g for g in found if g is not None])
         torch.cuda.set_rng_state(random)
-        return step
+        return Step(graph, inputs, {name: term.detach() for name, term in terms.items()}, learnt)
+
+    def learn(self, inputs: Batch, learning: Sequence[nn.Parameter]) -> tuple[Terms, tuple[Tensor | None, ...]]:
+        terms = self.terms(inputs)
+        return terms, torch.autograd.grad(terms["loss"], learning, allow_unused=True)
+
+
+class Step(NamedTuple):
+    """A captured step: the tensors it reads its batch from and puts its terms into, and which parameters it moves."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: dict[str, Tensor]
+    terms: Terms
+    learnt: list[nn.Parameter]
 
 
 @contextmanager
@@ -133,17 +170,3 @@ def copied(value: Any) -> Any:
     if is_dataclass(value):
         return type(value)(**{field.name: copied(getattr(value, field.name)) for field in fields(value)})
     return value
-
-
-class Step(nn.Module):
-    """`terms` in the form that `make_graphed_callables` takes: tensors in and out, and the parameters its own."""
-
-    def __init__(self, terms: Callable[[Batch], Terms], inputs: Sequence[str], modules: Sequence[nn.Module]):
-        super().__init__()
-        self.terms, self.inputs, self.names = terms, inputs, ("loss",)
-        self.learning = nn.ModuleList(modules)
-
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        terms = self.terms(dict(zip(self.inputs, tensors, strict=True)))
-        self.names = tuple(terms)
-        return tuple(terms.values())

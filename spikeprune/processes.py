@@ -23,7 +23,7 @@ from lightning.pytorch.plugins.environments import (
     TorchElasticEnvironment,
 )
 from lightning.pytorch.strategies import DDPStrategy
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from spikeprune import ranks
 from spikeprune.errors import InputError
@@ -44,18 +44,24 @@ def distributed(run: Run) -> bool:
 
 
 class Replicas(DDPStrategy):
-    """DDP as this package's steps want it: gradients live in the buckets, masks and steps are not sent again at every
-    forward (they change in decisions that all ranks share), and parameters that a stage's losses leave alone are not
-    waited for, which spares the search for them at every step."""
+    """Data parallelism as this package's steps want it: when a step's gradients are there, all at once where a CUDA
+    graph has made them, they are averaged in one message. torch's wrapper would go through them one by one.
 
-    def __init__(self, **kwargs: Any):
-        super().__init__(gradient_as_bucket_view=True, **kwargs)
+    Every rank must have gradients of the same parameters: all do what the same configuration says. Masks and steps are
+    not sent: they change in decisions that all ranks share.
+    """
 
     def configure_ddp(self) -> None:
-        idle = self.model.idle_parameters()
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, idle)
-        super().configure_ddp()
-        self.model.broadcast_buffers = False
+        """Every rank starts from rank 0's parameters and buffers."""
+        for tensor in self.model.state_dict().values():
+            torch.distributed.broadcast(tensor, src=0)
+
+    def post_backward(self, closure_loss: Tensor) -> None:
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        message = torch.cat([gradient.flatten() for gradient in gradients]).div_(self.world_size)
+        torch.distributed.all_reduce(message)
+        parts = message.split([gradient.numel() for gradient in gradients])
+        torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
 
 
 def unasked(trainer: L.Trainer) -> L.Trainer:

@@ -56,7 +56,7 @@ def learnt(made: StudentModule, here: dict, terms, precision: torch.dtype | None
     with torch.autocast("cuda", precision or torch.bfloat16, enabled=precision is not None, cache_enabled=False):
         out = terms(here)
     made.zero_grad()
-    out["loss"].backward()
+    made.backward(out["loss"])
     gradients = {name: p.grad.clone() for name, p in made.student.named_parameters() if p.grad is not None}
     return {**{name: term.detach().clone() for name, term in out.items()}, **gradients}
 

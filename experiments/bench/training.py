@@ -40,7 +40,7 @@ def distillation(at: Setting, size: Size, *, spiking: bool, t_steps: int = 4, gr
 
     def step() -> None:
         terms = graphed(batch, None) if graphs else learn(batch)
-        terms["loss"].backward()
+        graphed.backward(terms["loss"])
         optimizer.step()
         optimizer.zero_grad()
 

@@ -31,7 +31,8 @@ def cuda_graphs(config: Config) -> bool:
     run, there = config.run, torch.cuda.is_available() and config.run.accelerator != "cpu"
     if run.cuda_graphs == "on" and not there:
         raise InputError("run.cuda_graphs = on: needs a CUDA device, which is not here; use off or auto")
-    return there and run.cuda_graphs != "off" and not config.student.feedback  # which looks at residuals on its way
+    # feedback looks at residuals on its way, and 16-mixed scales each loss before its gradient
+    return there and run.cuda_graphs != "off" and not config.student.feedback and run.precision != "16-mixed"
 
 
 @contextmanager

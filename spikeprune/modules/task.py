@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import lightning as L
 import torch
@@ -59,26 +60,22 @@ class TaskModule(L.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         batch = self.varied(batch)
         terms = self.learn(batch) if self.graphed is None else self.graphed(batch, self.learn_state())
-        loss = terms["loss"]
-        logged = self.over_ranks({**terms, "loss": loss.detach().clone()})
-        self.log("train/loss", logged.pop("loss"), prog_bar=True)
-        if logged:
+        # between two records nothing reads them, and Lightning takes longer over each than the GPU over a layer
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            logged = self.over_ranks({name: term.detach() for name, term in terms.items()})
+            self.log("train/loss", logged.pop("loss"), prog_bar=True)
             self.log_dict({f"train/{name}": term for name, term in logged.items()})
-        return loss
+        return terms["loss"]
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if self.graphed is None:
+            super().backward(loss, *args, **kwargs)
+        else:
+            self.graphed.backward(loss)
 
     def over_ranks(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Their means over the processes, at the steps that are recorded; between those the process' own."""
-        if ranks.world() == 1 or (self.global_step + 1) % self.trainer.log_every_n_steps:
-            return values
+        """Their means over the processes."""
         return dict(zip(values, ranks.total(torch.stack(list(values.values()))) / ranks.world(), strict=True))
-
-    def idle_parameters(self) -> list[str]:
-        """Names of the trainable parameters that this stage's losses give no gradient, found on one sentence."""
-        batch = self.trainer.datamodule.fixed_batches(1, 1, 0)[0]
-        loss = self.learn({key: value.to(self.device) for key, value in batch.items()})["loss"]
-        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
-        grads = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
-        return [name for (name, _), grad in zip(named, grads, strict=True) if grad is None]
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Outputs:
         outputs = self.answer(batch)

@@ -200,7 +200,9 @@ class Compress:
 
 @dataclass
 class Distill:
-    replace_words: float = 0.0  # most of a training sentence's words swapped for random ones; the teacher answers anew
+    # on what is changed the teacher answers anew
+    replace_words: float = 0.0  # most of a training sentence's words that random ones take the place of
+    join_sentences: float = 0.0  # share of the training sentences that go on with another one; not for pairs
     layer_map: list[int] | None = None  # teacher layer (from 0) for each student layer; null: uniform
 
 

@@ -37,7 +37,8 @@ def write_cola(folder: Path) -> Path:
 
 def micro(folder: Path, glue: Path | None = None) -> list[str]:
     """Overrides of experiments/glue.yaml for a run in `folder`; without `glue` on embedded data, task left to set."""
-    task = ["task=sst2", "data.source=dir", f"data.dir={glue}"] if glue else ["data.source=embedded"]
+    real = ["task=sst2", "data.source=dir", f"data.dir={glue}", "distill.join_sentences=0.4"]
+    task = real if glue else ["data.source=embedded"]
     return [
         *task,
         "preset=tiny",

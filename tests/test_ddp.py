@@ -21,7 +21,7 @@ from micro import BATCHES, GLUE, ROOT, STAGES, micro, write_sst2
 from spikeprune import cli, evaluation, processes, ranks
 from spikeprune.builders import trainers
 from spikeprune.config import load
-from spikeprune.data.loader import shares
+from spikeprune.data.loader import shares, sums
 from spikeprune.errors import InputError
 from spikeprune.models.student import Student
 from spikeprune.models.teacher import Teacher, scratch_config
@@ -117,7 +117,13 @@ def glue(tmp_path_factory) -> Path:
 # ------------------------------------------------------------------------------------------- equal to a single process
 
 # nothing drawn at random in training, and digits enough that no rounding moves a rate to its neighbour
-EXACT = ["run.precision=64-true", "student.dropout=0.0", "teacher.dropout=0.0", "distill.replace_words=0.0"]
+EXACT = [
+    "run.precision=64-true",
+    "student.dropout=0.0",
+    "teacher.dropout=0.0",
+    "distill.replace_words=0.0",
+    "distill.join_sentences=0.0",
+]
 EXACT += ["data.eval_batch_size=5", "stages.finetune.losses.additions=0.5", "stages.finetune.losses.firing=0.5"]
 EXACT += ["stages.finetune.losses.hard=0.5"]
 
@@ -226,13 +232,13 @@ def test_the_mean_gradient_of_the_parts_is_that_of_the_batch(losses, world) -> N
         found = torch.autograd.grad(module.learn(batch)["loss"], parameters, allow_unused=True)
         return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
 
-    whole, sums = gradients(batch), None
+    whole, added = gradients(batch), None
     for rank in range(world):
         part = {key: value[rank::world] for key, value in batch.items()}
-        found = gradients({**part, "share": shares(lengths[rank::world], lengths, world)})
-        sums = found if sums is None else [a + b for a, b in zip(sums, found, strict=True)]
+        found = gradients({**part, "share": shares(sums(lengths[rank::world]), sums(lengths), world)})
+        added = found if added is None else [a + b for a, b in zip(added, found, strict=True)]
     assert any(g.abs().max() > 1e-6 for g in whole)
-    for a, b in zip(sums, whole, strict=True):
+    for a, b in zip(added, whole, strict=True):
         torch.testing.assert_close(a / world, b, rtol=1e-4, atol=1e-8)  # the logits' losses are in float32
     assert set(MEAN_OVER) == {next(iter(term)) for term in TERMS}
 

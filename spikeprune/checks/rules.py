@@ -13,6 +13,7 @@ COMBINATIONS = (
     resources.data,
     stages.order,
     stages.rows,
+    stages.sentences,
     compression.rules,
     networks.early_answers,
     resources.devices,

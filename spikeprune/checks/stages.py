@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from spikeprune.checks.names import CALLBACKS
 from spikeprune.errors import Problem, nearest
 from spikeprune.plan import active, stage_rows
-from spikeprune.schema import Config, Losses, Stage
+from spikeprune.schema import Config, Distill, Losses, Stage
+from spikeprune.tasks import TASKS
 
 
 def order(config: Config) -> Iterator[Problem]:
@@ -37,7 +38,13 @@ def rows(config: Config) -> Iterator[Problem]:
         if name == "teacher" and stage.callbacks:
             yield (key,), f"{key} = {stage.callbacks}: the teacher is not compressed"
         if active(config, name):
-            yield from _losses(name, stage.losses, config.distill.replace_words)
+            yield from _losses(name, stage.losses, config.distill)
+
+
+def sentences(config: Config) -> Iterator[Problem]:
+    share, keys = config.distill.join_sentences, ("distill.join_sentences", "task")
+    if share and config.task in TASKS and TASKS[config.task].pair:
+        yield keys, f"{keys[0]} = {share}: {config.task} is about pairs of sentences, which cannot go on; set it to 0"
 
 
 def _asks_for_loss(config: Config, stage: Stage) -> bool:
@@ -45,7 +52,7 @@ def _asks_for_loss(config: Config, stage: Stage) -> bool:
     return by_loss or "spatial" in stage.callbacks or "joint" in stage.callbacks
 
 
-def _losses(name: str, losses: Losses, replace_words: float) -> Iterator[Problem]:
+def _losses(name: str, losses: Losses, distill: Distill) -> Iterator[Problem]:
     key = f"stages.{name}.losses"
     terms = {"hidden": losses.hidden, "scores": losses.scores, "soft": losses.soft, "hard": losses.hard}
     terms |= {"firing": losses.firing, "additions": losses.additions}
@@ -57,9 +64,10 @@ def _losses(name: str, losses: Losses, replace_words: float) -> Iterator[Problem
     for term in absent:
         if terms[term] > 0:
             yield (f"{key}.{term}",), f"{key}.{term} = {terms[term]}: does not apply to the stage {name}; {reason}"
-    if name != "teacher" and replace_words > 0 and losses.hard > 0:
-        text = "the true label is not that of a sentence changed by distill.replace_words; set one of the two to 0"
-        yield (f"{key}.hard", "distill.replace_words"), f"{key}.hard = {losses.hard}: {text}"
+    for change in ("replace_words", "join_sentences"):
+        if name != "teacher" and getattr(distill, change) > 0 and losses.hard > 0:
+            text = f"the true label is not that of a sentence changed by distill.{change}; set one of the two to 0"
+            yield (f"{key}.hard", f"distill.{change}"), f"{key}.hard = {losses.hard}: {text}"
     if losses.additions_from and not (losses.additions and 0 < (losses.additions_limit or 0) <= losses.additions_from):
         text = "falls to additions_limit, which must be above 0 and no more, with a weight in additions"
         keys = tuple(f"{key}.{term}" for term in ("additions_from", "additions_limit", "additions"))

@@ -84,12 +84,16 @@ def _flat(rows: list[list[int]]) -> Tensor:
     return torch.from_numpy(np.concatenate([np.asarray(row, dtype=np.int64) for row in rows]))
 
 
+def sums(lengths: Tensor) -> Tensor:
+    """float64[3]: how many sentences, tokens and pairs of tokens."""
+    return torch.stack([torch.ones_like(lengths), lengths, lengths * lengths]).sum(1).double()
+
+
 def shares(own: Tensor, whole: Tensor, world: int) -> Tensor:
-    """float64[4], from the lengths of one process' sentences and of the whole batch: by what a mean over the process'
+    """float64[4], from the `sums` of one process' sentences and of the whole batch: by what a mean over the process'
     sentences, tokens and pairs of tokens must be multiplied so that the mean over `world` processes is that over the
     whole batch; and the whole batch's mean tokens of a sentence."""
-    sums = [torch.stack([torch.ones_like(n), n, n * n]).sum(1).double() for n in (own, whole)]
-    return torch.cat([world * sums[0] / sums[1], sums[1][1:2] / sums[1][:1]])
+    return torch.cat([world * own / whole, whole[1:2] / whole[:1]])
 
 
 class BatchLoader:
@@ -163,7 +167,7 @@ class BatchLoader:
         if self.world == 1 or not self.shuffle:
             return self.data.batch(rows, self.pad_to)
         own = rows[self.rank :: self.world]  # a batch's rows are sorted by length
-        share = shares(self.data.lengths[own], self.data.lengths[rows], self.world)
+        share = shares(sums(self.data.lengths[own]), sums(self.data.lengths[rows]), self.world)
         return {**self.data.batch(own, self.pad_to), "share": share}
 
     def state_dict(self) -> dict[str, Any]:

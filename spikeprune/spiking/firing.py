@@ -5,7 +5,7 @@ call on what they hold in registers.
 |---|---|
 | `current` | `limbs.reference` |
 | `fire` | `neurons.steps`, `neurons.settle`, `coding.drive_running_mean` |
-| `gelu` | the exact one, to 2e-7 max(1, \|x\|), as torch's own is |
+| `gelu` | the exact one, to 2e-7 of the larger of 1 and its argument, as torch's own is |
 
 A neuron that is pruned, or is none, has an infinite theta here: no current fires it, in any mode.
 """

@@ -17,12 +17,24 @@ from spikeprune.models import engine
 from spikeprune.models.answer import answer
 from spikeprune.models.compact import compact
 from spikeprune.models.student import Student
+from spikeprune.spiking import firing as firing_kernels
 from spikeprune.spiking import limbs, norm_attention
 from spikeprune.spiking.closed import tokens_sum
 from spikeprune.spiking.coding import drive_running_mean
+from spikeprune.spiking.firing import CLOSED, GELU, PER_STEP, RUNNING, Firing
 from spikeprune.spiking.flow import Pass
-from spikeprune.spiking.limbs import CLOSED, GELU, PER_STEP, RUNNING, Firing
+from spikeprune.spiking.kernels import INSTALLED
 from spikeprune.spiking.neurons import NEURONS, leak_weights, steps
+
+if INSTALLED:
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def gelu_of(x, y, BLOCK: tl.constexpr):
+        at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        tl.store(y + at, firing_kernels.gelu(tl.load(x + at)))
+
 
 CODINGS = ("accumulate", *engine.MODES)
 KINDS = ("binary", "ternary")
@@ -115,6 +127,14 @@ def compare_products(device: str, sizes=((70, 64, 128), (130, 192, 64))) -> None
 def differing(own: torch.Tensor, other: torch.Tensor) -> float:
     assert own.shape == other.shape and (other != 0).any()
     return (own.float() != other).float().mean().item()
+
+
+def compare_gelu(device: str) -> None:
+    x = torch.linspace(-16, 16, 2**16, device=device)
+    y = torch.empty_like(x)
+    gelu_of[(16,)](x, y, BLOCK=2**12)
+    exact = gelu(x.double())
+    assert ((y - exact).abs() <= 2e-7 * x.abs().clamp(min=1)).all()
 
 
 def compare_norms(device: str, sizes=((33, 100), (5, 384))) -> None:
@@ -243,6 +263,7 @@ def compare_students(device: str, coding: str) -> None:
 def in_the_interpreter() -> None:
     """On the CPU, where the only thing replaced is that the engine asks for CUDA."""
     torch.manual_seed(0)
+    compare_gelu("cpu")
     compare_products("cpu")
     compare_norms("cpu")
     compare_attention("cpu")
@@ -257,6 +278,11 @@ def in_the_interpreter() -> None:
 
 def test_in_the_interpreter() -> None:
     run_interpreted(__file__)
+
+
+@pytest.mark.gpu
+def test_gelu_on_cuda() -> None:
+    compare_gelu("cuda")
 
 
 @pytest.mark.gpu

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from spikeprune.models import engine
+from spikeprune.models import engine, held
 from spikeprune.models.outputs import Outputs
 from spikeprune.models.student import Student
 from spikeprune.spiking.flow import Pass
@@ -63,10 +63,10 @@ def replayable(student: Student, tokens: Tensor, stepwise: bool) -> bool:
 def state(student: Student) -> Hashable:
     """What a CUDA graph of `answer` takes for granted; what the engine holds of weights is brought up to date."""
     with torch.inference_mode(False):
-        held = engine.stamps(student)
+        stamps = held.stamps(student)
     ways = (student.quantized, student.products, student.training, student.embedding.site.kernels)
     places = tuple(tensor.data_ptr() for tensor in (*student.parameters(), *student.buffers()))
-    return (*student.steps, *ways, held, places)
+    return (*student.steps, *ways, stamps, places)
 
 
 def sentence_numbers(student: Student, tokens: int, in_bytes: bool = False) -> int:

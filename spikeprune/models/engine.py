@@ -3,8 +3,9 @@
 `encode` stands in for `Student.encode` and all layers and sites where `covers` says so: on a GPU, without gradient, for
 the closed form and for the simulation of the codings that tick together. Per layer: one product for query, key and
 value with the neurons of the latter two behind it, attention and context, a product and a layer norm, a product, gelu
-and its neurons, a product and a layer norm. Between them spikes or counts travel as bytes (see `spiking.limbs`). `held`
-is how it reads weights, thresholds and masks. The embedding's current and the answer are the student's own.
+and its neurons, a product and a layer norm. Between them spikes or counts travel as bytes (see `spiking.limbs`).
+`held.py` has weights, thresholds and masks as it reads them. The embedding's current and the answer are the student's
+own.
 
 The arithmetic is float32's or better, but not bit for bit that of the torch path: sums of spikes are exact here. A
 current within rounding of its threshold may fire on one side only.
@@ -12,29 +13,24 @@ current within rounding of its threshold may fire on one side only.
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from torch.nn.functional import gelu, pad
+from torch.nn.functional import gelu
 from transformers.activations import GELUActivation
 
-from spikeprune.models.matrices import acting_weight, matrix
-from spikeprune.models.quant import MATRICES
+from spikeprune.models.held import held
 from spikeprune.spiking import limbs
+from spikeprune.spiking.firing import CLOSED, GELU, PER_STEP, RUNNING, Firing
 from spikeprune.spiking.flow import Pass, Signal
 from spikeprune.spiking.kernels import KINDS
-from spikeprune.spiking.limbs import CLOSED, GELU, MOST, PER_STEP, RUNNING, Firing, Limbs, padded
+from spikeprune.spiking.limbs import MOST, padded
 from spikeprune.spiking.neurons import leak_weights
 from spikeprune.spiking.norm_attention import attended, constant, counted, normed
-from spikeprune.spiking.site import Site
 
 if TYPE_CHECKING:
-    from spikeprune.models.layer import SpikingLayer
     from spikeprune.models.student import Student
 
 MODES = {"per_step": PER_STEP, "running_mean": RUNNING}
@@ -78,121 +74,6 @@ def shaped(student: Student) -> bool:
     quiet = not student.training or not values["dropout"]
     sized = values["hidden"] <= WIDEST and values["hidden"] // values["heads"] in HEAD_SIZES
     return plain and quiet and sized and all(layer.heads and layer.ffn for layer in layers)
-
-
-@dataclass
-class Layer:
-    """What the kernels read of an encoder layer; the tensors are refreshed in place, so that a CUDA graph may hold
-    them."""
-
-    qkv: Limbs
-    out: Limbs
-    up: Limbs
-    down: Limbs
-    # of each site, theta and which channels fire
-    kv: tuple[Tensor, Tensor]  # behind the query's columns, which do not: theta 1, mask 0
-    context: tuple[Tensor, Tensor]
-    attention: tuple[Tensor, Tensor]
-    intermediate: tuple[Tensor, Tensor]
-    output: tuple[Tensor, Tensor]
-
-
-@dataclass
-class Held:
-    """What the kernels read of a student."""
-
-    version: tuple
-    serial: int  # another where tensors have been replaced
-    embedding: tuple[Tensor, Tensor]
-    layers: list[Layer]
-
-
-_SERIAL = itertools.count()
-_HELD: WeakKeyDictionary[Student, dict[bool, Held]] = WeakKeyDictionary()
-
-
-def version(student: Student) -> tuple:
-    """Changes whenever a tensor that `prepare` reads has changed."""
-    tensors = [*student.parameters(), student.heads, student.ffn]
-    tensors += [b for layer in student.layers for name in MATRICES for b in matrix_buffers(layer, name)]
-    return student.quantized, *((t.data_ptr(), t._version) for t in tensors)
-
-
-def matrix_buffers(layer: SpikingLayer, name: str) -> list[Tensor]:
-    return list(getattr(layer, name).buffers())
-
-
-@torch.no_grad()
-def held(student: Student, counts: bool) -> Held:
-    """Weights and thresholds as the kernels read them, worked out again where anything has changed. `counts`: trains
-    hold counts up to MOST, not single spikes."""
-    with torch.inference_mode(False):  # they outlive it, and are written again elsewhere
-        return _held(student, counts)
-
-
-def _held(student: Student, counts: bool) -> Held:
-    own, now = _HELD.setdefault(student, {}), version(student)
-    if counts not in own:
-        own[counts] = prepare(student, counts, now)
-    elif own[counts].version != now:
-        refresh(own[counts], prepare(student, counts, now))
-    return own[counts]
-
-
-def stamps(student: Student) -> tuple:
-    """Which tensors the engine holds of this student, after an update of each."""
-    return tuple(held(student, counts).serial for counts in _HELD.get(student, ()))
-
-
-def refresh(old: Held, new: Held) -> None:
-    """Into the tensors that are there, unless shapes or devices are others."""
-    olds, news = ([x.embedding, *(part for layer in x.layers for part in vars(layer).values())] for x in (old, new))
-    same = [(a, b) for x, y in zip(olds, news, strict=True) for a, b in zip(x, y, strict=True)]
-    if all(a.shape == b.shape and a.device == b.device for a, b in same):
-        for a, b in same:
-            a.copy_(b)
-    else:
-        old.embedding, old.layers, old.serial = new.embedding, new.layers, new.serial
-    old.version = new.version
-
-
-def prepare(student: Student, counts: bool, now: tuple) -> Held:
-    most, source, made = MOST if counts else 1, student.embedding.site, []
-    for i, layer in enumerate(student.layers):
-
-        def part(name: str, theta: Tensor, i: int = i) -> Limbs:
-            return limbs.split(acting_weight(student, i, name) * theta, matrix(student, i, name).bias, most)
-
-        heads, ffn = student.heads[i, : layer.heads], student.ffn[i, : layer.ffn]
-        kept = heads.repeat_interleave(layer.head_size)
-        key, value = wide(layer.key_site), wide(layer.value_site)
-        made.append(
-            Layer(
-                qkv=limbs.joined([part(name, source.theta) for name in ("query", "key", "value")]),
-                out=part("out", layer.context_site.theta),
-                up=part("up", layer.attention_site.theta),
-                down=part("down", layer.intermediate_site.theta),
-                kv=tuple(torch.cat([fill, k, v]) for fill, k, v in zip(nothing(key[0]), key, value, strict=True)),
-                context=wide(layer.context_site, kept),
-                attention=wide(layer.attention_site),
-                intermediate=wide(layer.intermediate_site, ffn),
-                output=wide(layer.output_site),
-            )
-        )
-        source = layer.output_site
-    return Held(now, next(_SERIAL), wide(student.embedding.site), made)
-
-
-def nothing(like: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.ones_like(like), torch.zeros_like(like)
-
-
-def wide(site: Site, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Theta of each channel, 1 beyond the last; and which of them fire."""
-    theta = site.theta.expand(site.channels).contiguous()
-    kept = torch.ones_like(theta) if kept is None else kept.to(theta)
-    beyond = padded(len(theta)) - len(theta)
-    return pad(theta, (0, beyond), value=1.0), pad(kept, (0, beyond))
 
 
 @cache

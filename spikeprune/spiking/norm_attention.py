@@ -19,20 +19,21 @@ import math
 import torch
 from torch import Tensor
 
+from spikeprune.spiking.firing import Firing
 from spikeprune.spiking.kernels import INSTALLED
-from spikeprune.spiking.limbs import Firing
 
 if INSTALLED:
     import triton
     import triton.language as tl
 
-    from spikeprune.spiking.limbs import fire
+    from spikeprune.spiking.firing import fire
 
     @triton.jit(do_not_specialize=["rows"])
     def norm_scan(
         y, residual, residual_theta, units, gamma, beta, theta, train, value,
         rows, columns, width, eps, leak, start, total, norm,
-        STEPS: tl.constexpr, MODE: tl.constexpr, TERNARY: tl.constexpr, CONSTANT: tl.constexpr, VALUE: tl.constexpr,
+        STEPS: tl.constexpr, MODE: tl.constexpr, TERNARY: tl.constexpr, LEAKS: tl.constexpr, CONSTANT: tl.constexpr,
+        VALUE: tl.constexpr,
         ROWS: tl.constexpr, COLS: tl.constexpr,
     ):  # fmt: skip
         """Currents y `[S, rows, width]` plus a train's `theta * unit * n` `[S, rows, width]`, normalized -> the train
@@ -63,8 +64,8 @@ if INSTALLED:
                 x = z / spread[:, None] * scale + shift
                 y += rows.to(tl.int64) * width
                 residual += rows.to(tl.int64) * width
-            out, s, u, before, n = fire(x, t, u, before, n, size, leak, total, TERNARY, MODE, CONSTANT)
-            tl.store(train + wide, tl.where(exists, out, 0.0).to(tl.int8), mask=stored)
+            out, s, u, before, n = fire(x, t, u, before, n, size, leak, total, TERNARY, MODE, LEAKS, CONSTANT)
+            tl.store(train + wide, tl.where(exists, out, 0), mask=stored)
             train += rows.to(tl.int64) * width
             sent = leak * sent + s
         if VALUE:
@@ -74,7 +75,8 @@ if INSTALLED:
     def attention_scan(
         q, pair, key_theta, value_theta, units, real, theta, kept, train,
         tokens, heads, q_width, width, factor, leak, start, total,
-        STEPS: tl.constexpr, BLOCKS: tl.constexpr, MODE: tl.constexpr, TERNARY: tl.constexpr, SIZE: tl.constexpr,
+        STEPS: tl.constexpr, BLOCKS: tl.constexpr, MODE: tl.constexpr, TERNARY: tl.constexpr, LEAKS: tl.constexpr,
+        SIZE: tl.constexpr,
         BM: tl.constexpr, BN: tl.constexpr,
     ):  # fmt: skip
         """Queries q `[S, B N, q_width]` float32, trains of keys and values beside each other, pair `[S, B N, 2 width]`
@@ -91,7 +93,7 @@ if INSTALLED:
         place = tl.arange(0, BN)
         key_size = tl.load(key_theta + channel)[None, :] * factor
         value_size = tl.load(value_theta + channel)[None, :]
-        size, alive = tl.load(theta + channel)[None, :], tl.load(kept + channel)[None, :]
+        size, alive = tl.load(theta + channel)[None, :], tl.load(kept + channel)[None, :] != 0
         zero = tl.zeros((BM, SIZE), dtype=tl.float32)
         u, before, n = zero + start * size, zero, zero
         for t in range(STEPS):
@@ -127,8 +129,8 @@ if INSTALLED:
                 mixed = tl.dot(more, v, mixed)
                 top = now
             y = mixed / whole[:, None] * (value_size * unit)
-            out, s, u, before, n = fire(y, t, u, before, n, size, leak, total, TERNARY, MODE, False)
-            tl.store(train, (out * alive).to(tl.int8), mask=exists)
+            out, s, u, before, n = fire(y, t, u, before, n, size, leak, total, TERNARY, MODE, LEAKS, False)
+            tl.store(train, tl.where(alive, out, 0), mask=exists)
             q += rows.to(tl.int64) * q_width
             pair += rows.to(tl.int64) * 2 * width
             train += rows.to(tl.int64) * width
@@ -197,8 +199,8 @@ def _norm_scan(y, given, site, out, rows, columns, width, steps, eps, asr_norm, 
         norm_scan[(-(-rows // tile["ROWS"]),)](
             y, *given, site.theta, out["train"], value,
             rows, columns, width, eps, site.leak, site.start, site.total, asr_norm,
-            STEPS=steps, MODE=site.mode, TERNARY=site.ternary, CONSTANT=constant, VALUE=out["value"] is not None,
-            **tile, enable_fp_fusion=False,
+            STEPS=steps, MODE=site.mode, TERNARY=site.ternary, LEAKS=site.leak != 1.0, CONSTANT=constant,
+            VALUE=out["value"] is not None, **tile, enable_fp_fusion=False,
         )  # fmt: skip
 
 
@@ -220,7 +222,8 @@ def attended(
             q, pair, key_theta, value_theta, units, tokens.contiguous().view(torch.uint8), site.theta, site.kept, train,
             n, heads, q.shape[-1], width, math.log2(math.e) / math.sqrt(size),
             site.leak, site.start, site.total, STEPS=steps, BLOCKS=-(-n // tile["BN"]),
-            MODE=site.mode, TERNARY=site.ternary, SIZE=size, **tile, num_warps=4, enable_fp_fusion=False,
+            MODE=site.mode, TERNARY=site.ternary, LEAKS=site.leak != 1.0, SIZE=size, **tile,
+            num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
     return train
 

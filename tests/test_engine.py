@@ -16,6 +16,7 @@ from torch.nn.functional import gelu
 from spikeprune.models import engine
 from spikeprune.models.answer import answer
 from spikeprune.models.compact import compact
+from spikeprune.models.held import held
 from spikeprune.models.student import Student
 from spikeprune.spiking import firing as firing_kernels
 from spikeprune.spiking import limbs, norm_attention
@@ -39,6 +40,20 @@ if INSTALLED:
 CODINGS = ("accumulate", *engine.MODES)
 KINDS = ("binary", "ternary")
 SMALL = {"hidden": 64, "layers": 2, "heads": 4, "ffn": 100, "vocab": 50, "positions": 24, "segments": 2, "classes": 3}
+
+
+@pytest.mark.parametrize("outside", [torch.no_grad, torch.inference_mode])
+def test_what_is_held_has_no_history(outside) -> None:
+    """A training step that is captured later would wait for the stream of whatever keeps its parameters' nodes."""
+    torch.manual_seed(0)
+    student = Student(**SMALL, weights="ternary", t_steps=3)
+    for strength in (0.5, 1.0):  # made, then brought up to date
+        student.set_strength(strength)
+        with outside():
+            found = held(student, counts=True)
+        parts = [found.embedding, *(part for layer in found.layers for part in vars(layer).values())]
+        tensors = [tensor for part in parts for tensor in part]
+        assert tensors and not any(tensor.requires_grad or tensor.is_inference() for tensor in tensors)
 
 
 @pytest.mark.parametrize("most", [1, 127])

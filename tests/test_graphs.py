@@ -51,6 +51,17 @@ def batch(width: int, seed: int) -> dict[str, torch.Tensor]:
     return {name: tensor.cuda() for name, tensor in {**made, "labels": ids[:, 0] % 2}.items()}
 
 
+def evaluate(made: StudentModule) -> None:
+    """As in a run, between two epochs: by the engine, which holds what it has worked out."""
+    before = made.student.embedding.site.kernels
+    made.student.use_kernels("triton")
+    made.eval()
+    with torch.inference_mode():
+        made.measured({name: tensor for name, tensor in batch(16, 0).items() if name in INPUTS})
+    made.train()
+    made.student.use_kernels(before)
+
+
 def learnt(made: StudentModule, here: dict, terms, precision: torch.dtype | None) -> dict[str, torch.Tensor]:
     """Each term of a step, and its gradients."""
     with torch.autocast("cuda", precision or torch.bfloat16, enabled=precision is not None, cache_enabled=False):
@@ -61,11 +72,15 @@ def learnt(made: StudentModule, here: dict, terms, precision: torch.dtype | None
     return {**{name: term.detach().clone() for name, term in out.items()}, **gradients}
 
 
+@pytest.mark.parametrize("weights", ["float", "ternary"])
 @pytest.mark.parametrize("coding", ["accumulate", "running_mean"])
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])
-def test_graphed_steps_equal_plain_ones(coding: str, precision: torch.dtype | None) -> None:
-    """Two shapes; masks and press change before step 7, time steps before step 10, the limit on additions at each."""
-    made = module(True, coding=coding)
+def test_graphed_steps_equal_plain_ones(coding: str, precision: torch.dtype | None, weights: str) -> None:
+    """Two shapes; masks and press change before step 7, time steps, after an evaluation, before step 10, the limit on
+    additions at each."""
+    made = module(True, coding=coding, weights=weights)
+    if weights == "ternary":
+        made.student.set_strength(0.5)
     optimizer = torch.optim.SGD(made.student.parameters(), lr=0.05)
     replayed = []
     for step in range(18):
@@ -74,6 +89,7 @@ def test_graphed_steps_equal_plain_ones(coding: str, precision: torch.dtype | No
             made.student.ffn[1, ::2] = 0
             made.objective.additions.press.fill_(4.0)
         if step == 10:
+            evaluate(made)
             made.student.set_t_steps([3, 2, 1])
         made.objective.additions.limit.fill_(0.5 - 0.02 * step)
         here = batch((16, 24)[step % 2], step)

@@ -65,11 +65,12 @@ def matrix_buffers(layer: SpikingLayer, name: str) -> list[Tensor]:
     return list(getattr(layer, name).buffers())
 
 
-@torch.no_grad()
 def held(student: Student, counts: bool) -> Held:
     """Weights and thresholds as the kernels read them, worked out again where anything has changed. `counts`: trains
     hold counts up to MOST, not single spikes."""
-    with torch.inference_mode(False):  # they outlive it, and are written again elsewhere
+    # they outlive it, and are written again elsewhere; leaving it would allow gradients, whose history no training step
+    # can be captured beside
+    with torch.inference_mode(False), torch.no_grad():
         return _held(student, counts)
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from micro import write_cola, write_sst2
+
+gc.disable()  # while everything is imported, as in `importing.py`
+pytest.register_assert_rewrite("tracked", "together", "cluster")
 
 settings.register_profile("spikeprune", deadline=None, max_examples=50)  # machines differ in speed
 settings.load_profile("spikeprune")
@@ -61,6 +66,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for name, reason in MISSING.items():
         if item.get_closest_marker(name) and (text := reason()):
@@ -74,3 +84,17 @@ def shared() -> Path:
     if not (folder / "glue").is_dir():
         pytest.skip(f"no real data at {folder}; set SPIKEPRUNE_SHARED to its folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def glue(tmp_path_factory) -> Path:
+    """A GLUE directory of sixty sentences, as SST-2 and as CoLA; only to be read."""
+    return write_cola(write_sst2(tmp_path_factory.mktemp("glue")))
+
+
+@pytest.fixture(autouse=True)
+def no_wandb_service():
+    """wandb used in this process leaves the address of its server process to children. They would share it, and the run
+    of one that was killed stays open there."""
+    yield
+    os.environ.pop("WANDB_SERVICE", None)

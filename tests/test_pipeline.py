@@ -35,11 +35,6 @@ def spikeprune(*args: str, **environment: str) -> subprocess.CompletedProcess[st
 
 
 @pytest.fixture(scope="module")
-def glue(tmp_path_factory) -> Path:
-    return write_sst2(tmp_path_factory.mktemp("glue"))
-
-
-@pytest.fixture(scope="module")
 def finished(tmp_path_factory, glue) -> tuple[RunDir, subprocess.CompletedProcess[str]]:
     """One run through the command line, and what it printed."""
     run = RunDir(tmp_path_factory.mktemp("runs") / "sst2")

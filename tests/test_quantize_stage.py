@@ -11,9 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from children import leg
 from micro import BATCHES, ROOT, micro, write_sst2
 from pruning import Module, batches, inputs, make
-from test_resume import start
 
 from spikeprune import evaluation
 from spikeprune.callbacks.quantize import WeightQuantization
@@ -77,11 +77,11 @@ def runs(tmp_path_factory) -> tuple[RunDir, RunDir]:
     folder = tmp_path_factory.mktemp("runs")
     glue, log = write_sst2(folder / "glue"), folder / "log"
     whole, legs = (overrides(folder / name, glue) for name in ("whole", "legs"))
-    assert start(whole, log) == 0, log.read_text()
+    assert leg(whole, log) == 0, log.read_text()
     legs.append("run.checkpoint_every=3")
     for step in (5, BATCHES + 3):
-        assert start(legs, log, ("quantize", step)) == -signal.SIGKILL, log.read_text()
-    assert start(legs, log) == 0, log.read_text()
+        assert leg(legs, log, ("quantize", step)) == -signal.SIGKILL, log.read_text()
+    assert leg(legs, log) == 0, log.read_text()
     return RunDir(folder / "whole"), RunDir(folder / "legs")
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster
-from micro import GLUE, ROOT, micro, write_cola, write_sst2
+from micro import GLUE, ROOT, micro
 from test_resume import result, steps_of
 
 from spikeprune import cli, slurm
@@ -35,11 +35,6 @@ EPOCHS = 25  # of the stages that are interrupted: about a second
 LONG = (f"stages.internal_kd.epochs={EPOCHS}", f"stages.spatial.epochs={EPOCHS}", "run.validate_every=10")
 SHORT = ("stages.teacher.epochs=5", "stages.prediction_kd.epochs=1", "stages.temporal.epochs=1")
 REQUEST = ("--gpus=0", "--cpus=1", "--time=20:00")
-
-
-@pytest.fixture(scope="module")
-def glue(tmp_path_factory) -> Path:
-    return write_cola(write_sst2(tmp_path_factory.mktemp("glue")))
 
 
 @pytest.fixture(scope="module")

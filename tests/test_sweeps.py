@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from micro import GLUE, ROOT, micro, write_sst2
+from micro import GLUE, ROOT, micro
 from tiny_sweep import tiny, write
 
 from spikeprune import cli
@@ -19,11 +19,6 @@ from spikeprune.tasks import get_task
 FILES = sorted((ROOT / "experiments" / "sweeps").glob("*.yaml"))
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture(scope="module")
-def glue(tmp_path_factory) -> Path:
-    return write_sst2(tmp_path_factory.mktemp("glue"))
 
 
 # ------------------------------------------------------------------------------------------- the files of experiments/

@@ -48,16 +48,20 @@ MISSING = {
 # files that take longest, first: workers share out whole files, and the last should be a short one
 LONGEST = (
     "slurm",
-    "nodes",
-    "sweeps_local",
-    "tracking",
     "sweeps_online",
-    "ddp",
+    "sweeps_local",
+    "tracking_legs",
     "embedded",
-    "sweeps",
+    "nodes",
+    "ddp",
+    "joint_run",
+    "targets",
+    "preempt",
     "fetch",
-    "quantize_stage",
+    "processes",
     "resume",
+    "bench",
+    "sweeps",
 )
 
 

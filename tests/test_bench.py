@@ -4,7 +4,6 @@ No speed is asserted here."""
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -175,9 +174,8 @@ def test_a_result_that_lacks_a_part_is_kept_under_those_it_has(tmp_path, monkeyp
     assert set(found) == {"cpu-evaluation-growth-simulation-training"} and len(found.popitem()[1]["rows"]) == 3
 
 
-def test_without_a_gpu_it_says_so() -> None:
+def test_without_a_gpu_it_says_so(capsys) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
-    command = [sys.executable, "-m", "experiments.bench", "--device", "cuda"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr == "error: --device cuda: needs a CUDA device, which is not here\n"
+    assert bench.main(["--device", "cuda"]) == 2
+    assert capsys.readouterr().err == "error: --device cuda: needs a CUDA device, which is not here\n"

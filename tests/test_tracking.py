@@ -205,5 +205,5 @@ def test_a_table_names_the_embeddings_steps() -> None:
 
 
 def test_without_wandb_nothing_of_it_is_loaded() -> None:
-    code = "import sys; import spikeprune.pipeline; print('wandb' in sys.modules)"
+    code = "import gc; gc.disable(); import sys; import spikeprune.pipeline; print('wandb' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

@@ -55,6 +55,7 @@ def _command(words, log: Path, folder: str, environment: dict[str, str], before:
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests were started in the background
     speak_into(log)
     if before:
         before(*args)

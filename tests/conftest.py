@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,21 @@ def no_wandb_service():
     of one that was killed stays open there."""
     yield
     os.environ.pop("WANDB_SERVICE", None)
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    """Writes a file of that name into the test's folder."""
+
+    def write(name: str, text: str) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def empty(write) -> Path:
+    return write("empty.yaml", "")

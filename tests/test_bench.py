@@ -14,8 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from experiments import bench_ddp  # noqa: E402
 from experiments.bench import __main__ as bench  # noqa: E402
 from experiments.bench import clock, nets, peers, report, rooflines, rows, training  # noqa: E402
+from spikeprune.errors import InputError  # noqa: E402
 
 CPU = torch.device("cpu")
 TINY = nets.Size("tiny", 24, 2, 3, 37, vocab=50)
@@ -179,3 +181,19 @@ def test_without_a_gpu_it_says_so(capsys) -> None:
         pytest.skip("there is a CUDA device")
     assert bench.main(["--device", "cuda"]) == 2
     assert capsys.readouterr().err == "error: --device cuda: needs a CUDA device, which is not here\n"
+
+
+def test_a_leg_on_several_gpus_that_is_too_short_says_so() -> None:
+    bench_ddp.enough("2 × 8", {"blocks": [10.0, 11.0], "steps": 150}, warm=100, block=25)
+    words = r"leg 2 × 8: 1 of the 2 blocks .* has 149 steps, and 2 blocks end at step 150; raise --train-limit"
+    with pytest.raises(InputError, match=words):
+        bench_ddp.enough("2 × 8", {"blocks": [10.0], "steps": 149}, warm=100, block=25)
+
+
+def test_what_fails_in_a_leg_is_said_once(tmp_path, monkeypatch, capfd) -> None:
+    given = ["--data", "nowhere", "--teacher", "nowhere", "preset=tiny", "run.accelerator=cpu"]
+    monkeypatch.setattr(sys, "argv", ["bench_ddp.py", *given])
+    with pytest.raises(SystemExit) as ended:
+        bench_ddp.main()
+    said = capfd.readouterr().err
+    assert ended.value.code == 2 and said.count("error: ") == 1 and "Traceback" not in said and "nowhere" in said

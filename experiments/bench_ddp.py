@@ -32,6 +32,7 @@ import torch
 from spikeprune import pipeline, ranks
 from spikeprune.builders import trainers
 from spikeprune.config import load
+from spikeprune.errors import InputError
 from spikeprune.rundir import RunDir, write_json
 
 GLUE = Path(__file__).resolve().parent / "glue.yaml"
@@ -120,7 +121,9 @@ def measure(args: argparse.Namespace, folder: Path, devices: int, batch: int, st
     ]
     plan = ["--leg", str(folder), "--warm", str(args.warm), "--block", str(args.block)]
     begin = time.time()
-    subprocess.run([sys.executable, __file__, *plan, "--since", str(begin), *overrides], check=True)
+    done = subprocess.run([sys.executable, __file__, *plan, "--since", str(begin), *overrides])
+    if done.returncode:
+        sys.exit(done.returncode)  # it has said why
     whole, run = time.time() - begin, RunDir(folder)
     if not teacher.is_dir():
         shutil.copytree(run.stage("teacher"), teacher)
@@ -142,6 +145,16 @@ def spread(values: list[float]) -> str:
     return f"{middle:9.1f} ({low:.1f} to {high:.1f}, {len(values)} blocks)"
 
 
+def enough(name: str, result: dict, warm: int, block: int) -> None:
+    """Raises InputError where a leg was too short for a spread."""
+    if (blocks := len(result["blocks"])) < 2:
+        text = (
+            f"leg {name}: {blocks} of the 2 blocks that are needed: its internal_kd has {result['steps']} steps, and 2 "
+        )
+        text += f"blocks end at step {warm + 2 * block}; raise --train-limit, or lower --batch, --warm or --block"
+        raise InputError(text)
+
+
 def compare(args: argparse.Namespace) -> None:
     n, b = args.devices, args.batch
     one, many, same = f"1 × {b}", f"{n} × {b}", f"{n} × {b // n}"
@@ -152,6 +165,7 @@ def compare(args: argparse.Namespace) -> None:
             print(f"-- {name}, round {turn + 1} of {args.rounds}", flush=True)
             folder = args.work / f"{devices}x{batch}-{turn}"
             result = measure(args, folder, devices, batch, STAGES if turn == 0 and not args.speed_only else STAGES[:2])
+            enough(name, result, args.warm, args.block)
             found.setdefault(name, result | {"blocks": []})["blocks"] += result["blocks"]
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(f"\n{where}, torch {torch.__version__}, sst2 internal_kd, devices × sentences each")
@@ -169,7 +183,7 @@ def compare(args: argparse.Namespace) -> None:
         write_json(args.json, {"device": where, "torch": torch.__version__, "legs": found})
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="a GLUE directory with SST-2/train.tsv")
     parser.add_argument("--teacher", help="a BERT checkpoint to start the teacher from")
@@ -186,15 +200,20 @@ def main() -> None:
     parser.add_argument("--since", type=float, help=argparse.SUPPRESS)
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="of the configuration, for every leg")
     args = parser.parse_intermixed_args()
-    if args.leg:
-        leg(args.leg, args.warm, args.block, args.since, args.overrides)
-        return
-    if not args.data or not args.teacher:
+    if not args.leg and not (args.data and args.teacher):
         parser.error("--data and --teacher are needed")
-    with tempfile.TemporaryDirectory(prefix="bench-ddp-") as work:
-        args.work = Path(work)
-        compare(args)
+    try:
+        if args.leg:
+            leg(args.leg, args.warm, args.block, args.since, args.overrides)
+            return 0
+        with tempfile.TemporaryDirectory(prefix="bench-ddp-") as work:
+            args.work = Path(work)
+            compare(args)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -274,6 +274,7 @@ def _task_block(block: Any, source: str, task: str, merge: _Merge) -> None:
     if not isinstance(block, dict):
         merge.problem("tasks: must hold a section for each task", source)
         return
+    others = _Merge()
     for name, tree in block.items():
         here = f"{source}, tasks.{name}"
         if name not in TASKS:
@@ -283,6 +284,5 @@ def _task_block(block: Any, source: str, task: str, merge: _Merge) -> None:
         elif name == task:
             merge.add(tree, here)
         else:
-            other = _Merge()
-            other.add(tree, here)
-            merge.problems += [line for line in other.problems if line not in merge.problems]
+            others.add(tree, here)
+    merge.problems += [line for line in others.problems if line not in merge.problems]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from dataclasses import is_dataclass
+from functools import cache
 from typing import Any, get_args, get_origin, get_type_hints
 
 from spikeprune.schema import Config
+
+fields = cache(get_type_hints)  # of a section: name -> declared type; typing reads them anew at each call
 
 
 def type_of(key: str) -> Any:
@@ -16,12 +19,12 @@ def type_of(key: str) -> Any:
     for part in key.split("."):
         if not is_dataclass(kind):
             return None
-        kind = get_type_hints(kind).get(part)
+        kind = fields(kind).get(part)
     return kind
 
 
 def every_key(kind: type = Config, prefix: str = "", sections: bool = False) -> Iterator[str]:
-    for name, hint in get_type_hints(kind).items():
+    for name, hint in fields(kind).items():
         if not is_dataclass(hint) or sections:
             yield prefix + name
         if is_dataclass(hint):
@@ -42,7 +45,7 @@ def near_key(key: str) -> str:
 
 
 def names(kind: type) -> str:
-    return ", ".join(get_type_hints(kind))
+    return ", ".join(fields(kind))
 
 
 def in_words(kind: Any) -> str:

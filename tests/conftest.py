@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
+import textwrap
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from micro import write_cola, write_sst2
+
+gc.disable()  # while everything is imported, as in `importing.py`
+pytest.register_assert_rewrite("tracked", "together", "cluster")
 
 settings.register_profile("spikeprune", deadline=None, max_examples=50)  # machines differ in speed
 settings.load_profile("spikeprune")
@@ -43,22 +49,31 @@ MISSING = {
 # files that take longest, first: workers share out whole files, and the last should be a short one
 LONGEST = (
     "slurm",
-    "nodes",
-    "sweeps_local",
-    "tracking",
     "sweeps_online",
-    "ddp",
+    "sweeps_local",
+    "tracking_legs",
     "embedded",
-    "sweeps",
+    "nodes",
+    "ddp",
+    "joint_run",
+    "targets",
+    "preempt",
     "fetch",
-    "quantize_stage",
+    "processes",
     "resume",
+    "bench",
+    "sweeps",
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {f"test_{name}": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -74,3 +89,35 @@ def shared() -> Path:
     if not (folder / "glue").is_dir():
         pytest.skip(f"no real data at {folder}; set SPIKEPRUNE_SHARED to its folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def glue(tmp_path_factory) -> Path:
+    """A GLUE directory of sixty sentences, as SST-2 and as CoLA; only to be read."""
+    return write_cola(write_sst2(tmp_path_factory.mktemp("glue")))
+
+
+@pytest.fixture(autouse=True)
+def no_wandb_service():
+    """wandb used in this process leaves the address of its server process to children. They would share it, and the run
+    of one that was killed stays open there."""
+    yield
+    os.environ.pop("WANDB_SERVICE", None)
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    """Writes a file of that name into the test's folder."""
+
+    def write(name: str, text: str) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def empty(write) -> Path:
+    return write("empty.yaml", "")

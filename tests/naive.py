@@ -162,20 +162,31 @@ class Synchronous(Naive):
         super().__init__(*args, **options)
         self.coding = coding
 
-    def run(self):
-        embedding, constant = Clock(self, "embedding", self.steps[0], 1.0), self.embed()
+    def clocks(self):
+        """The first site, and for each layer its functions and sites, by name."""
         layers = []
         for i, t_steps in enumerate(self.steps[1:]):
             table = self.functions(i)
             clocks = {name: Clock(self, f"layers.{i}.{name}", t_steps, mask) for name, (_, _, mask) in table.items()}
             layers.append((table, clocks))
+        return Clock(self, "embedding", self.steps[0], 1.0), layers
+
+    def run(self):
+        (embedding, layers), constant = self.clocks(), self.embed()
         for tick in range(1, max(self.steps) + 1):
             embedding.tick(tick, constant)
-            below = embedding
-            for table, clocks in layers:
-                for name, (sources, f, _) in table.items():
-                    read = [(below if s == "below" else clocks[s]).seen(tick) for s in sources]
-                    clocks[name].tick(tick, f(*read))
-                below = clocks["output"]
+            self.upwards(tick, embedding, layers)
+        return self.answer(embedding, layers)
+
+    @staticmethod
+    def upwards(tick, below, layers) -> None:
+        """The rest of a tick, from the layer that hears the first site to the last."""
+        for table, clocks in layers:
+            for name, (sources, f, _) in table.items():
+                read = [(below if s == "below" else clocks[s]).seen(tick) for s in sources]
+                clocks[name].tick(tick, f(*read))
+            below = clocks["output"]
+
+    def answer(self, embedding, layers):
         hidden = [embedding.mean, *(clocks["output"].mean for _, clocks in layers)]
         return self.logits(hidden[-1]), hidden

@@ -4,7 +4,6 @@ No speed is asserted here."""
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,8 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from experiments import bench_ddp  # noqa: E402
 from experiments.bench import __main__ as bench  # noqa: E402
 from experiments.bench import clock, nets, peers, report, rooflines, rows, training  # noqa: E402
+from spikeprune.errors import InputError  # noqa: E402
 
 CPU = torch.device("cpu")
 TINY = nets.Size("tiny", 24, 2, 3, 37, vocab=50)
@@ -175,9 +176,24 @@ def test_a_result_that_lacks_a_part_is_kept_under_those_it_has(tmp_path, monkeyp
     assert set(found) == {"cpu-evaluation-growth-simulation-training"} and len(found.popitem()[1]["rows"]) == 3
 
 
-def test_without_a_gpu_it_says_so() -> None:
+def test_without_a_gpu_it_says_so(capsys) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
-    command = [sys.executable, "-m", "experiments.bench", "--device", "cuda"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr == "error: --device cuda: needs a CUDA device, which is not here\n"
+    assert bench.main(["--device", "cuda"]) == 2
+    assert capsys.readouterr().err == "error: --device cuda: needs a CUDA device, which is not here\n"
+
+
+def test_a_leg_on_several_gpus_that_is_too_short_says_so() -> None:
+    bench_ddp.enough("2 × 8", {"blocks": [10.0, 11.0], "steps": 150}, warm=100, block=25)
+    words = r"leg 2 × 8: 1 of the 2 blocks .* has 149 steps, and 2 blocks end at step 150; raise --train-limit"
+    with pytest.raises(InputError, match=words):
+        bench_ddp.enough("2 × 8", {"blocks": [10.0], "steps": 149}, warm=100, block=25)
+
+
+def test_what_fails_in_a_leg_is_said_once(tmp_path, monkeypatch, capfd) -> None:
+    given = ["--data", "nowhere", "--teacher", "nowhere", "preset=tiny", "run.accelerator=cpu"]
+    monkeypatch.setattr(sys, "argv", ["bench_ddp.py", *given])
+    with pytest.raises(SystemExit) as ended:
+        bench_ddp.main()
+    said = capfd.readouterr().err
+    assert ended.value.code == 2 and said.count("error: ") == 1 and "Traceback" not in said and "nowhere" in said

@@ -250,6 +250,16 @@ def test_a_fresh_process_measures_the_same(compacted) -> None:
     assert found["cost"] == pytest.approx(source["cost"], rel=1e-3) and rates[0] == pytest.approx(rates[1], rel=1e-2)
 
 
+@pytest.mark.parametrize("key", ["teacher.checkpoint", "run.start_from"])
+def test_nothing_is_trained_or_quantized_from_it(key, compacted, glue, tmp_path, capsys) -> None:
+    run, _ = compacted
+    words = [*micro(tmp_path / "run", glue), f"{key}={run.compact}"]
+    assert cli.main(["train", str(GLUE), *words]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and str(run.compact) in said and len(said.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_folder_alone_is_enough(compacted) -> None:
     """What a user of the model writes: the class, its values, its weights, its tokenizer."""
     run, _ = compacted

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from micro import BATCHES, GLUE, micro, write_sst2
-from naive import Clock, Synchronous
+from naive import Synchronous
 from students import D, L, make, prune, real, scalar, sentences
 from test_dynamic import shape_of
 
@@ -177,12 +177,7 @@ class Echo(Synchronous):
     """Time as the outer loop; at each tick the first site hears what the last sent at the tick before."""
 
     def run(self):
-        embedding, constant = Clock(self, "embedding", self.steps[0], 1.0), self.embed()
-        layers = []
-        for i, t_steps in enumerate(self.steps[1:]):
-            table = self.functions(i)
-            clocks = {name: Clock(self, f"layers.{i}.{name}", t_steps, mask) for name, (_, _, mask) in table.items()}
-            layers.append((table, clocks))
+        (embedding, layers), constant = self.clocks(), self.embed()
         heard, norm, total = [], 0.0, 0.0
         matrix, previous, spoken = self.w["embedding.feedback.weight"], 0.0, 0
         for tick in range(1, max(self.steps) + 1):
@@ -198,14 +193,8 @@ class Echo(Synchronous):
                 answer, previous = scale * answer - (scale - 1) * previous, answer
             embedding.tick(tick, answer)
             heard.append(arrives)
-            below = embedding
-            for table, clocks in layers:
-                for name, (sources, f, _) in table.items():
-                    read = [(below if s == "below" else clocks[s]).seen(tick) for s in sources]
-                    clocks[name].tick(tick, f(*read))
-                below = clocks["output"]
-        hidden = [embedding.mean, *(clocks["output"].mean for _, clocks in layers)]
-        return self.logits(hidden[-1]), hidden
+            self.upwards(tick, embedding, layers)
+        return self.answer(embedding, layers)
 
 
 @pytest.mark.parametrize("coding", SYNCHRONOUS)

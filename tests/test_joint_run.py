@@ -8,8 +8,8 @@ from itertools import permutations
 from pathlib import Path
 
 import pytest
-from micro import BATCHES, GLUE, micro, write_sst2
-from test_resume import start
+from children import leg
+from micro import BATCHES, GLUE, micro
 
 from spikeprune import cli, pipeline
 from spikeprune.config import load
@@ -31,11 +31,6 @@ JOINT = (
     "compress.joint.block=4",
 )
 QUANTIZED = ("compress.weights=ternary", "stages.joint.callbacks=[joint,quantize]")
-
-
-@pytest.fixture(scope="module")
-def glue(tmp_path_factory) -> Path:
-    return write_sst2(tmp_path_factory.mktemp("glue"))
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +56,7 @@ def left(run: RunDir, stages) -> dict:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, glue, shared) -> RunDir:
     folder = tmp_path_factory.mktemp("undisturbed")
-    assert start(command(folder / "run", glue, shared, *JOINT, *QUANTIZED), folder / "log") == 0, (
+    assert leg(command(folder / "run", glue, shared, *JOINT, *QUANTIZED), folder / "log") == 0, (
         folder / "log"
     ).read_text()
     return RunDir(folder / "run")
@@ -93,8 +88,8 @@ def test_killed_in_the_middle_equals_undisturbed(kills, undisturbed, glue, share
     run, log = RunDir(tmp_path / "run"), tmp_path / "log"
     again = [*command(run.path, glue, shared, *JOINT, *QUANTIZED), "run.checkpoint_every=3"]
     for kill in kills:
-        assert start(again, log, kill) == -signal.SIGKILL, log.read_text()
-    assert start(again, log) == 0, log.read_text()
+        assert leg(again, log, kill) == -signal.SIGKILL, log.read_text()
+    assert leg(again, log) == 0, log.read_text()
     stages = ("teacher", "internal_kd", "prediction_kd", "joint", "finetune")
     assert left(run, stages) == left(undisturbed, stages)
 
@@ -108,8 +103,8 @@ def test_any_order_runs_and_resumes(order, glue, shared, tmp_path) -> None:
     pipeline.run(load(GLUE, command(whole.path, glue, shared, *more)))
     run, log = RunDir(tmp_path / "run"), tmp_path / "log"
     again = [*command(run.path, glue, shared, *more), "run.checkpoint_every=3"]
-    assert start(again, log, (order[1], 5)) == -signal.SIGKILL, log.read_text()
-    assert start(again, log) == 0 and "goes on from step 3" in log.read_text(), log.read_text()
+    assert leg(again, log, (order[1], 5)) == -signal.SIGKILL, log.read_text()
+    assert leg(again, log) == 0 and "goes on from step 3" in log.read_text(), log.read_text()
     assert left(run, order) == left(whole, order)
     last = run.record(order[-1])
     assert sum(last["heads"]) == 3 and sum(last["ffn"]) == 22 and sum(last["t_steps"]) <= 6

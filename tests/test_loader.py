@@ -9,22 +9,12 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny_data import glue, raw_of
+from tiny_data import mrpc as mrpc
+from tiny_data import tokenizer as tokenizer
 
-from spikeprune.data.glue import GlueData, RawData
+from spikeprune.data.glue import GlueData
 from spikeprune.data.loader import BatchLoader, encode
-from spikeprune.data.tokenize import train_wordpiece
 from spikeprune.errors import InputError
-
-
-@pytest.fixture(scope="module")
-def mrpc() -> RawData:
-    return raw_of("mrpc")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(mrpc):
-    return train_wordpiece(mrpc.splits["train"].first, vocab_size=300)
-
 
 # -- batches ----------------------------------------------------------------------------------------------------------
 

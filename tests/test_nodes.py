@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import test_ddp
 from cluster import Cluster
 from micro import ROOT, micro, write_sst2
 from test_slurm import REQUEST, interrupt, launch, wait_for
+from together import EXACT, check_measurements, check_weights, leg, together
 
 from spikeprune.rundir import RunDir
 
@@ -49,20 +49,20 @@ def tasks(job: str) -> dict[int, tuple[str, str]]:
 def test_two_nodes_stop_together_and_learn_what_one_process_learns(cluster, tmp_path, capsys) -> None:
     glue, pair = write_sst2(tmp_path / "glue", train=61, dev=21), (RunDir(tmp_path / "one"), RunDir(tmp_path / "two"))
     one, two = pair
-    plain = [[*micro(run.path, glue), *test_ddp.EXACT, "stages.internal_kd.epochs=8"] for run in pair]
+    plain = [[*micro(run.path, glue), *EXACT, "stages.internal_kd.epochs=8"] for run in pair]
     job, log = launch(lambda: capsys.readouterr().out, *plain[1], "--nodes=2", *REQUEST)
     started = wait_for(lambda: list(two.path.glob("lock.*")) and tasks(job))
     assert sorted(started.values()) == [("0", "127.0.0.1"), ("1", "127.0.0.2")]
     [lock] = two.path.glob("lock.*")
     assert started[json.loads(lock.read_text())["pid"]][0] == "0"
     step = interrupt(cluster, job, two, "internal_kd")
-    assert test_ddp.together(1, tmp_path / "log", test_ddp.leg, plain[0], tmp_path) == [0]
+    assert together(1, tmp_path / "log", leg, plain[0], tmp_path) == [0]
     ended, text = cluster.wait(job), log.read_text()
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "1"), text
     assert (ended["NumNodes"], ended["NumTasks"]) == ("2", "2")
     assert text.count("stopped by SIGUSR1") == 1 and f"goes on from step {step}\n" in text
     assert "took the run directory over" not in text and "Traceback" not in text
-    test_ddp.check_weights(one, two, rtol=1e-4)
-    test_ddp.check_measurements(one, two)
+    check_weights(one, two, rtol=1e-4)
+    check_measurements(one, two)
     files = [{str(path.relative_to(run.path)) for path in run.path.rglob("*")} for run in pair]
     assert files[1] - files[0] == {"job.sh", log.name} and not files[0] - files[1]

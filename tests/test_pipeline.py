@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from micro import BATCHES, GLUE, ROOT, STAGES, micro, write_sst2
+from children import leg
+from micro import BATCHES, GLUE, STAGES, micro, write_sst2
 
 from spikeprune import cli, evaluation, pipeline
 from spikeprune.callbacks.synops import SynOpsLogger
@@ -27,25 +25,13 @@ EPOCHS = {"teacher": 3, "internal_kd": 2, "prediction_kd": 1, "spatial": 3, "tem
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def spikeprune(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    return subprocess.run(
-        [sys.executable, "-m", "spikeprune", *args], capture_output=True, text=True, cwd=ROOT, env=variables
-    )
-
-
 @pytest.fixture(scope="module")
-def glue(tmp_path_factory) -> Path:
-    return write_sst2(tmp_path_factory.mktemp("glue"))
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, glue) -> tuple[RunDir, subprocess.CompletedProcess[str]]:
+def finished(tmp_path_factory, glue) -> tuple[RunDir, str]:
     """One run through the command line, and what it printed."""
-    run = RunDir(tmp_path_factory.mktemp("runs") / "sst2")
-    done = spikeprune("train", str(GLUE), *micro(run.path, glue))
-    assert done.returncode == 0, done.stderr
-    return run, done
+    folder = tmp_path_factory.mktemp("runs")
+    code = leg(micro(folder / "sst2", glue), folder / "log")
+    assert code == 0, (folder / "log").read_text()
+    return RunDir(folder / "sst2"), (folder / "log").read_text()
 
 
 def test_a_run_leaves_its_files(finished) -> None:
@@ -62,9 +48,9 @@ def test_a_run_leaves_its_files(finished) -> None:
 
 
 def test_the_terminal_ends_with_the_table(finished) -> None:
-    run, done = finished
-    assert done.stdout.rstrip().endswith(summary_table(json.loads(run.summary.read_text())))
-    assert done.stdout.startswith("data: sst2 from directory ")
+    run, printed = finished
+    assert printed.rstrip().endswith(summary_table(json.loads(run.summary.read_text())))
+    assert printed.startswith("data: sst2 from directory ")
 
 
 def test_the_summary_says_what_was_made_of_what(finished, glue) -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import lightning as L
 import pytest
-from micro import BATCHES, GLUE, STAGES, micro, write_sst2
-from test_resume import processes, result, steps_of
+from children import add_callback, run_command
+from micro import BATCHES, GLUE, STAGES, micro
+from test_resume import result, steps_of
 
 from spikeprune import cli, signals
 from spikeprune.builders import trainers
@@ -37,37 +38,22 @@ class Sender(L.Callback):
             os.kill(os.getpid(), self.number)
 
 
-def leg(overrides: list[str], log: Path, send: tuple[str, str, int, signal.Signals] | None) -> None:
-    """One start of the run; `send`: a stage, a hook, at which call of it, and the signal."""
-    with log.open("ab", buffering=0) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    if send and send[0] == "measure":
-        plain_evaluator, sender = trainers.evaluator, Sender(*send[1:])
-        trainers.evaluator = lambda config, callbacks=(): plain_evaluator(config, [sender, *callbacks])
-    elif send:
-        plain, stage, sender = trainers.stage_callbacks, send[0], Sender(*send[1:])
-        trainers.stage_callbacks = lambda parts, name, run: [
-            *([sender] if name == stage else []),
-            *plain(parts, name, run),
-        ]
-    sys.exit(cli.main(["train", str(GLUE), *overrides]))
+def send(stage: str, *how) -> None:
+    """From now on in this process: in a stage or when one is measured."""
+    if stage != "measure":
+        add_callback(stage, Sender(*how))
+        return
+    plain, sender = trainers.evaluator, Sender(*how)
+    trainers.evaluator = lambda config, callbacks=(): plain(config, [sender, *callbacks])
 
 
-def start(overrides: list[str], log: Path, send=None) -> int:
-    child = processes.Process(target=leg, args=(overrides, log, send))
-    child.start()
-    child.join(120)
-    return child.exitcode
+def start(overrides: list[str], log: Path, *sent) -> int:
+    """One start of the run; `sent`: a stage, a hook, at which call of it, and the signal."""
+    return run_command(["train", str(GLUE), *overrides], log, None, send if sent else None, sent)
 
 
 def small(folder: Path, glue: Path) -> list[str]:
     return [*micro(folder, glue), "data.eval_batch_size=8", "run.validate_every=2"]
-
-
-@pytest.fixture(scope="module")
-def glue(tmp_path_factory) -> Path:
-    return write_sst2(tmp_path_factory.mktemp("glue"))
 
 
 @pytest.fixture(scope="module")
@@ -89,16 +75,16 @@ CHAIN = [
 
 
 def test_signalled_again_and_again_equals_undisturbed(undisturbed, glue, tmp_path) -> None:
-    run, log, command = RunDir(tmp_path / "run"), tmp_path / "log", small(tmp_path / "run", glue)
+    run, log, arguments = RunDir(tmp_path / "run"), tmp_path / "log", small(tmp_path / "run", glue)
     for stage, hook, count, number, code, step in CHAIN:
         log.write_text("")
-        assert start(command, log, (stage, hook, count, number)) == code, log.read_text()
+        assert start(arguments, log, stage, hook, count, number) == code, log.read_text()
         assert f"stopped by {number.name}: the same command goes on" in log.read_text()
         assert "Traceback" not in log.read_text() and not list(run.path.glob("lock.*"))
         unfinished = next(name for name in STAGES if not run.finished(name))
         assert stage in (unfinished, "measure")
         assert resume_step(run.resume(unfinished)) == step
-    assert start(command, log) == 0, log.read_text()
+    assert start(arguments, log) == 0, log.read_text()
     found, wanted = result(run), result(undisturbed)
     for name in STAGES:
         assert found["weights"][name] == wanted["weights"][name], f"{name} has other weights"

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from micro import BATCHES, ROOT, micro, write_sst2
+from children import leg, process, speak_into
+from micro import BATCHES, micro, write_sst2
 from pruning import Module, batches, inputs, make
-from test_resume import start
 
-from spikeprune import evaluation
+from spikeprune import cli, evaluation
 from spikeprune.callbacks.quantize import WeightQuantization
 from spikeprune.compaction import compact_run
 from spikeprune.models.compact import as_float, compact, nbytes, stored
@@ -77,11 +75,11 @@ def runs(tmp_path_factory) -> tuple[RunDir, RunDir]:
     folder = tmp_path_factory.mktemp("runs")
     glue, log = write_sst2(folder / "glue"), folder / "log"
     whole, legs = (overrides(folder / name, glue) for name in ("whole", "legs"))
-    assert start(whole, log) == 0, log.read_text()
+    assert leg(whole, log) == 0, log.read_text()
     legs.append("run.checkpoint_every=3")
     for step in (5, BATCHES + 3):
-        assert start(legs, log, ("quantize", step)) == -signal.SIGKILL, log.read_text()
-    assert start(legs, log) == 0, log.read_text()
+        assert leg(legs, log, ("quantize", step)) == -signal.SIGKILL, log.read_text()
+    assert leg(legs, log) == 0, log.read_text()
     return RunDir(folder / "whole"), RunDir(folder / "legs")
 
 
@@ -125,23 +123,26 @@ def test_the_summary_says_what_is_quantized(runs) -> None:
     assert "weights  ternary, packed in 2 bits: " in summary_table(summary)
 
 
-def test_a_quantized_run_is_packed_on_the_disk_and_measured_the_same(runs) -> None:
-    """The command, then a fresh process."""
+def measured(run: Path, batch: dict[str, torch.Tensor], log: Path) -> None:
+    """What the command says of the packed model, and its answers as JSON; in a process of its own."""
+    speak_into(log)
+    assert cli.main(["evaluate", str(run), "--compact", "--json"]) == 0
+    print(json.dumps(load_compact(run / "compact")(**batch, mode="spiking").logits.tolist()), flush=True)
+
+
+def test_a_quantized_run_is_packed_on_the_disk_and_measured_the_same(runs, tmp_path) -> None:
+    """The command, then another process."""
     run, _ = runs
     made = compact_run(run.path)
     assert made["encoder"] == {"weights": "ternary", "packed": True, "bits": 2}
     assert made["tensor_bytes"] == run.record("finetune")["cost"]["bytes"] < made["bytes"] < made["tensor_bytes"] + 9000
     assert made["params"] == run.record("finetune")["cost"]["params"]
     batch = inputs(batches((3,))[0])
-    ids = json.dumps({name: x.tolist() for name, x in batch.items()})
-    alone = "import json, sys, torch; from spikeprune import cli; from spikeprune.models.compact import load; "
-    alone += "cli.main(['evaluate', sys.argv[1], '--compact', '--json']); batch = json.loads(sys.argv[2]); "
-    alone += "net, batch = load(sys.argv[1] + '/compact'), {k: torch.tensor(v) for k, v in batch.items()}; "
-    alone += "print(json.dumps(net(**batch, mode='spiking').logits.tolist()))"
-    command = [sys.executable, "-c", alone, str(run.path), ids]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    assert done.returncode == 0, done.stderr
-    printed, logits = done.stdout.rstrip().rsplit("\n", 1)
+    child = process(measured, (run.path, batch, log := tmp_path / "log"))
+    child.start()
+    child.join(120)
+    assert child.exitcode == 0, log.read_text()
+    printed, logits = log.read_text().rstrip().rsplit("\n", 1)
     found, source = json.loads(printed), run.record("finetune")
     for key in ("metrics", "heads", "ffn", "encoder_weights"):
         assert found[key] == source[key], key

@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import signal
-import sys
 from pathlib import Path
 
-import lightning as L
 import pytest
-from micro import BATCHES, GLUE, STAGES, micro, write_sst2
+from children import leg
+from micro import BATCHES, GLUE, STAGES, micro
 
-from spikeprune import cli, pipeline
-from spikeprune.builders import trainers
+from spikeprune import pipeline
 from spikeprune.config import load
 from spikeprune.errors import InputError
 from spikeprune.rundir import RunDir
-
-# Children are forked from a server that has imported everything and computed nothing: real processes, without the
-# seconds of an import each.
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["spikeprune.pipeline"])
-
 
 # a limit that is still falling where runs are killed
 FALLING = ["stages.spatial.losses={additions: 2, additions_limit: 0.1, additions_from: 1, additions_fall: 1}"]
@@ -33,48 +23,10 @@ def command_of(folder: Path, glue: Path) -> list[str]:
     return [*micro(folder, glue), *FALLING]
 
 
-class Killer(L.Callback):
-    """Sends its own process a signal, when the optimizer has made `step` steps."""
-
-    def __init__(self, step: int, signal: signal.Signals):
-        self.step, self.signal = step, signal
-
-    def on_train_batch_end(self, trainer, *_) -> None:
-        if trainer.global_step == self.step:
-            os.kill(os.getpid(), self.signal)
-
-
-def leg(overrides: list[str], log: Path, kill: tuple[str, int] | None, how: signal.Signals) -> None:
-    """One start of the run; `kill` names a stage and a step of it, `how` the signal that it then gets."""
-    with log.open("ab", buffering=0) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    if kill:
-        plain = trainers.stage_callbacks
-
-        def with_killer(parts, name, run):
-            return [*([Killer(kill[1], how)] if name == kill[0] else []), *plain(parts, name, run)]
-
-        trainers.stage_callbacks = with_killer
-    sys.exit(cli.main(["train", str(GLUE), *overrides]))
-
-
-def start(overrides: list[str], log: Path, kill: tuple[str, int] | None = None, how=signal.SIGKILL) -> int:
-    child = processes.Process(target=leg, args=(overrides, log, kill, how))
-    child.start()
-    child.join(120)
-    return child.exitcode
-
-
-@pytest.fixture(scope="module")
-def glue(tmp_path_factory) -> Path:
-    return write_sst2(tmp_path_factory.mktemp("glue"))
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, glue) -> RunDir:
     folder = tmp_path_factory.mktemp("undisturbed")
-    assert start(command_of(folder / "run", glue), folder / "log") == 0, (folder / "log").read_text()
+    assert leg(command_of(folder / "run", glue), folder / "log") == 0, (folder / "log").read_text()
     return RunDir(folder / "run")
 
 
@@ -112,9 +64,9 @@ def test_killed_and_resumed_equals_undisturbed(chain, undisturbed, glue, tmp_pat
     how, kills = CHAINS[chain]
     run, log, command = RunDir(tmp_path / "run"), tmp_path / "log", [*command_of(tmp_path / "run", glue), *how]
     for stage, step in kills:
-        assert start(command, log, (stage, step)) == -signal.SIGKILL, log.read_text()
+        assert leg(command, log, (stage, step)) == -signal.SIGKILL, log.read_text()
         assert run.resume(stage).is_file() and not run.finished(stage) and not run.summary.exists()
-    assert start(command, log) == 0, log.read_text()
+    assert leg(command, log) == 0, log.read_text()
     assert log.read_text().count("goes on from step") == len(kills)
     found, wanted = result(run), result(undisturbed)
     for name in STAGES:  # masks, t_steps and thresholds are among the tensors
@@ -191,7 +143,7 @@ def test_a_damaged_resume_checkpoint_is_refused(half, glue) -> None:
 
 def test_ctrl_c_says_how_to_go_on_and_the_run_goes_on(tmp_path, glue, undisturbed) -> None:
     overrides, log = command_of(tmp_path / "run", glue), tmp_path / "log"
-    assert start(overrides, log, ("prediction_kd", 5), signal.SIGINT) == 130
+    assert leg(overrides, log, ("prediction_kd", 5), signal.SIGINT) == 130
     assert "the same command goes on" in log.read_text() and "Traceback" not in log.read_text()
-    assert start(overrides, log) == 0, log.read_text()
+    assert leg(overrides, log) == 0, log.read_text()
     assert result(RunDir(tmp_path / "run"))["weights"] == result(undisturbed)["weights"]

@@ -8,9 +8,9 @@ import warnings
 
 import pytest
 import torch
+from children import leg
 from micro import GLUE, micro, write_sst2
 from pruning import D, F, H, L
-from test_resume import start as leg_of
 
 from spikeprune import compaction, pipeline
 from spikeprune.config import load
@@ -101,8 +101,8 @@ def test_killed_after_the_search_it_goes_on_as_undisturbed(run) -> None:
     """The decision is made once: a second one, on folded weights, would be another."""
     folder, log = run.path.parent, run.path.parent / "log"
     legs = [*overrides(folder / "legs", "stages.spatial.epochs=2"), "run.checkpoint_every=3"]
-    assert leg_of(legs, log, ("spatial", 5)) == -signal.SIGKILL, log.read_text()
-    assert leg_of(legs, log) == 0, log.read_text()
+    assert leg(legs, log, ("spatial", 5)) == -signal.SIGKILL, log.read_text()
+    assert leg(legs, log) == 0, log.read_text()
     mine, theirs = (RunDir(folder / name).weights("spatial") for name in ("legs", "more"))
     assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
     assert sum("compress/operations" in record for record in RunDir(folder / "legs").read_metrics()) == 1

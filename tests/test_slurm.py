@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster
-from micro import GLUE, ROOT, micro, write_cola, write_sst2
+from micro import GLUE, ROOT, micro
 from test_resume import result, steps_of
 
 from spikeprune import cli, slurm
@@ -31,15 +31,10 @@ from spikeprune.stage import resume_step
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
-EPOCHS = 25  # of the stages that are interrupted: about a second
+EPOCHS = 16  # of the stages that are interrupted: about a second
 LONG = (f"stages.internal_kd.epochs={EPOCHS}", f"stages.spatial.epochs={EPOCHS}", "run.validate_every=10")
 SHORT = ("stages.teacher.epochs=5", "stages.prediction_kd.epochs=1", "stages.temporal.epochs=1")
 REQUEST = ("--gpus=0", "--cpus=1", "--time=20:00")
-
-
-@pytest.fixture(scope="module")
-def glue(tmp_path_factory) -> Path:
-    return write_cola(write_sst2(tmp_path_factory.mktemp("glue")))
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +214,7 @@ def test_a_finished_run_is_not_run_again(cluster, jobs, folder, glue, capsys) ->
 
 
 def test_two_ranks_by_srun_stop_together_and_go_on(cluster, folder, glue, capsys) -> None:
-    arguments = [*micro(folder / "two", glue), *LONG, *SHORT, "run.devices=2"]
+    arguments = [*micro(folder / "two", glue), *LONG, *SHORT, "stages.spatial.epochs=1", "run.devices=2"]
     try:
         load(GLUE, arguments)
     except InputError as error:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from micro import GLUE, ROOT, micro, write_sst2
+from micro import GLUE, ROOT, micro
 from tiny_sweep import tiny, write
 
 from spikeprune import cli
@@ -19,11 +20,6 @@ from spikeprune.tasks import get_task
 FILES = sorted((ROOT / "experiments" / "sweeps").glob("*.yaml"))
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture(scope="module")
-def glue(tmp_path_factory) -> Path:
-    return write_sst2(tmp_path_factory.mktemp("glue"))
 
 
 # ------------------------------------------------------------------------------------------- the files of experiments/
@@ -183,6 +179,23 @@ def test_a_sweep_that_goes_on_draws_new_values(tmp_path) -> None:
     p = Parameter("a", (), 0.0, 1.0, "uniform")
     assert draw(tmp_path, 0, p) == draw(tmp_path, 0, p)
     assert not set(draw(tmp_path, 0, p)) & set(draw(tmp_path, 5, p))
+
+
+def test_bayes_draws_near_what_was_good(tmp_path) -> None:
+    """As a sweep asks: a new sampler for each trial, seeded by the trials so far."""
+    p = Parameter("a", (), 0.0, 1.0, "uniform")
+    found = {}
+    for method in ("bayes", "random"):
+        sweep = replace(SWEEP, method=method)
+        (tmp_path / method).mkdir()
+        asked, values = study.open_study(sweep, tmp_path / method), []
+        for begun in range(30):
+            asked.sampler = study.sampler(sweep, begun)
+            trial = asked.ask()
+            values.append(study.suggest(trial, p))
+            asked.tell(trial, -((values[-1] - 0.3) ** 2))
+        found[method] = sum(abs(value - 0.3) for value in values[15:]) / 15
+    assert found["bayes"] < 0.6 * found["random"]
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from micro import write_sst2
-from tiny_sweep import FFN, HEADS, THREADS, finish, spikeprune, tiny, write
+from tiny_sweep import FFN, HEADS, THREADS, begin, sweep, tiny, write
 
 from spikeprune import cli, pipeline
 from spikeprune.report.results import results
@@ -21,11 +20,6 @@ from spikeprune.sweeps import spec
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-@pytest.fixture(scope="module")
-def glue(tmp_path_factory) -> Path:
-    return write_sst2(tmp_path_factory.mktemp("glue"))
-
-
 def ended(folder: Path) -> dict[str, int]:
     """When each finished trial wrote its summary."""
     return {p.parent.name: p.stat().st_mtime_ns for p in folder.glob("trials/*/summary.json")}
@@ -33,18 +27,18 @@ def ended(folder: Path) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory, glue) -> tuple[Path, dict[str, int], str, list[str]]:
-    """A sweep of six, killed and started again: folder, what had ended at the kill, the second output, the command."""
+    """A sweep of six, killed and started again: folder, what had ended at the kill, the second output, the words."""
     base = tmp_path_factory.mktemp("sweep")
     folder, file = base / "out", write(base / "tiny.yaml", tiny(glue))
-    command = ["sweep", str(file), "--local", "--dir", str(folder), "--jobs", "2"]
-    first = spikeprune(*command)
+    words, log = [str(file), "--local", "--dir", str(folder), "--jobs", "2"], base / "log"
+    first = begin(log, *words)
     while len(ended(folder)) < 2:
         time.sleep(0.1)
-        assert first.poll() is None, first.stdout.read()
+        assert first.is_alive(), log.read_text()
     first.kill()
-    first.wait()
+    first.join()
     before = ended(folder)
-    return folder, before, finish(spikeprune(*command)), command
+    return folder, before, sweep(log, *words), words
 
 
 def test_killed_and_started_again_it_runs_only_what_is_missing(swept) -> None:
@@ -80,25 +74,25 @@ def test_the_front_is_that_of_the_summaries(swept) -> None:
 
 
 def test_a_third_start_runs_nothing_and_shows_the_same(swept) -> None:
-    folder, _, printed, command = swept
+    folder, _, printed, words = swept
     before = ended(folder)
-    again = finish(spikeprune(*command))
+    again = sweep(folder.parent / "log", *words)
     assert ended(folder) == before and "[trial" not in again
     assert again.strip() == printed[printed.index("\ndata: ") :].strip()
 
 
 def test_another_sweep_in_its_folder_is_refused(swept, tmp_path, glue, capsys) -> None:
-    folder, _, _, command = swept
+    folder, _, _, words = swept
     other = write(tmp_path / "tiny.yaml", tiny(glue, metric={"name": "result/accuracy", "goal": "maximize"}))
-    assert cli.main(["sweep", str(other), *command[2:]]) == 2
+    assert cli.main(["sweep", str(other), *words[1:]]) == 2
     assert "was started with another sweep (metric differ); use another --dir" in capsys.readouterr().err
 
 
 def test_a_sweep_in_use_is_refused(swept, capsys, monkeypatch) -> None:
-    folder, _, _, command = swept
+    folder, _, _, words = swept
     monkeypatch.setattr(folders, "PATIENCE", 0.0)
     with folders.locked(folder):
-        assert cli.main(command) == 2
+        assert cli.main(["sweep", *words]) == 2
     assert f"is being run by process {os.getpid()} on" in capsys.readouterr().err
 
 
@@ -107,8 +101,8 @@ def test_a_stage_that_was_taken_over_is_the_one_that_would_have_been_made(swept,
     logs = {n: (folder / "trials" / f"{n}.log").read_text() for n in range(6)}
     assert sum("taken over from" in log for log in logs.values()) >= 4
     taken = next(n for n in range(6) if "taken over" in logs[n])
-    sweep = spec.read(folder.parent / "tiny.yaml")
-    pipeline.run(sweep.config(sweep.grid()[taken], f"run.dir={tmp_path / 'run'}", "run.wandb=false", THREADS))
+    read = spec.read(folder.parent / "tiny.yaml")
+    pipeline.run(read.config(read.grid()[taken], f"run.dir={tmp_path / 'run'}", "run.wandb=false", THREADS))
     alone, shared = RunDir(tmp_path / "run"), RunDir(folder / "trials" / str(taken))
     for stage in ("teacher", "spatial"):
         assert alone.verified(stage) == shared.verified(stage)
@@ -120,10 +114,10 @@ def test_a_trial_far_from_the_best_is_stopped_early(glue, tmp_path) -> None:
     tree = tiny(glue, metric={"name": "result/energy_pj", "goal": "minimize"})
     tree["early_terminate"] = {"type": "hyperband", "min_iter": 1, "eta": 2}
     tree["parameters"] = {"preset": {"value": "tiny"}, "student.t_steps": {"values": [2, 6]}}
-    words = ["run.stages=[teacher,internal_kd,spatial]", "compress.heads=0.5", "stages.spatial.epochs=40"]
+    words = ["run.stages=[teacher,internal_kd,spatial]", "compress.heads=0.5", "stages.spatial.epochs=25"]
     tree["command"][-1:-1] = [*words, "stages.internal_kd.epochs=1"]
     file = write(tmp_path / "early.yaml", tree)
-    printed = finish(spikeprune("sweep", str(file), "--local", "--dir", str(tmp_path / "out"), "--jobs", "1"))
+    printed = sweep(tmp_path / "log", str(file), "--local", "--dir", str(tmp_path / "out"), "--jobs", "1")
     assert "[trial 1] stopped early after internal_kd: result/energy_pj" in printed
     assert "1 trials were stopped early" in printed
     stopped = RunDir(tmp_path / "out" / "trials" / "1")
@@ -135,11 +129,9 @@ def test_a_trial_that_fails_is_named_and_tried_again(glue, tmp_path) -> None:
     """Its data are gone: exit code 1, and with the data back the same command makes up for it."""
     data = tmp_path / "glue"
     file = write(tmp_path / "tiny.yaml", tiny(data))
-    command = ["sweep", str(file), "compress.heads=0.5", "compress.ffn=0.4", "--local", "--dir", str(tmp_path / "out")]
-    child = spikeprune(*command)
-    printed, _ = child.communicate(timeout=120)
-    assert child.returncode == 1
+    words = [str(file), "compress.heads=0.5", "compress.ffn=0.4", "--local", "--dir", str(tmp_path / "out")]
+    printed = sweep(tmp_path / "log", *words, code=1)
     assert "[trial 0] failed with exit code 2 (" in printed and str(data) in printed
     assert "error: 1 trial failed; the same command tries again" in printed and "Traceback" not in printed
     shutil.copytree(glue, data)
-    assert "[trial 0] result/main" in finish(spikeprune(*command))
+    assert "[trial 0] result/main" in sweep(tmp_path / "log", *words)

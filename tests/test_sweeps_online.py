@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster
-from micro import ROOT, write_sst2
-from tiny_sweep import finish, spikeprune, tiny, write
-from wandb_server import wandb_server
+from micro import ROOT
+from tiny_sweep import sweep, tiny, write
+from wandb_server import Board, wandb_server
 
 from spikeprune.errors import InputError
 from spikeprune.report.results import results
@@ -20,9 +20,11 @@ from spikeprune.sweeps import spec
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-@pytest.fixture(scope="module")
-def glue(tmp_path_factory) -> Path:
-    return write_sst2(tmp_path_factory.mktemp("glue"))
+def online(board: Board, folder: Path) -> dict[str, str]:
+    """Of clients and agents that speak to the server more often than every 5 and 15 s."""
+    key = {"WANDB_BASE_URL": board.url, "WANDB_API_KEY": "0" * 40, "WANDB_DIR": str(folder)}
+    often = {"WANDB_AGENT_REPORT_INTERVAL": "1", "WANDB__FILE_STREAM_TRANSMIT_INTERVAL": "0.1"}
+    return {**key, **often, "WANDB_ERROR_REPORTING": "false"}
 
 
 def test_a_grid_of_four_by_wandbs_agent(glue, tmp_path) -> None:
@@ -32,8 +34,7 @@ def test_a_grid_of_four_by_wandbs_agent(glue, tmp_path) -> None:
     tree["command"] = words
     file = write(tmp_path / "tiny.yaml", tree)
     with wandb_server() as board:
-        online = {"WANDB_BASE_URL": board.url, "WANDB_API_KEY": "0" * 40, "WANDB_ERROR_REPORTING": "false"}
-        printed = finish(spikeprune("sweep", str(file), **online, WANDB_DIR=str(tmp_path)))
+        printed = sweep(tmp_path / "log", str(file), **online(board, tmp_path))
         assert "sweep: spikeprune/sweep1" in printed
         assert board.sweeps["sweep1"]["config"]["parameters"] == tree["parameters"] and board.unknown == set()
         given = board.sweeps["sweep1"]["given"]
@@ -72,13 +73,11 @@ def test_an_array_job_of_agents(cluster, glue, tmp_path, monkeypatch) -> None:
     file = write(tmp_path / "tiny.yaml", tree)
     monkeypatch.chdir(ROOT)
     with wandb_server() as board:
-        online = {"WANDB_BASE_URL": board.url, "WANDB_API_KEY": "0" * 40, "WANDB_ERROR_REPORTING": "false"}
-        more = {**online, "WANDB_DIR": str(tmp_path)}
-        child = spikeprune("sweep", str(file), "--slurm=--partition=nowhere", **more)
-        printed, _ = child.communicate(timeout=120)
-        assert child.returncode == 2 and "error: sbatch refuses the job: " in printed and "invalid partition" in printed
+        more = online(board, tmp_path)
+        printed = sweep(tmp_path / "log", str(file), "--slurm=--partition=nowhere", code=2, **more)
+        assert "error: sbatch refuses the job: " in printed and "invalid partition" in printed
         assert board.sweeps == {}
-        printed = finish(spikeprune("sweep", str(file), f"--slurm=--output={tmp_path}/%a.log", **more))
+        printed = sweep(tmp_path / "log", str(file), f"--slurm=--output={tmp_path}/%a.log", **more)
         assert "--array=1-2 experiments/slurm/sweep.sh spikeprune/sweep1" in printed
         job = re.search(r"Submitted batch job (\d+)", printed)[1]
         ends = [cluster.wait(f"{job}_{index}")["JobState"] for index in (1, 2)]

@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from tiny_data import raw_of
+from tiny_data import mrpc as mrpc
+from tiny_data import tokenizer as tokenizer
 
 from spikeprune.data.corpus import CorpusData, read_corpus
-from spikeprune.data.glue import RawData
 from spikeprune.data.tokenize import check_vocabulary, load_tokenizer, train_wordpiece
 from spikeprune.errors import InputError
-
-
-@pytest.fixture(scope="module")
-def mrpc() -> RawData:
-    return raw_of("mrpc")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(mrpc):
-    return train_wordpiece(mrpc.splits["train"].first, vocab_size=300)
-
 
 # -- tokenizer --------------------------------------------------------------------------------------------------------
 

@@ -1,10 +1,13 @@
-"""A few embedded sentences of a task, and their loader; not a test."""
+"""A few embedded sentences of a task, their loader, and fixtures of them; not a test."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from spikeprune.data.glue import GlueData, RawData, load_raw
+from spikeprune.data.tokenize import train_wordpiece
 from spikeprune.tasks import get_task
 
 
@@ -18,3 +21,13 @@ def glue(raw: RawData, tokenizer, *, batch_size: int = 16, seed: int = 3) -> Glu
     return GlueData(
         raw=raw, tokenizer=tokenizer, max_length=32, batch_size=batch_size, eval_batch_size=10, seed=seed
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def mrpc() -> RawData:
+    return raw_of("mrpc")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(mrpc):
+    return train_wordpiece(mrpc.splits["train"].first, vocab_size=300)

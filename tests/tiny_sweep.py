@@ -1,12 +1,10 @@
-"""A sweep over the smallest pipeline, and commands in processes of their own; not a test."""
+"""A sweep over the smallest pipeline, in processes of their own; not a test."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import children
 import yaml
 from micro import GLUE, ROOT, micro
 
@@ -45,13 +43,18 @@ def write(path: Path, tree: dict) -> Path:
     return path
 
 
-def spikeprune(*args: str, **environment: str) -> subprocess.Popen:
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), "WANDB_SILENT": "true", **environment}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen([sys.executable, "-m", "spikeprune", *args], env=variables, **pipes)
+ENVIRONMENT = {"PYTHONPATH": str(ROOT), "WANDB_SILENT": "true"}  # of the sweep's process, and so of its trials
 
 
-def finish(child: subprocess.Popen) -> str:
-    printed, _ = child.communicate(timeout=300)
-    assert child.returncode == 0, printed
+def begin(log: Path, *words: str):
+    """A process that runs a sweep."""
+    return children.begin(["sweep", *words], log, ENVIRONMENT)
+
+
+def sweep(log: Path, *words: str, code: int = 0, **environment: str) -> str:
+    """A sweep to its end, in a process of its own; what it printed."""
+    log.unlink(missing_ok=True)
+    found = children.run_command(["sweep", *words], log, {**ENVIRONMENT, **environment})
+    printed = log.read_text()
+    assert found == code, printed
     return printed

@@ -1,0 +1,82 @@
+"""What the Makefile's targets start: the words that the command gets, and what the command makes of them.
+test_launch.py has the targets `slurm` and `fetch` for real."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from micro import ROOT
+
+from spikeprune.arguments import parse
+from spikeprune.config import load
+from spikeprune.sweeps import spec
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    """`make` where both programs of the environment write down their words; returns (program, its words)."""
+    for name in ("spikeprune", "python"):
+        (tmp_path / name).write_text(f'#!/bin/sh\nprintf "%s\\0" {name} "$@" > {tmp_path}/words\n')
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.chdir(ROOT)
+
+    def make(*arguments: str) -> tuple[str, list[str]]:
+        (tmp_path / "words").unlink(missing_ok=True)
+        command = ["make", "-s", "-o", ".venv/.installed", f"BIN={tmp_path}", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            return "", [done.stderr]
+        program, *words = (tmp_path / "words").read_text().split("\0")[:-1]
+        return program, words
+
+    return make
+
+
+def test_glue(make, tmp_path) -> None:
+    program, words = make("glue", "TASK=rte", "SEED=3", "ARGS=student.t_steps=5 'run.dir=a b'")
+    args = parse(words)
+    config = load(args.experiment, args.overrides)
+    assert (program, args.command, config.task, config.preset, config.seed) == ("spikeprune", "train", "rte", "tiny", 3)
+    assert (config.data.source, config.student.t_steps, config.run.dir) == ("embedded", 5, "a b")
+    (tmp_path / "my glue").mkdir()
+    _, words = make("glue", "TASK=sst2", "PRESET=minilm", f"DATA={tmp_path / 'my glue'}", "TEACHER=me/bert")
+    config = load(words[1], words[2:])
+    assert (config.preset, config.data.source, config.data.dir) == ("minilm", "dir", f"{tmp_path}/my glue")
+    assert config.teacher.checkpoint == "me/bert"
+    _, words = make("glue", "TASK=sst2", "PRESET=minilm")
+    assert load(words[1], words[2:]).data.source == "auto"
+
+
+@pytest.mark.parametrize("target", ["glue", "slurm", "fetch", "ablation"])
+def test_a_task_is_asked_for(make, target) -> None:
+    program, (said,) = make(target)
+    assert not program and f"error: name a task, such as: make {target} TASK=mrpc" in said
+
+
+def test_ablation(make) -> None:
+    program, words = make("ablation", "TASK=mrpc", "SEEDS=0 2", "ABLATIONS=none joint", "ARGS=data.batch_size=8")
+    assert (program, words[:3]) == ("python", ["experiments/ablation.py", "--seeds", "0 2"])
+    assert words[3:] == [
+        "task=mrpc",
+        "preset=tiny",
+        "data.source=embedded",
+        "--only",
+        "none joint",
+        "data.batch_size=8",
+    ]
+
+
+@pytest.mark.parametrize("sweep", sorted(path.stem for path in Path(ROOT, "experiments", "sweeps").glob("*.yaml")))
+def test_sweeps(make, sweep) -> None:
+    program, words = make("sweep-local", f"SWEEP={sweep}", "TRIALS=6", "JOBS=2", "ARGS=task=sst2")
+    args = parse(words)
+    assert (program, args.command, args.local, args.trials, args.jobs) == ("spikeprune", "sweep", True, 6, 2)
+    read = spec.read(args.file, args.overrides)
+    assert read.path.stem == sweep and read.config({p.key: p.samples()[0] for p in read.parameters}).task == "sst2"
+    args = parse(make("sweep", f"SWEEP={sweep}")[1])
+    assert (args.local, args.trials, args.slurm) == (False, None, None)
+    assert parse(make("sweep", f"SWEEP={sweep}", "SLURM=")[1]).slurm == ""
+    assert parse(make("sweep", f"SWEEP={sweep}", "SLURM=--mem=8G --gpus=1")[1]).slurm == "--mem=8G --gpus=1"
+    assert "error: name a file of experiments/sweeps" in make("sweep")[1][0]

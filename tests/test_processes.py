@@ -1,0 +1,120 @@
+"""Starting several processes: by one command, by others; what they say to each other; what is refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from micro import GLUE, ROOT, micro
+from together import leg, together
+
+from spikeprune import processes, ranks
+from spikeprune.config import load
+from spikeprune.errors import InputError
+from spikeprune.schema import Run
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def spikeprune(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    command = [sys.executable, "-m", "spikeprune", *args]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=variables, timeout=120)
+
+
+def test_one_command_starts_both_and_logs_one_wandb_run(tmp_path, glue) -> None:
+    stages = ["run.stages=[teacher,general_kd]", "compress.heads=1.0", "compress.ffn=1.0", "compress.t_steps=null"]
+    (tmp_path / "corpus.txt").write_text("\n".join(["the film was a story of rain"] * 20))
+    stages += ["stages.general_kd.epochs=1", f"data.corpus=[{tmp_path / 'corpus.txt'}]", "run.wandb=true"]
+    overrides = [*micro(tmp_path / "run", glue), *stages, "run.devices=2"]
+    done = spikeprune("train", str(GLUE), *overrides, WANDB_MODE="offline", WANDB_SILENT="true", WANDB_API_KEY="")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("[1/2] teacher") == done.stdout.count("· preset tiny ·") == 1
+    files = list((tmp_path / "run").rglob("offline-run-*/run-*.wandb"))
+    assert {path.name for path in files} == {f"run-{(tmp_path / 'run' / 'wandb_id').read_text()}.wandb"}
+
+
+def test_bad_input_is_one_sentence_of_one_process(tmp_path) -> None:
+    """Found by rank 0 when both are there already."""
+    missing = [*micro(tmp_path / "run"), "task=sst2", "data.source=dir", f"data.dir={tmp_path}", "run.devices=2"]
+    assert together(2, tmp_path / "log", leg, missing, tmp_path) == [2, 0]
+    said = (tmp_path / "log").read_text()
+    assert said.count("error: ") == 1 and "has no directory SST-2" in said and "Traceback" not in said, said
+    assert not (tmp_path / "run").exists()
+
+
+def speak(folder: Path) -> int:
+    """What the ranks say to each other; run in each of them."""
+    with processes.started(load(GLUE, [*micro(folder / "run"), "task=sst2", "run.devices=3"])):
+        me = ranks.rank()
+        assert (ranks.world(), ranks.gather(me), ranks.first(lambda: me)) == (3, [0, 1, 2], 0)
+        assert ranks.total(torch.tensor([float(me), 1.0])).tolist() == [3.0, 3.0]
+        means = ranks.gather(ranks.mean(torch.tensor([0.1, 0.7]) * (me + 0.3)).tolist())
+        assert means[0] == means[1] == means[2] == pytest.approx([0.13, 0.91])
+        ranks.same("word", "a word")
+        try:
+            ranks.same(me // 2, "a number")
+        except RuntimeError as error:
+            assert str(error) == "a number of rank 2 is not that of rank 0"
+        else:
+            raise AssertionError("another number passed as the same")
+        torch.manual_seed(5)
+        ranks.own_randomness()
+        assert len(set(ranks.gather(torch.rand(()).item()))) == 3
+        torch.manual_seed(5)
+        assert me or torch.rand(()).item() == ranks_first_draw()
+        try:
+            ranks.first(no_data)
+        except SystemExit as quietly:
+            assert me and quietly.code == 0
+        except InputError:
+            assert me == 0
+        (folder / f"reached{me}").touch()
+    assert me == 0, "only rank 0 returns"
+    return 0
+
+
+def ranks_first_draw() -> float:
+    return torch.rand((), generator=torch.Generator().manual_seed(5)).item()
+
+
+def no_data() -> None:
+    raise InputError("there are no data")
+
+
+def test_what_ranks_say_to_each_other(tmp_path) -> None:
+    assert together(3, tmp_path / "log", speak, tmp_path) == [0, 0, 0], (tmp_path / "log").read_text()
+    assert all((tmp_path / f"reached{rank}").exists() for rank in range(3)), (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("run", "environment", "message"),
+    [
+        ({"num_nodes": 2}, {}, "nobody has started it on several machines; use srun"),
+        ({"devices": 2}, {"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "x"}, "start it with srun"),
+        (
+            {"devices": 2},
+            {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "4", "SLURM_JOB_NAME": "x", "SLURM_STEP_ID": "0"},
+            "srun has started 4 tasks; give --ntasks-per-node=2",
+        ),
+        ({"devices": 2}, {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "3"}, "torchrun has started 3 processes"),
+    ],
+)
+def test_a_launcher_that_does_not_fit_is_refused(run, environment, message, monkeypatch) -> None:
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=message):
+        processes.check(Run(accelerator="cpu", **run))
+
+
+def test_a_batch_must_have_a_sentence_for_each_process(tmp_path) -> None:
+    with pytest.raises(InputError) as problem:
+        load(GLUE, [*micro(tmp_path), "task=sst2", "run.devices=4", "run.num_nodes=3", "stages.spatial.batch_size=16"])
+    assert "data.batch_size = 8: is shared by all devices, run.devices × run.num_nodes = 12" in str(problem.value)
+    assert "stages.spatial" not in str(problem.value)

@@ -1,0 +1,253 @@
+"""What a configuration may not be: every problem in one message, each with its key and its source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from spikeprune.checks.values import CHOICES, RANGES
+from spikeprune.config import Config, load
+from spikeprune.errors import InputError
+from spikeprune.plan import value_of
+
+
+def problems(path: Path, *overrides: str) -> str:
+    with pytest.raises(InputError) as caught:
+        load(path, overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("student.t_step", "student.t_steps"),
+        ("studnet", "student"),
+        ("studnet.t_steps", "student.t_steps"),
+        ("compress.spatail.scope", "compress.spatial.scope"),
+        ("stages.teachr.lr", "stages.teacher.lr"),
+        ("t_steps", "student.t_steps or compress.t_steps"),
+        ("batchsize", "data.batch_size"),
+    ],
+)
+def test_a_typo_names_the_nearest_key(empty: Path, key: str, meant: str) -> None:
+    assert problems(empty, f"{key}=1").startswith(f"{key}: unknown key (did you mean {meant}")
+
+
+def test_a_chain_of_bases_ends_after_two(write) -> None:
+    write("a.yaml", "seed: 1")
+    write("b.yaml", "base: a.yaml")
+    assert load(write("c.yaml", "base: b.yaml")).seed == 1
+    assert "base = c.yaml: the chain of base files is at most 2 deep" not in problems(write("d.yaml", "base: c.yaml"))
+    assert "the chain of base files is at most 2 deep" in problems(write("loop.yaml", "base: loop.yaml"))
+
+
+def test_an_unknown_key_without_likeness_lists_its_section(empty: Path) -> None:
+    assert problems(empty, "cost.zzz=1") == "cost.zzz: unknown key; there are prices [command line]"
+
+
+def test_all_problems_in_one_message(write) -> None:
+    file = write(
+        "file.yaml",
+        """
+        preset: missing
+        sed: 1
+        data: {batch_size: many, max_length: null}
+        compress: 3
+        tasks:
+          mrcp: {seed: 1}
+          rte: {student: {leek: 1}}
+        """,
+    )
+    lines = problems(file, "seed", "student.t_steps=0", "run.stages=[a", "teacher.checkpoint=None").splitlines()
+    expected = [
+        "11 problems in the configuration:",
+        "seed: write key=value, such as seed=1 [command line]",
+        "run.stages=[a: the value is no YAML",
+        "teacher.checkpoint=None: write null for no value [command line]",
+        "preset = missing: unknown",
+        f"sed: unknown key (did you mean seed?) [{file}]",
+        f"data.batch_size = many: must be a whole number [{file}]",
+        f"data.max_length = null: must be a whole number [{file}]",
+        "compress = 3: is a section, not a value; it holds heads, ffn, t_steps, weights, target,",
+        "tasks.mrcp: unknown task; choose from",
+        f"student.leek: unknown key (did you mean student.leak?) [{file}, tasks.rte]",
+        "student.t_steps = 0: must be a whole number of at least 1",
+    ]
+    for line in expected:
+        assert any(found.strip().startswith(line) for found in lines), line
+    assert len(lines) == 1 + 11
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=1.5", "seed = 1.5: must be a whole number"),
+        ("seed=null", "seed = null: must be a whole number"),
+        ("seed=true", "seed = True: must be a whole number"),
+        ("student.leak=much", "student.leak = much: must be a number"),
+        ("run.wandb=maybe", "run.wandb = maybe: must be true or false"),
+        ("run.threads=x", "run.threads = x: must be a whole number or null"),
+        ("run.stages=teacher", "run.stages = teacher: must be a list, each text"),
+        ("distill.layer_map=[0,x]", "distill.layer_map = [0, 'x']: must be a list, each a whole number or null"),
+        ("data=3", "data = 3: is a section, not a value"),
+        ("data.dir.x=3", "data.dir.x: unknown key"),
+        ("data.batch_size=${nope}", "data.batch_size: Interpolation key 'nope' not found"),
+        ("--seed=1", "--seed=1: write key=value"),
+        ("=1", "=1: write key=value"),
+    ],
+)
+def test_wrong_types(empty: Path, override: str, message: str) -> None:
+    assert problems(empty, override).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: [1\nx: 2", ":2: bad YAML:"),
+        ("seed: 1\nseed: 2", ":2: bad YAML: found duplicate key seed"),
+        ("- 1", "must hold keys and values"),
+        ("data: {dir: on}", "data.dir = True: must be text or null, in quotes"),
+        ("tasks: 3", "tasks: must hold a section for each task"),
+        ("tasks: {rte: {task: cola}}", "tasks.rte: must hold keys and values, without task, preset"),
+    ],
+)
+def test_bad_files(write, text: str, message: str) -> None:
+    assert message in problems(write("file.yaml", text))
+
+
+def test_missing_and_unreadable_files(write, tmp_path: Path) -> None:
+    write("glue.yaml", "")
+    assert problems(tmp_path / "glu.yaml").endswith("has glue.yaml (did you mean glue.yaml?)")
+    assert problems(tmp_path) == f"{tmp_path}: Is a directory"
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "is not a text file in UTF-8" in problems(tmp_path / "bytes.yaml")
+    assert "no such file" in problems(write("file.yaml", "base: nowhere.yaml"))
+
+
+def test_presets_that_cannot_be(write) -> None:
+    file = write("file.yaml", "preset: tinny")
+    assert "hold no presets" in problems(file)
+    write("presets/tiny.yaml", "preset: other")
+    write("presets/large.yaml", "")
+    assert problems(file) == "preset = tinny: unknown; choose from large, tiny (did you mean tiny?)"
+    assert "a preset cannot name another one" in problems(file, "preset=tiny")
+
+
+FALLING = ("stages.spatial.losses={additions: 1, additions_limit: 0.1, additions_from: 1}",)
+ACTIVE = ("stages.spatial.epochs=1", "compress.heads=0.5")
+SENSITIVE = ("stages.temporal.epochs=1", "compress.t_steps=2", "compress.temporal.criterion=sensitivity")
+BITS = ("stages.quantize.epochs=1", "compress.weights=ternary")
+ANYTIME = ("time.rule=confidence", "student.coding=running_mean")
+COMBINATIONS = [
+    (("task=mrcp",), "task = mrcp: choose from"),
+    (("compress.heads=0",), "compress.heads = 0.0: must be above 0 and at most 1: it is the share kept"),
+    (("compress.ffn=1.1",), "compress.ffn = 1.1: must be above 0"),
+    (("student.t_steps=[4,4]",), "student.t_steps = [4, 4]: needs 3 numbers"),
+    (("student.t_steps=[4,0,4]",), "student.t_steps = [4, 0, 4]: must be a whole number of at least 1, or a list"),
+    (("student.t_steps=4.0",), "student.t_steps = 4.0: must be a whole number"),
+    (("student.t_steps={a: 1}",), "student.t_steps = {'a': 1}: must be a whole number"),
+    (("student.layers=1", "student.t_steps=[4,4,4]"), "student.t_steps = [4, 4, 4]: needs 2 numbers"),
+    (("student.layers=3",), "student.layers = 3: the teacher has 2"),
+    (("student.layers=[0,2]",), "student.layers = [0, 2]: the teacher's layers are 0 to 1"),
+    (("student.layers=[1,0]",), "student.layers = [1, 0]: must name each layer once, in rising order"),
+    (("student.layers=[]",), "student.layers = []: must be a number of layers"),
+    (("student.layers=2.5",), "student.layers = 2.5: must be a number of layers"),
+    (("teacher.heads=3",), "teacher.heads = 3: must divide teacher.hidden = 128"),
+    (("student.leak=nan",), "student.leak = nan: must be above 0 and at most 1"),
+    (("student.percentile=0",), "student.percentile = 0.0: must be above 0"),
+    (("student.coding=per_step",), "student.forward = equilibrium: per_step coding has another equilibrium"),
+    (("distill.layer_map=[0]",), "distill.layer_map = [0]: needs one teacher layer for each of the student's 2"),
+    (("distill.layer_map=[0,5]",), "distill.layer_map = [0, 5]: teacher layers are counted from 0 and must exist"),
+    (("data.source=dir",), "data.source = dir: needs data.dir"),
+    (("data.source=hub", "data.dir=x"), "data.dir = x: contradicts data.source = hub"),
+    (("data.max_length=4",), "data.max_length = 4: must be at least 8"),
+    (("stages.general_kd.epochs=1",), "stages.general_kd.epochs: needs data.corpus"),
+    (("stages.finetune.epochs=-1",), "stages.finetune.epochs = -1: must be at least 0"),
+    (("run.stages=[teacher,spatail]",), "run.stages: unknown stage spatail"),
+    (("run.stages=[teacher,teacher]",), "run.stages: teacher stands there more than once"),
+    (("run.stages=[]",), "run.stages: is empty"),
+    (("run.stages=[finetune,teacher]", "stages.teacher.epochs=1"), "run.stages: teacher must come first"),
+    (("stages.teacher.callbacks=[spatial]",), "stages.teacher.callbacks = ['spatial']: the teacher is not compressed"),
+    (("stages.finetune.callbacks=[spatail]",), "stages.finetune.callbacks: unknown callback spatail"),
+    (("stages.spatial.epochs=1",), "stages.spatial.callbacks: spatial has nothing to do; set a target in compress.he"),
+    (("stages.temporal.epochs=1",), "stages.temporal.callbacks: temporal has nothing to do; set a target in compress"),
+    (("compress.heads=0.5",), "compress.heads = 0.5: no stage that runs has the callback spatial"),
+    (("compress.t_steps=2",), "compress.t_steps = 2: no stage that runs has the callback temporal"),
+    (("stages.quantize.epochs=1",), "stages.quantize.callbacks: quantize has nothing to do; set a target in co"),
+    (("compress.weights=ternary",), "compress.weights = ternary: no stage that runs has the callback quantize"),
+    (("compress.weights=ternery",), "compress.weights = ternery: choose from"),
+    (("student.feedback=true",), "student.feedback = true: in accumulate the first layer is done before the last"),
+    (("student.feedback=true", "student.coding=running_mean", "student.dropout=0.1"), "student.feedback = true: a net"),
+    (("student.dead_zone=100",), "student.dead_zone = 100.0: must be at least 0 and below 100"),
+    (("time.dynamic=true", "time.rule=confidence"), "time.rule = confidence: the coding accumulate has one answer"),
+    (("time.dynamic=true", *ANYTIME, "task=stsb"), "time.rule = confidence: stsb is a regression"),
+    ((*BITS, "run.stages=[teacher]"), "compress.weights = ternary: no stage that runs has the callback quantize"),
+    ((*BITS, "stages.quantize.callbacks=[]"), "compress.weights = ternary: no stage that runs has the callback"),
+    ((*BITS, "compress.quantize.begin=0.7"), "compress.quantize.begin = 0.7: must not come after end = 0.5"),
+    ((*BITS, "compress.quantize.end=1.5"), "compress.quantize.end = 1.5: must be from 0 to 1"),
+    (("stages.finetune.callbacks=[quantise]",), "stages.finetune.callbacks: unknown callback quantise; choose from"),
+    ((*ACTIVE, "run.stages=[teacher]"), "compress.heads = 0.5: no stage that runs has the callback spatial"),
+    ((*ACTIVE, "compress.heads=0.1"), "compress.heads = 0.1 of 4 leaves"),
+    ((*ACTIVE, "compress.spatial.begin=0.7"), "compress.spatial.begin = 0.7: must not come after end = 0.5"),
+    (("stages.temporal.epochs=1", "compress.t_steps=5"), "compress.t_steps = 5: must not be above student.t_steps = 4"),
+    (("stages.temporal.epochs=1", "compress.t_steps=0"), "compress.t_steps = 0: must be at least 1"),
+    (("stages.teacher.epochs=1", "stages.teacher.losses.soft=1"), "stages.teacher.losses.soft = 1.0: does not apply"),
+    (
+        (*ACTIVE, *FALLING, "stages.spatial.losses.additions_limit=0"),
+        "stages.spatial.losses.additions_from = 1.0: falls",
+    ),
+    (
+        (*ACTIVE, *FALLING, "stages.spatial.losses.additions_limit=2"),
+        "stages.spatial.losses.additions_from = 1.0: falls",
+    ),
+    (
+        (*ACTIVE, "stages.spatial.losses.additions_fall=0.7"),
+        "stages.spatial.losses.additions_fall = 0.7: nothing falls",
+    ),
+    ((*ACTIVE, *FALLING, "stages.spatial.losses.additions=0"), "stages.spatial.losses.additions_from = 1.0: falls"),
+    (("stages.finetune.epochs=1", "stages.finetune.losses={soft: 0, hidden: 0}"), "stages.finetune.losses: every weig"),
+    (
+        ("stages.finetune.epochs=1", "stages.finetune.losses.additions_limit=0.1"),
+        "stages.finetune.losses.additions_limi",
+    ),
+    (("run.precision=16-mixed", "run.accelerator=cpu"), "run.precision = 16-mixed: needs a GPU"),
+    (
+        (*ACTIVE, "stages.general_kd.callbacks=[spatial]"),
+        "stages.general_kd.callbacks = ['spatial']: its criterion asks",
+    ),
+    (
+        (*SENSITIVE, "stages.general_kd.callbacks=[temporal]"),
+        "stages.general_kd.callbacks = ['temporal']: its criterion asks",
+    ),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), COMBINATIONS, ids=[" ".join(o) for o, _ in COMBINATIONS])
+def test_what_cannot_work_is_one_problem(empty: Path, overrides: tuple[str, ...], message: str) -> None:
+    found = problems(empty, *overrides)
+    lines = [line for line in found.splitlines() if line.strip().startswith(message)]
+    assert len(lines) == 1, found
+    assert lines[0].endswith("[command line]")
+
+
+def test_a_value_that_is_wrong_alone_is_not_reported_in_combination(empty: Path) -> None:
+    assert "\n" not in problems(empty, "compress.t_steps=x", "stages.temporal.epochs=1")
+    assert "\n" not in problems(empty, "student.coding=per_step", "student.forward=fast")
+
+
+def test_compression_that_does_something_is_accepted(empty: Path) -> None:
+    load(empty, [*ACTIVE, "stages.temporal.epochs=1", "compress.t_steps=2", "student.t_steps=[4,2,2]"])
+    load(empty, [*SENSITIVE, "stages.general_kd.callbacks=[temporal]", "stages.general_kd.losses.soft=1"])
+    load(empty, ["stages.temporal.epochs=1", "compress.t_steps=2", "stages.general_kd.callbacks=[temporal]"])
+    for weights in ("binary", "ternary", "int8"):
+        load(empty, ["stages.quantize.epochs=2", f"compress.weights={weights}"])
+    together = "stages.spatial.callbacks=[spatial,temporal,quantize]"
+    load(empty, [*ACTIVE, together, "compress.t_steps=2", "compress.weights=int8"])
+    load(empty, ["student.coding=per_step", "student.forward=spiking", "teacher.checkpoint=x", "student.t_steps=[1,2]"])
+
+
+def test_each_rule_names_keys_that_exist() -> None:
+    config = Config()
+    for key in [*CHOICES, *(key.replace("*", "teacher") for _, _, keys in RANGES for key in keys.split())]:
+        value_of(config, key)

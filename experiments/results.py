@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import re
 import sys
+from itertools import groupby
 from pathlib import Path
+from statistics import mean, stdev
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "experiments" / "results"
@@ -45,24 +47,41 @@ def keep(run: Path) -> None:
     (KEPT / f"{name}.json").write_text(json.dumps(summary, indent=1) + "\n")
 
 
-def cells(summary: dict) -> list[str]:
-    """One row: the score that GLUE ranks by, except accuracy where the task has it beside F1."""
+def rows(summary: dict) -> tuple[dict, dict, dict]:
+    """Teacher, spiking student, compressed student."""
+    return summary["teacher"], *(summary["stages"][summary[key]] for key in ("uncompressed", "final"))
+
+
+def metric_of(summary: dict) -> str:
+    """The score that GLUE ranks by, except accuracy where the task has it beside F1."""
     names = list(summary["teacher"]["metrics"])
-    metric = "accuracy" if "accuracy" in names and summary["task"] != "cola" else names[0]
-    full, final = (summary["stages"][summary[key]] for key in ("uncompressed", "final"))
-    rows = (summary["teacher"], full, final)
-    score = [f"{100 * row['metrics'][metric]:.1f}" for row in rows]
-    saving = [f"{row['energy_saving']:.1f}" for row in (full, final)]
-    shape, data = summary["shape"], summary["data"]["source"]
+    return "accuracy" if "accuracy" in names and summary["task"] != "cola" else names[0]
+
+
+def scores(summary: dict) -> list[float]:
+    return [100 * row["metrics"][metric_of(summary)] for row in rows(summary)]
+
+
+def savings(summary: dict) -> list[float]:
+    return [row["energy_saving"] for row in rows(summary)[1:]]
+
+
+def source(summary: dict) -> str:
+    found = summary["data"]["source"]
+    return f"{summary['preset']}, {'embedded (not GLUE)' if found == 'embedded' else f'GLUE {found}'}"
+
+
+def cells(summary: dict) -> list[str]:
+    """The row of one run."""
+    final, shape = rows(summary)[2], summary["shape"]
     kept = [f"{100 * sum(final[part]) / (shape['layers'] * shape[part]):.0f} %" for part in ("heads", "ffn")]
     minutes = (summary["teacher"]["seconds"] + sum(row["seconds"] for row in summary["stages"].values())) / 60
-    data = "embedded (not GLUE)" if data == "embedded" else f"GLUE {data}"
     return [
         summary["task"],
-        f"{summary['preset']}, {data}, {summary['seed']}",
-        metric,
-        *score,
-        f"{saving[0]} → {saving[1]}",
+        f"{source(summary)}, {summary['seed']}",
+        metric_of(summary),
+        *(f"{score:.1f}" for score in scores(summary)),
+        " → ".join(f"{saving:.1f}" for saving in savings(summary)),
         " ".join(map(str, final["t_steps"])),
         *kept,
         f"{minutes:.1f} min",
@@ -71,9 +90,22 @@ def cells(summary: dict) -> list[str]:
     ]
 
 
+def mean_cells(found: list[dict]) -> list[str]:
+    """The row of several seeds' runs: means ± standard deviations; of the energy the means."""
+    score = [f"{mean(values):.1f} ± {stdev(values):.1f}" for values in zip(*map(scores, found), strict=True)]
+    saving = " → ".join(f"{mean(values):.1f}" for values in zip(*map(savings, found), strict=True))
+    first, seeds = found[0], f"mean of {len(found)} seeds"
+    known = [first["task"], f"{source(first)}, {seeds}", metric_of(first), *score, saving]
+    return [*known, *[""] * (len(COLUMNS) - len(known) - 2), first["hardware"], f"`{first['commit']}`"]
+
+
 def table(found: list[dict]) -> str:
-    rows = [COLUMNS, ["---"] * len(COLUMNS), *map(cells, found)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    """A row for each run, and behind several seeds by the same code on the same hardware one for all of them."""
+    lines = [COLUMNS, ["---"] * len(COLUMNS)]
+    for _, group in groupby(found, lambda s: (s["task"], source(s), s["commit"], s["hardware"])):
+        same = list(group)
+        lines += [*map(cells, same), *([mean_cells(same)] if len(same) > 1 else [])]
+    return "\n".join("| " + " | ".join(row) + " |" for row in lines)
 
 
 def with_table(readme: str, text: str) -> str:

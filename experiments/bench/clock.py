@@ -139,5 +139,5 @@ def shares(work: Work, device: torch.device) -> dict[str, float]:
 def _group(kernel: str) -> str:
     if any(word in kernel for word in ("fmha", "flash", "attention", "softmax")):
         return "attention"
-    products = ("gemm", "cutlass", "xmma", "cublas", "limb_product")
+    products = ("gemm", "cutlass", "xmma", "cublas", "_product")
     return "matrix products" if any(word in kernel for word in products) else "the rest"

@@ -82,7 +82,7 @@ def heading(results: dict) -> str:
 
 
 def markdown(results: dict) -> str:
-    parts = [heading(results), ratios(results)]
+    parts = [heading(results), *([ratios(results)] if results["rows"] else [])]
     parts += [where_time_goes(results)] if results["profiles"] else []
     parts += [against_t(results)] if results["growth"] else []
     return "\n\n".join(parts)

@@ -1,6 +1,7 @@
-"""The README's result table and pictures, made from the summaries of finished runs; no figure is typed by hand.
+"""The README's result tables and pictures, made from the summaries of finished runs; no figure is typed by hand.
 
 python experiments/results.py runs/mrpc-tiny-s0 …    keep these runs' summaries in experiments/results/
+python experiments/results.py runs/ablation/sst2-tiny … keep what of an ablation's summaries its table reads
 python experiments/results.py                         make table and pictures again from the summaries kept
 python experiments/results.py --check                 exit code 1 where the README is not what they give
 """
@@ -17,7 +18,9 @@ from statistics import mean, stdev
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "experiments" / "results"
 README = ROOT / "README.md"
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+ABLATIONS = KEPT / "ablation"
+TABLE_READS = ("ac", "mac", "energy_pj", "latency_steps", "bytes")  # of a cost
+ORDER = ("none", "spatial", "temporal", "quantize", "spatial+temporal", "all", "joint")
 COLUMNS = (
     "task",
     "preset, data, seed",
@@ -45,6 +48,48 @@ def keep(run: Path) -> None:
     name = "-".join([summary["task"], str(summary["preset"]), summary["data"]["source"], f"s{summary['seed']}"])
     KEPT.mkdir(exist_ok=True)
     (KEPT / f"{name}.json").write_text(json.dumps(summary, indent=1) + "\n")
+
+
+def keep_ablation(folder: Path) -> None:
+    """Of the runs `s<seed>/<ablation>` what the ablation's table reads, under task, preset and data."""
+    found = {}
+    for path in sorted(folder.glob("s*/*/summary.json")):
+        if path.parent.name != "shared":
+            found[f"{path.parent.name} {path.parents[1].name[1:]}"] = table_part(json.loads(path.read_text()))
+    if not found:
+        sys.exit(f"error: {folder} has no finished run of an ablation, s<seed>/<ablation>/summary.json")
+    first = next(iter(found.values()))
+    ABLATIONS.mkdir(parents=True, exist_ok=True)
+    name = "-".join([first["task"], str(first["preset"]), first["data"]["source"]])
+    (ABLATIONS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def table_part(summary: dict) -> dict:
+    def part(row: dict) -> dict:
+        cost = {key: row["cost"][key] for key in TABLE_READS if key in row["cost"]}
+        return {key: row[key] for key in ("metrics", "main", "budget") if key in row} | {"cost": cost}
+
+    named = {summary["final"], summary["uncompressed"]} - {None}
+    stages = {name: part(row) for name, row in summary["stages"].items() if name in named}
+    own = ("task", "preset", "seed", "data", "main_metric", "uncompressed", "final", "commit", "hardware", "versions")
+    return {key: summary[key] for key in own} | {"teacher": part(summary["teacher"]), "stages": stages}
+
+
+def ablation_tables() -> str:
+    """Each kept ablation's table, with what made it."""
+    from spikeprune.report.ablation import to_markdown
+
+    parts = []
+    for path in sorted(ABLATIONS.glob("*.json")):
+        kept = json.loads(path.read_text())
+        found = {(key.rpartition(" ")[0], int(key.rpartition(" ")[2])): run for key, run in kept.items()}
+        known = [name for name, _ in found]
+        order = sorted(
+            found, key=lambda key: (ORDER.index(key[0]) if key[0] in ORDER else len(ORDER), known.index(key[0]))
+        )
+        made = sorted({f"{run['hardware']}, commit `{run['commit']}`" for run in found.values()})
+        parts.append(to_markdown({key: found[key] for key in order}, {}) + f"\nMade on {'; '.join(made)}.")
+    return "\n\n".join(parts)
 
 
 def rows(summary: dict) -> tuple[dict, dict, dict]:
@@ -108,17 +153,19 @@ def table(found: list[dict]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in lines)
 
 
-def with_table(readme: str, text: str) -> str:
-    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-    return pattern.sub(lambda _: f"{BEGIN}\n{text}\n{END}", readme)
+def with_table(readme: str, name: str, text: str) -> str:
+    """`text` between the README's two marks of this name."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    return pattern.sub(lambda _: f"{begin}\n{text}\n{end}", readme)
 
 
 def main(arguments: list[str]) -> int:
     check = arguments == ["--check"]
     for run in [] if check else arguments:
-        keep(Path(run))
+        (keep if (Path(run) / "summary.json").is_file() else keep_ablation)(Path(run))
     readme = README.read_text()
-    made = with_table(readme, table(summaries()))
+    made = with_table(with_table(readme, "results", table(summaries())), "ablation", ablation_tables())
     if check:
         print("README.md is what the summaries give" if made == readme else "README.md differs: run make results")
         return int(made != readme)

@@ -128,6 +128,7 @@ def test_the_table_by_hand() -> None:
     assert "| dense teacher | 95.0 ± 0.0 |" in table and "| spiking student | 90.0 ± 0.0 |" in table
     assert "- joint, seed 1: off its target by more than 2 %: nothing is left" in table
     assert "- joint-temporal, seed 0: out of reach" in table
+    assert "cheapest first: joint." in table  # the only one; teacher and student are no way of compressing
     flat = list(csv.DictReader(io.StringIO(to_csv(rows(found)))))
     assert [(row["ablation"], row["seed"]) for row in flat] == [
         ("dense teacher", "0"),
@@ -142,3 +143,10 @@ def test_the_table_by_hand() -> None:
 
 def test_a_single_seed_has_no_spread() -> None:
     assert spread([0.5], str) == "0.5"
+
+
+def test_the_front_of_the_table() -> None:
+    """Of means: b is dearer and worse than the mean of a."""
+    found = {("a", 0): summary(0, 0.8, 100.0), ("a", 1): summary(1, 0.9, 300.0)}
+    found |= {("b", 0): summary(0, 0.84, 250.0), ("c", 0): summary(0, 0.86, 400.0), ("d", 0): summary(0, 0.5, 50.0)}
+    assert "cheapest first: d, a, c." in to_markdown(found, {})

@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from spikeprune.report.results import front
 from spikeprune.report.table import banner, digits, energy_unit, si
 
 Summary = Mapping[str, Any]
@@ -73,6 +74,12 @@ def to_markdown(found: Mapping[tuple[str, int], Summary], failed: Mapping[tuple[
     text = [task, "", *notes, *([""] if notes else []), *("| " + " | ".join(line) + " |" for line in lines), ""]
     text.append("Means of the dev split, one sentence, padding left out; energy without element-wise work; ± is the")
     text.append("standard deviation over seeds. Every ablation goes on from the same spiking student of its seed.")
+    ways = {name: group for name, group in by_name.items() if name not in (TEACHER, STUDENT)}
+    points = [
+        tuple(statistics.fmean(row[key] for row in group) for key in ("energy_pj", "score")) for group in ways.values()
+    ]
+    best = [list(ways)[i] for i in front(points)]
+    text.append(f"On the Pareto front of energy and score, cheapest first: {', '.join(best)}.")
     for (name, seed), summary in found.items():
         budget = summary["stages"][summary["final"]].get("budget")
         if budget and not budget["within"]:

@@ -1,5 +1,5 @@
-"""How neurons fire inside the engine's kernels: functions that those of `limbs.py`, `wgmma.py` and `norm_attention.py`
-call on what they hold in registers.
+"""How neurons fire inside the engine's kernels: functions that those of `limbs.py`, `wgmma_kernels.py` and
+`norm_attention.py` call on what they hold in registers.
 
 | function | reference |
 |---|---|

@@ -70,6 +70,12 @@ def test_limbs_hold_a_weight_to_its_rows_24_bits(most) -> None:
     assert (upper.abs().sum(1) * most < 2**31).all()  # what the kernel adds up in int32
 
 
+def test_powers_of_2_by_hand() -> None:
+    """Of which the tiles of layer norm and attention are made."""
+    found = {n: norm_attention.power_of_2(n) for n in (1, 2, 3, 16, 17, 384, 512, 513)}
+    assert found == {1: 1, 2: 2, 3: 4, 16: 16, 17: 32, 384: 512, 512: 512, 513: 1024}
+
+
 def test_limbs_by_hand() -> None:
     """The largest weight of a row is 127 * 65536."""
     made = limbs.split(torch.tensor([[127.0, 1.0, -1 / 128, 2.0**-16]]), torch.tensor([0.5]), 1)

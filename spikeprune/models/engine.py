@@ -83,6 +83,11 @@ def units(mode: int, steps: int, total: int, device: torch.device) -> Tensor:
     return torch.tensor(by_mode[mode], device=device)
 
 
+@cache
+def asr_norm(steps: int, leak: float) -> float:
+    return float(leak_weights(steps, leak).sum())
+
+
 def encode(student: Student, input_ids: Tensor, token_type_ids: Tensor, *, run: Pass) -> tuple[Signal, list, list]:
     """As `Student.encode`, of a pass that is covered."""
     closed, device = run.mode == "equilibrium", input_ids.device
@@ -95,13 +100,10 @@ def encode(student: Student, input_ids: Tensor, token_type_ids: Tensor, *, run: 
     def firing(arrays: tuple[Tensor, Tensor], t: int) -> Firing:
         return Firing(*arrays, mode, site.kind == "ternary", leak, site.neuron.start, float(t))
 
-    def asr_norm(t: int) -> float:
-        return float(leak_weights(t, leak).sum())
-
     # the names of the formulas in `student.py`: a, k, v, c, h, f are trains, q and y currents in float32
     current = student.embedding.current(input_ids, token_type_ids).flatten(0, 1)  # [B N, D]
     steps = 1 if closed else total
-    how = {"steps": steps, "width": padded(shape[-1]), "asr_norm": asr_norm(total)}
+    how = {"steps": steps, "width": padded(shape[-1]), "asr_norm": asr_norm(total, leak)}
     a, value = constant(current, firing(ready.embedding, total), **how)  # [S, B N, D padded], [B N, D]
     counting({"embedding": (a, shape[-1])})
     hidden, below = [value.view(shape)], (ready.embedding[0], total)
@@ -118,7 +120,7 @@ def encode(student: Student, input_ids: Tensor, token_type_ids: Tensor, *, run: 
         c = attended(q, kv, *thetas, unit, tokens, fires(own.context), **how)
         # h = spike(LN(Wo c + a))
         y, _ = limbs.product(c, own.out, unit, steps=steps, reals=own.out.codes.shape[1])
-        how = {"steps": steps, "asr_norm": asr_norm(t)}
+        how = {"steps": steps, "asr_norm": asr_norm(t, leak)}
         h, _ = normed(y, a, theta, before, layer.attention_norm, fires(own.attention), **how)
         # f = spike(gelu(W1 h))
         up = {"reals": 0, "site": fires(own.intermediate), "activation": GELU}

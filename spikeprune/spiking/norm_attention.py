@@ -192,7 +192,7 @@ def constant(y: Tensor, site: Firing, *, steps: int, width: int, asr_norm: float
 
 
 def _norm_scan(y, given, site, out, rows, columns, width, steps, eps, asr_norm, *, constant: bool) -> None:
-    block = triton.next_power_of_2(max(width, 16))
+    block = power_of_2(max(width, 16))
     tile = {"ROWS": max(1, 1024 // block), "COLS": block, "num_warps": 4 if block <= 1024 else 8}
     value = site.theta if out["value"] is None else out["value"]
     with torch.cuda.device_of(y):
@@ -202,6 +202,11 @@ def _norm_scan(y, given, site, out, rows, columns, width, steps, eps, asr_norm, 
             STEPS=steps, MODE=site.mode, TERNARY=site.ternary, LEAKS=site.leak != 1.0, CONSTANT=constant,
             VALUE=out["value"] is not None, **tile, enable_fp_fusion=False,
         )  # fmt: skip
+
+
+def power_of_2(least: int) -> int:
+    """The next one. Triton's own, at every launch, costs ten times as much."""
+    return 1 << (least - 1).bit_length()
 
 
 def attended(
@@ -215,7 +220,7 @@ def attended(
     train = (torch.empty if width == heads * size else torch.zeros)(
         steps, sentences * n, width, dtype=torch.int8, device=q.device
     )
-    whole, most = max(16, triton.next_power_of_2(n)), 128 if size < 128 else 64  # of the chip's shared memory
+    whole, most = power_of_2(max(n, 16)), 128 if size < 128 else 64  # of the chip's shared memory
     tile = {"BM": min(64, whole), "BN": min(most, whole)}
     with torch.cuda.device_of(q):
         attention_scan[(sentences * heads, -(-n // tile["BM"]))](

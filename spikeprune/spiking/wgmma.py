@@ -91,5 +91,10 @@ def product(
 
 def boxed(x: Tensor, rows: int) -> TensorDescriptor:
     """`x [..., width]` as TMA reads it, a box of so many rows at a time; beyond the width it reads zeros."""
-    layout = gl.NVMMASharedLayout.get_default_for([rows, CHUNK], gl.int8)
-    return TensorDescriptor.from_tensor(x.view(-1, x.shape[-1]), [rows, CHUNK], layout)
+    return TensorDescriptor.from_tensor(x.view(-1, x.shape[-1]), [rows, CHUNK], layout(rows))
+
+
+@cache
+def layout(rows: int) -> gl.NVMMASharedLayout:
+    """In which such a box lies in shared memory. Working it out at each launch took more than the rest of `boxed`."""
+    return gl.NVMMASharedLayout.get_default_for([rows, CHUNK], gl.int8)

@@ -9,7 +9,8 @@ after the first 100, in which shapes of batches are captured as CUDA graphs. Leg
 all of them: then the steps are the same too, and the metrics may differ by chance alone; at a fixed batch per device,
 leg `many`, there are fewer steps. Where a leg's seconds went is printed behind it: start (imports, processes meeting),
 data (`--train-limit` sentences drawn, then tokenized), teacher (trained in the first leg, copied into the others), and
-each stage with its measurement.
+each stage with its measurement. `--json` keeps all of it, beside what it was made on and from: hardware, torch, commit,
+data and how many of them, batch, overrides.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import torch
 
 from spikeprune import pipeline, ranks
 from spikeprune.builders import trainers
-from spikeprune.config import load
+from spikeprune.config import load, read_resolved
 from spikeprune.errors import InputError
 from spikeprune.rundir import RunDir, write_json
 
@@ -137,7 +138,16 @@ def measure(args: argparse.Namespace, folder: Path, devices: int, batch: int, st
         "steps": measured["internal_kd"]["steps"],
         "parts": parts,
         "ac": measured[stages[-1]]["cost"]["ac"],
+        "made": made_on(run),
     }
+
+
+def made_on(run: RunDir) -> dict[str, Any]:
+    """What a leg ran on and learnt from, by its own word; all but its threads is the same in every leg."""
+    summary, config = json.loads(run.summary.read_text()), read_resolved(run.config)
+    facts = {key: summary[key] for key in ("hardware", "commit", "preset")}
+    data = {"data": summary["data"]["banner"], "train_limit": config.data.train_limit}
+    return {**facts, "torch": summary["versions"]["torch"], **data}
 
 
 def spread(values: list[float]) -> str:
@@ -167,20 +177,33 @@ def compare(args: argparse.Namespace) -> None:
             result = measure(args, folder, devices, batch, STAGES if turn == 0 and not args.speed_only else STAGES[:2])
             enough(name, result, args.warm, args.block)
             found.setdefault(name, result | {"blocks": []})["blocks"] += result["blocks"]
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    print(f"\n{where}, torch {torch.__version__}, sst2 internal_kd, devices × sentences each")
-    learnt = [stage for stage in STAGES[1:] if stage in found[one]["main"]]
+    write(args, found, speed_ups(found, one))
+
+
+def speed_ups(found: dict[str, dict], one: str) -> dict[str, float]:
+    """Median throughput of each other leg over that of `one`."""
+    medians = {name: statistics.median(result["blocks"]) for name, result in found.items()}
+    return {name: median / medians[one] for name, median in medians.items() if name != one}
+
+
+def write(args: argparse.Namespace, found: dict[str, dict], gains: dict[str, float]) -> None:
+    """Print every leg's throughput and metrics; all of it into `--json`. The first leg has one device."""
+    made = [result.pop("made") for result in found.values()][0]
+    print(f"\n{made['hardware']}, torch {made['torch']}, commit {made['commit']}, {made['data']}")
+    print("sst2 internal_kd, devices × sentences each")
+    main = next(iter(found.values()))["main"]
+    learnt = [stage for stage in STAGES[1:] if stage in main]
     print(f"{'':10} {'sentences/s: median (quartiles)':40} {'steps':>8}  {'  '.join(learnt)}  additions/sentence")
     for name, r in found.items():
-        main = "  ".join(f"{100 * r['main'][stage]:{len(stage)}.2f}" for stage in learnt)
-        print(f"{name:10} {spread(r['blocks']):40} {r['steps']:8}  {main}  {r['ac']:18.0f}")
-    medians = {name: statistics.median(r["blocks"]) for name, r in found.items()}
-    print(f"teacher {100 * found[one]['main']['teacher']:.2f}")
-    print(f"speed-up at {b} a device: {medians[many] / medians[one]:.2f} ×")
-    if same in found:
-        print(f"speed-up at {b} over all: {medians[same] / medians[one]:.2f} ×")
+        scores = "  ".join(f"{100 * r['main'][stage]:{len(stage)}.2f}" for stage in learnt)
+        print(f"{name:10} {spread(r['blocks']):40} {r['steps']:8}  {scores}  {r['ac']:18.0f}")
+    print(f"teacher {100 * main['teacher']:.2f}")
+    for name, gain in gains.items():
+        print(f"speed-up of {name}: {gain:.2f} ×")
     if args.json:
-        write_json(args.json, {"device": where, "torch": torch.__version__, "legs": found})
+        made |= {name: getattr(args, name) for name in ("devices", "batch", "warm", "block", "rounds", "overrides")}
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        write_json(args.json, {"made": made, "speed_up": gains, "legs": found})
 
 
 def main() -> int:

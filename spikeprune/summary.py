@@ -34,6 +34,7 @@ def summarize_run(parts: Parts, directory: RunDir) -> dict[str, Any]:
         row["energy_saving"] = dense_pj / row["cost"]["energy_pj"]  # the dense teacher's energy over this student's
     compressing = [i for i, name in enumerate(stages) if parts.stage(name).callbacks]
     uncompressed = stages[compressing[0] - 1] if compressing and compressing[0] else None
+    on_gpu = torch.cuda.is_available() and parts.config.run.accelerator != "cpu"
     return {
         "task": parts.task.name,
         "preset": parts.config.preset,
@@ -52,7 +53,7 @@ def summarize_run(parts: Parts, directory: RunDir) -> dict[str, Any]:
         "final": stages[-1] if stages else None,
         "commit": commit(),
         "versions": versions(),
-        "hardware": hardware(),
+        "hardware": hardware(torch.device("cuda" if on_gpu else "cpu")),
     }
 
 
@@ -70,7 +71,11 @@ def versions() -> dict[str, str]:
     return {"spikeprune": __version__, **{name: version(name) for name in ("torch", "lightning", "transformers")}}
 
 
-def hardware() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+def hardware(device: torch.device) -> str:
+    """What computes there: the GPU's name, or the processor's with torch's threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")  # of Linux, and silent about the name on some processors
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{(names or [f'{platform.machine()} CPU'])[0]}, {torch.get_num_threads()} threads"

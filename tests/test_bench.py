@@ -4,11 +4,13 @@ No speed is asserted here."""
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from micro import micro
 from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,6 +20,7 @@ from experiments import bench_ddp  # noqa: E402
 from experiments.bench import __main__ as bench  # noqa: E402
 from experiments.bench import clock, nets, peers, report, rooflines, rows, training  # noqa: E402
 from spikeprune.errors import InputError  # noqa: E402
+from spikeprune.summary import commit, hardware  # noqa: E402
 
 CPU = torch.device("cpu")
 TINY = nets.Size("tiny", 24, 2, 3, 37, vocab=50)
@@ -188,6 +191,27 @@ def test_a_leg_on_several_gpus_that_is_too_short_says_so() -> None:
     words = r"leg 2 × 8: 1 of the 2 blocks .* has 149 steps, and 2 blocks end at step 150; raise --train-limit"
     with pytest.raises(InputError, match=words):
         bench_ddp.enough("2 × 8", {"blocks": [10.0], "steps": 149}, warm=100, block=25)
+
+
+def test_a_comparison_of_devices_is_kept_with_what_it_was_made_on(tmp_path, glue, monkeypatch, capfd) -> None:
+    """Two processes and one, on the CPU: real runs, whose speeds say nothing."""
+    small = [word for word in micro(tmp_path / "x", glue) if not word.startswith(("run.dir", "compress", "stages.i"))]
+    words = [*small, "teacher.checkpoint=null", "data.train_limit=48", "stages.teacher.epochs=8"]
+    given = ["--data", str(glue), "--teacher", "none", "--batch", "4", "--warm", "2", "--block", "1", "--rounds", "1"]
+    out = tmp_path / "new" / "ddp.json"
+    monkeypatch.setattr(sys, "argv", ["bench_ddp.py", *given, "--speed-only", "--json", str(out), *words])
+    assert bench_ddp.main() == 0
+    found, said = json.loads(out.read_text()), capfd.readouterr().out
+    made, legs = found["made"], found["legs"]
+    assert (made["commit"], made["torch"]) == (commit(), torch.__version__)
+    assert made["hardware"] == f"{hardware(CPU).rpartition(',')[0]}, 1 threads"  # of a leg, by run.threads
+    assert (made["train_limit"], made["batch"], made["devices"], made["preset"]) == (48, 4, 2, "tiny")
+    assert made["overrides"] == words and "48 training examples" in made["data"]
+    assert {name: leg["steps"] for name, leg in legs.items()} == {"1 × 4": 12, "2 × 4": 6}
+    assert {name: len(leg["blocks"]) for name, leg in legs.items()} == {"1 × 4": 10, "2 × 4": 4}
+    one, two = (statistics.median(leg["blocks"]) for leg in legs.values())
+    assert found["speed_up"] == {"2 × 4": pytest.approx(two / one)} and one > 0
+    assert f"speed-up of 2 × 4: {two / one:.2f} ×" in said and made["hardware"] in said
 
 
 def test_what_fails_in_a_leg_is_said_once(tmp_path, monkeypatch, capfd) -> None:

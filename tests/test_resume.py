@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -30,14 +31,14 @@ def undisturbed(tmp_path_factory, glue) -> RunDir:
     return RunDir(folder / "run")
 
 
-def result(run: RunDir) -> dict:
+def result(run: RunDir, stages: Sequence[str] = STAGES) -> dict:
     """All that a run leaves, but for the time it took and its own path."""
     summary = json.loads(run.summary.read_text())
-    records = {name: run.record(name) for name in STAGES}
+    records = {name: run.record(name) for name in stages}
     for row in (summary["teacher"], *summary["stages"].values(), *records.values()):
         assert row.pop("seconds") > 0
     files = sorted(str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file())
-    weights = {name: (run.stage(name) / "model.safetensors").read_bytes() for name in STAGES}
+    weights = {name: (run.stage(name) / "model.safetensors").read_bytes() for name in stages}
     return {"files": files, "records": records, "summary": summary, "weights": weights}
 
 

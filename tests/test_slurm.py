@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,8 @@ import pytest
 from cluster import Cluster
 from micro import GLUE, ROOT, micro
 from test_resume import result, steps_of
+from tracked import check_history, online
+from wandb_server import Board, wandb_server
 
 from spikeprune import cli, slurm
 from spikeprune.config import load
@@ -32,8 +34,11 @@ from spikeprune.stage import resume_step
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 EPOCHS = 16  # of the stages that are interrupted: about a second
-LONG = (f"stages.internal_kd.epochs={EPOCHS}", f"stages.spatial.epochs={EPOCHS}", "run.validate_every=10")
+INTERRUPTED = ("internal_kd", "spatial", "quantize")
+LONG = (*(f"stages.{stage}.epochs={EPOCHS}" for stage in INTERRUPTED[:2]), "run.validate_every=10")
 SHORT = ("stages.teacher.epochs=5", "stages.prediction_kd.epochs=1", "stages.temporal.epochs=1")
+QUANTIZED = (f"stages.quantize.epochs={EPOCHS}", "compress.weights=ternary")
+ALL = ("teacher", "internal_kd", "prediction_kd", "spatial", "temporal", "quantize", "finetune")
 REQUEST = ("--gpus=0", "--cpus=1", "--time=20:00")
 
 
@@ -74,9 +79,15 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def jobs(cluster, folder, glue) -> dict[str, tuple[str, Path]]:
+def board() -> Iterator[Board]:
+    with wandb_server() as board:
+        yield board
+
+
+@pytest.fixture(scope="module")
+def jobs(cluster, folder, glue, board) -> dict[str, tuple[str, Path]]:
     """name -> job and log. `array` has the runs sst2 and cola with two seeds each; its first is undisturbed twin of
-    `interrupted`. `endless` would train for an hour."""
+    `interrupted`, which W&B follows. `endless` would train for an hour."""
 
     def one(name: str, *arguments: str) -> tuple[str, Path]:
         text = io.StringIO()
@@ -85,9 +96,12 @@ def jobs(cluster, folder, glue) -> dict[str, tuple[str, Path]]:
             return launch(text.getvalue, *overrides, *arguments, *REQUEST)
 
     endless = one("endless", "stages.internal_kd.epochs=100000")
-    interrupted = one("interrupted", *LONG, *SHORT)
+    with pytest.MonkeyPatch.context() as patch:  # of the job, to which sbatch hands it on
+        for name, value in {**online(board), "WANDB_MODE": "online", "WANDB_SILENT": "true"}.items():
+            patch.setenv(name, value)
+        interrupted = one("interrupted", *LONG, *SHORT, *QUANTIZED, "run.wandb=true")
     fails = one("fails", "stages.teacher.lr=1.0e-9")
-    array = one("${task}-${seed}", *LONG, *SHORT, "--array=sst2 cola", "--seeds=0-1")
+    array = one("${task}-${seed}", *LONG, *SHORT, *QUANTIZED, "--array=sst2 cola", "--seeds=0-1")
     return {"endless": endless, "interrupted": interrupted, "fails": fails, "array": array}
 
 
@@ -106,7 +120,7 @@ def interrupt(cluster: Cluster, job: str, run: RunDir, stage: str) -> int:
 @pytest.fixture(scope="module")
 def interruptions(cluster, jobs, folder):
     """The interruptions, on their way from the beginning: job -> the steps that its next legs go on from."""
-    stages = {"interrupted": ("internal_kd", "spatial"), "cola-1": ("internal_kd",)}
+    stages = {"interrupted": INTERRUPTED, "cola-1": ("internal_kd",)}
     numbers = {"interrupted": jobs["interrupted"][0], "cola-1": f"{jobs['array'][0]}_3"}
 
     def all_of(name: str) -> list[int]:
@@ -151,24 +165,42 @@ def test_a_cancelled_job_leaves_a_checkpoint_and_no_lock(cluster, jobs, folder) 
     assert resume_step(run.resume("internal_kd")) > 0 and "goes back" not in log.read_text()
 
 
-def test_requeued_in_the_middle_of_two_stages_equals_undisturbed(cluster, jobs, interruptions, folder) -> None:
+def test_requeued_in_the_middle_of_three_stages_equals_undisturbed(cluster, jobs, interruptions, folder) -> None:
     (job, log), run, twin = jobs["interrupted"], RunDir(folder / "interrupted"), RunDir(folder / "sst2-0")
     steps = interruptions["interrupted"].result(300)
     ended = cluster.wait(job)
     text = log.read_text()
-    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "2"), text
-    assert text.count("stopped by SIGUSR1") == 2 and text.count(f"job {job} goes back into the queue") == 2, text
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "3"), text
+    assert text.count("stopped by SIGUSR1") == 3 and text.count(f"job {job} goes back into the queue") == 3, text
     assert re.findall(r"goes on from step (\d+)", text) == [str(step) for step in steps]
     assert all(20 < step < 8 * EPOCHS for step in steps)
     assert "Traceback" not in text and "took the run directory over" not in text
     assert cluster.wait(f"{jobs['array'][0]}_0")["JobState"] == "COMPLETED"
-    found, wanted = result(run), result(twin)
+    found, wanted = result(run, ALL), result(twin, ALL)
     for name in found["weights"]:
         assert found["weights"][name] == wanted["weights"][name], f"{name} has other weights"
     del found["summary"]["commit"], wanted["summary"]["commit"]  # of the source tree, while somebody may work in it
     for part in ("records", "summary"):
         assert found[part] == wanted[part]
     assert steps_of(run) == steps_of(twin) and run.read_metrics() == twin.read_metrics()
+
+
+def test_a_requeued_run_is_one_run_of_wandb_with_each_step_of_an_undisturbed_one_once(
+    cluster, jobs, interruptions, folder, board
+) -> None:
+    """Online, of four legs, each of which is told by SIGUSR1, and its W&B client beside it, to stop."""
+    run, twin = RunDir(folder / "interrupted"), RunDir(folder / "sst2-0")
+    interruptions["interrupted"].result(300)
+    log = jobs["interrupted"][1]
+    assert cluster.wait(jobs["interrupted"][0])["JobState"] == "COMPLETED", log.read_text()
+    assert cluster.wait(f"{jobs['array'][0]}_0")["JobState"] == "COMPLETED"
+    assert list(board.runs) == [(run.path / "wandb_id").read_text()], log.read_text()
+    [name] = board.runs
+    assert len(list(run.path.glob("wandb/run-*"))) == 4 and board.runs[name]["exit"] == 0
+    check_history(board.history(name), twin, ALL)
+    tables = [f"{stage}/layers.table.json" for stage in ALL[1:]]
+    assert sorted(board.uploads) == sorted(tables) and board.unknown == set()
+    assert not list(run.path.glob("wandb/offline-*")) and not list(twin.path.glob("wandb*"))
 
 
 def test_an_array_runs_tasks_and_seeds_each_in_its_directory(cluster, jobs, interruptions, folder) -> None:
@@ -208,7 +240,7 @@ def test_a_finished_run_is_not_run_again(cluster, jobs, folder, glue, capsys) ->
     queue = cluster.queue()
     for arguments in ([*micro(run, glue), "task=sst2"], [*micro(folder / "${task}-${seed}", glue)[1:], "--array=sst2"]):
         capsys.readouterr()
-        assert cli.main(["launch", str(GLUE), *arguments, *LONG, *SHORT, *REQUEST]) == 0
+        assert cli.main(["launch", str(GLUE), *arguments, *LONG, *SHORT, *QUANTIZED, *REQUEST]) == 0
         assert "is finished, nothing is run again" in capsys.readouterr().out
     assert cluster.queue() == queue
 

@@ -147,19 +147,18 @@ def test_the_command_lines_own_values(tmp_path, capsys, monkeypatch) -> None:
 # ------------------------------------------------------------------------------------------------------ what is drawn
 
 
-def draw(tmp_path: Path, begun: int, *parameters: Parameter, count: int = 40) -> list[tuple]:
-    """Values of new trials of a random study."""
+def draw(*parameters: Parameter, count: int = 40) -> list[tuple]:
+    """Values of the first trials of a random study."""
     import optuna
 
-    drawn = optuna.create_study(sampler=study.sampler(SWEEP, begun))
-    trials = [drawn.ask() for _ in range(count)]
-    return [tuple(study.suggest(trial, p) for p in parameters) for trial in trials]
+    drawn, sweep = optuna.create_study(), replace(SWEEP, parameters=parameters)
+    return [tuple(study.draw(drawn.ask(), sweep).values()) for _ in range(count)]
 
 
 SWEEP = spec.Sweep(Path("x"), {}, "random", "result/main", "maximize", (), "", ())
 
 
-def test_ranges_and_lists_give_values_of_their_kind(tmp_path) -> None:
+def test_ranges_and_lists_give_values_of_their_kind() -> None:
     kinds = (
         Parameter("a", (), 1, 4, "int_uniform"),
         Parameter("b", (), 1e-4, 1e-1, "log_uniform_values"),
@@ -167,7 +166,7 @@ def test_ranges_and_lists_give_values_of_their_kind(tmp_path) -> None:
         Parameter("d", ([4, 2, 2], "x", 3)),  # a list is a value too
         Parameter("e", (), 0.0, 1.0, "uniform"),
     )
-    a, b, c, d, e = zip(*draw(tmp_path, 0, *kinds), strict=True)
+    a, b, c, d, e = zip(*draw(*kinds), strict=True)
     assert set(a) == {1, 2, 3, 4} and all(isinstance(v, int) for v in a)
     assert all(1e-4 <= v <= 1e-1 for v in b) and 5 < sum(v < 3e-3 for v in b) < 35  # as often below the middle decade
     assert set(c) <= {0.0, 0.25, 0.5, 0.75, 1.0} and len(set(c)) > 2
@@ -175,24 +174,24 @@ def test_ranges_and_lists_give_values_of_their_kind(tmp_path) -> None:
     assert len(set(e)) == 40 and 0 <= min(e) <= max(e) <= 1
 
 
-def test_a_sweep_that_goes_on_draws_new_values(tmp_path) -> None:
-    p = Parameter("a", (), 0.0, 1.0, "uniform")
-    assert draw(tmp_path, 0, p) == draw(tmp_path, 0, p)
-    assert not set(draw(tmp_path, 0, p)) & set(draw(tmp_path, 5, p))
+def test_each_trial_and_each_key_draws_its_own_values_and_always_these() -> None:
+    one, other = (Parameter(name, (), 0.0, 1.0, "uniform") for name in "ab")
+    found = draw(one, other)
+    assert len({value for row in found for value in row}) == 80
+    assert found == draw(one, other) == [row[::-1] for row in draw(other, one)]
 
 
 def test_bayes_draws_near_what_was_good(tmp_path) -> None:
-    """As a sweep asks: a new sampler for each trial, seeded by the trials so far."""
+    """As a sweep asks: a new sampler for each value."""
     p = Parameter("a", (), 0.0, 1.0, "uniform")
     found = {}
     for method in ("bayes", "random"):
-        sweep = replace(SWEEP, method=method)
+        sweep = replace(SWEEP, method=method, parameters=(p,))
         (tmp_path / method).mkdir()
         asked, values = study.open_study(sweep, tmp_path / method), []
-        for begun in range(30):
-            asked.sampler = study.sampler(sweep, begun)
+        for _ in range(30):
             trial = asked.ask()
-            values.append(study.suggest(trial, p))
+            values.append(study.draw(trial, sweep)["a"])
             asked.tell(trial, -((values[-1] - 0.3) ** 2))
         found[method] = sum(abs(value - 0.3) for value in values[15:]) / 15
     assert found["bayes"] < 0.6 * found["random"]

@@ -6,16 +6,19 @@ import json
 import os
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tiny_sweep import FFN, HEADS, THREADS, begin, sweep, tiny, write
 
 from spikeprune import cli, pipeline
+from spikeprune.config import read_resolved
 from spikeprune.report.results import results
 from spikeprune.rundir import RunDir
 from spikeprune.sweeps import folder as folders
-from spikeprune.sweeps import spec
+from spikeprune.sweeps import spec, study
+from spikeprune.sweeps.local import Driver
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -107,6 +110,60 @@ def test_a_stage_that_was_taken_over_is_the_one_that_would_have_been_made(swept,
     for stage in ("teacher", "spatial"):
         assert alone.verified(stage) == shared.verified(stage)
     assert alone.read_metrics() == shared.read_metrics()
+
+
+RANGES = {
+    "compress.heads": {"distribution": "uniform", "min": 0.4, "max": 0.9},
+    "seed": {"distribution": "int_uniform", "min": 0, "max": 1000},
+}
+
+
+def drawn(sweep: spec.Sweep, folder: Path, count: int) -> list[dict]:
+    """What a sweep in an empty folder chooses for its first trials, of which none is run."""
+    folder.mkdir()
+    driver = Driver(sweep, folder, count, 1, lock=-1)
+    return [driver.choose().values for _ in range(count)]
+
+
+def over_ranges(method: str, glue: Path, path: Path) -> Path:
+    return write(path, tiny(glue, method=method, parameters={"preset": {"value": "tiny"}, **RANGES}))
+
+
+def test_after_a_kill_random_trials_are_those_of_an_undisturbed_sweep(glue, tmp_path) -> None:
+    """Whole trials. The second has begun at the kill: it keeps its values, and the third is drawn as if nothing was."""
+    file, folder, log = over_ranges("random", glue, tmp_path / "random.yaml"), tmp_path / "out", tmp_path / "log"
+    words = [str(file), "--local", "--dir", str(folder), "--trials", "3"]
+    log.touch()
+    first = begin(log, *words, "--jobs", "1")
+    while "[trial 1] compress.heads=" not in log.read_text():
+        time.sleep(0.02)
+        assert first.is_alive(), log.read_text()
+    first.kill()
+    first.join()
+    before, said = ended(folder), [line for line in log.read_text().splitlines() if "] compress.heads=" in line]
+    assert set(before) == {"0"}
+    printed = sweep(log, *words, "--jobs", "2")
+    again = [line for line in printed.splitlines() if "] compress.heads=" in line]
+    assert again[0] == said[1] and len(again) == 2 and ended(folder)["0"] == before["0"]
+    found = [row["values"] for row in json.loads((folder / "results.json").read_text())["trials"]]
+    wanted = [{key: values[key] for key in RANGES} for values in drawn(spec.read(file), tmp_path / "undisturbed", 3)]
+    assert found == wanted and all(len({row[key] for row in found}) == 3 for key in RANGES)
+    for number, values in enumerate(found):
+        config = read_resolved(folder / "trials" / str(number) / "config.yaml")
+        assert (config.compress.heads, config.seed) == tuple(values[key] for key in RANGES)
+
+
+@pytest.mark.parametrize("method", ["random", "bayes"])
+def test_a_kill_while_values_are_drawn_changes_none_of_them(method, glue, tmp_path) -> None:
+    """The second trial has one of its two at the kill, the third none."""
+    read = spec.read(over_ranges(method, glue, tmp_path / "s.yaml"))
+    wanted = drawn(read, tmp_path / "undisturbed", 3)
+    drawn(read, tmp_path / "out", 1)
+    killed = Driver(read, tmp_path / "out", 3, 1, lock=-1).study
+    study.draw(killed.ask(), replace(read, parameters=read.parameters[:2]))  # preset and heads
+    killed.ask()
+    again = Driver(read, tmp_path / "out", 3, 1, lock=-1)
+    assert [trial.values for trial in again.known] == wanted and again.left == again.known
 
 
 def test_a_trial_far_from_the_best_is_stopped_early(glue, tmp_path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
@@ -84,15 +85,15 @@ def rows(run: RunDir) -> dict[int, dict[str, float]]:
     return found
 
 
-def check_history(history: list[dict], run: RunDir) -> None:
+def check_history(history: list[dict], run: RunDir, stages: Sequence[str] = STAGES) -> None:
     """Each step once, in order, with every value that the run logged, and the results in each stage's last row."""
     wanted = rows(run)
     assert [row["_step"] for row in history] == [row["global_step"] for row in history] == sorted(wanted)
     for row in history:
         mine = wanted[row["_step"]]
         assert {key: row[key] for key in mine} == pytest.approx(mine)
-    ends = {name: sum(run.record(s)["steps"] for s in STAGES[: i + 1]) - 1 for i, name in enumerate(STAGES)}
-    for name in STAGES[1:]:
+    ends = {name: sum(run.record(s)["steps"] for s in stages[: i + 1]) - 1 for i, name in enumerate(stages)}
+    for name in stages[1:]:
         row = history[ends[name]]
         found = results(run.record(name), run.record("teacher"))
         assert {key: row[key] for key in found} == pytest.approx(found)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from experiments.bench.rooflines import ceilings
 from experiments.bench.rows import Row, Setting, evaluation, growth, profiles, simulation
 from experiments.bench.training import training
 from spikeprune.spiking import kernels
+from spikeprune.summary import commit, hardware
 
 
 def settings(device: torch.device, backend: str) -> dict[str, Setting]:
@@ -44,26 +44,6 @@ def settings(device: torch.device, backend: str) -> dict[str, Setting]:
     full = Setting(**common, sizes=(MINILM,), sentences=16, tokens=64, t_steps=4, budget=15.0)
     middle = Setting(**common, sizes=(SMALL,), sentences=16, tokens=64, t_steps=4, budget=10.0)
     return {"simulation": small, "evaluation": full, "training": middle, "profiles": small, "growth": short}
-
-
-def commit() -> str:
-    """The commit of this tree, `-dirty` if changed since; `unknown` where there is no repository."""
-    command = ["git", "-C", str(report.ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def hardware(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    names = [line.split(":")[1] for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    return f"{(names or ['CPU'])[0].strip()}, {torch.get_num_threads()} threads"
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).is_file() else []
 
 
 def run(device: torch.device, backend: str, out: Path, parts: list[str]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from spikeprune.sharing import common_stages
 from spikeprune.sweeps.folder import enter, locked
 from spikeprune.sweeps.machine import cores, gpus
 from spikeprune.sweeps.spec import Sweep
-from spikeprune.sweeps.study import open_study, sampler, suggest
+from spikeprune.sweeps.study import draw, open_study
 from spikeprune.sweeps.trial import Trial
 
 POLL = 0.25  # seconds between two looks at the trials
@@ -90,7 +90,7 @@ class Driver:
         return self.prepare(optuna.trial.Trial(self.study, frozen._trial_id))
 
     def prepare(self, trial: Any) -> Trial:
-        values = {p.key: suggest(trial, p) for p in self.sweep.parameters}
+        values = draw(trial, self.sweep)
         config = self.sweep.config(values, "run.dir=check")
         return Trial(trial, values, config, RunDir(self.folder / "trials" / str(trial.number)))
 
@@ -113,10 +113,8 @@ class Driver:
         hopeless = len(self.failed) >= HOPELESS and not self.done_now
         if self.left and not hopeless:
             return self.left.pop(0)
-        begun = len(self.begun())
-        if hopeless or begun >= self.target:
+        if hopeless or len(self.begun()) >= self.target:
             return None
-        self.study.sampler = sampler(self.sweep, begun)
         trial = self.prepare(self.study.ask())
         self.known.append(trial)
         return trial

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,20 @@ def open_study(sweep: Sweep, folder: Path) -> Any:
     return study
 
 
-def sampler(sweep: Sweep, begun: int) -> Any:
-    """Seeded by the trials so far: a start that goes on does not draw the first start's values again."""
+def draw(trial: Any, sweep: Sweep) -> dict[str, Any]:
+    """A trial's values. Each has a sampler of its own, seeded by trial and key: a draw that a kill cut short ends as it
+    would have, and one that goes on with the next trial does not repeat the first start's values."""
+    values = {}
+    for parameter in sweep.parameters:
+        trial.study.sampler = sampler(sweep, zlib.crc32(f"{trial.number} {parameter.key}".encode()))
+        values[parameter.key] = suggest(trial, parameter)
+    return values
+
+
+def sampler(sweep: Sweep, seed: int) -> Any:
     from optuna.samplers import RandomSampler, TPESampler
 
-    return TPESampler(seed=begun) if sweep.method == "bayes" else RandomSampler(seed=begun)
+    return TPESampler(seed=seed) if sweep.method == "bayes" else RandomSampler(seed=seed)
 
 
 def suggest(trial: Any, parameter: Parameter) -> Any:

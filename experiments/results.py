@@ -20,7 +20,6 @@ KEPT = ROOT / "experiments" / "results"
 README = ROOT / "README.md"
 ABLATIONS = KEPT / "ablation"
 TABLE_READS = ("ac", "mac", "energy_pj", "latency_steps", "bytes")  # of a cost
-ORDER = ("none", "spatial", "temporal", "quantize", "spatial+temporal", "all", "joint")
 COLUMNS = (
     "task",
     "preset, data, seed",
@@ -57,7 +56,8 @@ def keep_ablation(folder: Path) -> None:
         if path.parent.name != "shared":
             found[f"{path.parent.name} {path.parents[1].name[1:]}"] = table_part(json.loads(path.read_text()))
     if not found:
-        sys.exit(f"error: {folder} has no finished run of an ablation, s<seed>/<ablation>/summary.json")
+        print(f"error: {folder}: no finished run, summary.json or s<seed>/<ablation>/summary.json", file=sys.stderr)
+        sys.exit(2)
     first = next(iter(found.values()))
     ABLATIONS.mkdir(parents=True, exist_ok=True)
     name = "-".join([first["task"], str(first["preset"]), first["data"]["source"]])
@@ -76,19 +76,21 @@ def table_part(summary: dict) -> dict:
 
 
 def ablation_tables() -> str:
-    """Each kept ablation's table, with what made it."""
+    """Each kept ablation's table, in the order in which they run, with what made it."""
+    from ablation import ABLATIONS as RUN
+
     from spikeprune.report.ablation import to_markdown
+
+    def place(key: tuple[str, int]) -> tuple[int, str, int]:
+        return RUN.index(key[0]) if key[0] in RUN else len(RUN), *key
 
     parts = []
     for path in sorted(ABLATIONS.glob("*.json")):
-        kept = json.loads(path.read_text())
-        found = {(key.rpartition(" ")[0], int(key.rpartition(" ")[2])): run for key, run in kept.items()}
-        known = [name for name, _ in found]
-        order = sorted(
-            found, key=lambda key: (ORDER.index(key[0]) if key[0] in ORDER else len(ORDER), known.index(key[0]))
-        )
+        kept = {tuple(key.rsplit(" ", 1)): run for key, run in json.loads(path.read_text()).items()}
+        found = {(name, int(seed)): run for (name, seed), run in kept.items()}
         made = sorted({f"{run['hardware']}, commit `{run['commit']}`" for run in found.values()})
-        parts.append(to_markdown({key: found[key] for key in order}, {}) + f"\nMade on {'; '.join(made)}.")
+        table = to_markdown({key: found[key] for key in sorted(found, key=place)}, {})
+        parts.append(f"{table}\nMade on {'; '.join(made)}.")
     return "\n\n".join(parts)
 
 

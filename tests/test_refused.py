@@ -212,6 +212,12 @@ COMBINATIONS = [
         "stages.finetune.losses.additions_limi",
     ),
     (("run.precision=16-mixed", "run.accelerator=cpu"), "run.precision = 16-mixed: needs a GPU"),
+    (("run.precision=16-mixed", "run.cuda_graphs=on"), "run.cuda_graphs = on: run.precision=16-mixed scales"),
+    (("task=mrpc", "distill.join_sentences=0.5"), "distill.join_sentences = 0.5: mrpc is about pairs of sentences"),
+    (
+        ("task=sst2", *ACTIVE, "distill.join_sentences=0.5", "stages.spatial.losses.hard=1"),
+        "stages.spatial.losses.hard = 1.0: the true label is not that of a sentence changed by distill.join_sentences",
+    ),
     (
         (*ACTIVE, "stages.general_kd.callbacks=[spatial]"),
         "stages.general_kd.callbacks = ['spatial']: its criterion asks",

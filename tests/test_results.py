@@ -1,8 +1,11 @@
 """The README's figures are those of the summaries that stand beside the script that makes them."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -11,3 +14,46 @@ def test_the_readme_is_what_the_summaries_give() -> None:
     script = [sys.executable, str(ROOT / "experiments" / "results.py"), "--check"]
     done = subprocess.run(script, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture
+def results(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    import results
+
+    monkeypatch.setattr(results, "ABLATIONS", tmp_path / "kept")
+    return results
+
+
+def test_an_ablation_is_kept_and_told_in_its_order(results, tmp_path) -> None:
+    """Of a kept run, its energy a third in `spatial`, seed 1."""
+    plain = json.loads(sorted(results.KEPT.glob("*.json"))[0].read_text())
+    for name, seed, factor in (("spatial", 1, 1 / 3), ("none", 0, 1), ("none", 1, 1), ("shared", 0, 1)):
+        own = json.loads(json.dumps(plain)) | {"seed": seed}
+        own["stages"][own["final"]]["cost"]["energy_pj"] *= factor
+        run = tmp_path / "runs" / f"s{seed}" / name
+        run.mkdir(parents=True)
+        (run / "summary.json").write_text(json.dumps(own))
+    results.keep_ablation(tmp_path / "runs")
+    told = results.ablation_tables()
+    rows = [line.split("|")[1].strip() for line in told.splitlines() if line.startswith("| ")][2:]
+    assert rows == ["dense teacher", "spiking student", "none", "spatial"]
+    assert "cheapest first: spatial." in told and plain["commit"] in told and plain["hardware"] in told
+
+
+def test_a_folder_without_runs_is_refused(results, tmp_path, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        results.keep_ablation(tmp_path)
+    assert ended.value.code == 2 and "no finished run" in capsys.readouterr().err
+
+
+def test_seeds_of_one_commit_have_a_mean(results) -> None:
+    """Scores of 80 and 84: 82, deviation √8; a run of another commit stands by itself."""
+    plain = results.summaries()[0]
+    runs = []
+    for seed, score, commit in ((0, 0.8, "a"), (1, 0.84, "a"), (2, 0.5, "b")):
+        own = json.loads(json.dumps(plain)) | {"seed": seed, "commit": commit}
+        own["stages"][own["final"]]["metrics"]["accuracy"] = score
+        runs.append(own)
+    lines = results.table(runs).splitlines()[2:]
+    assert len(lines) == 4 and "mean of 2 seeds" in lines[2] and "| 82.0 ± 2.8 |" in lines[2]

@@ -36,6 +36,10 @@ def devices(config: Config) -> Iterator[Problem]:
             "a step with student.feedback iterates until it has converged, which no graph can replay; use off or auto"
         )
         yield ("run.cuda_graphs", "student.feedback"), f"run.cuda_graphs = on: {text}"
+    if config.run.cuda_graphs == "on" and config.run.precision == "16-mixed":
+        keys = ("run.cuda_graphs", "run.precision")
+        text = "run.precision=16-mixed scales each loss before its gradient, which a graph has in it"
+        yield keys, f"run.cuda_graphs = on: {text}; use bf16-mixed or tf32, or cuda_graphs=off or auto"
     yield from _shared_batches(config)
 
 

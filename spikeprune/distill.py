@@ -18,47 +18,6 @@ def uniform_layer_map(student_layers: int, teacher_layers: int) -> list[int]:
     return [round((i + 1) * teacher_layers / student_layers) - 1 for i in range(student_layers)]
 
 
-def replace_words(input_ids: Tensor, attention_mask: Tensor, *, share: float, special: Tensor) -> Tensor:
-    """`[B, N]` ids in which each sentence has lost a random part of its words to words of the other sentences.
-
-    The part is drawn uniformly from 0 to `share` for each sentence; padding and the tokens `special` stay. A small data
-    set distils badly, since the teacher knows its answers by heart; on changed sentences it has to show how it thinks
-    (data augmentation by random words, Tang et al. 2019, arXiv 1903.12136, section 3.2).
-    """
-    fixed = torch.isin(input_ids, special) | (attention_mask == 0)
-    chance = share * torch.rand(len(input_ids), 1, device=input_ids.device)
-    chosen = (torch.rand(input_ids.shape, device=input_ids.device) < chance) & ~fixed
-    # a random word of the batch: sort by random keys with what is fixed last, then read cyclically over the words
-    order = torch.rand(input_ids.shape, device=input_ids.device).masked_fill(fixed, 2.0).flatten().argsort()
-    words = (~fixed).sum().clamp(min=1)
-    drawn = input_ids.flatten()[order[torch.arange(order.numel(), device=order.device) % words]]
-    return torch.where(chosen, drawn.view_as(input_ids), input_ids)
-
-
-def join_sentences(
-    input_ids: Tensor, attention_mask: Tensor, *, share: float, width: int, pad: int
-) -> tuple[Tensor, Tensor]:
-    """Ids and mask `[B, width]` in which a random `share` of the sentences `[B, N]`, `[CLS] a [SEP]`, goes on with the
-    words of another one of the batch, `[CLS] a b [SEP]`; what is longer than `width`, at least N, is cut before [SEP].
-
-    Half of sst2's training examples have at most ten tokens, its dev sentences 25 on average. Joined, the examples are
-    about as long; the teacher says what they mean.
-    """
-    rows, columns = input_ids.shape
-    other = torch.randperm(rows, device=input_ids.device)
-    length = attention_mask.sum(1, keepdim=True)  # [B, 1]
-    chosen = torch.rand(rows, 1, device=input_ids.device) < share
-    first = torch.where(chosen, length - 1, length)  # tokens of it that stay
-    at = torch.arange(width, device=input_ids.device).expand(rows, width)
-    behind = at - first + 1  # where in the other one; its [CLS] is left out
-    follows = chosen & (behind < length[other])
-    own = input_ids.gather(1, at.clamp(max=columns - 1))
-    joined = torch.where(at < first, own, input_ids[other].gather(1, behind.clamp(0, columns - 1)))
-    mask = (at < first) | follows
-    joined[:, -1:] = torch.where(follows[:, -1:], input_ids.gather(1, length - 1), joined[:, -1:])
-    return torch.where(mask, joined, pad), mask.to(attention_mask.dtype)
-
-
 def hidden_loss(
     student: Sequence[Tensor], teacher: Sequence[Tensor], tokens: Tensor, layer_map: Sequence[int]
 ) -> Tensor:

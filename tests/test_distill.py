@@ -14,8 +14,6 @@ from spikeprune.distill import (
     firing_loss,
     hard_loss,
     hidden_loss,
-    join_sentences,
-    replace_words,
     scores_loss,
     soft_loss,
     uniform_layer_map,
@@ -160,56 +158,3 @@ def test_a_limit_falls_by_equal_factors() -> None:
     assert [falling(at, begin=1.6, end=0.1) for at in (0, 0.25, 0.5, 1, 1.5)] == pytest.approx(
         [1.6, 0.8, 0.4, 0.1, 0.1]
     )
-
-
-def test_replaced_words_are_words_of_the_batch() -> None:
-    """[CLS] 1, [SEP] 2; every word occurs once, so that each exchange is seen, and so does what fills the padding."""
-    torch.manual_seed(0)
-    sizes = torch.randint(1, 30, (200, 1))
-    at = torch.arange(32)
-    ids = torch.arange(200 * 32).view(200, 32) + 3
-    ids = ids.where(at != 0, 1).where(at != sizes + 1, 2)
-    mask = (at <= sizes + 1).long()
-    words = (ids > 2) & (mask > 0)
-    changed = replace_words(ids, mask, share=0.6, special=torch.tensor([0, 1, 2]))
-    assert torch.equal(changed[~words], ids[~words])
-    assert set(changed[words].tolist()) <= set(ids[words].tolist())
-    shares = ((changed != ids) & words).sum(1) / words.sum(1)
-    long = sizes[:, 0] > 20
-    assert 0.25 < shares[long].mean() < 0.35  # uniform from 0 to 0.6 for each sentence
-    assert shares[long].min() < 0.1 and shares[long].max() > 0.45
-    assert torch.equal(replace_words(ids, mask, share=0.0, special=torch.tensor([0, 1, 2])), ids)
-
-
-def test_a_batch_without_words_stays() -> None:
-    ids = torch.tensor([[1, 2, 0], [1, 2, 0]])
-    assert torch.equal(replace_words(ids, (ids > 0).long(), share=0.9, special=torch.tensor([0, 1, 2])), ids)
-
-
-def joined(ids: torch.Tensor, share: float, width: int) -> tuple[list[list[int]], torch.Tensor]:
-    torch.manual_seed(1)
-    found, mask = join_sentences(ids, (ids > 0).long(), share=share, width=width, pad=9)
-    return [row[: int(n)].tolist() for row, n in zip(found, mask.sum(1), strict=True)], torch.where(mask > 0, 9, found)
-
-
-def test_joined_sentences_go_on_with_another_one() -> None:
-    """[CLS] 1, [SEP] 2, padding 0 before and 9 behind; words say whose they are."""
-    ids = torch.tensor([[1, 11, 12, 2, 0, 0], [1, 21, 2, 0, 0, 0], [1, 31, 32, 33, 34, 2]])
-    plain = [row[row > 0].tolist() for row in ids]
-    assert joined(ids, 0.0, 12)[0] == plain
-    rows, padding = joined(ids, 1.0, 12)
-    words = [row[1:-1] for row in plain]
-    assert all(row[0] == 1 and row[-1] == 2 for row in rows) and (padding == 9).all()
-    second = [row[1 + len(own) : -1] for row, own in zip(rows, words, strict=True)]
-    assert [row[1 : 1 + len(own)] for row, own in zip(rows, words, strict=True)] == words
-    assert sorted(second) == sorted(words) and second != words  # every sentence goes on with one, each with another
-    cut, _ = joined(ids, 1.0, 7)
-    assert [row[:6] for row in cut] == [row[:6] for row in rows]
-    assert all(len(row) <= 7 and row[-1] == 2 for row in cut)
-
-
-def test_a_share_of_sentences_is_joined() -> None:
-    ids = torch.tensor([[1, 5, 2]]).repeat(4000, 1)
-    _, mask = join_sentences(ids, torch.ones_like(ids), share=0.3, width=6, pad=0)
-    lengths = mask.sum(1)
-    assert set(lengths.tolist()) == {3, 4} and 0.27 < (lengths == 4).double().mean() < 0.33

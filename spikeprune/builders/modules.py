@@ -11,6 +11,7 @@ import lightning as L
 from spikeprune import ranks
 from spikeprune.builders.arithmetic import cuda_graphs, kernels
 from spikeprune.builders.networks import student_shape
+from spikeprune.data.augment import Augment, token_kinds
 from spikeprune.data.corpus import CorpusData
 from spikeprune.models.student import Student
 from spikeprune.models.teacher import Teacher
@@ -36,16 +37,21 @@ def student_module(parts: Parts, name: str, learning: Student, frozen: Teacher) 
         layer_map=parts.layer_map,
         shape=student_shape(parts),
         forward_mode=parts.config.student.forward,
-        replace_words=parts.config.distill.replace_words,
-        special=parts.tokenizer.all_special_ids,
-        join_sentences=parts.config.distill.join_sentences,
-        max_length=parts.config.data.max_length,
-        pad=parts.tokenizer.pad_token_id,
+        augment=augment(parts),
         stepwise=parts.config.run.evaluation == "stepwise",
         chunk=parts.config.run.chunk,
         graphed_answers=parts.config.run.cuda_graphs == "on",
         **_common(parts, stage),
     )
+
+
+def augment(parts: Parts) -> Augment | None:
+    how = parts.config.distill
+    if not (how.replace_words or how.join_sentences):
+        return None
+    shares = {"replace_words": how.replace_words, "join_sentences": how.join_sentences}
+    tokens = {"pad": parts.tokenizer.pad_token_id, "kinds": token_kinds(parts.tokenizer)}
+    return Augment(**shares, replace_by=how.replace_by, max_length=parts.config.data.max_length, **tokens)
 
 
 def _common(parts: Parts, stage: Stage) -> dict[str, Any]:

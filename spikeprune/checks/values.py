@@ -29,6 +29,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "student.forward": ("equilibrium", "spiking"),
     "student.query": ("real", "spiking"),
     "student.pooling": ("mean", "cls"),
+    "distill.replace_by": ("batch", "neighbours"),
     "compress.weights": names.WEIGHTS,
     "compress.spatial.search": ("rank", "kwon"),
     "compress.target": names.TARGETS,

@@ -7,8 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from spikeprune import distill, ranks
-from spikeprune.data.loader import shares, sums
+from spikeprune.data.augment import Augment
 from spikeprune.graphs import GraphedAnswers
 from spikeprune.models.answer import CHUNK, answer, replayable, state
 from spikeprune.models.outputs import INPUTS, Outputs
@@ -32,11 +31,7 @@ class StudentModule(TaskModule):
         layer_map: Sequence[int],
         shape: Shape,
         forward_mode: str = "equilibrium",
-        replace_words: float = 0.0,
-        special: Sequence[int] = (),
-        join_sentences: float = 0.0,
-        max_length: int = 128,
-        pad: int = 0,
+        augment: Augment | None = None,
         stepwise: bool = False,
         chunk: int = CHUNK,
         graphed_answers: bool = False,
@@ -47,11 +42,10 @@ class StudentModule(TaskModule):
         self.answers = GraphedAnswers(self.measured) if graphed_answers else None
         self.student, self.shape = student, shape
         self.teacher = teacher.freeze()
-        self.join_sentences, self.max_length, self.pad = join_sentences, max_length, pad
-        self.losses, self.forward_mode, self.replace_words = losses, forward_mode, replace_words
+        self.augment = augment
+        self.losses, self.forward_mode = losses, forward_mode
         self.objective = Objective(losses, layer_map=layer_map, shape=shape, regression=self.task.regression)
         self.solved: dict[str, float] = {}  # of the last step's fixed points, where there is feedback
-        self.register_buffer("special", torch.tensor(list(special), dtype=torch.long), persistent=False)
 
     def answer(self, batch: Mapping[str, Tensor]) -> Outputs:
         inputs = {name: batch[name] for name in INPUTS}
@@ -82,24 +76,14 @@ class StudentModule(TaskModule):
         """Steps and residuals of the fixed points, where there is feedback: backward has found the second."""
         self.log_dict({f"train/feedback_{name}": float(value) for name, value in self.solved.items()})
 
-    def varied(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The batch with sentences joined and random words replaced where the configuration asks for it."""
-        batch = self.joined(batch) if self.join_sentences else dict(batch)
-        if self.replace_words:
-            ids, mask = batch["input_ids"], batch["attention_mask"]
-            changed = distill.replace_words(ids, mask, share=self.replace_words, special=self.special)
-            batch["input_ids"] = changed
-        return batch
+    def on_fit_start(self) -> None:
+        """On the device, where it is quick: what changed sentences are made of."""
+        if self.augment is not None:
+            self.augment.prepare(self.teacher.bert.get_input_embeddings().weight)
 
-    def joined(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        ids, mask = batch["input_ids"], batch["attention_mask"]
-        how = {"share": self.join_sentences, "width": min(2 * ids.shape[1], self.max_length), "pad": self.pad}
-        ids, mask = distill.join_sentences(ids, mask, **how)
-        varied = {**batch, "input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
-        if "share" in batch:
-            own = sums(mask.sum(1))
-            varied["share"] = shares(own, ranks.total(own), ranks.world())
-        return varied
+    def varied(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The batch with its sentences changed, where the configuration asks for it."""
+        return dict(batch) if self.augment is None else self.augment(batch)
 
     def sample_loss(self, batch: dict[str, Tensor], outputs: Outputs, lesson: Outputs | None = None) -> Tensor:
         """`[B]`: the prediction losses of this stage, which criteria differentiate; the true labels' if it has none.

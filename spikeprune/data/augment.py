@@ -1,0 +1,148 @@
+"""Training sentences changed at random, which the teacher then answers anew.
+
+A small data set distils badly: the teacher knows its answers by heart and has little to teach on it; on changed
+sentences it has to show how it thinks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from spikeprune import ranks
+from spikeprune.data.loader import shares, sums
+
+FIXED, WORD, PIECE = 0, 1, 2  # kinds of tokens: never changed; begins a word; goes on with one
+NEIGHBOURS = 15  # of a word, as many as TinyBERT's augmentation chooses from
+
+
+class Augment(nn.Module):
+    """Batches with sentences joined and words replaced, by the shares `join_sentences` and `replace_words` (see the
+    functions). `replace_by`: `batch`, words of the batch's other sentences, or `neighbours`, words that mean nearly the
+    same; these need `prepare`. `kinds long[V]` of the vocabulary's tokens; nothing is left in a checkpoint."""
+
+    def __init__(
+        self,
+        *,
+        replace_words: float,
+        replace_by: str,
+        join_sentences: float,
+        max_length: int,
+        pad: int,
+        kinds: Tensor,
+    ):
+        super().__init__()
+        self.replace_words, self.replace_by, self.join_sentences = replace_words, replace_by, join_sentences
+        self.max_length, self.pad = max_length, pad
+        self.register_buffer("kinds", kinds, persistent=False)
+        self.register_buffer("neighbours", torch.empty(0, 0, dtype=torch.long), persistent=False)
+
+    def prepare(self, embedding: Tensor) -> None:
+        """Look up the neighbours, where they are wanted, in the word embedding `[V, D]`."""
+        if self.replace_words and self.replace_by == "neighbours":
+            self.neighbours = nearest_words(embedding, self.kinds, NEIGHBOURS)
+
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        batch = self.joined(batch) if self.join_sentences else dict(batch)
+        if self.replace_words:
+            ids, share = batch["input_ids"], self.replace_words
+            free = (self.kinds[ids] != FIXED) & (batch["attention_mask"] > 0)
+            drawn = words_of_batch(ids, free) if self.replace_by == "batch" else any_of(self.neighbours, ids)
+            batch["input_ids"] = replace_words(ids, drawn, free, share=share)
+        return batch
+
+    def joined(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        how = {"share": self.join_sentences, "width": min(2 * ids.shape[1], self.max_length), "pad": self.pad}
+        ids, mask = join_sentences(ids, mask, **how)
+        varied = {**batch, "input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+        if "share" in batch:
+            own = sums(mask.sum(1))
+            varied["share"] = shares(own, ranks.total(own), ranks.world())
+        return varied
+
+
+def token_kinds(tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """long[V]: FIXED for special and unused tokens, PIECE for WordPiece's `##…`, WORD for the others."""
+    names = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    kinds = torch.tensor([PIECE if name.startswith("##") else WORD for name in names])
+    kinds[tokenizer.all_special_ids] = FIXED
+    kinds[[i for i, name in enumerate(names) if name.startswith("[unused")]] = FIXED
+    return kinds
+
+
+def replace_words(input_ids: Tensor, drawn: Tensor, free: Tensor, *, share: float) -> Tensor:
+    """`[B, N]` ids in which each sentence has lost a random part of its `free` tokens to those `drawn` in their places.
+
+    The part is drawn uniformly from 0 to `share` for each sentence.
+    """
+    chance = share * torch.rand(len(input_ids), 1, device=input_ids.device)
+    chosen = torch.rand(input_ids.shape, device=input_ids.device) < chance
+    return torch.where(chosen & free, drawn, input_ids)
+
+
+def words_of_batch(input_ids: Tensor, free: Tensor) -> Tensor:
+    """`[B, N]`: for each place a random one of the batch's `free` tokens (Tang et al. 2019, arXiv 1903.12136, section
+    3.2, replaces words at random)."""
+    # sort by random keys with what is fixed last, then read cyclically over the words
+    order = torch.rand(input_ids.shape, device=input_ids.device).masked_fill(~free, 2.0).flatten().argsort()
+    words = free.sum().clamp(min=1)
+    drawn = input_ids.flatten()[order[torch.arange(order.numel(), device=order.device) % words]]
+    return drawn.view_as(input_ids)
+
+
+def any_of(neighbours: Tensor, input_ids: Tensor) -> Tensor:
+    """`[B, N]`: for each token a random one of its `neighbours [V, K]`."""
+    which = torch.randint(neighbours.shape[1], input_ids.shape, device=input_ids.device)
+    return neighbours[input_ids, which]
+
+
+@torch.no_grad()
+def nearest_words(embedding: Tensor, kinds: Tensor, count: int, chunk: int = 2048) -> Tensor:
+    """`[V, K]`: of each token of the word embedding `[V, D]` the `count` tokens of its own kind with the most similar
+    vectors (cosine), or as many as there are; a FIXED token has itself only.
+
+    After TinyBERT's augmentation (Jiao et al. 2020, arXiv 1909.10351, algorithm 1), which looks words up in GloVe and
+    asks a masked language model; the teacher's own embedding needs neither.
+    """
+    vectors = F.normalize(embedding.float(), dim=1)
+    found = torch.arange(len(embedding), device=embedding.device)[:, None].repeat(1, count)
+    for kind in (WORD, PIECE):
+        (own,) = torch.where(kinds == kind)
+        most = min(count, len(own) - 1)
+        if most < 1:
+            continue
+        for rows in own.split(chunk):
+            similar = vectors[rows] @ vectors[own].T
+            similar[own[None, :] == rows[:, None]] = -torch.inf
+            near = own[similar.topk(most, dim=1).indices]
+            found[rows] = near[:, torch.arange(count, device=near.device) % most]
+    return found
+
+
+def join_sentences(
+    input_ids: Tensor, attention_mask: Tensor, *, share: float, width: int, pad: int
+) -> tuple[Tensor, Tensor]:
+    """Ids and mask `[B, width]` in which a random `share` of the sentences `[B, N]`, `[CLS] a [SEP]`, goes on with the
+    words of another one of the batch, `[CLS] a b [SEP]`; what is longer than `width`, at least N, is cut before [SEP].
+
+    Half of sst2's training examples have at most ten tokens, its dev sentences 25 on average. Joined, the examples are
+    about as long; the teacher says what they mean.
+    """
+    rows, columns = input_ids.shape
+    other = torch.randperm(rows, device=input_ids.device)
+    length = attention_mask.sum(1, keepdim=True)  # [B, 1]
+    chosen = torch.rand(rows, 1, device=input_ids.device) < share
+    first = torch.where(chosen, length - 1, length)  # tokens of it that stay
+    at = torch.arange(width, device=input_ids.device).expand(rows, width)
+    behind = at - first + 1  # where in the other one; its [CLS] is left out
+    follows = chosen & (behind < length[other])
+    own = input_ids.gather(1, at.clamp(max=columns - 1))
+    joined = torch.where(at < first, own, input_ids[other].gather(1, behind.clamp(0, columns - 1)))
+    mask = (at < first) | follows
+    joined[:, -1:] = torch.where(follows[:, -1:], input_ids.gather(1, length - 1), joined[:, -1:])
+    return torch.where(mask, joined, pad), mask.to(attention_mask.dtype)

@@ -1,0 +1,124 @@
+"""Training sentences changed at random: where words go, and what takes their places."""
+
+from __future__ import annotations
+
+import torch
+
+from spikeprune.data.augment import (
+    FIXED,
+    PIECE,
+    WORD,
+    Augment,
+    join_sentences,
+    nearest_words,
+    replace_words,
+    token_kinds,
+    words_of_batch,
+)
+from spikeprune.data.tokenize import train_wordpiece
+
+
+def replaced(ids: torch.Tensor, mask: torch.Tensor, *, share: float) -> torch.Tensor:
+    """By words of the batch; [PAD] 0, [CLS] 1, [SEP] 2."""
+    free = (ids > 2) & (mask > 0)
+    return replace_words(ids, words_of_batch(ids, free), free, share=share)
+
+
+def test_replaced_words_are_words_of_the_batch() -> None:
+    """[CLS] 1, [SEP] 2; every word occurs once, so that each exchange is seen, and so does what fills the padding."""
+    torch.manual_seed(0)
+    sizes = torch.randint(1, 30, (200, 1))
+    at = torch.arange(32)
+    ids = torch.arange(200 * 32).view(200, 32) + 3
+    ids = ids.where(at != 0, 1).where(at != sizes + 1, 2)
+    mask = (at <= sizes + 1).long()
+    words = (ids > 2) & (mask > 0)
+    changed = replaced(ids, mask, share=0.6)
+    assert torch.equal(changed[~words], ids[~words])
+    assert set(changed[words].tolist()) <= set(ids[words].tolist())
+    shares = ((changed != ids) & words).sum(1) / words.sum(1)
+    long = sizes[:, 0] > 20
+    assert 0.25 < shares[long].mean() < 0.35  # uniform from 0 to 0.6 for each sentence
+    assert shares[long].min() < 0.1 and shares[long].max() > 0.45
+    assert torch.equal(replaced(ids, mask, share=0.0), ids)
+
+
+def test_a_batch_without_words_stays() -> None:
+    ids = torch.tensor([[1, 2, 0], [1, 2, 0]])
+    assert torch.equal(replaced(ids, (ids > 0).long(), share=0.9), ids)
+
+
+def joined(ids: torch.Tensor, share: float, width: int) -> tuple[list[list[int]], torch.Tensor]:
+    torch.manual_seed(1)
+    found, mask = join_sentences(ids, (ids > 0).long(), share=share, width=width, pad=9)
+    return [row[: int(n)].tolist() for row, n in zip(found, mask.sum(1), strict=True)], torch.where(mask > 0, 9, found)
+
+
+def test_joined_sentences_go_on_with_another_one() -> None:
+    """[CLS] 1, [SEP] 2, padding 0 before and 9 behind; words say whose they are."""
+    ids = torch.tensor([[1, 11, 12, 2, 0, 0], [1, 21, 2, 0, 0, 0], [1, 31, 32, 33, 34, 2]])
+    plain = [row[row > 0].tolist() for row in ids]
+    assert joined(ids, 0.0, 12)[0] == plain
+    rows, padding = joined(ids, 1.0, 12)
+    words = [row[1:-1] for row in plain]
+    assert all(row[0] == 1 and row[-1] == 2 for row in rows) and (padding == 9).all()
+    second = [row[1 + len(own) : -1] for row, own in zip(rows, words, strict=True)]
+    assert [row[1 : 1 + len(own)] for row, own in zip(rows, words, strict=True)] == words
+    assert sorted(second) == sorted(words) and second != words  # every sentence goes on with one, each with another
+    cut, _ = joined(ids, 1.0, 7)
+    assert [row[:6] for row in cut] == [row[:6] for row in rows]
+    assert all(len(row) <= 7 and row[-1] == 2 for row in cut)
+
+
+def test_a_share_of_sentences_is_joined() -> None:
+    ids = torch.tensor([[1, 5, 2]]).repeat(4000, 1)
+    _, mask = join_sentences(ids, torch.ones_like(ids), share=0.3, width=6, pad=0)
+    lengths = mask.sum(1)
+    assert set(lengths.tolist()) == {3, 4} and 0.27 < (lengths == 4).double().mean() < 0.33
+
+
+def test_neighbours_are_the_nearest_of_their_kind() -> None:
+    """Vectors on a circle, a degree each: 0 is special, 1 to 5 are words, 6 to 8 pieces of words, 9 is a word far
+    away, whose length says nothing."""
+    angle = torch.deg2rad(torch.tensor([2.5, 0.0, 1.0, 3.0, 7.0, 12.0, 2.0, 2.2, 20.0, 90.0]))
+    embedding = torch.stack([angle.cos(), angle.sin()], 1).double()
+    embedding[9] *= 100
+    kinds = torch.tensor([FIXED, WORD, WORD, WORD, WORD, WORD, PIECE, PIECE, PIECE, WORD])
+    found = nearest_words(embedding, kinds, 2, chunk=2)
+    assert found.tolist() == [[0, 0], [2, 3], [1, 3], [2, 1], [3, 5], [4, 3], [7, 8], [6, 8], [7, 6], [5, 4]]
+    assert nearest_words(embedding, kinds, 3)[6].tolist() == [7, 8, 7]  # there are two others only
+    alone = nearest_words(embedding, torch.tensor([WORD] + [FIXED] * 9), 2)
+    assert alone.tolist() == [[i, i] for i in range(10)]
+
+
+def test_words_give_way_to_their_neighbours() -> None:
+    kinds = torch.tensor([FIXED, FIXED, FIXED, *[WORD] * 40, *[PIECE] * 20])
+    how = {"replace_by": "neighbours", "join_sentences": 0.0, "max_length": 16, "pad": 0, "kinds": kinds}
+    augment = Augment(replace_words=0.8, **how)
+    torch.manual_seed(0)
+    embedding = torch.randn(63, 5)
+    augment.prepare(embedding)
+    ids = torch.randint(3, 63, (400, 12))
+    ids[:, 0], ids[:, 9], ids[:, 10:] = 1, 2, 0
+    batch = {"input_ids": ids, "attention_mask": (ids > 0).long(), "labels": torch.ones(400)}
+    changed = augment(batch)
+    new = changed["input_ids"]
+    free = (ids > 2) & (ids > 0)
+    moved = new != ids
+    assert not (moved & ~free).any() and 0.35 < moved[free].double().mean() < 0.45  # uniform from 0 to 0.8
+    near = nearest_words(embedding, kinds, 15)
+    assert all(int(new[at]) in near[ids[at]].tolist() for at in zip(*torch.where(moved), strict=True))
+    assert (kinds[new] == kinds[ids]).all() and changed["labels"] is batch["labels"]
+    assert batch["input_ids"] is ids and not augment.state_dict()
+    drawn = {int(new[at]) for at in zip(*torch.where(moved & (ids == 7)), strict=True)}
+    assert len(drawn) > 5  # one of fifteen, not always the same
+
+
+def test_kinds_of_tokens() -> None:
+    tokenizer = train_wordpiece(["a film that never ends", "the ending of an unending story"], vocab_size=80)
+    names = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    kinds = dict(zip(names, token_kinds(tokenizer).tolist(), strict=True))
+    assert {name for name, kind in kinds.items() if kind == FIXED} == set(tokenizer.all_special_tokens)
+    assert all((kind == PIECE) == name.startswith("##") for name, kind in kinds.items() if kind != FIXED)
+    tokenizer.add_tokens(["[unused0]"])
+    assert token_kinds(tokenizer)[-1] == FIXED

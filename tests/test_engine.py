@@ -56,6 +56,22 @@ def test_what_is_held_has_no_history(outside) -> None:
         assert tensors and not any(tensor.requires_grad or tensor.is_inference() for tensor in tensors)
 
 
+@pytest.mark.parametrize("how", [{"fused": True}, {"foreach": True}, {"foreach": False}])
+def test_what_is_held_follows_every_optimizer(how) -> None:
+    """A fused one leaves no trace in the parameters' versions."""
+    torch.manual_seed(0)
+    student = Student(**SMALL, t_steps=3)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=0.1, **how)
+    for _ in range(2):
+        before = [tensor.clone() for tensor in held(student, counts=True).layers[1].up]
+        for parameter in student.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+        after, anew = (held(x, counts=True).layers[1].up for x in (student, copy.deepcopy(student)))
+        assert all(torch.equal(a, b) for a, b in zip(after, anew, strict=True))
+        assert not all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+
+
 @pytest.mark.parametrize("most", [1, 127])
 def test_limbs_hold_a_weight_to_its_rows_24_bits(most) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from spikeprune.models.matrices import acting_weight, matrix
 from spikeprune.models.quant import MATRICES
@@ -52,13 +53,21 @@ class Held:
 
 _SERIAL = itertools.count()
 _HELD: WeakKeyDictionary[Student, dict[bool, Held]] = WeakKeyDictionary()
+_STEPS = [0]  # of all optimizers: a fused one changes parameters without a new `_version`
+
+
+def stepped(*_) -> None:
+    _STEPS[0] += 1
+
+
+register_optimizer_step_post_hook(stepped)
 
 
 def version(student: Student) -> tuple:
     """Changes whenever a tensor that `prepare` reads has changed."""
     tensors = [*student.parameters(), student.heads, student.ffn]
     tensors += [b for layer in student.layers for name in MATRICES for b in matrix_buffers(layer, name)]
-    return student.quantized, *((t.data_ptr(), t._version) for t in tensors)
+    return student.quantized, *_STEPS, *((t.data_ptr(), t._version) for t in tensors)
 
 
 def matrix_buffers(layer: SpikingLayer, name: str) -> list[Tensor]:

@@ -203,7 +203,7 @@ class Distill:
     # on what is changed the teacher answers anew
     replace_words: float = 0.0  # most of a training sentence's words that others take the place of
     replace_by: str = "batch"  # words of the batch's other sentences | neighbours in the teacher's word embedding
-    join_sentences: float = 0.0  # share of the training sentences that go on with another one; not for pairs
+    join_sentences: float = 0.0  # share of the batches whose sentences go on with another one; not for pairs
     layer_map: list[int] | None = None  # teacher layer (from 0) for each student layer; null: uniform
 
 

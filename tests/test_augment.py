@@ -48,33 +48,34 @@ def test_a_batch_without_words_stays() -> None:
     assert torch.equal(replaced(ids, (ids > 0).long(), share=0.9), ids)
 
 
-def joined(ids: torch.Tensor, share: float, width: int) -> tuple[list[list[int]], torch.Tensor]:
+def joined(ids: torch.Tensor, width: int) -> tuple[list[list[int]], torch.Tensor]:
     torch.manual_seed(1)
-    found, mask = join_sentences(ids, (ids > 0).long(), share=share, width=width, pad=9)
+    found, mask = join_sentences(ids, (ids > 0).long(), width=width, pad=9)
     return [row[: int(n)].tolist() for row, n in zip(found, mask.sum(1), strict=True)], torch.where(mask > 0, 9, found)
 
 
 def test_joined_sentences_go_on_with_another_one() -> None:
     """[CLS] 1, [SEP] 2, padding 0 before and 9 behind; words say whose they are."""
     ids = torch.tensor([[1, 11, 12, 2, 0, 0], [1, 21, 2, 0, 0, 0], [1, 31, 32, 33, 34, 2]])
-    plain = [row[row > 0].tolist() for row in ids]
-    assert joined(ids, 0.0, 12)[0] == plain
-    rows, padding = joined(ids, 1.0, 12)
-    words = [row[1:-1] for row in plain]
+    rows, padding = joined(ids, 12)
+    words = [row[row > 2].tolist() for row in ids]
     assert all(row[0] == 1 and row[-1] == 2 for row in rows) and (padding == 9).all()
     second = [row[1 + len(own) : -1] for row, own in zip(rows, words, strict=True)]
     assert [row[1 : 1 + len(own)] for row, own in zip(rows, words, strict=True)] == words
     assert sorted(second) == sorted(words) and second != words  # every sentence goes on with one, each with another
-    cut, _ = joined(ids, 1.0, 7)
+    cut, _ = joined(ids, 7)
     assert [row[:6] for row in cut] == [row[:6] for row in rows]
     assert all(len(row) <= 7 and row[-1] == 2 for row in cut)
 
 
-def test_a_share_of_sentences_is_joined() -> None:
-    ids = torch.tensor([[1, 5, 2]]).repeat(4000, 1)
-    _, mask = join_sentences(ids, torch.ones_like(ids), share=0.3, width=6, pad=0)
-    lengths = mask.sum(1)
-    assert set(lengths.tolist()) == {3, 4} and 0.27 < (lengths == 4).double().mean() < 0.33
+def test_a_share_of_batches_is_joined() -> None:
+    how = {"replace_words": 0.0, "replace_by": "batch", "max_length": 6, "pad": 0, "kinds": torch.ones(9).long()}
+    augment = Augment(join_sentences=0.3, **how)
+    ids = torch.tensor([[1, 5, 2], [1, 6, 2]])
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+    torch.manual_seed(0)
+    widths = [augment(batch)["input_ids"].shape[1] for _ in range(1000)]
+    assert set(widths) == {3, 6} and 250 < widths.count(6) < 350
 
 
 def test_neighbours_are_the_nearest_of_their_kind() -> None:

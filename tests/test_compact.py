@@ -20,7 +20,7 @@ from spikeprune import cli, compaction, evaluation, pipeline, saved
 from spikeprune.activity import activity
 from spikeprune.config import load
 from spikeprune.errors import InputError
-from spikeprune.models.compact import compact, nbytes
+from spikeprune.models.compact import compact, give_back, nbytes
 from spikeprune.models.compact import load as load_compact
 from spikeprune.models.quant import QUANTIZERS
 from spikeprune.models.student import Student
@@ -333,3 +333,46 @@ def test_a_wrong_compaction_writes_nothing(compacted, monkeypatch) -> None:
     with pytest.raises(RuntimeError, match="compaction changed a logit by"):
         compaction.compact_run(run.path)
     assert (run.compact / "record.json").read_bytes() == before
+
+
+def train(student: Student, steps: int = 5) -> None:
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
+    batch = sentences()
+    for _ in range(steps):
+        outputs = student(**batch, rate=True)
+        loss = outputs.logits.square().sum() + sum(hidden.square().mean() for hidden in outputs.hidden)
+        optimizer.zero_grad()
+        (loss + outputs.rates["layers.0.attention"].sum()).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("options", [{}, {"theta": "tensor", "query": "spiking"}, {"dead_zone": "channel"}])
+def test_what_a_compacted_student_learns_is_given_back(options) -> None:
+    """Trained compacted or masked, it is the same student; what is masked stays as it was."""
+    masked = make(**options)
+    masked.heads[1, 2], masked.ffn[2, 5:9] = 1, 1  # training needs something in every layer
+    returned = make(**options)
+    returned.load_state_dict(masked.state_dict())
+    small = compact(masked)
+    train(masked), train(small)
+    before = {name: tensor.clone() for name, tensor in returned.state_dict().items()}
+    give_back(small, returned)
+    kept, learnt = compact(masked).state_dict(), small.state_dict()
+    for name, tensor in compact(returned).state_dict().items():
+        assert torch.equal(tensor, learnt[name]), name
+        assert torch.allclose(tensor, kept[name], rtol=1e-9, atol=1e-11), name
+    gone = returned.layers[0].up.weight[3:10]
+    assert torch.equal(gone, before["layers.0.up.weight"][3:10])
+    assert not torch.equal(returned.layers[0].up.weight[10:], before["layers.0.up.weight"][10:])
+    outputs = [student(**sentences()).logits for student in (masked, returned)]
+    assert torch.allclose(*outputs, rtol=1e-9)
+    small.set_t_steps([2, 3, 1, 1])
+    give_back(small, returned)
+    assert returned.steps == [2, 3, 1, 1]
+
+
+def test_few_bit_weights_are_not_given_back() -> None:
+    student = make(weights="ternary")
+    student.set_strength(1.0)
+    with pytest.raises(ValueError, match="are final"):
+        give_back(compact(student), student)

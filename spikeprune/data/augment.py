@@ -21,9 +21,10 @@ NEIGHBOURS = 15  # of a word, as many as TinyBERT's augmentation chooses from
 
 
 class Augment(nn.Module):
-    """Batches with sentences joined and words replaced, by the shares `join_sentences` and `replace_words` (see the
-    functions). `replace_by`: `batch`, words of the batch's other sentences, or `neighbours`, words that mean nearly the
-    same; these need `prepare`. `kinds long[V]` of the vocabulary's tokens; nothing is left in a checkpoint."""
+    """Batches with words replaced, by the share `replace_words`, and the share `join_sentences` of them with sentences
+    joined (see the functions). `replace_by`: `batch`, words of the batch's other sentences, or `neighbours`, words that
+    mean nearly the same; these need `prepare`. `kinds long[V]` of the vocabulary's tokens; nothing is left in a
+    checkpoint."""
 
     def __init__(
         self,
@@ -56,11 +57,12 @@ class Augment(nn.Module):
         return batch
 
     def joined(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        ids, mask = batch["input_ids"], batch["attention_mask"]
-        how = {"share": self.join_sentences, "width": min(2 * ids.shape[1], self.max_length), "pad": self.pad}
-        ids, mask = join_sentences(ids, mask, **how)
-        varied = {**batch, "input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
-        if "share" in batch:
+        """All of its sentences go on, or none: half of them would pad the others to their length."""
+        ids, mask, varied = batch["input_ids"], batch["attention_mask"], dict(batch)
+        if torch.rand(()) < self.join_sentences:
+            ids, mask = join_sentences(ids, mask, width=min(2 * ids.shape[1], self.max_length), pad=self.pad)
+            varied |= {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+        if "share" in batch:  # also where only other processes have joined theirs
             own = sums(mask.sum(1))
             varied["share"] = shares(own, ranks.total(own), ranks.world())
         return varied
@@ -124,11 +126,9 @@ def nearest_words(embedding: Tensor, kinds: Tensor, count: int, chunk: int = 204
     return found
 
 
-def join_sentences(
-    input_ids: Tensor, attention_mask: Tensor, *, share: float, width: int, pad: int
-) -> tuple[Tensor, Tensor]:
-    """Ids and mask `[B, width]` in which a random `share` of the sentences `[B, N]`, `[CLS] a [SEP]`, goes on with the
-    words of another one of the batch, `[CLS] a b [SEP]`; what is longer than `width`, at least N, is cut before [SEP].
+def join_sentences(input_ids: Tensor, attention_mask: Tensor, *, width: int, pad: int) -> tuple[Tensor, Tensor]:
+    """Ids and mask `[B, width]` in which every sentence `[B, N]`, `[CLS] a [SEP]`, goes on with the words of a random
+    one of the batch, `[CLS] a b [SEP]`; what is longer than `width`, at least N, is cut before [SEP].
 
     Half of sst2's training examples have at most ten tokens, its dev sentences 25 on average. Joined, the examples are
     about as long; the teacher says what they mean.
@@ -136,13 +136,11 @@ def join_sentences(
     rows, columns = input_ids.shape
     other = torch.randperm(rows, device=input_ids.device)
     length = attention_mask.sum(1, keepdim=True)  # [B, 1]
-    chosen = torch.rand(rows, 1, device=input_ids.device) < share
-    first = torch.where(chosen, length - 1, length)  # tokens of it that stay
     at = torch.arange(width, device=input_ids.device).expand(rows, width)
+    first = length - 1  # tokens of it, all but [SEP]
     behind = at - first + 1  # where in the other one; its [CLS] is left out
-    follows = chosen & (behind < length[other])
     own = input_ids.gather(1, at.clamp(max=columns - 1))
     joined = torch.where(at < first, own, input_ids[other].gather(1, behind.clamp(0, columns - 1)))
-    mask = (at < first) | follows
-    joined[:, -1:] = torch.where(follows[:, -1:], input_ids.gather(1, length - 1), joined[:, -1:])
+    mask = (at < first) | (behind < length[other])
+    joined[:, -1:] = torch.where(mask[:, -1:], input_ids.gather(1, first), joined[:, -1:])
     return torch.where(mask, joined, pad), mask.to(attention_mask.dtype)

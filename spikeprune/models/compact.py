@@ -34,7 +34,7 @@ def compact(student: Student) -> Student:
     Logits are the masked student's in the modes equilibrium and spiking, up to the order of sums: a current within
     rounding of a threshold may fire in one and not in the other. Device, type, training mode and kernels are the same.
     Weights that are quantized all the way are packed, exactly as they act; half-way ones become the floats that they
-    act as. It is there to answer and to be measured; what goes on training or pruning works on the masked student.
+    act as. It is there to answer and to be measured, and may be trained where weights are floats (see `give_back`).
     """
     kept = {name: kept_units(student, name) for name in ("heads", "ffn")}
     counts = {f"layer_{name}": [len(units) for units in layers] for name, layers in kept.items()}
@@ -58,9 +58,8 @@ def smaller_layer(student: Student, index: int, *, heads: Tensor, ffn: Tensor) -
     """The tensors of one layer that shrink or are packed, by their names in the student's `state_dict`."""
     layer, out = student.layers[index], {}
     state, size = layer.state_dict(), layer.head_size
-    channels = (heads[:, None] * size + torch.arange(size, device=heads.device)).flatten()  # head-major
     rows, columns = {}, {}
-    for name, units in (("heads", channels), ("ffn", ffn)):
+    for name, units in (("heads", channels(heads, size)), ("ffn", ffn)):
         rows |= dict.fromkeys(ROWS[name], units)
         columns[COLUMNS[name]] = units
         out |= {f"{row}.bias": state[f"{row}.bias"][units] for row in ROWS[name]}
@@ -94,6 +93,35 @@ def rest(student: Student) -> dict[str, Tensor]:
     """A state without what makes its matrices quantized."""
     mine = {f"layers.{i}.{name}.{part}" for i in range(len(student.layers)) for name in MATRICES for part in PARTS}
     return {key: value for key, value in student.state_dict().items() if key not in mine | {"strength"}}
+
+
+@torch.no_grad()
+def give_back(small: Student, student: Student) -> None:
+    """Write what the compacted `small` has learnt, and its time steps, into the float student that it was made from;
+    masks and what they silence stay as they are. Raises ValueError for a student of other weights."""
+    if student.weights != "float":
+        raise ValueError(f"a compacted student of {student.weights} weights has nothing to give back: they are final")
+    target, learnt = student.state_dict(), small.state_dict()
+    where = {}
+    for i, (heads, ffn) in enumerate(zip(kept_units(student, "heads"), kept_units(student, "ffn"), strict=True)):
+        units = {"heads": channels(heads, student.layers[i].head_size), "ffn": ffn}
+        for name, own in units.items():
+            where |= {f"layers.{i}.{row}": (0, own) for row in (*ROWS[name], *THETAS[name])}
+            where[f"layers.{i}.{COLUMNS[name]}.weight"] = (1, own)
+    for name, tensor in learnt.items():
+        if name in IMPLIED:
+            continue
+        part = next((part for part in where if name.startswith(part)), None)
+        if part is None or target[name].shape == tensor.shape:
+            target[name].copy_(tensor)
+        else:
+            target[name].index_copy_(*where[part], tensor)
+    student.set_t_steps(small.steps)
+
+
+def channels(heads: Tensor, size: int) -> Tensor:
+    """Of these heads, one after the other."""
+    return (heads[:, None] * size + torch.arange(size, device=heads.device)).flatten()
 
 
 @torch.no_grad()

@@ -36,6 +36,9 @@ class AdditionsTerm(nn.Module):
         shape = self.shape
         steps = {name: student.steps[layer_of(name) + 1] for name in outputs.rates}
         fan_out = operations.fan_out(shape=shape, heads=student.heads, ffn=student.ffn, tokens=tokens)
+        for name, rate in outputs.rates.items():  # a compacted student's heads come first
+            if isinstance(fan_out.get(name), Tensor) and fan_out[name].dim():
+                fan_out[name] = fan_out[name][: len(rate)]
         dense = shape.layers * shape.hidden * (4 * shape.hidden + 2 * shape.ffn)
         prices = {"fan_out": fan_out, "t_steps": steps, "dense": dense}
         return distill.additions_loss(outputs.rates, **prices, limit=limit)

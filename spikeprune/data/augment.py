@@ -134,7 +134,7 @@ def join_sentences(input_ids: Tensor, attention_mask: Tensor, *, width: int, pad
     about as long; the teacher says what they mean.
     """
     rows, columns = input_ids.shape
-    other = torch.randperm(rows, device=input_ids.device)
+    other = torch.rand(rows, device=input_ids.device).argsort()  # randperm of so few waits for the GPU
     length = attention_mask.sum(1, keepdim=True)  # [B, 1]
     at = torch.arange(width, device=input_ids.device).expand(rows, width)
     first = length - 1  # tokens of it, all but [SEP]

@@ -15,7 +15,7 @@ from spikeprune.callbacks.joint import JointPruning, cost_in_unit
 from spikeprune.callbacks.resume import ResumeState
 from spikeprune.errors import InputError
 from spikeprune.measure import check_teacher, measure_student, measure_teacher
-from spikeprune.models.compact import compact, give_back
+from spikeprune.models.compact import give_back, smaller
 from spikeprune.models.student import Student
 from spikeprune.modules.task import TaskModule
 from spikeprune.parts import Parts
@@ -43,7 +43,7 @@ def learn(parts: Parts, directory: RunDir, name: str, parent: str | None) -> Non
         student = ranks.first(lambda: networks.student(parts, frozen, batch))
     else:
         student = ranks.first(lambda: load_student(directory, parent, parts.config.compress.weights))
-    learning = compact(student) if masks_are_final(parts, name, student) else student
+    learning = smaller(student) if masks_are_final(parts, name, student) else student
     module = modules.student_module(parts, name, learning, frozen)
     facts = fit(parts, directory, name, module)
     if learning is not student:
@@ -59,11 +59,10 @@ def learn(parts: Parts, directory: RunDir, name: str, parent: str | None) -> Non
 
 
 def masks_are_final(parts: Parts, name: str, student: Student) -> bool:
-    """Whether a stage can train the compacted student, which takes a fraction of the time: units have left, the stage
-    neither removes more nor looks at those that left (quantizers do, and losses over all heads), and no layer lost
-    everything."""
+    """Whether a stage can train the student without its masked units, which takes a fraction of the time: units have
+    left, the stage neither removes more nor looks at those that left (a loss over all heads), and no layer lost all."""
     stage, masks = parts.stage(name), (student.heads, student.ffn)
-    trains = not {"spatial", "joint", "quantize"} & set(stage.callbacks) and student.weights == "float"
+    trains = not {"spatial", "joint"} & set(stage.callbacks)
     looks = stage.losses.scores or stage.losses.firing
     return trains and not looks and any(not mask.all() for mask in masks) and all(mask.any(1).all() for mask in masks)
 

@@ -20,7 +20,7 @@ from spikeprune import cli, compaction, evaluation, pipeline, saved
 from spikeprune.activity import activity
 from spikeprune.config import load
 from spikeprune.errors import InputError
-from spikeprune.models.compact import compact, give_back, nbytes
+from spikeprune.models.compact import compact, give_back, nbytes, smaller
 from spikeprune.models.compact import load as load_compact
 from spikeprune.models.quant import QUANTIZERS
 from spikeprune.models.student import Student
@@ -346,19 +346,24 @@ def train(student: Student, steps: int = 5) -> None:
         optimizer.step()
 
 
-@pytest.mark.parametrize("options", [{}, {"theta": "tensor", "query": "spiking"}, {"dead_zone": "channel"}])
-def test_what_a_compacted_student_learns_is_given_back(options) -> None:
-    """Trained compacted or masked, it is the same student; what is masked stays as it was."""
+TRAINED = [{}, {"theta": "tensor", "query": "spiking"}, {"dead_zone": "channel"}, {"weights": "ternary"}]
+
+
+@pytest.mark.parametrize("options", [*TRAINED, {"weights": "binary", "fold": True}])
+def test_what_a_smaller_student_learns_is_given_back(options) -> None:
+    """Trained without what is masked or with it, it is the same student; what is masked stays as it was."""
     masked = make(**options)
     masked.heads[1, 2], masked.ffn[2, 5:9] = 1, 1  # training needs something in every layer
+    if masked.weights != "float":
+        masked.set_strength(0.6)
     returned = make(**options)
     returned.load_state_dict(masked.state_dict())
-    small = compact(masked)
+    small = smaller(masked)
     train(masked), train(small)
     before = {name: tensor.clone() for name, tensor in returned.state_dict().items()}
     give_back(small, returned)
-    kept, learnt = compact(masked).state_dict(), small.state_dict()
-    for name, tensor in compact(returned).state_dict().items():
+    kept, learnt = smaller(masked).state_dict(), small.state_dict()
+    for name, tensor in smaller(returned).state_dict().items():
         assert torch.equal(tensor, learnt[name]), name
         assert torch.allclose(tensor, kept[name], rtol=1e-9, atol=1e-11), name
     gone = returned.layers[0].up.weight[3:10]
@@ -367,8 +372,10 @@ def test_what_a_compacted_student_learns_is_given_back(options) -> None:
     outputs = [student(**sentences()).logits for student in (masked, returned)]
     assert torch.allclose(*outputs, rtol=1e-9)
     small.set_t_steps([2, 3, 1, 1])
+    if masked.weights != "float":
+        small.set_strength(1.0)
     give_back(small, returned)
-    assert returned.steps == [2, 3, 1, 1]
+    assert returned.steps == [2, 3, 1, 1] and returned.quantized == (masked.weights != "float")
 
 
 def test_few_bit_weights_are_not_given_back() -> None:

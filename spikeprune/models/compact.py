@@ -8,6 +8,7 @@ hidden size D and the head size d stay.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from spikeprune.models.student import Student, first
 ROWS = {"heads": ("query", "key", "value"), "ffn": ("up",)}  # matrices whose rows are heads' channels, or neurons
 THETAS = {"heads": ("query_site", "key_site", "value_site", "context_site"), "ffn": ("intermediate_site",)}
 COLUMNS = {"heads": "out", "ffn": "down"}
+Cut = Callable[..., dict[str, Tensor]]  # (student, layer, matrix, rows, columns) -> its tensors in the smaller one
 PARTS = ("weight", "data", "scale")  # of a matrix, besides its bias
 IMPLIED = ("heads", "ffn", "t_steps")  # of a state, which a compacted student's values already tell
 
@@ -34,15 +36,26 @@ def compact(student: Student) -> Student:
     Logits are the masked student's in the modes equilibrium and spiking, up to the order of sums: a current within
     rounding of a threshold may fire in one and not in the other. Device, type, training mode and kernels are the same.
     Weights that are quantized all the way are packed, exactly as they act; half-way ones become the floats that they
-    act as. It is there to answer and to be measured, and may be trained where weights are floats (see `give_back`).
+    act as. It is there to answer and to be measured; for training see `smaller`.
     """
+    return without_masked(student, written(student, student.quantized == 1), rest(student), smaller_matrix)
+
+
+@torch.no_grad()
+def smaller(student: Student) -> Student:
+    """A new student without the masked units, to go on training: as `compact`, but the weights are those that are
+    stored, and a quantizer goes on with them (its scales are over the inputs that are kept). See `give_back`."""
+    return without_masked(student, {"t_steps": student.steps}, student.state_dict(), stored_matrix)
+
+
+def without_masked(student: Student, values: dict[str, Any], state: dict[str, Tensor], matrix: Cut) -> Student:
+    """`values` and `state`: what differs from the student's own values, and the tensors that do not shrink."""
     kept = {name: kept_units(student, name) for name in ("heads", "ffn")}
     counts = {f"layer_{name}": [len(units) for units in layers] for name, layers in kept.items()}
-    small = Student(**{**student.values, **counts, **written(student, student.quantized == 1)})
+    small = Student(**{**student.values, **counts, **values})
     small.to(student.classifier.weight)
-    state = rest(student)
     for i in range(len(student.layers)):
-        state |= smaller_layer(student, i, heads=kept["heads"][i], ffn=kept["ffn"][i])
+        state |= smaller_layer(student, i, heads=kept["heads"][i], ffn=kept["ffn"][i], matrix=matrix)
     small.load_state_dict({**state, "heads": small.heads, "ffn": small.ffn})
     small.use_kernels(student.embedding.site.kernels)
     return small.train(student.training)
@@ -54,7 +67,7 @@ def kept_units(student: Student, name: str) -> list[Tensor]:
     return [mask[: getattr(layer, name)].nonzero()[:, 0] for mask, layer in zip(masks, student.layers, strict=True)]
 
 
-def smaller_layer(student: Student, index: int, *, heads: Tensor, ffn: Tensor) -> dict[str, Tensor]:
+def smaller_layer(student: Student, index: int, *, heads: Tensor, ffn: Tensor, matrix: Cut) -> dict[str, Tensor]:
     """The tensors of one layer that shrink or are packed, by their names in the student's `state_dict`."""
     layer, out = student.layers[index], {}
     state, size = layer.state_dict(), layer.head_size
@@ -70,7 +83,7 @@ def smaller_layer(student: Student, index: int, *, heads: Tensor, ffn: Tensor) -
             if student.values["dead_zone"] == "channel":
                 out[edge] = state[edge][units]
     for name in MATRICES:
-        out |= smaller_matrix(student, index, name, rows.get(name, slice(None)), columns.get(name, slice(None)))
+        out |= matrix(student, index, name, rows.get(name, slice(None)), columns.get(name, slice(None)))
     return {f"layers.{index}.{name}": tensor for name, tensor in out.items()}
 
 
@@ -81,6 +94,10 @@ def smaller_matrix(student: Student, index: int, name: str, rows: Any, columns: 
     numbers, scale = codes(student, index, name)
     numbers, scale = numbers[rows][:, columns], scale[rows]
     return {f"{name}.data": pack(numbers, student.weights), f"{name}.scale": scale if numbers.shape[1] else scale[:0]}
+
+
+def stored_matrix(student: Student, index: int, name: str, rows: Any, columns: Any) -> dict[str, Tensor]:
+    return {f"{name}.weight": getattr(student.layers[index], name).weight[rows][:, columns]}
 
 
 def written(student: Student, packed: bool) -> dict[str, Any]:
@@ -97,10 +114,10 @@ def rest(student: Student) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def give_back(small: Student, student: Student) -> None:
-    """Write what the compacted `small` has learnt, and its time steps, into the float student that it was made from;
-    masks and what they silence stay as they are. Raises ValueError for a student of other weights."""
-    if student.weights != "float":
-        raise ValueError(f"a compacted student of {student.weights} weights has nothing to give back: they are final")
+    """Write what the `smaller` one has learnt, its time steps and how far it is quantized into the student that it was
+    made from; masks and what they silence stay as they are. Raises ValueError for one whose weights are packed."""
+    if small.packed:
+        raise ValueError("a compacted student has nothing to give back: its weights are final")
     target, learnt = student.state_dict(), small.state_dict()
     where = {}
     for i, (heads, ffn) in enumerate(zip(kept_units(student, "heads"), kept_units(student, "ffn"), strict=True)):

@@ -28,6 +28,7 @@ COLUMNS = (
     "spiking student",
     "compressed",
     "energy, × less",
+    "encoder bytes, × less",
     "T",
     "heads",
     "neurons",
@@ -42,9 +43,10 @@ def summaries() -> list[dict]:
 
 
 def keep(run: Path) -> None:
-    """Copy the summary of a finished run under its task, preset, data and seed."""
+    """Copy the summary of a finished run under its task, preset, data, kind of weights and seed."""
     summary = json.loads((run / "summary.json").read_text())
-    name = "-".join([summary["task"], str(summary["preset"]), summary["data"]["source"], f"s{summary['seed']}"])
+    named = [summary["task"], str(summary["preset"]), summary["data"]["source"], *few_bits(summary)]
+    name = "-".join([*named, f"s{summary['seed']}"])
     KEPT.mkdir(exist_ok=True)
     (KEPT / f"{name}.json").write_text(json.dumps(summary, indent=1) + "\n")
 
@@ -113,9 +115,21 @@ def savings(summary: dict) -> list[float]:
     return [row["energy_saving"] for row in rows(summary)[1:]]
 
 
+def few_bits(summary: dict) -> list[str]:
+    """The kind of the compressed student's weights, where they are not floats."""
+    kind = rows(summary)[2]["encoder_weights"]["kind"]
+    return [] if kind == "float" else [kind]
+
+
+def byte_saving(summary: dict) -> float:
+    """The encoder's float weights over what is left of them, as stored."""
+    whole, left = (row["encoder_weights"]["bytes"] for row in rows(summary)[1:])
+    return whole / left
+
+
 def source(summary: dict) -> str:
-    found = summary["data"]["source"]
-    return f"{summary['preset']}, {'embedded (not GLUE)' if found == 'embedded' else f'GLUE {found}'}"
+    found, kind = summary["data"]["source"], "".join(f", {kind} weights" for kind in few_bits(summary))
+    return f"{summary['preset']}, {'embedded (not GLUE)' if found == 'embedded' else f'GLUE {found}'}{kind}"
 
 
 def cells(summary: dict) -> list[str]:
@@ -129,6 +143,7 @@ def cells(summary: dict) -> list[str]:
         metric_of(summary),
         *(f"{score:.1f}" for score in scores(summary)),
         " → ".join(f"{saving:.1f}" for saving in savings(summary)),
+        f"{byte_saving(summary):.1f}",
         " ".join(map(str, final["t_steps"])),
         *kept,
         f"{minutes:.1f} min",
@@ -142,7 +157,8 @@ def mean_cells(found: list[dict]) -> list[str]:
     score = [f"{mean(values):.1f} ± {stdev(values):.1f}" for values in zip(*map(scores, found), strict=True)]
     saving = " → ".join(f"{mean(values):.1f}" for values in zip(*map(savings, found), strict=True))
     first, seeds = found[0], f"mean of {len(found)} seeds"
-    known = [first["task"], f"{source(first)}, {seeds}", metric_of(first), *score, saving]
+    size = f"{mean(map(byte_saving, found)):.1f}"
+    known = [first["task"], f"{source(first)}, {seeds}", metric_of(first), *score, saving, size]
     return [*known, *[""] * (len(COLUMNS) - len(known) - 2), first["hardware"], f"`{first['commit']}`"]
 
 

@@ -9,6 +9,7 @@ from spikeprune.data.augment import (
     PIECE,
     WORD,
     Augment,
+    first_place,
     join_sentences,
     nearest_words,
     replace_words,
@@ -113,6 +114,20 @@ def test_words_give_way_to_their_neighbours() -> None:
     assert batch["input_ids"] is ids and not augment.state_dict()
     drawn = {int(new[at]) for at in zip(*torch.where(moved & (ids == 7)), strict=True)}
     assert len(drawn) > 5  # one of fifteen, not always the same
+
+
+def test_a_word_gives_way_to_the_same_one_wherever_it_stands() -> None:
+    ids = torch.randint(0, 9, (50, 20))
+    first = first_place(ids)
+    assert all(first[b, i] == ids[b].tolist().index(int(ids[b, i])) for b in range(50) for i in range(20))
+    kinds = torch.tensor([FIXED] * 3 + [WORD] * 60)
+    how = {"replace_by": "neighbours", "join_sentences": 0.0, "max_length": 16, "pad": 0, "kinds": kinds}
+    augment = Augment(replace_words=0.9, **how)
+    augment.prepare(torch.randn(63, 5))
+    pair = torch.randint(3, 63, (200, 5)).repeat(1, 2)
+    pair[:, 4], pair[:, 9] = 2, 2
+    new = augment({"input_ids": pair, "attention_mask": torch.ones_like(pair)})["input_ids"]
+    assert torch.equal(new[:, :5], new[:, 5:]) and (new != pair).double().mean() > 0.25
 
 
 def test_kinds_of_tokens() -> None:

@@ -52,8 +52,11 @@ class Augment(nn.Module):
         if self.replace_words:
             ids, share = batch["input_ids"], self.replace_words
             free = (self.kinds[ids] != FIXED) & (batch["attention_mask"] > 0)
-            drawn = words_of_batch(ids, free) if self.replace_by == "batch" else any_of(self.neighbours, ids)
-            batch["input_ids"] = replace_words(ids, drawn, free, share=share)
+            if self.replace_by == "batch":
+                batch["input_ids"] = replace_words(ids, words_of_batch(ids, free), free, share=share)
+            else:
+                changed = replace_words(ids, any_of(self.neighbours, ids), free, share=share)
+                batch["input_ids"] = changed.gather(1, first_place(ids))
         return batch
 
     def joined(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -101,6 +104,15 @@ def any_of(neighbours: Tensor, input_ids: Tensor) -> Tensor:
     """`[B, N]`: for each token a random one of its `neighbours [V, K]`."""
     which = torch.randint(neighbours.shape[1], input_ids.shape, device=input_ids.device)
     return neighbours[input_ids, which]
+
+
+def first_place(input_ids: Tensor) -> Tensor:
+    """`[B, N]`: where in its row the token of each place stands first.
+
+    What stands there goes for all: words that two sentences share, they go on sharing. In a pair whose words change
+    one by one a teacher sees two sentences about different things, whatever they said.
+    """
+    return (input_ids[:, :, None] == input_ids[:, None, :]).int().argmax(2)
 
 
 @torch.no_grad()

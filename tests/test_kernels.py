@@ -46,6 +46,7 @@ def results(function, x, theta, grad, t_steps: int, kind: str) -> tuple[torch.Te
     """The answer, and the gradients to x and theta."""
     x, theta = x.clone().requires_grad_(), theta.clone().requires_grad_()
     out = function(x, theta, t_steps, kind)
+    out = out[0] if isinstance(out, tuple) else out
     return (out.detach(), *torch.autograd.grad(out, (x, theta), grad))
 
 
@@ -69,6 +70,28 @@ def compare(size: tuple[int, int], kind: str, t_steps: int, per_channel: bool, d
     assert all(same_bits(a, b) for a, b in zip(mine, again, strict=True)), f"{case}: not the same twice"
 
 
+def compare_rates(size: tuple[int, int], kind: str, t_steps: int, per_channel: bool, masked: bool, device: str) -> None:
+    """Values, rates and gradients of a sum of both, float32's beside float64's."""
+    case = f"{size}, {kind}, T = {t_steps}, {'channel' if per_channel else 'tensor'}, {'masked' if masked else 'whole'}"
+    x, theta, grad = inputs(*size, per_channel, t_steps, device)
+    shares, slope = torch.rand(size[0], device=device) / size[0], torch.randn(size[1], device=device)
+    shares[::3] = 0  # padding
+    mask = (torch.arange(size[1], device=device) % 3 > 0).float() if masked else None
+    a, b = (tensor.clone().requires_grad_() for tensor in (x, theta))
+    value, rate = fused_equilibrium(a, b, t_steps, kind, mask, shares)
+    mine = torch.autograd.grad((value * grad).sum() + (rate * slope).sum(), (a, b))
+    settled = settle(x, theta, t_steps, NEURONS[kind], 1.0).double()
+    a, b = (tensor.double().requires_grad_() for tensor in (x, theta))
+    wanted = Equilibrium.apply(a, b, settled, NEURONS[kind].low) * (1 if mask is None else mask)
+    rates = (wanted.abs() * shares[:, None]).sum(0) / b
+    theirs = torch.autograd.grad((wanted * grad).sum() + (rates * slope).sum(), (a, b))
+    assert same_bits(value, fused_equilibrium(x, theta, t_steps, kind)[0] * (1 if mask is None else mask)), case
+    close = {"rtol": 1e-4, "atol": 1e-5 * size[0] ** 0.5}
+    for found, exact in zip((rate, *mine), (rates, *theirs), strict=True):
+        torch.testing.assert_close(found.double(), exact, **close, msg=lambda text: f"{case}: {text}")
+    assert not masked or (rate[mask == 0] == 0).all() and (mine[0][:, mask == 0] == 0).all(), case
+
+
 def compare_odd_values(device: str) -> None:
     """Infinities, NaN and the smallest numbers; a view that is not contiguous; three axes."""
     tiny = torch.finfo(torch.float32).smallest_normal / 4
@@ -89,16 +112,20 @@ def compare_site(device: str) -> None:
     """A site and a student answer alike under both, gradients of log(theta) included."""
     made = Site("x", 37, neuron="ternary", leak=1.0, coding="accumulate", theta="channel").to(device)
     x = torch.randn(2, 5, 37, device=device)
-    run = Pass("equilibrium", torch.ones(2, 5, dtype=torch.bool, device=device))
-    answers, slopes = [], []
-    for made.kernels in ("torch", "triton"):
-        made.zero_grad()
-        answers.append(made(lambda: x, t_steps=4, run=run).value)
-        answers[-1].square().sum().backward()
-        slopes.append(made.log_theta.grad.clone())
-    assert type(answers[1].grad_fn).__name__ == "FusedEquilibriumBackward"
-    assert same_bits(*answers)
-    torch.testing.assert_close(*slopes, rtol=1e-5, atol=1e-5)
+    tokens = torch.tensor([[True] * 5, [True] * 2 + [False] * 3], device=device)
+    mask = (torch.arange(37, device=device) % 4 > 0).float()
+    for rate, kept in itertools.product((False, True), (None, mask, mask.expand(2, 1, 37))):
+        answers, slopes = [], []
+        for made.kernels in ("torch", "triton"):
+            made.zero_grad()
+            run = Pass("equilibrium", tokens, rate=rate)
+            answers.append(made(lambda: x, t_steps=4, run=run, mask=kept).value)
+            (answers[-1].square().sum() + sum((rate**2).sum() for rate in run.rates.values())).backward()
+            slopes.append((made.log_theta.grad.clone(), *run.rates.values()))
+        fused = kept is None or kept.dim() == 1  # a mask for each sample is torch's
+        assert (type(answers[1].grad_fn).__name__ == "FusedEquilibriumBackward") == fused
+        assert same_bits(*answers)
+        torch.testing.assert_close(*slopes, rtol=1e-5, atol=1e-5)
     student = Student(**SMALL, t_steps=3).to(device).eval()
     ids, mask = torch.randint(0, 50, (2, 9), device=device), torch.ones(2, 9, dtype=torch.long, device=device)
     plain = student(ids, mask).logits
@@ -113,6 +140,8 @@ def in_the_interpreter() -> None:
         compare((1 + 7 * t_steps % 40, 37), kind, t_steps, per_channel, "cpu")
     for size, kind in itertools.product(SIZES, KINDS):
         compare(size, kind, 3, True, "cpu")
+    for size, kind, per_channel, masked in itertools.product(SIZES[:3], KINDS, (True, False), (True, False)):
+        compare_rates(size, kind, 3, per_channel, masked, "cpu")
     compare_odd_values("cpu")
     site.covers = lambda x, kind, leak: leak == 1.0
     compare_site("cpu")
@@ -120,7 +149,7 @@ def in_the_interpreter() -> None:
     x, theta, _ = inputs(5, 37, True, 41, "cpu")
     for kind in KINDS:
         expected = theta * (NEURONS[kind].settled(x / theta, 41) * torch.tensor(1 / 41, dtype=torch.float32))
-        assert same_bits(fused_equilibrium(x, theta, 41, kind), expected)
+        assert same_bits(fused_equilibrium(x, theta, 41, kind)[0], expected)
 
 
 def test_in_the_interpreter() -> None:
@@ -134,6 +163,15 @@ def test_on_cuda(kind: str, t_steps: int) -> None:
     torch.manual_seed(t_steps)
     for size, per_channel in itertools.product(SIZES, (True, False)):
         compare(size, kind, t_steps, per_channel, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_masks_and_rates_on_cuda(kind: str, masked: bool) -> None:
+    torch.manual_seed(3)
+    for size, t_steps, per_channel in itertools.product(SIZES, (1, 2, 4), (True, False)):
+        compare_rates(size, kind, t_steps, per_channel, masked, "cuda")
 
 
 @pytest.mark.gpu

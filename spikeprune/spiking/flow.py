@@ -60,3 +60,8 @@ class Pass:
     def n_tokens(self) -> Tensor:
         """Real tokens of the batch, scalar."""
         return self.tokens.sum()
+
+    @cached_property
+    def shares(self) -> Tensor:
+        """Each real token's share of the batch `[B, N]`, 0 for padding: what a mean over tokens weights it with."""
+        return self.tokens / self.n_tokens

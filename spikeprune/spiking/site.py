@@ -101,7 +101,10 @@ class Site(nn.Module):
             y = f(*(signal.value for signal in inputs))
         if y is not None:
             y = y.to(theta.dtype)  # a half-precision current would miscount spikes
-        closed = run.mode == "equilibrium" and not torch.is_grad_enabled()  # that path has the mask in it
+        closed = run.mode == "equilibrium" and not torch.is_grad_enabled()
+        flat = mask is None or mask.dim() == 1
+        fused = run.mode == "equilibrium" and not closed and self.kernels == "triton" and flat
+        fused = fused and covers(y, self.kind, self.leak)
         if run.mode == "calibrate":
             theta = self.calibrate(y, run)
             signal = Signal(y.clamp(self.neuron.low * theta, theta))
@@ -109,8 +112,10 @@ class Site(nn.Module):
             signal = Signal(y.clamp(self.neuron.low * theta, theta))
         elif closed:
             signal = self.closed_form(y, theta, t_steps, run, mask)
-        elif run.mode == "equilibrium" and self.kernels == "triton" and covers(y, self.kind, self.leak):
-            signal = Signal(fused_equilibrium(y, theta, t_steps, self.kind))
+        elif fused:
+            shares = run.shares if run.rate else None
+            value, rates = fused_equilibrium(y, theta, t_steps, self.kind, mask, shares)
+            signal = Signal(value)
         elif run.mode == "equilibrium":
             a = settle(y.detach(), theta.detach(), t_steps, self.neuron, self.leak)
             signal = Signal(Equilibrium.apply(y, theta, a, self.neuron.low))
@@ -119,11 +124,13 @@ class Site(nn.Module):
         else:
             signal = simulate(self, f, inputs, y, t_steps, run, mask)
         if mask is not None:
-            if not closed:
+            if not closed and not fused:  # these have the mask in them
                 signal = replace(signal, value=signal.value * mask)
             if self.name in run.counts:
                 run.counts[self.name] = run.counts[self.name] * (mask if mask.dim() == 1 else mask[:, 0])
-        if run.rate:
+        if run.rate and fused:
+            run.rates[self.name] = rates
+        elif run.rate:
             fired = (signal.value.abs() * run.tokens[..., None]).sum((0, 1))  # [D], in units of theta
             run.rates[self.name] = fired / (theta * run.n_tokens)
         return signal

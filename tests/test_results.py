@@ -53,7 +53,26 @@ def test_seeds_of_one_commit_have_a_mean(results) -> None:
     runs = []
     for seed, score, commit in ((0, 0.8, "a"), (1, 0.84, "a"), (2, 0.5, "b")):
         own = json.loads(json.dumps(plain)) | {"seed": seed, "commit": commit}
-        own["stages"][own["final"]]["metrics"]["accuracy"] = score
+        own["stages"][own["final"]]["metrics"][results.metric_of(own)] = score
         runs.append(own)
     lines = results.table(runs).splitlines()[2:]
     assert len(lines) == 4 and "mean of 2 seeds" in lines[2] and "| 82.0 ± 2.8 |" in lines[2]
+
+
+def test_a_score_is_the_one_that_the_task_is_ranked_by(results) -> None:
+    """One of several metrics where GLUE takes it alone, accuracy where it takes the mean of two."""
+    found = {"accuracy": 0.7, "matthews": 0.3, "f1": 0.8}
+    told = [
+        results.metric_of({"main_metric": main, "teacher": {"metrics": found}}) for main in ("matthews", "accuracy+f1")
+    ]
+    assert told == ["matthews", "accuracy"]
+
+
+def test_few_bit_weights_have_a_row_of_their_own(results) -> None:
+    """Kept beside the float run of the same seed; its encoder in a sixteenth of the bytes."""
+    plain = next(s for s in results.summaries() if s["stages"][s["final"]]["encoder_weights"]["kind"] == "float")
+    few = json.loads(json.dumps(plain))
+    whole = few["stages"][few["uncompressed"]]["encoder_weights"]["bytes"]
+    few["stages"][few["final"]]["encoder_weights"] |= {"kind": "ternary", "bytes": whole // 16}
+    lines = results.table([plain, few]).splitlines()[2:]
+    assert len(lines) == 2 and "ternary weights" in lines[1] and "ternary" not in lines[0] and "| 16.0 |" in lines[1]

@@ -123,7 +123,7 @@ def test_figures_are_drawn_and_reproducible(tmp_path):
         stages = pipeline_figure(tmp_path / "stages.svg").read_text()
     assert drawn == again
     assert all(
-        text in drawn for text in ("not GLUE scores", "dense teacher", "temporal  ÷20.0", "energy per sentence [µJ]")
+        text in drawn for text in ("not GLUE scores", "dense teacher", "÷20  -2.5", "times less energy per sentence")
     )
     assert "internal_kd" not in drawn  # before the uncompressed student
     assert all(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from spikeprune.report.table import NOT_GLUE, digits, energy_unit
@@ -42,72 +43,75 @@ def _save(figure, path: str | Path) -> Path:
 
 
 def results_figure(summaries: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
-    """Main metric (×100) over energy per sentence (logarithmic): dense teacher, uncompressed student, later stages.
+    """Main metric in points above the run's own dense teacher, over how many times less energy a sentence takes
+    (logarithmic): the uncompressed student, then each later stage; the last one is a star.
 
-    One colour for each summary; stages before the uncompressed student are left out. Embedded data are named as such.
+    A colour for each task, data, preset and kind of weights. Of several seeds it is their mean, with a small star for
+    each.
     """
     figure = _figure(7.2, 4.4)
     axes = figure.add_subplot()
-    tracks = [_track(summary) for summary in summaries]
-    unit, size = energy_unit([energy for track in tracks for _, energy, _ in track])
-    marks = []
-    for summary, track, colour in zip(summaries, tracks, _cycle(len(tracks)), strict=True):
-        names, energies, scores = zip(*((name, energy / size, score) for name, energy, score in track), strict=True)
-        axes.plot(energies[1:], scores[1:], color=colour, linewidth=1.4, zorder=2)
-        axes.axhline(scores[0], color=colour, linewidth=0.9, linestyle=(0, (4, 3)), alpha=0.6, zorder=1)
-        label = f"{summary['task']}, preset {summary['preset']}, seed {summary['seed']}"
-        for i, (name, energy, score) in enumerate(zip(names, energies, scores, strict=True)):
-            style = "D" if i == 0 else "*" if name == summary["final"] else "o"
-            axes.scatter(
-                energy, score, s=190 if style == "*" else 52, marker=style, color=colour, edgecolor="white", zorder=3
-            )
-            less = "" if i == 0 else f"  ÷{digits(energies[0] / energy)}"
-            marks.append(
-                (
-                    f"{name}{less}" if len(tracks) == 1 or name in ("dense teacher", summary["final"]) else "",
-                    energy,
-                    score,
-                )
-            )
-        axes.plot([], [], color=colour, marker="o", label=label)
-    _dress(axes, summaries, unit, tracks)
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for summary in summaries:
+        groups.setdefault(_kind(summary), []).append(summary)
+    marks, everything = [], []
+    for (label, group), colour in zip(groups.items(), _cycle(len(groups)), strict=True):
+        tracks = [_track(summary) for summary in group]
+        mean = [tuple(map(fmean, zip(*points, strict=True))) for points in zip(*tracks, strict=True)]
+        for track in tracks if len(tracks) > 1 else []:
+            axes.scatter(*track[-1], s=60, marker="*", color=colour, alpha=0.5, linewidth=0, zorder=2)
+        axes.plot(*zip(*mean, strict=True), color=colour, linewidth=1.8, marker="o", markeredgecolor="white", zorder=3)
+        axes.scatter(*mean[-1], s=210, marker="*", color=colour, edgecolor="white", zorder=4)
+        seeds = f", {len(group)} seeds" if len(group) > 1 else ""
+        axes.plot([], [], color=colour, marker="o", label=f"{label}{seeds}")
+        marks.append((f"÷{mean[-1][0]:.3g}  {mean[-1][1]:+.1f}", *mean[-1]))
+        everything += [*mean, *(track[-1] for track in tracks)]
+    less, gaps = zip(*everything, strict=True)
+    axes.axhline(0, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), alpha=0.6, zorder=1, label="dense teacher")
+    axes.set(xscale="log", xlim=(min(less) / 1.5, max(less) * 1.7), ylim=(min(*gaps, 0) - 0.7, max(*gaps, 0) + 0.9))
+    axes.set_xlabel("times less energy per sentence than the dense teacher", color=INK)
+    axes.set_ylabel("points above the teacher", color=INK)
+    _plain(axes, (1, 2, 5))
+    axes.set_title("\n".join(["Quality and energy", *_warnings(summaries)]), loc="left", fontsize=10, color=INK)
+    axes.legend(frameon=False, fontsize=8.5)
     _label(figure, axes, marks)
     return _save(figure, path)
 
 
-def _track(summary: Mapping[str, Any]) -> list[tuple[str, float, float]]:
-    """(name, pJ, score) of the teacher, then of each stage from the uncompressed student on."""
+def _kind(summary: Mapping[str, Any]) -> str:
+    weights = summary["stages"][summary["final"]].get("encoder_weights", {}).get("kind", "float")
+    few_bits = "" if weights == "float" else f", {weights} weights"
+    generated = " (embedded)" if summary["data"]["source"] == "embedded" else ""
+    return f"{summary['task']}{generated}, preset {summary['preset']}{few_bits}"
+
+
+def _track(summary: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """(times less energy, points above the teacher) of each stage from the uncompressed student on."""
     names = list(summary["stages"])
     if summary["uncompressed"] in names:
         names = names[names.index(summary["uncompressed"]) :]
-    rows = [("dense teacher", summary["teacher"]), *((name, summary["stages"][name]) for name in names)]
-    return [(name, row["cost"]["energy_pj"], 100 * row["main"]) for name, row in rows]
+    teacher, rows = summary["teacher"], [summary["stages"][name] for name in names]
+    energy = teacher["cost"]["energy_pj"]
+    return [(energy / row["cost"]["energy_pj"], 100 * (row["main"] - teacher["main"])) for row in rows]
+
+
+def _warnings(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    return sorted({NOT_GLUE for summary in summaries if summary["data"]["source"] == "embedded"})
 
 
 def _cycle(count: int) -> list[str]:
     return [COLOURS[i % len(COLOURS)] for i in range(count)]
 
 
-def _dress(axes, summaries, unit, tracks):
+def _plain(axes, numbers: Sequence[int]) -> None:
+    """A logarithmic axis in plain numbers, of each power of ten times `numbers`, and a quiet frame."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    scores = [score for track in tracks for _, _, score in track]
-    room = max(1.0, 0.25 * (max(scores) - min(scores)))
-    axes.set(xscale="log", ylim=(min(scores) - room, max(scores) + room))
-    axes.set_xlabel(f"energy per sentence [{unit}], additions and multiply-accumulates", color=INK)
-    axes.set_ylabel("score", color=INK)
-    axes.margins(x=0.18)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#E8E8E8", linewidth=0.7, which="major", zorder=0)
-    low, high = axes.get_xlim()
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,), numticks=12))
+    axes.xaxis.set_major_locator(LogLocator(subs=numbers, numticks=12))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
-    warnings = {NOT_GLUE for summary in summaries if summary["data"]["source"] == "embedded"}
-    title = f"{summaries[0]['task']}, preset {summaries[0]['preset']}" if len(summaries) == 1 else "Quality and energy"
-    axes.set_title("\n".join([title, *sorted(warnings)]), loc="left", fontsize=10, color=INK)
-    if len(summaries) > 1:
-        axes.legend(frameon=False, fontsize=8.5)
 
 
 def _label(figure, axes, marks):
@@ -162,9 +166,15 @@ def front_figure(rows: Sequence[Mapping[str, Any]], kept: Sequence[int], path: s
     axes.plot(
         [], [], color=INK, linestyle=(0, (4, 3)), label=f"dense teacher, {digits(teacher['energy_pj'] / size)} {unit}"
     )
-    track = [("", *point) for point in [*points, (points[0][0], 100 * teacher["main"])]]
-    _dress(axes, rows[:1], unit, [track])
-    axes.set_title("\n".join([title, *axes.get_title(loc="left").splitlines()[1:]]), loc="left", fontsize=10, color=INK)
+    scores = [*(score for _, score in points), 100 * teacher["main"]]
+    room = max(1.0, 0.25 * (max(scores) - min(scores)))
+    axes.set(xscale="log", ylim=(min(scores) - room, max(scores) + room))
+    axes.set_xlabel(f"energy per sentence [{unit}], additions and multiply-accumulates", color=INK)
+    axes.set_ylabel("score", color=INK)
+    axes.margins(x=0.18)
+    low, high = axes.get_xlim()
+    _plain(axes, (1, 2, 5) if high < 300 * low else (1,))
+    axes.set_title("\n".join([title, *_warnings(rows[:1])]), loc="left", fontsize=10, color=INK)
     axes.legend(frameon=False, fontsize=8.5)
     _label(figure, axes, [(str(rows[i]["trial"]), *points[i]) for i in kept])
     return _save(figure, path)

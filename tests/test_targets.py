@@ -85,7 +85,8 @@ def test_every_ablation_goes_with_every_preset(name, preset) -> None:
         assert config.run.dir == f"runs/{task}-{preset}-{name}-s0"
         compressing = [s for s in config.run.stages if getattr(config.stages, s).callbacks]
         assert all(getattr(config.stages, s).epochs for s in compressing)
-        wanted = {"spatial+temporal": ["spatial", "temporal"], "all": ["spatial", "temporal", "quantize"], "none": []}
+        everything = ["spatial", "temporal", "quantize"]
+        wanted = {"spatial+temporal": everything[:2], "all": everything, "ternary": everything, "none": []}
         if not name.startswith("joint"):
             assert compressing == wanted.get(name, [name])
         else:

@@ -72,6 +72,27 @@ def test_what_is_held_follows_every_optimizer(how) -> None:
         assert not all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
 
 
+@pytest.mark.parametrize("weights", ["float", "ternary"])
+def test_what_is_held_follows_masks(weights, monkeypatch) -> None:
+    """Float weights are not split again for them; a quantizer's scales are over the inputs that are kept."""
+    torch.manual_seed(0)
+    student = Student(**SMALL, weights=weights, t_steps=3)
+    if weights != "float":
+        student.set_strength(1.0)
+    split, calls = limbs.split, []
+    monkeypatch.setattr(limbs, "split", lambda *args: calls.append(args) or split(*args))
+    held(student, counts=True)
+    first = len(calls)
+    student.heads[1, 2], student.ffn[0, 7:] = 0, 0
+    found = held(student, counts=True)
+    assert len(calls) == (first if weights == "float" else 2 * first)
+    anew = held(copy.deepcopy(student), counts=True)
+    pairs = [(found.embedding, anew.embedding)]
+    pairs += [(getattr(a, n), getattr(b, n)) for a, b in zip(found.layers, anew.layers, strict=True) for n in vars(a)]
+    assert all(torch.equal(x, y) for a, b in pairs for x, y in zip(a, b, strict=True))
+    assert (found.layers[0].intermediate[1] > 0).sum() == 7
+
+
 @pytest.mark.parametrize("most", [1, 127])
 def test_limbs_hold_a_weight_to_its_rows_24_bits(most) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -200,7 +200,7 @@ def loss_at(
     losses = []
     try:
         for batch in batches:
-            outputs = student(**{key: batch[key] for key in INPUTS if key in batch}, mode=mode)
+            outputs = student(**{key: batch[key] for key in INPUTS if key in batch}, mode=mode, scores=False)
             losses.append(sample_loss(batch, outputs))
     finally:
         student.set_t_steps(own)

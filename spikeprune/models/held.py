@@ -45,7 +45,7 @@ class Layer:
 class Held:
     """What the kernels read of a student."""
 
-    version: tuple
+    version: tuple[tuple, tuple]
     serial: int  # another where tensors have been replaced
     embedding: tuple[Tensor, Tensor]
     layers: list[Layer]
@@ -63,11 +63,13 @@ def stepped(*_) -> None:
 register_optimizer_step_post_hook(stepped)
 
 
-def version(student: Student) -> tuple:
-    """Changes whenever a tensor that `prepare` reads has changed."""
-    tensors = [*student.parameters(), student.heads, student.ffn]
+def version(student: Student) -> tuple[tuple, tuple]:
+    """Changes whenever a tensor that `prepare` reads has changed: the second part where it is a mask."""
+    tensors = [*student.parameters()]
     tensors += [b for layer in student.layers for name in MATRICES for b in matrix_buffers(layer, name)]
-    return student.quantized, *_STEPS, *((t.data_ptr(), t._version) for t in tensors)
+    masks = (student.heads, student.ffn)
+    own, of_masks = ([(t.data_ptr(), t._version) for t in part] for part in (tensors, masks))
+    return (student.quantized, *_STEPS, *own), tuple(of_masks)
 
 
 def matrix_buffers(layer: SpikingLayer, name: str) -> list[Tensor]:
@@ -88,7 +90,9 @@ def _held(student: Student, counts: bool) -> Held:
     if counts not in own:
         own[counts] = prepare(student, counts, now)
     elif own[counts].version != now:
-        refresh(own[counts], prepare(student, counts, now))
+        # a mask moves no float weight: a search, which moves hardly anything else, need not split the weights again
+        kept = own[counts] if own[counts].version[0] == now[0] and not student.quantized else None
+        refresh(own[counts], prepare(student, counts, now, kept))
     return own[counts]
 
 
@@ -103,13 +107,15 @@ def refresh(old: Held, new: Held) -> None:
     same = [(a, b) for x, y in zip(olds, news, strict=True) for a, b in zip(x, y, strict=True)]
     if all(a.shape == b.shape and a.device == b.device for a, b in same):
         for a, b in same:
-            a.copy_(b)
+            if a is not b:
+                a.copy_(b)
     else:
         old.embedding, old.layers, old.serial = new.embedding, new.layers, new.serial
     old.version = new.version
 
 
-def prepare(student: Student, counts: bool, now: tuple) -> Held:
+def prepare(student: Student, counts: bool, now: tuple, kept: Held | None = None) -> Held:
+    """`kept`: what was held under other masks, whose weights are the same."""
     most, source, made = MOST if counts else 1, student.embedding.site, []
     for i, layer in enumerate(student.layers):
 
@@ -117,16 +123,22 @@ def prepare(student: Student, counts: bool, now: tuple) -> Held:
             return limbs.split(acting_weight(student, i, name) * theta, matrix(student, i, name).bias, most)
 
         heads, ffn = student.heads[i, : layer.heads], student.ffn[i, : layer.ffn]
-        kept = heads.repeat_interleave(layer.head_size)
+        alive = heads.repeat_interleave(layer.head_size)
         key, value = wide(layer.key_site), wide(layer.value_site)
+        if kept is None:
+            weights = {
+                "qkv": limbs.joined([part(name, source.theta) for name in ("query", "key", "value")]),
+                "out": part("out", layer.context_site.theta),
+                "up": part("up", layer.attention_site.theta),
+                "down": part("down", layer.intermediate_site.theta),
+            }
+        else:
+            weights = {name: getattr(kept.layers[i], name) for name in ("qkv", "out", "up", "down")}
         made.append(
             Layer(
-                qkv=limbs.joined([part(name, source.theta) for name in ("query", "key", "value")]),
-                out=part("out", layer.context_site.theta),
-                up=part("up", layer.attention_site.theta),
-                down=part("down", layer.intermediate_site.theta),
+                **weights,
                 kv=tuple(torch.cat([fill, k, v]) for fill, k, v in zip(nothing(key[0]), key, value, strict=True)),
-                context=wide(layer.context_site, kept),
+                context=wide(layer.context_site, alive),
                 attention=wide(layer.attention_site),
                 intermediate=wide(layer.intermediate_site, ffn),
                 output=wide(layer.output_site),

@@ -13,6 +13,7 @@ from spikeprune.data.augment import (
     join_sentences,
     nearest_words,
     replace_words,
+    swap_sentences,
     token_kinds,
     words_of_batch,
 )
@@ -138,3 +139,19 @@ def test_kinds_of_tokens() -> None:
     assert all((kind == PIECE) == name.startswith("##") for name, kind in kinds.items() if kind != FIXED)
     tokenizer.add_tokens(["[unused0]"])
     assert token_kinds(tokenizer)[-1] == FIXED
+
+
+def test_sentences_of_a_pair_change_places() -> None:
+    """[CLS] 1, [SEP] 2, padding 0; the last row has no second sentence."""
+    ids = torch.tensor([[1, 11, 12, 13, 2, 21, 2, 0], [1, 31, 2, 41, 42, 43, 44, 2], [1, 51, 52, 2, 0, 0, 0, 0]])
+    types = torch.tensor([[0] * 5 + [1, 1, 0], [0] * 3 + [1] * 5, [0] * 8])
+    mask = (ids > 0).long()
+    turned = swap_sentences(ids, mask, types, share=1.0)
+    wanted = [[1, 21, 2, 11, 12, 13, 2, 0], [1, 41, 42, 43, 44, 2, 31, 2], ids[2].tolist()]
+    assert turned["input_ids"].tolist() == wanted
+    assert turned["token_type_ids"].tolist() == [[0] * 3 + [1] * 4 + [0], [0] * 6 + [1, 1], [0] * 8]
+    again = swap_sentences(turned["input_ids"], mask, turned["token_type_ids"], share=1.0)
+    assert torch.equal(again["input_ids"], ids) and torch.equal(again["token_type_ids"], types)
+    torch.manual_seed(0)
+    many = swap_sentences(ids[:1].repeat(1000, 1), mask[:1].repeat(1000, 1), types[:1].repeat(1000, 1), share=0.3)
+    assert 250 < (many["input_ids"][:, 1] == 21).sum() < 350

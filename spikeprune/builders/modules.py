@@ -47,9 +47,9 @@ def student_module(parts: Parts, name: str, learning: Student, frozen: Teacher) 
 
 def augment(parts: Parts) -> Augment | None:
     how = parts.config.distill
-    if not (how.replace_words or how.join_sentences):
+    shares = {name: getattr(how, name) for name in ("replace_words", "join_sentences", "swap_sentences")}
+    if not any(shares.values()):
         return None
-    shares = {"replace_words": how.replace_words, "join_sentences": how.join_sentences}
     tokens = {"pad": parts.tokenizer.pad_token_id, "kinds": token_kinds(parts.tokenizer)}
     return Augment(**shares, replace_by=how.replace_by, max_length=parts.config.data.max_length, **tokens)
 

@@ -45,6 +45,12 @@ def sentences(config: Config) -> Iterator[Problem]:
     share, keys = config.distill.join_sentences, ("distill.join_sentences", "task")
     if share and config.task in TASKS and TASKS[config.task].pair:
         yield keys, f"{keys[0]} = {share}: {config.task} is about pairs of sentences, which cannot go on; set it to 0"
+    share, keys = config.distill.swap_sentences, ("distill.swap_sentences", "task")
+    if share and config.task in TASKS and not TASKS[config.task].pair:
+        yield (
+            keys,
+            f"{keys[0]} = {share}: {config.task} is about single sentences, with none to change places; set it to 0",
+        )
 
 
 def _asks_for_loss(config: Config, stage: Stage) -> bool:
@@ -64,7 +70,7 @@ def _losses(name: str, losses: Losses, distill: Distill) -> Iterator[Problem]:
     for term in absent:
         if terms[term] > 0:
             yield (f"{key}.{term}",), f"{key}.{term} = {terms[term]}: does not apply to the stage {name}; {reason}"
-    for change in ("replace_words", "join_sentences"):
+    for change in ("replace_words", "join_sentences", "swap_sentences"):
         if name != "teacher" and getattr(distill, change) > 0 and losses.hard > 0:
             text = f"the true label is not that of a sentence changed by distill.{change}; set one of the two to 0"
             yield (f"{key}.hard", f"distill.{change}"), f"{key}.hard = {losses.hard}: {text}"

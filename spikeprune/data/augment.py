@@ -15,16 +15,17 @@ from transformers import PreTrainedTokenizerBase
 
 from spikeprune import ranks
 from spikeprune.data.loader import shares, sums
+from spikeprune.models.outputs import INPUTS
 
 FIXED, WORD, PIECE = 0, 1, 2  # kinds of tokens: never changed; begins a word; goes on with one
 NEIGHBOURS = 15  # of a word, as many as TinyBERT's augmentation chooses from
 
 
 class Augment(nn.Module):
-    """Batches with words replaced, by the share `replace_words`, and the share `join_sentences` of them with sentences
-    joined (see the functions). `replace_by`: `batch`, words of the batch's other sentences, or `neighbours`, words that
-    mean nearly the same; these need `prepare`. `kinds long[V]` of the vocabulary's tokens; nothing is left in a
-    checkpoint."""
+    """Batches with words replaced, by the share `replace_words`, the share `swap_sentences` of pairs turned round, and
+    the share `join_sentences` of batches with sentences joined (see the functions). `replace_by`: `batch`, words of the
+    batch's other sentences, or `neighbours`, words that mean nearly the same; these need `prepare`. `kinds long[V]` of
+    the vocabulary's tokens; nothing is left in a checkpoint."""
 
     def __init__(
         self,
@@ -32,13 +33,14 @@ class Augment(nn.Module):
         replace_words: float,
         replace_by: str,
         join_sentences: float,
+        swap_sentences: float = 0.0,
         max_length: int,
         pad: int,
         kinds: Tensor,
     ):
         super().__init__()
         self.replace_words, self.replace_by, self.join_sentences = replace_words, replace_by, join_sentences
-        self.max_length, self.pad = max_length, pad
+        self.swap_sentences, self.max_length, self.pad = swap_sentences, max_length, pad
         self.register_buffer("kinds", kinds, persistent=False)
         self.register_buffer("neighbours", torch.empty(0, 0, dtype=torch.long), persistent=False)
 
@@ -49,6 +51,8 @@ class Augment(nn.Module):
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         batch = self.joined(batch) if self.join_sentences else dict(batch)
+        if self.swap_sentences:
+            batch |= swap_sentences(*(batch[name] for name in INPUTS), share=self.swap_sentences)
         if self.replace_words:
             ids, share = batch["input_ids"], self.replace_words
             free = (self.kinds[ids] != FIXED) & (batch["attention_mask"] > 0)
@@ -156,3 +160,21 @@ def join_sentences(input_ids: Tensor, attention_mask: Tensor, *, width: int, pad
     mask = (at < first) | (behind < length[other])
     joined[:, -1:] = torch.where(mask[:, -1:], input_ids.gather(1, first), joined[:, -1:])
     return torch.where(mask, joined, pad), mask.to(attention_mask.dtype)
+
+
+def swap_sentences(
+    input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, *, share: float
+) -> dict[str, Tensor]:
+    """Ids and types in which a random `share` of the pairs `[B, N]`, `[CLS] a [SEP] b [SEP]`, is `[CLS] b [SEP] a [SEP]`.
+
+    What is a paraphrase does not hang on which comes first; what the teacher says of it may. What has no second
+    sentence stays."""
+    rows, columns = input_ids.shape
+    length, second = attention_mask.sum(1, keepdim=True), token_type_ids.sum(1, keepdim=True)  # [B, 1], with its [SEP]
+    at = torch.arange(columns, device=input_ids.device).expand(rows, columns)
+    turned = torch.where(at <= second, length - second + at - 1, at - second)  # where it comes from
+    chosen = (torch.rand(rows, 1, device=input_ids.device) < share) & (second > 0)
+    moves = chosen & (at > 0) & (at < length)
+    ids = input_ids.gather(1, torch.where(moves, turned, at))
+    types = torch.where(moves, (at > second).to(token_type_ids.dtype), token_type_ids)
+    return {"input_ids": ids, "token_type_ids": types}

@@ -165,7 +165,8 @@ def join_sentences(input_ids: Tensor, attention_mask: Tensor, *, width: int, pad
 def swap_sentences(
     input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, *, share: float
 ) -> dict[str, Tensor]:
-    """Ids and types in which a random `share` of the pairs `[B, N]`, `[CLS] a [SEP] b [SEP]`, is `[CLS] b [SEP] a [SEP]`.
+    """Ids and types in which a random `share` of the pairs `[B, N]`, `[CLS] a [SEP] b [SEP]`, are `[CLS] b [SEP] a
+    [SEP]`.
 
     What is a paraphrase does not hang on which comes first; what the teacher says of it may. What has no second
     sentence stays."""

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -26,9 +27,11 @@ from spikeprune.models.quant import QUANTIZERS
 from spikeprune.models.student import Student
 from spikeprune.operations import count
 from spikeprune.rundir import RunDir
+from spikeprune.schema import Losses, Stage
 from spikeprune.size import Shape, parameters
 from spikeprune.spiking.coding import CODINGS
 from spikeprune.spiking.neurons import NEURONS
+from spikeprune.stage import masks_are_final
 
 D, H, F, N, L, C, VOCAB = 12, 3, 37, 8, 3, 3, 23
 
@@ -383,3 +386,26 @@ def test_few_bit_weights_are_not_given_back() -> None:
     student.set_strength(1.0)
     with pytest.raises(ValueError, match="are final"):
         give_back(compact(student), student)
+
+
+@pytest.mark.parametrize(
+    ("stage", "is_final"),
+    [
+        ({}, True),
+        ({"callbacks": ["temporal"]}, True),
+        ({"callbacks": ["quantize"]}, True),
+        ({"callbacks": ["spatial"]}, False),
+        ({"callbacks": ["temporal", "joint"]}, False),
+        ({"losses": Losses(scores=0.1)}, False),
+        ({"losses": Losses(firing=0.1)}, False),
+    ],
+)
+def test_which_stages_train_without_what_is_masked(stage, is_final) -> None:
+    """Those that neither take units away nor have a loss over all heads; where none has left there is no need."""
+    student = make()
+    parts = SimpleNamespace(stage=lambda name: Stage(**stage))
+    assert not masks_are_final(parts, "any", student)  # layers without heads, and without neurons
+    student.heads[1, 2], student.ffn[2, 5:9] = 1, 1
+    assert masks_are_final(parts, "any", student) == is_final
+    student.heads.fill_(1), student.ffn.fill_(1)
+    assert not masks_are_final(parts, "any", student)

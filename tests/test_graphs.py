@@ -37,7 +37,6 @@ def module(graphs: bool, **student) -> StudentModule:
         losses=LossWeights(hidden=1.0, scores=1.0, soft=1.0, additions=0.1),
         layer_map=uniform_layer_map(2, 2),
         shape=Shape(pooling="mean", query="real", theta="channel", vocab_size=60, positions=32, types=2, **SIZES),
-        special=[0, 1],
         graphed_answers=graphs,
         **common(graphs),
     )

@@ -127,7 +127,20 @@ def test_metrics_are_in_order_and_complete(finished) -> None:
 
 def test_the_last_line_of_each_stage_is_what_the_summary_says(finished) -> None:
     """The dev split measured by the logger during training is the one measured again at the end."""
-    run, _ = finished
+    check_last_lines(finished[0])
+
+
+@pytest.mark.gpu
+def test_so_it_is_where_the_engine_answers(tmp_path, glue) -> None:
+    """Several epochs a stage, by a fused optimizer, with heads of a size that the engine knows."""
+    sizes = ["teacher.hidden=32", "teacher.heads=2", "teacher.ffn=64", "student.dropout=0.0", "compress.heads=0.5"]
+    epochs = ["stages.finetune.epochs=4", "stages.prediction_kd.epochs=3", "run.accelerator=gpu"]
+    run = RunDir(tmp_path / "run")
+    assert cli.main(["train", str(GLUE), *micro(run.path, glue), *sizes, *epochs]) == 0
+    check_last_lines(run)
+
+
+def check_last_lines(run: RunDir) -> None:
     for name in STAGES[1:]:
         last = [r for r in run.read_metrics() if r["stage"] == name and "val/accuracy" in r][-1]
         record = run.record(name)

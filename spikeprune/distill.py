@@ -99,10 +99,9 @@ def additions_loss(
     sites = [name for name in rates if name in fan_out]  # a spiking query gates additions, it sends none
     # one product over all sites: as many small ones cost a GPU more than the sites themselves
     every = torch.cat([rates[name] for name in sites])
-    prices = [
-        torch.broadcast_to(fan_out[name] * rates[name].new_ones(()) * t_steps[name], rates[name].shape)
-        for name in sites
-    ]
+    prices = [(fan_out[name] * t_steps[name], rates[name]) for name in sites]
+    prices = [price if isinstance(price, Tensor) else rate.new_full((), price) for price, rate in prices]
+    prices = [torch.broadcast_to(price, rates[name].shape) for price, name in zip(prices, sites, strict=True)]
     return (every.dot(torch.cat(prices).to(every.dtype)) / dense - limit).relu()
 
 

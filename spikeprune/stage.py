@@ -59,7 +59,7 @@ def learn(parts: Parts, directory: RunDir, name: str, parent: str | None) -> Non
 
 
 def masks_are_final(parts: Parts, name: str, student: Student) -> bool:
-    """Whether a stage can train the student without its masked units, which takes a fraction of the time: units have
+    """Whether a stage can train the student without its masked units, which takes less time: units have
     left, the stage neither removes more nor looks at those that left (a loss over all heads), and no layer lost all."""
     stage, masks = parts.stage(name), (student.heads, student.ffn)
     trains = not {"spatial", "joint"} & set(stage.callbacks)

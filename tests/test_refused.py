@@ -213,6 +213,10 @@ COMBINATIONS = [
     ),
     (("run.precision=16-mixed", "run.accelerator=cpu"), "run.precision = 16-mixed: needs a GPU"),
     (("run.precision=16-mixed", "run.cuda_graphs=on"), "run.cuda_graphs = on: run.precision=16-mixed scales"),
+    (
+        ("distill.replace_by=neighbours",),
+        "distill.replace_by = neighbours: replaces nothing while distill.replace_words",
+    ),
     (("task=cola", "distill.swap_sentences=0.5"), "distill.swap_sentences = 0.5: cola is about single sentences"),
     (("task=mrpc", "distill.join_sentences=0.5"), "distill.join_sentences = 0.5: mrpc is about pairs of sentences"),
     (

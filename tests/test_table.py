@@ -129,7 +129,15 @@ def test_figures_are_drawn_and_reproducible(tmp_path):
     assert all(
         name in stages for name in ("teacher", "internal_kd", "prediction_kd", "spatial", "temporal", "finetune")
     )
-    assert results_figure([make_summary(), make_summary(source="hub")], tmp_path / "two.png").stat().st_size > 10_000
+    shorter = make_summary()
+    shorter["stages"] = {name: shorter["stages"][name] for name in (shorter["uncompressed"], shorter["final"])}
+    mixed = [
+        make_summary(),
+        make_summary(),
+        make_summary(source="hub"),
+        shorter,
+    ]  # other stages: no mean with the first
+    assert results_figure(mixed, tmp_path / "four.png").stat().st_size > 10_000
 
 
 def test_numbers_keep_three_digits():

@@ -47,10 +47,12 @@ def sentences(config: Config) -> Iterator[Problem]:
         yield keys, f"{keys[0]} = {share}: {config.task} is about pairs of sentences, which cannot go on; set it to 0"
     share, keys = config.distill.swap_sentences, ("distill.swap_sentences", "task")
     if share and config.task in TASKS and not TASKS[config.task].pair:
-        yield (
-            keys,
-            f"{keys[0]} = {share}: {config.task} is about single sentences, with none to change places; set it to 0",
-        )
+        text = f"{config.task} is about single sentences, with none to change places; set it to 0"
+        yield keys, f"{keys[0]} = {share}: {text}"
+    share, keys = config.distill.replace_words, ("distill.replace_by", "distill.replace_words")
+    if config.distill.replace_by != Distill().replace_by and not share:
+        text = f"replaces nothing while {keys[1]} = 0; give that a share"
+        yield keys, f"{keys[0]} = {config.distill.replace_by}: {text}"
 
 
 def _asks_for_loss(config: Config, stage: Stage) -> bool:

@@ -51,11 +51,11 @@ def results_figure(summaries: Sequence[Mapping[str, Any]], path: str | Path) -> 
     """
     figure = _figure(7.2, 4.4)
     axes = figure.add_subplot()
-    groups: dict[str, list[Mapping[str, Any]]] = {}
+    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}  # of the same stages, or they have no mean
     for summary in summaries:
-        groups.setdefault(_kind(summary), []).append(summary)
+        groups.setdefault((_kind(summary), *summary["stages"]), []).append(summary)
     marks, everything = [], []
-    for (label, group), colour in zip(groups.items(), _cycle(len(groups)), strict=True):
+    for ((label, *_), group), colour in zip(groups.items(), _cycle(len(groups)), strict=True):
         tracks = [_track(summary) for summary in group]
         mean = [tuple(map(fmean, zip(*points, strict=True))) for points in zip(*tracks, strict=True)]
         for track in tracks if len(tracks) > 1 else []:

@@ -2,6 +2,7 @@
 
 --seeds "0 1 2"      seeds; each has its own teacher and student (default: 0)
 --only "none joint"  ablations (default: those in ABLATIONS below)
+--tag at-0.07        a folder of its own, <task>-<preset>-at-0.07, where the other has a table with other settings
 key=value            any key of the configuration; a stage's own, or what compresses in it, only where it runs
 
 Writes runs/ablation/<task>-<preset>/: a folder for each seed with the run `shared` (teacher and distilled student) and
@@ -33,10 +34,11 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--only", default=" ".join(ABLATIONS))
+    parser.add_argument("--tag", default="")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_args(arguments)
     try:
-        return run(seeds_of(args.seeds), args.only.split(), args.overrides)
+        return run(seeds_of(args.seeds), args.only.split(), args.overrides, tagged(args.tag))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -52,6 +54,12 @@ def seeds_of(text: str) -> list[int]:
     return list(dict.fromkeys(map(int, words)))
 
 
+def tagged(text: str) -> str:
+    if not all(char.isalnum() or char in "-_." for char in text):
+        raise InputError(f"--tag = {text}: becomes part of a folder's name; use letters, digits, -, _ and .")
+    return text and f"-{text}"
+
+
 def fitting(overrides: list[str], stages: list[str]) -> list[str]:
     """The overrides that mean something where these stages run."""
 
@@ -63,14 +71,14 @@ def fitting(overrides: list[str], stages: list[str]) -> list[str]:
     return [item for item, stage in found if stage is None or stage in stages]
 
 
-def run(seeds: list[int], names: list[str], overrides: list[str]) -> int:
+def run(seeds: list[int], names: list[str], overrides: list[str], tag: str = "") -> int:
     for item in overrides:
         if item.partition("=")[0] in ("seed", "ablation", "run.dir", "run.start_from", "run.stages"):
             raise InputError(f"{item}: the ablation sets this itself; seeds are given by --seeds, names by --only")
     which = [item for item in overrides if item.partition("=")[0] in ("task", "preset")]
     plain = load(GLUE, which)
     stages = {name: load(GLUE, [*which, f"ablation={name}"]).run.stages for name in names}
-    root = Path("runs") / "ablation" / f"{plain.task}-{plain.preset}"
+    root = Path("runs") / "ablation" / f"{plain.task}-{plain.preset}{tag}"
     plans = {}
     for seed in seeds:
         shared = root / f"s{seed}" / "shared"
@@ -101,7 +109,7 @@ def run(seeds: list[int], names: list[str], overrides: list[str]) -> int:
     if found:
         ordered = {key: found[key] for name in names for key in found if key[0] == name}
         write_atomic(root / "ablation.csv", to_csv(rows(ordered)))
-        write_atomic(root / "ablation.md", to_markdown(ordered, failed))
+        write_atomic(root / "ablation.md", to_markdown(ordered, failed, tag))
         print("\n" + (root / "ablation.md").read_text() + f"\nwritten to {root}/ablation.md and ablation.csv")
     return 2 if failed else 0
 

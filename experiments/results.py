@@ -52,7 +52,7 @@ def keep(run: Path) -> None:
 
 
 def keep_ablation(folder: Path) -> None:
-    """Of the runs `s<seed>/<ablation>` what the ablation's table reads, under task, preset and data."""
+    """Of the runs `s<seed>/<ablation>` what the ablation's table reads, under task, preset, data and folder's tag."""
     found = {}
     for path in sorted(folder.glob("s*/*/summary.json")):
         if path.parent.name != "shared":
@@ -63,7 +63,13 @@ def keep_ablation(folder: Path) -> None:
     first = next(iter(found.values()))
     ABLATIONS.mkdir(parents=True, exist_ok=True)
     name = "-".join([first["task"], str(first["preset"]), first["data"]["source"]])
+    name += tag_of(folder.resolve().name, f"{first['task']}-{first['preset']}")
     (ABLATIONS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def tag_of(name: str, rest: str) -> str:
+    """`-at-0.07` of `sst2-tiny-at-0.07` and `sst2-tiny`; nothing where it does not begin so."""
+    return name.removeprefix(rest) if name.startswith(f"{rest}-") else ""
 
 
 def table_part(summary: dict) -> dict:
@@ -87,11 +93,13 @@ def ablation_tables() -> str:
         return RUN.index(key[0]) if key[0] in RUN else len(RUN), *key
 
     parts = []
-    for path in sorted(ABLATIONS.glob("*.json")):
+    for path in sorted(ABLATIONS.glob("*.json"), key=lambda path: path.stem):
         kept = {tuple(key.rsplit(" ", 1)): run for key, run in json.loads(path.read_text()).items()}
         found = {(name, int(seed)): run for (name, seed), run in kept.items()}
         made = sorted({f"{run['hardware']}, commit `{run['commit']}`" for run in found.values()})
-        table = to_markdown({key: found[key] for key in sorted(found, key=place)}, {})
+        first = next(iter(found.values()))
+        tag = tag_of(path.stem, "-".join([first["task"], str(first["preset"]), first["data"]["source"]]))
+        table = to_markdown({key: found[key] for key in sorted(found, key=place)}, {}, tag)
         parts.append(f"{table}\nMade on {'; '.join(made)}.")
     return "\n\n".join(parts)
 

@@ -39,6 +39,13 @@ def test_an_ablation_is_kept_and_told_in_its_order(results, tmp_path) -> None:
     rows = [line.split("|")[1].strip() for line in told.splitlines() if line.startswith("| ")][2:]
     assert rows == ["dense teacher", "spiking student", "none", "spatial"]
     assert "cheapest first: spatial." in told and plain["commit"] in told and plain["hardware"] in told
+    tagged = f"{plain['task']}-{plain['preset']}-at-0.07"
+    (tmp_path / "runs").rename(tmp_path / tagged)
+    results.keep_ablation(tmp_path / tagged)
+    kept = f"{plain['task']}-{plain['preset']}-{plain['data']['source']}"
+    assert sorted(path.stem for path in results.ABLATIONS.iterdir()) == [kept, f"{kept}-at-0.07"]
+    heads = [line for line in results.ablation_tables().splitlines() if line.startswith(plain["task"])]
+    assert [head.endswith(" · at-0.07") for head in heads] == [False, True]
 
 
 def test_a_folder_without_runs_is_refused(results, tmp_path, capsys) -> None:

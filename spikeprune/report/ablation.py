@@ -51,8 +51,10 @@ def to_csv(flat: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def to_markdown(found: Mapping[tuple[str, int], Summary], failed: Mapping[tuple[str, int], str]) -> str:
-    """One line for each ablation: means over its seeds, ± the standard deviation where there are several."""
+def to_markdown(found: Mapping[tuple[str, int], Summary], failed: Mapping[tuple[str, int], str], tag: str = "") -> str:
+    """One line for each ablation: means over its seeds, ± the standard deviation where there are several.
+
+    `tag`, such as `-at-0.07`, names what tells this table from others of the same task."""
     flat, (example, *_) = rows(found), found.values()
     by_name: dict[str, list[dict[str, Any]]] = {}
     for row in flat:
@@ -71,7 +73,14 @@ def to_markdown(found: Mapping[tuple[str, int], Summary], failed: Mapping[tuple[
         lines.append([*line, " ".join(str(row["seed"]) for row in group)])
     notes = [banner(example)] if banner(example) else []
     task = f"{example['task']} · preset {example['preset']} · data {example['data']['source']}"
-    text = [task, "", *notes, *([""] if notes else []), *("| " + " | ".join(line) + " |" for line in lines), ""]
+    text = [
+        f"{task} · {tag[1:]}" if tag else task,
+        "",
+        *notes,
+        *([""] if notes else []),
+        *("| " + " | ".join(line) + " |" for line in lines),
+        "",
+    ]
     text.append("Means of the dev split, one sentence, padding left out; energy without element-wise work; ± is the")
     text.append("standard deviation over seeds. Every ablation goes on from the same spiking student of its seed.")
     ways = {name: group for name, group in by_name.items() if name not in (TEACHER, STUDENT)}

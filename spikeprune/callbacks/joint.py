@@ -27,12 +27,14 @@ MOST_PRESS = 16.0  # times the weight that the losses give to additions
 class JointPruning(EpochSchedule):
     """Lowers the student's cost from what it is at the first decision to `share` of a reference, on a cubic schedule
     from epoch `begin` to epoch `settle`, and holds it there, since firing rates go on changing while the student
-    trains. Two things hold it:
+    trains. Two things lower and hold it:
 
-    - the losses, where they price additions and name no limit: at each epoch's start they get the limit at which the
-      student would cost a little less than the goal, and as long as that is not enough a larger weight;
-    - decisions, up to epoch `end`, after which the student only recovers: what is too dear leaves (with such a limit
-      only what is too far above it), and where there is room again what is worth most comes back.
+    - the losses, where they price additions and name no limit: at each epoch's start they get the limit that leads to
+      what the student should cost, and as long as that is not enough a larger weight. Up to `settle` firing rates are
+      to bring it `rates` of the way to the schedule's next value, in logarithms. Pressed to the goal at once they would
+      bring it down alone, and a wide student that hardly fires knows less than a narrow one that does;
+    - decisions, up to epoch `end`, after which the student only recovers: what is too dear leaves (from `settle` on,
+      with such a limit, only what is too far above it), and where there is room again what is worth most comes back.
 
     When the last epoch ends the cost is measured, and what is still too dear leaves, as little as possible.
 
@@ -64,6 +66,7 @@ class JointPruning(EpochSchedule):
         shape: Shape,
         dense_shape: Shape,
         prices: Prices,
+        rates: float,
         begin: int,
         settle: int,
         end: int,
@@ -76,7 +79,7 @@ class JointPruning(EpochSchedule):
         self.sentences, self.split, self.measured = sentences, split, measured
         self.batch_size, self.seed = batch_size, seed
         self.costs = {"target": target, "shape": shape, "dense_shape": dense_shape, "prices": prices}
-        self.settle, self.reference = settle, reference
+        self.rates, self.settle, self.reference = rates, settle, reference
         self.start: float | None = None  # the cost before the first decision
         self.most_steps: list[int] | None = None  # the steps then
         self.value: float | None = None  # the cost as it was last measured
@@ -96,6 +99,10 @@ class JointPruning(EpochSchedule):
 
     def progress(self, epoch: int) -> float:
         return min(1.0, (epoch - self.begin + 1) / (self.settle - self.begin + 1))
+
+    def scheduled(self, epoch: int) -> float:
+        """The cost that a decision at an epoch's start leads to."""
+        return max(self.goal, cubic(self.progress(epoch), self.start, self.goal))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.hand_over(pl_module)  # of a leg that ended within an epoch
@@ -122,8 +129,14 @@ class JointPruning(EpochSchedule):
         if self.settled and self.value > self.goal:
             self.press = min(2 * self.press, MOST_PRESS)
         self.settled = self.held
-        self.limit = additions * self.goal * (1 - TOLERANCE / 2) / self.value
+        self.limit = additions * self.way(trainer.current_epoch)
         self.hand_over(module)
+
+    def way(self, epoch: int) -> float:
+        """Of the present cost what firing rates are to leave by the next epoch's start."""
+        if self.held:
+            return self.goal * (1 - TOLERANCE / 2) / self.value
+        return (self.scheduled(epoch + 1) / self.value) ** self.rates
 
     def hand_over(self, module: L.LightningModule) -> None:
         if self.limit is not None:
@@ -142,7 +155,7 @@ class JointPruning(EpochSchedule):
         budget = self.budget(trainer, module)
         if first:
             self.refuse_the_unreachable(budget)
-        self.value = budget.lower_to(max(self.goal, cubic(progress, self.start, self.goal)))
+        self.value = budget.lower_to(self.scheduled(trainer.current_epoch))
         if progress == 1.0:
             self.value, self.held = budget.raise_to(self.goal), True
 

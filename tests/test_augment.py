@@ -9,6 +9,7 @@ from spikeprune.data.augment import (
     PIECE,
     WORD,
     Augment,
+    copy_sentences,
     first_place,
     join_sentences,
     nearest_words,
@@ -155,3 +156,30 @@ def test_sentences_of_a_pair_change_places() -> None:
     torch.manual_seed(0)
     many = swap_sentences(ids[:1].repeat(1000, 1), mask[:1].repeat(1000, 1), types[:1].repeat(1000, 1), share=0.3)
     assert 250 < (many["input_ids"][:, 1] == 21).sum() < 350
+
+
+def test_second_sentences_become_the_first() -> None:
+    """[CLS] 1, [SEP] 2, padding 0; the second row's copy would not fit, the third has no second sentence."""
+    ids = torch.tensor([[1, 11, 2, 21, 22, 23, 2, 0], [1, 31, 32, 33, 34, 2, 41, 2], [1, 51, 52, 2, 0, 0, 0, 0]])
+    types = torch.tensor([[0] * 3 + [1] * 4 + [0], [0] * 6 + [1, 1], [0] * 8])
+    mask = (ids > 0).long()
+    copied = copy_sentences(ids, mask, types, share=1.0, pad=0)
+    assert copied["input_ids"].tolist() == [[1, 11, 2, 11, 2, 0, 0, 0], ids[1].tolist(), ids[2].tolist()]
+    assert copied["attention_mask"].tolist() == [[1] * 5 + [0] * 3, [1] * 8, [1] * 4 + [0] * 4]
+    assert copied["token_type_ids"].tolist() == [[0] * 3 + [1, 1] + [0] * 3, types[1].tolist(), [0] * 8]
+    longer = copy_sentences(*(torch.cat([x, 0 * x], 1) for x in (ids, mask, types)), share=1.0, pad=0)
+    assert longer["input_ids"][1].tolist() == [1, 31, 32, 33, 34, 2, 31, 32, 33, 34, 2, 0, 0, 0, 0, 0]
+    torch.manual_seed(0)
+    many = copy_sentences(*(x[:1].repeat(1000, 1) for x in (ids, mask, types)), share=0.3, pad=0)
+    assert 250 < (many["input_ids"][:, 3] == 11).sum() < 350
+
+
+def test_a_copys_length_is_its_own() -> None:
+    """What weighs a process' losses goes by the tokens that are there after copying."""
+    ids = torch.tensor([[1, 11, 2, 21, 22, 23, 2], [1, 31, 32, 2, 41, 2, 0]])
+    batch = {"input_ids": ids, "attention_mask": (ids > 0).long(), "share": torch.zeros(4, dtype=torch.float64)}
+    batch["token_type_ids"] = torch.tensor([[0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1, 0]])
+    how = {"replace_words": 0.0, "replace_by": "batch", "join_sentences": 0.0, "max_length": 7, "pad": 0}
+    changed = Augment(**how, copy_sentences=1.0, kinds=torch.full((60,), FIXED))(batch)
+    assert changed["attention_mask"].sum(1).tolist() == [5, 7]
+    assert changed["share"].tolist() == [1, 1, 1, 6]  # of one process; six tokens a sentence

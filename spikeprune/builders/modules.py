@@ -11,6 +11,7 @@ import lightning as L
 from spikeprune import ranks
 from spikeprune.builders.arithmetic import cuda_graphs, kernels
 from spikeprune.builders.networks import student_shape
+from spikeprune.checks.names import CHANGES
 from spikeprune.data.augment import Augment, token_kinds
 from spikeprune.data.corpus import CorpusData
 from spikeprune.models.student import Student
@@ -47,7 +48,7 @@ def student_module(parts: Parts, name: str, learning: Student, frozen: Teacher) 
 
 def augment(parts: Parts) -> Augment | None:
     how = parts.config.distill
-    shares = {name: getattr(how, name) for name in ("replace_words", "join_sentences", "swap_sentences")}
+    shares = {name: getattr(how, name) for name in CHANGES}
     if not any(shares.values()):
         return None
     tokens = {"pad": parts.tokenizer.pad_token_id, "kinds": token_kinds(parts.tokenizer)}

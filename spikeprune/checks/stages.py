@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from spikeprune.checks.names import CALLBACKS
+from spikeprune.checks.names import CALLBACKS, CHANGES
 from spikeprune.errors import Problem, nearest
 from spikeprune.plan import active, stage_rows
 from spikeprune.schema import Config, Distill, Losses, Stage
@@ -45,10 +45,17 @@ def sentences(config: Config) -> Iterator[Problem]:
     share, keys = config.distill.join_sentences, ("distill.join_sentences", "task")
     if share and config.task in TASKS and TASKS[config.task].pair:
         yield keys, f"{keys[0]} = {share}: {config.task} is about pairs of sentences, which cannot go on; set it to 0"
-    share, keys = config.distill.swap_sentences, ("distill.swap_sentences", "task")
-    if share and config.task in TASKS and not TASKS[config.task].pair:
-        text = f"{config.task} is about single sentences, with none to change places; set it to 0"
-        yield keys, f"{keys[0]} = {share}: {text}"
+    for change in ("swap_sentences", "copy_sentences"):
+        share, keys = getattr(config.distill, change), (f"distill.{change}", "task")
+        if share and config.task in TASKS and not TASKS[config.task].pair:
+            yield keys, f"{keys[0]} = {share}: {config.task} is about single sentences, not pairs; set it to 0"
+    if config.distill.copy_sentences and not config.distill.replace_words:
+        keys = ("distill.copy_sentences", "distill.replace_words")
+        text = f"a sentence and its copy say nothing while {keys[1]} = 0; give that a share"
+        yield keys, f"{keys[0]} = {config.distill.copy_sentences}: {text}"
+    if config.distill.copy_sentences and config.distill.replace_by == "neighbours":
+        text = "neighbours replace the words of a sentence and of its copy alike; set distill.replace_by=batch"
+        yield ("distill.copy_sentences", "distill.replace_by"), f"distill.copy_sentences: {text}"
     share, keys = config.distill.replace_words, ("distill.replace_by", "distill.replace_words")
     if config.distill.replace_by != Distill().replace_by and not share:
         text = f"replaces nothing while {keys[1]} = 0; give that a share"
@@ -72,7 +79,7 @@ def _losses(name: str, losses: Losses, distill: Distill) -> Iterator[Problem]:
     for term in absent:
         if terms[term] > 0:
             yield (f"{key}.{term}",), f"{key}.{term} = {terms[term]}: does not apply to the stage {name}; {reason}"
-    for change in ("replace_words", "join_sentences", "swap_sentences"):
+    for change in CHANGES:
         if name != "teacher" and getattr(distill, change) > 0 and losses.hard > 0:
             text = f"the true label is not that of a sentence changed by distill.{change}; set one of the two to 0"
             yield (f"{key}.hard", f"distill.{change}"), f"{key}.hard = {losses.hard}: {text}"

@@ -22,8 +22,9 @@ NEIGHBOURS = 15  # of a word, as many as TinyBERT's augmentation chooses from
 
 
 class Augment(nn.Module):
-    """Batches with words replaced, by the share `replace_words`, the share `swap_sentences` of pairs turned round, and
-    the share `join_sentences` of batches with sentences joined (see the functions). `replace_by`: `batch`, words of the
+    """Batches with words replaced, by the share `replace_words`, after the share `swap_sentences` of pairs was turned
+    round, in the share `copy_sentences` of them the second sentence became the first, and the share `join_sentences` of
+    batches had sentences joined (see the functions). `replace_by`: `batch`, words of the
     batch's other sentences, or `neighbours`, words that mean nearly the same; these need `prepare`. `kinds long[V]` of
     the vocabulary's tokens; nothing is left in a checkpoint."""
 
@@ -34,13 +35,15 @@ class Augment(nn.Module):
         replace_by: str,
         join_sentences: float,
         swap_sentences: float = 0.0,
+        copy_sentences: float = 0.0,
         max_length: int,
         pad: int,
         kinds: Tensor,
     ):
         super().__init__()
         self.replace_words, self.replace_by, self.join_sentences = replace_words, replace_by, join_sentences
-        self.swap_sentences, self.max_length, self.pad = swap_sentences, max_length, pad
+        self.swap_sentences, self.copy_sentences = swap_sentences, copy_sentences
+        self.max_length, self.pad = max_length, pad
         self.register_buffer("kinds", kinds, persistent=False)
         self.register_buffer("neighbours", torch.empty(0, 0, dtype=torch.long), persistent=False)
 
@@ -53,6 +56,9 @@ class Augment(nn.Module):
         batch = self.joined(batch) if self.join_sentences else dict(batch)
         if self.swap_sentences:
             batch |= swap_sentences(*(batch[name] for name in INPUTS), share=self.swap_sentences)
+        if self.copy_sentences:
+            batch |= copy_sentences(*(batch[name] for name in INPUTS), share=self.copy_sentences, pad=self.pad)
+            batch |= share_of(batch)
         if self.replace_words:
             ids, share = batch["input_ids"], self.replace_words
             free = (self.kinds[ids] != FIXED) & (batch["attention_mask"] > 0)
@@ -69,10 +75,15 @@ class Augment(nn.Module):
         if torch.rand(()) < self.join_sentences:
             ids, mask = join_sentences(ids, mask, width=min(2 * ids.shape[1], self.max_length), pad=self.pad)
             varied |= {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
-        if "share" in batch:  # also where only other processes have joined theirs
-            own = sums(mask.sum(1))
-            varied["share"] = shares(own, ranks.total(own), ranks.world())
-        return varied
+        return varied | share_of(varied)  # also where only other processes have joined theirs
+
+
+def share_of(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The `share` of a batch whose lengths have changed, where it has one; all processes ask together."""
+    if "share" not in batch:
+        return {}
+    own = sums(batch["attention_mask"].sum(1))
+    return {"share": shares(own, ranks.total(own), ranks.world())}
 
 
 def token_kinds(tokenizer: PreTrainedTokenizerBase) -> Tensor:
@@ -179,3 +190,25 @@ def swap_sentences(
     ids = input_ids.gather(1, torch.where(moves, turned, at))
     types = torch.where(moves, (at > second).to(token_type_ids.dtype), token_type_ids)
     return {"input_ids": ids, "token_type_ids": types}
+
+
+def copy_sentences(
+    input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, *, share: float, pad: int
+) -> dict[str, Tensor]:
+    """Ids, mask and types in which a random `share` of the pairs `[B, N]`, `[CLS] a [SEP] b [SEP]`, are `[CLS] a [SEP]
+    a [SEP]`; what has no second sentence or would not fit stays.
+
+    Where words are replaced afterwards, two sentences differ in a few of them: what makes a paraphrase, asked word by
+    word. Pairs of a data set mostly differ in how they are built too."""
+    length, second = attention_mask.sum(1, keepdim=True), token_type_ids.sum(1, keepdim=True)  # [B, 1], with its [SEP]
+    columns, first = input_ids.shape[1], length - second  # with [CLS] and [SEP]
+    at = torch.arange(columns, device=input_ids.device).expand_as(input_ids)
+    chosen = (torch.rand(len(input_ids), 1, device=input_ids.device) < share) & (second > 0)
+    chosen &= 2 * first - 1 <= columns
+    real = at < 2 * first - 1
+    copied = input_ids.gather(1, torch.where(at < first, at, at - first + 1).clamp(max=columns - 1))
+    return {
+        "input_ids": torch.where(chosen, torch.where(real, copied, pad), input_ids),
+        "attention_mask": torch.where(chosen, real.to(attention_mask.dtype), attention_mask),
+        "token_type_ids": torch.where(chosen, (real & (at >= first)).to(token_type_ids.dtype), token_type_ids),
+    }

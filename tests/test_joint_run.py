@@ -12,13 +12,10 @@ from children import leg
 from micro import BATCHES, GLUE, micro
 
 from spikeprune import cli, pipeline
-from spikeprune.callbacks.joint import JointPruning
 from spikeprune.config import load
-from spikeprune.cost import PRICES
 from spikeprune.errors import InputError
 from spikeprune.report.table import summary_table
 from spikeprune.rundir import RunDir
-from spikeprune.size import Shape
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SHARED = "[teacher,internal_kd,prediction_kd]"
@@ -82,22 +79,6 @@ def test_the_target_is_met_and_held(undisturbed) -> None:
     logged = [record for record in undisturbed.read_metrics() if "compress/budget" in record]
     values = [record["compress/budget"] for record in logged if record["stage"] == "joint"]
     assert len(values) == 3 and values[0] > values[-1] == pytest.approx(after["budget"]["reached"])
-
-
-def test_rates_go_a_share_of_the_way() -> None:
-    """From a cost of 1 to 0.2 in four decisions, the cubic of which leaves 0.5375 and 0.3: a way down of a tenth would
-    leave the rates a tenth of itself in logarithms. Once it is held they have it all."""
-    shape = Shape(layers=1, hidden=4, heads=2, ffn=8, classes=2)
-    how = {"candidates": ["heads"], "min_heads": 1, "min_ffn": 1, "block": 1, "stride": 0.2, "sentences": 8}
-    how |= {"split": "dev", "measured": 8, "batch_size": 8, "seed": 0, "prices": PRICES["fp32"]}
-    how |= {"shape": shape, "dense_shape": shape, "target": "energy", "share": 0.2, "relative_to": "dense"}
-    joint = JointPruning(**how, rates=0.25, begin=0, settle=3, end=5)
-    joint.start = 1.0
-    assert [joint.scheduled(epoch) for epoch in (0, 1, 2, 3, 5)] == pytest.approx([0.5375, 0.3, 0.2125, 0.2, 0.2])
-    joint.value = 0.5375
-    assert joint.way(0) == pytest.approx((0.3 / 0.5375) ** 0.25)
-    joint.value, joint.held = 0.25, True
-    assert joint.way(4) == pytest.approx(0.198 / 0.25)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--only", default=" ".join(ABLATIONS))
     parser.add_argument("--tag", default="")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    args = parser.parse_args(arguments)
+    args = parser.parse_intermixed_args(arguments)  # make's options stand among the keys
     try:
         return run(seeds_of(args.seeds), args.only.split(), args.overrides, tagged(args.tag))
     except InputError as error:

@@ -31,8 +31,8 @@ class JointPruning(EpochSchedule):
 
     - the losses, where they price additions and name no limit: at each epoch's start they get the limit that leads to
       what the student should cost, and as long as that is not enough a larger weight. Up to `settle` firing rates are
-      to bring it `rates` of the way to the schedule's next value, in logarithms. Pressed to the goal at once they would
-      bring it down alone, and a wide student that hardly fires knows less than a narrow one that does;
+      to bring it `rates` of the way to the schedule's next value, in logarithms. Pressed to the goal at once they
+      bring it down nearly alone, in an epoch or two, and what the student knew goes with them;
     - decisions, up to epoch `end`, after which the student only recovers: what is too dear leaves (from `settle` on,
       with such a limit, only what is too far above it), and where there is room again what is worth most comes back.
 

@@ -198,8 +198,8 @@ def copy_sentences(
     """Ids, mask and types in which a random `share` of the pairs `[B, N]`, `[CLS] a [SEP] b [SEP]`, are `[CLS] a [SEP]
     a [SEP]`; what has no second sentence or would not fit stays.
 
-    Where words are replaced afterwards, two sentences differ in a few of them: what makes a paraphrase, asked word by
-    word. Pairs of a data set mostly differ in how they are built too."""
+    Where words are replaced afterwards, two sentences are left that differ in a few of them: what makes a paraphrase,
+    asked word by word."""
     length, second = attention_mask.sum(1, keepdim=True), token_type_ids.sum(1, keepdim=True)  # [B, 1], with its [SEP]
     columns, first = input_ids.shape[1], length - second  # with [CLS] and [SEP]
     at = torch.arange(columns, device=input_ids.device).expand_as(input_ids)

@@ -47,7 +47,8 @@ def budget(student: Student, target: str = "energy", **options) -> Budget:
 
     torch.manual_seed(0)
     drawn = partial(drawn_loss, regression=False)
-    return Budget(student, data, taught, lambda _, outputs: drawn(outputs.logits), meter(target), **options)
+    distance = partial(soft_loss, temperature=1.0, regression=False)
+    return Budget(student, data, taught, lambda _, out: drawn(out.logits), distance, meter(target), **options)
 
 
 # -------------------------------------------------------------------------------------------------------------- choice
@@ -207,6 +208,19 @@ def test_a_state_is_measured_once(monkeypatch) -> None:
         assert len(states) == len(set(states)) > 1
     monkeypatch.undo()
     assert mine.value == mine.reading().value == mine.meter.value(mine.student)
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_what_moves_the_answers_is_not_free_though_the_loss_falls(coding) -> None:
+    """The same distances from the lesson with the sign turned: losses fall by what they rose by, estimates stay."""
+    student = make(0, coding=coding)
+    mine, other = budget(student), budget(student)
+    taught, mine.sample_loss = mine.sample_loss, lambda *args: -taught(*args)
+    found, wanted = ({(c.kind, c.layer): c.loss for c in b.candidates(1.0) if c.kind == "steps"} for b in (mine, other))
+    assert len(found) == len(student.steps) and max(found.values()) > 0
+    assert found == pytest.approx(wanted)
+    dearest = max(found, key=found.get)[1]
+    assert mine.loss_with([Candidate("steps", dearest, (dearest,), 0, 0)]) < mine.loss()
 
 
 def test_what_nothing_can_reach_ends_at_the_floors() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -15,7 +16,7 @@ from spikeprune.compress.budget import cubic
 from spikeprune.compress.joint import TOLERANCE, Budget
 from spikeprune.compress.meter import Meter
 from spikeprune.cost import Prices
-from spikeprune.distill import drawn_loss
+from spikeprune.distill import drawn_loss, soft_loss
 from spikeprune.errors import InputError
 from spikeprune.models.outputs import Outputs
 from spikeprune.size import Shape
@@ -195,6 +196,7 @@ class JointPruning(EpochSchedule):
             batches,
             sample_loss,
             lambda _, outputs: drawn_loss(outputs.logits.float(), regression=module.task.regression),
+            partial(soft_loss, temperature=module.losses.temperature, regression=module.task.regression),
             self.metered(trainer, module),
             **self.limits,
             most_steps=self.most_steps or (),

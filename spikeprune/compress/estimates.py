@@ -1,14 +1,17 @@
 """What each candidate of a joint budget would cost in loss and save in the budget's unit, estimated and measured.
 
-Losses are of one unit for all kinds, since all are anchored in measured differences on the same sentences:
+Losses are of one unit for all kinds, since all are measured on the same sentences, with the candidate gone: by how much
+the loss rises, or how far the answers move from those before where that is more. A few hundred sentences may well be
+answered better by a poorer student; what moves its answers was not idle.
 
-- one step of one layer: the loss with the step gone, less the loss now;
-- heads and neurons: of each layer the units that look cheapest (half the Fisher information, the second-order estimate
-  of Kwon et al. 2022, eq. 8, over the saving) leave together for one measurement, and that difference is shared out
-  among them by their Fisher information. The second-order estimate itself is the least it can be: a difference that
-  noise has made negative would give the whole group away. The Fisher information is that of answers drawn from the
-  student's own distribution: where it agrees with its teacher the distillation loss has no gradient, but a curvature.
-  What may come back is ranked by slope and curvature together: a pruned unit is nowhere near a minimum of its mask.
+- one step of one layer is measured by itself;
+- of each layer the heads or neurons that look cheapest (half the Fisher information, the second-order estimate of Kwon
+  et al. 2022, eq. 8, over the saving) leave together for one measurement, which is shared out among them by their
+  Fisher information. This is that of answers drawn from the student's own distribution: where it agrees with its
+  teacher the distillation loss has no gradient, but a curvature.
+
+What may come back is ranked by how much the loss falls, among units by slope and curvature together: a pruned unit is
+nowhere near a minimum of its mask.
 
 An estimate holds near the network that it was made on. A measurement holds as long as weights, sentences and lessons
 stay, so of each state of masks and steps cost and loss are measured once.
@@ -26,6 +29,7 @@ from torch import Tensor
 from spikeprune.compress.candidates import KINDS, Candidate
 from spikeprune.compress.meter import Meter, Reading
 from spikeprune.compress.stats import SampleLoss, Statistics, collect, loss_at
+from spikeprune.models.outputs import Outputs
 from spikeprune.models.student import Student
 
 
@@ -37,6 +41,7 @@ class Estimates:
     batches: Sequence[dict[str, Tensor]]
     sample_loss: SampleLoss
     drawn_loss: SampleLoss  # as `sample_loss`, of an answer drawn from the outputs: its squared gradient is curvature
+    distance: Callable[[Tensor, Tensor], Tensor]  # [S] of answers [S, C] from others, in the unit of `sample_loss`
     meter: Meter
     kinds: Sequence[str] = KINDS
     min_heads: int = 1
@@ -59,10 +64,22 @@ class Estimates:
         return reading
 
     def loss(self) -> float:
-        student = self.student
-        return self._once(
-            "loss", lambda: self.mean(loss_at(student, student.steps, self.batches, self.sample_loss)).item()
-        )
+        return self.observed()[0]
+
+    def observed(self) -> tuple[float, Tensor]:
+        """The loss, and the answers `[S, C]` that have it."""
+
+        def observe() -> tuple[float, Tensor]:
+            answers = []
+
+            def sample_loss(batch: dict[str, Tensor], outputs: Outputs) -> Tensor:
+                answers.append(outputs.logits.float())
+                return self.sample_loss(batch, outputs)
+
+            loss = self.mean(loss_at(self.student, self.student.steps, self.batches, sample_loss)).item()
+            return loss, torch.cat(answers)
+
+        return self._once("loss", observe)
 
     def _once(self, what: str, measure: Callable[[], Any]) -> Any:
         masks = (mask.bool().cpu().numpy().tobytes() for mask in (self.student.heads, self.student.ffn))
@@ -96,12 +113,21 @@ class Estimates:
         self.student.set_t_steps(steps)
 
     def loss_with(self, candidates: Iterable[Candidate], back: bool = False) -> float:
+        return self.observed_with(candidates, back)[0]
+
+    def observed_with(self, candidates: Iterable[Candidate], back: bool = False) -> tuple[float, Tensor]:
         before = self.state()
         self.apply(candidates, back)
         try:
-            return self.loss()
+            return self.observed()
         finally:
             self.restore(before)
+
+    def harm(self, candidates: Iterable[Candidate]) -> float:
+        """By how much the loss rises without them, or how far the answers move if that is more; never below zero."""
+        loss, answers = self.observed()
+        then, others = self.observed_with(candidates)
+        return max(then - loss, self.mean(self.distance(others, answers).mean()).item())
 
     def value_with(self, candidates: Iterable[Candidate], back: bool = False) -> float:
         before = self.state()
@@ -143,8 +169,7 @@ class Estimates:
             if not pool:
                 continue
             group, total = Candidate(kind, layer, tuple(pool), 0.0, 0.0), sum(sizes[unit] for unit in pool)
-            change = self.loss_with([group], back) - now
-            change = -change if back else max(change, total)
+            change = now - self.loss_with([group], back) if back else self.harm([group])
             if back and change <= 0:
                 continue
             width = self.block if kind == "ffn" else 1
@@ -173,9 +198,9 @@ class Estimates:
         for units in places:
             step = Candidate("steps", units[0], units, 0.0, 0.0)
             saving = abs(self.value_with([step], back) - reading.value)
-            change = self.loss_with([step], back) - now
-            if saving > 0 and not (back and change >= 0):
-                yield Candidate("steps", units[0], units, -change if back else max(change, 0.0), saving)
+            change = now - self.loss_with([step], back) if back else self.harm([step])
+            if saving > 0 and not (back and change <= 0):
+                yield Candidate("steps", units[0], units, change, saving)
 
     def lowest(self) -> float:
         """The measured cost with everything gone that may go, the student left as it is."""

@@ -10,7 +10,7 @@ import torch
 from spikeprune import ranks
 from spikeprune.models.student import Student
 
-DECIDED = ("heads", "ffn", "t_steps", "strength")  # buffers of a student
+DECIDED = ("heads", "ffn", "t_steps", "strength", "log_theta")  # what a decision changes in a student, by last name
 
 
 class EpochSchedule(L.Callback):
@@ -49,11 +49,12 @@ class EpochSchedule(L.Callback):
 
 @torch.no_grad()
 def adopt(student: Student, weights: bool = False) -> None:
-    """Every process takes over rank 0's masks, steps and strength, with `weights` all that it has, though all have
-    decided from the same statistics: the last bit of a GPU's sum may differ."""
+    """Every process takes over rank 0's masks, steps, thresholds and strength, with `weights` all that it has, though
+    all have decided from the same statistics: the last bit of a GPU's sum may differ."""
     if ranks.world() == 1:
         return
-    own = {name: tensor for name, tensor in student.state_dict().items() if weights or name in DECIDED}
+    state = student.state_dict()
+    own = {name: tensor for name, tensor in state.items() if weights or name.rpartition(".")[2] in DECIDED}
     decided = ranks.first(lambda: {name: tensor.cpu() for name, tensor in own.items()})
     for name, tensor in own.items():
         tensor.copy_(decided[name])

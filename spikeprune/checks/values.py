@@ -31,6 +31,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "student.pooling": ("mean", "cls"),
     "distill.replace_by": ("batch", "neighbours"),
     "compress.weights": names.WEIGHTS,
+    "compress.thresholds": ("stay", "follow"),
     "compress.spatial.search": ("rank", "kwon"),
     "compress.target": names.TARGETS,
     "compress.target_of": ("dense", "student"),

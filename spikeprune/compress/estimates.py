@@ -29,6 +29,7 @@ from torch import Tensor
 from spikeprune.compress.candidates import KINDS, Candidate
 from spikeprune.compress.meter import Meter, Reading
 from spikeprune.compress.stats import SampleLoss, Statistics, collect, loss_at
+from spikeprune.compress.trains import Trains
 from spikeprune.models.outputs import Outputs
 from spikeprune.models.student import Student
 
@@ -48,8 +49,12 @@ class Estimates:
     min_ffn: int = 8
     most_steps: Sequence[int] = ()  # what may come back goes up to this in each place; empty: what it has
     block: int = 16  # neurons that leave together
+    follow: bool = False  # whether thresholds do, where steps leave: see `Trains`
     mean: Callable[[Tensor], Tensor] = field(default=lambda x: x)  # over processes, so that all decide the same
     known: dict[tuple, Any] = field(default_factory=dict)  # (what, state) -> what was measured, of these weights
+
+    def __post_init__(self) -> None:
+        self.trains = Trains(self.student, follow=self.follow)
 
     # ------------------------------------------------------------------------------------------------ instruments
 
@@ -98,7 +103,7 @@ class Estimates:
     def restore(self, state: tuple[Tensor, Tensor, list[int]]) -> None:
         self.student.heads.copy_(state[0])
         self.student.ffn.copy_(state[1])
-        self.student.set_t_steps(state[2])
+        self.trains.set(state[2])
 
     @torch.no_grad()
     def apply(self, candidates: Iterable[Candidate], back: bool = False) -> None:
@@ -110,7 +115,7 @@ class Estimates:
                     steps[place] += 1 if back else -1
             else:
                 self.mask(c.kind)[c.layer, list(c.units)] = float(back)
-        self.student.set_t_steps(steps)
+        self.trains.set(steps)
 
     def loss_with(self, candidates: Iterable[Candidate], back: bool = False) -> float:
         return self.observed_with(candidates, back)[0]
@@ -214,7 +219,7 @@ class Estimates:
         try:
             self.apply(gone)
             if "steps" in self.kinds:
-                self.student.set_t_steps(1)
+                self.trains.set([1] * len(before[2]))
             return self.value
         finally:
             self.restore(before)

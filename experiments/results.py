@@ -167,13 +167,14 @@ def mean_cells(found: list[dict]) -> list[str]:
     first, seeds = found[0], f"mean of {len(found)} seeds"
     size = f"{mean(map(byte_saving, found)):.1f}"
     known = [first["task"], f"{source(first)}, {seeds}", metric_of(first), *score, saving, size]
-    return [*known, *[""] * (len(COLUMNS) - len(known) - 2), first["hardware"], f"`{first['commit']}`"]
+    commits = ", ".join(dict.fromkeys(f"`{summary['commit']}`" for summary in found))
+    return [*known, *[""] * (len(COLUMNS) - len(known) - 2), first["hardware"], commits]
 
 
 def table(found: list[dict]) -> str:
-    """A row for each run, and behind several seeds by the same code on the same hardware one for all of them."""
+    """A row for each run, and behind several seeds on the same hardware one for all, which names every commit."""
     lines = [COLUMNS, ["---"] * len(COLUMNS)]
-    for _, group in groupby(found, lambda s: (s["task"], source(s), s["commit"], s["hardware"])):
+    for _, group in groupby(found, lambda s: (s["task"], source(s), s["hardware"])):
         same = list(group)
         lines += [*map(cells, same), *([mean_cells(same)] if len(same) > 1 else [])]
     return "\n".join("| " + " | ".join(row) + " |" for row in lines)

@@ -54,16 +54,17 @@ def test_a_folder_without_runs_is_refused(results, tmp_path, capsys) -> None:
     assert ended.value.code == 2 and "no finished run" in capsys.readouterr().err
 
 
-def test_seeds_of_one_commit_have_a_mean(results) -> None:
-    """Scores of 80 and 84: 82, deviation √8; a run of another commit stands by itself."""
+def test_seeds_on_one_hardware_have_a_mean_that_names_every_commit(results) -> None:
+    """Scores of 80 and 84: 82, deviation √8; a run on other hardware stands by itself."""
     plain = results.summaries()[0]
     runs = []
-    for seed, score, commit in ((0, 0.8, "a"), (1, 0.84, "a"), (2, 0.5, "b")):
-        own = json.loads(json.dumps(plain)) | {"seed": seed, "commit": commit}
+    for seed, score, commit, hardware in ((0, 0.8, "a", "x"), (1, 0.84, "b", "x"), (2, 0.5, "b", "y")):
+        own = json.loads(json.dumps(plain)) | {"seed": seed, "commit": commit, "hardware": hardware}
         own["stages"][own["final"]]["metrics"][results.metric_of(own)] = score
         runs.append(own)
     lines = results.table(runs).splitlines()[2:]
     assert len(lines) == 4 and "mean of 2 seeds" in lines[2] and "| 82.0 ± 2.8 |" in lines[2]
+    assert lines[2].endswith("| x | `a`, `b` |")
 
 
 def test_a_score_is_the_one_that_the_task_is_ranked_by(results) -> None:

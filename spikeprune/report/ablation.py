@@ -20,7 +20,7 @@ COSTS = ("ac", "mac", "energy_pj", "latency_steps", "bytes")
 TEACHER, STUDENT = "dense teacher", "spiking student"
 FAITHFUL = {
     "KL": "Agreement: % of the dev split answered as the teacher does; KL: mean of KL(teacher ‖ student), nats.",
-    "squared difference": "Squared difference: mean of the student's answers and the teacher's.",
+    "squared difference": "Squared difference: mean, between the student's answers and the teacher's.",
 }
 
 

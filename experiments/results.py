@@ -75,7 +75,7 @@ def tag_of(name: str, rest: str) -> str:
 def table_part(summary: dict) -> dict:
     def part(row: dict) -> dict:
         cost = {key: row["cost"][key] for key in TABLE_READS if key in row["cost"]}
-        return {key: row[key] for key in ("metrics", "main", "budget") if key in row} | {"cost": cost}
+        return {key: row[key] for key in ("metrics", "main", "fidelity", "budget") if key in row} | {"cost": cost}
 
     named = {summary["final"], summary["uncompressed"]} - {None}
     stages = {name: part(row) for name, row in summary["stages"].items() if name in named}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -23,6 +23,7 @@ from spikeprune.parts import Parts
 from spikeprune.size import matrix_bytes
 
 FLOAT32 = "embeddings, pooler, classifier, biases, layer norms, thresholds"  # what no quantizer touches
+FIDELITY = ("agreement", "divergence")
 Measured = dict[str, Any]  # {"metrics", "main", "cost", …}
 
 
@@ -54,6 +55,7 @@ def _measure_student(parts: Parts, module: StudentModule) -> Measured:
     early = {"dynamic": measure_dynamic(parts, student)} if parts.config.time.dynamic else {}
     return {
         **quality(parts, results),
+        "fidelity": fidelity(results),
         **early,
         "cost": counter.cost,
         "t_steps": student.steps,
@@ -95,9 +97,18 @@ def encoder_weights(parts: Parts, student: Student) -> dict[str, Any]:
 
 def quality(parts: Parts, results: list[dict[str, float]]) -> dict[str, Any]:
     """Lightning's results, one dict a loader -> the task's metrics (further dev splits as `<split>/<metric>`)."""
-    merged = {key.removeprefix("val/"): value for result in results for key, value in result.items()}
-    metrics = {key: value for key, value in merged.items() if key.rpartition("/")[2] in parts.task.metrics}
+    metrics = validated(results, parts.task.metrics)
     return {"metrics": metrics, "main": main_metric(parts.task, metrics)}
+
+
+def fidelity(results: list[dict[str, float]]) -> dict[str, float]:
+    """How near the student's answers are to the teacher's (see `metrics.Fidelity`), named as the metrics are."""
+    return validated(results, FIDELITY)
+
+
+def validated(results: list[dict[str, float]], names: Sequence[str]) -> dict[str, float]:
+    merged = {key.removeprefix("val/"): value for result in results for key, value in result.items()}
+    return {key: value for key, value in merged.items() if key.rpartition("/")[2] in names}
 
 
 def check_teacher(parts: Parts, measured: Measured) -> None:

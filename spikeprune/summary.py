@@ -26,8 +26,8 @@ def summarize_run(parts: Parts, directory: RunDir) -> dict[str, Any]:
     wanted = ("metrics", "main", "cost", "t_steps", "heads", "ffn", "encoder_weights", "steps", "seconds")
     rows = {name: {key: directory.record(name)[key] for key in wanted} for name in stages}
     for name, row in rows.items():
-        if "budget" in (found := directory.record(name)):
-            row["budget"] = found["budget"]
+        found = directory.record(name)  # without fidelity where an older run has left it
+        row |= {key: found[key] for key in ("fidelity", "budget") if key in found}
     teacher = directory.record("teacher")
     dense_pj = teacher["cost"]["energy_pj"]
     for row in rows.values():

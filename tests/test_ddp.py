@@ -6,6 +6,7 @@ import json
 import signal
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 from micro import BATCHES, STAGES, micro, write_sst2
@@ -126,6 +127,27 @@ def test_the_mean_gradient_of_the_parts_is_that_of_the_batch(losses, world) -> N
     for a, b in zip(added, whole, strict=True):
         torch.testing.assert_close(a / world, b, rtol=1e-4, atol=1e-8)  # the logits' losses are in float32
     assert set(MEAN_OVER) == {next(iter(term)) for term in TERMS}
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["its own teacher", "another teacher"])
+def test_validation_asks_the_teacher_once_a_batch(own) -> None:
+    module, asked = small_module({"soft": 1.0}), []
+    teach = module.answer if own else module.lesson
+    module.lesson = lambda batch: asked.append(batch) or teach(batch)
+    generator = torch.Generator().manual_seed(2)
+    batches, apart, same = [], 0.0, 0
+    for size in (4, 4, 1):
+        ids = torch.randint(1, 30, (size, 5), generator=generator)
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+        batches.append(batch | {"labels": ids[:, 0] % 2})
+        p, q = (answer(batch).logits.detach().softmax(-1) for answer in (teach, module.answer))
+        apart += (p * (p / q).log()).sum().item()
+        same += (p.argmax(-1) == q.argmax(-1)).sum().item()
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    found = trainer.validate(module, torch.utils.data.DataLoader(batches, batch_size=None), verbose=False)[0]
+    assert len(asked) == 3
+    assert found["val/agreement"] == pytest.approx(same / 9) and (same == 9) >= own
+    assert found["val/divergence"] == pytest.approx(apart / 9, rel=1e-5, abs=1e-12) and (apart > 1e-6) != own
 
 
 # ------------------------------------------------------------------------------------------------- killed and resumed

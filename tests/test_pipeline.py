@@ -73,10 +73,13 @@ def test_the_summary_says_what_it_costs(finished) -> None:
     summary = json.loads(run.summary.read_text())
     teacher, rows = summary["teacher"], summary["stages"]
     assert set(teacher["cost"]) == COST and teacher["cost"]["ac"] == 0 and teacher["cost"]["norm_ops"] == 1
+    assert "fidelity" not in teacher
     assert 0.5 < teacher["metrics"]["accuracy"] == teacher["main"] <= 1
     for row in rows.values():
         assert COST | LATENCY | {"rate", "sparsity", "rates"} == set(row["cost"])
         assert 0 <= row["metrics"]["accuracy"] == row["main"] <= 1
+        assert set(row["fidelity"]) == {"agreement", "divergence"}
+        assert 0 < row["fidelity"]["agreement"] <= 1 and row["fidelity"]["divergence"] > 0
         assert row["energy_saving"] == pytest.approx(teacher["cost"]["energy_pj"] / row["cost"]["energy_pj"])
         assert row["cost"]["latency_steps"] == sum(row["t_steps"]) and 0 < row["cost"]["rate"] < 1
         assert row["cost"]["rate"] + row["cost"]["sparsity"] == pytest.approx(1)
@@ -145,6 +148,8 @@ def check_last_lines(run: RunDir) -> None:
         last = [r for r in run.read_metrics() if r["stage"] == name and "val/accuracy" in r][-1]
         record = run.record(name)
         assert last["val/accuracy"] == pytest.approx(record["metrics"]["accuracy"])
+        fidelity = {key: last[f"val/{key}"] for key in ("agreement", "divergence")}
+        assert fidelity == pytest.approx(record["fidelity"], rel=1e-3)
     for name in STAGES[1:]:
         last = [r for r in run.read_metrics() if r["stage"] == name and "cost/ac" in r][-1]
         assert last["cost/ac"] == pytest.approx(run.record(name)["cost"]["ac"], rel=1e-6)
@@ -156,6 +161,7 @@ def test_evaluate_measures_the_same_again(finished, stage) -> None:
     again, record = evaluation.evaluate(run.path, stage=stage), run.record(stage)
     for key in ("metrics", "main", "cost", "data", *(("t_steps", "heads", "ffn") if stage != "teacher" else ())):
         assert again[key] == record[key], key
+    assert again.get("fidelity") == record.get("fidelity")
     assert again["stage"] == stage
 
 
@@ -245,6 +251,9 @@ def test_generated_data_are_never_called_glue(tmp_path, monkeypatch) -> None:
     for row in (summary["teacher"], *summary["stages"].values()):
         assert set(row["metrics"]) == {"accuracy", "validation_mismatched/accuracy"}
         assert row["main"] == row["metrics"]["accuracy"]
+    splits = ("", "validation_mismatched/")
+    for row in summary["stages"].values():
+        assert set(row["fidelity"]) == {split + name for split in splits for name in ("agreement", "divergence")}
     # the same work in layer norms, softmax and gelu, but for the teacher's pooler
     costs = [row["cost"]["elementwise"] for row in (summary["teacher"], summary["stages"]["internal_kd"])]
     assert costs[0] - costs[1] == pytest.approx(24)

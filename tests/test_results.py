@@ -39,6 +39,14 @@ def test_an_ablation_is_kept_and_told_in_its_order(results, tmp_path) -> None:
     rows = [line.split("|")[1].strip() for line in told.splitlines() if line.startswith("| ")][2:]
     assert rows == ["dense teacher", "spiking student", "none", "spatial"]
     assert "cheapest first: spatial." in told and plain["commit"] in told and plain["hardware"] in told
+    assert "| agreement | KL |" not in told  # of runs that did not measure it
+    spatial = tmp_path / "runs" / "s1" / "spatial" / "summary.json"
+    newer = json.loads(spatial.read_text())
+    newer["stages"][newer["final"]]["fidelity"] = {"agreement": 0.9, "divergence": 0.25}
+    spatial.write_text(json.dumps(newer))
+    results.keep_ablation(tmp_path / "runs")
+    row = next(line for line in results.ablation_tables().splitlines() if line.startswith("| spatial |"))
+    assert "| 90.0 | 0.250 |" in row
     tagged = f"{plain['task']}-{plain['preset']}-at-0.07"
     (tmp_path / "runs").rename(tmp_path / tagged)
     results.keep_ablation(tmp_path / tagged)

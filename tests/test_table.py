@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from spikeprune.report.table import energy_unit, si, summary_table
+from spikeprune.report.table import energy_unit, evaluation_lines, si, summary_table
 
 
 def cost(energy, **more):
@@ -83,6 +83,23 @@ def test_quantized_weights_are_named_and_what_stays_float_too():
     table = summary_table(summary)
     assert "  weights  ternary, packed in 2 bits: the encoder's matrices take 104k bytes\n" in table
     assert f"           float32: {parts}\n" in table and max(map(len, table.splitlines())) <= 112
+
+
+def test_how_near_the_teacher_is_told_where_it_is_known():
+    summary = make_summary()
+    assert "teacher" not in summary_table(summary).partition("÷ 20.0)")[2].partition("t_steps")[0]
+    summary["stages"]["temporal"]["fidelity"] = {"agreement": 0.9454, "divergence": 0.1234, "mm/agreement": 0.5}
+    assert "(÷ 20.0)\nsame answer as the teacher: 94.5 % (KL 0.123)\n  t_steps" in summary_table(summary)
+    summary["stages"]["temporal"]["fidelity"] = {"divergence": 0.5}
+    assert "\nmean squared difference to the teacher: 0.500\n" in summary_table(summary)
+
+
+def test_evaluation_lines_tell_it_too():
+    measured = {"main": 0.9, "metrics": {"accuracy": 0.9}, "cost": {"ac": 5}, "stage": "finetune", "compacted": False}
+    measured |= {"task": "sst2", "run": "r", "data": {"source": "dir"}}
+    plain = evaluation_lines(measured).splitlines()
+    told = evaluation_lines(measured | {"fidelity": {"agreement": 0.9454, "divergence": 0.1234}}).splitlines()
+    assert [line.split() for line in told if line not in plain] == [["agreement", "94.5"], ["divergence", "0.123"]]
 
 
 def test_embedded_scores_are_never_called_glue():

@@ -142,6 +142,33 @@ def test_the_table_by_hand() -> None:
     assert float(flat[-1]["energy_saving"]) == pytest.approx(4600 / 316) and flat[0]["latency_steps"] == ""
 
 
+def test_the_table_tells_who_is_near_the_teacher() -> None:
+    """Of the first dev split; where an older result of another ablation does not know it, and of the teacher, `-`."""
+    found = {("joint", 0): summary(0, 0.8, 100.0), ("joint", 1): summary(1, 0.84, 300.0), ("old", 0): summary(0, 1, 1)}
+    assert "agreement" not in to_markdown(found, {}) and "agreement" not in to_csv(rows(found))
+    for seed, agreement, divergence in ((0, 0.9, 0.1), (1, 0.94, 0.3)):
+        mine = {"agreement": agreement, "divergence": divergence, "mm/agreement": 0.5, "mm/divergence": 2.0}
+        found["joint", seed]["stages"]["finetune"]["fidelity"] = mine
+    table = to_markdown(found, {})
+    lines = {line.split("|")[1].strip(): line for line in table.splitlines() if line.startswith("| ")}
+    assert lines[""].startswith("|  | accuracy | agreement | KL | AC |")
+    assert lines["joint"].startswith("| joint | 82.0 ± 2.8 | 92.0 ± 2.8 | 0.200 ± 0.141 | 200 ± 141 |")
+    for name in ("dense teacher", "spiking student", "old"):
+        assert lines[name].split("|")[3:5] == [" - ", " - "]
+    assert len({line.count("|") for line in lines.values()}) == 1 and ", nats." in table
+    flat = {(row["ablation"], row["seed"]): row for row in csv.DictReader(io.StringIO(to_csv(rows(found))))}
+    assert (flat["joint", "1"]["agreement"], flat["joint", "1"]["divergence"]) == ("0.94", "0.3")
+    assert flat["old", "0"]["agreement"] == flat["dense teacher", "0"]["divergence"] == ""
+
+
+def test_a_regression_has_no_agreement_in_the_table() -> None:
+    found = {("joint", 0): summary(0, 0.8, 100.0)}
+    found["joint", 0]["stages"]["finetune"]["fidelity"] = {"divergence": 0.25}
+    table = to_markdown(found, {})
+    assert "| accuracy | agreement | squared difference | AC |" in table and "| joint | 80.0 | - | 0.250 |" in table
+    assert "KL" not in table and "answers and the teacher's." in table
+
+
 def test_a_single_seed_has_no_spread() -> None:
     assert spread([0.5], str) == "0.5"
 

@@ -12,7 +12,7 @@ import sklearn.metrics
 import torch
 
 from spikeprune.errors import InputError
-from spikeprune.metrics import main_metric, task_metrics
+from spikeprune.metrics import Fidelity, main_metric, task_metrics
 from spikeprune.tasks import TASKS, get_task
 
 REFERENCE = {
@@ -86,3 +86,37 @@ def test_metrics_agree_with_scikit_learn(name):
 def test_main_metric_wants_every_part():
     with pytest.raises(KeyError):
         main_metric(get_task("mrpc"), {"accuracy": 0.5})
+
+
+# ------------------------------------------------------------------------------------------ a student and its teacher
+
+
+def test_fidelity_by_hand() -> None:
+    """Teacher 3/4 against 1/4, student 1/2 each way and then the other way round, in batches of two and one."""
+    three, even, turned = torch.tensor([3.0, 1.0]).log(), torch.zeros(2), torch.tensor([1.0, 3.0]).log()
+    student, teacher = torch.stack([even, three, turned]), torch.stack([three] * 3)
+    fidelity = Fidelity(regression=False)
+    for rows in ([0, 1], [2]):
+        fidelity.update(student[rows], teacher[rows])
+    found = fidelity.compute()
+    apart = [np.log(2) + 0.75 * np.log(0.75) + 0.25 * np.log(0.25), 0.0, 0.5 * np.log(3)]
+    assert float(found["agreement"]) == pytest.approx(2 / 3)  # of equal logits the first counts as the larger
+    assert float(found["divergence"]) == pytest.approx(sum(apart) / 3, rel=1e-6)
+    fidelity.reset()
+    fidelity.update(teacher, teacher)
+    assert {name: float(value) for name, value in fidelity.compute().items()} == {"agreement": 1.0, "divergence": 0.0}
+
+
+def test_fidelity_of_a_regression_is_the_squared_difference() -> None:
+    fidelity = Fidelity(regression=True)
+    for student, teacher in (([[1.0], [2.0]], [[1.5], [2.0]]), ([[0.0]], [[2.0]])):
+        fidelity.update(torch.tensor(student), torch.tensor(teacher))
+    assert {name: float(value) for name, value in fidelity.compute().items()} == pytest.approx({"divergence": 4.25 / 3})
+
+
+def test_fidelity_of_half_precision_is_that_of_its_numbers() -> None:
+    fidelity = Fidelity(regression=False)
+    fidelity.update(torch.tensor([[4.0, -4.0]]).bfloat16(), torch.tensor([[4.0, -4.03125]]).bfloat16())
+    p, q = (1 / (1 + np.exp(-gap)) for gap in (8.03125, 8.0))
+    wanted = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))  # about 1.6e-7
+    assert float(fidelity.compute()["divergence"]) == pytest.approx(wanted, rel=1e-6)

@@ -115,6 +115,8 @@ def check_measurements(one: RunDir, two: RunDir) -> None:
         found, wanted = two.record(name), one.record(name)
         for key in ("metrics", "main", "steps", *(("t_steps", "heads", "ffn") if name != "teacher" else ())):
             assert found[key] == wanted[key], (name, key)
+        assert found.get("fidelity", {}) == pytest.approx(wanted.get("fidelity", {}), rel=1e-6, abs=1e-12)
+        assert ("fidelity" in found) == (name != "teacher")
         rates = found["cost"].pop("rates", {}), wanted["cost"].pop("rates", {})
         assert rates[0] == pytest.approx(rates[1], rel=1e-12)
         assert found["cost"] == pytest.approx(wanted["cost"], rel=1e-12)

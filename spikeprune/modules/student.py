@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from spikeprune.data.augment import Augment
 from spikeprune.graphs import GraphedAnswers
+from spikeprune.metrics import Fidelity
 from spikeprune.models.answer import CHUNK, answer, replayable, state
 from spikeprune.models.outputs import INPUTS, Outputs
 from spikeprune.models.student import Student
@@ -20,7 +21,8 @@ from spikeprune.size import Shape
 
 class StudentModule(TaskModule):
     """Trains the student against the frozen teacher. Validation answers as `models.answer` says: the simulation, or its
-    closed form where there is one and `stepwise` does not ask for the steps."""
+    closed form where there is one and `stepwise` does not ask for the steps; how near that is to the teacher's
+    answers is logged beside the quality (see `metrics.Fidelity`)."""
 
     def __init__(
         self,
@@ -45,6 +47,7 @@ class StudentModule(TaskModule):
         self.augment = augment
         self.losses, self.forward_mode = losses, forward_mode
         self.objective = Objective(losses, layer_map=layer_map, shape=shape, regression=self.task.regression)
+        self.fidelity = nn.ModuleList(Fidelity(regression=self.task.regression) for _ in self.dev_splits)
         self.solved: dict[str, float] = {}  # of the last step's fixed points, where there is feedback
 
     def answer(self, batch: Mapping[str, Tensor]) -> Outputs:
@@ -80,6 +83,17 @@ class StudentModule(TaskModule):
         """On the device, where it is quick: what changed sentences are made of."""
         if self.augment is not None:
             self.augment.prepare(self.teacher.bert.get_input_embeddings().weight)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Outputs:
+        outputs = super().validation_step(batch, batch_idx, dataloader_idx)
+        self.fidelity[dataloader_idx].update(outputs.logits, self.lesson(batch).logits)
+        return outputs
+
+    def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()
+        for i, fidelity in enumerate(self.fidelity):
+            self.log_quality(i, fidelity.compute())
+            fidelity.reset()
 
     def varied(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The batch with its sentences changed, where the configuration asks for it."""

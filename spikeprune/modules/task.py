@@ -85,10 +85,14 @@ class TaskModule(L.LightningModule):
         return outputs
 
     def on_validation_epoch_end(self) -> None:
-        for i, (split, metrics) in enumerate(zip(self.dev_splits, self.dev_metrics, strict=True)):
+        for i, metrics in enumerate(self.dev_metrics):
             results = metrics.compute()
             metrics.reset()
-            prefix = "val" if i == 0 else f"val/{split}"
-            self.log_dict({f"{prefix}/{name}": value for name, value in results.items()}, rank_zero_only=True)
+            self.log_quality(i, results)
             if i == 0:
                 self.log("val/main", main_metric(self.task, results), prog_bar=True, rank_zero_only=True)
+
+    def log_quality(self, i: int, results: Mapping[str, Tensor]) -> None:
+        """What was found on the `i`-th dev split."""
+        prefix = "val" if i == 0 else f"val/{self.dev_splits[i]}"
+        self.log_dict({f"{prefix}/{name}": value for name, value in results.items()}, rank_zero_only=True)

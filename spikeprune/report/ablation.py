@@ -1,7 +1,7 @@
 """The ablation's table and CSV: what each way of compressing leaves, over seeds, from plain summaries.
 
 Of a `summary.json` this reads `main_metric`, `teacher.{metrics,main,cost}`, `uncompressed`, `final` and of those stages
-`{metrics,main,cost,budget}`.
+`{metrics,main,cost,budget,fidelity}`, the last two where there are any.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from spikeprune.report.results import front
@@ -18,6 +18,10 @@ from spikeprune.report.table import banner, digits, energy_unit, si
 Summary = Mapping[str, Any]
 COSTS = ("ac", "mac", "energy_pj", "latency_steps", "bytes")
 TEACHER, STUDENT = "dense teacher", "spiking student"
+FAITHFUL = {
+    "KL": "Agreement: % of the dev split answered as the teacher does; KL: mean of KL(teacher ‖ student), nats.",
+    "squared difference": "Squared difference: mean, between the student's answers and the teacher's.",
+}
 
 
 def rows(found: Mapping[tuple[str, int], Summary]) -> list[dict[str, Any]]:
@@ -36,7 +40,7 @@ def rows(found: Mapping[tuple[str, int], Summary]) -> list[dict[str, Any]]:
 
 def _row(name: str, seed: int, part: Summary, summary: Summary) -> dict[str, Any]:
     cost, dense = part["cost"], summary["teacher"]["cost"]
-    row = {"ablation": name, "seed": seed, **part["metrics"], "score": part["main"]}
+    row = {"ablation": name, "seed": seed, **part["metrics"], "score": part["main"], **part.get("fidelity", {})}
     row |= {key: cost[key] for key in COSTS if key in cost}
     row["energy_saving"] = dense["energy_pj"] / cost["energy_pj"]
     return row
@@ -61,15 +65,17 @@ def to_markdown(found: Mapping[tuple[str, int], Summary], failed: Mapping[tuple[
         by_name.setdefault(row["ablation"], []).append(row)
     metrics = list(example["teacher"]["metrics"])
     unit, size = energy_unit([row["energy_pj"] for row in flat])
-    head = ["", *metrics, "AC", "MAC", f"energy [{unit}]", "× less", "latency [steps]", "bytes", "seeds"]
+    faithful = fidelity_columns(flat)
+    head = ["", *metrics, *faithful, "AC", "MAC", f"energy [{unit}]", "× less", "latency [steps]", "bytes", "seeds"]
     lines = [head, ["---"] * len(head)]
     for name, group in by_name.items():
         line = [name, *(spread([100 * row[m] for row in group], lambda x: f"{x:.1f}") for m in metrics)]
+        line += [known([row[key] for row in group if key in row], form) for key, form in faithful.values()]
         line += [spread([row[key] for row in group], si) for key in ("ac", "mac")]
         line.append(spread([row["energy_pj"] / size for row in group], digits))
         line.append(spread([row["energy_saving"] for row in group], digits))
         steps = [row["latency_steps"] for row in group if "latency_steps" in row]
-        line += [spread(steps, digits) if steps else "-", spread([row["bytes"] for row in group], si)]
+        line += [known(steps, digits), spread([row["bytes"] for row in group], si)]
         lines.append([*line, " ".join(str(row["seed"]) for row in group)])
     notes = [banner(example)] if banner(example) else []
     task = f"{example['task']} · preset {example['preset']} · data {example['data']['source']}"
@@ -83,6 +89,7 @@ def to_markdown(found: Mapping[tuple[str, int], Summary], failed: Mapping[tuple[
     ]
     text.append("Means of the dev split, one sentence, padding left out; energy without element-wise work; ± is the")
     text.append("standard deviation over seeds. Every ablation goes on from the same spiking student of its seed.")
+    text += [FAITHFUL[column] for column in faithful if column in FAITHFUL]
     ways = {name: group for name, group in by_name.items() if name not in (TEACHER, STUDENT)}
     points = [
         tuple(statistics.fmean(row[key] for row in group) for key in ("energy_pj", "score")) for group in ways.values()
@@ -95,6 +102,19 @@ def to_markdown(found: Mapping[tuple[str, int], Summary], failed: Mapping[tuple[
             text.append(f"- {name}, seed {seed}: off its target by more than 2 %: {budget['why_not']}")
     text += [f"- {name}, seed {seed}: {reason}" for (name, seed), reason in failed.items()]
     return "\n".join(text) + "\n"
+
+
+def fidelity_columns(flat: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, Callable[[float], str]]]:
+    """Heading -> (key, form) of how near students are to the teacher on the first dev split; none of older results."""
+    if not any("divergence" in row for row in flat):
+        return {}
+    regression = not any("agreement" in row for row in flat)
+    columns = {"agreement": ("agreement", lambda x: f"{100 * x:.1f}")}
+    return columns | {"squared difference" if regression else "KL": ("divergence", lambda x: f"{x:.3f}")}
+
+
+def known(values: Sequence[float], form: Callable[[float], str]) -> str:
+    return spread(values, form) if values else "-"
 
 
 def spread(values: Sequence[float], form) -> str:

@@ -3,8 +3,8 @@
 Read from `summary.json`; of it this file uses `task`, `preset`, `seed`, `data.{source,origin,banner}`, `uncompressed`
 and `final` (names of stages, or None), `shape` (the student's layers, and heads and ffn a layer),
 `teacher.{metrics,main,cost}`, `stages.<name>.{metrics,main,cost,t_steps,heads,ffn,encoder_weights}` and, where a stage
-has one, its `budget`. Metrics are fractions, `cost` is what `cost.summarize` returned, `heads` and `ffn` count what
-each layer keeps, `encoder_weights` is `{kind,stored_bits,bytes,float32}`.
+has them, its `budget` and `fidelity`. Metrics are fractions, `cost` is what `cost.summarize` returned, `heads` and
+`ffn` count what each layer keeps, `encoder_weights` is `{kind,stored_bits,bytes,float32}`.
 """
 
 from __future__ import annotations
@@ -118,6 +118,7 @@ def _closing(summary: Summary, unit: str, size: float) -> list[str]:
     full = f"Uncompressed student: {summary['uncompressed']}. " if summary["uncompressed"] else ""
     return [
         f"{summary['final']}: {100 * final['main']:.1f}, {place} the dense teacher; energy {energy}",
+        *_fidelity(final.get("fidelity", {})),
         f"  t_steps  {' '.join(map(str, final['t_steps']))}  (embedding first)",
         f"  heads    {' '.join(map(str, final['heads']))}",
         f"  neurons  {' '.join(map(str, final['ffn']))}",
@@ -127,6 +128,13 @@ def _closing(summary: Summary, unit: str, size: float) -> list[str]:
         f"{full}AC, MAC, energy E: mean of one sentence, padding left out.",
         "E leaves out element-wise work (energy_full_pj has it). T: mean time steps; steps: until the answer.",
     ]
+
+
+def _fidelity(found: Summary) -> list[str]:
+    """How near the answers are to the teacher's, on the first dev split; nothing of an older run."""
+    if "agreement" in found:
+        return [f"same answer as the teacher: {100 * found['agreement']:.1f} % (KL {found['divergence']:.3f})"]
+    return [f"mean squared difference to the teacher: {found['divergence']:.3f}"] if found else []
 
 
 def _weights(found: Summary) -> list[str]:
@@ -152,6 +160,8 @@ def evaluation_lines(measured: Summary) -> str:
     """What `spikeprune evaluate` prints of one stage: quality, then each cost, a line each."""
     rows = [("score", f"{100 * measured['main']:.1f}")]
     rows += [(name, f"{100 * value:.1f}") for name, value in measured["metrics"].items()]
+    for name, value in measured.get("fidelity", {}).items():
+        rows.append((name, f"{100 * value:.1f}" if name.endswith("agreement") else f"{value:.3f}"))
     rows += [(name, si(value)) for name, value in measured["cost"].items() if not isinstance(value, Mapping)]
     rows += [(name, " ".join(map(str, measured[name]))) for name in ("t_steps", "heads", "ffn") if name in measured]
     if "encoder_weights" in measured:

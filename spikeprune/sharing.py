@@ -16,7 +16,8 @@ from spikeprune.schema import Config
 
 # What decides on every stage alike. Of `run` only what changes the numbers; of `data` neither general_kd's text nor
 # where the task's lies, whose fingerprint is compared.
-COMMON = ("task", "seed", "data", "teacher", "student", "distill", "cost")
+COMMON = ("task", "seed", "data", "teacher", "cost")
+STUDENT = ("student", "distill")  # … on every stage but the teacher's
 RUN = ("run.accelerator", "run.devices", "run.precision", "run.kernels")
 CORPUS = ("data.corpus", "data.corpus_limit")
 PLACES = ("data.source", "data.dir", "data.hub")
@@ -73,7 +74,7 @@ def active(config: Config) -> list[str]:
 
 
 def _stage_differences(theirs: Config, mine: Config, name: str) -> list[str]:
-    sections = [f"stages.{name}"]
+    sections = [f"stages.{name}", *(STUDENT if name != "teacher" else ())]
     if getattr(mine.stages, name).callbacks:
         sections.append("compress")
     if name == "general_kd":

@@ -150,11 +150,26 @@ def test_stages_are_taken_over_once_and_linked(glue, shared, tmp_path, capsys) -
     assert "taken over" not in capsys.readouterr().out
 
 
+def test_another_student_takes_over_the_teacher_alone(glue, shared, tmp_path, capsys) -> None:
+    """Which is the one that a run from the beginning makes."""
+    own = [*NOTHING, f"run.stages={SHARED}", "student.t_steps=5", "distill.replace_words=0.5"]
+    assert "taken_from" not in shared.record("teacher")
+    config = load(GLUE, command(tmp_path / "run", glue, shared, *own))
+    assert pipeline.run(config)["stages"]["prediction_kd"]["t_steps"] == [5, 5, 5]
+    assert f"taken over from {shared.path}: teacher (then " in capsys.readouterr().out
+    mine = RunDir(tmp_path / "run")
+    assert [name for name in ("teacher", "internal_kd") if "taken_from" in mine.record(name)] == ["teacher"]
+    pipeline.run(load(GLUE, [*micro(tmp_path / "alone", glue), *own]))
+    alone = RunDir(tmp_path / "alone")
+    for name in ("teacher", "internal_kd"):
+        files = [run.stage(name) / "model.safetensors" for run in (mine, alone)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ("seed=7", "was made with other settings, so none of its stages are this run's:\n  seed: 0 → 7"),
-        ("student.t_steps=5", "student.t_steps: 4 → 5"),
         ("stages.teacher.lr=2.0e-2", "none of its stages can be taken over: stages.teacher.lr: 0.01 → 0.02"),
         ("data.train_limit=50", "data: fingerprint"),
         ("run.start_from=nowhere", "nowhere: holds no run"),

@@ -222,8 +222,8 @@ def test_rungs_of_early_termination(early, rungs) -> None:
         ("compress.temporal.end=0.3", 3),
         ("stages.finetune.lr=1.0e-3", 5),
         ("stages.internal_kd.lr=2.0e-3", 1),
-        ("student.t_steps=5", 0),
-        ("distill.replace_words=0.1", 0),
+        ("student.t_steps=5", 1),  # another student of the same teacher
+        ("distill.replace_words=0.1", 1),
         ("compress.quantize.end=0.3", 3),
         ("teacher.hidden=48", 0),
         ("seed=1", 0),

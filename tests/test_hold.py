@@ -15,6 +15,7 @@ from spikeprune.builders.callbacks import joint
 from spikeprune.callbacks.joint import MOST_PRESS, SLACK, JointPruning
 from spikeprune.compress.joint import TOLERANCE
 from spikeprune.cost import PRICES
+from spikeprune.distill import soft_loss
 from spikeprune.models.teacher import Teacher, scratch_config
 from spikeprune.modules.additions import AdditionsTerm
 from spikeprune.modules.objective import LossWeights
@@ -116,6 +117,18 @@ def test_the_limit_is_what_the_goal_leaves_of_the_additions() -> None:
     assert found.item() == pytest.approx(whole.item() - first.limit, rel=1e-5)
     term(made).press.fill_(3.0)
     assert made.objective.weight("additions") == 6.0 and made.objective.weight("soft") == 1.0
+
+
+@pytest.mark.parametrize("soft", [3.0, 0.0])
+def test_answers_move_in_the_unit_of_the_loss(soft) -> None:
+    """Of a candidate's two prices the greater counts, so the stage's weight is on both; a hard loss alone has one."""
+    made = module(soft=soft, hard=1.0, temperature=4.0)
+    trainer = SimpleNamespace(datamodule=DATA)
+    one, other = torch.tensor([[1.0, 2.0, 0.0]]), torch.tensor([[0.0, 2.0, 3.0]])
+    found = callback(GOAL).budget(trainer, made).distance(one, other)
+    plain = soft_loss(one, other, temperature=4.0, regression=False)
+    torch.testing.assert_close(found, (soft or 1.0) * plain)
+    assert plain > 0
 
 
 def test_rates_go_a_share_of_the_way_and_in_the_end_all_of_it() -> None:

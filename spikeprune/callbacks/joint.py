@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import lightning as L
@@ -193,12 +192,16 @@ class JointPruning(EpochSchedule):
         def sample_loss(batch: dict[str, Tensor], outputs: Outputs) -> Tensor:
             return module.sample_loss(batch, outputs, lessons.get(id(batch)))
 
+        def distance(answers: Tensor, others: Tensor) -> Tensor:
+            how = {"temperature": module.losses.temperature, "regression": module.task.regression}
+            return (module.losses.soft or 1.0) * soft_loss(answers, others, **how)
+
         return Budget(
             module.student,
             batches,
             sample_loss,
             lambda _, outputs: drawn_loss(outputs.logits.float(), regression=module.task.regression),
-            partial(soft_loss, temperature=module.losses.temperature, regression=module.task.regression),
+            distance,
             self.metered(trainer, module),
             **self.limits,
             most_steps=self.most_steps or (),

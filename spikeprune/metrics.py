@@ -40,7 +40,7 @@ def main_metric(task: Task, results: Mapping[str, float]) -> float:
 
 
 class Fidelity(Metric):
-    """How near a student's answers are to its teacher's, which few dev examples tell more finely than their labels do
+    """How near a student's answers are to its teacher's, beside how many are right
     (Stanton et al. 2021, arXiv 2106.05945: top-1 agreement, predictive KL).
 
     `agreement`: the share of examples on which both have the same largest logit. `divergence`: the mean of

@@ -14,7 +14,7 @@ from test_schedule import play
 
 from spikeprune.callbacks.temporal import TemporalPruning
 from spikeprune.compress.stats import loss_at, temporal_statistics
-from spikeprune.compress.trains import Trains
+from spikeprune.compress.trains import Trains, lasting, loading
 from spikeprune.models.student import Student
 from spikeprune.spiking.coding import CODINGS
 from spikeprune.spiking.neurons import NEURONS, settle
@@ -28,28 +28,53 @@ def place(name: str) -> int:
     return 0 if name == "embedding" else int(name.split(".")[1]) + 1
 
 
-def roots(student: Student, before: dict[str, torch.Tensor], steps: list[int]) -> None:
-    """Each theta is that before, times the root of what has become of its place's steps."""
+def follows(student: Student, before: dict[str, torch.Tensor], steps: list[int]) -> None:
+    """Each theta is that before, times what the loadings of its place's steps then and now are apart."""
     for name, theta in thetas(student).items():
-        share = student.steps[place(name)] / steps[place(name)]
-        torch.testing.assert_close(theta, before[name] * math.sqrt(share))
+        share = loading(student.steps[place(name)]) / loading(steps[place(name)])
+        torch.testing.assert_close(theta, before[name] * share)
 
 
 # -------------------------------------------------------------------------------------------------------------- theory
 
 
-@pytest.mark.parametrize(("before", "after"), [(t, s) for t in range(2, 6) for s in range(1, t)])
-def test_the_root_loses_less_of_a_gaussian_than_to_keep_theta_or_the_spike(before, after) -> None:
-    x = torch.linspace(-5, 5, 4001).double()
+def said(x: torch.Tensor, theta: float, steps: int) -> torch.Tensor:
+    return theta * settle(x, torch.tensor([theta]).double(), steps, NEURONS["ternary"], 1.0)
+
+
+def gaussian() -> tuple[torch.Tensor, torch.Tensor]:
+    """Currents and their weights."""
+    x = torch.linspace(-6, 6, 12001).double()
     weight = torch.exp(-(x**2) / 2)
+    return x, weight / weight.sum()
 
-    def error(theta: float, steps: int) -> float:
-        said = theta * settle(x, torch.tensor([theta]).double(), steps, NEURONS["ternary"], 1.0)
-        return ((weight * (said - x) ** 2).sum() / weight.sum()).item()
 
-    best = min((error(theta, before), theta) for theta in torch.arange(1.0, 4.0, 0.02).tolist())[1]
-    root, stays, spike = (error(best * share, after) for share in (math.sqrt(after / before), 1.0, after / before))
-    assert root < stays and root < spike
+@pytest.mark.parametrize(("steps", "spacing"), [(1, 1.224), (2, 0.8430), (3, 0.6508), (4, 0.5338), (5, 0.4546)])
+def test_loadings_are_those_of_the_published_quantizers(steps, spacing) -> None:
+    """Max 1960, table II: 3, 5, 7, 9 and 11 levels."""
+    assert loading(steps) / steps == pytest.approx(spacing, abs=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8, 16, 125])
+def test_no_other_threshold_says_a_gaussian_better_than_the_loading(steps) -> None:
+    x, weight = gaussian()
+
+    def error(theta: float) -> float:
+        return (weight * (said(x, theta, steps) - x) ** 2).sum().item()
+
+    best = error(loading(steps))
+    assert best <= min(error(loading(steps) * share) for share in (0.9, 0.97, 0.99, 1.01, 1.03, 1.1)) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("theta", [1.8, 2.33])
+@pytest.mark.parametrize("steps", [2, 3, 4, 6, 8, 12, 16])
+def test_of_what_a_step_less_moves_that_share_lasts(steps, theta) -> None:
+    """With thresholds that stay, of currents that are far from uniform."""
+    x, weight = gaussian()
+    full, less = said(x, theta, steps), said(x, theta, steps - 1)
+    moved = (weight * (full - less) ** 2).sum()
+    worse = (weight * ((less - x) ** 2 - (full - x) ** 2)).sum()
+    assert (worse / moved).item() == pytest.approx(lasting(steps), rel=0.2 if steps == 2 else 0.1)
 
 
 # ------------------------------------------------------------------------------------------------------------ students
@@ -62,7 +87,7 @@ def test_only_the_last_lengths_count_and_the_first_come_back_exactly(ways) -> No
     for steps in ways:
         trains.set(list(steps))
         assert student.steps == list(steps)
-        roots(student, before, [3, 4, 2])
+        follows(student, before, [3, 4, 2])
     trains.set([3, 4, 2])
     assert all(torch.equal(theta, before[name]) for name, theta in thetas(student).items())
 
@@ -101,7 +126,7 @@ def test_a_loss_asked_about_has_the_thresholds_that_would_follow() -> None:
     other = make(4, (3, 4, 2))
     with torch.no_grad():
         for name, site in other.sites().items():
-            site.log_theta += {0: math.log(2 / 3), 1: 0.0, 2: math.log(1 / 2)}[place(name)] / 2
+            site.log_theta += math.log(loading([2, 4, 1][place(name)]) / loading([3, 4, 2][place(name)]))
     assert found == pytest.approx(loss_at(other, [2, 4, 1], data, loss_of).item())
     assert found != pytest.approx(loss_at(student, [2, 4, 1], data, loss_of).item())
 
@@ -114,7 +139,7 @@ def test_temporal_pruning_over_epochs(criterion, thresholds) -> None:
     options = {"t_steps": 3, "criterion": criterion, "batches": 2, "batch_size": 3, "seed": 5, "begin": 0, "end": 2}
     play(TemporalPruning(**options, thresholds=thresholds), student, 4)
     assert sum(student.steps) == 9
-    roots(student, before, [6, 8, 7] if thresholds == "follow" else student.steps)
+    follows(student, before, [6, 8, 7] if thresholds == "follow" else student.steps)
 
 
 def test_a_budget_leaves_thresholds_as_its_steps_say() -> None:
@@ -127,5 +152,5 @@ def test_a_budget_leaves_thresholds_as_its_steps_say() -> None:
     goal = lowest + 0.2 * (start - lowest)
     mine.lower_to(goal)
     assert mine.raise_to(goal) <= goal and student.steps != [3, 4, 2]
-    roots(student, before, [3, 4, 2])
+    follows(student, before, [3, 4, 2])
     assert mine.value == mine.meter.value(student)

@@ -46,8 +46,8 @@ class Budget(Estimates):
         `promised`, if that is not enough.
 
         Where the last unit taken is a large one and saves too much, other ways are tried as well: with it and fewer of
-        those before it, without it and with more behind it, with single neurons only. Of those within the tolerance (of
-        all, if none is) the one with the smallest loss, measured, is taken.
+        those before it, without it and with more behind it, without steps, with single neurons only. Of those within
+        the tolerance (of all, if none is) the one with the smallest loss, measured, is taken.
         """
         units, saved = [], 0.0
         for candidate in ranked:
@@ -60,7 +60,8 @@ class Budget(Estimates):
         if self.value_with(ways[0]) < goal * (1 - TOLERANCE):
             fine = [c for candidate in ranked if candidate.kind == "ffn" for c in candidate.singly()]
             beyond = [c for candidate in ranked for c in candidate.singly() if c != last]
-            others = [self._shortest(way, goal) for way in ([last, *ways[0][:-1]], beyond, fine) if way]
+            stepless = [c for c in beyond if c.kind != "steps"]
+            others = [self._shortest(way, goal) for way in ([last, *ways[0][:-1]], beyond, stepless, fine) if way]
             ways += [way for way in others if self.value_with(way) <= goal]
         costs = {i: self.value_with(way) for i, way in enumerate(ways)} if len(ways) > 1 else {0: goal}
         close = [i for i, cost in costs.items() if goal * (1 - TOLERANCE) <= cost <= goal] or list(costs)

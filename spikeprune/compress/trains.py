@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 
@@ -12,16 +13,14 @@ from spikeprune.spiking.site import Site
 
 
 class Trains:
-    """Sets a student's time steps, and where thresholds `follow` each theta with them, as the root of its steps.
+    """Sets a student's time steps, and where thresholds `follow` each theta with them, by its `loading`.
 
     Under `accumulate` a train of T steps says one of 2T + 1 values from -theta to theta, theta / T apart. With theta as
-    it was, a shorter train loses what is small; with theta / T as it was, what is large. The uniform quantizer of least
-    squared error for a Gaussian current lies between (Max 1960, "Quantizing for Minimum Distortion"), for up to five
-    steps nearer to the root than to either. In the synchronous codings thresholds stay: a neuron there sees its current
-    step by step.
+    it was, a shorter train loses what is small; with theta / T as it was, what is large. In the synchronous codings
+    thresholds stay: a neuron there sees its current step by step.
 
-    Weights must stay as they are from the making of this to its last use: each theta is that of the making, times the
-    root of what has become of its steps, so that a length set back is exactly as before.
+    Weights must stay as they are from the making of this to its last use: each theta is that of the making, times what
+    the loadings of its lengths then and now are apart, so that a length set back is exactly as before.
     """
 
     def __init__(self, student: Student, *, follow: bool = False):
@@ -39,4 +38,36 @@ class Trains:
         for place, sites in enumerate(self.thetas):
             if t_steps[place] != before[place]:
                 for site, log_theta in sites:
-                    site.log_theta.copy_(log_theta + math.log(t_steps[place] / self.steps[place]) / 2)
+                    site.log_theta.copy_(log_theta + math.log(loading(t_steps[place]) / loading(self.steps[place])))
+
+
+@lru_cache
+def loading(t_steps: int) -> float:
+    """The theta, in standard deviations, with which a train says a Gaussian current with the least squared error.
+
+    2T + 1 levels `spacing` apart, the nearest one taken, the outermost at theta: Max 1960, "Quantizing for Minimum
+    Distortion", table II. The error is least where `spacing` is the slope that fits the currents to their own levels
+    best (`settled`); that fit, repeated, ends there (Lloyd's method).
+    """
+    level = torch.arange(1, t_steps + 1, dtype=torch.float64)
+    spacing, settled = 1.0, False
+    while not settled:
+        low = (level - 0.5) * spacing
+        high = torch.cat([low[1:], low.new_tensor([torch.inf])])
+        mass = torch.special.ndtr(high) - torch.special.ndtr(low)  # of the currents that a level speaks for
+        moment = (torch.exp(-(low**2) / 2) - torch.exp(-(high**2) / 2)) / math.sqrt(2 * math.pi)
+        fitted = ((level * moment).sum() / (level**2 * mass).sum()).item()
+        settled, spacing = abs(fitted - spacing) < 1e-9 * spacing, fitted
+    return t_steps * spacing
+
+
+def lasting(t_steps: int) -> float:
+    """Of how far answers move when a train of `t_steps` loses one step, the share that is lost for good.
+
+    Currents that were rounded to theta / T are rounded to theta / (T - 1). The two grids have little in common, so an
+    answer loses the old errors and takes on new ones, of mean square 1/T² and 1/(T-1)² (a uniform rounding error's, in
+    units of theta²/12): it moves by their sum, and is worse by their difference. The rest weights make up for, which
+    were trained on the old errors.
+    """
+    before, after = 1 / t_steps**2, 1 / (t_steps - 1) ** 2
+    return (after - before) / (after + before)

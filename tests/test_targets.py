@@ -169,6 +169,19 @@ def test_a_regression_has_no_agreement_in_the_table() -> None:
     assert "KL" not in table and "answers and the teacher's." in table
 
 
+def test_ways_are_compared_seed_by_seed() -> None:
+    """Only where both have two seeds in common: c has one of a's. Scores and agreement in points, KL as it is."""
+    scores = {("a", 0): 0.80, ("a", 1): 0.90, ("b", 1): 0.86, ("b", 0): 0.82, ("c", 1): 0.5, ("c", 2): 0.5}
+    found = {(name, seed): summary(seed, score, 100.0) for (name, seed), score in scores.items()}
+    line = "- a less b, seed by seed: score +1.000 ± 4.243 (above in 1 of 2)"
+    assert [row for row in to_markdown(found, {}).splitlines() if "seed by seed" in row] == [line]
+    for (name, seed), divergence in {("a", 0): 0.1, ("a", 1): 0.2, ("b", 0): 0.15, ("b", 1): 0.3}.items():
+        mine = {"agreement": 0.9 + divergence, "divergence": divergence}
+        found[name, seed]["stages"]["finetune"]["fidelity"] = mine
+    more = ", agreement -7.500 ± 3.536 (above in 0 of 2), KL -0.075 ± 0.035 (above in 0 of 2)"
+    assert line + more in to_markdown(found, {}).splitlines()
+
+
 def test_a_single_seed_has_no_spread() -> None:
     assert spread([0.5], str) == "0.5"
 

@@ -96,6 +96,7 @@ def to_markdown(found: Mapping[tuple[str, int], Summary], failed: Mapping[tuple[
     ]
     best = [list(ways)[i] for i in front(points)]
     text.append(f"On the Pareto front of energy and score, cheapest first: {', '.join(best)}.")
+    text += paired(ways, {"score": "score"} | {heading: key for heading, (key, _) in faithful.items()})
     for (name, seed), summary in found.items():
         budget = summary["stages"][summary["final"]].get("budget")
         if budget and not budget["within"]:
@@ -111,6 +112,26 @@ def fidelity_columns(flat: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, 
     regression = not any("agreement" in row for row in flat)
     columns = {"agreement": ("agreement", lambda x: f"{100 * x:.1f}")}
     return columns | {"squared difference" if regression else "KL": ("divergence", lambda x: f"{x:.3f}")}
+
+
+def paired(ways: Mapping[str, Sequence[Mapping[str, Any]]], measures: Mapping[str, str]) -> list[str]:
+    """What the first of the `ways` has more than each other one, on the seeds that both have, two of them at least.
+
+    `measures`: heading -> key. A seed's teacher and student are the same for all, so these differences may spread less
+    than the figures."""
+    (name, first), *others = ways.items()
+    out = []
+    for other, group in others:
+        parts = []
+        for heading, key in measures.items():
+            own, its = ({row["seed"]: row[key] for row in rows if key in row} for rows in (first, group))
+            gaps = [(own[seed] - its[seed]) * (1 if key == "divergence" else 100) for seed in own if seed in its]
+            if len(gaps) > 1:
+                above = f"above in {sum(gap > 0 for gap in gaps)} of {len(gaps)}"
+                parts.append(f"{heading} {statistics.fmean(gaps):+.3f} ± {statistics.stdev(gaps):.3f} ({above})")
+        if parts:
+            out.append(f"- {name} less {other}, seed by seed: {', '.join(parts)}")
+    return out
 
 
 def known(values: Sequence[float], form: Callable[[float], str]) -> str:

@@ -173,7 +173,7 @@ def test_never_over_the_target_where_it_can_be_reached(coding, target, seed, sha
     assert all(a <= b for a, b in zip(student.steps, [3, 4, 2], strict=True))
 
 
-@pytest.mark.parametrize("seed", range(2, 9))
+@pytest.mark.parametrize("seed", range(9))
 def test_the_target_is_met_within_its_tolerance_where_units_are_small(seed) -> None:
     student = make(seed)
     mine = budget(student)

@@ -88,13 +88,14 @@ class Budget(Estimates):
         value = self.value
         while value < goal * (1 - TOLERANCE):
             found = sorted(self.candidates(min(1.0, 2 * (goal - value) / goal), back=True), key=lambda c: c.order)
+            room = SPARE * (goal - value)
             units, cost = [], 0.0
-            for candidate in reversed(found):
-                units += candidate.singly()
-                cost += candidate.saving
-                if cost >= SPARE * (goal - value):
+            for unit in (unit for candidate in reversed(found) for unit in candidate.singly() if unit.saving <= room):
+                units.append(unit)
+                cost += unit.saving
+                if cost >= room:
                     break
-            units = self._longest([unit for unit in units if unit.saving <= SPARE * (goal - value)], goal)
+            units = self._longest(units, goal)
             before, loss = self.state(), self.loss()
             self.apply(units, back=True)
             if not units or self.loss() > loss:

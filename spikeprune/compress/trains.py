@@ -66,8 +66,8 @@ def lasting(t_steps: int) -> float:
 
     Currents that were rounded to theta / T are rounded to theta / (T - 1). The two grids have little in common, so an
     answer loses the old errors and takes on new ones, of mean square 1/T² and 1/(T-1)² (a uniform rounding error's, in
-    units of theta²/12): it moves by their sum, and is worse by their difference. The rest weights make up for, which
-    were trained on the old errors.
+    units of theta²/12): it moves by their sum, and is worse by their difference. That training makes up for the rest is
+    assumed, not measured; and the grid is that of `accumulate`: in the synchronous codings a rate is k / T only about.
     """
     before, after = 1 / t_steps**2, 1 / (t_steps - 1) ** 2
     return (after - before) / (after + before)

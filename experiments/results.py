@@ -44,7 +44,7 @@ def summaries() -> list[dict]:
 
 def keep(run: Path) -> None:
     """Copy the summary of a finished run under its task, preset, data, kind of weights and seed."""
-    summary = json.loads((run / "summary.json").read_text())
+    summary = of_a_commit(run / "summary.json")
     named = [summary["task"], str(summary["preset"]), summary["data"]["source"], *few_bits(summary)]
     name = "-".join([*named, f"s{summary['seed']}"])
     KEPT.mkdir(exist_ok=True)
@@ -56,15 +56,27 @@ def keep_ablation(folder: Path) -> None:
     found = {}
     for path in sorted(folder.glob("s*/*/summary.json")):
         if path.parent.name != "shared":
-            found[f"{path.parent.name} {path.parents[1].name[1:]}"] = table_part(json.loads(path.read_text()))
+            found[f"{path.parent.name} {path.parents[1].name[1:]}"] = table_part(of_a_commit(path))
     if not found:
-        print(f"error: {folder}: no finished run, summary.json or s<seed>/<ablation>/summary.json", file=sys.stderr)
-        sys.exit(2)
+        refuse(f"{folder}: no finished run, summary.json or s<seed>/<ablation>/summary.json")
     first = next(iter(found.values()))
     ABLATIONS.mkdir(parents=True, exist_ok=True)
     name = "-".join([first["task"], str(first["preset"]), first["data"]["source"]])
     name += tag_of(folder.resolve().name, f"{first['task']}-{first['preset']}")
     (ABLATIONS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def of_a_commit(path: Path) -> dict:
+    """A run's summary, if what made it can be looked up again."""
+    summary = json.loads(path.read_text())
+    if summary["commit"] == "unknown" or summary["commit"].endswith("-dirty"):
+        refuse(f"{path}: made by commit {summary['commit']}; run it again from a clean checkout")
+    return summary
+
+
+def refuse(why: str) -> None:
+    print(f"error: {why}", file=sys.stderr)
+    sys.exit(2)
 
 
 def tag_of(name: str, rest: str) -> str:

@@ -62,6 +62,20 @@ def test_a_folder_without_runs_is_refused(results, tmp_path, capsys) -> None:
     assert ended.value.code == 2 and "no finished run" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("commit", ["unknown", "0123456789ab-dirty"])
+def test_what_no_commit_has_measured_is_refused(results, tmp_path, capsys, monkeypatch, commit) -> None:
+    monkeypatch.setattr(results, "KEPT", tmp_path / "kept")
+    plain = json.loads(sorted((ROOT / "experiments" / "results").glob("*.json"))[0].read_text())
+    run = tmp_path / "ablation" / "s0" / "none"
+    run.mkdir(parents=True)
+    (run / "summary.json").write_text(json.dumps(plain | {"commit": commit}))
+    for keep, folder in ((results.keep, run), (results.keep_ablation, tmp_path / "ablation")):
+        with pytest.raises(SystemExit) as ended:
+            keep(folder)
+        assert ended.value.code == 2 and f"made by commit {commit}" in capsys.readouterr().err
+    assert not (tmp_path / "kept").exists()
+
+
 def test_seeds_on_one_hardware_have_a_mean_that_names_every_commit(results) -> None:
     """Scores of 80 and 84: 82, deviation √8; a run on other hardware stands by itself."""
     plain = results.summaries()[0]

@@ -72,7 +72,10 @@ class Teacher:
     heads: int = 4
     ffn: int = 512
     vocab_size: int = 4000
-    dropout: float = 0.1
+    dropout: float | None = None  # null: as the checkpoint's configuration says, 0.1 from scratch
+    adversarial: float = (
+        0.0  # how far its word embeddings move against it while it learns the task (modules/teacher.py)
+    )
 
 
 @dataclass

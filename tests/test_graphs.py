@@ -120,6 +120,24 @@ def test_dropout_draws_anew_at_each_replay() -> None:
     assert len(set(losses[PATIENCE:])) == 4
 
 
+def test_an_adversarial_step_replays_as_it_is() -> None:
+    """Words that change between replays are moved from where they are then."""
+    learnt = []
+    for graphs in (False, True):
+        torch.manual_seed(0)
+        teacher = Teacher.scratch(scratch_config(vocab=60, positions=32, dropout=0.0, **SIZES))
+        made, here = TeacherModule(teacher, adversarial=0.5, **common(graphs)).cuda().train(), batch(16, 0)
+        optimizer = torch.optim.SGD(made.parameters(), 0.05)
+        for _ in range(PATIENCE + 4):
+            optimizer.zero_grad()
+            terms = made.graphed(here, None) if graphs else made.learn(here)
+            (made.backward if graphs else torch.Tensor.backward)(terms["loss"])
+            optimizer.step()
+        assert terms["adversarial"] > terms["hard"]
+        learnt.append(teacher.bert.get_input_embeddings().weight.detach())
+    torch.testing.assert_close(*learnt, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("kernels", ["torch", "triton"])
 @pytest.mark.parametrize("coding", ["accumulate", "per_step", "running_mean"])
 def test_graphed_answers_equal_plain_ones(coding: str, kernels: str) -> None:

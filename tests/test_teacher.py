@@ -17,6 +17,9 @@ from transformers import (
 from spikeprune.errors import InputError
 from spikeprune.models.student import Student
 from spikeprune.models.teacher import Teacher, copy_encoder, read_config, scratch_config
+from spikeprune.modules.optimizer import Optimization
+from spikeprune.modules.teacher import TeacherModule, moved
+from spikeprune.tasks import get_task
 
 D, H, F, N, LAYERS = 12, 3, 37, 8, 3
 SIZE = {"vocab_size": 29, "hidden_size": D, "num_hidden_layers": LAYERS, "num_attention_heads": H}
@@ -213,6 +216,17 @@ BROKEN = [
 ]
 
 
+@pytest.mark.parametrize(("asked", "rate"), [(None, 0.1), (0.0, 0.0), (0.4, 0.4)])
+def test_a_checkpoint_learns_with_its_own_dropout_or_the_one_asked_for(asked, rate, tmp_path) -> None:
+    """`transformers` hands out models in evaluation mode, and nothing later would change that."""
+    teacher = Teacher.load(saved(bert(), tmp_path), classes=3, dropout=asked)
+    drops = [module for module in teacher.modules() if isinstance(module, torch.nn.Dropout)]
+    assert drops and all(module.training and module.p == rate for module in drops)
+    assert teacher.bert.config.attention_probs_dropout_prob == rate
+    first, again = (teacher(**sentences()).logits for _ in range(2))
+    assert torch.equal(first, again) == (rate == 0)
+
+
 @pytest.mark.parametrize(("make", "message"), BROKEN, ids=[m.split(";")[0][:30].strip("'") for _, m in BROKEN])
 def test_what_is_no_bert_is_one_clear_sentence(make, message, tmp_path) -> None:
     path = make(tmp_path / "x")
@@ -238,3 +252,55 @@ def test_a_teacher_from_scratch_has_the_size_asked_for() -> None:
     assert shapes["bert.encoder.layer.1.intermediate.dense.weight"] == (37, 12)
     assert shapes["classifier.weight"] == (4, 12)
     assert {m.p for m in teacher.modules() if isinstance(m, torch.nn.Dropout)} == {0.25}
+
+
+def teacher_module(adversarial: float) -> TeacherModule:
+    config = scratch_config(vocab=29, hidden=D, layers=2, heads=H, ffn=F, positions=16, dropout=0.0, classes=2)
+    torch.manual_seed(0)
+    common = {"task": get_task("sst2"), "dev_splits": ["validation"], "optimization": Optimization(1e-3, 1e-2, 0.1, 0)}
+    return TeacherModule(Teacher.scratch(config), adversarial=adversarial, **common).double()
+
+
+def test_an_adversarial_step_learns_from_the_words_and_from_their_worst_move() -> None:
+    """The gradient is the mean of that at the table and of that at the table moved by hand; the table stays."""
+    module, batch = teacher_module(0.7), {**sentences(), "labels": torch.tensor([0, 1, 1])}
+    words, parameters = module.teacher.bert.get_input_embeddings().weight, list(module.parameters())
+    before = words.detach().clone()
+    terms = module.learn(batch)
+    found = torch.autograd.grad(terms["loss"], parameters, allow_unused=True)
+    assert torch.equal(words, before)
+    plain = torch.autograd.grad(module.hard(batch), parameters, allow_unused=True)
+    slope = next(g for p, g in zip(parameters, plain, strict=True) if p is words)
+    with torch.no_grad():
+        words += 0.7 * slope / slope.norm()
+    worse = module.hard(batch)
+    there = torch.autograd.grad(worse, parameters, allow_unused=True)
+    assert terms["adversarial"].item() == pytest.approx(worse.item(), rel=1e-12)
+    assert terms["adversarial"] > terms["hard"]
+    for got, one, other in zip(found, plain, there, strict=True):
+        assert (got is None) == (one is None)
+        if got is not None:
+            torch.testing.assert_close(got, (one + other) / 2, rtol=1e-9, atol=1e-14)
+
+
+def test_without_adversarial_there_is_one_loss() -> None:
+    module, batch = teacher_module(0.0), {**sentences(), "labels": torch.tensor([0, 1, 1])}
+    terms = module.learn(batch)
+    assert set(terms) == {"loss", "hard"} and terms["loss"] == terms["hard"]
+
+
+def test_a_loss_without_slope_moves_no_word() -> None:
+    """Nothing is divided by the length of a gradient that is zero."""
+    module, batch = teacher_module(1.0), {**sentences(), "labels": torch.tensor([0, 1, 1])}
+    with torch.no_grad():
+        module.teacher.bert.classifier.weight.zero_()
+    terms = module.learn(batch)
+    assert terms["adversarial"] == terms["hard"] and terms["loss"].isfinite()
+
+
+def test_a_table_moved_in_an_error_comes_back() -> None:
+    weight = torch.nn.Parameter(torch.rand(3, 2))
+    before = weight.detach().clone()
+    with pytest.raises(KeyError), moved(weight, torch.full((3, 2), 0.1)):
+        raise KeyError
+    assert torch.equal(weight, before)

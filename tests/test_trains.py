@@ -14,7 +14,7 @@ from test_schedule import play
 
 from spikeprune.callbacks.temporal import TemporalPruning
 from spikeprune.compress.stats import loss_at, temporal_statistics
-from spikeprune.compress.trains import Trains, lasting, loading
+from spikeprune.compress.trains import Trains, lasting, loading, width
 from spikeprune.models.student import Student
 from spikeprune.spiking.coding import CODINGS
 from spikeprune.spiking.neurons import NEURONS, settle
@@ -29,9 +29,9 @@ def place(name: str) -> int:
 
 
 def follows(student: Student, before: dict[str, torch.Tensor], steps: list[int]) -> None:
-    """Each theta is that before, times what the loadings of its place's steps then and now are apart."""
+    """Each theta is that before, times what the widths of its place's steps then and now are apart."""
     for name, theta in thetas(student).items():
-        share = loading(student.steps[place(name)]) / loading(steps[place(name)])
+        share = width(student.steps[place(name)]) / width(steps[place(name)])
         torch.testing.assert_close(theta, before[name] * share)
 
 
@@ -64,6 +64,16 @@ def test_no_other_threshold_says_a_gaussian_better_than_the_loading(steps) -> No
 
     best = error(loading(steps))
     assert best <= min(error(loading(steps) * share) for share in (0.9, 0.97, 0.99, 1.01, 1.03, 1.1)) * (1 + 1e-6)
+
+
+def test_thresholds_stay_down_to_six_steps_and_follow_the_loading_below() -> None:
+    assert width(16) == width(9) == width(6) > width(5) == loading(5) > width(1) == loading(1)
+    student = make(0, (9, 4, 6))
+    before, trains = thetas(student), Trains(student, follow=True)
+    trains.set([6, 2, 4])
+    for name, share in ((n, theta / before[n]) for n, theta in thetas(student).items()):
+        expected = {0: 1.0, 1: loading(2) / loading(4), 2: loading(4) / width(6)}[place(name)]
+        torch.testing.assert_close(share, torch.full_like(share, expected))
 
 
 @pytest.mark.parametrize("theta", [1.8, 2.33])
@@ -126,7 +136,7 @@ def test_a_loss_asked_about_has_the_thresholds_that_would_follow() -> None:
     other = make(4, (3, 4, 2))
     with torch.no_grad():
         for name, site in other.sites().items():
-            site.log_theta += math.log(loading([2, 4, 1][place(name)]) / loading([3, 4, 2][place(name)]))
+            site.log_theta += math.log(width([2, 4, 1][place(name)]) / width([3, 4, 2][place(name)]))
     assert found == pytest.approx(loss_at(other, [2, 4, 1], data, loss_of).item())
     assert found != pytest.approx(loss_at(student, [2, 4, 1], data, loss_of).item())
 

@@ -25,7 +25,8 @@ from spikeprune.schema import Stage
 
 
 def teacher_module(parts: Parts, learning: Teacher) -> TeacherModule:
-    return TeacherModule(learning, **_common(parts, parts.stage("teacher")))
+    common = _common(parts, parts.stage("teacher"))
+    return TeacherModule(learning, adversarial=parts.config.teacher.adversarial, **common)
 
 
 def student_module(parts: Parts, name: str, learning: Student, frozen: Teacher) -> StudentModule:

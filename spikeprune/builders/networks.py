@@ -16,9 +16,9 @@ from spikeprune.spiking.neurons import NEURONS
 
 def teacher(parts: Parts) -> Teacher:
     """The teacher before it has learnt the task."""
-    checkpoint = parts.config.teacher.checkpoint
+    checkpoint, dropout = parts.config.teacher.checkpoint, parts.config.teacher.dropout
     if checkpoint:
-        return Teacher.load(checkpoint, classes=parts.task.num_labels)
+        return Teacher.load(checkpoint, classes=parts.task.num_labels, dropout=dropout)
     return Teacher.scratch(parts.teacher_config)
 
 

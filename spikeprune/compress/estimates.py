@@ -4,7 +4,9 @@ Losses are of one unit for all kinds, since all are measured on the same sentenc
 the loss rises, or how far the answers move from those before where that is more. A few hundred sentences may well be
 answered better by a poorer student; what moves its answers was not idle.
 
-- one step of one layer is measured by itself, and counts for the share of it that is `lasting`;
+- one step of one layer is measured by itself, and counts for the share of it that is `lasting`, over the same share of
+  a step that leaves a train of one: that one, as heads and neurons, for which no share is known, counts in full (the
+  share itself let trains get too short; found by trial);
 - of each layer the heads or neurons that look cheapest (half the Fisher information, the second-order estimate of Kwon
   et al. 2022, eq. 8, over the saving) leave together for one measurement, which is shared out among them by their
   Fisher information. This is that of answers drawn from the student's own distribution: where it agrees with its
@@ -203,7 +205,11 @@ class Estimates:
         for units in places:
             step = Candidate("steps", units[0], units, 0.0, 0.0)
             saving = abs(self.value_with([step], back) - reading.value)
-            change = now - self.loss_with([step], back) if back else self.harm([step]) * lasting(steps[units[0]])
+            change = (
+                now - self.loss_with([step], back)
+                if back
+                else self.harm([step]) * lasting(steps[units[0]]) / lasting(2)
+            )
             if saving > 0 and not (back and change <= 0):
                 yield Candidate("steps", units[0], units, change, saving)
 

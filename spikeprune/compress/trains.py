@@ -13,14 +13,14 @@ from spikeprune.spiking.site import Site
 
 
 class Trains:
-    """Sets a student's time steps, and where thresholds `follow` each theta with them, by its `loading`.
+    """Sets a student's time steps, and where thresholds `follow` each theta with them, by its `width`.
 
     Under `accumulate` a train of T steps says one of 2T + 1 values from -theta to theta, theta / T apart. With theta as
     it was, a shorter train loses what is small; with theta / T as it was, what is large. In the synchronous codings
     thresholds stay: a neuron there sees its current step by step.
 
     Weights must stay as they are from the making of this to its last use: each theta is that of the making, times what
-    the loadings of its lengths then and now are apart, so that a length set back is exactly as before.
+    the widths of its lengths then and now are apart, so that a length set back is exactly as before.
     """
 
     def __init__(self, student: Student, *, follow: bool = False):
@@ -38,7 +38,16 @@ class Trains:
         for place, sites in enumerate(self.thetas):
             if t_steps[place] != before[place]:
                 for site, log_theta in sites:
-                    site.log_theta.copy_(log_theta + math.log(loading(t_steps[place]) / loading(self.steps[place])))
+                    site.log_theta.copy_(log_theta + math.log(width(t_steps[place]) / width(self.steps[place])))
+
+
+WIDEST = 2.33  # standard deviations: what thetas began with (`student.percentile`) lies about here
+
+
+def width(t_steps: int) -> float:
+    """Theta's size for a train of `t_steps`: the `loading`, but the same from six steps on, since a student whose
+    thetas began at a percentile of its currents has learnt to do without what is wider. Found by trial, not derived."""
+    return min(loading(t_steps), WIDEST)
 
 
 @lru_cache

@@ -78,9 +78,15 @@ class Teacher(nn.Module):
         return rebuilt, (self.bert.config, self.bert.state_dict(), self.frozen)
 
     @classmethod
-    def load(cls, checkpoint: str | Path, *, classes: int) -> Teacher:
-        """Weights of a hub name or directory; a missing classifier starts at random, a missing encoder is an error."""
+    def load(cls, checkpoint: str | Path, *, classes: int, dropout: float | None = None) -> Teacher:
+        """Weights of a hub name or directory, in training mode; `dropout` in place of the configuration's, if any.
+
+        A missing classifier starts at random. Raises InputError for a missing or damaged encoder.
+        """
         config = read_config(str(checkpoint), classes=classes)
+        if dropout is not None:
+            config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
+            config.classifier_dropout = None  # the hidden states' then
         try:
             bert, info = AutoModelForSequenceClassification.from_pretrained(
                 checkpoint,
@@ -101,7 +107,7 @@ class Teacher(nn.Module):
                 f"teacher.checkpoint: {checkpoint} lacks {len(lost)} of the encoder's weights or has them in another "
                 f"size, first {lost[0]}; is it a complete BERT?"
             )
-        return cls(bert)
+        return cls(bert.train())  # transformers loads for answers, and Lightning leaves modes as it finds them
 
     @classmethod
     def scratch(cls, config: BertConfig) -> Teacher:

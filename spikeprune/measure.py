@@ -23,7 +23,6 @@ from spikeprune.parts import Parts
 from spikeprune.size import matrix_bytes
 
 FLOAT32 = "embeddings, pooler, classifier, biases, layer norms, thresholds"  # what no quantizer touches
-FIDELITY = ("agreement", "divergence")
 Measured = dict[str, Any]  # {"metrics", "main", "cost", …}
 
 
@@ -55,7 +54,7 @@ def _measure_student(parts: Parts, module: StudentModule) -> Measured:
     early = {"dynamic": measure_dynamic(parts, student)} if parts.config.time.dynamic else {}
     return {
         **quality(parts, results),
-        "fidelity": fidelity(results),
+        "fidelity": validated(results, parts.task.fidelity),
         **early,
         "cost": counter.cost,
         "t_steps": student.steps,
@@ -101,12 +100,8 @@ def quality(parts: Parts, results: list[dict[str, float]]) -> dict[str, Any]:
     return {"metrics": metrics, "main": main_metric(parts.task, metrics)}
 
 
-def fidelity(results: list[dict[str, float]]) -> dict[str, float]:
-    """How near the student's answers are to the teacher's (see `metrics.Fidelity`), named as the metrics are."""
-    return validated(results, FIDELITY)
-
-
 def validated(results: list[dict[str, float]], names: Sequence[str]) -> dict[str, float]:
+    """What of Lightning's results has these names, of further dev splits too."""
     merged = {key.removeprefix("val/"): value for result in results for key, value in result.items()}
     return {key: value for key, value in merged.items() if key.rpartition("/")[2] in names}
 

@@ -47,6 +47,11 @@ class Task:
         return self.labels is None
 
     @property
+    def fidelity(self) -> tuple[str, ...]:
+        """How near a student is to its teacher, see `metrics.Fidelity`: the names of what is measured."""
+        return ("divergence",) if self.regression else ("agreement", "divergence")
+
+    @property
     def num_labels(self) -> int:
         """Outputs of the classifier: one per class, or one number."""
         return 1 if self.labels is None else len(self.labels)

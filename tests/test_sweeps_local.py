@@ -14,11 +14,13 @@ from tiny_sweep import FFN, HEADS, THREADS, begin, sweep, tiny, write
 
 from spikeprune import cli, pipeline
 from spikeprune.config import read_resolved
+from spikeprune.errors import InputError
 from spikeprune.report.results import results
 from spikeprune.rundir import RunDir
 from spikeprune.sweeps import folder as folders
 from spikeprune.sweeps import spec, study
 from spikeprune.sweeps.local import Driver
+from spikeprune.sweeps.trial import Trial
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -164,6 +166,17 @@ def test_a_kill_while_values_are_drawn_changes_none_of_them(method, glue, tmp_pa
     killed.ask()
     again = Driver(read, tmp_path / "out", 3, 1, lock=-1)
     assert [trial.values for trial in again.known] == wanted and again.left == again.known
+
+
+def test_a_trial_from_before_its_metric_was_measured_is_named(swept, tmp_path) -> None:
+    run = RunDir(Path(shutil.copytree(swept[0] / "trials" / "0", tmp_path / "old")))
+    trial = Trial(None, {}, read_resolved(run.config), run)
+    assert all(0 <= score <= 1 for score in trial.scores("result/agreement"))
+    for file in run.path.glob("stages/*/record.json"):
+        file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "fidelity"}))
+    assert len(trial.scores("result/main")) == trial.steps()
+    with pytest.raises(InputError, match="old: has no result/agreement"):
+        trial.scores("result/agreement")
 
 
 def test_a_trial_far_from_the_best_is_stopped_early(glue, tmp_path) -> None:

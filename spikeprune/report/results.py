@@ -5,25 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from spikeprune.tasks import Task
+
 PREFIX = "result/"
 COSTS = ("energy_pj", "energy_full_pj", "ac", "mac", "norm_ops", "latency_steps", "rate", "params", "bytes")
 NAMES = ("main", *COSTS, "energy_saving", "heads", "ffn", "t_steps")
 QUALITY, ENERGY = f"{PREFIX}main", f"{PREFIX}energy_pj"
 
 
-def names(metrics: Iterable[str]) -> list[str]:
-    """Every key of `results` for a task with these metrics."""
-    return [PREFIX + name for name in dict.fromkeys((*NAMES, *metrics))]
+def names(task: Task) -> list[str]:
+    """Every key of `results` for this task."""
+    return [PREFIX + name for name in dict.fromkeys((*NAMES, *task.metrics, *task.fidelity))]
 
 
 def results(row: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, float]:
     """`row`: a student stage's record or its row in `summary.json`, `teacher` that of the teacher.
 
     `heads` and `ffn` count what is left over all layers, `t_steps` is the mean of a layer, `energy_saving` the dense
-    teacher's energy over this one's.
+    teacher's energy over this one's. Records from before fidelity was measured have none.
     """
-    cost = row["cost"]
-    found = {name: value for name, value in row["metrics"].items() if "/" not in name}  # of the first dev split
+    cost, quality = row["cost"], {**row["metrics"], **row.get("fidelity", {})}
+    found = {name: value for name, value in quality.items() if "/" not in name}  # of the first dev split
     found |= {"main": row["main"], **{name: cost[name] for name in COSTS}}
     found["energy_saving"] = teacher["cost"]["energy_pj"] / cost["energy_pj"]
     found |= {"heads": sum(row["heads"]), "ffn": sum(row["ffn"]), "t_steps": sum(row["t_steps"]) / len(row["t_steps"])}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from spikeprune.config import Config
+from spikeprune.errors import InputError
 from spikeprune.report.results import results
 from spikeprune.rundir import RunDir
 from spikeprune.sharing import active, common_stages
@@ -72,12 +73,18 @@ class Trial:
         return len([name for name in active(self.config) if name != "teacher"])
 
     def scores(self, metric: str) -> list[float]:
-        """The metric after each finished stage of the student, in order."""
+        """The metric after each finished stage of the student, in order. Raises InputError where a run from before it
+        was measured lacks it."""
         students = [name for name in self.finished() if name != "teacher"]
         if not students:
             return []
         teacher = self.run.record("teacher")
-        return [results(self.run.record(name), teacher)[metric] for name in students]
+        found = [results(self.run.record(name), teacher) for name in students]
+        if not all(metric in measured for measured in found):
+            raise InputError(
+                f"{self.run.path}: has no {metric}, which older code did not measure; give another --dir"
+            )
+        return [measured[metric] for measured in found]
 
     def why_failed(self, code: int | None) -> str:
         """The last line that it printed."""

@@ -81,9 +81,7 @@ class Trial:
         teacher = self.run.record("teacher")
         found = [results(self.run.record(name), teacher) for name in students]
         if not all(metric in measured for measured in found):
-            raise InputError(
-                f"{self.run.path}: has no {metric}, which older code did not measure; give another --dir"
-            )
+            raise InputError(f"{self.run.path}: has no {metric}, which older code did not measure; give another --dir")
         return [measured[metric] for measured in found]
 
     def why_failed(self, code: int | None) -> str:

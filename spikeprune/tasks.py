@@ -52,6 +52,11 @@ class Task:
         return ("divergence",) if self.regression else ("agreement", "divergence")
 
     @property
+    def quality(self) -> tuple[str, ...]:
+        """All that is measured of a student's answers on a dev split."""
+        return (*self.metrics, *self.fidelity)
+
+    @property
     def num_labels(self) -> int:
         """Outputs of the classifier: one per class, or one number."""
         return 1 if self.labels is None else len(self.labels)

@@ -33,7 +33,7 @@ def test_the_files_that_there_should_be() -> None:
 def test_a_sweep_file_holds_keys_values_and_a_metric_that_are_there(path: Path, monkeypatch) -> None:
     monkeypatch.chdir(ROOT)
     sweep = spec.read(path)  # loads the configuration of each combination, or each value
-    assert sweep.swept and sweep.metric in names(get_task("mrpc"))
+    assert sweep.swept and sweep.metric in names(get_task("mrpc").quality)
     assert sweep.size or sweep.run_cap
     # one with the agent's own words, as it will be started
     monkeypatch.setenv("WANDB_RUN_ID", "r1")

@@ -92,7 +92,7 @@ def test_the_summary_ends_with_the_last_stages_results(offline, records) -> None
 
 def test_every_result_that_a_sweep_may_name_is_logged(records) -> None:
     logged = set().union(*(record["item"] for record in of_type(records, "history")))
-    assert set(names(get_task("sst2"))) <= logged
+    assert set(names(get_task("sst2").quality)) <= logged
 
 
 @pytest.mark.parametrize("stage", STAGES[1:])
@@ -190,11 +190,12 @@ def test_results_are_quality_beside_cost() -> None:
     row |= {"heads": [2, 1], "ffn": [8, 4], "t_steps": [4, 2, 1]}
     faithful = {"agreement": 0.75, "divergence": 0.5, "mismatched/agreement": 0.25, "mismatched/divergence": 1.0}
     found = results({**row, "fidelity": faithful}, {"cost": {"energy_pj": 100.0}})
-    assert set(found) == set(names(get_task("mnli")))
+    assert set(found) == set(names(get_task("mnli").quality))
     assert found["result/energy_saving"] == 5 and found["result/main"] == 0.5
     assert (found["result/heads"], found["result/ffn"], found["result/t_steps"]) == (3, 12, pytest.approx(7 / 3))
     assert (found["result/agreement"], found["result/divergence"]) == (0.75, 0.5)
-    assert "result/divergence" in names(get_task("stsb")) and "result/agreement" not in names(get_task("stsb"))
+    regression = names(get_task("stsb").quality)
+    assert "result/divergence" in regression and "result/agreement" not in regression
     assert set(results(row, {"cost": {"energy_pj": 100.0}})) == set(found) - {"result/agreement", "result/divergence"}
 
 

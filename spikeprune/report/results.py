@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from spikeprune.tasks import Task
-
 PREFIX = "result/"
 COSTS = ("energy_pj", "energy_full_pj", "ac", "mac", "norm_ops", "latency_steps", "rate", "params", "bytes")
 NAMES = ("main", *COSTS, "energy_saving", "heads", "ffn", "t_steps")
 QUALITY, ENERGY = f"{PREFIX}main", f"{PREFIX}energy_pj"
 
 
-def names(task: Task) -> list[str]:
-    """Every key of `results` for this task."""
-    return [PREFIX + name for name in dict.fromkeys((*NAMES, *task.metrics, *task.fidelity))]
+def names(quality: Iterable[str]) -> list[str]:
+    """Every key of `results` for a task of which this is measured (`Task.quality`)."""
+    return [PREFIX + name for name in dict.fromkeys((*NAMES, *quality))]
 
 
 def results(row: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, float]:

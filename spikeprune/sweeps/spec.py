@@ -269,7 +269,7 @@ def _load(sweep: Sweep, tried: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _metric(sweep: Sweep, values: Mapping[str, Any]) -> list[str]:
-    known = names(TASKS[sweep.config(values, "run.dir=check").task])
+    known = names(TASKS[sweep.config(values, "run.dir=check").task].quality)
     if sweep.metric in known:
         return []
     return [f"metric.name = {sweep.metric}: is not logged; choose from {nearest(sweep.metric, known)}"]

@@ -81,13 +81,8 @@ def prepare(config: Config, *, tokenizer_from: str | None = None) -> Parts:
         bert = read_config(tokenizer_from or checkpoint, classes=task.num_labels)
     else:
         t = config.teacher
-        size = {
-            "hidden": t.hidden,
-            "layers": t.layers,
-            "heads": t.heads,
-            "ffn": t.ffn,
-            "dropout": 0.1 if t.dropout is None else t.dropout,
-        }
+        size = {"hidden": t.hidden, "layers": t.layers, "heads": t.heads, "ffn": t.ffn}
+        size["dropout"] = 0.1 if t.dropout is None else t.dropout
         bert = scratch_config(vocab=len(tokenizer), positions=data.max_length, classes=task.num_labels, **size)
     check_fit(config, bert, len(tokenizer))
     layers = chosen_layers(config.student.layers, bert.num_hidden_layers)

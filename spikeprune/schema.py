@@ -73,9 +73,7 @@ class Teacher:
     ffn: int = 512
     vocab_size: int = 4000
     dropout: float | None = None  # null: as the checkpoint's configuration says, 0.1 from scratch
-    adversarial: float = (
-        0.0  # how far its word embeddings move against it while it learns the task (modules/teacher.py)
-    )
+    adversarial: float = 0.0  # how far its word embeddings move against it as it learns (modules/teacher.py)
 
 
 @dataclass

@@ -216,6 +216,16 @@ BROKEN = [
 ]
 
 
+@pytest.mark.parametrize(("make", "message"), BROKEN, ids=[m.split(";")[0][:30].strip("'") for _, m in BROKEN])
+def test_what_is_no_bert_is_one_clear_sentence(make, message, tmp_path) -> None:
+    path = make(tmp_path / "x")
+    with pytest.raises(InputError) as caught:
+        Teacher.load(path, classes=3)
+    text = str(caught.value)
+    assert text.startswith("teacher.checkpoint: ") and message in text and path in text
+    assert "\n" not in text and len(text) < 450
+
+
 @pytest.mark.parametrize(("asked", "rate"), [(None, 0.1), (0.0, 0.0), (0.4, 0.4)])
 def test_a_checkpoint_learns_with_its_own_dropout_or_the_one_asked_for(asked, rate, tmp_path) -> None:
     """`transformers` hands out models in evaluation mode, and nothing later would change that."""
@@ -225,16 +235,6 @@ def test_a_checkpoint_learns_with_its_own_dropout_or_the_one_asked_for(asked, ra
     assert teacher.bert.config.attention_probs_dropout_prob == rate
     first, again = (teacher(**sentences()).logits for _ in range(2))
     assert torch.equal(first, again) == (rate == 0)
-
-
-@pytest.mark.parametrize(("make", "message"), BROKEN, ids=[m.split(";")[0][:30].strip("'") for _, m in BROKEN])
-def test_what_is_no_bert_is_one_clear_sentence(make, message, tmp_path) -> None:
-    path = make(tmp_path / "x")
-    with pytest.raises(InputError) as caught:
-        Teacher.load(path, classes=3)
-    text = str(caught.value)
-    assert text.startswith("teacher.checkpoint: ") and message in text and path in text
-    assert "\n" not in text and len(text) < 450
 
 
 def test_the_configuration_is_judged_without_the_weights(tmp_path) -> None:

@@ -205,11 +205,8 @@ class Estimates:
         for units in places:
             step = Candidate("steps", units[0], units, 0.0, 0.0)
             saving = abs(self.value_with([step], back) - reading.value)
-            change = (
-                now - self.loss_with([step], back)
-                if back
-                else self.harm([step]) * lasting(steps[units[0]]) / lasting(2)
-            )
+            share = 1.0 if back else lasting(steps[units[0]]) / lasting(2)
+            change = now - self.loss_with([step], back) if back else self.harm([step]) * share
             if saving > 0 and not (back and change <= 0):
                 yield Candidate("steps", units[0], units, change, saving)
 

@@ -41,12 +41,12 @@ class Trains:
                     site.log_theta.copy_(log_theta + math.log(width(t_steps[place]) / width(self.steps[place])))
 
 
-WIDEST = 2.33  # standard deviations: what thetas began with (`student.percentile`) lies about here
+WIDEST = 2.33  # standard deviations; where thetas begin, 99 % of a Gaussian's sizes (`student.percentile`), is 2.58
 
 
 def width(t_steps: int) -> float:
-    """Theta's size for a train of `t_steps`: the `loading`, but the same from six steps on, since a student whose
-    thetas began at a percentile of its currents has learnt to do without what is wider. Found by trial, not derived."""
+    """Theta's size for a train of `t_steps`: the `loading`, but the same from six steps on. By trial, not derived: a
+    student whose thetas began at a percentile of its currents may have learnt to do without what is wider."""
     return min(loading(t_steps), WIDEST)
 
 

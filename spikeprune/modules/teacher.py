@@ -20,7 +20,8 @@ class TeacherModule(TaskModule):
 
     With `adversarial` each batch is learnt a second time with the table of word embeddings moved that far (Euclidean
     length over the whole table) along the loss's gradient, and both losses count alike: adversarial training, Miyato
-    et al. 2017 (arXiv 1605.07725), eq. 1 to 3, of the table in place of each sentence's own copy of its rows.
+    et al. 2017 (arXiv 1605.07725), of the table in place of each sentence's own copy of its rows. Of several processes
+    each moves it against its own part of a batch.
     """
 
     def __init__(self, teacher: Teacher, *, adversarial: float = 0.0, **common):

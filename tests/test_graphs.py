@@ -19,6 +19,7 @@ from spikeprune.tasks import TASKS
 
 pytestmark = pytest.mark.gpu
 SIZES = {"hidden": 48, "layers": 2, "heads": 3, "ffn": 64, "classes": 2}
+LOSSES = LossWeights(hidden=1.0, scores=1.0, soft=1.0, additions=0.1)
 
 
 def common(graphs: bool) -> dict:
@@ -27,14 +28,14 @@ def common(graphs: bool) -> dict:
     return {"task": task, "dev_splits": task.dev_splits, "optimization": how, "graphs": graphs}
 
 
-def module(graphs: bool, **student) -> StudentModule:
+def module(graphs: bool, losses: LossWeights = LOSSES, **student) -> StudentModule:
     torch.manual_seed(0)
     teacher = Teacher.scratch(scratch_config(vocab=60, positions=32, dropout=0.1, **SIZES))
     values = {"vocab": 60, "positions": 32, "segments": 2, "t_steps": 3, **SIZES, **student}
     made = StudentModule(
         Student(**values),
         teacher,
-        losses=LossWeights(hidden=1.0, scores=1.0, soft=1.0, additions=0.1),
+        losses=losses,
         layer_map=uniform_layer_map(2, 2),
         shape=Shape(pooling="mean", query="real", theta="channel", vocab_size=60, positions=32, types=2, **SIZES),
         graphed_answers=graphs,
@@ -141,6 +142,24 @@ def test_an_adversarial_step_replays_as_it_is() -> None:
             optimizer.step()
         learnt.append(teacher.bert.get_input_embeddings().weight.detach())
     torch.testing.assert_close(*learnt, rtol=1e-4, atol=1e-5)
+
+
+def test_a_student_s_adversarial_step_replays_as_it_is() -> None:
+    """On CUDA graphs and the fused kernels; the loss of the moved words and the gradients are those of plain steps."""
+    losses = LossWeights(soft=1.0, additions=0.1, temperature=1.0, adversarial=0.5)
+    made = module(True, losses=losses)
+    made.student.use_kernels("triton")
+    optimizer = torch.optim.SGD(made.student.parameters(), lr=0.05)
+    for step in range(PATIENCE + 4):
+        here = batch(16, step)
+        plain = learnt(made, here, made.learn, None)
+        graphed = learnt(made, here, lambda b: made.graphed(b, made.learn_state()), None)
+        assert list(plain) == list(graphed) and plain["adversarial"] != plain["soft"]
+        for name, expected in plain.items():
+            gap = (graphed[name] - expected).norm() / expected.norm().clamp(min=1e-6)
+            assert gap < 1e-4, f"step {step}, {name}: {gap:.2e}"
+        optimizer.step()
+    assert made.graphed.captured
 
 
 @pytest.mark.parametrize("kernels", ["torch", "triton"])

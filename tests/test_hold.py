@@ -112,7 +112,7 @@ def test_the_limit_is_what_the_goal_leaves_of_the_additions() -> None:
     assert first.limit == pytest.approx(additions * (mine.scheduled(1) / first.cost) ** 0.25, rel=1e-5)
     here = batches((4,), seed=2)[0]
     outputs = made.student(here["input_ids"], here["attention_mask"], here["token_type_ids"], rate=True)
-    found = made.objective(here, outputs, made.student, made.teacher)["additions"]
+    found = made.objective(here, outputs, made.student, made.lesson(here))["additions"]
     whole = term(made).expected(made.student, outputs, here["attention_mask"].sum(1).float().mean())
     assert found.item() == pytest.approx(whole.item() - first.limit, rel=1e-5)
     term(made).press.fill_(3.0)

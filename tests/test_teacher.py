@@ -18,7 +18,7 @@ from spikeprune.errors import InputError
 from spikeprune.models.student import Student
 from spikeprune.models.teacher import Teacher, copy_encoder, read_config, scratch_config
 from spikeprune.modules.optimizer import Optimization
-from spikeprune.modules.teacher import TeacherModule, moved
+from spikeprune.modules.teacher import TeacherModule
 from spikeprune.tasks import get_task
 
 D, H, F, N, LAYERS = 12, 3, 37, 8, 3
@@ -296,11 +296,3 @@ def test_a_loss_without_slope_moves_no_word() -> None:
         module.teacher.bert.classifier.weight.zero_()
     terms = module.learn(batch)
     assert terms["adversarial"] == terms["hard"] and terms["loss"].isfinite()
-
-
-def test_a_table_moved_in_an_error_comes_back() -> None:
-    weight = torch.nn.Parameter(torch.rand(3, 2))
-    before = weight.detach().clone()
-    with pytest.raises(KeyError), moved(weight, torch.full((3, 2), 0.1)):
-        raise KeyError
-    assert torch.equal(weight, before)

@@ -17,6 +17,7 @@ from spikeprune.size import Shape
 
 # What each loss term is a mean over: a column of a batch's `share` (see `data.loader.shares`).
 MEAN_OVER = {"hard": 0, "soft": 0, "hidden": 1, "firing": 1, "additions": 1, "scores": 2}
+ANSWERS = ("soft", "hard")  # the terms that judge the answer alone
 
 
 def whole_batch(terms: dict[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -42,6 +43,7 @@ class LossWeights:
     additions_from: float = 0.0
     additions_fall: float = 0.5
     temperature: float = 2.0
+    adversarial: float = 0.0
 
 
 class Objective(nn.Module):
@@ -58,24 +60,25 @@ class Objective(nn.Module):
         """Whether a term needs the sites' rates, `Outputs.rates`."""
         return bool(self.weights.firing or self.weights.additions)
 
+    @torch.no_grad()
+    def lesson(self, batch: Mapping[str, Tensor], teacher: Teacher) -> Outputs | None:
+        """What the terms need of the teacher, if anything."""
+        weights = self.weights
+        features = bool(weights.hidden or weights.scores)
+        return teacher(*(batch[name] for name in INPUTS), features=features) if features or weights.soft else None
+
     def forward(
-        self, batch: Mapping[str, Tensor], outputs: Outputs, student: Student, teacher: Teacher
+        self, batch: Mapping[str, Tensor], outputs: Outputs, student: Student, lesson: Outputs | None
     ) -> dict[str, Tensor]:
-        """Each term that has a weight, without it, scalar. `outputs`: the student's of this batch."""
+        """Each term that has a weight, without it, scalar. `outputs`: the student's of this batch; `lesson`: the
+        teacher's, as above."""
         weights, tokens = self.weights, batch["attention_mask"].bool()
         terms: dict[str, Tensor] = {}
-        if weights.hidden or weights.scores or weights.soft:
-            with torch.no_grad():
-                features = bool(weights.hidden or weights.scores)
-                lesson = teacher(*(batch[name] for name in INPUTS), features=features)
         if weights.hidden:
             terms["hidden"] = distill.hidden_loss(outputs.hidden, lesson.hidden, tokens, self.layer_map)
         if weights.scores:
             terms["scores"] = distill.scores_loss(outputs.scores, lesson.scores, tokens, self.layer_map)
-        if weights.soft:
-            terms["soft"] = self.soft(outputs, lesson).mean()
-        if weights.hard:
-            terms["hard"] = self.hard(batch, outputs).mean()
+        terms |= self.answers(batch, outputs, lesson)
         if weights.firing:
             terms["firing"] = distill.firing_loss(outputs.rates)
         if weights.additions:
@@ -84,8 +87,26 @@ class Objective(nn.Module):
             terms["additions"] = self.additions(student, outputs, mean)
         return whole_batch(terms, batch)
 
+    def answers(self, batch: Mapping[str, Tensor], outputs: Outputs, lesson: Outputs | None) -> dict[str, Tensor]:
+        """Those of the terms that judge the answer alone."""
+        terms: dict[str, Tensor] = {}
+        if self.weights.soft:
+            terms["soft"] = self.soft(outputs, lesson).mean()
+        if self.weights.hard:
+            terms["hard"] = self.hard(batch, outputs).mean()
+        return terms
+
+    def answered(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """Their weighted sum, scalar."""
+        return sum(self.weight(name) * terms[name] for name in ANSWERS if name in terms)
+
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
-        return sum(self.weight(name) * term for name, term in terms.items())
+        """The loss, scalar. `adversarial`, the weighted answers' loss of a second look, counts half, the first half."""
+        rest = [self.weight(name) * term for name, term in terms.items() if name not in (*ANSWERS, "adversarial")]
+        answered = self.answered(terms)
+        if "adversarial" in terms:
+            answered = (answered + terms["adversarial"]) / 2
+        return sum(rest, start=answered)
 
     def weight(self, term: str) -> Tensor | float:
         weight = getattr(self.weights, term)

@@ -14,7 +14,8 @@ from spikeprune.models.answer import CHUNK, answer, replayable, state
 from spikeprune.models.outputs import INPUTS, Outputs
 from spikeprune.models.student import Student
 from spikeprune.models.teacher import Teacher
-from spikeprune.modules.objective import LossWeights, Objective
+from spikeprune.modules.adversarial import moved_against
+from spikeprune.modules.objective import LossWeights, Objective, whole_batch
 from spikeprune.modules.task import TaskModule
 from spikeprune.size import Shape
 
@@ -63,11 +64,17 @@ class StudentModule(TaskModule):
         return [self.student, self.teacher]
 
     def learn(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        inputs = [batch[name] for name in INPUTS]
-        outputs = self.student(*inputs, mode=self.forward_mode, rate=self.objective.reads_rates)
-        terms = self.objective(batch, outputs, self.student, self.teacher)
+        inputs, objective = [batch[name] for name in INPUTS], self.objective
+        outputs = self.student(*inputs, mode=self.forward_mode, rate=objective.reads_rates)
+        lesson = objective.lesson(batch, self.teacher)
+        terms = objective(batch, outputs, self.student, lesson)
+        if self.losses.adversarial:  # the lesson stays: what the teacher said of the words goes for words close by
+            with moved_against(self.student.embedding.word.weight, objective.answered(terms), self.losses.adversarial):
+                again = self.student(*inputs, mode=self.forward_mode)
+            second = whole_batch(objective.answers(batch, again, lesson), batch)
+            terms["adversarial"] = objective.answered(second)
         self.solved = outputs.solved
-        return {"loss": self.objective.total(terms), **{name: term.detach() for name, term in terms.items()}}
+        return {"loss": objective.total(terms), **{name: term.detach() for name, term in terms.items()}}
 
     def learn_state(self) -> Hashable:
         return tuple(self.student.steps), self.student.quantized

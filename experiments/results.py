@@ -59,6 +59,8 @@ def keep_ablation(folder: Path) -> None:
             found[f"{path.parent.name} {path.parents[1].name[1:]}"] = table_part(of_a_commit(path))
     if not found:
         refuse(f"{folder}: no finished run, summary.json or s<seed>/<ablation>/summary.json")
+    for name in {key.rsplit(" ", 1)[0] for key in found}:
+        agree([run for key, run in found.items() if key.rsplit(" ", 1)[0] == name], f"{folder}, {name}")
     first = next(iter(found.values()))
     ABLATIONS.mkdir(parents=True, exist_ok=True)
     name = "-".join([first["task"], str(first["preset"]), first["data"]["source"]])
@@ -72,6 +74,17 @@ def of_a_commit(path: Path) -> dict:
     if summary["commit"] == "unknown" or summary["commit"].endswith("-dirty"):
         refuse(f"{path}: made by commit {summary['commit']}; run it again from a clean checkout")
     return summary
+
+
+def agree(found: list[dict], where: str) -> None:
+    """A mean over seeds is one of runs that differ in nothing else, as far as their summaries say."""
+    seeds = {}
+    for summary in found:
+        if "settings" in summary:  # older ones have none
+            seeds.setdefault(summary["settings"], []).append(str(summary["seed"]))
+    if len(seeds) > 1:
+        apart = " and ".join(f"seeds {', '.join(own)}" for own in seeds.values())
+        refuse(f"{where}: {apart} were run with different settings and have no mean; run one of the two again")
 
 
 def refuse(why: str) -> None:
@@ -92,7 +105,10 @@ def table_part(summary: dict) -> dict:
     named = {summary["final"], summary["uncompressed"]} - {None}
     stages = {name: part(row) for name, row in summary["stages"].items() if name in named}
     own = ("task", "preset", "seed", "data", "main_metric", "uncompressed", "final", "commit", "hardware", "versions")
-    return {key: summary[key] for key in own} | {"teacher": part(summary["teacher"]), "stages": stages}
+    return {key: summary[key] for key in (*own, "settings") if key in summary} | {
+        "teacher": part(summary["teacher"]),
+        "stages": stages,
+    }
 
 
 def ablation_tables() -> str:
@@ -174,6 +190,7 @@ def cells(summary: dict) -> list[str]:
 
 def mean_cells(found: list[dict]) -> list[str]:
     """The row of several seeds' runs: means ± standard deviations; of the energy the means."""
+    agree(found, f"{found[0]['task']}, {source(found[0])}")
     score = [f"{mean(values):.1f} ± {stdev(values):.1f}" for values in zip(*map(scores, found), strict=True)]
     saving = " → ".join(f"{mean(values):.1f}" for values in zip(*map(savings, found), strict=True))
     first, seeds = found[0], f"mean of {len(found)} seeds"

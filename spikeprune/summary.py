@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
 import subprocess
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,8 +14,14 @@ from typing import Any
 import torch
 
 from spikeprune import __version__
+from spikeprune.config import MAY_DIFFER, Config
+from spikeprune.keys import leaves
 from spikeprune.parts import Parts
+from spikeprune.plan import active
 from spikeprune.rundir import RunDir
+
+# Of the keys that decide a result: what a summary names itself, or a machine spells in its own way.
+NAMED = ("seed", "data.source", "data.dir", "data.hub", "run.stages")
 
 
 def data_facts(parts: Parts) -> dict[str, str]:
@@ -51,10 +60,25 @@ def summarize_run(parts: Parts, directory: RunDir) -> dict[str, Any]:
         "stages": rows,
         "uncompressed": uncompressed if compressing else (stages[-1] if stages else None),
         "final": stages[-1] if stages else None,
+        "settings": settings(parts.config),
         "commit": commit(),
         "versions": versions(),
         "hardware": hardware(torch.device("cuda" if on_gpu else "cpu")),
     }
+
+
+def settings(config: Config) -> str:
+    """16 hexadecimal digits, the same for runs that differ in seed and places alone. Of the stages those that run
+    count, of the keys those that are not at their default, so that a new key leaves what came before it alone."""
+    plain = dict(leaves(asdict(Config())))
+    idle = tuple(f"stages.{name}." for name in asdict(config.stages) if not active(config, name))
+    chosen = {key: value for key, value in leaves(asdict(config)) if value != plain.get(key)}
+    chosen = {key: value for key, value in chosen.items() if key not in (*MAY_DIFFER, *NAMED)}
+    chosen = {key: value for key, value in chosen.items() if not key.startswith(idle)}
+    if config.teacher.checkpoint:
+        chosen["teacher.checkpoint"] = Path(config.teacher.checkpoint).name
+    order = [name for name in config.run.stages if active(config, name)]
+    return hashlib.sha256(json.dumps([order, chosen], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def commit() -> str:

@@ -89,6 +89,25 @@ def test_seeds_on_one_hardware_have_a_mean_that_names_every_commit(results) -> N
     assert lines[2].endswith("| x | `a`, `b` |")
 
 
+def test_seeds_of_different_settings_have_no_mean(results, tmp_path, capsys) -> None:
+    """Those of unknown settings, older ones, do not matter."""
+    plain = results.summaries()[0]
+    runs = [plain | {"seed": 0}, *(plain | {"seed": seed, "settings": said} for seed, said in ((1, "a"), (2, "a")))]
+    assert "mean of 3 seeds" in results.table(runs)
+    runs.append(plain | {"seed": 3, "settings": "b"})
+    with pytest.raises(SystemExit) as ended:
+        results.table(runs)
+    assert ended.value.code == 2 and "seeds 1, 2 and seeds 3 were run with different" in capsys.readouterr().err
+    for run in runs:
+        for name in ("none", "all"):
+            folder = tmp_path / f"s{run['seed']}" / name
+            folder.mkdir(parents=True)
+            (folder / "summary.json").write_text(json.dumps(run | {"settings": "a"} if name == "none" else run))
+    with pytest.raises(SystemExit):
+        results.keep_ablation(tmp_path)
+    assert ", all: seeds 1, 2 and seeds 3 were" in capsys.readouterr().err and not results.ABLATIONS.exists()
+
+
 def test_a_score_is_the_one_that_the_task_is_ranked_by(results) -> None:
     """One of several metrics where GLUE takes it alone, accuracy where it takes the mean of two."""
     found = {"accuracy": 0.7, "matthews": 0.3, "f1": 0.8}

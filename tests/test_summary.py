@@ -1,0 +1,54 @@
+"""What a summary says of the settings: the same for runs that may be averaged, another for any other run."""
+
+from __future__ import annotations
+
+import pytest
+
+from spikeprune.config import load, read_resolved, to_yaml
+from spikeprune.summary import settings
+from tests.micro import GLUE
+
+BASE = ["task=mrpc", "preset=minilm", "teacher.checkpoint=here/minilm", "data.source=dir", "data.dir=here/glue"]
+
+
+def digest(*changes: str) -> str:
+    return settings(load(GLUE, [*BASE, *changes]))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["seed=3"],
+        ["run.dir=elsewhere", "run.wandb=true", "run.threads=4"],
+        ["teacher.checkpoint=there/minilm", "data.dir=there/glue"],
+        ["stages.joint.lr=1.0e-5"],  # does not run
+        ["run.stages=[teacher,internal_kd,prediction_kd,spatial,temporal,finetune]"],  # what runs anyway
+        ["student.percentile=99.0"],  # the default
+    ],
+    ids=str,
+)
+def test_what_may_differ_between_seeds_of_a_mean(changes) -> None:
+    assert digest(*changes) == digest()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["stages.finetune.lr=1.0e-5"],
+        ["stages.finetune.losses.adversarial=1"],
+        ["compress.heads=0.4"],
+        ["task=cola"],
+        ["run.precision=32-true"],
+        ["teacher.checkpoint=here/another"],
+        ["run.stages=[teacher,internal_kd,prediction_kd,temporal,spatial,finetune]"],
+    ],
+    ids=str,
+)
+def test_what_makes_another_run(changes) -> None:
+    assert digest(*changes) != digest()
+
+
+def test_a_saved_configuration_says_the_same(tmp_path) -> None:
+    config = load(GLUE, BASE)
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert settings(read_resolved(tmp_path / "config.yaml")) == settings(config)

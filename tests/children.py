@@ -74,7 +74,7 @@ def begin(words: Sequence[str], log: Path, environment=None, before: Callable | 
 def run_command(words: Sequence[str], log: Path, environment=None, before: Callable | None = None, args=()) -> int:
     """The same to its end; returns the exit code."""
     child = begin(words, log, environment, before, args)
-    child.join(300)
+    child.join(600)  # four of W&B's trials take a minute and a half, on a machine with much else to do six
     return child.exitcode
 
 

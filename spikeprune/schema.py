@@ -73,7 +73,7 @@ class Teacher:
     ffn: int = 512
     vocab_size: int = 4000
     dropout: float | None = None  # null: as the checkpoint's configuration says, 0.1 from scratch
-    adversarial: float = 0.0  # how far its word embeddings move against it as it learns (modules/teacher.py)
+    adversarial: float = 0.0  # how far its words move against it as it learns (modules/adversarial.py)
 
 
 @dataclass
@@ -110,7 +110,7 @@ class Losses:
     additions_from: float = 0.0  # a limit that begins here and falls, by equal factors, to additions_limit; 0: constant
     additions_fall: float = 0.5  # … over this share of the stage's steps
     temperature: float = 2.0  # of the soft term
-    adversarial: float = 0.0  # how far word embeddings move against soft and hard, to learn each batch a second time
+    adversarial: float = 0.0  # how far words move against soft and hard, to learn each batch a second time
 
 
 @dataclass

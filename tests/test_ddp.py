@@ -88,14 +88,15 @@ def test_measuring_again_in_one_process_gives_the_same(one_and_two) -> None:
 SIZES = {"hidden": 12, "layers": 2, "heads": 3, "ffn": 10, "classes": 2}
 
 
-def small_module(losses: dict[str, float] | None) -> TaskModule:
+def small_module(losses: dict[str, float] | float) -> TaskModule:
+    """A student's with these losses; of a number a teacher's, so far `adversarial`."""
     torch.manual_seed(0)
     how = Optimization(1e-3, 1e-2, 0.1, 0.01)
     common = {"task": get_task("sst2"), "dev_splits": ["validation"], "optimization": how}
     config = scratch_config(vocab=30, positions=16, dropout=0.0, **SIZES)
     teacher = Teacher.scratch(config)
-    if losses is None:
-        return TeacherModule(teacher, **common).double()
+    if isinstance(losses, float):
+        return TeacherModule(teacher, adversarial=losses, **common).double()
     student = Student(vocab=30, positions=16, segments=2, t_steps=4, **SIZES)
     shape = Shape(pooling="mean", query="real", theta="channel", vocab_size=30, positions=16, types=2, **SIZES)
     options = {"losses": LossWeights(**losses), "layer_map": [0, 1], "shape": shape}
@@ -103,9 +104,10 @@ def small_module(losses: dict[str, float] | None) -> TaskModule:
 
 
 TERMS = [{term: 1.0} for term in ("hidden", "scores", "soft", "hard", "firing", "additions")]
+TERMS += [{"soft": 1.0, "adversarial": 0.3}]
 
 
-@pytest.mark.parametrize("losses", [None, *TERMS], ids=lambda losses: next(iter(losses)) if losses else "teacher")
+@pytest.mark.parametrize("losses", [0.0, 0.3, *TERMS], ids=str)
 @pytest.mark.parametrize("world", [2, 3])
 def test_the_mean_gradient_of_the_parts_is_that_of_the_batch(losses, world) -> None:
     module = small_module(losses)

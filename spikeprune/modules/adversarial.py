@@ -1,36 +1,45 @@
-"""Words moved against a loss: adversarial training (Miyato et al. 2017, arXiv 1605.07725) of the word embeddings.
+"""Words moved against a loss: adversarial training of the word embeddings (Miyato et al. 2017, arXiv 1605.07725).
 
-There each sentence has its own copy of its rows and its own move; here the table moves as a whole, once for a batch,
-which takes no more memory and lets a row that many sentences share move for all of them.
+Each sentence has its own move, by the same length per word. One length for a whole batch would go into the few
+sentences where the loss is steepest and leave the others where they were.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 
+def still(words: nn.Embedding, batch: Mapping[str, Tensor]) -> Tensor:
+    """No move of the batch's word vectors, `[B, N, D]`, with regard to which a loss can be differentiated."""
+    like = words.weight
+    return like.new_zeros(*batch["input_ids"].shape, words.embedding_dim).requires_grad_()
+
+
 @contextmanager
-def moved_against(words: nn.Parameter, loss: Tensor, length: float) -> Iterator[None]:
-    """The table `words [V, D]` moved by `length` (Euclidean, over the whole table) along the gradient of the scalar
-    `loss`, whose history stays; where that has no slope, not at all."""
-    (slope,) = torch.autograd.grad(loss, words, retain_graph=True)
-    with moved(words, slope * (length / slope.norm().clamp(min=torch.finfo(slope.dtype).tiny))):
+def added(words: nn.Embedding, move: Tensor | None) -> Iterator[None]:
+    """`move [B, N, D]` is added to what the table gives; None: nothing is."""
+    if move is None:
         yield
-
-
-@contextmanager
-def moved(weight: nn.Parameter, by: Tensor) -> Iterator[None]:
-    """`weight` with `by` added; afterwards exactly what it was. The history of what is computed meanwhile stays valid
-    where it does not read the weight, as a table's does not."""
-    before = weight.detach().clone()
+        return
+    hook = words.register_forward_hook(lambda table, ids, vectors: vectors + move)
     try:
-        with torch.no_grad():
-            weight.add_(by)
         yield
     finally:
-        with torch.no_grad():
-            weight.copy_(before)
+        hook.remove()
+
+
+def against(loss: Tensor, at: Tensor, batch: Mapping[str, Tensor], length: float) -> Tensor:
+    """The move of each sentence, `[B, N, D]`, along its slope of the scalar `loss`, whose history stays.
+
+    `at`: what `still` gave, added while the loss was formed. `length`: Euclidean, of a word vector's move, in the root
+    mean square over its sentence's tokens. A sentence without slope stays.
+    """
+    (slope,) = torch.autograd.grad(loss, at, retain_graph=True)
+    tokens = batch["attention_mask"].to(slope.dtype)
+    slope = slope * tokens[..., None]
+    steep = slope.flatten(1).norm(dim=1).clamp(min=torch.finfo(slope.dtype).tiny)  # [B]
+    return slope / steep[:, None, None] * (length * tokens.sum(1).sqrt())[:, None, None]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from spikeprune import distill
 from spikeprune.models.outputs import INPUTS, Outputs
 from spikeprune.models.teacher import Teacher
-from spikeprune.modules.adversarial import moved_against
+from spikeprune.modules.adversarial import added, against, still
 from spikeprune.modules.objective import whole_batch
 from spikeprune.modules.task import TaskModule
 
@@ -18,9 +18,8 @@ from spikeprune.modules.task import TaskModule
 class TeacherModule(TaskModule):
     """Fine-tunes the teacher on true labels.
 
-    With `adversarial` each batch is learnt a second time with the word embeddings moved that far against it, and both
-    losses count alike (see `modules/adversarial.py`). Of several processes each moves them against its own part of a
-    batch.
+    With `adversarial` each batch is learnt a second time with each sentence's words moved that far against it, and both
+    losses count alike (see `modules/adversarial.py`).
     """
 
     def __init__(self, teacher: Teacher, *, adversarial: float = 0.0, **common):
@@ -34,10 +33,12 @@ class TeacherModule(TaskModule):
         return [self.teacher]
 
     def learn(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        terms = {"hard": self.hard(batch)}
-        if self.adversarial:
-            words = self.teacher.bert.get_input_embeddings().weight
-            with moved_against(words, terms["hard"], self.adversarial):
+        words, length = self.teacher.bert.get_input_embeddings(), self.adversarial
+        unmoved = still(words, batch) if length else None
+        with added(words, unmoved):
+            terms = {"hard": self.hard(batch)}
+        if length:
+            with added(words, against(terms["hard"], unmoved, batch, length)):
                 terms["adversarial"] = self.hard(batch)
         return {"loss": torch.stack(list(terms.values())).mean(), **terms}
 

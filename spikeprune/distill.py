@@ -88,11 +88,12 @@ def additions_loss(
     fan_out: Mapping[str, Tensor | float],
     t_steps: Mapping[str, int],
     dense: float,
+    unfired: float = 0.0,
     limit: Tensor | float = 0.0,
 ) -> Tensor:
     """Expected additions of a token over the `dense` multiplications it would cost, as far as above `limit`; scalar.
 
-    `rates` [D] of each site, `fan_out` as in `operations.fan_out`, `t_steps` of each site. Unlike
+    `rates` [D] of each site, `fan_out` and `unfired` as in `operations`, `t_steps` of each site. Unlike
     `firing_loss` it leaves cheap spikes alone (a key's adds once per query) and presses on dear ones (a layer's output
     feeds three matrices).
     """
@@ -102,7 +103,7 @@ def additions_loss(
     prices = [(fan_out[name] * t_steps[name], rates[name]) for name in sites]
     prices = [price if isinstance(price, Tensor) else rate.new_full((), price) for price, rate in prices]
     prices = [torch.broadcast_to(price, rates[name].shape) for price, name in zip(prices, sites, strict=True)]
-    return (every.dot(torch.cat(prices).to(every.dtype)) / dense - limit).relu()
+    return ((every.dot(torch.cat(prices).to(every.dtype)) + unfired) / dense - limit).relu()
 
 
 def falling(progress: float, *, begin: float, end: float) -> float:

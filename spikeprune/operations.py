@@ -96,7 +96,8 @@ def count(
     lengths: [B] real tokens. heads: [L,H], ffn: [L,F], 0/1 masks, a compacted student's too. t_steps: L+1 ints.
 
     - A spike costs one addition per outgoing synapse, and one for the residual where it has one. Pruned heads and
-      neurons neither send nor receive.
+      neurons neither send nor receive. With `shape.membrane` a residual is D additions of currents for each token, in
+      the synchronous codings at each of the layer's steps, whatever fires.
     - A key or value spike costs one addition per query that attends, n. With `query="spiking"` a sum needs a spike on
       both sides: in `per_step` the pairs that fire together are counted exactly; in `accumulate` the query is a held
       average when the keys fire, and n per key spike is an upper bound (a query of zero would save it).
@@ -157,17 +158,21 @@ def _encoder_layer(counts, n, layer, *, shape, heads, ffn, steps, coding):
     kept_heads, kept_ffn, d = heads.sum(), ffn.sum(), shape.head_size
     channels = heads.repeat_interleave(d)  # [D], head-major
     synchronous = coding != "accumulate"
+    times = steps if synchronous else 1  # that a function is evaluated
 
     def site(name):
         return counts[f"layers.{layer}.{name}"]
 
+    own = 0.0 if shape.membrane else 1.0
     below = counts["embedding"] if layer == 0 else counts[f"layers.{layer - 1}.output"]
     additions = [
-        _additions(below[:steps] if synchronous else below, fan_out=3 * d * kept_heads + 1),  # q, k, v, residual
+        _additions(below[:steps] if synchronous else below, fan_out=3 * d * kept_heads + own),  # q, k, v, residual
         _additions(site("context"), fan_out=shape.hidden, keep=channels),
-        _additions(site("attention"), fan_out=kept_ffn + 1),  # W1, residual
+        _additions(site("attention"), fan_out=kept_ffn + own),  # W1, residual
         _additions(site("intermediate"), fan_out=shape.hidden, keep=ffn),
     ]
+    if shape.membrane:
+        additions.append((2 * shape.hidden * n.sum()).expand(times))
     mac = n.new_zeros(())
     if coding == "running_mean":
         mac = 2 * d * kept_heads * steps * n.square().sum()
@@ -178,7 +183,7 @@ def _encoder_layer(counts, n, layer, *, shape, heads, ffn, steps, coding):
         additions.append(_additions(scores, fan_out=1.0 if pairs else n, keep=channels))
         additions.append(_additions(site("value"), fan_out=n, keep=channels))
     once = 2 * shape.hidden * n.sum() + kept_heads * n.square().sum() + kept_ffn * n.sum()  # LN twice, softmax, gelu
-    return additions, mac, once * (steps if synchronous else 1)
+    return additions, mac, once * times
 
 
 def _head(counts, n, *, shape):
@@ -195,18 +200,27 @@ def fan_out(*, shape: Shape, heads: Tensor, ffn: Tensor, tokens: Tensor | float)
 
     heads [L,H] and ffn [L,F] masks; `tokens`: queries that attend, n. A number for all channels, or one for each [D].
     What a loss needs to price firing: `T_l * mean |ASR| * fan_out`, summed over channels and sites, are a token's AC;
-    with feedback a little more than that, since the spikes of the last step come back too late.
+    with feedback a little more than that, since the spikes of the last step come back too late; with `shape.membrane`
+    without the residuals, which no firing changes.
     """
+    own = 0.0 if shape.membrane else 1.0
     kept, neurons = heads.sum(1) * shape.head_size, ffn.sum(1)  # [L]
-    readers = [*(3 * kept + 1), 1.0 if shape.pooling == "mean" else 0.0]  # of the embedding's and each layer's output
+    readers = [*(3 * kept + own), 1.0 if shape.pooling == "mean" else 0.0]  # of the embedding's and each layer's output
     readers[-1] += shape.hidden * shape.feedback
     costs: dict[str, Tensor | float] = {"embedding": readers[0]}
     for i in range(shape.layers):
         attended = tokens * heads[i].repeat_interleave(shape.head_size)
-        sites = {"key": attended, "value": attended, "context": shape.hidden, "attention": neurons[i] + 1}
+        sites = {"key": attended, "value": attended, "context": shape.hidden, "attention": neurons[i] + own}
         sites |= {"intermediate": shape.hidden, "output": readers[i + 1]}
         costs |= {f"layers.{i}.{name}": cost for name, cost in sites.items()}
     return costs
+
+
+def unfired(*, shape: Shape, t_steps: Sequence[int], coding: str) -> int:
+    """A token's additions that no spike causes, by the rule of `count`: those of `shape.membrane`'s residuals."""
+    if not shape.membrane:
+        return 0
+    return 2 * shape.hidden * (shape.layers if coding == "accumulate" else sum(t_steps[1:]))
 
 
 def dense(lengths: Tensor, *, shape: Shape) -> Operations:

@@ -87,6 +87,7 @@ class Student:
     forward: str = "equilibrium"  # training forward: equilibrium | spiking
     query: str = "real"  # real | spiking
     pooling: str = "mean"  # mean | cls
+    residual: str = "spikes"  # what goes past a block: spikes | membrane, the currents of the neurons that send them
     t_steps: Any = 4  # time steps: a number, or one for the embedding and each layer (L+1 numbers)
     dropout: float = 0.0
     percentile: float = 99.0  # of each channel's activation, where theta starts

@@ -17,8 +17,11 @@ from spikeprune.models.student import Student
 class Naive:
     """What both naive networks share: the formulas of a layer on plain tensors, one neuron's step, and the head."""
 
-    def __init__(self, student: Student, batch: dict[str, torch.Tensor], *, spikes: str, leak: float):
+    def __init__(
+        self, student: Student, batch: dict[str, torch.Tensor], *, spikes: str, leak: float, residual: str = "spikes"
+    ):
         self.w = student.state_dict()
+        self.past = "" if residual == "spikes" else "what drives "
         self.batch, self.ternary, self.leak = batch, spikes == "ternary", leak
         self.steps = self.w["t_steps"].tolist()
         self.heads = self.w["heads"].shape[1]
@@ -48,7 +51,8 @@ class Naive:
         return out
 
     def functions(self, i):
-        """Site -> (the sites it reads, f, mask of its channels). "below" is the output of the layer before."""
+        """Site -> (the sites it reads, f, mask of its channels). "below" is the output of the layer before,
+        "what drives" a site the currents that its neurons get."""
         p, ones = f"layers.{i}", self.w["heads"].new_ones(())
         heads = self.w["heads"][i].repeat_interleave(self.head_size)
         spiking_query = f"{p}.query_site.log_theta" in self.w
@@ -62,13 +66,13 @@ class Naive:
             "value": (["below"], lambda a: self.linear(f"{p}.value", a), ones),
             "context": (["query" if spiking_query else "below", "key", "value"], context, heads),
             "attention": (
-                ["context", "below"],
+                ["context", f"{self.past}below"],
                 lambda c, a: self.norm(f"{p}.attention_norm", self.linear(f"{p}.out", c) + a),
                 ones,
             ),
             "intermediate": (["attention"], lambda h: F.gelu(self.linear(f"{p}.up", h)), self.w["ffn"][i]),
             "output": (
-                ["intermediate", "attention"],
+                ["intermediate", f"{self.past}attention"],
                 lambda f, h: self.norm(f"{p}.output_norm", self.linear(f"{p}.down", f) + h),
                 ones,
             ),
@@ -111,12 +115,14 @@ class Accumulate(Naive):
         return theta * total / norm * mask
 
     def run(self):
-        below = self.site("embedding", self.embed(), self.steps[0])
+        drive = self.embed()
+        below = self.site("embedding", drive, self.steps[0])
         hidden = [below]
         for i, t_steps in enumerate(self.steps[1:]):
-            values = {"below": below}
+            values = {"below": below, "what drives below": drive}
             for name, (sources, f, mask) in self.functions(i).items():
-                values[name] = self.site(f"layers.{i}.{name}", f(*(values[s] for s in sources)), t_steps, mask)
+                drive = values[f"what drives {name}"] = f(*(values[s] for s in sources))
+                values[name] = self.site(f"layers.{i}.{name}", drive, t_steps, mask)
             below = values["output"]
             hidden.append(below)
         return self.logits(below), hidden
@@ -128,8 +134,8 @@ class Clock:
     def __init__(self, net: Synchronous, name: str, t_steps: int, mask):
         self.net, self.name, self.t_steps, self.mask = net, name, t_steps, mask
         self.u = self.before = None
-        self.sent, self.norm = 0.0, 0.0
-        self.pulse = None
+        self.sent, self.norm, self.told = 0.0, 0.0, 0.0
+        self.pulse = self.answer = None
 
     @property
     def mean(self):
@@ -140,11 +146,17 @@ class Clock:
         held = self.net.coding == "running_mean" or tick > self.t_steps
         return self.mean if held else self.pulse
 
+    def driven(self, tick):
+        """What a residual sees at `tick` of the currents: this step's answer of f; of a silent site the last, or in
+        per_step the mean of all."""
+        return self.told / self.norm if self.net.coding == "per_step" and tick > self.t_steps else self.answer
+
     def tick(self, tick, answer):
         """`answer`: f of what the site sees now."""
         if tick > self.t_steps:
             return
-        current = answer
+        current = self.answer = answer
+        self.told = self.net.leak * self.told + answer
         if self.net.coding == "running_mean" and self.name != "embedding":
             norm = sum(self.net.leak**j for j in range(tick))
             current = norm * answer - (0.0 if tick == 1 else (norm - 1) * self.before)  # leak S_(t-1) = S_t - 1
@@ -183,7 +195,11 @@ class Synchronous(Naive):
         """The rest of a tick, from the layer that hears the first site to the last."""
         for table, clocks in layers:
             for name, (sources, f, _) in table.items():
-                read = [(below if s == "below" else clocks[s]).seen(tick) for s in sources]
+                read = []
+                for source in sources:
+                    said = source.removeprefix("what drives ")
+                    clock = below if said == "below" else clocks[said]
+                    read.append(clock.seen(tick) if said == source else clock.driven(tick))
                 clocks[name].tick(tick, f(*read))
             below = clocks["output"]
 

@@ -16,13 +16,14 @@ from spikeprune.compress.stats import collect, temporal_statistics
 from spikeprune.distill import hard_loss
 from spikeprune.models.compact import compact
 from spikeprune.models.quant import QUANTIZERS, acting_weight
-from spikeprune.models.student import Student
+from spikeprune.models.student import RESIDUALS, Student
 from spikeprune.operations import count
 from spikeprune.size import Shape
 from spikeprune.spiking.coding import CODINGS
 from spikeprune.spiking.neurons import NEURONS
 
 every_kind = pytest.mark.parametrize(("spikes", "coding"), list(itertools.product(NEURONS, CODINGS)))
+both_residuals = pytest.mark.parametrize("residual", RESIDUALS)
 
 
 def loss_of(batch, outputs) -> torch.Tensor:
@@ -34,13 +35,14 @@ def student_of(spikes: str, coding: str, t_steps=(3, 5, 4), **options) -> Studen
 
 
 @every_kind
+@both_residuals
 @torch.no_grad()
-def test_simulated_and_in_closed_form(spikes, coding) -> None:
+def test_simulated_and_in_closed_form(spikes, coding, residual) -> None:
     """Stationary: the same. Else more steps come nearer, where the coding has that equilibrium."""
     batch = sentences()
     if CODINGS[coding].stationary:
         for leak in (1.0, 0.7):
-            student = student_of(spikes, coding, leak=leak)
+            student = student_of(spikes, coding, leak=leak, residual=residual)
             closed, simulated = student(**batch), student(**batch, mode="spiking")
             torch.testing.assert_close(simulated.logits, closed.logits)
             for found, wanted in zip(simulated.hidden, closed.hidden, strict=True):
@@ -48,7 +50,7 @@ def test_simulated_and_in_closed_form(spikes, coding) -> None:
     elif coding != "per_step":
         errors = []
         for t_steps in (4, 32, 256):
-            student = student_of(spikes, coding, [t_steps] * 3)
+            student = student_of(spikes, coding, [t_steps] * 3, residual=residual)
             simulated = student(**batch, mode="spiking").hidden[-1]
             student.set_t_steps(2**30)
             errors.append(real(simulated - student(**batch).hidden[-1], batch).abs().mean())
@@ -56,8 +58,9 @@ def test_simulated_and_in_closed_form(spikes, coding) -> None:
 
 
 @every_kind
-def test_trains_with_the_spiking_forward(spikes, coding) -> None:
-    student, batch = student_of(spikes, coding), sentences()
+@both_residuals
+def test_trains_with_the_spiking_forward(spikes, coding, residual) -> None:
+    student, batch = student_of(spikes, coding, residual=residual), sentences()
     outputs = student(**batch, mode="spiking", count=True, rate=True)
     with torch.no_grad():
         plain = student(**batch, mode="spiking", count=True)
@@ -72,9 +75,10 @@ def test_trains_with_the_spiking_forward(spikes, coding) -> None:
 
 
 @every_kind
+@both_residuals
 @torch.no_grad()
-def test_padding_and_neighbours_change_nothing(spikes, coding) -> None:
-    student, batch = student_of(spikes, coding), sentences()
+def test_padding_and_neighbours_change_nothing(spikes, coding, residual) -> None:
+    student, batch = student_of(spikes, coding, residual=residual), sentences()
     together = student(**batch, mode="spiking", count=True)
     for b, n in enumerate(batch["attention_mask"].sum(1).tolist()):
         alone = student(**{name: x[b : b + 1, :n] for name, x in batch.items()}, mode="spiking", count=True)
@@ -83,9 +87,10 @@ def test_padding_and_neighbours_change_nothing(spikes, coding) -> None:
 
 
 @every_kind
+@both_residuals
 @torch.no_grad()
-def test_compacted_it_answers_and_costs_the_same(spikes, coding) -> None:
-    student, batch = student_of(spikes, coding), sentences()
+def test_compacted_it_answers_and_costs_the_same(spikes, coding, residual) -> None:
+    student, batch = student_of(spikes, coding, residual=residual), sentences()
     small, lengths = compact(student), batch["attention_mask"].sum(1)
     shape = Shape(**{**shape_of(student).__dict__, "gain": NEURONS[spikes].gain is not None})
     found = []

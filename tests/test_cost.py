@@ -65,6 +65,18 @@ def test_operations_belong_to_the_layer_whose_weights_they_use():
     assert ops.elementwise.tolist() == [8, 44, 44, 0]  # 4·2; 2·4·2 + 4² + 4·3
 
 
+def test_currents_that_go_past_a_layer_cost_an_addition_a_channel_at_each_step():
+    """Four tokens of two channels, two residuals: 16 a step of the layer; spikes then pay for no residual."""
+    shape = Shape(hidden=2, heads=2, ffn=3, layers=1, classes=2, membrane=True)
+    counts = silent(shape, (3, 2))
+    counts["embedding"][0, 0, 0] = counts["layers.0.attention"][1, 0, 0] = 1
+    once = run(counts, shape=shape, steps=(3, 2))
+    assert once.ac_per_step.tolist() == [[0, 0, 0], [6 + 16, 3, 0], [0, 0, 0]]
+    for coding in ("per_step", "running_mean"):
+        assert run(counts, shape=shape, steps=(3, 2), coding=coding).ac_per_step[1].tolist() == [6 + 16, 3 + 16]
+    assert once.elementwise.tolist() == run(counts, steps=(3, 2)).elementwise.tolist()
+
+
 def test_cls_pooling_pays_for_the_spikes_of_cls_alone():
     shape = Shape(hidden=2, heads=2, ffn=3, layers=1, classes=2, pooling="cls")
     counts = silent(shape, (1, 1))
@@ -154,8 +166,9 @@ def products(weight, spikes):
     return sum(1 for row in weight.tolist() for w, s in zip(row, spikes.tolist(), strict=True) if w * s != 0)
 
 
-def naive_additions(trains, lengths, *, shape, heads, ffn, pairs):
-    """Walks through the graph of the network: each sample, token, layer, step and weight; masked weights are zero."""
+def naive_additions(trains, lengths, *, shape, heads, ffn, pairs, evaluations=0):
+    """Walks through the graph of the network: each sample, token, layer, step and weight; masked weights are zero. With
+    currents as residuals these join all channels, two times at each of so many `evaluations` of a layer."""
     channels = heads.repeat_interleave(shape.head_size, dim=1)
     total = 0
     for b, n in enumerate(lengths):
@@ -163,7 +176,8 @@ def naive_additions(trains, lengths, *, shape, heads, ffn, pairs):
             at = {name: trains.get(f"layers.{layer}.{name}") for name in SITES}
             below = trains["embedding"] if layer == 0 else trains[f"layers.{layer - 1}.output"]
             project = channels[layer][:, None].expand(-1, shape.hidden)  # output × input
-            identity = torch.eye(shape.hidden)
+            identity = torch.zeros(1, shape.hidden) if shape.membrane else torch.eye(shape.hidden)
+            total += sum(2 for _ in itertools.product(range(evaluations), range(n), range(shape.hidden)))
             linear = [
                 *[(below, project)] * 3,
                 (below, identity),
@@ -189,8 +203,9 @@ def naive_additions(trains, lengths, *, shape, heads, ffn, pairs):
     ("coding", "query", "steps"),
     [("accumulate", "real", (2, 1, 3)), ("per_step", "real", (2, 2, 2)), ("per_step", "spiking", (2, 2, 2))],
 )
-def test_equals_a_naive_counter(coding, query, steps, seed):
-    shape = Shape(hidden=6, heads=3, ffn=5, layers=2, classes=2, query=query)
+@pytest.mark.parametrize("membrane", [False, True])
+def test_equals_a_naive_counter(coding, query, steps, seed, membrane):
+    shape = Shape(hidden=6, heads=3, ffn=5, layers=2, classes=2, query=query, membrane=membrane)
     rng = torch.Generator().manual_seed(seed)
     heads = (torch.rand(2, 3, generator=rng) < 0.6).float()
     ffn = (torch.rand(2, 5, generator=rng) < 0.6).float()
@@ -199,7 +214,8 @@ def test_equals_a_naive_counter(coding, query, steps, seed):
     kept = {"shape": shape, "heads": heads, "ffn": ffn}
     ops = operations.count(as_counts(trains, lengths), torch.tensor(lengths), **kept, t_steps=steps, coding=coding)
     pairs = query == "spiking"
-    assert ops.ac.sum() == naive_additions(trains, lengths, **kept, pairs=pairs)
+    evaluations = 0 if not membrane else 1 if coding == "accumulate" else steps[1]
+    assert ops.ac.sum() == naive_additions(trains, lengths, **kept, pairs=pairs, evaluations=evaluations)
     assert torch.equal(ops.ac, ops.ac_per_step.sum(1))
 
 

@@ -18,7 +18,7 @@ from spikeprune.distill import (
     soft_loss,
     uniform_layer_map,
 )
-from spikeprune.models.student import Student, layer_of
+from spikeprune.models.student import RESIDUALS, Student, layer_of
 from spikeprune.size import Shape
 
 BOTH = torch.tensor([[True, True]])
@@ -124,12 +124,15 @@ def test_layer_maps_rise_to_the_last_layer() -> None:
 
 @pytest.mark.parametrize("spikes", ["binary", "ternary"])
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_the_priced_firing_is_what_the_counter_counts(spikes, pooling) -> None:
+@pytest.mark.parametrize("residual", RESIDUALS)
+def test_the_priced_firing_is_what_the_counter_counts(spikes, pooling, residual) -> None:
     """Rates times steps and fan-out are the additions of a token, pruned units free; sentences of one length."""
     torch.manual_seed(0)
-    shape = Shape(hidden=12, heads=3, ffn=37, layers=2, classes=2, pooling=pooling, vocab_size=23, positions=8)
+    how = {"pooling": pooling, "membrane": residual == "membrane"}
+    shape = Shape(hidden=12, heads=3, ffn=37, layers=2, classes=2, vocab_size=23, positions=8, **how)
     size = {"vocab": 23, "positions": 8, "segments": 2, "hidden": 12, "heads": 3, "ffn": 37, "layers": 2, "classes": 2}
-    student = Student(**size, t_steps=[3, 4, 2], spikes=spikes, pooling=pooling).double().eval()
+    student = Student(**size, t_steps=[3, 4, 2], spikes=spikes, pooling=pooling, residual=residual)
+    student = student.double().eval()
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -146,6 +149,7 @@ def test_the_priced_firing_is_what_the_counter_counts(spikes, pooling) -> None:
     prices = {
         "fan_out": operations.fan_out(shape=shape, **masks, tokens=7.0),
         "t_steps": {name: steps[layer_of(name)] for name in outputs.rates},
+        "unfired": operations.unfired(shape=shape, t_steps=student.steps, coding="accumulate"),
         "dense": 10.0,
     }
     found = additions_loss(outputs.rates, **prices)

@@ -31,7 +31,9 @@ KINDS = ("ac", "mac", "elementwise")
 
 def shape_of(student) -> Shape:
     names = ("hidden", "heads", "ffn", "layers", "classes", "pooling", "query")
-    return Shape(vocab_size=23, positions=16, types=2, **{name: student.values[name] for name in names})
+    membrane = student.values["residual"] == "membrane"
+    given = {name: student.values[name] for name in names}
+    return Shape(vocab_size=23, positions=16, types=2, membrane=membrane, **given)
 
 
 def one(batch, b: int):

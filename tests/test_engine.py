@@ -345,6 +345,7 @@ def test_what_is_not_covered() -> None:
         for options in (
             {"query": "spiking"},
             {"dead_zone": "channel"},
+            {"residual": "membrane"},
             {"feedback": True},
             {"act": "relu"},
             {"spikes": "ternary_scaled"},

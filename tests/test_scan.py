@@ -33,7 +33,8 @@ def close(a: torch.Tensor, b: torch.Tensor) -> None:
 
 
 def answers_of(made: Site, way: str, size, t_steps: int, masked: bool, grad: bool, constant: bool) -> tuple:
-    """Value, gradient, what readers of the same, fewer and more steps see, counts, counts of the first token."""
+    """Value, gradient, what readers of the same, fewer and more steps see of the spikes and of the currents, counts,
+    counts of the first token."""
     generator = torch.Generator().manual_seed(t_steps)
     device, (b, n, d) = made.log_theta.device, size
     train = torch.randint(-1, 2, (t_steps + 1, b, n, d), generator=generator).float() * 0.37
@@ -44,9 +45,12 @@ def answers_of(made: Site, way: str, size, t_steps: int, masked: bool, grad: boo
     inputs = () if constant else (Signal(y, train),)
     with torch.set_grad_enabled(grad):
         signal = made(lambda a=y: 1.5 * a + 0.1, *inputs, t_steps=t_steps, run=run, mask=mask)
-    slopes = torch.autograd.grad(signal.value.sum(), (y, made.log_theta)) if grad else ()
-    coding = CODINGS[way]
-    reads = [] if coding.stationary else [signal.read(coding, t, made.leak) for t in (t_steps, 1, t_steps + 2)]
+    slopes = torch.autograd.grad(signal.value.sum(), (y, made.log_theta), retain_graph=True) if grad else ()
+    slopes += torch.autograd.grad(signal.driven_by.value.sum(), y) if grad else ()
+    coding, shown = CODINGS[way], (signal, signal.driven_by)
+    reads = [signal.driven_by.value.detach()] if grad else []
+    if not coding.stationary:
+        reads += [one.read(coding, t, made.leak) for one in shown for t in (t_steps, 1, t_steps + 2)]
     return signal.value.detach(), slopes, reads, run.counts["x"], run.counts["pooled"]
 
 
@@ -59,7 +63,7 @@ def compare_sites(device: str, sizes=SIZES, steps=(1, 2, 5, 16)) -> None:
         theta = ("channel", "tensor")[i // 2 % 2]
         size, t_steps = sizes[i % len(sizes)], steps[i % len(steps)]
         made = Site("x", size[2], neuron=kind, leak=leak, coding=way, theta=theta).to(device)
-        made.count_first = True
+        made.count_first = made.shows_current = True
         torch.nn.init.normal_(made.log_theta, std=0.3)
         found = []
         for made.kernels in ("torch", "triton"):
@@ -90,10 +94,13 @@ def compare_totals(device: str) -> None:
         assert fused_totals(x, theta, t_steps, kind, mask, None)[1] is None
 
 
-def student_and_batch(coding: str, spikes: str, dtype=torch.float32) -> tuple[Student, dict[str, torch.Tensor]]:
+def student_and_batch(
+    coding: str, spikes: str, dtype=torch.float32, residual: str = "spikes"
+) -> tuple[Student, dict[str, torch.Tensor]]:
     """A student that fires at all rates, some of it pruned, and sentences of several lengths."""
     torch.manual_seed(0)
-    student = Student(**SMALL, t_steps=[2, 3, 4], coding=coding, spikes=spikes, pooling="cls").eval()
+    student = Student(**SMALL, t_steps=[2, 3, 4], coding=coding, spikes=spikes, pooling="cls", residual=residual)
+    student = student.eval()
     with torch.no_grad():
         for name, parameter in student.named_parameters():
             if parameter.dim() == 2 and not name.startswith("embedding"):
@@ -113,8 +120,9 @@ def compare_students(devices: tuple[str, ...]) -> None:
     on one of the two only: at most one spike in 2,000, and logits within 0.05 of one another; mostly far nearer.
     """
     ways = [("accumulate", False), *((coding, True) for coding in WAYS)]
-    for (coding, stepwise), spikes in itertools.product(ways, KINDS):
-        student, batch = student_and_batch(coding, spikes)
+    kinds = [*((spikes, "spikes") for spikes in KINDS), (KINDS[-1], "membrane")]
+    for (coding, stepwise), (spikes, residual) in itertools.product(ways, kinds):
+        student, batch = student_and_batch(coding, spikes, residual=residual)
         exact = answer(copy.deepcopy(student).double(), **batch, stepwise=stepwise)
         plain = answer(student, **batch, stepwise=stepwise)
         for device in devices:
@@ -126,7 +134,7 @@ def compare_students(devices: tuple[str, ...]) -> None:
                 other = copy.deepcopy(student).to(device)
                 other.use_kernels(backend)
                 found = answer(other, **inputs, stepwise=stepwise)
-                case = f"{coding}, {spikes}, {backend} on {device}"
+                case = f"{coding}, {spikes}, residual {residual}, {backend} on {device}"
                 torch.testing.assert_close(found.logits.cpu(), plain.logits, rtol=0, atol=0.05, msg=case)
                 spikes_, differing = 0.0, 0.0
                 for name, counts in plain.counts.items():

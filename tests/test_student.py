@@ -19,6 +19,7 @@ from students import (
     sentences,
 )
 
+from spikeprune.models.student import RESIDUALS
 from spikeprune.spiking.flow import Pass, Signal
 from spikeprune.spiking.site import Site
 
@@ -35,9 +36,10 @@ def same(outputs, logits, hidden, batch) -> None:
 
 @pytest.mark.parametrize(("spikes", "leak"), KINDS)
 @pytest.mark.parametrize(("theta", "query", "pooling", "t_steps", "pruned"), WAYS)
-def test_accumulate_is_the_quantized_network(spikes, leak, theta, query, pooling, t_steps, pruned) -> None:
+@pytest.mark.parametrize("residual", RESIDUALS)
+def test_accumulate_is_the_quantized_network(spikes, leak, theta, query, pooling, t_steps, pruned, residual) -> None:
     """Simulated step by step, in closed form, and written out here: three times the same."""
-    options = {"spikes": spikes, "leak": leak, "theta": theta, "query": query, "pooling": pooling}
+    options = {"spikes": spikes, "leak": leak, "theta": theta, "query": query, "pooling": pooling, "residual": residual}
     batch = sentences()
     for seed in range(3):
         student = make(seed, t_steps, coding="accumulate", **options)
@@ -46,7 +48,7 @@ def test_accumulate_is_the_quantized_network(spikes, leak, theta, query, pooling
         with torch.no_grad():
             closed, simulated = student(**batch), student(**batch, mode="spiking")
         same(simulated, closed.logits, closed.hidden, batch)
-        same(closed, *Accumulate(student, batch, spikes=spikes, leak=leak).run(), batch)
+        same(closed, *Accumulate(student, batch, spikes=spikes, leak=leak, residual=residual).run(), batch)
         assert 0.05 < (closed.hidden[-1] != 0).double().mean()  # the nets do fire
 
 
@@ -61,25 +63,28 @@ def test_accumulate_is_the_quantized_network_in_single_precision(spikes) -> None
 @pytest.mark.parametrize("coding", SYNCHRONOUS)
 @pytest.mark.parametrize(("spikes", "leak"), KINDS)
 @pytest.mark.parametrize(("theta", "query", "pooling", "t_steps", "pruned"), WAYS)
-def test_synchronous_codings_are_a_loop_over_time(coding, spikes, leak, theta, query, pooling, t_steps, pruned) -> None:
-    student, batch = (
-        make(7, t_steps, coding=coding, spikes=spikes, leak=leak, theta=theta, query=query, pooling=pooling),
-        sentences(),
-    )
+@pytest.mark.parametrize("residual", RESIDUALS)
+def test_synchronous_codings_are_a_loop_over_time(
+    coding, spikes, leak, theta, query, pooling, t_steps, pruned, residual
+) -> None:
+    options = {"theta": theta, "query": query, "pooling": pooling, "residual": residual}
+    student, batch = make(7, t_steps, coding=coding, spikes=spikes, leak=leak, **options), sentences()
     if pruned:
         prune(student)
     with torch.no_grad():
         simulated = student(**batch, mode="spiking")
-    same(simulated, *Synchronous(student, batch, spikes=spikes, leak=leak, coding=coding).run(), batch)
+    naive = Synchronous(student, batch, spikes=spikes, leak=leak, coding=coding, residual=residual)
+    same(simulated, *naive.run(), batch)
 
 
 @pytest.mark.parametrize("spikes", ["binary", "ternary"])
-def test_running_mean_converges_to_the_equilibrium(spikes) -> None:
+@pytest.mark.parametrize("residual", RESIDUALS)
+def test_running_mean_converges_to_the_equilibrium(spikes, residual) -> None:
     batch, curve = sentences(), []
     for t_steps in (4, 16, 64, 256):
         errors = []
         for seed in range(4):
-            student = make(seed, [t_steps] * 3, coding="running_mean", spikes=spikes)
+            student = make(seed, [t_steps] * 3, coding="running_mean", spikes=spikes, residual=residual)
             with torch.no_grad():
                 simulated = student(**batch, mode="spiking").hidden[-1]
                 student.set_t_steps(2**30)
@@ -106,9 +111,11 @@ def test_per_step_settles_somewhere_else() -> None:
 
 @pytest.mark.parametrize("spikes", ["binary", "ternary"])
 @pytest.mark.parametrize(("theta", "query", "pooling"), [("channel", "real", "cls"), ("tensor", "spiking", "mean")])
-def test_implicit_gradient_against_finite_differences(spikes, theta, query, pooling) -> None:
+@pytest.mark.parametrize("residual", RESIDUALS)
+def test_implicit_gradient_against_finite_differences(spikes, theta, query, pooling, residual) -> None:
     """With so many steps that the quantizer is finer than the differences, the forward is the clip itself."""
-    student = prune(make(5, [2**42] * 3, spikes=spikes, theta=theta, query=query, pooling=pooling))
+    options = {"theta": theta, "query": query, "pooling": pooling, "residual": residual}
+    student = prune(make(5, [2**42] * 3, spikes=spikes, **options))
     batch, eps = sentences((7, 4)), 1e-6
     scalar(student, batch).backward()
     random, checked, moving = torch.Generator().manual_seed(9), 0, 0
@@ -131,11 +138,12 @@ def test_implicit_gradient_against_finite_differences(spikes, theta, query, pool
 
 
 @pytest.mark.parametrize(("spikes", "leak"), KINDS)
-def test_both_forward_modes_train_accumulate_alike(spikes, leak) -> None:
+@pytest.mark.parametrize("residual", RESIDUALS)
+def test_both_forward_modes_train_accumulate_alike(spikes, leak, residual) -> None:
     """The measured ASRs are the closed form's, so the gradients are too."""
     batch, grads = sentences(), []
     for mode in ("equilibrium", "spiking"):
-        student = prune(make(6, (3, 4, 2), spikes=spikes, leak=leak))
+        student = prune(make(6, (3, 4, 2), spikes=spikes, leak=leak, residual=residual))
         scalar(student, batch, mode).backward()
         grads.append({name: p.grad for name, p in student.named_parameters()})
     for name, grad in grads[0].items():
@@ -144,9 +152,10 @@ def test_both_forward_modes_train_accumulate_alike(spikes, leak) -> None:
 
 
 @pytest.mark.parametrize("coding", CODINGS)
-@pytest.mark.parametrize("spikes", ["binary", "ternary"])
-def test_the_spiking_forward_has_the_same_value_with_and_without_gradient(coding, spikes) -> None:
-    student, batch = prune(make(6, (3, 4, 2), coding=coding, spikes=spikes)), sentences()
+@pytest.mark.parametrize("spikes", ["binary", "ternary", "ternary_scaled"])
+@pytest.mark.parametrize("residual", RESIDUALS)
+def test_the_spiking_forward_has_the_same_value_with_and_without_gradient(coding, spikes, residual) -> None:
+    student, batch = prune(make(6, (3, 4, 2), coding=coding, spikes=spikes, residual=residual)), sentences()
     outputs = student(**batch, mode="spiking", count=True)
     with torch.no_grad():
         plain = student(**batch, mode="spiking", count=True)

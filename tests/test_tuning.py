@@ -11,14 +11,15 @@ from pruning import D, F, H, L, batches, inputs, loss_of, make
 
 from spikeprune.compress import search as kwon
 from spikeprune.compress import tuning
+from spikeprune.models.student import RESIDUALS
 from spikeprune.size import Shape
 
 SHAPE = Shape(hidden=D, heads=H, ffn=F, layers=L, classes=3, vocab_size=23, positions=8, theta="channel")
 FLOORS = {"heads": 1, "ffn": 4}
 
 
-def pruned_pair(coding: str = "accumulate"):
-    whole = make(coding=coding).eval()
+def pruned_pair(coding: str = "accumulate", residual: str = "spikes"):
+    whole = make(coding=coding, residual=residual).eval()
     student = copy.deepcopy(whole)
     student.heads[0, 0] = student.heads[1, 2] = 0
     student.ffn[:, ::2] = 0
@@ -26,9 +27,10 @@ def pruned_pair(coding: str = "accumulate"):
 
 
 @pytest.mark.parametrize(("layer", "kind"), list(itertools.product(range(L), kwon.KINDS)))
-def test_the_fit_is_the_least_squares_solution(layer, kind) -> None:
+@pytest.mark.parametrize("residual", RESIDUALS)
+def test_the_fit_is_the_least_squares_solution(layer, kind, residual) -> None:
     """Against torch's solver on the tall system itself, real tokens only."""
-    (student, whole), data = pruned_pair(), batches((3, 2))
+    (student, whole), data = pruned_pair(residual=residual), batches((3, 2))
     fit = tuning.normal_equations(student, whole, data, layer, kind)
     name, site, size = ("out", "attention_site", D // H) if kind == "heads" else ("down", "output_site", 1)
     rows, targets = [], []

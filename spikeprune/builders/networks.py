@@ -46,6 +46,7 @@ def student_values(parts: Parts) -> dict[str, Any]:
         "dropout": s.dropout,
         "weights": parts.config.compress.weights,
         "feedback": s.feedback,
+        "residual": s.residual,
         "dead_zone": s.dead_zone_per if s.dead_zone else "none",
         "fold": parts.config.compress.quantize.fold,
     }
@@ -73,6 +74,7 @@ def student(parts: Parts, frozen: Teacher, calibration: dict[str, torch.Tensor])
 def student_shape(parts: Parts) -> Shape:
     s = parts.config.student
     options = {"gain": NEURONS[s.spikes].gain is not None, "feedback": s.feedback}
+    options["membrane"] = s.residual == "membrane"
     return Shape(pooling=s.pooling, query=s.query, theta=s.theta, **options, **_sizes(parts, len(parts.layers)))
 
 

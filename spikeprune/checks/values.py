@@ -40,6 +40,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "compress.spatial.scope": ("global", "layer"),
     "compress.temporal.criterion": names.TEMPORAL_CRITERIA,
     "student.dead_zone_per": ("channel", "site"),
+    "student.residual": ("spikes", "membrane"),
     "time.rule": ("asr", "confidence"),
     "cost.prices": names.PRICES,
 }

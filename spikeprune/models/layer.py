@@ -35,6 +35,7 @@ class SpikingEmbedding(nn.Module):
         eps: float,
         dropout: float,
         feedback: bool = False,
+        residual: str = "spikes",
         **neuron,
     ):
         super().__init__()
@@ -44,6 +45,7 @@ class SpikingEmbedding(nn.Module):
         self.norm = nn.LayerNorm(hidden, eps=eps)
         self.dropout = nn.Dropout(dropout)
         self.site = Site("embedding", hidden, **neuron)
+        self.site.shows_current = residual == "membrane"
         self.feedback = nn.Linear(hidden, hidden, bias=False) if feedback else None
         if feedback:
             nn.init.zeros_(self.feedback.weight)  # at first the network is the one without
@@ -81,6 +83,7 @@ class SpikingLayer(nn.Module):
         act: str,
         dropout: float,
         linear: Callable[[int, int], nn.Module] = nn.Linear,
+        residual: str = "spikes",
         **neuron,
     ):
         super().__init__()
@@ -107,6 +110,12 @@ class SpikingLayer(nn.Module):
         self.attention_site = site("attention", hidden)
         self.intermediate_site = site("intermediate", ffn)
         self.output_site = site("output", hidden)
+        self.residual = residual
+        self.attention_site.shows_current = self.output_site.shows_current = residual == "membrane"
+
+    def past(self, signal: Signal) -> Signal:
+        """What goes past a block: the spikes, or what the neurons that send them are driven by."""
+        return signal if self.residual == "spikes" else signal.driven_by
 
     def split(self, x: Tensor) -> Tensor:
         """`[..., N, D]` -> `[..., H, N, d]`."""
@@ -156,7 +165,7 @@ class SpikingLayer(nn.Module):
             scores = self.scores(to_query(source.value), k.value)  # [B, H, N, N]
             y = self.attend(scores, v.value, run.tokens)
         c = self.context_site(context, source, k, v, mask=kept, y=y, **fire)
-        h = self.attention_site(lambda c, a: self.attention_norm(self.dropout(out(c)) + a), c, a, **fire)
+        h = self.attention_site(lambda c, a: self.attention_norm(self.dropout(out(c)) + a), c, self.past(a), **fire)
         f = self.intermediate_site(lambda h: self.act(up(h)), h, mask=ffn, **fire)  # [B, N, F]
-        a = self.output_site(lambda f, h: self.output_norm(self.dropout(down(f)) + h), f, h, **fire)
+        a = self.output_site(lambda f, h: self.output_norm(self.dropout(down(f)) + h), f, self.past(h), **fire)
         return a, scores

@@ -6,6 +6,9 @@ Per layer (Bal & Sengupta 2024, arXiv 2308.10873, section 3; the query is a curr
     k = spike(Wk a)   v = spike(Wv a)   c = spike(softmax(q k^T / sqrt d + mask) v), q = Wq a
     h = spike(LN(Wo c + a))   f = spike(gelu(W1 h))   a' = spike(LN(W2 f + h))
 
+With `residual="membrane"` what goes past a block is not the spikes a and h but the currents inside spike(…), as in the
+membrane shortcut of Hu et al. (arXiv 2112.08954) and of Spike-driven Transformer (Yao et al. 2023, arXiv 2307.01694).
+
 Every matrix product but q k^T and the softmax's with v has a spiking operand on its own; those two have k and v.
 
 `forward` makes a `Pass`, which says what is asked for; `encode` goes once through embedding and layers, each site
@@ -36,6 +39,7 @@ from spikeprune.spiking.site import Site
 
 __all__ = ["DEAD_ZONES", "Student", "layer_of"]
 DEAD_ZONES = ("none", "channel", "site")
+RESIDUALS = ("spikes", "membrane")
 
 
 def unit_counts(layers: int, most: int, counts: Sequence[int] | None) -> list[int]:
@@ -93,6 +97,7 @@ class Student(nn.Module):
         fold: bool = False,
         packed: bool = False,
         feedback: bool = False,
+        residual: str = "spikes",
         dead_zone: str = "none",
         layer_heads: Sequence[int] | None = None,
         layer_ffn: Sequence[int] | None = None,
@@ -101,6 +106,7 @@ class Student(nn.Module):
         super().__init__()
         known("weights", weights, tuple(QUANTIZERS) if packed else WEIGHTS)
         known("dead_zone", dead_zone, DEAD_ZONES)
+        known("residual", residual, RESIDUALS)
         if feedback and coding == "accumulate":
             raise ValueError("feedback needs a synchronous coding: in accumulate the last layer fires after the first")
         self.values, self.packed = values, packed
@@ -108,7 +114,7 @@ class Student(nn.Module):
         self.products = "float"
         own_heads, own_ffn = unit_counts(layers, heads, layer_heads), unit_counts(layers, ffn, layer_ffn)
         common = {"neuron": spikes, "leak": leak, "coding": coding, "theta": theta, "eps": eps, "dropout": dropout}
-        common |= {"kernels": kernels, "dead_zone": dead_zone}
+        common |= {"kernels": kernels, "dead_zone": dead_zone, "residual": residual}
         self.coding, self.pooling, self.query, self.weights = coding, pooling, query, weights
         sizes = {"vocab": vocab, "positions": positions, "segments": segments, "hidden": hidden}
         self.embedding = SpikingEmbedding(**sizes, feedback=feedback, **common)

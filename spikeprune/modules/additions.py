@@ -40,7 +40,8 @@ class AdditionsTerm(nn.Module):
             if isinstance(fan_out.get(name), Tensor) and fan_out[name].dim():
                 fan_out[name] = fan_out[name][: len(rate)]
         dense = shape.layers * shape.hidden * (4 * shape.hidden + 2 * shape.ffn)
-        prices = {"fan_out": fan_out, "t_steps": steps, "dense": dense}
+        unfired = operations.unfired(shape=shape, t_steps=student.steps, coding=student.coding)
+        prices = {"fan_out": fan_out, "t_steps": steps, "unfired": unfired, "dense": dense}
         return distill.additions_loss(outputs.rates, **prices, limit=limit)
 
     def fall(self, progress: float) -> None:

@@ -20,6 +20,7 @@ class Signal:
     pulses: Tensor | None = None
     gain: Tensor | None = None  # [B, N, D] by which a neuron with a gain has multiplied theta
     means: Tensor | None = None
+    driven_by: Signal | None = None  # what f gave its neurons, read in place of their spikes (see `Site.shows_current`)
     seen: dict[int, Tensor] = field(default_factory=dict)
 
     def read(self, coding: Coding, t_steps: int, leak: float) -> Tensor:

@@ -17,7 +17,7 @@ from spikeprune.spiking.closed import blocks, tokens_sum
 from spikeprune.spiking.coding import drive_constant, read_running_mean
 from spikeprune.spiking.early import until_settled
 from spikeprune.spiking.flow import Pass, Signal
-from spikeprune.spiking.neurons import Equilibrium, leak_weights, steps
+from spikeprune.spiking.neurons import Equilibrium, asr, leak_weights, steps
 from spikeprune.spiking.scan import WAYS, fused_scan, scans
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def simulate(
         return simulate_fused(site, f, inputs, y, t_steps, run, mask)
     weights, wanted = leak_weights(t_steps, site.leak).tolist(), torch.is_grad_enabled()
     with torch.no_grad():
-        x = currents(site, f, inputs, None if y is None else y.detach(), t_steps)
+        told, x = currents(site, f, inputs, None if y is None else y.detach(), t_steps)
         keep = None if site.coding.stationary and not run.trace else torch.empty_like(x)
         counts = x.new_empty(t_steps, x.shape[1], x.shape[3]) if run.count else None
         first = torch.empty_like(counts) if run.count and site.count_first else None
@@ -65,7 +65,7 @@ def simulate(
         run.counts[site.name] = counts
     if first is not None:
         run.counts["pooled"] = first
-    return Signal(measured(site, y, a, mean), keep)
+    return Signal(measured(site, y, a, mean), keep, driven_by=shown(site, told, y))
 
 
 def measured(site: Site, y: Tensor | None, a: Tensor, mean: Tensor | None) -> Tensor:
@@ -99,8 +99,8 @@ def simulate_fused(
         if run.count and site.count_first:
             first = torch.ones_like(run.tokens[:, :1])
             run.counts["pooled"] = fused_scan(x[..., :1, :], **how, tokens=first).counts
-    value = measured(site, y, done.a, done.mean)
-    return Signal(value, **{} if seen is None else {seen: done.seen})
+    value, told = measured(site, y, done.a, done.mean), y.detach()[None] if constant else x
+    return Signal(value, **{} if seen is None else {seen: done.seen}, driven_by=shown(site, told, y))
 
 
 def simulate_until_settled(site: Site, y: Tensor, t_steps: int, run: Pass, alive: Tensor | None) -> Signal:
@@ -118,11 +118,23 @@ def simulate_until_settled(site: Site, y: Tensor, t_steps: int, run: Pass, alive
 
 def currents(
     site: Site, f: Callable[..., Tensor], inputs: tuple[Signal, ...], y: Tensor | None, t_steps: int
-) -> Tensor:
-    """Input currents `[T, B, N, D]` of the neurons."""
+) -> tuple[Tensor, Tensor]:
+    """What f says, `[T, B, N, D]` or once for all steps `[1, B, N, D]`, and the neurons' input currents `[T, …]`."""
     if site.coding.stationary or not inputs:
-        return drive_constant(y[None], t_steps, site.leak)
-    return site.coding.drive(answers(site, f, inputs, t_steps), t_steps, site.leak)
+        return y[None], drive_constant(y[None], t_steps, site.leak)
+    told = answers(site, f, inputs, t_steps)
+    return told, site.coding.drive(told, t_steps, site.leak)
+
+
+def shown(site: Site, told: Tensor, y: Tensor | None) -> Signal | None:
+    """What f has said, `told [R, B, N, D]`, as a signal whose readers see it step by step as they see a train; its
+    value is the mean that they end with, its gradient that of y. None where nobody reads it."""
+    if not site.shows_current or site.coding.stationary:
+        return None
+    means = site.way == "running_mean"
+    end = told[-1] if means else asr(told, site.leak)
+    value = end if y is None else y + (end - y).detach()
+    return Signal(value, **{"means" if means else "pulses": told})
 
 
 def answers(site: Site, f: Callable[..., Tensor], inputs: tuple[Signal, ...], t_steps: int) -> Tensor:

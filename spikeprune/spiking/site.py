@@ -29,7 +29,7 @@ from spikeprune.spiking.flow import Pass, Signal
 from spikeprune.spiking.kernels import covers, fused_equilibrium
 from spikeprune.spiking.neurons import NEURONS, Equilibrium, asr, settle
 from spikeprune.spiking.scan import fused_totals, scans
-from spikeprune.spiking.simulation import simulate, simulate_until_settled
+from spikeprune.spiking.simulation import shown, simulate, simulate_until_settled
 
 
 class Site(nn.Module):
@@ -60,6 +60,7 @@ class Site(nn.Module):
         self.leak = leak
         self.count_first = False  # count the first token's spikes by themselves too, as "pooled"
         self.sends_pulses = False  # its train is read as it is, whatever the coding's readers see
+        self.shows_current = False  # its signal carries what drove it too, `Signal.driven_by`
         self.groups = groups  # of channels, over each of which a neuron with a gain takes its own
         self.log_theta = nn.Parameter(torch.zeros(channels if theta == "channel" else min(channels, 1)))
         self.dead_zone = None if dead_zone == "none" else DeadZone(channels if dead_zone == "channel" else 1)
@@ -128,6 +129,8 @@ class Site(nn.Module):
                 signal = replace(signal, value=signal.value * mask)
             if self.name in run.counts:
                 run.counts[self.name] = run.counts[self.name] * (mask if mask.dim() == 1 else mask[:, 0])
+        if self.shows_current and signal.driven_by is None:
+            signal.driven_by = Signal(y)
         if run.rate and fused:
             run.rates[self.name] = rates
         elif run.rate:
@@ -155,13 +158,13 @@ class Site(nn.Module):
     ) -> Signal:
         """`fire` of neurons whose theta follows their input: on currents in units of the gain, by which all that is
         sent is then multiplied. In the synchronous codings the gain is that of each step."""
-        dtype, gains = self.log_theta.dtype, []
+        dtype, gains, told = self.log_theta.dtype, [], []
         whole = alive if self.groups == 1 else None  # a head is pruned with all of its group
 
         def relative(*seen: Tensor) -> Tensor:
-            current = f(*seen).to(dtype)
-            gains.append(self.neuron.gain(current, self.groups, whole))
-            return current / gains[-1]
+            told.append(f(*seen).to(dtype))
+            gains.append(self.neuron.gain(told[-1], self.groups, whole))
+            return told[-1] / gains[-1]
 
         if y is None and (self.wants_value(run) or not inputs):
             y = f(*(signal.value for signal in inputs))
@@ -169,15 +172,19 @@ class Site(nn.Module):
         gain = None if y is None else self.neuron.gain(y, self.groups, whole)
         how = {"t_steps": t_steps, "run": run, "mask": mask, "alive": alive}
         signal = self.fire(relative, *inputs, y=None if y is None else y / gain, **how)
+        stationary = run.mode != "spiking" or self.coding.stationary
+        driven_by = None
+        if self.shows_current:
+            driven_by = Signal(y) if stationary else shown(self, told[-1].detach() if inputs else y.detach()[None], y)
         if signal.pulses is None or self.coding.stationary:
-            return Signal(signal.value * gain, signal.pulses, gain)
+            return Signal(signal.value * gain, signal.pulses, gain, driven_by=driven_by)
         at_steps = gains[-1] if gains else gain  # [T, B, N, D], constant where the current is
         pulses = signal.pulses * at_steps.detach()
         mean = asr(pulses, self.leak)
         if gain is None:
-            return Signal(mean, pulses, at_steps[-1])
+            return Signal(mean, pulses, at_steps[-1], driven_by=driven_by)
         value = signal.value * gain
-        return Signal(value + (mean - value).detach(), pulses, gain)
+        return Signal(value + (mean - value).detach(), pulses, gain, driven_by=driven_by)
 
     def wants_value(self, run: Pass) -> bool:
         """Whether this pass evaluates f on the inputs' mean values: always, but for a synchronous simulation without

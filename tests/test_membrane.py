@@ -1,0 +1,53 @@
+"""`student.residual=membrane`: what goes past a block are currents. The network itself is compared in test_student.py,
+its cost in test_cost.py; here is what it is for, and a whole run."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from micro import GLUE, micro, write_sst2
+from students import L, make, sentences
+
+from spikeprune import cli, evaluation, pipeline, saved
+from spikeprune.config import load
+from spikeprune.rundir import RunDir
+from spikeprune.spiking.coding import CODINGS
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+@torch.no_grad()
+def test_layers_that_are_silent_let_words_through(coding) -> None:
+    """Neurons whose thresholds are out of reach say nothing, and a residual of spikes ends there. The last site may
+    fire: past layers that are silent it still tells sentences apart."""
+    batch = sentences((5, 5, 5))
+    different = {}
+    for residual in ("spikes", "membrane"):
+        student = make(0, (3, 3, 3), coding=coding, residual=residual)
+        for name, site in student.sites().items():
+            if name != f"layers.{L - 1}.output":
+                site.log_theta.fill_(20.0)
+        out = student(**batch, mode="spiking", count=True)
+        assert sum(counts.sum() for name, counts in out.counts.items() if f"{L - 1}.output" not in name) == 0
+        different[residual] = not torch.equal(out.logits[0], out.logits[1])
+    assert different == {"spikes": False, "membrane": True}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run(tmp_path, capsys) -> None:
+    """Distilled, pruned in space and time, evaluated both ways, ended early, compacted."""
+    overrides = [*micro(tmp_path / "run", write_sst2(tmp_path / "glue")), "student.residual=membrane"]
+    pipeline.run(load(GLUE, overrides))
+    run = RunDir(tmp_path / "run")
+    record = run.record("finetune")
+    assert saved.load_student(run, "finetune").values["residual"] == "membrane"
+    for how in ([], ["run.evaluation=stepwise"]):
+        found = evaluation.evaluate(run.path, overrides=how)
+        assert found["metrics"] == record["metrics"] and found["cost"]["ac"] == pytest.approx(record["cost"]["ac"])
+    capsys.readouterr()
+    assert cli.main(["evaluate", str(run.path), "time.dynamic=true", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["dynamic"]["curve"]
+    assert cli.main(["compact", str(run.path)]) == 0
+    assert json.loads((run.compact / "student.json").read_text())["residual"] == "membrane"
+    assert cli.main(["evaluate", str(run.path), "--compact", "--json"]) == 0

@@ -3,6 +3,7 @@ test_launch.py has the targets `slurm` and `fetch` for real."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -21,11 +22,13 @@ def make(tmp_path, monkeypatch):
         (tmp_path / name).write_text(f'#!/bin/sh\nprintf "%s\\0" {name} "$@" > {tmp_path}/words\n')
         (tmp_path / name).chmod(0o755)
     monkeypatch.chdir(ROOT)
+    # what a `make test ARGS=…` around all this was told is not for these
+    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
 
     def make(*arguments: str) -> tuple[str, list[str]]:
         (tmp_path / "words").unlink(missing_ok=True)
         command = ["make", "-s", "-o", ".venv/.installed", f"BIN={tmp_path}", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode:
             return "", [done.stderr]
         program, *words = (tmp_path / "words").read_text().split("\0")[:-1]

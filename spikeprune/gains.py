@@ -31,7 +31,8 @@ def gain_work(
         kept, neurons = heads[layer].sum(), ffn[layer].sum()
         channels, queries = kept * shape.head_size, shape.query == "spiking"
         squares = channels * (3 + queries) + 2 * wide + neurons  # (q,) k, v, c, then h and a', f
-        sums = 3 * channels + wide + kept * wide + neurons + wide + wide  # below to q, k, v and residual; c; h; f
+        past = 0 if shape.membrane else 2 * wide  # residuals of spikes: of the layer below, of h
+        sums = 3 * channels + kept * wide + neurons + wide + past  # below to q, k, v; c; h; f
         attended = 0 if coding == "running_mean" else kept * (2 + queries)  # scores and weights; MACs there anyway
         mac.append((tokens * (squares + sums) + pairs * attended) * t)
         elementwise.append(tokens * (kept * (3 + queries) + 3) * t)

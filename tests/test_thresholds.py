@@ -225,6 +225,9 @@ def test_the_work_of_gains_by_hand() -> None:
     assert mac.tolist() == [3 * 8, 2 * (4 * (squares + sums) + 32), 2 * 8]
     mac, _ = gain_work(n, **kept, steps=(3, 2), coding="running_mean")
     assert mac[1] == 2 * 4 * (squares + sums)
+    past = Shape(hidden=2, heads=2, ffn=3, layers=1, classes=2, gain=True, membrane=True)
+    mac, _ = gain_work(n, **{**kept, "shape": past}, steps=(3, 2), coding="accumulate")
+    assert mac.tolist() == [4 * 2, 4 * (squares + sums - 2 - 2) + 16 * 2, 4 * 2]  # currents are in no spike's units
     cls = Shape(hidden=2, heads=2, ffn=3, layers=1, classes=2, gain=True, pooling="cls", query="spiking")
     mac, elementwise = gain_work(n, **{**kept, "shape": cls}, steps=(3, 2), coding="accumulate")
     assert mac.tolist() == [8, 4 * (squares + 1 + sums) + 16 * 3, 2] and elementwise[1] == 4 * 7

@@ -8,6 +8,7 @@ python experiments/results.py --check                 exit code 1 where the READ
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
@@ -217,12 +218,17 @@ def with_table(readme: str, name: str, text: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    check = arguments == ["--check"]
-    for run in [] if check else arguments:
-        (keep if (Path(run) / "summary.json").is_file() else keep_ablation)(Path(run))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", type=Path, help="folders of runs or of ablations")
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    given = parser.parse_args(arguments)
+    if given.check and given.runs:
+        parser.error("--check keeps no runs; leave it out, or them")
+    for run in given.runs:
+        (keep if (run / "summary.json").is_file() else keep_ablation)(run)
     readme = README.read_text()
     made = with_table(with_table(readme, "results", table(summaries())), "ablation", ablation_tables())
-    if check:
+    if given.check:
         print("README.md is what the summaries give" if made == readme else "README.md differs: run make results")
         return int(made != readme)
     README.write_text(made)

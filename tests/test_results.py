@@ -62,6 +62,13 @@ def test_a_folder_without_runs_is_refused(results, tmp_path, capsys) -> None:
     assert ended.value.code == 2 and "no finished run" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["--chekc"], 2), (["--check", "runs/a"], 2)])
+def test_its_command_line(results, arguments, code) -> None:
+    with pytest.raises(SystemExit) as ended:
+        results.main(arguments)
+    assert ended.value.code == code
+
+
 @pytest.mark.parametrize("commit", ["unknown", "0123456789ab-dirty"])
 def test_what_no_commit_has_measured_is_refused(results, tmp_path, capsys, monkeypatch, commit) -> None:
     monkeypatch.setattr(results, "KEPT", tmp_path / "kept")

@@ -168,8 +168,8 @@ def site_checks(student: Student, stops: dict[str, Tensor], lengths: Tensor, sha
 
 def operations(student: Student, counts, lengths: Tensor, shape: Shape, steps: Sequence[int]) -> Operations:
     """`operations.count`, on the CPU."""
-    masks = {"heads": student.heads, "ffn": student.ffn, "t_steps": steps}
-    found = count(counts, lengths, shape=shape, coding=student.coding, **masks)
+    kept = {"heads": student.heads, "ffn": student.ffn, "t_steps": steps, "links": student.links()}
+    found = count(counts, lengths, shape=shape, coding=student.coding, **kept)
     kinds = {kind: getattr(found, kind).cpu() for kind in ("ac", "mac", "elementwise", "ac_per_step")}
     return Operations(**kinds, samples=found.samples)
 

@@ -16,6 +16,7 @@ from spikeprune.dynamic import dynamic
 from spikeprune.errors import InputError
 from spikeprune.metrics import main_metric
 from spikeprune.models.student import Student
+from spikeprune.models.synapses import share
 from spikeprune.models.teacher import Teacher
 from spikeprune.modules.student import StudentModule
 from spikeprune.operations import dense
@@ -60,6 +61,7 @@ def _measure_student(parts: Parts, module: StudentModule) -> Measured:
         "t_steps": student.steps,
         "heads": [int(n) for n in student.heads.sum(1).tolist()],
         "ffn": [int(n) for n in student.ffn.sum(1).tolist()],
+        **({} if student.synapses is None else {"synapses": share(student)}),
         "encoder_weights": encoder_weights(parts, student),
     }
 

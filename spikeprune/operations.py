@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from spikeprune.gains import gain_work
-from spikeprune.size import Shape, check_masks, known
+from spikeprune.size import Links, Shape, check_masks, known
 
 CODINGS = ("accumulate", "running_mean", "per_step")
 
@@ -74,10 +74,22 @@ def _total(rows: list[Tensor]) -> Tensor:
 
 
 def _additions(spikes: Tensor, *, fan_out: Tensor | float = 1.0, keep: Tensor | None = None) -> Tensor:
-    """Additions at each step, [T]: spikes [T,B,channels] of kept channels times `fan_out` (a number, or [B])."""
+    """Additions at each step, [T]: spikes [T,B,channels] of kept channels times `fan_out` (a number, or [B]). `keep`
+    [channels]: 0 or 1, or a fan-out of each channel."""
     spikes = spikes.double()
     fired = spikes.sum(-1) if keep is None else spikes @ keep[: spikes.shape[-1]]  # [T,B]; compacted: fewer
     return (fired * fan_out).sum(-1)
+
+
+def readers(
+    *, shape: Shape, heads: Tensor, ffn: Tensor, links: Links | None
+) -> tuple[Tensor, Tensor | float, Tensor, Tensor | float]:
+    """The synapses of a layer by their source: from a channel below to q, k and v, from one of the context, of h and
+    of the intermediate site. A number for all channels, or with `links` one for each; heads [H] and ffn [F] masks."""
+    if links is None:
+        return 3 * shape.head_size * heads.sum(), shape.hidden, ffn.sum(), shape.hidden
+    qkv, out, up, down = (part.to(heads) for part in links)
+    return qkv @ heads[: qkv.shape[1]], out, up @ ffn[: up.shape[1]], down
 
 
 def count(
@@ -89,15 +101,17 @@ def count(
     ffn: Tensor,
     t_steps: Sequence[int] | Tensor,
     coding: str,
+    links: Sequence[Links] | None = None,
 ) -> Operations:
     """Operations of the spiking student on one batch.
 
     counts: site name → [T_site, B, channels], how many of a sample's real tokens spiked (a ternary −1 is one spike).
     lengths: [B] real tokens. heads: [L,H], ffn: [L,F], 0/1 masks, a compacted student's too. t_steps: L+1 ints.
+    links: the synapses of each layer, where single ones are missing (`Student.links`).
 
-    - A spike costs one addition per outgoing synapse, and one for the residual where it has one. Pruned heads and
-      neurons neither send nor receive. With `shape.membrane` a residual is D additions of currents for each token, in
-      the synchronous codings at each of the layer's steps, whatever fires.
+    - A spike costs one addition per outgoing synapse, to all kept units or as `links` has it, and one for the residual
+      where it has one. Pruned heads and neurons neither send nor receive. With `shape.membrane` a residual is D
+      additions of currents for each token, in the synchronous codings at each of the layer's steps, whatever fires.
     - A key or value spike costs one addition per query that attends, n. With `query="spiking"` a sum needs a spike on
       both sides: in `per_step` the pairs that fire together are counted exactly; in `accumulate` the query is a held
       average when the keys fire, and n per key spike is an upper bound (a query of zero would save it).
@@ -132,7 +146,13 @@ def count(
         embedding[0].append(_additions(arriving, fan_out=shape.hidden))
     layers = [
         _encoder_layer(
-            counts, n, layer, shape=shape, heads=heads[layer], ffn=ffn[layer], steps=steps[layer + 1], coding=coding
+            *(counts, n, layer),
+            shape=shape,
+            heads=heads[layer],
+            ffn=ffn[layer],
+            steps=steps[layer + 1],
+            coding=coding,
+            links=None if links is None else links[layer],
         )
         for layer in range(shape.layers)
     ]
@@ -153,7 +173,7 @@ def count(
     )
 
 
-def _encoder_layer(counts, n, layer, *, shape, heads, ffn, steps, coding):
+def _encoder_layer(counts, n, layer, *, shape, heads, ffn, steps, coding, links):
     """Additions [T] of each kind of synapse, MACs and element-wise operations of one encoder layer."""
     kept_heads, kept_ffn, d = heads.sum(), ffn.sum(), shape.head_size
     channels = heads.repeat_interleave(d)  # [D], head-major
@@ -165,11 +185,13 @@ def _encoder_layer(counts, n, layer, *, shape, heads, ffn, steps, coding):
 
     own = 0.0 if shape.membrane else 1.0
     below = counts["embedding"] if layer == 0 else counts[f"layers.{layer - 1}.output"]
+    qkv, out, up, down = readers(shape=shape, heads=heads, ffn=ffn, links=links)
+    every = n.new_ones(shape.hidden)
     additions = [
-        _additions(below[:steps] if synchronous else below, fan_out=3 * d * kept_heads + own),  # q, k, v, residual
-        _additions(site("context"), fan_out=shape.hidden, keep=channels),
-        _additions(site("attention"), fan_out=kept_ffn + own),  # W1, residual
-        _additions(site("intermediate"), fan_out=shape.hidden, keep=ffn),
+        _additions(below[:steps] if synchronous else below, keep=every * (qkv + own)),  # q, k, v, residual
+        _additions(site("context"), keep=channels[: site("context").shape[-1]] * out),
+        _additions(site("attention"), keep=every * (up + own)),  # W1, residual
+        _additions(site("intermediate"), keep=ffn[: site("intermediate").shape[-1]] * down),
     ]
     if shape.membrane:
         additions.append((2 * shape.hidden * n.sum()).expand(times))
@@ -195,23 +217,29 @@ def _head(counts, n, *, shape):
     return [_additions(counts[f"layers.{shape.layers - 1}.output"])], mac, n.new_zeros(())
 
 
-def fan_out(*, shape: Shape, heads: Tensor, ffn: Tensor, tokens: Tensor | float) -> dict[str, Tensor | float]:
+def fan_out(
+    *, shape: Shape, heads: Tensor, ffn: Tensor, tokens: Tensor | float, links: Sequence[Links] | None = None
+) -> dict[str, Tensor | float]:
     """Additions that one spike of each site costs, by the rule of `count` for `accumulate` and `per_step`.
 
-    heads [L,H] and ffn [L,F] masks; `tokens`: queries that attend, n. A number for all channels, or one for each [D].
+    heads [L,H] and ffn [L,F] masks; `tokens`: queries that attend, n; `links` as in `count`. A number for all channels,
+    or one for each [D].
     What a loss needs to price firing: `T_l * mean |ASR| * fan_out`, summed over channels and sites, are a token's AC;
     with feedback a little more than that, since the spikes of the last step come back too late; with `shape.membrane`
     without the residuals, which no firing changes.
     """
     own = 0.0 if shape.membrane else 1.0
-    kept, neurons = heads.sum(1) * shape.head_size, ffn.sum(1)  # [L]
-    readers = [*(3 * kept + own), 1.0 if shape.pooling == "mean" else 0.0]  # of the embedding's and each layer's output
-    readers[-1] += shape.hidden * shape.feedback
-    costs: dict[str, Tensor | float] = {"embedding": readers[0]}
-    for i in range(shape.layers):
+    layers = [
+        readers(shape=shape, heads=heads[i], ffn=ffn[i], links=None if links is None else links[i])
+        for i in range(shape.layers)
+    ]
+    last = (1.0 if shape.pooling == "mean" else 0.0) + shape.hidden * shape.feedback
+    sent = [*(qkv + own for qkv, *_ in layers), last]  # over a spike of the embedding's and of each layer's output
+    costs: dict[str, Tensor | float] = {"embedding": sent[0]}
+    for i, (_, out, up, down) in enumerate(layers):
         attended = tokens * heads[i].repeat_interleave(shape.head_size)
-        sites = {"key": attended, "value": attended, "context": shape.hidden, "attention": neurons[i] + own}
-        sites |= {"intermediate": shape.hidden, "output": readers[i + 1]}
+        sites = {"key": attended, "value": attended, "context": out, "attention": up + own}
+        sites |= {"intermediate": down, "output": sent[i + 1]}
         costs |= {f"layers.{i}.{name}": cost for name, cost in sites.items()}
     return costs
 

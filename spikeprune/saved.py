@@ -52,10 +52,10 @@ def load_teacher(parts: Parts, directory: RunDir) -> Teacher:
     return Teacher.load(directory.stage("teacher"), classes=parts.task.num_labels).freeze()
 
 
-def load_student(directory: RunDir, name: str, weights: str | None = None) -> Student:
+def load_student(directory: RunDir, name: str, weights: str | None = None, sparse: bool = False) -> Student:
     """The student that a finished stage left. `weights`: what it is to be quantized to, where that is another kind than
-    the stage knew of, which quantized nothing yet."""
-    return rebuild(directory.stage(name), directory.weights(name), weights)
+    the stage knew of, which quantized nothing yet. `sparse`: it is to lose synapses."""
+    return rebuild(directory.stage(name), directory.weights(name), weights, sparse)
 
 
 def load_compact(directory: RunDir) -> Student:
@@ -65,8 +65,9 @@ def load_compact(directory: RunDir) -> Student:
     return restored(values, safetensors.torch.load(data))
 
 
-def rebuild(folder: Path, state: dict[str, torch.Tensor], weights: str | None = None) -> Student:
+def rebuild(folder: Path, state: dict[str, torch.Tensor], weights: str | None = None, sparse: bool = False) -> Student:
     values = json.loads((folder / "student.json").read_text())
+    values["sparse"] = sparse or values.get("sparse", False)
     if weights not in (None, values["weights"]) and not state.get("strength", 0.0):
         values["weights"] = weights
         state = {key: value for key, value in state.items() if key != "strength"}

@@ -191,6 +191,7 @@ class Joint:
 class Compress:
     heads: float = 1.0  # share of attention heads kept, over all layers
     ffn: float = 1.0  # share of feed-forward neurons kept
+    synapses: float = 1.0  # share of the synapses between them kept, in each matrix; float weights
     t_steps: int | None = None  # time steps at the end, mean over layers; null: unchanged
     thresholds: str = "stay"  # of a layer that loses steps: stay | follow (accumulate; see compress/trains.py)
     weights: str = "float"  # of the encoder's matrices at the end: float | binary (1 bit) | ternary (1.58 bits) | int8

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -50,6 +51,16 @@ class Shape:
     @property
     def head_size(self) -> int:
         return self.hidden // self.heads
+
+
+class Links(NamedTuple):
+    """The synapses of one layer of a sparse student, counted where they begin; h heads and f neurons are those of the
+    layer's own matrices, masked ones too."""
+
+    qkv: Tensor  # [D, h], from each channel below to the queries, keys and values of each head
+    out: Tensor  # [h d], from each channel of the context
+    up: Tensor  # [D, f], 0 or 1
+    down: Tensor  # [f]
 
 
 @dataclass(frozen=True)

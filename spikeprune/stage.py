@@ -42,7 +42,8 @@ def learn(parts: Parts, directory: RunDir, name: str, parent: str | None) -> Non
         batch = parts.data.calibration_batches(parts.config.student.calibration, parts.config.seed)
         student = ranks.first(lambda: networks.student(parts, frozen, batch))
     else:
-        student = ranks.first(lambda: load_student(directory, parent, parts.config.compress.weights))
+        c = parts.config.compress
+        student = ranks.first(lambda: load_student(directory, parent, c.weights, c.synapses < 1))
     learning = smaller(student) if masks_are_final(parts, name, student) else student
     module = modules.student_module(parts, name, learning, frozen)
     facts = fit(parts, directory, name, module)

@@ -36,7 +36,7 @@ def summarize_run(parts: Parts, directory: RunDir) -> dict[str, Any]:
     rows = {name: {key: directory.record(name)[key] for key in wanted} for name in stages}
     for name, row in rows.items():
         found = directory.record(name)  # without fidelity where an older run has left it
-        row |= {key: found[key] for key in ("fidelity", "budget") if key in found}
+        row |= {key: found[key] for key in ("fidelity", "budget", "synapses") if key in found}
     teacher = directory.record("teacher")
     dense_pj = teacher["cost"]["energy_pj"]
     for row in rows.values():

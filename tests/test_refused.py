@@ -69,7 +69,7 @@ def test_all_problems_in_one_message(write) -> None:
         f"sed: unknown key (did you mean seed?) [{file}]",
         f"data.batch_size = many: must be a whole number [{file}]",
         f"data.max_length = null: must be a whole number [{file}]",
-        "compress = 3: is a section, not a value; it holds heads, ffn, t_steps, thresholds, weights,",
+        "compress = 3: is a section, not a value; it holds heads, ffn, synapses, t_steps, thresholds, weights,",
         "tasks.mrcp: unknown task; choose from",
         f"student.leek: unknown key (did you mean student.leak?) [{file}, tasks.rte]",
         "student.t_steps = 0: must be a whole number of at least 1",
@@ -143,6 +143,19 @@ COMBINATIONS = [
     (("task=mrcp",), "task = mrcp: choose from"),
     (("compress.heads=0",), "compress.heads = 0.0: must be above 0 and at most 1: it is the share kept"),
     (("compress.ffn=1.1",), "compress.ffn = 1.1: must be above 0"),
+    (("compress.synapses=0",), "compress.synapses = 0.0: must be above 0"),
+    (
+        ("stages.spatial.epochs=0", "compress.synapses=0.5"),
+        "compress.synapses = 0.5: no stage that runs has the callback spatial",
+    ),
+    (
+        ("compress.synapses=0.5", "compress.weights=ternary", "stages.quantize.epochs=1"),
+        "compress.synapses = 0.5: single synapses leave among float weights, not ternary ones",
+    ),
+    (
+        ("compress.spatial.search=kwon", "compress.spatial.operations=0.5", "compress.synapses=0.5"),
+        "compress.synapses = 0.5: compress.spatial.search = kwon thins out no weights",
+    ),
     (("student.t_steps=[4,4]",), "student.t_steps = [4, 4]: needs 3 numbers"),
     (("student.t_steps=[4,0,4]",), "student.t_steps = [4, 0, 4]: must be a whole number of at least 1, or a list"),
     (("student.t_steps=4.0",), "student.t_steps = 4.0: must be a whole number"),

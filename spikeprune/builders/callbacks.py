@@ -15,6 +15,7 @@ from spikeprune.callbacks.resume import ResumeState
 from spikeprune.callbacks.schedule import stage_epochs
 from spikeprune.callbacks.search import MaskSearch
 from spikeprune.callbacks.spatial import SpatialPruning
+from spikeprune.callbacks.synapses import HeldSynapses, SynapsePruning
 from spikeprune.callbacks.synops import SynOpsLogger
 from spikeprune.callbacks.temporal import TemporalPruning
 from spikeprune.cost import PRICES
@@ -36,6 +37,12 @@ def mask_search(parts: Parts, stage: Stage) -> MaskSearch:
     when = {key: value for key, value in _decisions(parts, stage, how).items() if key not in ("criterion", "end")}
     when |= {"operations": how.operations, "tuned": how.tune, "alone": stage.epochs == 0}
     return MaskSearch(**when, **{name: getattr(how, name) for name in floors})
+
+
+def synapses(parts: Parts, stage: Stage) -> SynapsePruning:
+    c = parts.config.compress
+    begin, end = stage_epochs(c.spatial.begin, c.spatial.end, stage.epochs)
+    return SynapsePruning(kept=c.synapses, begin=begin, end=end)
 
 
 def temporal(parts: Parts, stage: Stage) -> TemporalPruning:
@@ -100,6 +107,10 @@ def stage_callbacks(parts: Parts, name: str, run: RunDir) -> list[Callback]:
     for callback in callbacks:
         if isinstance(callback, JointPruning):
             callback.reference = ranks.first(lambda: reference(parts, run))
+    if parts.config.compress.synapses < 1 and name != "teacher":
+        if "spatial" in stage.callbacks:
+            callbacks.insert(names.index("spatial") + 1, synapses(parts, stage))
+        callbacks.append(HeldSynapses())
     if name not in ("teacher", "general_kd"):
         callbacks.append(synops(parts))
     resume = ModelCheckpoint(run.stage(name), "resume", save_top_k=1, enable_version_counter=False, **when)

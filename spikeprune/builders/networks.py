@@ -49,6 +49,7 @@ def student_values(parts: Parts) -> dict[str, Any]:
         "residual": s.residual,
         "dead_zone": s.dead_zone_per if s.dead_zone else "none",
         "fold": parts.config.compress.quantize.fold,
+        "sparse": parts.config.compress.synapses < 1,
     }
 
 

@@ -35,7 +35,7 @@ class SynOpsLogger(L.Callback):
             return
         student, lengths = pl_module.student, batch["attention_mask"].sum(1)
         masks = {"heads": student.heads, "ffn": student.ffn, "t_steps": student.steps}
-        ops = count(outputs.counts, lengths, shape=self.shape, coding=student.coding, **masks)
+        ops = count(outputs.counts, lengths, shape=self.shape, coding=student.coding, links=student.links(), **masks)
         rates = activity(outputs.counts, lengths, **masks)
         plain = dense(lengths, shape=self.shape)
         self.ops = ops if self.ops is None else self.ops + ops

@@ -15,6 +15,7 @@ from spikeprune.schema import Config
 _NOTHING = {
     "compress.heads": 1,
     "compress.ffn": 1,
+    "compress.synapses": 1,
     "compress.spatial.operations": "null",
     "compress.t_steps": "null",
     "compress.weights": "float",
@@ -32,7 +33,7 @@ def rules(config: Config) -> Iterator[Problem]:
     if c.t_steps is not None and mean is not None and c.t_steps > mean:
         text = f"must not be above student.t_steps = {steps}; compression only removes steps"
         yield ("compress.t_steps", "student.t_steps"), f"compress.t_steps = {c.t_steps}: {text}"
-    space = {"compress.heads": c.heads, "compress.ffn": c.ffn}
+    space = {"compress.heads": c.heads, "compress.ffn": c.ffn, "compress.synapses": c.synapses}
     given = {key: share for key, share in space.items() if share < 1}
     yield from _search(config, given)
     if c.spatial.search == "kwon":
@@ -43,6 +44,9 @@ def rules(config: Config) -> Iterator[Problem]:
     yield from _acting(config, "temporal", time, time if c.t_steps is not None else {})
     bits = {"compress.weights": c.weights}
     yield from _acting(config, "quantize", bits, bits if c.weights != "float" else {})
+    if c.synapses < 1 and c.weights != "float":
+        text = f"single synapses leave among float weights, not {c.weights} ones; set compress.synapses=1"
+        yield ("compress.synapses", "compress.weights"), f"compress.synapses = {c.synapses}: {text}"
     yield from _integers(config)
     target = {"compress.target": c.target}
     yield from _acting(config, "joint", target, target if c.target is not None else {})
@@ -58,7 +62,8 @@ def _search(config: Config, shares: dict[str, float]) -> Iterator[Problem]:
             yield (target, key), f"{target} = {spatial.operations}: is for {key}=kwon; set that, or leave it null"
         return
     for name, share in shares.items():
-        text = f"{key} = kwon chooses heads and neurons itself, within {target}; set {name}=1"
+        what = "thins out no weights" if name == "compress.synapses" else f"chooses itself, within {target}"
+        text = f"{key} = kwon {what}; set {name}=1"
         yield (name, key), f"{name} = {share}: {text}"
     for name, value, right in (("criterion", spatial.criterion, "fisher"), ("scope", spatial.scope, "global")):
         if value != right:

@@ -77,7 +77,11 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "student.leak compress.joint.stride stages.*.losses.additions_fall",
     ),
     ("must be above 0 and at most 1: it is a share", lambda v: 0 < v <= 1, "compress.target_value"),
-    ("must be above 0 and at most 1: it is the share kept", lambda v: 0 < v <= 1, "compress.heads compress.ffn"),
+    (
+        "must be above 0 and at most 1: it is the share kept",
+        lambda v: 0 < v <= 1,
+        "compress.heads compress.ffn compress.synapses",
+    ),
     ("must be above 0 and at most 1: it is the share kept", lambda v: 0 < v <= 1, "compress.spatial.operations"),
     ("must be above 0 and at most 100", lambda v: 0 < v <= 100, "student.percentile"),
     ("must be at least 0 and below 1", lambda v: 0 <= v < 1, "teacher.dropout student.dropout distill.replace_words"),

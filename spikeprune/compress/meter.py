@@ -76,9 +76,9 @@ class Meter:
         total: Tensor | float = 0.0
         for batch in self.batches:
             counts = answer(student, *(batch[name] for name in INPUTS)).counts
-            masks = {"heads": heads, "ffn": ffn, "t_steps": student.steps}
+            kept = {"heads": heads, "ffn": ffn, "t_steps": student.steps, "links": student.links()}
             lengths = batch["attention_mask"].sum(1)
-            total = total + self._price(count(counts, lengths, shape=self.shape, coding=student.coding, **masks))
+            total = total + self._price(count(counts, lengths, shape=self.shape, coding=student.coding, **kept))
         student.train(was_training)
         return total / self.unit
 

@@ -76,7 +76,8 @@ def unit_prices(student: Student, batches: Batches, shape: Shape) -> dict[str, T
         counts = answer(student, **given(batch)).counts
         lengths = batch["attention_mask"].sum(1)
         with torch.enable_grad():
-            found = count(counts, lengths, shape=shape, t_steps=student.steps, coding=student.coding, **masks)
+            how = {"t_steps": student.steps, "coding": student.coding, "links": student.links()}
+            found = count(counts, lengths, shape=shape, **how, **masks)
             grads = torch.autograd.grad(found.ac.sum() + found.mac.sum(), list(masks.values()))
         for name, grad in zip(masks, grads, strict=True):
             prices[name] += grad

@@ -33,7 +33,8 @@ from spikeprune.models.layer import Map, SpikingEmbedding, SpikingLayer, layer_o
 from spikeprune.models.outputs import Outputs
 from spikeprune.models.packing import PackedLinear
 from spikeprune.models.quant import QUANTIZERS, WEIGHTS
-from spikeprune.size import known
+from spikeprune.models.synapses import Synapses
+from spikeprune.size import Links, known
 from spikeprune.spiking.flow import Pass, Signal
 from spikeprune.spiking.site import Site
 
@@ -68,7 +69,8 @@ class Student(nn.Module):
     first, and 0 for what it lacks: shares and costs still compare with the whole. `values` rebuilds the student.
 
     `packed`: the encoder's matrices are held as few-bit codes and scales and are final. `fold`: thresholds per channel
-    are folded into the matrices that read them before these are quantized (see `quant`).
+    are folded into the matrices that read them before these are quantized (see `quant`). `sparse`: a weight of zero in
+    the encoder's matrices is no synapse (see `synapses`).
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Student(nn.Module):
         feedback: bool = False,
         residual: str = "spikes",
         dead_zone: str = "none",
+        sparse: bool = False,
         layer_heads: Sequence[int] | None = None,
         layer_ffn: Sequence[int] | None = None,
     ):
@@ -107,6 +110,8 @@ class Student(nn.Module):
         known("weights", weights, tuple(QUANTIZERS) if packed else WEIGHTS)
         known("dead_zone", dead_zone, DEAD_ZONES)
         known("residual", residual, RESIDUALS)
+        if sparse and weights != "float":
+            raise ValueError(f"a sparse student's weights are float, not {weights}")
         if feedback and coding == "accumulate":
             raise ValueError("feedback needs a synchronous coding: in accumulate the last layer fires after the first")
         self.values, self.packed = values, packed
@@ -137,6 +142,11 @@ class Student(nn.Module):
             self.register_buffer("strength", torch.zeros(()))
         self._read: dict[str, tuple] = {}
         self.set_t_steps(t_steps)
+        self.synapses = None
+        if sparse:
+            self.synapses = Synapses(self)
+            self.synapses.see(self)
+            self.register_load_state_dict_post_hook(lambda student, _: student.synapses.see(student))
 
     @property
     def steps(self) -> list[int]:
@@ -209,6 +219,10 @@ class Student(nn.Module):
         if max(self.steps) > MOST_STEPS:
             return f"trains of at most {MOST_STEPS} steps"
         return None if exact(self.classifier.weight.device) else "a processor whose int8 products are exact"
+
+    def links(self) -> list[Links] | None:
+        """The synapses of each layer; None where every kept unit has all of them."""
+        return None if self.synapses is None else [self.synapses.links(i) for i in range(len(self.layers))]
 
     def sites(self) -> dict[str, Site]:
         return {module.name: module for module in self.modules() if isinstance(module, Site)}

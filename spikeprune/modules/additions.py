@@ -35,7 +35,8 @@ class AdditionsTerm(nn.Module):
     def expected(self, student: Student, outputs: Outputs, tokens: Tensor, limit: Tensor | float = 0.0) -> Tensor:
         shape = self.shape
         steps = {name: student.steps[layer_of(name) + 1] for name in outputs.rates}
-        fan_out = operations.fan_out(shape=shape, heads=student.heads, ffn=student.ffn, tokens=tokens)
+        units = {"heads": student.heads, "ffn": student.ffn, "links": student.links()}
+        fan_out = operations.fan_out(shape=shape, tokens=tokens, **units)
         for name, rate in outputs.rates.items():  # a compacted student's heads come first
             if isinstance(fan_out.get(name), Tensor) and fan_out[name].dim():
                 fan_out[name] = fan_out[name][: len(rate)]

@@ -3,8 +3,8 @@
 Read from `summary.json`; of it this file uses `task`, `preset`, `seed`, `data.{source,origin,banner}`, `uncompressed`
 and `final` (names of stages, or None), `shape` (the student's layers, and heads and ffn a layer),
 `teacher.{metrics,main,cost}`, `stages.<name>.{metrics,main,cost,t_steps,heads,ffn,encoder_weights}` and, where a stage
-has them, its `budget` and `fidelity`. Metrics are fractions, `cost` is what `cost.summarize` returned, `heads` and
-`ffn` count what each layer keeps, `encoder_weights` is `{kind,stored_bits,bytes,float32}`.
+has them, its `budget`, `fidelity` and `synapses`. Metrics are fractions, `cost` is what `cost.summarize` returned,
+`heads` and `ffn` count what each layer keeps, `encoder_weights` is `{kind,stored_bits,bytes,float32}`.
 """
 
 from __future__ import annotations
@@ -122,6 +122,7 @@ def _closing(summary: Summary, unit: str, size: float) -> list[str]:
         f"  t_steps  {' '.join(map(str, final['t_steps']))}  (embedding first)",
         f"  heads    {' '.join(map(str, final['heads']))}",
         f"  neurons  {' '.join(map(str, final['ffn']))}",
+        *([f"  synapses {100 * final['synapses']:.0f} % of those between kept units"] if "synapses" in final else []),
         *_weights(final["encoder_weights"]),
         *[f"  {budget_line(row['budget'], name)}" for name, row in summary["stages"].items() if "budget" in row],
         "",
@@ -164,6 +165,8 @@ def evaluation_lines(measured: Summary) -> str:
         rows.append((name, f"{100 * value:.1f}" if name.endswith("agreement") else f"{value:.3f}"))
     rows += [(name, si(value)) for name, value in measured["cost"].items() if not isinstance(value, Mapping)]
     rows += [(name, " ".join(map(str, measured[name]))) for name in ("t_steps", "heads", "ffn") if name in measured]
+    if "synapses" in measured:
+        rows.append(("synapses", f"{100 * measured['synapses']:.1f} %"))
     if "encoder_weights" in measured:
         rows += [
             (name, measured["encoder_weights"][key]) for name, key in (("weights", "kind"), ("products", "products"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from spikeprune.callbacks.synapses import SynapsePruning
 from spikeprune.distill import uniform_layer_map
 from spikeprune.graphs import PATIENCE
 from spikeprune.models.outputs import INPUTS
@@ -72,16 +73,14 @@ def learnt(made: StudentModule, here: dict, terms, precision: torch.dtype | None
     return {**{name: term.detach().clone() for name, term in out.items()}, **gradients}
 
 
-@pytest.mark.parametrize(("weights", "residual"), [("float", "spikes"), ("ternary", "spikes"), ("float", "membrane")])
+@pytest.mark.parametrize("kind", [{}, {"weights": "ternary"}, {"residual": "membrane"}, {"sparse": True}], ids=str)
 @pytest.mark.parametrize("coding", ["accumulate", "running_mean"])
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])
-def test_graphed_steps_equal_plain_ones(
-    coding: str, precision: torch.dtype | None, weights: str, residual: str
-) -> None:
-    """Two shapes; masks and press change before step 7, time steps, after an evaluation, before step 10, the limit on
-    additions at each."""
-    made = module(True, coding=coding, weights=weights, residual=residual)
-    if weights == "ternary":
+def test_graphed_steps_equal_plain_ones(coding: str, precision: torch.dtype | None, kind: dict) -> None:
+    """Two shapes; masks, synapses and press change before step 7, time steps, after an evaluation, before step 10, the
+    limit on additions at each."""
+    made = module(True, coding=coding, **kind)
+    if made.student.weights == "ternary":
         made.student.set_strength(0.5)
     optimizer = torch.optim.SGD(made.student.parameters(), lr=0.05)
     replayed = []
@@ -90,6 +89,8 @@ def test_graphed_steps_equal_plain_ones(
             made.student.heads[0, 1] = 0
             made.student.ffn[1, ::2] = 0
             made.objective.additions.press.fill_(4.0)
+            if made.student.synapses is not None:
+                SynapsePruning(kept=0.5, begin=0, end=0).decide(None, made, 1.0)
         if step == 10:
             evaluate(made)
             made.student.set_t_steps([3, 2, 1])
@@ -102,6 +103,8 @@ def test_graphed_steps_equal_plain_ones(
             gap = (graphed[name] - expected).norm() / expected.norm().clamp(min=1e-6)
             assert gap < (2e-2 if precision else 1e-4), f"step {step}, {name}: {gap:.2e}"
         optimizer.step()
+        if made.student.synapses is not None:
+            made.student.synapses.hold(made.student)
         replayed.append(bool(made.graphed.captured))
     assert replayed == [False] * 4 + [True] * 6 + [False] * 4 + [True] * 4
 

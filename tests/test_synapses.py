@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +20,7 @@ from spikeprune.models.compact import compact, give_back, smaller
 from spikeprune.models.quant import MATRICES
 from spikeprune.models.student import Student
 from spikeprune.models.synapses import among, share, weights_of
+from spikeprune.report.table import summary_table
 from spikeprune.rundir import RunDir
 from spikeprune.spiking.coding import CODINGS
 
@@ -228,6 +230,9 @@ def test_a_run(runs, capsys) -> None:
         found = evaluation.evaluate(run.path, overrides=how)
         assert found["cost"]["ac"] == pytest.approx(run.record("finetune")["cost"]["ac"])
     capsys.readouterr()
+    assert cli.main(["evaluate", str(run.path)]) == 0
+    assert re.search(r"^synapses +\d+\.\d %", capsys.readouterr().out, re.M)
+    assert "synapses 40 % of those between kept units" in summary_table(json.loads(run.summary.read_text()))
     assert cli.main(["compact", str(run.path)]) == 0
     capsys.readouterr()
     assert cli.main(["evaluate", str(run.path), "--compact", "--json"]) == 0

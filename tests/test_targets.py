@@ -86,7 +86,8 @@ def test_every_ablation_goes_with_every_preset(name, preset) -> None:
         compressing = [s for s in config.run.stages if getattr(config.stages, s).callbacks]
         assert all(getattr(config.stages, s).epochs for s in compressing)
         everything = ["spatial", "temporal", "quantize"]
-        wanted = {"spatial+temporal": everything[:2], "all": everything, "ternary": everything, "none": []}
+        wanted = {"spatial+temporal": everything[:2], "synapses": everything[:2], "none": []}
+        wanted |= {"all": everything, "ternary": everything}
         if not name.startswith("joint"):
             assert compressing == wanted.get(name, [name])
         else:

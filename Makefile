@@ -101,8 +101,8 @@ sweep-local: $(STAMP)  ## the same without a server; ends with the Pareto front:
 	@exec $(BIN)/spikeprune sweep experiments/sweeps/$(SWEEP).yaml --local $(if $(TRIALS),--trials "$(TRIALS)") \
 	    $(if $(JOBS),--jobs "$(JOBS)") $(ARGS)
 
-test: $(STAMP)  ## run the tests, three files at a time [JOBS=3] [ARGS="-k name"]
-	$(BIN)/python -m pytest -n $(or $(JOBS),3) --dist loadfile --no-loadscope-reorder $(ARGS)
+test: $(STAMP)  ## run the tests, four files at a time [JOBS=4] [ARGS="-k name"]
+	$(BIN)/python -m pytest -n $(or $(JOBS),4) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # A CPU build of torch comes without Triton. It lies beside the environment, so that nothing else finds it.
 test-kernels: $(STAMP)  ## run the GPU's kernels on the CPU, in Triton's interpreter

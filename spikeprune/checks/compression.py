@@ -62,7 +62,8 @@ def _search(config: Config, shares: dict[str, float]) -> Iterator[Problem]:
             yield (target, key), f"{target} = {spatial.operations}: is for {key}=kwon; set that, or leave it null"
         return
     for name, share in shares.items():
-        what = "thins out no weights" if name == "compress.synapses" else f"chooses itself, within {target}"
+        itself = f"chooses heads and neurons itself, within {target}"
+        what = "thins out no weights" if name == "compress.synapses" else itself
         text = f"{key} = kwon {what}; set {name}=1"
         yield (name, key), f"{name} = {share}: {text}"
     for name, value, right in (("criterion", spatial.criterion, "fisher"), ("scope", spatial.scope, "global")):

@@ -25,6 +25,7 @@ class Synapses(nn.Module):
 
     def __init__(self, student: Student):
         super().__init__()
+        self.missing = False  # whether any is
         for i, name, weight in weights_of(student):
             self.register_buffer(f"mask_{i}_{name}", torch.ones_like(weight), persistent=False)
         for i, layer in enumerate(student.layers):
@@ -51,10 +52,13 @@ class Synapses(nn.Module):
             links.out.copy_(self.mask(i, "out").sum(0))
             links.up.copy_(self.mask(i, "up").T)
             links.down.copy_(self.mask(i, "down").sum(0))
+        self.missing = not all(self.mask(i, name).all() for i, name, _ in weights_of(student))
 
     @torch.no_grad()
     def hold(self, student: Student) -> None:
         """Zero again where there is no synapse, after an optimizer step."""
+        if not self.missing:
+            return
         found = [(weight, self.mask(i, name)) for i, name, weight in weights_of(student)]
         torch._foreach_mul_(*map(list, zip(*found, strict=True)))
 

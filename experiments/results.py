@@ -33,6 +33,7 @@ COLUMNS = (
     "T",
     "heads",
     "neurons",
+    "synapses",
     "training",
     "hardware",
     "commit",
@@ -173,6 +174,7 @@ def cells(summary: dict) -> list[str]:
     """The row of one run."""
     final, shape = rows(summary)[2], summary["shape"]
     kept = [f"{100 * sum(final[part]) / (shape['layers'] * shape[part]):.0f} %" for part in ("heads", "ffn")]
+    kept.append(f"{100 * final.get('synapses', 1):.0f} %")
     minutes = (summary["teacher"]["seconds"] + sum(row["seconds"] for row in summary["stages"].values())) / 60
     return [
         summary["task"],

@@ -80,8 +80,9 @@ def summarize(
     t_steps: Sequence[int] | Tensor | None = None,
     coding: str | None = None,
     bits: int = 32,
+    synapses: int | None = None,
 ) -> dict[str, float]:
-    """Every cost of one network for one sentence; energies in pJ, `bits` as in `size.model_bytes`.
+    """Every cost of one network for one sentence; energies in pJ, `bits` and `synapses` as in `size.model_bytes`.
 
     A dense network leaves out masks, steps and coding, and has no `latency_steps` and `latency_stages`. `dense_ops` are
     those of the uncompressed dense architecture.
@@ -93,7 +94,7 @@ def summarize(
         "energy_full_pj": energy_full_pj(ops, prices),
         "norm_ops": norm_ops(ops, dense_ops),
         "params": parameters(**size).total,
-        "bytes": model_bytes(**size, bits=bits),
+        "bytes": model_bytes(**size, bits=bits, synapses=synapses),
     }
     if t_steps is not None:
         costs["latency_steps"] = latency_steps(t_steps, coding)

@@ -204,8 +204,9 @@ class Row:
             *(a + b for a, b in zip(sums(work), sums(price), strict=True)), work.ac_per_step, work.samples
         )
         steps, latency = (torch.cat([getattr(part, name) for part in self.parts]).mean(0).cpu() for name in WAITS)
-        masks = {"heads": student.heads, "ffn": student.ffn, "bits": student.stored_bits}
-        cost = summarize(both, dense_ops=plain, prices=prices, shape=shape, **masks)
+        masks = {"heads": student.heads, "ffn": student.ffn}
+        stored = {"bits": student.stored_bits, "synapses": student.synapse_count()}
+        cost = summarize(both, dense_ops=plain, prices=prices, shape=shape, **masks, **stored)
         cost |= {"latency_steps": latency[0].item(), "latency_stages": latency[1].item()}
         return {
             **self.quality(),

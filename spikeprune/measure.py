@@ -85,13 +85,14 @@ def measure_dynamic(parts: Parts, student: Student) -> dict[str, Any]:
 
 def encoder_weights(parts: Parts, student: Student) -> dict[str, Any]:
     """How the encoder's matrices act and what they take when packed, what was pruned left out, and what stays float."""
-    bits = student.stored_bits
+    masks = {"heads": student.heads, "ffn": student.ffn}
+    stored = {"bits": (bits := student.stored_bits), "synapses": student.synapse_count()}
     return {
         "kind": student.weights if student.quantized else "float",
         "strength": student.quantized,
         "products": student.products,
         "stored_bits": bits,
-        "bytes": matrix_bytes(shape=student_shape(parts), heads=student.heads, ffn=student.ffn, bits=bits),
+        "bytes": matrix_bytes(shape=student_shape(parts), **masks, **stored),
         "float32": FLOAT32 if student.quantized else "everything",
     }
 

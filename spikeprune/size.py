@@ -118,22 +118,39 @@ def parameters(*, shape: Shape, heads: Tensor | None = None, ffn: Tensor | None 
     return Parameters(embeddings=embeddings, encoder=encoder, head=head, matrices=tuple(matrices))
 
 
-def model_bytes(*, shape: Shape, heads: Tensor | None = None, ffn: Tensor | None = None, bits: int = 32) -> int:
+def model_bytes(
+    *,
+    shape: Shape,
+    heads: Tensor | None = None,
+    ffn: Tensor | None = None,
+    bits: int = 32,
+    synapses: int | None = None,
+) -> int:
     """Bytes on disk with the encoder's weight matrices stored in `bits` each (1.58-bit weights are packed in 2).
 
     Below 16 bits each output channel keeps a float32 scale. Embeddings, classifier, biases, layer norms and thresholds
-    stay float32. Raises ValueError for a width that is not stored.
+    stay float32. `synapses`: how many a sparse student has in all; each matrix is then a bit for each of its places and
+    a float32 for each synapse. Raises ValueError for a width that is not stored.
     """
     found = parameters(shape=shape, heads=heads, ffn=ffn)
     plain = found.total - sum(rows * columns for rows, columns in found.matrices)
-    return 4 * plain + matrix_bytes(shape=shape, heads=heads, ffn=ffn, bits=bits)
+    return 4 * plain + matrix_bytes(shape=shape, heads=heads, ffn=ffn, bits=bits, synapses=synapses)
 
 
-def matrix_bytes(*, shape: Shape, heads: Tensor | None = None, ffn: Tensor | None = None, bits: int = 32) -> int:
-    """The part of `model_bytes` that `bits` decides: the encoder's weight matrices and their scales."""
+def matrix_bytes(
+    *,
+    shape: Shape,
+    heads: Tensor | None = None,
+    ffn: Tensor | None = None,
+    bits: int = 32,
+    synapses: int | None = None,
+) -> int:
+    """The part of `model_bytes` that `bits` and `synapses` decide: the encoder's weight matrices and their scales."""
     if bits not in BITS:
         raise ValueError(f"encoder weights of {bits} bits; known: {', '.join(map(str, BITS))}")
     matrices = parameters(shape=shape, heads=heads, ffn=ffn).matrices
+    if synapses is not None:
+        return sum(-(-rows * columns // 8) for rows, columns in matrices) + 4 * synapses
     packed = sum(-(-rows * columns * bits // 8) for rows, columns in matrices)
     scales = sum(rows for rows, columns in matrices if columns) if bits < 16 else 0
     return packed + 4 * scales

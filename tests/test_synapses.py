@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -16,12 +17,14 @@ from test_dynamic import shape_of
 from spikeprune import cli, evaluation, operations, pipeline, saved
 from spikeprune.callbacks.synapses import HeldSynapses, SynapsePruning
 from spikeprune.config import load
-from spikeprune.models.compact import compact, give_back, smaller
+from spikeprune.models.compact import compact, give_back, nbytes, restored, smaller, stored
+from spikeprune.models.packing import pack_sparse, unpack_sparse
 from spikeprune.models.quant import MATRICES
 from spikeprune.models.student import Student
 from spikeprune.models.synapses import among, share, weights_of
 from spikeprune.report.table import summary_table
 from spikeprune.rundir import RunDir
+from spikeprune.size import matrix_bytes, model_bytes
 from spikeprune.spiking.coding import CODINGS
 
 
@@ -36,6 +39,10 @@ def ac_of(student: Student, batch, links) -> torch.Tensor:
     counts = student(**batch, mode="spiking", count=True).counts
     kept = {"heads": student.heads, "ffn": student.ffn, "t_steps": student.steps, "coding": student.coding}
     return operations.count(counts, batch["attention_mask"].sum(1), shape=shape_of(student), links=links, **kept).ac
+
+
+def stored_shape(student: Student):
+    return replace(shape_of(student), theta=student.values["theta"])
 
 
 # ---------------------------------------------------------------------------------------------------------- what leaves
@@ -196,6 +203,40 @@ def test_compacted_it_answers_and_costs_the_same(coding) -> None:
     assert real(student(**batch).hidden[-1], batch).abs().sum() > 0
 
 
+@pytest.mark.parametrize("units", ["some", "none"])
+@torch.no_grad()
+def test_its_file_holds_no_zeros_and_is_read_exactly(units) -> None:
+    """A bit for each place and a float for each synapse; a layer may have lost all of its heads and neurons."""
+    student = thinned().float()
+    if units == "none":
+        student.heads[0], student.ffn[0] = 0, 0
+    small = compact(student)
+    tensors = stored(small)
+    assert small.synapse_count() == student.synapse_count() == sum(int((w != 0).sum()) for *_, w in weights_of(small))
+    masks = {"heads": student.heads, "ffn": student.ffn, "synapses": student.synapse_count()}
+    assert nbytes(tensors) == model_bytes(shape=stored_shape(student), **masks)
+    packed = {key: x for key, x in tensors.items() if key.endswith((".places", ".weights"))}
+    assert nbytes(packed) == matrix_bytes(shape=shape_of(student), **masks)
+    again = restored(small.values, tensors)
+    assert all(torch.equal(x, again.state_dict()[name]) for name, x in small.state_dict().items())
+
+
+@torch.no_grad()
+def test_with_all_synapses_its_file_is_what_it_was() -> None:
+    student = prune(make(0, sparse=True)).float()
+    tensors = stored(compact(student))
+    assert student.synapse_count() is None and set(tensors) == set(stored(compact(prune(make(0)))))
+    assert nbytes(tensors) == model_bytes(shape=stored_shape(student), heads=student.heads, ffn=student.ffn)
+
+
+def test_places_by_hand() -> None:
+    places, weights = pack_sparse(torch.tensor([[0.0, 5.0], [-2.0, 0.0], [0.0, 1.0]]))
+    assert places.tolist() == [0b100110] and weights.tolist() == [5.0, -2.0, 1.0]
+    assert unpack_sparse(places, weights, (3, 2)).tolist() == [[0.0, 5.0], [-2.0, 0.0], [0.0, 1.0]]
+    with pytest.raises(ValueError, match="2 weights for 3 synapses"):
+        unpack_sparse(places, weights[:2], (3, 2))
+
+
 def test_few_bit_weights_are_refused() -> None:
     with pytest.raises(ValueError, match="a sparse student's weights are float, not ternary"):
         make(0, sparse=True, weights="ternary")
@@ -236,6 +277,8 @@ def test_a_run(runs, capsys) -> None:
     assert re.search(r"^synapses +\d+\.\d %", capsys.readouterr().out, re.M)
     assert "synapses 40 % of those between kept units" in summary_table(json.loads(run.summary.read_text()))
     assert cli.main(["compact", str(run.path)]) == 0
+    record, bytes_ = json.loads((run.compact / "record.json").read_text()), run.record("finetune")["cost"]["bytes"]
+    assert record["tensor_bytes"] == bytes_ < dense.record("finetune")["cost"]["bytes"]
     capsys.readouterr()
     assert cli.main(["evaluate", str(run.path), "--compact", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -54,6 +54,7 @@ class SynOpsLogger(L.Callback):
             t_steps=student.steps,
             coding=student.coding,
             bits=student.stored_bits,
+            synapses=student.synapse_count(),
         )
         active = everywhere(self.activity)
         rate = active.rate()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from spikeprune.models.matrices import codes
-from spikeprune.models.packing import PackedLinear, pack
+from spikeprune.models.packing import PackedLinear, pack, pack_sparse, unpack_sparse
 from spikeprune.models.quant import MATRICES
 from spikeprune.models.student import Student, first
 
@@ -26,6 +26,7 @@ THETAS = {"heads": ("query_site", "key_site", "value_site", "context_site"), "ff
 COLUMNS = {"heads": "out", "ffn": "down"}
 Cut = Callable[..., dict[str, Tensor]]  # (student, layer, matrix, rows, columns) -> its tensors in the smaller one
 PARTS = ("weight", "data", "scale")  # of a matrix, besides its bias
+SPARSE = ("places", "weights")  # of a matrix in the file of a student that has lost synapses
 IMPLIED = ("heads", "ffn", "t_steps")  # of a state, which a compacted student's values already tell
 
 
@@ -108,7 +109,7 @@ def written(student: Student, packed: bool) -> dict[str, Any]:
 
 def rest(student: Student) -> dict[str, Tensor]:
     """A state without what makes its matrices quantized."""
-    mine = {f"layers.{i}.{name}.{part}" for i in range(len(student.layers)) for name in MATRICES for part in PARTS}
+    mine = {f"{matrix}.{part}" for matrix in matrix_names(student) for part in PARTS}
     return {key: value for key, value in student.state_dict().items() if key not in mine | {"strength"}}
 
 
@@ -158,7 +159,8 @@ def as_float(student: Student) -> Student:
 
 
 def stored(student: Student) -> dict[str, Tensor]:
-    """The tensors of a compacted student's file: parameters, codes and scales, as `size.model_bytes` counts them.
+    """The tensors of a compacted student's file: parameters, codes and scales, as `size.model_bytes` counts them; of a
+    sparse student's matrices their synapses' places and weights.
 
     Masks and steps are in its values. Raises ValueError for a student that has other ones, which must be compacted.
     """
@@ -168,13 +170,27 @@ def stored(student: Student) -> dict[str, Tensor]:
     same = all(torch.equal(getattr(student, name).cpu(), mask) for name, mask in masks.items())
     if not same or student.steps != list(student.values["t_steps"]):
         raise ValueError("only a compacted student is stored without its masks and steps")
-    return {name: tensor for name, tensor in student.state_dict().items() if name not in IMPLIED}
+    tensors = {name: tensor for name, tensor in student.state_dict().items() if name not in IMPLIED}
+    if student.synapse_count() is not None:
+        for matrix in matrix_names(student):
+            packed = pack_sparse(tensors.pop(f"{matrix}.weight"))
+            tensors |= {f"{matrix}.{part}": tensor for part, tensor in zip(SPARSE, packed, strict=True)}
+    return tensors
+
+
+def matrix_names(student: Student) -> list[str]:
+    """As `state_dict` has them."""
+    return [f"layers.{i}.{name}" for i in range(len(student.layers)) for name in MATRICES]
 
 
 def restored(values: dict[str, Any], tensors: dict[str, Tensor]) -> Student:
     """A compacted student from its values and the tensors of its file, in evaluation mode."""
-    student = Student(**values)
+    student, tensors = Student(**values), dict(tensors)
     implied = {name: getattr(student, name) for name in IMPLIED}
+    for matrix in matrix_names(student) if values.get("sparse") else ():
+        if f"{matrix}.{SPARSE[0]}" in tensors:  # with all its synapses it is written as it is
+            packed = [tensors.pop(f"{matrix}.{part}") for part in SPARSE]
+            tensors[f"{matrix}.weight"] = unpack_sparse(*packed, student.get_submodule(matrix).weight.shape)
     student.load_state_dict({**implied, **tensors})
     return student.eval()
 

@@ -1,7 +1,8 @@
-"""Quantized weights as bytes: exact both ways, and as many as `size.matrix_bytes` counts.
+"""Quantized and sparse weights as bytes: exact both ways, and as many as `size.matrix_bytes` counts.
 
 Codes are written row after row, the first in a byte's lowest bits, the last byte filled up with zeros: binary 8 to a
-byte (0 is -1, 1 is +1), ternary 4 to a byte (code + 1), int8 one (two's complement).
+byte (0 is -1, 1 is +1), ternary 4 to a byte (code + 1), int8 one (two's complement). A sparse matrix is packed as where
+it has synapses, a bit for each place in binary's order (1 is one), and their float weights in the same order.
 """
 
 from __future__ import annotations
@@ -70,6 +71,20 @@ def unpack(data: Tensor, shape: tuple[int, int], weights: str) -> Tensor:
         return data.view(torch.int8).reshape(shape)
     fields = (data.to(torch.int16)[:, None] >> _shifts(quantizer, data.device)) & (2**quantizer.stored - 1)
     return (fields.flatten()[:size] * _step(quantizer) + quantizer.low).to(torch.int8).view(shape)
+
+
+def pack_sparse(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """w [out, in] -> places uint8 [ceil(out · in / 8)], its weights that are not zero."""
+    there = weight != 0
+    return pack(there.to(torch.int8) * 2 - 1, "binary"), weight[there]
+
+
+def unpack_sparse(places: Tensor, weights: Tensor, shape: tuple[int, int]) -> Tensor:
+    """What `pack_sparse` was given. Raises ValueError where the two do not fit the shape or each other."""
+    there = unpack(places, shape, "binary") > 0
+    if int(there.sum()) != len(weights):
+        raise ValueError(f"{len(weights)} weights for {int(there.sum())} synapses")
+    return weights.new_zeros(shape).masked_scatter(there, weights)
 
 
 def _quantizer(weights: str) -> Quantizer:

@@ -33,7 +33,7 @@ from spikeprune.models.layer import Map, SpikingEmbedding, SpikingLayer, layer_o
 from spikeprune.models.outputs import Outputs
 from spikeprune.models.packing import PackedLinear
 from spikeprune.models.quant import QUANTIZERS, WEIGHTS
-from spikeprune.models.synapses import Synapses
+from spikeprune.models.synapses import Synapses, counted
 from spikeprune.size import Links, known
 from spikeprune.spiking.flow import Pass, Signal
 from spikeprune.spiking.site import Site
@@ -223,6 +223,11 @@ class Student(nn.Module):
     def links(self) -> list[Links] | None:
         """The synapses of each layer; None where every kept unit has all of them."""
         return None if self.synapses is None else [self.synapses.links(i) for i in range(len(self.layers))]
+
+    def synapse_count(self) -> int | None:
+        """Between kept units of all layers; None where they have all of them."""
+        kept, possible = (0, 0) if self.synapses is None else counted(self)
+        return None if kept == possible else kept
 
     def sites(self) -> dict[str, Site]:
         return {module.name: module for module in self.modules() if isinstance(module, Site)}

@@ -85,8 +85,13 @@ def said(student: Student, layer: int, name: str) -> Tensor:
 
 def share(student: Student) -> float:
     """Of the synapses that kept units could have, how many there are; 1 in a student that is not sparse."""
-    if student.synapses is None:
-        return 1.0
+    kept, possible = (1, 1) if student.synapses is None else counted(student)
+    return kept / max(possible, 1)
+
+
+def counted(student: Student) -> tuple[int, int]:
+    """The synapses between kept units of a sparse student: those that there are, and those that there could be."""
     kept = [(student.synapses.mask(i, name), among(student, i, name)) for i, name, _ in weights_of(student)]
-    possible = sum(room.sum() for _, room in kept)
-    return (sum((mask * room).sum() for mask, room in kept) / possible.clamp(min=1)).item()
+    found = torch.stack([torch.stack([(mask * room).sum(), room.sum()]) for mask, room in kept])
+    there, possible = found.double().sum(0).tolist()
+    return int(there), int(possible)

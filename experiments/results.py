@@ -160,9 +160,10 @@ def few_bits(summary: dict) -> list[str]:
 
 
 def byte_saving(summary: dict) -> float:
-    """The encoder's float weights over what is left of them, as stored."""
-    whole, left = (row["encoder_weights"]["bytes"] for row in rows(summary)[1:])
-    return whole / left
+    """The teacher's encoder matrices in float32 over what is left of them, as stored."""
+    shape, (*_, final) = summary["shape"], rows(summary)
+    whole = 4 * shape["layers"] * (4 * shape["hidden"] ** 2 + 2 * shape["hidden"] * shape["ffn"])
+    return whole / final["encoder_weights"]["bytes"]
 
 
 def source(summary: dict) -> str:

@@ -129,8 +129,8 @@ def model_bytes(
     """Bytes on disk with the encoder's weight matrices stored in `bits` each (1.58-bit weights are packed in 2).
 
     Below 16 bits each output channel keeps a float32 scale. Embeddings, classifier, biases, layer norms and thresholds
-    stay float32. `synapses`: how many a sparse student has in all; each matrix is then a bit for each of its places and
-    a float32 for each synapse. Raises ValueError for a width that is not stored.
+    stay float32. `synapses`: how many a sparse student has in all; where it is less so, its matrices are a bit for each
+    place and a float32 for each synapse. Raises ValueError for a width that is not stored.
     """
     found = parameters(shape=shape, heads=heads, ffn=ffn)
     plain = found.total - sum(rows * columns for rows, columns in found.matrices)
@@ -149,8 +149,8 @@ def matrix_bytes(
     if bits not in BITS:
         raise ValueError(f"encoder weights of {bits} bits; known: {', '.join(map(str, BITS))}")
     matrices = parameters(shape=shape, heads=heads, ffn=ffn).matrices
-    if synapses is not None:
-        return sum(-(-rows * columns // 8) for rows, columns in matrices) + 4 * synapses
     packed = sum(-(-rows * columns * bits // 8) for rows, columns in matrices)
+    if synapses is not None:
+        return min(packed, sum(-(-rows * columns // 8) for rows, columns in matrices) + 4 * synapses)
     scales = sum(rows for rows, columns in matrices if columns) if bits < 16 else 0
     return packed + 4 * scales

@@ -222,6 +222,21 @@ def test_its_file_holds_no_zeros_and_is_read_exactly(units) -> None:
 
 
 @torch.no_grad()
+def test_a_few_zeros_are_written_out() -> None:
+    """A checkpoint may have some; a bit for each place would be more."""
+    student = thinned(kept=0.99).float()
+    tensors = stored(compact(student))
+    assert not any(key.endswith(".places") for key in tensors)
+    masks = {"heads": student.heads, "ffn": student.ffn}
+    dense = model_bytes(shape=stored_shape(student), **masks)
+    assert (
+        dense == nbytes(tensors) == model_bytes(shape=stored_shape(student), **masks, synapses=student.synapse_count())
+    )
+    again = restored(compact(student).values, tensors)
+    assert again.synapse_count() == student.synapse_count()
+
+
+@torch.no_grad()
 def test_with_all_synapses_its_file_is_what_it_was() -> None:
     student = prune(make(0, sparse=True)).float()
     tensors = stored(compact(student))

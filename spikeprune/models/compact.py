@@ -160,7 +160,7 @@ def as_float(student: Student) -> Student:
 
 def stored(student: Student) -> dict[str, Tensor]:
     """The tensors of a compacted student's file: parameters, codes and scales, as `size.model_bytes` counts them; of a
-    sparse student's matrices their synapses' places and weights.
+    sparse student's matrices their synapses' places and weights, where these are smaller.
 
     Masks and steps are in its values. Raises ValueError for a student that has other ones, which must be compacted.
     """
@@ -172,9 +172,13 @@ def stored(student: Student) -> dict[str, Tensor]:
         raise ValueError("only a compacted student is stored without its masks and steps")
     tensors = {name: tensor for name, tensor in student.state_dict().items() if name not in IMPLIED}
     if student.synapse_count() is not None:
+        plain = {f"{matrix}.weight": tensors[f"{matrix}.weight"] for matrix in matrix_names(student)}
+        packed = {}
         for matrix in matrix_names(student):
-            packed = pack_sparse(tensors.pop(f"{matrix}.weight"))
-            tensors |= {f"{matrix}.{part}": tensor for part, tensor in zip(SPARSE, packed, strict=True)}
+            parts = pack_sparse(plain[f"{matrix}.weight"])
+            packed |= {f"{matrix}.{part}": tensor for part, tensor in zip(SPARSE, parts, strict=True)}
+        if nbytes(packed) < nbytes(plain):
+            return {name: tensor for name, tensor in tensors.items() if name not in plain} | packed
     return tensors
 
 
@@ -188,7 +192,7 @@ def restored(values: dict[str, Any], tensors: dict[str, Tensor]) -> Student:
     student, tensors = Student(**values), dict(tensors)
     implied = {name: getattr(student, name) for name in IMPLIED}
     for matrix in matrix_names(student) if values.get("sparse") else ():
-        if f"{matrix}.{SPARSE[0]}" in tensors:  # with all its synapses it is written as it is
+        if f"{matrix}.{SPARSE[0]}" in tensors:  # with nearly all its synapses it is written as it is
             packed = [tensors.pop(f"{matrix}.{part}") for part in SPARSE]
             tensors[f"{matrix}.weight"] = unpack_sparse(*packed, student.get_submodule(matrix).weight.shape)
     student.load_state_dict({**implied, **tensors})

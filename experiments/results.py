@@ -160,10 +160,11 @@ def few_bits(summary: dict) -> list[str]:
 
 
 def byte_saving(summary: dict) -> float:
-    """The teacher's encoder matrices in float32 over what is left of them, as stored."""
-    shape, (*_, final) = summary["shape"], rows(summary)
-    whole = 4 * shape["layers"] * (4 * shape["hidden"] ** 2 + 2 * shape["hidden"] * shape["ffn"])
-    return whole / final["encoder_weights"]["bytes"]
+    """The uncompressed student's encoder matrices in float32 over what is left of them, as stored."""
+    from spikeprune.size import Shape, matrix_bytes
+
+    whole = matrix_bytes(shape=Shape(**summary["shape"], classes=0))  # classes: of no matrix of the encoder
+    return whole / rows(summary)[2]["encoder_weights"]["bytes"]
 
 
 def source(summary: dict) -> str:

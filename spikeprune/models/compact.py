@@ -173,10 +173,11 @@ def stored(student: Student) -> dict[str, Tensor]:
     tensors = {name: tensor for name, tensor in student.state_dict().items() if name not in IMPLIED}
     if student.synapse_count() is not None:
         plain = {f"{matrix}.weight": tensors[f"{matrix}.weight"] for matrix in matrix_names(student)}
-        packed = {}
-        for matrix in matrix_names(student):
-            parts = pack_sparse(plain[f"{matrix}.weight"])
-            packed |= {f"{matrix}.{part}": tensor for part, tensor in zip(SPARSE, parts, strict=True)}
+        packed = {
+            f"{matrix}.{part}": tensor
+            for matrix in matrix_names(student)
+            for part, tensor in zip(SPARSE, pack_sparse(plain[f"{matrix}.weight"]), strict=True)
+        }
         if nbytes(packed) < nbytes(plain):
             return {name: tensor for name, tensor in tensors.items() if name not in plain} | packed
     return tensors

@@ -6,13 +6,15 @@ Every key is a field in `schema.py` with its default; an unknown key, a wrong ty
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from spikeprune.checks import rules
@@ -122,11 +124,17 @@ def differences(a: dict | Config, b: dict | Config, may_differ: Iterable[str] = 
     return [f"{k}: {before} → {after}" for k, before, after in pairs if before != after]
 
 
+@cache
+def _defaults() -> DictConfig:
+    """Only to be read and copied: a copy takes an eighth of the time."""
+    return OmegaConf.structured(Config)
+
+
 class _Merge:
     """The configuration so far, where each value came from, and every problem met on the way."""
 
     def __init__(self) -> None:
-        self.config = OmegaConf.structured(Config)
+        self.config = copy.deepcopy(_defaults())
         self.sources: dict[str, str] = {}
         self.unread: set[str] = set()
         self.problems: list[str] = []
@@ -170,7 +178,7 @@ class _Merge:
             except OmegaConfBaseException as error:  # a `${…}` that leads nowhere
                 self.problem(f"{key}: {str(error).splitlines()[0]}", self.sources.get(key, ""))
                 self.unread.add(key)
-                OmegaConf.update(self.config, key, OmegaConf.select(OmegaConf.structured(Config), key), merge=False)
+                OmegaConf.update(self.config, key, OmegaConf.select(_defaults(), key), merge=False)
         config = OmegaConf.to_object(self.config)
         for keys, text in rules.problems(config, frozenset(self.unread)):
             self.problem(text, self._blame(keys))

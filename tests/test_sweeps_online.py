@@ -29,7 +29,6 @@ def online(board: Board, folder: Path) -> dict[str, str]:
 
 def test_a_grid_of_four_by_wandbs_agent(glue, tmp_path) -> None:
     tree = tiny(glue)
-    tree["parameters"]["compress.ffn"] = {"values": [0.2, 0.4]}
     words = [w.replace("runs/", f"{tmp_path}/runs/") if w.startswith("run.dir") else w for w in tree["command"]]
     tree["command"] = words
     file = write(tmp_path / "tiny.yaml", tree)

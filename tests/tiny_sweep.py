@@ -11,11 +11,11 @@ from micro import GLUE, ROOT, micro
 from spikeprune.sweeps import machine
 
 THREADS = f"run.threads={max(1, machine.cores() // 2)}"  # of a trial where two run at a time
-HEADS, FFN = (0.5, 0.8), (0.2, 0.4, 0.6)
+HEADS, FFN = (0.5, 0.8), (0.2, 0.4)
 
 
 def tiny(glue: Path | str = "glue", **changes) -> dict:
-    """A grid of six over the smallest pipeline: teacher and spatial."""
+    """A grid of four over the smallest pipeline: teacher and spatial."""
     small = [o for o in micro(Path("x"), Path(glue)) if not o.startswith(("run.dir", "preset", "compress"))]
     small += [
         "run.stages=[teacher,spatial]",

@@ -127,7 +127,7 @@ def test_two_wrong_values_come_in_one_message(tmp_path, capsys) -> None:
 def test_the_command_lines_own_values(tmp_path, capsys, monkeypatch) -> None:
     file = write(tmp_path / "s.yaml", tiny())
     sweep = spec.read(file, ["compress.heads=0.5", "seed=3"])
-    assert sweep.size == 3 and sweep.config(sweep.grid()[0], "run.dir=x").seed == 3
+    assert sweep.size == 2 and sweep.config(sweep.grid()[0], "run.dir=x").seed == 3
     assert cli.main(["sweep", str(file), "--local", "compress.heds=0.5"]) == 2
     assert "compress.heds: unknown key" in capsys.readouterr().err
     random = write(tmp_path / "r.yaml", tiny(method="random"))

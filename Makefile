@@ -1,7 +1,7 @@
 # `make help` lists the targets.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup glue slurm fetch ablation sweep sweep-local test test-kernels check results bench lock clean
+.PHONY: help setup glue slurm fetch ablation sweep sweep-local test test-slow test-kernels check results bench lock clean
 
 PYTHON ?= python3
 PRESET ?= tiny
@@ -101,8 +101,14 @@ sweep-local: $(STAMP)  ## the same without a server; ends with the Pareto front:
 	@exec $(BIN)/spikeprune sweep experiments/sweeps/$(SWEEP).yaml --local $(if $(TRIALS),--trials "$(TRIALS)") \
 	    $(if $(JOBS),--jobs "$(JOBS)") $(ARGS)
 
-test: $(STAMP)  ## run the tests, four files at a time [JOBS=4] [ARGS="-k name"]
-	$(BIN)/python -m pytest -n $(or $(JOBS),4) --dist loadfile --no-loadscope-reorder $(ARGS)
+# Four files at a time on two cores: they wait more than they work.
+PYTEST = $(BIN)/python -m pytest -n $(or $(JOBS),4) --dist loadfile --no-loadscope-reorder
+
+test: $(STAMP)  ## run the tests but for the slow ones, four files at a time [JOBS=4] [ARGS="-k name"]
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: $(STAMP)  ## run the slow ones: SLURM clusters, sweeps, legs on a W&B server [JOBS=4] [ARGS="-k name"]
+	$(PYTEST) -m slow $(ARGS)
 
 # A CPU build of torch comes without Triton. It lies beside the environment, so that nothing else finds it.
 test-kernels: $(STAMP)  ## run the GPU's kernels on the CPU, in Triton's interpreter

@@ -193,6 +193,7 @@ def test_a_leg_on_several_gpus_that_is_too_short_says_so() -> None:
         bench_ddp.enough("2 × 8", {"blocks": [10.0], "steps": 149}, warm=100, block=25)
 
 
+@pytest.mark.slow
 def test_a_comparison_of_devices_is_kept_with_what_it_was_made_on(tmp_path, glue, monkeypatch, capfd) -> None:
     """Two processes and one, on the CPU: real runs, whose speeds say nothing."""
     small = [word for word in micro(tmp_path / "x", glue) if not word.startswith(("run.dir", "compress", "stages.i"))]

@@ -22,7 +22,7 @@ from spikeprune.sweeps import spec, study
 from spikeprune.sweeps.local import Driver
 from spikeprune.sweeps.trial import Trial
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 def ended(folder: Path) -> dict[str, int]:

@@ -27,6 +27,7 @@ def online(board: Board, folder: Path) -> dict[str, str]:
     return {**key, **often, "WANDB_ERROR_REPORTING": "false"}
 
 
+@pytest.mark.slow
 def test_a_grid_of_four_by_wandbs_agent(glue, tmp_path) -> None:
     tree = tiny(glue)
     words = [w.replace("runs/", f"{tmp_path}/runs/") if w.startswith("run.dir") else w for w in tree["command"]]
@@ -62,6 +63,7 @@ def cluster(tmp_path, monkeypatch) -> Iterator[Cluster]:
     made.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.slurm
 def test_an_array_job_of_agents(cluster, glue, tmp_path, monkeypatch) -> None:
     tree = tiny(glue)

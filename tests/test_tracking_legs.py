@@ -7,11 +7,14 @@ import time
 from base64 import b64encode
 from hashlib import md5
 
+import pytest
 from micro import BATCHES
 from tracked import STAGES, check_history, launch, online, rows, start, train
 from wandb_server import Board, wandb_server
 
 from spikeprune.rundir import RunDir
+
+pytestmark = pytest.mark.slow
 
 ARTIFACT = "run.wandb_artifact=true"
 

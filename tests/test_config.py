@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spikeprune.checks.rules import validate
 from spikeprune.config import Config, differences, load, read_resolved, to_yaml
+from spikeprune.errors import InputError
 
 # --- merging ----------------------------------------------------------------------------------------------------------
 
@@ -19,6 +21,15 @@ def test_an_empty_file_gives_the_defaults_and_its_name_to_the_run(empty: Path) -
     config.run.dir = Config().run.dir
     assert config == Config()
     assert validate(config) == []
+
+
+def test_one_configuration_leaves_nothing_to_the_next(empty: Path) -> None:
+    first = load(empty)
+    load(empty, ["seed=3", "run.stages=[teacher]", "compress.heads=1", "compress.ffn=1", "compress.t_steps=null"])
+    with pytest.raises(InputError, match="run.stages: Interpolation key 'nowhere' not found"):
+        load(empty, ["seed=4", "run.stages=${nowhere}"])
+    load(empty).run.stages.clear()
+    assert load(empty) == first
 
 
 def test_later_wins(write) -> None:

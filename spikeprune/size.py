@@ -149,8 +149,8 @@ def matrix_bytes(
     if bits not in BITS:
         raise ValueError(f"encoder weights of {bits} bits; known: {', '.join(map(str, BITS))}")
     matrices = parameters(shape=shape, heads=heads, ffn=ffn).matrices
-    packed = sum(-(-rows * columns * bits // 8) for rows, columns in matrices)
-    if synapses is not None:
-        return min(packed, sum(-(-rows * columns // 8) for rows, columns in matrices) + 4 * synapses)
     scales = sum(rows for rows, columns in matrices if columns) if bits < 16 else 0
-    return packed + 4 * scales
+    whole = sum(-(-rows * columns * bits // 8) for rows, columns in matrices) + 4 * scales
+    if synapses is None:
+        return whole
+    return min(whole, sum(-(-rows * columns // 8) for rows, columns in matrices) + 4 * synapses)

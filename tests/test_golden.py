@@ -45,3 +45,19 @@ def test_a_change_is_seen(stored, found) -> None:
 def test_rounding_is_no_change() -> None:
     assert changes([1.5, 0.25, 0], [1.500001, 0.25, 1e-9]) == []
     assert make.rounded({"a": [2.0, 1 / 3]}) == {"a": [2, 0.3333333]}
+
+
+def test_a_run_elsewhere_is_compared_roughly() -> None:
+    """In full where float32 rounds alike; otherwise what does not depend on rounding must stay, and costs about so."""
+    run = {"accuracy": 0.9, "optimizer steps": 8, "AC": 1000, "MAC": 48, "normalized operations": 0.5}
+    run |= {"heads kept": [1, 2], "neurons kept": [12, 10], "t_steps": [2, 2, 2]}
+    stored = {make.ARITHMETIC: "here", "sst2: spatial": run}
+
+    def seen(where: str, **changed) -> bool:
+        found = {make.ARITHMETIC: where, "sst2: spatial": {**run, **changed}}
+        return bool(list(make.section_differences("micro runs", stored, found)))
+
+    assert not seen("here") and seen("here", AC=1001) and seen("here", **{"heads kept": [2, 1]})
+    assert not seen("there", AC=1100, accuracy=0.8, **{"heads kept": [2, 1]})
+    assert seen("there", AC=1500) and seen("there", accuracy=0.5) and seen("there", **{"optimizer steps": 9})
+    assert seen("there", **{"heads kept": [2, 2]})

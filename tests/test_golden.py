@@ -59,5 +59,5 @@ def test_a_run_elsewhere_is_compared_roughly() -> None:
 
     assert not seen("here") and seen("here", AC=1001) and seen("here", **{"heads kept": [2, 1]})
     assert not seen("there", AC=1100, accuracy=0.8, **{"heads kept": [2, 1]})
-    assert seen("there", AC=1500) and seen("there", accuracy=0.5) and seen("there", **{"optimizer steps": 9})
+    assert seen("there", AC=1500) and seen("there", accuracy=0.4) and seen("there", **{"optimizer steps": 9})
     assert seen("there", **{"heads kept": [2, 2]})

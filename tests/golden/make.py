@@ -138,7 +138,7 @@ def decisions() -> Entries:
 
 
 ARITHMETIC, BY_SHARE = "arithmetic", "sst2"  # BY_SHARE: the run whose shares say how many units and steps stay
-LOOSE = {"rtol": 0.25, "atol": 0.21}  # of costs, and of an accuracy on 24 sentences, on another processor
+LOOSE = {"rtol": 0.25, "atol": 0.21}  # together; of costs, and of an accuracy on 24 or 40 sentences, elsewhere
 
 
 def micro_runs() -> Entries:

@@ -68,6 +68,7 @@ def prepare(config: Config, *, tokenizer_from: str | None = None) -> Parts:
         train_limit=data.train_limit,
         embedded_train=data.embedded_train,
         embedded_dev=data.embedded_dev,
+        generated=config.preset == "tiny",
     )
     train = raw.splits["train"]
     texts = train.first + (train.second or [])

@@ -179,3 +179,15 @@ def test_loader_state(mrpc, tokenizer):
         rest.load_state_dict({"epoch": 1, "yielded": 4, "length": 9})
     with pytest.raises(InputError, match="batch size"):
         glue(mrpc, tokenizer, batch_size=0).train_dataloader()
+
+
+def test_what_a_budget_is_measured_on_are_training_sentences(mrpc, tokenizer):
+    data = glue(mrpc, tokenizer)
+    size = len(data.encoded["train"])
+    rows = sum((batch["input_ids"].tolist() for batch in data.sample_batches(size, 16, 0)), [])
+    train = data.encoded["train"].batch(range(size))["input_ids"].tolist()
+
+    def tokens(examples: list[list[int]]) -> list[list[int]]:
+        return sorted([token for token in example if token != tokenizer.pad_token_id] for example in examples)
+
+    assert tokens(rows) == tokens(train)

@@ -258,9 +258,9 @@ class GlueData(LightningDataModule):
         rows = Random(seed).sample(rows, min(n_batches * batch_size, len(rows)))
         return [self.encoded[TRAIN].batch(rows[at : at + batch_size]) for at in range(0, len(rows), batch_size)]
 
-    def sample_batches(self, split: str, sentences: int, batch_size: int, seed: int) -> list[Batch]:
-        """Up to `sentences` examples of a split, the same for the same seed and on every process, sorted by length."""
-        data = self.encoded[split]
+    def sample_batches(self, sentences: int, batch_size: int, seed: int) -> list[Batch]:
+        """Up to `sentences` training examples, the same for the same seed and on every process, sorted by length."""
+        data = self.encoded[TRAIN]
         rows = Random(seed).sample(range(len(data)), min(sentences, len(data)))
         rows.sort(key=data.lengths.tolist().__getitem__)
         return [data.batch(rows[at : at + batch_size]) for at in range(0, len(rows), batch_size)]

@@ -175,8 +175,14 @@ def test_evaluate_on_the_command_line_and_on_other_data(finished, tmp_path, caps
     printed = json.loads(capsys.readouterr().out)
     record = run.record("temporal")
     assert printed["cost"] == record["cost"] and printed["metrics"] == record["metrics"]
-    other = evaluation.evaluate(run.path, data_dir=str(write_sst2(tmp_path / "other", dev=10)))
-    assert other["stage"] == "finetune" and other["data"]["fingerprint"] != record["data"]["fingerprint"]
+    assert printed["same_data"] is True and "run_data" not in printed
+    other = write_sst2(tmp_path / "other", dev=10)
+    assert cli.main(["evaluate", str(run.path), "--data", str(other), "--json"]) == 0
+    out, err = capsys.readouterr()
+    printed = json.loads(out)
+    assert printed["stage"] == "finetune" and printed["data"]["fingerprint"] != record["data"]["fingerprint"]
+    assert printed["same_data"] is False and printed["run_data"] == record["data"]
+    assert "warning: these are other data than the run's own" in err
 
 
 def test_evaluate_refuses_what_is_not_there(finished, tmp_path) -> None:

@@ -233,6 +233,7 @@ class GlueData(LightningDataModule):
                 split.labels,
                 max_length=max_length,
                 regression=raw.task.regression,
+                where=f"task {raw.task.name} from {raw.origin}, split {name}",
             )
             for name, split in raw.splits.items()
         }

@@ -10,7 +10,7 @@ import huggingface_hub
 import pytest
 from tiny_data import raw_of
 
-from spikeprune.data import hub
+from spikeprune.data import cells, hub
 from spikeprune.data.glue import RawData, Split
 from spikeprune.errors import InputError
 from spikeprune.tasks import TASKS, get_task
@@ -100,6 +100,7 @@ def test_known_unusable_rows_are_skipped_and_counted(tmp_path):
     ("name", "rows", "header", "message"),
     [
         ("mrpc", None, "Quality\t#1 ID\t#2 ID\t#1 String\ttext", r"train\.tsv:1: no column '#2 String'"),
+        ("sst2", None, "label\tsentence\tlabel", r"train\.tsv:1: the header has column 'label' more than once"),
         ("mrpc", ["1\t1\t2\tA b ."], None, r"train\.tsv:2: 4 columns where 5 are needed"),
         ("mrpc", ["1\t1\t2\tA\tB\tC"], None, r"train\.tsv:2: 6 columns"),
         ("cola", ["gj04\t1\t\tA .", "no tabs"], None, r"train\.tsv:2: 1 columns where 4"),
@@ -238,6 +239,24 @@ def test_hub_labels_go_by_their_names(tmp_path, hub_cache, labels, names, wanted
     raw = raw_of("rte", "hub", hub=str(hub_directory(tmp_path, {"train": split, "validation": split}, label)))
     assert raw.splits["train"].labels == wanted and all(type(found) is int for found in raw.splits["train"].labels)
     assert said in raw.banner and ("taken" in raw.banner) == bool(said)
+
+
+def test_an_unlabelled_row_beside_label_names_is_refused(tmp_path, hub_cache):
+    import datasets
+
+    split, label = Split(["a", "b"], ["c", "d"], [1, -1]), datasets.ClassLabel(names=["not_entailment", "entailment"])
+    with pytest.raises(InputError, match="row 1, column 'label': label -1 marks a row without a label"):
+        raw_of("rte", "hub", hub=str(hub_directory(tmp_path, {"train": split, "validation": split}, label)))
+
+
+@pytest.mark.parametrize("value", [float("inf"), 2**70, [1], 1e300, "1", "٣", b"1", 1.5, True])
+def test_what_is_no_label_is_one_sentence(value):
+    for name in ("rte", "stsb"):
+        if (name, value) in (("stsb", "1"), ("stsb", 1.5)):
+            assert cells.label(get_task(name), value) == float(value)
+        else:
+            with pytest.raises(ValueError, match=r"^(label|score) .* is (no|not|none) "):
+                cells.label(get_task(name), value)
 
 
 def test_hub_label_names_that_are_the_tasks_in_part_are_refused(tmp_path, hub_cache):

@@ -32,7 +32,7 @@ def label(task: Task, value: Any) -> int | float:
         return _score(task, value)
     if isinstance(value, str):
         return _class(task, value)
-    if isinstance(value, bool) or value != int(value):
+    if not _number(value) or value != value // 1:
         raise ValueError(f"label {value!r} is no class index")
     if value == -1:
         raise ValueError("label -1 marks a row without a label, as in GLUE's test splits")
@@ -43,6 +43,10 @@ def label(task: Task, value: Any) -> int | float:
 
 def missing(value: Any) -> bool:
     return value is None or value != value  # a table's nan
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _class(task: Task, text: str) -> int:
@@ -57,10 +61,8 @@ def _class(task: Task, text: str) -> int:
 
 def _score(task: Task, value: Any) -> float:
     low, high = task.range
-    if isinstance(value, str):
-        number = float(value) if DECIMAL.fullmatch(value.strip()) else float("nan")
-    else:
-        number = float("nan") if isinstance(value, bool) else float(value)
+    written = DECIMAL.fullmatch(value.strip()) if isinstance(value, str) else _number(value)
+    number = float(value) if written else float("nan")
     if not low <= number <= high:  # nan fails too
         raise ValueError(f"score {value!r} is not a number from {low:g} to {high:g}")
     return number

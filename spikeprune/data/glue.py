@@ -184,7 +184,7 @@ def _label_reader(task: Task, where: str, names: list[str] | None) -> tuple[Call
         raise InputError(
             f"{where}: the label names {', '.join(names)} are not those of the task, {', '.join(task.labels)}"
         )
-    return lambda value: known.get(value, value) if isinstance(value, int) else read(value), ""
+    return lambda value: known[value] if value in known else read(value), ""
 
 
 def _refuse_one_label(raw: RawData, limit: int | None) -> None:

@@ -65,4 +65,7 @@ def _columns(task: Task, path: Path, lines: list[str]) -> tuple[list[int], int, 
             f"{path}:1: no column {missing[0]!r} in the header ({', '.join(header)}); task {task.name} needs "
             f"{', '.join(names)}"
         )
+    twice = [name for name in names if header.count(name) > 1]
+    if twice:
+        raise InputError(f"{path}:1: the header has column {twice[0]!r} more than once; rename all but the right one")
     return [header.index(name) for name in names] if lines else [0] * len(names), len(header), 1

@@ -87,6 +87,9 @@ def agree(found: list[dict], where: str) -> None:
     if len(seeds) > 1:
         apart = " and ".join(f"seeds {', '.join(own)}" for own in seeds.values())
         refuse(f"{where}: {apart} were run with different settings and have no mean; run one of the two again")
+    data = [summary["data"] for summary in found if summary["data"]["source"] != "embedded"]
+    if len({own["fingerprint"] for own in data if "drawn with seed" not in own["banner"]}) > 1:
+        refuse(f"{where}: the seeds were run on different data and have no mean; run them on the same")
 
 
 def refuse(why: str) -> None:

@@ -36,11 +36,13 @@ def _train(args: argparse.Namespace) -> None:
 def _evaluate(args: argparse.Namespace) -> None:
     with importing.large():
         from spikeprune import evaluation
-    from spikeprune.report.table import evaluation_lines
+    from spikeprune.report.table import evaluation_lines, other_data
 
     chosen = {"stage": args.stage, "compacted": args.compact, "products": args.products}
     chosen["overrides"] = args.overrides
     measured = evaluation.evaluate(args.run, data_dir=args.data, progress=not args.json, **chosen)
+    if args.json and (warning := other_data(measured)):
+        print(warning, file=sys.stderr)
     print(json.dumps(measured, indent=2) if args.json else evaluation_lines(measured))
 
 

@@ -71,7 +71,7 @@ class Anytime:
         values = read_running_mean(pulses, self.last, leak)
         self.logits = student.answer(values, self.tokens)  # [T_L, B, C]
         self.logits[-1] = outputs.logits
-        rates = read_running_mean(pulses.sign(), self.last, leak)
+        rates = read_running_mean(pulses.sign().double(), self.last, leak)  # so that no bound is passed by rounding
         weights = self.tokens[..., None].to(rates.dtype)
         if student.pooling == "cls":  # the rates that the answer is read from
             rates, weights = rates[:, :, :1], weights[:, :1]
@@ -80,7 +80,7 @@ class Anytime:
 
     def stops(self, rule: str, bound: float) -> Tensor:
         """The step after which each sample ends, 1 to T, long [B]; at the last layer's last step nothing is asked."""
-        passed = self.change < bound if rule == "asr" else self.logits.softmax(-1).amax(-1) > bound
+        passed = self.change < bound if rule == "asr" else self.logits.double().softmax(-1).amax(-1) > bound
         if never(rule, bound):
             passed = torch.zeros_like(passed)
         passed = torch.cat([passed[:-1], torch.ones_like(passed[:1])]).long().argmax(0) + 1
@@ -193,7 +193,7 @@ class Row:
         self.parts.append(ended)
 
     def quality(self) -> dict[str, Any]:
-        metrics = {name: float(value) for name, value in self.metrics.compute().items()}
+        metrics = self.metrics.compute()
         return {"metrics": metrics, "main": main_metric(self.task, metrics)}
 
     def result(self, student: Student, prices: Prices, plain: Operations, shape: Shape) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def evaluate(
     facts = {"run": str(run_dir), "task": parts.config.task, "stage": name, "compacted": compacted}
     if overrides:
         facts["changed"] = list(overrides)
-    return {**facts, "data": data_facts(parts), **measured}
+    return {**facts, "data": data_facts(parts), **compared_data(directory, parts), **measured}
 
 
 def reopen(
@@ -72,6 +73,13 @@ def reopen(
         config.data.source, config.data.dir = "dir", data_dir
     directory.record("teacher")  # an unfinished teacher is the clearer complaint
     return directory, prepare(config, tokenizer_from=str(directory.stage("teacher")))
+
+
+def compared_data(directory: RunDir, parts: Parts) -> dict[str, Any]:
+    """`same_data`: whether the data now are those that the run was made from; where not, `run_data` has those."""
+    own = json.loads((directory.path / "data.json").read_text())
+    same = own["fingerprint"] == parts.raw.fingerprint
+    return {"same_data": same} if same else {"same_data": same, "run_data": own}
 
 
 def last_finished(parts: Parts, directory: RunDir) -> str:

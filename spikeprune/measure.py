@@ -19,6 +19,7 @@ from spikeprune.models.student import Student
 from spikeprune.models.synapses import share
 from spikeprune.models.teacher import Teacher
 from spikeprune.modules.student import StudentModule
+from spikeprune.modules.task import TaskModule
 from spikeprune.operations import dense
 from spikeprune.parts import Parts
 from spikeprune.size import matrix_bytes
@@ -30,12 +31,12 @@ Measured = dict[str, Any]  # {"metrics", "main", "cost", …}
 def measure_teacher(parts: Parts, teacher: Teacher) -> Measured:
     module = teacher_module(parts, teacher)
     evaluator = trainers.evaluator(parts.config, progress(parts.config))
-    results = evaluator.validate(module, datamodule=parts.data, verbose=False)
+    evaluator.validate(module, datamodule=parts.data, verbose=False)
     lengths = parts.data.val_dataloader()[0].data.lengths
     shape = teacher_shape(parts)
     operations = dense(lengths, shape=shape)
     cost = summarize(operations, dense_ops=operations, prices=PRICES[parts.config.cost.prices], shape=shape)
-    return {**quality(parts, results), "cost": cost}
+    return {**quality(parts, module), "cost": cost}
 
 
 def measure_student(parts: Parts, module: StudentModule, products: str = "float") -> Measured:
@@ -51,11 +52,11 @@ def measure_student(parts: Parts, module: StudentModule, products: str = "float"
 def _measure_student(parts: Parts, module: StudentModule) -> Measured:
     counter, student = synops(parts), module.student
     evaluator = trainers.evaluator(parts.config, [counter, *progress(parts.config)])
-    results = evaluator.validate(module, datamodule=parts.data, verbose=False)
+    evaluator.validate(module, datamodule=parts.data, verbose=False)
     early = {"dynamic": measure_dynamic(parts, student)} if parts.config.time.dynamic else {}
     return {
-        **quality(parts, results),
-        "fidelity": validated(results, parts.task.fidelity),
+        **quality(parts, module),
+        "fidelity": validated(module, parts.task.fidelity),
         **early,
         "cost": counter.cost,
         "t_steps": student.steps,
@@ -97,28 +98,34 @@ def encoder_weights(parts: Parts, student: Student) -> dict[str, Any]:
     }
 
 
-def quality(parts: Parts, results: list[dict[str, float]]) -> dict[str, Any]:
-    """Lightning's results, one dict a loader -> the task's metrics (further dev splits as `<split>/<metric>`)."""
-    metrics = validated(results, parts.task.metrics)
+def quality(parts: Parts, module: TaskModule) -> dict[str, Any]:
+    """The task's metrics as the module's last validation found them (further dev splits as `<split>/<metric>`)."""
+    metrics = validated(module, parts.task.metrics)
     return {"metrics": metrics, "main": main_metric(parts.task, metrics)}
 
 
-def validated(results: list[dict[str, float]], names: Sequence[str]) -> dict[str, float]:
-    """What of Lightning's results has these names, of further dev splits too."""
-    merged = {key.removeprefix("val/"): value for result in results for key, value in result.items()}
-    return {key: value for key, value in merged.items() if key.rpartition("/")[2] in names}
+def validated(module: TaskModule, names: Sequence[str]) -> dict[str, float]:
+    """What of it has these names, of further dev splits too."""
+    return {key: value for key, value in module.found.items() if key.rpartition("/")[2] in names}
 
 
 def check_teacher(parts: Parts, measured: Measured) -> None:
-    """Raises InputError for a teacher that has learnt nothing a constant answer does not know."""
-    labels = parts.raw.splits[parts.task.dev_splits[0]].labels
+    """Raises InputError for a teacher that has learnt nothing a constant answer does not know: which correlates with
+    nothing, or is right as often as the majority class. Right answers are compared as whole numbers."""
+    labels, metrics = parts.raw.splits[parts.task.dev_splits[0]].labels, measured["metrics"]
     if parts.task.regression:
-        name, value, bound = "pearson", measured["metrics"]["pearson"], 0.0
+        name, found, same = "pearson", metrics["pearson"], 0.0
+        better, words = found > same, f"{found:.3f}, no better than always giving the same answer ({same:.3f})"
     else:
-        name, value = "accuracy", measured["metrics"]["accuracy"]
-        bound = max(labels.count(label) for label in set(labels)) / len(labels)
-    if not value > bound:
+        name, found = "accuracy", round(metrics["accuracy"] * len(labels))
+        same = max(map(labels.count, set(labels)))
+        better = found > same
+        words = (
+            f"{found / len(labels):.3f} ({found} of {len(labels)} right), no better than always giving the same answer "
+            f"({same})"
+        )
+    if not better:
         raise InputError(
-            f"the teacher's {name} on {parts.task.name} is {value:.3f}, no better than always giving the same answer "
-            f"({bound:.3f}); it cannot teach: train it longer or give a better teacher.checkpoint, in a new run.dir"
+            f"the teacher's {name} on {parts.task.name} is {words}; it cannot teach: train it longer or give a better "
+            "teacher.checkpoint, in a new run.dir"
         )

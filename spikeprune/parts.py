@@ -68,6 +68,7 @@ def prepare(config: Config, *, tokenizer_from: str | None = None) -> Parts:
         train_limit=data.train_limit,
         embedded_train=data.embedded_train,
         embedded_dev=data.embedded_dev,
+        generated=config.preset == "tiny",
     )
     train = raw.splits["train"]
     texts = train.first + (train.second or [])
@@ -85,6 +86,7 @@ def prepare(config: Config, *, tokenizer_from: str | None = None) -> Parts:
         size["dropout"] = 0.1 if t.dropout is None else t.dropout
         bert = scratch_config(vocab=len(tokenizer), positions=data.max_length, classes=task.num_labels, **size)
     check_fit(config, bert, len(tokenizer))
+    tokenizer.model_max_length = min(tokenizer.model_max_length, bert.max_position_embeddings)  # saved with every stage
     layers = chosen_layers(config.student.layers, bert.num_hidden_layers)
     layer_map = config.distill.layer_map or uniform_layer_map(len(layers), bert.num_hidden_layers)
     tokens = GlueData(

@@ -183,8 +183,7 @@ class Joint:
     block: int = 16  # feed-forward neurons that leave together
     stride: float = 0.2  # largest share of the present cost that leaves on one estimate
     sentences: int = 512  # training sentences that losses are estimated on
-    split: str = "dev"  # of the sentences that cost is measured on, labels unread: dev (as it is reported) | train
-    measured: int = 1024  # how many of them
+    measured: int = 1024  # training sentences that cost is measured on
 
 
 @dataclass

@@ -137,6 +137,17 @@ def test_checkpoints(refuse, tmp_path: Path) -> None:
     assert "gpt2" in message and "BERT" in message
 
 
+def test_a_saved_tokenizer_cuts_to_what_the_model_reads(tmp_path: Path) -> None:
+    """The tokenizer of this checkpoint says 512 tokens, its model has 64 positions."""
+    from spikeprune.config import load
+    from spikeprune.parts import prepare
+
+    save_bert(tmp_path, ["the quick brown fox jumps over a lazy dog"] * 4)
+    known = [*MICRO, "data.source=embedded", "data.max_length=32", f"teacher.checkpoint={tmp_path}"]
+    tokenizer = prepare(load(GLUE, known)).tokenizer
+    assert len(tokenizer("fox " * 100, truncation=True)["input_ids"]) == 64
+
+
 def test_vocabulary_that_does_not_match(refuse, tmp_path: Path) -> None:
     bert = tmp_path / "bert"
     save_bert(bert, ["ДЖЗИ ЛШ ФЯЮ", "ЪЫЩ ЦЧ"])

@@ -58,6 +58,15 @@ def work(student, batch):
 # -------------------------------------------------------------------------------------------------- synchronous codings
 
 
+@pytest.mark.parametrize(("bound", "logit", "stop"), [(0.99, 4.595118999481201, 2), (0.7, 0.8472979068756104, 1)])
+def test_no_confidence_passes_its_bound_by_rounding(bound, logit, stop) -> None:
+    """In float32 these probabilities, 0.98999999 and 0.70000001, are on the other side of their bounds."""
+    run = object.__new__(Anytime)
+    run.logits = torch.tensor([[[logit, 0.0]], [[9.0, 0.0]]])  # [T, B, C]
+    run.change, run.last, run.full = torch.full((2, 1), torch.inf), 2, 2
+    assert run.stops("confidence", bound).tolist() == [stop]
+
+
 @pytest.mark.parametrize("coding", SYNCHRONOUS)
 @pytest.mark.parametrize("rule", ["asr", "confidence"])
 @pytest.mark.parametrize(("leak", "pooling", "steps"), [(1.0, "mean", (6, 6, 6)), (0.7, "cls", (4, 7, 5))])

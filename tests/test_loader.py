@@ -33,6 +33,15 @@ def test_batches_are_padded_like_the_tokenizer_pads(mrpc, tokenizer):
     assert short["input_ids"].shape == (3, 13) and "labels" not in short
 
 
+def test_a_text_of_which_no_token_is_left_is_refused(tokenizer):
+    nothing = "\u200b\u200b"  # zero-width spaces, which the normalizer drops
+    with pytest.raises(InputError, match=r"split x, example 1: the tokenizer leaves nothing of"):
+        encode(tokenizer, ["a dog", nothing], max_length=8, where="split x")
+    with pytest.raises(InputError, match=r"example 0: the tokenizer leaves nothing of"):
+        encode(tokenizer, [nothing], [""], max_length=8)
+    assert len(encode(tokenizer, ["a dog"], [""], max_length=8)) == 1  # as a few of QQP's pairs
+
+
 def test_regression_and_single_sentences(tokenizer):
     assert next(iter(glue(raw_of("stsb"), tokenizer).train_dataloader()))["labels"].dtype == torch.float32
     batch = next(iter(glue(raw_of("cola"), tokenizer).train_dataloader()))
@@ -179,3 +188,15 @@ def test_loader_state(mrpc, tokenizer):
         rest.load_state_dict({"epoch": 1, "yielded": 4, "length": 9})
     with pytest.raises(InputError, match="batch size"):
         glue(mrpc, tokenizer, batch_size=0).train_dataloader()
+
+
+def test_what_a_budget_is_measured_on_are_training_sentences(mrpc, tokenizer):
+    data = glue(mrpc, tokenizer)
+    size = len(data.encoded["train"])
+    rows = sum((batch["input_ids"].tolist() for batch in data.sample_batches(size, 16, 0)), [])
+    train = data.encoded["train"].batch(range(size))["input_ids"].tolist()
+
+    def tokens(examples: list[list[int]]) -> list[list[int]]:
+        return sorted([token for token in example if token != tokenizer.pad_token_id] for example in examples)
+
+    assert tokens(rows) == tokens(train)

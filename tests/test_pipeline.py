@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,10 +14,13 @@ from micro import BATCHES, GLUE, STAGES, micro, write_sst2
 from spikeprune import cli, evaluation, pipeline
 from spikeprune.callbacks.synops import SynOpsLogger
 from spikeprune.config import load, read_resolved
+from spikeprune.data.glue import RawData, Split
 from spikeprune.errors import InputError
+from spikeprune.measure import check_teacher
 from spikeprune.report.table import summary_table
 from spikeprune.rundir import RunDir
 from spikeprune.summary import commit
+from spikeprune.tasks import get_task
 
 COST = {"ac", "mac", "elementwise", "energy_pj", "energy_full_pj", "norm_ops", "params", "bytes"}
 LATENCY = {"latency_steps", "latency_stages"}
@@ -171,8 +175,14 @@ def test_evaluate_on_the_command_line_and_on_other_data(finished, tmp_path, caps
     printed = json.loads(capsys.readouterr().out)
     record = run.record("temporal")
     assert printed["cost"] == record["cost"] and printed["metrics"] == record["metrics"]
-    other = evaluation.evaluate(run.path, data_dir=str(write_sst2(tmp_path / "other", dev=10)))
-    assert other["stage"] == "finetune" and other["data"]["fingerprint"] != record["data"]["fingerprint"]
+    assert printed["same_data"] is True and "run_data" not in printed
+    other = write_sst2(tmp_path / "other", dev=10)
+    assert cli.main(["evaluate", str(run.path), "--data", str(other), "--json"]) == 0
+    out, err = capsys.readouterr()
+    printed = json.loads(out)
+    assert printed["stage"] == "finetune" and printed["data"]["fingerprint"] != record["data"]["fingerprint"]
+    assert printed["same_data"] is False and printed["run_data"] == record["data"]
+    assert "warning: these are other data than the run's own" in err
 
 
 def test_evaluate_refuses_what_is_not_there(finished, tmp_path) -> None:
@@ -238,6 +248,22 @@ def test_a_teacher_that_has_learnt_nothing_stops_the_run(epochs, tmp_path, capsy
     assert "no better than always giving the same answer" in message
     assert not run.finished("teacher") and not run.summary.exists()
     assert not any((run.path / "stages" / name).exists() for name in STAGES[1:])
+
+
+@pytest.mark.parametrize("name, taught, plain", [("sst2", 612, 611), ("stsb", 1e-4, 0.0)])
+def test_a_teacher_must_be_better_than_the_majority_not_level_with_it(name, taught, plain) -> None:
+    """611 of 1043 in float32 is above 611 / 1043 in float64."""
+    task = get_task(name)
+    labels = [1] * 611 + [0] * 432
+    parts = SimpleNamespace(task=task, raw=RawData(task, {"validation": Split([], None, labels)}, *[""] * 4))
+
+    def check(found: float) -> None:
+        value = found if task.regression else torch.tensor(found / len(labels)).item()
+        check_teacher(parts, {"metrics": {"pearson" if task.regression else "accuracy": value}})
+
+    check(taught)
+    with pytest.raises(InputError, match=r"no better than always giving the same answer \((611|0\.000)\)"):
+        check(plain)
 
 
 def test_generated_data_are_never_called_glue(tmp_path, monkeypatch) -> None:

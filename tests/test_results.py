@@ -56,6 +56,17 @@ def test_an_ablation_is_kept_and_told_in_its_order(results, tmp_path) -> None:
     assert [head.endswith(" · at-0.07") for head in heads] == [False, True]
 
 
+def test_seeds_on_different_data_have_no_mean(results, capsys) -> None:
+    plain = results.summaries()[0]
+    other = plain | {"seed": 1, "data": plain["data"] | {"fingerprint": "another"}}
+    with pytest.raises(SystemExit):
+        results.agree([plain, other], "cola")
+    assert "were run on different data" in capsys.readouterr().err
+    for source, said in (("embedded", ""), ("dir", "9 training examples drawn with seed 1")):  # each seed has its own
+        drawn = [run | {"data": run["data"] | {"source": source, "banner": said}} for run in (plain, other)]
+        results.agree(drawn, "cola")
+
+
 def test_a_folder_without_runs_is_refused(results, tmp_path, capsys) -> None:
     with pytest.raises(SystemExit) as ended:
         results.keep_ablation(tmp_path)

@@ -112,6 +112,18 @@ def test_a_student_with_fine_steps_and_wide_thresholds_is_the_teacher(theta, que
     torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-7, rtol=1e-7)
 
 
+@pytest.mark.parametrize("tokens", [0, 17])
+def test_a_text_that_does_not_fit_the_positions_is_refused(tokens) -> None:
+    config = scratch_config(vocab=30, hidden=12, layers=2, heads=3, ffn=10, positions=16, dropout=0.0, classes=2)
+    sizes = {"hidden": 12, "layers": 2, "heads": 3, "ffn": 10, "classes": 2}
+    student = Student(vocab=30, positions=16, segments=2, t_steps=4, **sizes)
+    ids = torch.ones(2, tokens, dtype=torch.long)
+    for model in (Teacher.scratch(config).eval(), student.eval()):
+        with pytest.raises(InputError, match=rf"texts of {tokens} tokens do not fit .* from 1 to 16; .*max_length=16"):
+            model(ids, torch.ones_like(ids))
+        assert model(ids.new_ones(2, 16), ids.new_ones(2, 16)).logits.isfinite().all()
+
+
 def test_chosen_layers_are_copied_and_the_copy_is_the_students_own() -> None:
     teacher, student = Teacher(bert().double()), student_of(2, pooling="mean")
     before = student.classifier.weight.clone()

@@ -80,7 +80,6 @@ def joint(parts: Parts, stage: Stage) -> JointPruning:
         block=how.block,
         stride=how.stride,
         sentences=how.sentences,
-        split=how.split,
         measured=how.measured,
         batch_size=config.data.eval_batch_size,
         seed=config.seed,

@@ -40,9 +40,9 @@ class JointPruning(EpochSchedule):
 
     `target` is one of `meter.TARGETS`; `relative_to` dense (the teacher) or student (the uncompressed one). `reference`
     is what the uncompressed student costs in the meter's unit, None where no earlier stage has measured it: then what
-    this one costs at the first decision. `measured` sentences of `split` show costs; `sentences` training sentences
-    show losses, varied as those that the stage trains on and answered once by the teacher. `thresholds`: where steps
-    leave they stay, or follow (see `Trains`).
+    this one costs at the first decision. Only training sentences are looked at: `measured` of them show costs,
+    `sentences` show losses, varied as those that the stage trains on and answered once by the teacher. `thresholds`:
+    where steps leave they stay, or follow (see `Trains`).
     """
 
     CARRIED = ("start", "most_steps", "value", "held", "reference", "drift")  # by a checkpoint
@@ -60,7 +60,6 @@ class JointPruning(EpochSchedule):
         block: int,
         stride: float,
         sentences: int,
-        split: str,
         measured: int,
         batch_size: int,
         seed: int,
@@ -78,7 +77,7 @@ class JointPruning(EpochSchedule):
         self.target, self.share, self.relative_to = target, share, relative_to
         self.limits = {"kinds": tuple(candidates), "min_heads": min_heads, "min_ffn": min_ffn}
         self.limits |= {"block": block, "stride": stride, "follow": thresholds == "follow"}
-        self.sentences, self.split, self.measured = sentences, split, measured
+        self.sentences, self.measured = sentences, measured
         self.batch_size, self.seed = batch_size, seed
         self.costs = {"target": target, "shape": shape, "dense_shape": dense_shape, "prices": prices}
         self.rates, self.settle, self.reference = rates, settle, reference
@@ -210,9 +209,7 @@ class JointPruning(EpochSchedule):
 
     def metered(self, trainer: L.Trainer, module: L.LightningModule) -> Meter:
         if self.meter is None:
-            data = trainer.datamodule
-            split = data.dev_names[0] if self.split == "dev" else "train"
-            sentences = data.sample_batches(split, self.measured, self.batch_size, self.seed)
+            sentences = trainer.datamodule.sample_batches(self.measured, self.batch_size, self.seed)
             self.meter = Meter(self.placed(sentences, module), mean=ranks.mean, **self.costs)
         return self.meter
 
@@ -247,7 +244,7 @@ class JointPruning(EpochSchedule):
 
     def report(self, reported: float) -> dict[str, Any]:
         """What the budget came to. `reported`: the student's cost in the meter's unit as the stage's record has it,
-        which is counted on the whole dev split."""
+        which is counted on the dev split."""
         unit = 1.0 if self.relative_to == "dense" else self.reference
         off = self.value / self.goal - 1
         why = ""
@@ -258,7 +255,7 @@ class JointPruning(EpochSchedule):
         elif -off > TOLERANCE:
             why = "the next candidate to come back would exceed the target or not lower the loss"
         elif abs(reported / self.goal - 1) > TOLERANCE:
-            why = f"the budget was measured on {self.meter.sentences} sentences of the {self.split} split only"
+            why = f"the budget was measured on {self.meter.sentences} training sentences, the report on the dev split"
         return {
             "target": self.target,
             "of": self.relative_to,

@@ -35,7 +35,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "compress.spatial.search": ("rank", "kwon"),
     "compress.target": names.TARGETS,
     "compress.target_of": ("dense", "student"),
-    "compress.joint.split": ("dev", "train"),
     "compress.spatial.criterion": names.SPATIAL_CRITERIA,
     "compress.spatial.scope": ("global", "layer"),
     "compress.temporal.criterion": names.TEMPORAL_CRITERIA,

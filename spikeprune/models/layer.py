@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from spikeprune.models.outputs import check_length
 from spikeprune.models.quant import MATRICES
 from spikeprune.spiking.flow import Pass, Signal
 from spikeprune.spiking.site import Site
@@ -52,6 +53,7 @@ class SpikingEmbedding(nn.Module):
 
     def current(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
         """What the words say, `[B, N, D]`."""
+        check_length(input_ids, self.position.num_embeddings)
         position = self.position.weight[: input_ids.shape[1]]  # [N, D]
         return self.dropout(self.norm(self.word(input_ids) + position + self.segment(token_type_ids)))
 

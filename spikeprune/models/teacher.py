@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
 from spikeprune.errors import InputError
-from spikeprune.models.outputs import Outputs
+from spikeprune.models.outputs import Outputs, check_length
 
 
 def read_config(checkpoint: str, *, classes: int) -> BertConfig:
@@ -125,6 +125,7 @@ class Teacher(nn.Module):
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None, *, features: bool = False
     ) -> Outputs:
         """`[B, N]` -> logits `[B, C]`, and with `features` the hidden states and raw attention scores of each layer."""
+        check_length(input_ids, self.bert.config.max_position_embeddings)
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         if not features:
             return Outputs(self.bert(**batch).logits)

@@ -30,6 +30,7 @@ class TaskModule(L.LightningModule):
         self.graphed = GraphedTerms(self.learn, self.models) if graphs else None
         self.dev_splits = list(dev_splits)
         self.dev_metrics = nn.ModuleList(task_metrics(task) for _ in self.dev_splits)
+        self.found: dict[str, float] = {}  # of the last validation, without `val/`; what Lightning logs is float32
 
     def configure_optimizers(self):
         # not trainer.estimated_stepping_batches: that sets up the loader before a checkpoint is restored, and Lightning
@@ -85,6 +86,7 @@ class TaskModule(L.LightningModule):
         return outputs
 
     def on_validation_epoch_end(self) -> None:
+        self.found = {}
         for i, metrics in enumerate(self.dev_metrics):
             results = metrics.compute()
             metrics.reset()
@@ -92,7 +94,9 @@ class TaskModule(L.LightningModule):
             if i == 0:
                 self.log("val/main", main_metric(self.task, results), prog_bar=True, rank_zero_only=True)
 
-    def log_quality(self, i: int, results: Mapping[str, Tensor]) -> None:
+    def log_quality(self, i: int, results: Mapping[str, Tensor | float]) -> None:
         """What was found on the `i`-th dev split."""
-        prefix = "val" if i == 0 else f"val/{self.dev_splits[i]}"
-        self.log_dict({f"{prefix}/{name}": value for name, value in results.items()}, rank_zero_only=True)
+        prefix = "" if i == 0 else f"{self.dev_splits[i]}/"
+        found = {f"{prefix}{name}": float(value) for name, value in results.items()}
+        self.found |= found
+        self.log_dict({f"val/{name}": value for name, value in found.items()}, rank_zero_only=True)

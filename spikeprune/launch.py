@@ -80,12 +80,12 @@ def launch(experiment: str, overrides: Sequence[str], request: Request, *, dry_r
     with tempfile.NamedTemporaryFile("w", prefix="spikeprune-", suffix=".sh") as draft:
         draft.write(text)
         draft.flush()
-        slurm.sbatch(draft.name, "--test-only")
+        slurm.sbatch("--test-only", draft.name)
     for run in runs:
         RunLock(run.directory.path).check()
     check_offline(experiment, overrides, runs)
     write(script, text)
-    job = slurm.sbatch(str(script), "--parsable").partition(";")[0]
+    job = slurm.sbatch("--parsable", str(script)).partition(";")[0]
     lines.append(f"wrote {script}")
     if len(runs) == 1:
         return [*lines, f"job {job}: {folder.name}", f"log: {folder}/slurm-{job}.log"]

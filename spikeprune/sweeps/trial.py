@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spikeprune import signals
 from spikeprune.config import Config
 from spikeprune.errors import InputError
 from spikeprune.report.results import results
 from spikeprune.rundir import RunDir
 from spikeprune.sharing import active, common_stages
-
-KILLED_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux' prctl
 
 
 @dataclass
@@ -41,9 +38,8 @@ class Trial:
     def log(self) -> Path:
         return self.run.path.with_suffix(".log")
 
-    def start(self, words: Sequence[str], environment: dict[str, str], lock: int) -> None:
-        """`spikeprune train` with these words. It ends with this process, and holds its `lock` as long as it lives: a
-        start that finds trials of a killed one still at work is refused."""
+    def start(self, words: Sequence[str], environment: dict[str, str]) -> None:
+        """`spikeprune train` with these words. It ends with this process."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "spikeprune", "train", *words],
@@ -51,8 +47,7 @@ class Trial:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                pass_fds=[lock],
-                preexec_fn=_die_with_parent,
+                preexec_fn=signals.end_with_parent,
             )
 
     def kill(self) -> None:
@@ -91,9 +86,3 @@ class Trial:
 
     def say(self, text: str) -> None:
         print(f"[trial {self.number}] {text}", flush=True)
-
-
-def _die_with_parent() -> None:
-    """In the child, before it becomes the trial: Linux kills it when this process is gone, however it went."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(KILLED_WITH_PARENT, signal.SIGKILL)

@@ -62,14 +62,6 @@ class Replicas(DDPStrategy):
         torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
 
 
-def unasked(trainer: L.Trainer) -> L.Trainer:
-    """The trainer without its question, before every batch, whether rank 0 has received SIGTERM: the answer waits until
-    the GPU has done all that was asked of it, which halves the speed of short steps. `StopOnSignal` asks instead, of
-    all ranks, at every tenth."""
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
-    return trainer
-
-
 def placement(config: Config) -> dict[str, Any]:
     """What a Trainer is told about devices; several once the processes of a run have met, else one."""
     run = config.run

@@ -13,6 +13,7 @@ from spikeprune.builders.callbacks import stage_callbacks
 from spikeprune.callbacks.preempt import StopOnSignal
 from spikeprune.callbacks.records import RecordsLogger
 from spikeprune.callbacks.resume import AtomicCheckpointIO
+from spikeprune.lightning_patches import without_sigterm_broadcast
 from spikeprune.parts import Parts
 from spikeprune.rundir import RunDir
 from spikeprune.schema import Config
@@ -40,7 +41,7 @@ def trainer(parts: Parts, name: str, run: RunDir, offset: int) -> L.Trainer:
         **COMMON,
         **QUIET,
     )
-    return processes.unasked(made)
+    return without_sigterm_broadcast(made)
 
 
 def evaluator(config: Config, callbacks: Sequence[Callback] = ()) -> L.Trainer:

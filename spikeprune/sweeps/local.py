@@ -23,7 +23,7 @@ from spikeprune.rundir import RunDir, write_json
 from spikeprune.sharing import common_stages
 from spikeprune.sweeps.machine import cores, gpus
 from spikeprune.sweeps.spec import Sweep
-from spikeprune.sweeps.study import draw, open_study
+from spikeprune.sweeps.study import begun_trial, draw, open_study
 from spikeprune.sweeps.trial import Trial
 
 POLL = 0.25  # seconds between two looks at the trials
@@ -71,10 +71,10 @@ class Driver:
         self.sweep, self.folder, self.target = sweep, folder, target
         self.devices = gpus()
         self.jobs = jobs or len(self.devices) or cores()
-        self.study = open_study(sweep, folder)
+        self.study, self.storage = open_study(sweep, folder)
         self.running: list[Trial] = []
         self.next: Trial | None = None  # chosen, but waiting for a stage that another one is making
-        self.known = [self.restore(frozen) for frozen in self.begun()]
+        self.known = [self.prepare(begun_trial(self.study, self.storage, t.number)) for t in self.begun()]
         self.failed: dict[int, str] = {}
         self.done_now = 0
         (folder / "trials").mkdir(exist_ok=True)
@@ -99,11 +99,6 @@ class Driver:
 
     def finished(self) -> int:
         return sum(t.state.is_finished() for t in self.begun())
-
-    def restore(self, frozen: Any) -> Trial:
-        import optuna
-
-        return self.prepare(optuna.trial.Trial(self.study, frozen._trial_id))
 
     def prepare(self, trial: Any) -> Trial:
         values = draw(trial, self.sweep)

@@ -24,22 +24,20 @@ class Stopped(BaseException):
 
 
 class _Table:
-    """This process' signal table, of which there is one: is it ours, is a signal kept or raised, which has come."""
+    """This process' signal table, of which there is one: is it ours, which signal has come."""
 
     ours = False
-    kept = False
     received = 0
 
 
 def _handle(number: int, frame: object) -> None:
     _Table.received = _Table.received or number
-    if not _Table.kept:
-        raise Stopped(_Table.received)
 
 
 @contextmanager
 def caught() -> Iterator[None]:
-    """Inside, either signal raises `Stopped` where the program happens to be, unless `kept`. Main thread only."""
+    """Inside, either signal waits until somebody asks for it with `received` or `check`: nothing is left half done.
+    Main thread only."""
     before = {number: signal.getsignal(number) for number in CODES}
     _Table.ours, _Table.received = True, 0
     insist()
@@ -55,16 +53,6 @@ def insist() -> None:
     """Takes the signals back from a library that has put its own handlers there."""
     for number in CODES if _Table.ours else ():
         signal.signal(number, _handle)
-
-
-@contextmanager
-def kept() -> Iterator[None]:
-    """Inside, a signal waits until somebody asks for it with `received` or `check`: nothing is left half done."""
-    _Table.kept = True
-    try:
-        yield
-    finally:
-        _Table.kept = False
 
 
 def received() -> int:

@@ -20,7 +20,7 @@ from spikeprune import fetch, slurm
 from spikeprune.config import load
 from spikeprune.errors import InputError
 from spikeprune.lock import RunLock
-from spikeprune.plan import acts, value_of
+from spikeprune.plan import active_stages, value_of
 from spikeprune.rundir import RunDir, write_atomic
 from spikeprune.schema import Config
 from spikeprune.tasks import read_tasks
@@ -58,8 +58,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        stages = self.config.run.stages
-        return self.directory.complete(s for s in stages if s == "teacher" or acts(self.config, s))
+        return self.directory.complete(active_stages(self.config))
 
 
 def launch(experiment: str, overrides: Sequence[str], request: Request, *, dry_run: bool, command: str) -> list[str]:

@@ -13,9 +13,10 @@ from typing import Any
 from spikeprune import signals
 from spikeprune.config import Config
 from spikeprune.errors import InputError
+from spikeprune.plan import active_stages
 from spikeprune.report.results import results
 from spikeprune.rundir import RunDir
-from spikeprune.sharing import active, common_stages
+from spikeprune.sharing import common_stages
 
 
 @dataclass
@@ -61,11 +62,11 @@ class Trial:
 
     def finished(self) -> list[str]:
         """The stages that it has finished, in order."""
-        return [name for name in active(self.config) if self.run.finished(name)]
+        return [name for name in active_stages(self.config) if self.run.finished(name)]
 
     def steps(self) -> int:
         """How many scores it will have."""
-        return len([name for name in active(self.config) if name != "teacher"])
+        return len([name for name in active_stages(self.config) if name != "teacher"])
 
     def scores(self, metric: str) -> list[float]:
         """The metric after each finished stage of the student, in order. Raises InputError where a run from before it

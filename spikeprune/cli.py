@@ -21,14 +21,12 @@ def _train(args: argparse.Namespace) -> None:
     from spikeprune.config import load
 
     with signals.caught():
-        with signals.kept():  # OmegaConf takes no interruption
-            config = load(args.experiment, args.overrides)  # before the imports below: they take seconds
-        signals.check()
-
+        config = load(args.experiment, args.overrides)  # before the imports below: they take seconds
         with importing.large():
             from spikeprune import pipeline
         from spikeprune.report.table import summary_table
 
+        signals.check()
         summary = pipeline.run(config)
     print("\n" + summary_table(summary))
 

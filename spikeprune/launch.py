@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from os.path import commonpath
 from pathlib import Path
 from string import Template
+from typing import Any, TypeVar
 
 from spikeprune import fetch, slurm
 from spikeprune.config import load
-from spikeprune.errors import InputError, nearest
+from spikeprune.errors import InputError
 from spikeprune.lock import RunLock
-from spikeprune.plan import acts, value_of
+from spikeprune.plan import active_stages, value_of
 from spikeprune.rundir import RunDir, write_atomic
 from spikeprune.schema import Config
-from spikeprune.tasks import TASKS
+from spikeprune.tasks import read_tasks
 
+T = TypeVar("T")
 SCRIPT, TEMPLATE = "job.sh", "slurm/job.sh"
 MOST = 1000  # runs of an array; SLURM's own limit (MaxArraySize) is 1001 unless the cluster says otherwise
 
@@ -55,8 +58,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        stages = self.config.run.stages
-        return self.directory.complete(s for s in stages if s == "teacher" or acts(self.config, s))
+        return self.directory.complete(active_stages(self.config))
 
 
 def launch(experiment: str, overrides: Sequence[str], request: Request, *, dry_run: bool, command: str) -> list[str]:
@@ -80,12 +82,12 @@ def launch(experiment: str, overrides: Sequence[str], request: Request, *, dry_r
     with tempfile.NamedTemporaryFile("w", prefix="spikeprune-", suffix=".sh") as draft:
         draft.write(text)
         draft.flush()
-        slurm.sbatch(draft.name, "--test-only")
+        slurm.sbatch("--test-only", draft.name)
     for run in runs:
         RunLock(run.directory.path).check()
     check_offline(experiment, overrides, runs)
     write(script, text)
-    job = slurm.sbatch(str(script), "--parsable").partition(";")[0]
+    job = slurm.sbatch("--parsable", str(script)).partition(";")[0]
     lines.append(f"wrote {script}")
     if len(runs) == 1:
         return [*lines, f"job {job}: {folder.name}", f"log: {folder}/slurm-{job}.log"]
@@ -110,31 +112,28 @@ def template_of(experiment: str, given: str | None) -> str:
 def plan(experiment: str, overrides: Sequence[str], request: Request) -> list[Run]:
     """The runs in the order of the array. Raises InputError with every problem of the request and of every run."""
     problems = list(_request_problems(overrides, request))
-    tasks = (request.array or "").replace(",", " ").split() or [None]
-    for task in dict.fromkeys(tasks):
-        if task is not None and task not in TASKS:
-            problems.append(f"array: unknown task {task}; choose from {nearest(task, TASKS)}")
-    try:
-        seeds = read_seeds(request.seeds) if request.seeds is not None else [None]
-    except InputError as error:
-        problems.append(str(error))
-        seeds = [None]
-    known = [task for task in dict.fromkeys(tasks) if task is None or task in TASKS]
-    if len(known) * len(seeds) > MOST:
-        problems.append(f"{len(known) * len(seeds)} runs are more than an array takes ({MOST}); launch fewer at a time")
-        seeds = seeds[:1]
-    runs = []
-    for task in known:
-        for seed in seeds:
-            mine = [*([f"task={task}"] if task else []), *([f"seed={seed}"] if seed is not None else [])]
-            try:
-                runs.append(_run(experiment, [*overrides, *mine], request))
-            except InputError as error:
-                problems.append(str(error))
+    tasks = _tried(problems, read_tasks, request.array) or []
+    seeds = _tried(problems, read_seeds, request.seeds) if request.seeds is not None else []
+    words = [[f"task={task}" for task in tasks], [f"seed={seed}" for seed in seeds or []]]
+    chosen = list(itertools.product(*filter(None, words)))
+    if len(chosen) > MOST:
+        problems.append(f"{len(chosen)} runs are more than an array takes ({MOST}); launch fewer at a time")
+        chosen = chosen[:1]
+    tried = [_tried(problems, _run, experiment, [*overrides, *mine], request) for mine in chosen]
+    runs = [run for run in tried if run is not None]
     problems += _together(runs)
     if problems:
         raise InputError("\n".join(dict.fromkeys(problems)))
     return runs
+
+
+def _tried(problems: list[str], make: Callable[..., T], *args: Any) -> T | None:
+    """What `make` returns; None where it refuses, which becomes one more of the problems."""
+    try:
+        return make(*args)
+    except InputError as error:
+        problems.append(str(error))
+        return None
 
 
 def read_seeds(text: str) -> list[int]:

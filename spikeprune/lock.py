@@ -1,4 +1,4 @@
-"""The lock on a run directory: one run at a time, on one machine or on several that share the disk.
+"""The lock on the directory of a run or a sweep: one at a time, on one machine or on several that share the disk.
 
 It is a file `lock.<n>` that says who holds it, made by a hard link, which is atomic on NFS as well. A holder that was
 killed leaves it behind; the next run finds that holder dead and makes `lock.<n+1>`, of which the highest counts. A file
@@ -67,10 +67,12 @@ def _started(pid: int) -> str:
 class RunLock:
     """`with RunLock(folder) as lock:`; raises InputError that names the run which holds it. `lock.takeover` is a
     sentence on the dead run whose lock this one took over, else empty. Of a run's processes the first alone takes it.
+    `option` chose the folder, and begins the sentences.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, option: str = "run.dir"):
         self.folder = folder
+        self.option = option
         self.takeover = ""
         self.path: Path | None = None
 
@@ -146,9 +148,11 @@ class RunLock:
     def _refuse_unless_dead(self, holder: Holder, number: int) -> None:
         alive = holder.alive()
         if alive:
-            raise InputError(f"run.dir: {self.folder} is in use by another run ({holder}); wait for it, or stop it")
+            raise InputError(
+                f"{self.option}: {self.folder} is in use by another run ({holder}); wait for it, or stop it"
+            )
         if alive is None:
             raise InputError(
-                f"run.dir: {self.folder} is locked by a run on another machine ({holder}), which cannot be asked from "
-                f"here whether it still runs; if it does not, remove {self._path(number)}"
+                f"{self.option}: {self.folder} is locked by a run on another machine ({holder}), which cannot be asked "
+                f"from here whether it still runs; if it does not, remove {self._path(number)}"
             )

@@ -13,7 +13,7 @@ from spikeprune.data.tokenize import check_vocabulary, load_tokenizer, train_wor
 from spikeprune.distill import uniform_layer_map
 from spikeprune.errors import InputError
 from spikeprune.models.teacher import read_config, scratch_config
-from spikeprune.plan import acts
+from spikeprune.plan import active_stages
 from spikeprune.schema import Config, Stage
 from spikeprune.tasks import Task, get_task
 
@@ -35,8 +35,8 @@ class Parts:
         return getattr(self.config.stages, name)
 
     def active(self) -> list[str]:
-        """The stages that run, in order; the teacher always does, since its metrics come first."""
-        return [n for n in self.config.run.stages if n == "teacher" or acts(self.config, n)]
+        """The stages that run, in order."""
+        return active_stages(self.config)
 
 
 CGROUP = Path("/sys/fs/cgroup")

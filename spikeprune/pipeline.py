@@ -45,15 +45,21 @@ def run_here(config: Config) -> dict[str, Any]:
     directory = RunDir(config.run.dir)
     shared, why = ranks.first(lambda: shared_stages(parts) if config.run.start_from else ([], ""))
     lock = RunLock(directory.path)
-    with signals.kept():
-        try:
-            if ranks.first(lambda: begin(parts, directory, lock)):
-                say(f"{directory.path}: is finished, nothing is run again")
-                return ranks.first(lambda: json.loads(directory.summary.read_text()))
-            with live.tracked(config, directory, mode, parts.active()):
-                return run_begun(parts, directory, kernels, shared, why)
-        finally:
-            lock.release()
+    stop_if_told()
+    try:
+        if ranks.first(lambda: begin(parts, directory, lock)):
+            say(f"{directory.path}: is finished, nothing is run again")
+            return ranks.first(lambda: json.loads(directory.summary.read_text()))
+        with live.tracked(config, directory, mode, parts.active()):
+            return run_begun(parts, directory, kernels, shared, why)
+    finally:
+        lock.release()
+
+
+def stop_if_told() -> None:
+    """Raises Stopped, in every process, where the first has received a signal."""
+    if signal := ranks.first(signals.received):
+        raise signals.Stopped(signal)
 
 
 def begin(parts: Parts, directory: RunDir, lock: RunLock) -> bool:
@@ -113,8 +119,7 @@ def run_stages(parts: Parts, directory: RunDir, kernels: str) -> dict[str, Any]:
         if ranks.first(lambda name=name: directory.finished(name)):
             say(f"[{number}/{len(stages)}] {name}: finished earlier")
             continue
-        if signal := ranks.first(signals.received):
-            raise signals.Stopped(signal)
+        stop_if_told()
         say(f"[{number}/{len(stages)}] {name}: {parts.stage(name).epochs} epochs")
         L.seed_everything(parts.config.seed + zlib.crc32(name.encode()) % 10_000, verbose=False)
         if name == "teacher":

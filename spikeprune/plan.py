@@ -26,6 +26,11 @@ def acts(config: Config, name: str) -> bool:
     return stage.epochs > 0 or at_once
 
 
+def active_stages(config: Config) -> list[str]:
+    """The stages that run, in order; the teacher always does, since its metrics come first."""
+    return [name for name in config.run.stages if name == "teacher" or acts(config, name)]
+
+
 def active(config: Config, name: str) -> bool:
     """Whether a stage of this name is listed, known, and does anything."""
     return name in config.run.stages and getattr(config.stages, name, None) is not None and acts(config, name)

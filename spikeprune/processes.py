@@ -8,7 +8,6 @@ is read, go through the same stages side by side, and only rank 0 returns from t
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,12 +24,11 @@ from lightning.pytorch.plugins.environments import (
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
-from spikeprune import ranks
+from spikeprune import ranks, signals
 from spikeprune.errors import InputError
 from spikeprune.schema import Config, Run
 
 GRACE = 30.0  # seconds that the other processes get to end after rank 0
-WATCH = 1.0  # seconds between two looks at the parent
 VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # that the launcher sets
 
 
@@ -62,14 +60,6 @@ class Replicas(DDPStrategy):
         torch.distributed.all_reduce(message)
         parts = message.split([gradient.numel() for gradient in gradients])
         torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
-
-
-def unasked(trainer: L.Trainer) -> L.Trainer:
-    """The trainer without its question, before every batch, whether rank 0 has received SIGTERM: the answer waits until
-    the GPU has done all that was asked of it, which halves the speed of short steps. `StopOnSignal` asks instead, of
-    all ranks, at every tenth."""
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
-    return trainer
 
 
 def placement(config: Config) -> dict[str, Any]:
@@ -130,7 +120,7 @@ def meet(run: Run) -> list:
     except (ValueError, RuntimeError) as error:  # SLURM's tasks are not what Lightning can use
         raise InputError(f"run.devices = {run.devices}: {' '.join(str(error).split())}") from None
     if os.environ.get("LOCAL_RANK", "0") != "0":
-        threading.Thread(target=leave_with, args=(os.getppid(),), daemon=True).start()
+        signals.end_with_parent()  # a GPU would wait for it
     launcher = trainer.strategy.launcher
     try:
         launcher.launch(trainer.strategy.setup_environment, trainer=trainer)
@@ -143,13 +133,6 @@ def meet(run: Run) -> list:
     if run.threads:
         torch.set_num_threads(run.threads)
     return launcher.procs
-
-
-def leave_with(parent: int) -> None:
-    """End this process when its parent is gone: killed, it can tell nobody, and a GPU would wait for it."""
-    while os.getppid() == parent:
-        time.sleep(WATCH)
-    os._exit(1)
 
 
 def end(children: list, *, patience: float) -> None:

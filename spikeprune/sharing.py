@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from itertools import takewhile
 from pathlib import Path
 
 from spikeprune.config import differences, read_resolved
 from spikeprune.errors import InputError
 from spikeprune.parts import Parts
-from spikeprune.plan import acts
+from spikeprune.plan import active_stages
 from spikeprune.rundir import WEIGHTS, RunDir, write_atomic
 from spikeprune.schema import Config
 
@@ -40,37 +41,30 @@ def shared_stages(parts: Parts) -> tuple[list[str], str]:
             f"run.start_from = {source.path}: was made with other settings, so none of its stages are this run's:\n"
             + "\n".join(f"  {line}" for line in other)
         )
-    found: list[str] = []
-    for name, own in zip(active(theirs), parts.active(), strict=False):
-        why = f"{own} instead of {name}" if name != own else "; ".join(_stage_differences(theirs, mine, name))
-        if why or not source.finished(name):
-            return _checked(source, found, why)
-        found.append(name)
-    return _checked(source, found, "")
-
-
-def _checked(source: RunDir, found: list[str], why: str) -> tuple[list[str], str]:
+    same, why = _same_stages(theirs, mine)
+    found = list(takewhile(source.finished, same))
     if not found:
-        reason = why or "its first stage is not finished"
+        reason = "its first stage is not finished" if same else why
         raise InputError(f"run.start_from = {source.path}: none of its stages can be taken over: {reason}")
-    return found, why
+    return found, why if found == same else ""
 
 
 def common_stages(theirs: Config, mine: Config) -> list[str]:
     """The stages at the beginning that two configurations on the same data make alike; reads nothing."""
     if any(_decides(line, (*COMMON, *RUN), but=CORPUS) for line in differences(theirs, mine, ())):
         return []
+    return _same_stages(theirs, mine)[0]
+
+
+def _same_stages(theirs: Config, mine: Config) -> tuple[list[str], str]:
+    """The stages at the beginning that have the same settings, and in what the next one differs."""
     found: list[str] = []
-    for name, own in zip(active(theirs), active(mine), strict=False):
-        if name != own or _stage_differences(theirs, mine, name):
-            break
+    for name, own in zip(active_stages(theirs), active_stages(mine), strict=False):
+        why = f"{own} instead of {name}" if name != own else "; ".join(_stage_differences(theirs, mine, name))
+        if why:
+            return found, why
         found.append(name)
-    return found
-
-
-def active(config: Config) -> list[str]:
-    """As `Parts.active`, which needs data."""
-    return [n for n in config.run.stages if n == "teacher" or acts(config, n)]
+    return found, ""
 
 
 def _stage_differences(theirs: Config, mine: Config, name: str) -> list[str]:

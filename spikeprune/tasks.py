@@ -145,3 +145,12 @@ def get_task(name: str) -> Task:
     if name not in TASKS:
         raise InputError(f"unknown task {name!r}; the tasks are {nearest(name, TASKS)}")
     return TASKS[name]
+
+
+def read_tasks(text: str | None) -> list[str]:
+    """`mrpc rte` or `mrpc,rte` -> the tasks of an array, each once. Raises InputError that names all unknown ones."""
+    names = list(dict.fromkeys((text or "").replace(",", " ").split()))
+    unknown = [f"array: unknown task {name}; choose from {nearest(name, TASKS)}" for name in names if name not in TASKS]
+    if unknown:
+        raise InputError("\n".join(unknown))
+    return names

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,28 @@ def no_data() -> None:
 def test_what_ranks_say_to_each_other(tmp_path) -> None:
     assert together(3, tmp_path / "log", speak, tmp_path) == [0, 0, 0], (tmp_path / "log").read_text()
     assert all((tmp_path / f"reached{rank}").exists() for rank in range(3)), (tmp_path / "log").read_text()
+
+
+PARENT = """
+import subprocess, sys, time
+from spikeprune.signals import end_with_parent
+child = subprocess.Popen(["sleep", "60"], preexec_fn=end_with_parent)
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's end")
+def test_a_process_ends_with_its_parent_however_that_goes() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    stat = Path(f"/proc/{int(parent.stdout.readline())}/stat")
+    assert stat.is_file()
+    parent.kill()
+    parent.wait()
+    until = time.monotonic() + 10
+    while stat.is_file() and ") Z" not in stat.read_text():
+        assert time.monotonic() < until, "it outlives its parent"
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ def test_bayes_draws_near_what_was_good(tmp_path) -> None:
     for method in ("bayes", "random"):
         sweep = replace(SWEEP, method=method, parameters=(p,))
         (tmp_path / method).mkdir()
-        asked, values = study.open_study(sweep, tmp_path / method), []
+        (asked, _), values = study.open_study(sweep, tmp_path / method), []
         for _ in range(30):
             trial = asked.ask()
             values.append(study.draw(trial, sweep)["a"])

@@ -1,4 +1,4 @@
-"""Trainers: one that fits a stage, one that measures; the loggers."""
+"""Trainers: one that fits a stage, one that measures."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Sequence
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import Logger
 
-from spikeprune import processes, ranks
+from spikeprune import processes
 from spikeprune.builders.callbacks import stage_callbacks
 from spikeprune.callbacks.preempt import StopOnSignal
 from spikeprune.callbacks.records import RecordsLogger
 from spikeprune.callbacks.resume import AtomicCheckpointIO
+from spikeprune.lightning_patches import without_sigterm_broadcast
 from spikeprune.parts import Parts
 from spikeprune.rundir import RunDir
 from spikeprune.schema import Config
-from spikeprune.tracking.live import StageCharts
+from spikeprune.tracking import live
 
 # the loaders share out batches among processes by themselves; a sanity check would count operations of nothing
 COMMON = {"use_distributed_sampler": False, "num_sanity_val_steps": 0}
@@ -24,7 +24,7 @@ QUIET = {"enable_model_summary": False}
 
 
 def trainer(parts: Parts, name: str, run: RunDir, offset: int) -> L.Trainer:
-    """The Trainer of one stage."""
+    """The Trainer of one stage. `offset`: optimizer steps of the stages before."""
     config, stage = parts.config, parts.stage(name)
     made = L.Trainer(
         **processes.placement(config),
@@ -33,14 +33,14 @@ def trainer(parts: Parts, name: str, run: RunDir, offset: int) -> L.Trainer:
         gradient_clip_val=stage.clip,
         callbacks=stage_callbacks(parts, name, run),
         plugins=[AtomicCheckpointIO()],
-        logger=loggers(parts, name, run, offset),
+        logger=RecordsLogger(run, stage=name, offset=offset, also=live.log_record),
         log_every_n_steps=config.run.log_every,
         check_val_every_n_epoch=config.run.validate_every,
         enable_progress_bar=config.run.progress,
         **COMMON,
         **QUIET,
     )
-    return processes.unasked(made)
+    return without_sigterm_broadcast(made)
 
 
 def evaluator(config: Config, callbacks: Sequence[Callback] = ()) -> L.Trainer:
@@ -55,10 +55,3 @@ def evaluator(config: Config, callbacks: Sequence[Callback] = ()) -> L.Trainer:
         **COMMON,
         **QUIET,
     )
-
-
-def loggers(parts: Parts, name: str, run: RunDir, offset: int) -> list[Logger]:
-    """`offset`: optimizer steps of the stages before."""
-    records = RecordsLogger(run, stage=name, offset=offset)
-    wanted = parts.config.run.wandb and ranks.rank() == 0
-    return [records, StageCharts(stage=name, offset=offset)] if wanted else [records]

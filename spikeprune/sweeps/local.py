@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from spikeprune.errors import InputError
+from spikeprune.lock import RunLock
 from spikeprune.report.results import results
-from spikeprune.rundir import RunDir
+from spikeprune.rundir import RunDir, write_json
 from spikeprune.sharing import common_stages
-from spikeprune.sweeps.folder import enter, locked
 from spikeprune.sweeps.machine import cores, gpus
 from spikeprune.sweeps.spec import Sweep
-from spikeprune.sweeps.study import draw, open_study
+from spikeprune.sweeps.study import begun_trial, draw, open_study
 from spikeprune.sweeps.trial import Trial
 
 POLL = 0.25  # seconds between two looks at the trials
@@ -41,24 +41,40 @@ def run_local(sweep: Sweep, folder: str | Path, trials: int | None = None, jobs:
     if sweep.size is not None:
         target = min(target, sweep.size)
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder) as lock:
+    with RunLock(folder, "--dir"):
         enter(sweep, folder)
-        driver = Driver(sweep, folder, target, jobs, lock)
+        driver = Driver(sweep, folder, target, jobs)
         driver.run()
     return driver
+
+
+def enter(sweep: Sweep, folder: Path) -> None:
+    """Note the sweep in its folder, or make sure that it is the one there; how many trials it has may change."""
+    now = {key: value for key, value in sweep.tree.items() if key not in ("run_cap", "description", "name")}
+    path = folder / "sweep.json"
+    if path.is_file():
+        before = json.loads(path.read_text())
+        changed = [key for key in {**before, **now} if before.get(key) != json.loads(json.dumps(now)).get(key)]
+        if changed:
+            raise InputError(
+                f"{folder}: was started with another sweep ({', '.join(changed)} differ); use another --dir, or the "
+                f"old file and values: {path}"
+            )
+        return
+    write_json(path, now)
 
 
 class Driver:
     """Starts trials as long as there are any to start, tells Optuna what becomes of them."""
 
-    def __init__(self, sweep: Sweep, folder: Path, target: int, jobs: int | None, lock: int):
-        self.sweep, self.folder, self.target, self.lock = sweep, folder, target, lock
+    def __init__(self, sweep: Sweep, folder: Path, target: int, jobs: int | None):
+        self.sweep, self.folder, self.target = sweep, folder, target
         self.devices = gpus()
         self.jobs = jobs or len(self.devices) or cores()
-        self.study = open_study(sweep, folder)
+        self.study, self.storage = open_study(sweep, folder)
         self.running: list[Trial] = []
         self.next: Trial | None = None  # chosen, but waiting for a stage that another one is making
-        self.known = [self.restore(frozen) for frozen in self.begun()]
+        self.known = [self.prepare(begun_trial(self.study, self.storage, t.number)) for t in self.begun()]
         self.failed: dict[int, str] = {}
         self.done_now = 0
         (folder / "trials").mkdir(exist_ok=True)
@@ -83,11 +99,6 @@ class Driver:
 
     def finished(self) -> int:
         return sum(t.state.is_finished() for t in self.begun())
-
-    def restore(self, frozen: Any) -> Trial:
-        import optuna
-
-        return self.prepare(optuna.trial.Trial(self.study, frozen._trial_id))
 
     def prepare(self, trial: Any) -> Trial:
         values = draw(trial, self.sweep)
@@ -137,7 +148,7 @@ class Driver:
         if self.devices:
             environment["CUDA_VISIBLE_DEVICES"] = self.devices[trial.slot % len(self.devices)]
         words = [self.sweep.experiment, *self.sweep.overrides(trial.values), *mine]
-        trial.start(words, environment, self.lock)
+        trial.start(words, environment)
         self.running.append(trial)
         trial.say(" ".join(f"{key}={trial.values[key]}" for key in self.sweep.swept))
 

@@ -9,8 +9,11 @@ from typing import Any
 
 from spikeprune.sweeps.spec import Parameter, Sweep
 
+NAME = "sweep"  # of the study, the only one in its storage
 
-def open_study(sweep: Sweep, folder: Path) -> Any:
+
+def open_study(sweep: Sweep, folder: Path) -> tuple[Any, Any]:
+    """The study of a folder, and its storage."""
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -22,13 +25,21 @@ def open_study(sweep: Sweep, folder: Path) -> Any:
         pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=factor)
     storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
     study = optuna.create_study(
-        storage=storage, study_name="sweep", direction=sweep.goal, pruner=pruner, load_if_exists=True
+        storage=storage, study_name=NAME, direction=sweep.goal, pruner=pruner, load_if_exists=True
     )
     if sweep.method == "grid" and not study.user_attrs.get("grid"):
         for values in sweep.grid():
             study.enqueue_trial({key: _spelt(value) for key, value in values.items()}, skip_if_exists=True)
         study.set_user_attr("grid", True)
-    return study
+    return study, storage
+
+
+def begun_trial(study: Any, storage: Any, number: int) -> Any:
+    """A trial of an earlier start, to report on."""
+    import optuna
+
+    of_study = storage.get_study_id_from_name(NAME)
+    return optuna.trial.Trial(study, storage.get_trial_id_from_study_id_trial_number(of_study, number))
 
 
 def draw(trial: Any, sweep: Sweep) -> dict[str, Any]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spikeprune import signals
 from spikeprune.config import Config
 from spikeprune.errors import InputError
+from spikeprune.plan import active_stages
 from spikeprune.report.results import results
 from spikeprune.rundir import RunDir
-from spikeprune.sharing import active, common_stages
-
-KILLED_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux' prctl
+from spikeprune.sharing import common_stages
 
 
 @dataclass
@@ -41,9 +39,8 @@ class Trial:
     def log(self) -> Path:
         return self.run.path.with_suffix(".log")
 
-    def start(self, words: Sequence[str], environment: dict[str, str], lock: int) -> None:
-        """`spikeprune train` with these words. It ends with this process, and holds its `lock` as long as it lives: a
-        start that finds trials of a killed one still at work is refused."""
+    def start(self, words: Sequence[str], environment: dict[str, str]) -> None:
+        """`spikeprune train` with these words. It ends with this process."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "spikeprune", "train", *words],
@@ -51,8 +48,7 @@ class Trial:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                pass_fds=[lock],
-                preexec_fn=_die_with_parent,
+                preexec_fn=signals.end_with_parent,
             )
 
     def kill(self) -> None:
@@ -66,11 +62,11 @@ class Trial:
 
     def finished(self) -> list[str]:
         """The stages that it has finished, in order."""
-        return [name for name in active(self.config) if self.run.finished(name)]
+        return [name for name in active_stages(self.config) if self.run.finished(name)]
 
     def steps(self) -> int:
         """How many scores it will have."""
-        return len([name for name in active(self.config) if name != "teacher"])
+        return len([name for name in active_stages(self.config) if name != "teacher"])
 
     def scores(self, metric: str) -> list[float]:
         """The metric after each finished stage of the student, in order. Raises InputError where a run from before it
@@ -91,9 +87,3 @@ class Trial:
 
     def say(self, text: str) -> None:
         print(f"[trial {self.number}] {text}", flush=True)
-
-
-def _die_with_parent() -> None:
-    """In the child, before it becomes the trial: Linux kills it when this process is gone, however it went."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(KILLED_WITH_PARENT, signal.SIGKILL)

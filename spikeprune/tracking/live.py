@@ -16,9 +16,6 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.utilities import rank_zero_only
-
 from spikeprune import ranks
 from spikeprune.errors import InputError
 from spikeprune.report.results import layer_rows, results
@@ -100,31 +97,18 @@ def log(values: Mapping[str, Any], global_step: int) -> None:
         run.log({**values, "global_step": global_step}, step=global_step)
 
 
+def log_record(record: Mapping[str, Any]) -> None:
+    """A line of `metrics.jsonl`: its metrics under their stage's name."""
+    values = {key: value for key, value in record.items() if key not in ("stage", "step", "global_step")}
+    log({f"{record['stage']}/{key}": value for key, value in values.items()}, record["global_step"])
+
+
 def replay(run: RunDir, stage: str) -> None:
     """Log again what earlier legs have left of a stage in `metrics.jsonl`."""
     if open_run() is None:
         return
     for record in (r for r in run.read_metrics() if r["stage"] == stage):
-        values = {k: v for k, v in record.items() if k not in ("stage", "step", "global_step")}
-        log({f"{stage}/{key}": value for key, value in values.items()}, record["global_step"])
-
-
-class StageCharts(Logger):
-    """Lightning's metrics under the stage's name, against the step counted over all stages."""
-
-    name, version = "wandb", None
-
-    def __init__(self, *, stage: str, offset: int):
-        super().__init__()
-        self.stage, self.offset = stage, offset
-
-    @rank_zero_only
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """The whole configuration is the run's."""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        log({f"{self.stage}/{key}": float(value) for key, value in metrics.items()}, self.offset + (step or 0))
+        log_record(record)
 
 
 def stage_done(run: RunDir, stage: str, stages: list[str]) -> None:

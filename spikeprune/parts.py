@@ -86,7 +86,7 @@ def prepare(config: Config, *, tokenizer_from: str | None = None) -> Parts:
         bert = scratch_config(vocab=len(tokenizer), positions=data.max_length, classes=task.num_labels, **size)
     check_fit(config, bert, len(tokenizer))
     layers = chosen_layers(config.student.layers, bert.num_hidden_layers)
-    layer_map = config.distill.layer_map or uniform_layer_map(len(layers), bert.num_hidden_layers)
+    layer_map = config.distill.layer_map or layers
     tokens = GlueData(
         raw=raw,
         tokenizer=tokenizer,

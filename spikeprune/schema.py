@@ -212,7 +212,7 @@ class Distill:
     join_sentences: float = 0.0  # share of the batches whose sentences go on with another one; not for pairs
     swap_sentences: float = 0.0  # share of the pairs whose sentences change places; for pairs only
     copy_sentences: float = 0.0  # share of them whose second becomes the first, before words are replaced
-    layer_map: list[int] | None = None  # teacher layer (from 0) for each student layer; null: uniform
+    layer_map: list[int] | None = None  # teacher layer (from 0) for each student layer; null: that of student.layers
 
 
 @dataclass

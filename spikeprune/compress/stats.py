@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -35,10 +35,23 @@ class Statistics:
     seed: int  # of a criterion that draws
 
 
+def trained_mode(student: Student) -> str:
+    """The forward mode that a student of this coding is trained with where nobody says it: `per_step` has no closed
+    equilibrium, so only its simulation is the network."""
+    return "spiking" if student.coding == "per_step" else "equilibrium"
+
+
 def collect(
-    student: Student, batches: Iterable[dict[str, Tensor]], sample_loss: SampleLoss, *, seed: int = 0
+    student: Student,
+    batches: Iterable[dict[str, Tensor]],
+    sample_loss: SampleLoss,
+    *,
+    mode: str | None = None,
+    seed: int = 0,
 ) -> Statistics:
-    """One equilibrium forward and backward a batch, in evaluation mode; weights and their gradients stay untouched.
+    """One forward and backward a batch, in evaluation mode; weights and their gradients stay untouched.
+
+    `mode`: the forward that the student is trained with (None: `trained_mode`), since another one is another network.
 
     The masks are lent to the forward sample by sample, so their gradients are exactly per sample (as the diagonal
     Fisher information needs: Kwon et al. 2022, arXiv 2204.09656, eq. 8).
@@ -57,17 +70,17 @@ def collect(
                 "heads": student.heads.expand(size, -1, -1).clone().requires_grad_(),
                 "ffn": student.ffn.expand(size, -1, -1).clone().requires_grad_(),
             }
-            with Probe(student, batch["attention_mask"]) as probe:
-                outputs = student(**{key: batch[key] for key in INPUTS if key in batch}, **masks)
-                loss = sample_loss(batch, outputs).sum()
-                grads = torch.autograd.grad(loss, list(masks.values()))
+            given = {key: batch[key] for key in INPUTS if key in batch}
+            outputs = student(**given, **masks, mode=mode or trained_mode(student), rate=True)
+            grads = torch.autograd.grad(sample_loss(batch, outputs).sum(), list(masks.values()))
+            real = batch["attention_mask"].sum()
             for name, grad in zip(masks, grads, strict=True):
                 squares[name] += grad.square().sum(0)
                 sizes[name] += grad.abs().sum(0)
                 slopes[name] += grad.sum(0)
-                rates[name] += probe.activity[name]
+                rates[name] += unit_rates(student, outputs.rates, name) * real
             samples += size
-            tokens += batch["attention_mask"].sum()
+            tokens += real
     student.train(was_training)
     return Statistics(
         heads=student.heads.clone(),
@@ -85,35 +98,17 @@ def collect(
     )
 
 
-class Probe:
-    """Sums |ASR| over real tokens while open: `activity["heads"] [L, H]` (mean over channels), `["ffn"] [L, F]`."""
-
-    def __init__(self, student: Student, attention_mask: Tensor):
-        self.student, self.tokens = student, attention_mask[..., None]
-        self.activity = {"heads": torch.zeros_like(student.heads), "ffn": torch.zeros_like(student.ffn)}
-
-    def __enter__(self) -> Probe:
-        self.hooks = []
-        for i, layer in enumerate(self.student.layers):
-            for site, hook in (
-                (layer.context_site, self.add("heads", i, layer.heads)),
-                (layer.intermediate_site, self.add("ffn", i, None)),
-            ):
-                self.hooks.append(site.register_forward_hook(hook, with_kwargs=True))
-        return self
-
-    def add(self, name: str, layer: int, groups: int | None):
-        def hook(site, _, kwargs, signal):
-            if kwargs["run"].mode == "clip":  # on the way to a fixed point
-                return
-            rate = (signal.asr(site.theta).detach().abs() * self.tokens).sum((0, 1))
-            self.activity[name][layer] += rate if groups is None else rate.unflatten(0, (groups, -1)).mean(1)
-
-        return hook
-
-    def __exit__(self, *_) -> None:
-        for hook in self.hooks:
-            hook.remove()
+@torch.no_grad()
+def unit_rates(student: Student, rates: Mapping[str, Tensor], name: str) -> Tensor:
+    """Mean |ASR| of each head's context channels `[L, H]`, or of each feed-forward neuron `[L, F]`, as `Outputs.rates`
+    has them; 0 for what a compacted layer lacks."""
+    found = torch.zeros_like(getattr(student, name))
+    for i, layer in enumerate(student.layers):
+        if name == "heads":
+            found[i, : layer.heads] = rates[f"layers.{i}.context"].unflatten(0, (layer.heads, -1)).mean(1)
+        else:
+            found[i, : layer.ffn] = rates[f"layers.{i}.intermediate"]
+    return found
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from spikeprune.activity import kept_channels
 from spikeprune.compress.trains import Trains
 from spikeprune.models.outputs import INPUTS, Outputs
 from spikeprune.models.student import Student
@@ -129,8 +130,8 @@ def weight_norms(student: Student) -> dict[str, Tensor]:
 def convergence_profile(student: Student, batches: Iterable[dict[str, Tensor]]) -> list[Tensor]:
     """How far the ASR is from its final value after t steps: for the embedding's site and each layer a tensor `[T_l]`.
 
-    Entry t-1 is the mean over real tokens, channels and the layer's sites of |a[t] - a[T_l]|, relative to the mean
-    |a[T_l]|; the last entry is 0.
+    Entry t-1 is the mean over real tokens, kept channels and the layer's sites of |a[t] - a[T_l]|, relative to the mean
+    |a[T_l]|; the last entry is 0. A site of pruned units only is left out.
     """
     was_training = student.training
     student.eval()
@@ -142,9 +143,11 @@ def convergence_profile(student: Student, batches: Iterable[dict[str, Tensor]]) 
             totals[name] = totals[name] + pair if name in totals else pair
     student.train(was_training)
     relative = {name: error / size.clamp(min=1e-12) for name, (error, size) in totals.items()}
-    layers = [[error for name, error in relative.items() if name == "embedding"]]
+    widths = {name: site.channels for name, site in student.sites().items()}
+    kept, layers = kept_channels(widths, heads=student.heads, ffn=student.ffn), [[relative["embedding"]]]
     for i in range(len(student.layers)):
-        layers.append([error for name, error in relative.items() if name.startswith(f"layers.{i}.")])
+        names = [name for name in relative if name.startswith(f"layers.{i}.") and kept[name].any()]
+        layers.append([relative[name] for name in names])
     return [torch.stack(errors).mean(0) for errors in layers]
 
 

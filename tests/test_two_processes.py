@@ -1,4 +1,4 @@
-"""Every feature in two processes: what is handed to the others survives a pickle, and both end with the same network."""
+"""Every feature in two processes: what is handed over survives a pickle, and both end with the same network."""
 
 from __future__ import annotations
 

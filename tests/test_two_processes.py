@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from micro import micro, write_sst2
+from micro import GLUE, micro, write_sst2
 from students import make, prune, sentences
 from together import leg, together
 
+from spikeprune.builders import networks
+from spikeprune.config import load
 from spikeprune.models.student import Student
+from spikeprune.parts import prepare
 from spikeprune.rundir import RunDir
+from spikeprune.tasks import TASKS
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -94,3 +98,18 @@ def test_both_processes_have_the_same_masks_steps_and_weights(name, sst2, tmp_pa
     one, two = ((tmp_path / f"rank{rank}.jsonl").read_text().splitlines() for rank in (0, 1))
     assert one == two and len(one) >= 2 * 4
     assert run.complete(["teacher"])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_a_run_has_read_is_sent_whole(task, tmp_path) -> None:
+    given = [*micro(tmp_path), f"task={task}", "data.embedded_train=40", "data.embedded_dev=20"]
+    parts = prepare(
+        load(GLUE, [*given, "student.t_steps=[1,2,3]", "compress.t_steps=null", "stages.temporal.epochs=0"])
+    )
+    sent = pickle.loads(pickle.dumps(parts))
+    assert (sent.config, sent.task, sent.layer_map) == (parts.config, parts.task, parts.layer_map)
+    for mine, theirs in zip(*(p.data.calibration_batches(8, 0).items() for p in (parts, sent)), strict=True):
+        assert mine[0] == theirs[0] and torch.equal(mine[1], theirs[1])
+    teacher = networks.teacher(parts)
+    for name, tensor in pickle.loads(pickle.dumps(teacher)).state_dict().items():
+        assert torch.equal(tensor, teacher.state_dict()[name]), name

@@ -43,16 +43,17 @@ def scores_loss(
     Softmax does not see a constant added to a query's scores, so each row is centred on its real tokens first. `heads
     [L, H]`: 1 for those that count, 0 for pruned ones (None: all); a layer without any does not count either.
     """
-    heads = student[0].new_ones(len(layer_map), student[0].shape[1]) if heads is None else heads
     # no sum over the batch in half precision, of scores or of tokens
     dtype = torch.promote_types(student[0].dtype, torch.float32)
     real = (tokens[:, None, :, None] & tokens[:, None, None, :]).to(dtype)  # [B, 1, N, N]
     keys = real.sum(-1, keepdim=True).clamp(min=1)
+    heads = real.new_ones(len(layer_map), student[0].shape[1]) if heads is None else heads.to(dtype)
     total = real.new_zeros(())
     for s, t in enumerate(layer_map):
         gap = (student[s] - teacher[t]) * real
-        gap = (gap - gap.sum(-1, keepdim=True) / keys) * real * heads[s][:, None, None]
-        total = total + (gap**2).sum() / (real.sum() * heads[s].sum().clamp(min=1))
+        gap = (gap - gap.sum(-1, keepdim=True) / keys) * real
+        of_heads = (gap**2).sum((0, 2, 3)) * heads[s]  # [H]
+        total = total + of_heads.sum() / (real.sum() * heads[s].sum().clamp(min=1))
     return total / heads.any(1).sum().clamp(min=1)
 
 

@@ -37,6 +37,7 @@ def test_a_student_sent_to_another_process_is_the_same(options) -> None:
     """As torch.distributed sends it, and then it takes over what rank 0 decides."""
     student = prune(make(**options))
     sent: Student = pickle.loads(pickle.dumps(student))
+    assert not sent._read  # numbers known by a place in another process' memory
     for name, tensor in student.state_dict().items():
         assert torch.equal(sent.state_dict()[name], tensor), name
     assert torch.equal(sent(**sentences(), mode="spiking").logits, student(**sentences(), mode="spiking").logits)
@@ -66,7 +67,8 @@ SPIKING = ["student.forward=spiking", "student.dropout=0"]
 
 RUNS = {
     "synapses": ["compress.synapses=0.5", "compress.spatial.criterion=magnitude", "stages.finetune.losses.firing=0.5"]
-    + ["stages.finetune.losses.adversarial=0.3", "teacher.adversarial=0.3", "time.dynamic=true"],
+    + ["stages.finetune.losses.adversarial=0.3", "teacher.adversarial=0.3", "time.dynamic=true"]
+    + ["stages.finetune.losses.additions=1.0", "stages.finetune.losses.additions_limit=0.1"],
     "feedback": [*SPIKING, "student.feedback=true", "student.coding=per_step", "compress.spatial.criterion=fisher"]
     + ["compress.temporal.criterion=sensitivity", "time.dynamic=true", "time.rule=confidence"],
     "kwon": [*UNSEARCHED, *QUANTIZED, "compress.spatial.search=kwon", "compress.spatial.operations=0.5"]

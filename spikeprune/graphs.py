@@ -76,7 +76,7 @@ class GraphedTerms:
         random = torch.cuda.get_rng_state()
         inputs = {name: tensor.clone() for name, tensor in batch.items()}  # the graph reads its inputs from here
         graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-        with uncollected():
+        with undisturbed():
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):  # what is worked out once, is by now
                 self.learn(inputs, learning)
@@ -103,14 +103,18 @@ class Step(NamedTuple):
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
-    """No garbage collection while it lasts: a dropped graph that is collected during a capture makes it invalid."""
+def undisturbed() -> Iterator[None]:
+    """No garbage collection while it lasts: a dropped graph that is collected during a capture makes it invalid. And no
+    casts from autocast's cache: one made before the capture is not in the graph, whose replays would go on with the
+    weights of then; one made in it would lie in the graph's memory when later steps find it."""
     gc.collect()
-    enabled = gc.isenabled()
+    enabled, cached = gc.isenabled(), torch.is_autocast_cache_enabled()
     gc.disable()
+    torch.set_autocast_cache_enabled(False)
     try:
         yield
     finally:
+        torch.set_autocast_cache_enabled(cached)
         if enabled:
             gc.enable()
 
@@ -149,7 +153,7 @@ class GraphedAnswers:
         if self.pool is None:
             self.pool = torch.cuda.graph_pool_handle()
         graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-        with uncollected(), torch.inference_mode(False), torch.no_grad():
+        with undisturbed(), torch.inference_mode(False), torch.no_grad():
             inputs = {name: tensor.clone() for name, tensor in batch.items()}
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):  # what is worked out once, is by now

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-
+from spikeprune import processes
 from spikeprune.data.glue import GlueData, RawData, load_raw
 from spikeprune.data.tokenize import check_vocabulary, load_tokenizer, train_wordpiece
 from spikeprune.distill import uniform_layer_map
@@ -39,25 +37,12 @@ class Parts:
         return active_stages(self.config)
 
 
-CGROUP = Path("/sys/fs/cgroup")
-
-
-def cpu_share(root: Path = CGROUP) -> int:
-    """CPUs that the control group lets this process use, rounded up. A container's quota hides none of the host's
-    cores, so torch would start a thread for each, and all of them would wait for each other."""
-    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # version 2, version 1
-        if all((root / name).is_file() for name in files):
-            quota, period = " ".join((root / name).read_text() for name in files).split()
-            return torch.get_num_threads() if quota in ("max", "-1") else max(1, -(-int(quota) // int(period)))
-    return torch.get_num_threads()
-
-
 def prepare(config: Config, *, tokenizer_from: str | None = None) -> Parts:
     """Read data, vocabulary and the teacher's configuration. Raises InputError for what does not fit.
 
     `tokenizer_from`: directory of a finished run's teacher, whose vocabulary then stands in for a new one.
     """
-    torch.set_num_threads(config.run.threads or min(torch.get_num_threads(), cpu_share()))
+    processes.use_threads(config.run)
     task, data = get_task(config.task), config.data
     raw = load_raw(
         task=task,
@@ -88,7 +73,7 @@ def prepare(config: Config, *, tokenizer_from: str | None = None) -> Parts:
     check_fit(config, bert, len(tokenizer))
     tokenizer.model_max_length = min(tokenizer.model_max_length, bert.max_position_embeddings)  # saved with every stage
     layers = chosen_layers(config.student.layers, bert.num_hidden_layers)
-    layer_map = config.distill.layer_map or uniform_layer_map(len(layers), bert.num_hidden_layers)
+    layer_map = config.distill.layer_map or layers
     tokens = GlueData(
         raw=raw,
         tokenizer=tokenizer,

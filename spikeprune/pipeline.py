@@ -40,6 +40,7 @@ def run(config: Config) -> dict[str, Any]:
 def run_here(config: Config) -> dict[str, Any]:
     """`run` in one of its processes."""
     kernels = ranks.first(lambda: arithmetic.kernels(config))
+    ranks.first(lambda: arithmetic.precision(config))
     mode = ranks.first(lambda: online.chosen_mode(config))
     parts = ranks.first(lambda: prepare(config))
     directory = RunDir(config.run.dir)

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -29,6 +30,7 @@ from spikeprune.errors import InputError
 from spikeprune.schema import Config, Run
 
 GRACE = 30.0  # seconds that the other processes get to end after rank 0
+CGROUP = Path("/sys/fs/cgroup")
 VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # that the launcher sets
 
 
@@ -130,9 +132,27 @@ def meet(run: Run) -> list:
             f"{os.environ.get('MASTER_PORT')} ({' '.join(str(error).split())}); set MASTER_PORT to a free port"
         ) from None
     ranks.connect()
-    if run.threads:
-        torch.set_num_threads(run.threads)
+    use_threads(run)
     return launcher.procs
+
+
+def use_threads(run: Run) -> None:
+    """Torch's threads in this process: as many as the configuration says; else as it has, but no more than its part of
+    the CPUs that all processes of this machine may use."""
+    beside, quota = run.devices if ranks.running() else 1, cpu_quota()
+    allowed = torch.get_num_threads() if quota is None else max(1, quota // beside)
+    torch.set_num_threads(run.threads or min(torch.get_num_threads(), allowed))
+
+
+def cpu_quota(root: Path = CGROUP) -> int | None:
+    """CPUs that the control group lets its processes use, rounded up; None where it does not say. A container's quota
+    hides none of the host's cores, so torch would start a thread for each, and all of them would wait for each other.
+    """
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # version 2, version 1
+        if all((root / name).is_file() for name in files):
+            quota, period = " ".join((root / name).read_text() for name in files).split()
+            return None if quota in ("max", "-1") else max(1, -(-int(quota) // int(period)))
+    return None
 
 
 def end(children: list, *, patience: float) -> None:

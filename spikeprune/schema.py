@@ -29,7 +29,7 @@ class Run:
     devices: int = 1  # processes a node, one a GPU (or CPU); the batch sizes of training are those of all together
     num_nodes: int = 1
     strategy: str = "auto"  # auto (ddp where there are several devices) | ddp
-    precision: str = "32-true"  # Lightning's names, or tf32; evaluation that is reported runs in 32-true
+    precision: str = "32-true"  # 32-true | tf32 | bf16-mixed | 16-mixed (a GPU) | 64-true; what is reported: 32-true
     kernels: str = "auto"  # of the spiking sites: auto (triton where it applies) | torch | triton
     cuda_graphs: str = (
         "auto"  # replay training steps from CUDA graphs: auto (on a GPU) | on (evaluations as well) | off
@@ -211,7 +211,7 @@ class Distill:
     join_sentences: float = 0.0  # share of the batches whose sentences go on with another one; not for pairs
     swap_sentences: float = 0.0  # share of the pairs whose sentences change places; for pairs only
     copy_sentences: float = 0.0  # share of them whose second becomes the first, before words are replaced
-    layer_map: list[int] | None = None  # teacher layer (from 0) for each student layer; null: uniform
+    layer_map: list[int] | None = None  # teacher layer (from 0) for each student layer; null: that of student.layers
 
 
 @dataclass

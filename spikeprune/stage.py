@@ -61,11 +61,15 @@ def learn(parts: Parts, directory: RunDir, name: str, parent: str | None) -> Non
 
 def masks_are_final(parts: Parts, name: str, student: Student) -> bool:
     """Whether a stage can train the student without its masked units, which takes less time: units have
-    left, the stage neither removes more nor looks at those that left (a loss over all heads), and no layer lost all."""
+    left, the stage neither removes more nor compares heads with the teacher's, and no layer lost all."""
     stage, masks = parts.stage(name), (student.heads, student.ffn)
     trains = not {"spatial", "joint"} & set(stage.callbacks)
-    looks = stage.losses.scores or stage.losses.firing
-    return trains and not looks and any(not mask.all() for mask in masks) and all(mask.any(1).all() for mask in masks)
+    return (
+        trains
+        and not stage.losses.scores
+        and any(not mask.all() for mask in masks)
+        and all(mask.any(1).all() for mask in masks)
+    )
 
 
 def fit(parts: Parts, directory: RunDir, name: str, module: TaskModule) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from spikeprune.tasks import TASKS
 
 pytestmark = pytest.mark.gpu
 SIZES = {"hidden": 48, "layers": 2, "heads": 3, "ffn": 64, "classes": 2}
-LOSSES = LossWeights(hidden=1.0, scores=1.0, soft=1.0, additions=0.1)
+LOSSES = LossWeights(hidden=1.0, scores=1.0, soft=1.0, firing=0.1, additions=0.1)
 
 
 def common(graphs: bool) -> dict:
@@ -65,7 +65,7 @@ def evaluate(made: StudentModule) -> None:
 
 def learnt(made: StudentModule, here: dict, terms, precision: torch.dtype | None) -> dict[str, torch.Tensor]:
     """Each term of a step, and its gradients."""
-    with torch.autocast("cuda", precision or torch.bfloat16, enabled=precision is not None, cache_enabled=False):
+    with torch.autocast("cuda", precision or torch.bfloat16, enabled=precision is not None):
         out = terms(here)
     made.zero_grad()
     made.backward(out["loss"])

@@ -8,6 +8,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from spikeprune import processes
+from spikeprune.builders import arithmetic
 from spikeprune.builders.callbacks import stage_callbacks
 from spikeprune.callbacks.preempt import StopOnSignal
 from spikeprune.callbacks.records import RecordsLogger
@@ -28,7 +29,7 @@ def trainer(parts: Parts, name: str, run: RunDir, offset: int) -> L.Trainer:
     config, stage = parts.config, parts.stage(name)
     made = L.Trainer(
         **processes.placement(config),
-        precision="32-true" if config.run.precision == "tf32" else config.run.precision,
+        precision=arithmetic.precision(config),
         max_epochs=max(1, stage.epochs),  # a stage of none stops itself (see callbacks/search.py)
         gradient_clip_val=stage.clip,
         callbacks=stage_callbacks(parts, name, run),

@@ -204,6 +204,7 @@ class JointPruning(EpochSchedule):
             self.metered(trainer, module),
             **self.limits,
             most_steps=self.most_steps or (),
+            mode=module.forward_mode,
             mean=ranks.mean,
         )
 

@@ -49,10 +49,11 @@ class MaskSearch(EpochSchedule):
             batches = [module.varied(batch) for batch in batches]
 
         whole = copy.deepcopy(student)
-        how = {"operations": self.operations, "floors": self.floors, "mean": ranks.mean}
-        facts = search(student, batches, module.sample_loss, shape=module.shape, **how)
+        how = {"mode": module.forward_mode, "mean": ranks.mean}
+        limits = {"operations": self.operations, "floors": self.floors}
+        facts = search(student, batches, module.sample_loss, shape=module.shape, **limits, **how)
         if self.tuned:
-            errors = tune(student, whole, batches, module.sample_loss, mean=ranks.mean)
+            errors = tune(student, whole, batches, module.sample_loss, **how)
             adopt(student, weights=True)
             facts |= {f"error_{key}": sum(pair[i] for pair in errors) for i, key in enumerate(("before", "after"))}
         facts |= {name: getattr(student, name).mean().item() for name in ("heads", "ffn")}

@@ -46,7 +46,7 @@ class SpatialPruning(EpochSchedule):
         batches = ({key: value.to(module.device) for key, value in batch.items()} for batch in batches)
         if module.losses.soft:  # the teacher answers changed sentences too; a true label would not fit them
             batches = map(module.varied, batches)
-        stats = collect(student, batches, module.sample_loss, seed=self.seed)
+        stats = collect(student, batches, module.sample_loss, mode=module.forward_mode, seed=self.seed)
         scores = dict(zip(("heads", "ffn"), self.criterion(stats), strict=True))
         for name, target in self.targets.items():
             mask = getattr(student, name)

@@ -52,6 +52,7 @@ class Estimates:
     most_steps: Sequence[int] = ()  # what may come back goes up to this in each place; empty: what it has
     block: int = 16  # neurons that leave together
     follow: bool = False  # whether thresholds do, where steps leave: see `Trains`
+    mode: str | None = None  # the forward that the student is trained with, as in `stats.collect`
     mean: Callable[[Tensor], Tensor] = field(default=lambda x: x)  # over processes, so that all decide the same
     known: dict[tuple, Any] = field(default_factory=dict)  # (what, state) -> what was measured, of these weights
 
@@ -150,13 +151,16 @@ class Estimates:
         """What may leave now (or come back), estimated anew; of each layer about `share` of the units that could."""
         reading, now, found = self.reading(), self.loss(), []
         if {"heads", "ffn"} & set(self.kinds) and self.meter.target != "latency":
-            stats = collect(self.student, self.batches, self.sample_loss if back else self.drawn_loss)
+            stats = self.statistics(self.sample_loss if back else self.drawn_loss)
             for kind in ("heads", "ffn"):
                 if kind in self.kinds:
                     found += self._units(kind, stats, reading, now, share, back)
         if "steps" in self.kinds:
             found += self._steps(reading, now, back)
         return found
+
+    def statistics(self, sample_loss: SampleLoss) -> Statistics:
+        return collect(self.student, self.batches, sample_loss, mode=self.mode)
 
     def _units(
         self, kind: str, stats: Statistics, reading: Reading, now: float, share: float, back: bool
@@ -212,7 +216,7 @@ class Estimates:
 
     def lowest(self) -> float:
         """The measured cost with everything gone that may go, the student left as it is."""
-        before, stats = self.state(), collect(self.student, self.batches, self.drawn_loss)
+        before, stats = self.state(), self.statistics(self.drawn_loss)
         fisher = {"heads": stats.head_fisher, "ffn": stats.ffn_fisher}
         gone = []
         for kind in ("heads", "ffn"):

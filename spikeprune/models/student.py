@@ -56,6 +56,11 @@ def first(counts: Sequence[int], width: int) -> Tensor:
     return (torch.arange(width) < torch.tensor(counts)[:, None]).float()
 
 
+def see_synapses(student: Student, _: Any) -> None:
+    """After a checkpoint was loaded. A function of the module, since a student is sent to other processes pickled."""
+    student.synapses.see(student)
+
+
 class Student(nn.Module):
     """Token ids to logits through spikes.
 
@@ -146,7 +151,7 @@ class Student(nn.Module):
         if sparse:
             self.synapses = Synapses(self)
             self.synapses.see(self)
-            self.register_load_state_dict_post_hook(lambda student, _: student.synapses.see(student))
+            self.register_load_state_dict_post_hook(see_synapses)
 
     @property
     def steps(self) -> list[int]:
@@ -164,6 +169,10 @@ class Student(nn.Module):
     def stored_bits(self) -> int:
         """Bits that a weight of the encoder's matrices takes when packed: float32 until it is quantized all the way."""
         return QUANTIZERS[self.weights].stored if self.quantized == 1 else 32
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the numbers read so far: they are known by a buffer's place in this process' memory."""
+        return {**self.__dict__, "_read": {}}
 
     def _numbers(self, name: str) -> Any:
         """A buffer as numbers; read from the device again only after it has changed."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprune import distill
+from spikeprune.activity import kept_channels
 from spikeprune.models.outputs import INPUTS, Outputs
 from spikeprune.models.student import Student
 from spikeprune.models.teacher import Teacher
@@ -77,10 +78,13 @@ class Objective(nn.Module):
         if weights.hidden:
             terms["hidden"] = distill.hidden_loss(outputs.hidden, lesson.hidden, tokens, self.layer_map)
         if weights.scores:
-            terms["scores"] = distill.scores_loss(outputs.scores, lesson.scores, tokens, self.layer_map)
+            scores = outputs.scores, lesson.scores
+            terms["scores"] = distill.scores_loss(*scores, tokens, self.layer_map, heads=student.heads)
         terms |= self.answers(batch, outputs, lesson)
         if weights.firing:
-            terms["firing"] = distill.firing_loss(outputs.rates)
+            widths = {name: len(rate) for name, rate in outputs.rates.items()}
+            kept = kept_channels(widths, heads=student.heads, ffn=student.ffn)
+            terms["firing"] = distill.firing_loss(outputs.rates, kept)
         if weights.additions:
             mean = tokens.sum(1).float().mean()
             mean = batch["share"][3].to(mean.dtype) if "share" in batch else mean  # the whole batch's

@@ -26,25 +26,30 @@ class DeadZone(nn.Module):
     def forward(self, y: Tensor) -> Tensor:
         return y * (y.abs() > self.edge)
 
-    def after(self, f: Callable[..., Tensor], run: Pass) -> Callable[..., Tensor]:
+    def after(self, f: Callable[..., Tensor], run: Pass, alive: Tensor | None) -> Callable[..., Tensor]:
         """`f`, and then the dead zone."""
-        return lambda *inputs: self.measured(f(*inputs), run)
+        return lambda *inputs: self.measured(f(*inputs), run, alive)
 
-    def measured(self, y: Tensor, run: Pass) -> Tensor:
+    def measured(self, y: Tensor, run: Pass, alive: Tensor | None) -> Tensor:
         """`forward`, with the edge first put where `run` asks for it."""
         if run.deaden is not None:
-            self.calibrate(y, run.tokens, run.deaden)
+            self.calibrate(y, run.tokens, run.deaden, alive)
         return self(y)
 
     @torch.no_grad()
-    def calibrate(self, y: Tensor, tokens: Tensor, percentile: float) -> None:
+    def calibrate(self, y: Tensor, tokens: Tensor, percentile: float, alive: Tensor | None = None) -> None:
         """Put the edge where it silences `percentile` % of the currents `[..., B, N, D]` on real tokens, rounded down
-        to a whole number of them: of each channel, or of all together. It lies half-way to the next larger one, so
-        that rounding errors move nothing across it."""
+        to a whole number of them: of each channel, or of all together that are `alive`. It lies half-way to the next
+        larger one, so that rounding errors move nothing across it."""
         if not y.shape[-1]:
             return
         sizes = y[..., tokens, :].abs().flatten(0, -2)  # [M, D]
         if self.edge.numel() == 1:
-            sizes = sizes.reshape(-1, 1)
+            sizes = among(sizes, alive).reshape(-1, 1)
         k = math.floor(percentile / 100 * len(sizes))
         self.edge.copy_(sizes.sort(0).values[k - 1 : k + 1].mean(0) if k else torch.zeros_like(self.edge))
+
+
+def among(x: Tensor, alive: Tensor | None) -> Tensor:
+    """The channels of `x [..., D]` that are `alive [D]`; all of them where none is, or nobody says which."""
+    return x if alive is None or not alive.any() else x[..., alive > 0]

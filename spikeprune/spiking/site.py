@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from spikeprune.spiking.closed import settled_value
 from spikeprune.spiking.coding import CODINGS
-from spikeprune.spiking.dead_zone import DeadZone
+from spikeprune.spiking.dead_zone import DeadZone, among
 from spikeprune.spiking.flow import Pass, Signal
 from spikeprune.spiking.kernels import covers, fused_equilibrium
 from spikeprune.spiking.neurons import NEURONS, Equilibrium, asr, settle
@@ -88,7 +88,8 @@ class Site(nn.Module):
         """
         alive = mask if alive is None else alive
         if self.dead_zone is not None:
-            f, y = self.dead_zone.after(f, run), None if y is None else self.dead_zone.measured(y, run)
+            y = None if y is None else self.dead_zone.measured(y, run, alive)
+            f = self.dead_zone.after(f, run, alive)
         if self.neuron.gain is None:
             return self.fire(f, *inputs, t_steps=t_steps, run=run, mask=mask, y=y, alive=alive)
         return self.scaled(f, *inputs, t_steps=t_steps, run=run, mask=mask, y=y, alive=alive)
@@ -103,11 +104,11 @@ class Site(nn.Module):
         if y is not None:
             y = y.to(theta.dtype)  # a half-precision current would miscount spikes
         closed = run.mode == "equilibrium" and not torch.is_grad_enabled()
-        flat = mask is None or mask.dim() == 1
+        flat = all(m is None or m.dim() == 1 for m in (mask, alive))
         fused = run.mode == "equilibrium" and not closed and self.kernels == "triton" and flat
         fused = fused and covers(y, self.kind, self.leak)
         if run.mode == "calibrate":
-            theta = self.calibrate(y, run)
+            theta = self.calibrate(y, run, alive)
             signal = Signal(y.clamp(self.neuron.low * theta, theta))
         elif run.mode == "clip":
             signal = Signal(y.clamp(self.neuron.low * theta, theta))
@@ -123,7 +124,7 @@ class Site(nn.Module):
         elif run.settled is not None and self.coding.stationary:
             signal = simulate_until_settled(self, y, t_steps, run, alive)
         else:
-            signal = simulate(self, f, inputs, y, t_steps, run, mask)
+            signal = simulate(self, f, inputs, y, t_steps, run, mask, alive)
         if mask is not None:
             if not closed and not fused:  # these have the mask in them
                 signal = replace(signal, value=signal.value * mask)
@@ -131,11 +132,14 @@ class Site(nn.Module):
                 run.counts[self.name] = run.counts[self.name] * (mask if mask.dim() == 1 else mask[:, 0])
         if self.shows_current and signal.driven_by is None:
             signal.driven_by = Signal(y)
-        if run.rate and fused:
+        if run.rate and not fused:
+            fired = signal.value.abs() * run.tokens[..., None]
+            fired = fired * alive if mask is None and alive is not None else fired
+            rates = fired.sum((0, 1)) / (theta * run.n_tokens)  # [D]
+        elif run.rate and alive is not None:
+            rates = rates * alive
+        if run.rate:  # of a pruned channel 0, whether or not its neuron fires
             run.rates[self.name] = rates
-        elif run.rate:
-            fired = (signal.value.abs() * run.tokens[..., None]).sum((0, 1))  # [D], in units of theta
-            run.rates[self.name] = fired / (theta * run.n_tokens)
         return signal
 
     def closed_form(self, y: Tensor, theta: Tensor, t_steps: int, run: Pass, mask: Tensor | None) -> Signal:
@@ -192,14 +196,15 @@ class Site(nn.Module):
         return run.mode != "spiking" or self.coding.stationary or torch.is_grad_enabled()
 
     @torch.no_grad()
-    def calibrate(self, y: Tensor, run: Pass) -> Tensor:
-        """Put theta at a percentile of the activation over real tokens; returns it. Binary spikes see y > 0 only."""
+    def calibrate(self, y: Tensor, run: Pass, alive: Tensor | None = None) -> Tensor:
+        """Put theta at a percentile of the activation over real tokens, one for all at that of the channels that are
+        `alive`; returns it. Binary spikes see y > 0 only."""
         if not self.log_theta.numel():
             return self.theta
         seen = y[run.tokens]  # [M, D]
         seen = seen.clamp(min=0) if self.neuron.low == 0 else seen.abs()
         if self.log_theta.numel() == 1:
-            seen = seen.reshape(-1, 1)
+            seen = among(seen, alive).reshape(-1, 1)
         k = max(1, math.ceil(run.percentile / 100 * len(seen)))
         theta = seen.kthvalue(k, dim=0).values
         # a channel that is silent on the calibration data still gets a threshold that it can reach

@@ -141,7 +141,7 @@ def read_seeds(text: str) -> list[int]:
     """`0-4` or `0,2,5-7` -> the seeds, each once. Raises InputError."""
     seeds: dict[int, None] = {}
     for part in text.replace(",", " ").split() or [""]:
-        found = re.fullmatch(r"(\d{1,10})(?:-(\d{1,10}))?", part)
+        found = re.fullmatch(r"(0|[1-9][0-9]{,9})(?:-(0|[1-9][0-9]{,9}))?", part)
         first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
         if first > last or last - first >= MOST:
             raise InputError(f"seeds = {text}: write numbers and rising ranges, such as 0-4 or 0,2,5-7")

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from spikeprune import scalars
 from spikeprune.errors import InputError
 from spikeprune.report.results import results
 from spikeprune.rundir import RunDir
@@ -128,10 +129,10 @@ class Driver:
         taken = {other.slot for other in self.running}
         trial.slot = next(i for i in range(self.jobs) if i not in taken)
         threads = max(1, cores() // self.jobs)
-        mine = [f"run.dir={trial.run.path}", "run.wandb=false"]
+        mine = [scalars.of_path("run.dir", trial.run.path), "run.wandb=false"]
         donor = max(self.known, key=lambda other: other.made_for(trial))
         if donor.made_for(trial) > trial.made_for(trial):
-            mine.append(f"run.start_from={donor.run.path}")
+            mine.append(scalars.of_path("run.start_from", donor.run.path))
         mine += ["run.progress=false", f"run.threads={threads}"]
         environment = {"OMP_NUM_THREADS": str(threads)}
         if self.devices:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import lightning
 import pytest
 import torch
 from children import leg
@@ -12,7 +13,7 @@ from micro import BATCHES, GLUE, STAGES, micro, write_sst2
 
 from spikeprune import cli, evaluation, pipeline
 from spikeprune.callbacks.synops import SynOpsLogger
-from spikeprune.config import load, read_resolved
+from spikeprune.config import Config, load, read_resolved
 from spikeprune.errors import InputError
 from spikeprune.report.table import summary_table
 from spikeprune.rundir import RunDir
@@ -238,6 +239,16 @@ def test_a_teacher_that_has_learnt_nothing_stops_the_run(epochs, tmp_path, capsy
     assert "no better than always giving the same answer" in message
     assert not run.finished("teacher") and not run.summary.exists()
     assert not any((run.path / "stages" / name).exists() for name in STAGES[1:])
+
+
+@pytest.mark.parametrize("seed", [0, 2**32 - 5000, 2**32 - 1])
+def test_every_seed_that_is_allowed_gives_stages_seeds_that_are_taken(seed, tmp_path) -> None:
+    (tmp_path / "empty.yaml").touch()
+    assert load(tmp_path / "empty.yaml", [f"seed={seed}"]).seed == seed
+    seeds = [pipeline.stage_seed(seed, stage) for stage in Config().run.stages]
+    assert len(set(seeds)) == len(seeds)
+    for found in seeds:
+        assert lightning.seed_everything(found, verbose=False) == found
 
 
 def test_generated_data_are_never_called_glue(tmp_path, monkeypatch) -> None:

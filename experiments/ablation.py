@@ -16,7 +16,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from spikeprune import scalars
+from spikeprune import scalars, streams
 from spikeprune.config import load
 from spikeprune.errors import InputError
 from spikeprune.report.ablation import rows, to_csv, to_markdown
@@ -114,9 +114,13 @@ def run(seeds: list[int], names: list[str], overrides: list[str], tag: str = "")
         ordered = {key: found[key] for name in names for key in found if key[0] == name}
         write_atomic(root / "ablation.csv", to_csv(rows(ordered)))
         write_atomic(root / "ablation.md", to_markdown(ordered, failed, tag))
-        print("\n" + (root / "ablation.md").read_text() + f"\nwritten to {root}/ablation.md and ablation.csv")
+        print(
+            "\n"
+            + (root / "ablation.md").read_text(encoding="utf-8")
+            + f"\nwritten to {root}/ablation.md and ablation.csv"
+        )
     return 2 if failed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(streams.spoken(lambda: main(sys.argv[1:])))

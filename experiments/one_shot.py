@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import argparse
 import copy
+import sys
 from collections.abc import Iterator
 
 import torch
 
-from spikeprune import evaluation, saved
+from spikeprune import evaluation, saved, streams
 from spikeprune.builders.modules import student_module
 from spikeprune.builders.networks import student_shape
 from spikeprune.compress import search
@@ -24,6 +25,7 @@ from spikeprune.compress.budget import keep_highest
 from spikeprune.compress.criteria import CRITERIA
 from spikeprune.compress.stats import collect
 from spikeprune.compress.tuning import tune
+from spikeprune.errors import InputError
 from spikeprune.metrics import main_metric, task_metrics
 from spikeprune.models.outputs import INPUTS
 from spikeprune.models.student import Student
@@ -96,16 +98,21 @@ class OneShot:
                 yield " | ".join([f"| {share}", name, *found]) + " |"
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("run")
     parser.add_argument("--stage")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.7, 0.5, 0.3, 0.2])
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    for line in OneShot(args.run, args.stage, args.seed).table(args.shares):
-        print(line, flush=True)
+    try:
+        for line in OneShot(args.run, args.stage, args.seed).table(args.shares):
+            print(line, flush=True)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(streams.spoken(main))

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from spikeprune import __version__
+from spikeprune.errors import nearest
+from spikeprune.keys import type_of
 
 TRAIN_EXAMPLES = """\
 examples:
@@ -172,12 +174,29 @@ def _count(text: str) -> int:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments; key=value may also stand behind an option, where argparse does not look for them."""
-    top = parser()
-    args, rest = top.parse_known_args(argv)
-    unknown = [item for item in rest if "=" not in item or item.startswith("-") or not hasattr(args, "overrides")]
-    if unknown:
-        top.error(f"unrecognized arguments: {' '.join(unknown)}")
+    top, words = parser(), list(sys.argv[1:] if argv is None else argv)
+    commands = next(action.choices for action in top._actions if action.dest == "command")
+    command = next((word for word in words if not word.startswith("-")), None)
+    if not words:
+        top.print_help(sys.stderr)
+        top.exit(2, "\nspikeprune: error: name a command, such as: spikeprune train experiments/glue.yaml\n")
+    if command is not None and command not in commands:
+        top.error(f"unknown command {command}; there are {nearest(command, commands)}")
+    args, rest = top.parse_known_args(words)
+    for word in rest:
+        if word.startswith("-") or "=" not in word or not hasattr(args, "overrides"):
+            commands[args.command].error(_unknown(word, commands[args.command]))
     if rest:
         args.overrides += rest
-    args.words = list(sys.argv[1:] if argv is None else argv)
+    args.words = words
     return args
+
+
+def _unknown(word: str, command: argparse.ArgumentParser) -> str:
+    if not word.startswith("-"):
+        return f"unrecognized argument: {word}"
+    name = word.partition("=")[0]
+    options = [option for action in command._actions for option in action.option_strings if option.startswith("--")]
+    key = name.lstrip("-")
+    hint = f"; a key of the configuration is written without dashes: {key}=…" if type_of(key) else ""
+    return f"unknown option {name}; there are {nearest(name, options)}{hint}"

@@ -10,11 +10,12 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 
-from spikeprune import importing, signals, slurm
+from spikeprune import importing, signals, slurm, streams
 from spikeprune.arguments import parse
 from spikeprune.errors import InputError
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+UNWRITABLE += (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -126,6 +127,10 @@ def _sentence(error: OSError) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    return streams.spoken(lambda: act(argv))
+
+
+def act(argv: Sequence[str] | None) -> int:
     args = parse(argv)
     try:
         return ACTIONS[args.command](args) or 0

@@ -77,7 +77,7 @@ def launch(experiment: str, overrides: Sequence[str], request: Request, *, dry_r
     if dry_run:
         write(script, text)
         return [*lines, f"wrote {script}; submit it with: sbatch {shlex.quote(str(script))}"]
-    with tempfile.NamedTemporaryFile("w", prefix="spikeprune-", suffix=".sh") as draft:
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix="spikeprune-", suffix=".sh") as draft:
         draft.write(text)
         draft.flush()
         slurm.sbatch(draft.name, "--test-only")

@@ -47,7 +47,7 @@ def cpu_share(root: Path = CGROUP) -> int:
     cores, so torch would start a thread for each, and all of them would wait for each other."""
     for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # version 2, version 1
         if all((root / name).is_file() for name in files):
-            quota, period = " ".join((root / name).read_text() for name in files).split()
+            quota, period = " ".join((root / name).read_text(encoding="utf-8") for name in files).split()
             return torch.get_num_threads() if quota in ("max", "-1") else max(1, -(-int(quota) // int(period)))
     return torch.get_num_threads()
 

@@ -112,6 +112,10 @@ def read(value: Any, kind: Any) -> Any:
 
 def _scalar(text: str, kind: type) -> Any:
     if kind is str:
+        if "\0" in text or any(
+            "\ud800" <= char <= "\udfff" for char in text
+        ):  # the latter: bytes that the locale lacks
+            raise Unreadable(" in UTF-8 (of the locale, too) and without NUL")
         return text
     if kind is bool:
         if text not in BOOLEANS:

@@ -33,7 +33,7 @@ def _ask(*command: str) -> subprocess.CompletedProcess[str]:
     """Raises InputError where the command is not on PATH."""
     if shutil.which(command[0]) is None:
         raise InputError(f"{command[0]} is not on PATH; SLURM's commands are found on a cluster's login node")
-    return subprocess.run(command, capture_output=True, text=True)
+    return subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
 
 
 def sbatch(script: str, *options: str) -> str:

@@ -49,7 +49,7 @@ def enter(sweep: Sweep, folder: Path) -> None:
     now = {key: value for key, value in sweep.tree.items() if key not in ("run_cap", "description", "name")}
     path = folder / "sweep.json"
     if path.is_file():
-        before = json.loads(path.read_text())
+        before = json.loads(path.read_text(encoding="utf-8"))
         changed = [key for key in {**before, **now} if before.get(key) != json.loads(json.dumps(now)).get(key)]
         if changed:
             raise InputError(

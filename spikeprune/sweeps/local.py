@@ -194,7 +194,7 @@ class Driver:
         for trial in sorted(self.known, key=lambda trial: trial.number):
             if self.state(trial) != "COMPLETE":
                 continue
-            summary = json.loads(trial.run.summary.read_text())
+            summary = json.loads(trial.run.summary.read_text(encoding="utf-8"))
             teacher = summary["teacher"]
             row = {"trial": trial.number, "values": {key: trial.values[key] for key in self.sweep.swept}}
             row["results"] = results(summary["stages"][summary["final"]], teacher)

@@ -61,7 +61,7 @@ def run_on_slurm(sweep: Sweep, trials: int | None, options: str) -> int:
 
 def _sbatch(command: list[str]) -> str:
     """SLURM's own words where it refuses a command; empty where it takes it."""
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     return (done.stderr or done.stdout).strip() if done.returncode else ""
 
 

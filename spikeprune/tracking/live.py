@@ -34,7 +34,7 @@ def wandb_id(run: RunDir) -> str:
     path = run.path / "wandb_id"
     if not path.is_file():
         write_atomic(path, os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
-    return path.read_text().strip()
+    return path.read_text(encoding="utf-8").strip()
 
 
 @contextmanager

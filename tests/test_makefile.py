@@ -52,6 +52,23 @@ def test_glue(make, tmp_path) -> None:
     assert load(words[1], words[2:]).data.source == "auto"
 
 
+def test_values_keep_every_sign(make) -> None:
+    name = """a b #1 %j 'q' "r" `t`, \\"""
+    _, words = make(
+        "glue", "TASK=rte", f"DATA=./{name}", f"TEACHER=./{name}", "ARGS='run.dir=exp #1' \"data.hub=x 'y'\""
+    )
+    config = load(words[1], words[2:])
+    assert (config.data.dir, config.teacher.checkpoint) == (f"./{name}", f"./{name}")
+    assert (config.run.dir, config.data.hub) == ("exp #1", "x 'y'")
+
+
+@pytest.mark.parametrize("target", ["glue", "slurm", "fetch", "ablation", "sweep", "sweep-local"])
+def test_arguments_are_not_cut_off(make, target) -> None:
+    """To the shell an unquoted # begins a comment."""
+    program, said = make(target, "TASK=rte", "SWEEP=budget", "ARGS=run.dir=exp #1")
+    assert not program and "error: ARGS: put quotes around what holds a #" in said[0]
+
+
 @pytest.mark.parametrize("target", ["glue", "slurm", "fetch", "ablation"])
 def test_a_task_is_asked_for(make, target) -> None:
     program, (said,) = make(target)

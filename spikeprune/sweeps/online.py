@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from spikeprune.errors import InputError
+from spikeprune.labels import label
 from spikeprune.sweeps.machine import gpus
 from spikeprune.sweeps.spec import Sweep
 from spikeprune.tracking.sweeps import agent_command, create_sweep
@@ -69,7 +70,7 @@ def start(sweep: Sweep, trials: int | None) -> str:
     """The sweep on the server, its size limited to `trials`; its name as agents take it."""
     tree = {**sweep.tree, **({"run_cap": trials} if trials else {})}
     project = tree.get("project") or os.environ.get("WANDB_PROJECT") or "spikeprune"
-    name = create_sweep({"name": sweep.path.stem, **tree}, project)
+    name = create_sweep({"name": label(sweep.path.stem), **tree}, project)
     print(f"sweep: {name}", flush=True)
     return name
 

@@ -38,14 +38,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--tag", default="")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_intermixed_args(arguments)  # make's options stand among the keys
-    try:
-        return run(seeds_of(args.seeds), args.only.split(), args.overrides, tagged(args.tag))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on where this one stopped", file=sys.stderr)
-        return 130
+    return streams.spoken(
+        lambda: run(seeds_of(args.seeds), args.only.split(), args.overrides, tagged(args.tag)), streams.GOES_ON
+    )
 
 
 def seeds_of(text: str) -> list[int]:
@@ -123,4 +118,4 @@ def run(seeds: list[int], names: list[str], overrides: list[str], tag: str = "")
 
 
 if __name__ == "__main__":
-    sys.exit(streams.spoken(lambda: main(sys.argv[1:])))
+    sys.exit(main(sys.argv[1:]))

@@ -25,7 +25,6 @@ from spikeprune.compress.budget import keep_highest
 from spikeprune.compress.criteria import CRITERIA
 from spikeprune.compress.stats import collect
 from spikeprune.compress.tuning import tune
-from spikeprune.errors import InputError
 from spikeprune.metrics import main_metric, task_metrics
 from spikeprune.models.outputs import INPUTS
 from spikeprune.models.student import Student
@@ -105,12 +104,8 @@ def main() -> int:
     parser.add_argument("--shares", type=float, nargs="+", default=[0.7, 0.5, 0.3, 0.2])
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    try:
-        for line in OneShot(args.run, args.stage, args.seed).table(args.shares):
-            print(line, flush=True)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for line in OneShot(args.run, args.stage, args.seed).table(args.shares):
+        print(line, flush=True)
     return 0
 
 

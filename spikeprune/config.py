@@ -142,6 +142,7 @@ class _Merge:
         self.resolved = resolved
         self.config = copy.deepcopy(_defaults())
         self.sources: dict[str, str] = {}
+        self.interpolated: dict[str, str] = {}
         self.unread: set[str] = set()
         self.problems: list[str] = []
 
@@ -170,6 +171,9 @@ class _Merge:
             if not self.resolved:
                 made = scalars.expanded(key, made)
             OmegaConf.update(self.config, key, made, merge=False)
+            self.interpolated.pop(key, None)
+            if scalars.interpolated(value) and not self.resolved:
+                self.interpolated[key] = made
             self.sources[key] = source
             self.unread.discard(key)
         except (OmegaConfBaseException, scalars.Unreadable) as error:
@@ -182,7 +186,8 @@ class _Merge:
         for key in every_key():
             try:
                 OmegaConf.select(self.config, key)
-            except OmegaConfBaseException as error:  # a `${…}` that leads nowhere
+                self._check_interpolated(key)
+            except (OmegaConfBaseException, scalars.Unreadable) as error:  # a `${…}` that leads nowhere, or to no value
                 self.problem(f"{key}: {str(error).splitlines()[0]}", self.sources.get(key, ""))
                 self.unread.add(key)
                 OmegaConf.update(self.config, key, OmegaConf.select(_defaults(), key), merge=False)
@@ -192,6 +197,15 @@ class _Merge:
         if self.problems:
             raise InputError(_message(self.problems))
         return config
+
+    def _check_interpolated(self, key: str) -> None:
+        """Text that an interpolation gives is read as any other; OmegaConf alone would take yes for true."""
+        if key in self.interpolated:
+            found = OmegaConf.create({"value": self.interpolated[key]}, parent=self.config)["value"]
+            try:
+                scalars.read(found, type_of(key)) if isinstance(found, str) else None
+            except scalars.Unreadable as how:
+                raise scalars.Unreadable(f"is {found}: must be {in_words(type_of(key))}{how}") from None
 
     def _blame(self, keys: tuple[str, ...]) -> str:
         """Where the first of the keys that anybody set was set; a problem with defaults alone has no source."""

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from spikeprune import __version__, arguments, cli
+from spikeprune import __version__, arguments, cli, streams
 from spikeprune.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -180,7 +180,7 @@ def test_an_input_error_of_the_run_is_one_sentence(pipeline, capsys) -> None:
     assert capsys.readouterr().err == "error: MRPC/train.tsv: line 7 has no label\n"
 
 
-@pytest.mark.parametrize("number", cli.UNWRITABLE)
+@pytest.mark.parametrize("number", streams.UNWRITABLE)
 def test_a_full_or_closed_disk_is_one_sentence(pipeline, capsys, number: int) -> None:
     pipeline.run = raising(OSError(number, "the reason", "runs/x/metrics.jsonl"))
     assert cli.main(["train", GLUE]) == 2

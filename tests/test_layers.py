@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "spikeprune"
 # From the bottom up. A room may import from the rows below it and from itself, not from its neighbours in the row.
 ROWS = (
     ("__init__",),
-    ("errors", "signals", "streams", "terminal", "importing", "labels"),
-    ("tasks", "schema", "spiking", "size", "report", "ranks", "slurm"),
+    ("errors", "signals", "terminal", "importing", "labels"),
+    ("streams", "tasks", "schema", "spiking", "size", "report", "ranks", "slurm"),
     ("plan", "gains", "keys"),
     ("checks", "scalars", "models", "operations", "activity", "distill", "graphs", "lock"),
     ("config", "cost", "metrics", "data", "processes", "asking"),

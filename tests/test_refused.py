@@ -115,11 +115,15 @@ def test_all_problems_in_one_message(write) -> None:
         ("data=3", "data = 3: is a section, not a value"),
         ("data.dir.x=3", "data.dir.x: unknown key"),
         ("data.batch_size=${nope}", "data.batch_size: Interpolation key 'nope' not found"),
+        ("run.wandb=${oc.env:SPIKEPRUNE_TEST}", "run.wandb: is yes: must be true or false"),
+        ("data.dir=${", "data.dir = ${: must be text or null"),
+        ("seed=${task}", "seed: While dereferencing interpolation"),
         ("--seed=1", "--seed=1: write key=value"),
         ("=1", "=1: write key=value"),
     ],
 )
-def test_wrong_types(empty: Path, override: str, message: str) -> None:
+def test_wrong_types(empty: Path, override: str, message: str, monkeypatch) -> None:
+    monkeypatch.setenv("SPIKEPRUNE_TEST", "yes")
     assert problems(empty, override).startswith(message)
 
 

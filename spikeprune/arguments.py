@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from os.path import expanduser
 
-from spikeprune import __version__
+from spikeprune import __version__, scalars
 from spikeprune.errors import nearest
 from spikeprune.keys import type_of
 
@@ -135,16 +135,16 @@ def parser() -> argparse.ArgumentParser:
         "--dir", type=expanduser, metavar="DIR", help="of a local sweep; by default runs/sweeps/FILE-TASK-PRESET"
     )
     sweep.add_argument(
-        "--agents", metavar="N", type=int, help="W&B agents; by default one per GPU, 0 only makes the sweep"
+        "--agents", metavar="N", type=_whole, help="W&B agents; by default one per GPU, 0 only makes the sweep"
     )
 
     launch = _command(commands, "launch", "submit an experiment to SLURM, one run or an array", LAUNCH_EXAMPLES)
     _experiment(launch)
     launch.add_argument("--array", metavar="TASKS", help='tasks of an array, such as "mrpc rte"')
     launch.add_argument("--seeds", metavar="SEEDS", help="seeds of an array, such as 0-4 or 0,2,5-7")
-    launch.add_argument("--gpus", metavar="N", type=int, help="GPUs of each node; 0 runs on the CPU (default: 1)")
-    launch.add_argument("--nodes", metavar="N", type=int, help="nodes of each run")
-    launch.add_argument("--cpus", metavar="N", type=int, help="CPU cores of each process")
+    launch.add_argument("--gpus", metavar="N", type=_whole, help="GPUs of each node; 0 runs on the CPU (default: 1)")
+    launch.add_argument("--nodes", metavar="N", type=_whole, help="nodes of each run")
+    launch.add_argument("--cpus", metavar="N", type=_whole, help="CPU cores of each process")
     launch.add_argument("--time", metavar="TIME", help="limit of each job, as sbatch reads it: 30:00, 4:00:00, 1-0")
     launch.add_argument("--partition", metavar="NAME", help="partition of the cluster")
     launch.add_argument("--sbatch", metavar="OPTION", action="append", default=[], help="a further option of sbatch")
@@ -173,10 +173,17 @@ def _command(commands: argparse._SubParsersAction, name: str, text: str, example
     )
 
 
+def _whole(text: str) -> int:
+    try:
+        return scalars.read(text, int)
+    except scalars.Unreadable:
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number in plain digits") from None
+
+
 def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be a whole number of at least 1")
-    return int(text)
+    if _whole(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
+    return _whole(text)
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:

@@ -108,6 +108,8 @@ def test_every_command_that_is_offered_does_something() -> None:
         (("evaluate", "runs/x", "--compact", "--stage", "spatial"), "usage: "),
         (("launch", GLUE, "--seeds", "2-1", "sed=1"), "error: seeds = 2-1: write numbers"),
         (("launch", GLUE, "--gpus", "many"), "usage: "),
+        (("launch", GLUE, "--gpus", "1_0"), "usage: "),
+        (("sweep", "x.yaml", "--trials", "010"), "usage: "),
         ((), "usage: "),
     ],
 )

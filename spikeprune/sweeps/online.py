@@ -51,7 +51,11 @@ def run_on_slurm(sweep: Sweep, trials: int | None, options: str) -> int:
         raise InputError(
             "--slurm: sbatch is not on PATH: start the sweep on a machine that submits SLURM jobs, or without --slurm"
         )
-    command = ["sbatch", *shlex.split(options), f"--array=1-{number}", str(JOB)]
+    try:
+        given = shlex.split(options)
+    except ValueError as error:
+        raise InputError(f"--slurm={options}: {error}; write options as in a shell") from None
+    command = ["sbatch", *given, f"--array=1-{number}", str(JOB)]
     refused = _sbatch([*command[:1], "--test-only", *command[1:], "NAME"])
     if refused:
         raise InputError(f"sbatch refuses the job: {refused}")

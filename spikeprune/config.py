@@ -240,24 +240,10 @@ def _overrides(overrides: Iterable[str], merge: _Merge) -> Iterator[tuple[str, A
 def _read(path: Path, merge: _Merge) -> dict:
     """The tree of one file; {} with a problem noted when there is none to be had."""
     try:
-        tree = scalars.parse(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        merge.problem(f"{where}: bad YAML: {getattr(error, 'problem', None) or error}")
-    except UnicodeDecodeError:
-        merge.problem(f"{path}: is not a text file in UTF-8")
-    except FileNotFoundError:
-        beside = [p.name for p in path.parent.glob("*.yaml")]
-        there = f"; {path.parent} has {nearest(path.name, sorted(beside))}" if beside else ""
-        merge.problem(f"{path}: no such file{there}")
-    except OSError as error:
-        merge.problem(f"{path}: {error.strerror}")
-    else:
-        if tree is None or isinstance(tree, dict):
-            return tree or {}
-        merge.problem(f"{path}: must hold keys and values")
-    return {}
+        return scalars.parse_file(path)
+    except InputError as error:
+        merge.problem(str(error))
+        return {}
 
 
 def _chain(path: Path, merge: _Merge, depth: int = 0) -> list[Layer]:

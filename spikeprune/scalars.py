@@ -11,10 +11,12 @@ import math
 import re
 from dataclasses import is_dataclass
 from os.path import expanduser
+from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import yaml
 
+from spikeprune.errors import InputError, nearest
 from spikeprune.keys import type_of
 
 PATHS = ("run.dir", "run.start_from", "data.dir", "data.corpus", "teacher.checkpoint")
@@ -63,6 +65,27 @@ Loader.add_constructor(None, Loader.unknown)
 def parse(text: str) -> Any:
     """YAML whose scalars are text, or None for null. Raises yaml.YAMLError."""
     return yaml.load(text, Loader)  # noqa: S506 it makes text, lists and dicts alone
+
+
+def parse_file(path: Path) -> dict[str, Any]:
+    """The keys and values of a file. Raises InputError."""
+    try:
+        tree = parse(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise InputError(f"{where}: bad YAML: {getattr(error, 'problem', None) or error}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is not a text file in UTF-8") from None
+    except FileNotFoundError:
+        beside = sorted(p.name for p in path.parent.glob("*.yaml"))
+        there = f"; {path.parent} has {nearest(path.name, beside)}" if beside else ""
+        raise InputError(f"{path}: no such file{there}") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    if tree is not None and not isinstance(tree, dict):
+        raise InputError(f"{path}: must hold keys and values")
+    return tree or {}
 
 
 def plain(value: Any) -> Any:

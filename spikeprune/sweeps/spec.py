@@ -107,25 +107,10 @@ def read(path: str | Path, given: Iterable[str] = ()) -> Sweep:
 
 
 def _tree(path: Path) -> dict[str, Any]:
-    try:
-        tree = scalars.parse(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        there = sorted(p.name for p in path.parent.glob("*.yaml"))
-        beside = f"; {path.parent} has {nearest(path.name, there)}" if there else ""
-        raise InputError(f"{path}: no such file{beside}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise InputError(f"{where}: bad YAML: {getattr(error, 'problem', None) or error}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if not isinstance(tree, dict):
-        raise InputError(f"{path}: must hold keys and values")
-    parameters = tree.get("parameters")
-    if isinstance(parameters, dict):
-        parameters = {key: _of_parameter(key, how) for key, how in parameters.items()}
-    else:
-        parameters = scalars.plain(parameters)
+    tree = scalars.parse_file(path)
+    found = tree.get("parameters")
+    typed = isinstance(found, dict)
+    parameters = {key: _of_parameter(key, how) for key, how in found.items()} if typed else scalars.plain(found)
     return {key: parameters if key == "parameters" else scalars.plain(value) for key, value in tree.items()}
 
 

@@ -30,7 +30,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from spikeprune import pipeline, ranks
+from spikeprune import pipeline, ranks, streams
 from spikeprune.builders import trainers
 from spikeprune.config import load, read_resolved
 from spikeprune.errors import InputError
@@ -129,11 +129,11 @@ def measure(args: argparse.Namespace, folder: Path, devices: int, batch: int, st
     if not teacher.is_dir():
         shutil.copytree(run.stage("teacher"), teacher)
     measured = {name: run.record(name) for name in stages}
-    parts = json.loads((folder / "parts.json").read_text())
+    parts = json.loads((folder / "parts.json").read_text(encoding="utf-8"))
     parts |= {"rest": whole - sum(parts.values())}
     print(f"   {whole:.1f} s: {', '.join(f'{part} {seconds:.1f}' for part, seconds in parts.items())}", flush=True)
     return {
-        "blocks": json.loads((folder / "blocks.json").read_text()),
+        "blocks": json.loads((folder / "blocks.json").read_text(encoding="utf-8")),
         "main": {name: record["main"] for name, record in measured.items()},
         "steps": measured["internal_kd"]["steps"],
         "parts": parts,
@@ -144,7 +144,7 @@ def measure(args: argparse.Namespace, folder: Path, devices: int, batch: int, st
 
 def made_on(run: RunDir) -> dict[str, Any]:
     """What a leg ran on and learnt from, by its own word; all but its threads is the same in every leg."""
-    summary, config = json.loads(run.summary.read_text()), read_resolved(run.config)
+    summary, config = json.loads(run.summary.read_text(encoding="utf-8")), read_resolved(run.config)
     facts = {key: summary[key] for key in ("hardware", "commit", "preset")}
     data = {"data": summary["data"]["banner"], "train_limit": config.data.train_limit}
     return {**facts, "torch": summary["versions"]["torch"], **data}
@@ -225,18 +225,14 @@ def main() -> int:
     args = parser.parse_intermixed_args()
     if not args.leg and not (args.data and args.teacher):
         parser.error("--data and --teacher are needed")
-    try:
-        if args.leg:
-            leg(args.leg, args.warm, args.block, args.since, args.overrides)
-            return 0
-        with tempfile.TemporaryDirectory(prefix="bench-ddp-") as work:
-            args.work = Path(work)
-            compare(args)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if args.leg:
+        leg(args.leg, args.warm, args.block, args.since, args.overrides)
+        return 0
+    with tempfile.TemporaryDirectory(prefix="bench-ddp-") as work:
+        args.work = Path(work)
+        compare(args)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(streams.spoken(main))

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import argparse
 import copy
+import sys
 from collections.abc import Iterator
 
 import torch
 
-from spikeprune import evaluation, saved
+from spikeprune import evaluation, saved, streams
 from spikeprune.builders.modules import student_module
 from spikeprune.builders.networks import student_shape
 from spikeprune.compress import search
@@ -98,7 +99,7 @@ class OneShot:
                 yield " | ".join([f"| {share}", name, *found]) + " |"
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("run")
     parser.add_argument("--stage")
@@ -107,7 +108,8 @@ def main() -> None:
     args = parser.parse_args()
     for line in OneShot(args.run, args.stage, args.seed).table(args.shares):
         print(line, flush=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(streams.spoken(main))

@@ -41,7 +41,7 @@ COLUMNS = (
 
 
 def summaries() -> list[dict]:
-    return [json.loads(path.read_text()) for path in sorted(KEPT.glob("*.json"))]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(KEPT.glob("*.json"))]
 
 
 def keep(run: Path) -> None:
@@ -50,7 +50,7 @@ def keep(run: Path) -> None:
     named = [summary["task"], str(summary["preset"]), summary["data"]["source"], *few_bits(summary)]
     name = "-".join([*named, f"s{summary['seed']}"])
     KEPT.mkdir(exist_ok=True)
-    (KEPT / f"{name}.json").write_text(json.dumps(summary, indent=1) + "\n")
+    (KEPT / f"{name}.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
 
 
 def keep_ablation(folder: Path) -> None:
@@ -67,12 +67,12 @@ def keep_ablation(folder: Path) -> None:
     ABLATIONS.mkdir(parents=True, exist_ok=True)
     name = "-".join([first["task"], str(first["preset"]), first["data"]["source"]])
     name += tag_of(folder.resolve().name, f"{first['task']}-{first['preset']}")
-    (ABLATIONS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    (ABLATIONS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def of_a_commit(path: Path) -> dict:
     """A run's summary, if what made it can be looked up again."""
-    summary = json.loads(path.read_text())
+    summary = json.loads(path.read_text(encoding="utf-8"))
     if summary["commit"] == "unknown" or summary["commit"].endswith("-dirty"):
         refuse(f"{path}: made by commit {summary['commit']}; run it again from a clean checkout")
     return summary
@@ -127,7 +127,7 @@ def ablation_tables() -> str:
 
     parts = []
     for path in sorted(ABLATIONS.glob("*.json"), key=lambda path: path.stem):
-        kept = {tuple(key.rsplit(" ", 1)): run for key, run in json.loads(path.read_text()).items()}
+        kept = {tuple(key.rsplit(" ", 1)): run for key, run in json.loads(path.read_text(encoding="utf-8")).items()}
         found = {(name, int(seed)): run for (name, seed), run in kept.items()}
         made = sorted({f"{run['hardware']}, commit `{run['commit']}`" for run in found.values()})
         first = next(iter(found.values()))
@@ -233,12 +233,12 @@ def main(arguments: list[str]) -> int:
         parser.error("--check keeps no runs; leave it out, or them")
     for run in given.runs:
         (keep if (run / "summary.json").is_file() else keep_ablation)(run)
-    readme = README.read_text()
+    readme = README.read_text(encoding="utf-8")
     made = with_table(with_table(readme, "results", table(summaries())), "ablation", ablation_tables())
     if given.check:
         print("README.md is what the summaries give" if made == readme else "README.md differs: run make results")
         return int(made != readme)
-    README.write_text(made)
+    README.write_text(made, encoding="utf-8")
     from spikeprune.report.figure import pipeline_figure, results_figure
 
     glue = [summary for summary in summaries() if summary["data"]["source"] != "embedded"]

@@ -4,17 +4,13 @@ answer at once."""
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 
-from spikeprune import importing, signals, slurm
+from spikeprune import importing, signals, slurm, streams
 from spikeprune.arguments import parse
-from spikeprune.errors import InputError
-
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -120,26 +116,15 @@ def _stopped(stop: signals.Stopped) -> int:
     return stop.code
 
 
-def _sentence(error: OSError) -> str:
-    place = f"{error.filename}: " if error.filename else ""
-    return f"{place}cannot be written: {error.strerror or error}"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    resumes = next((word for word in words if not word.startswith("-")), "") in ("train", "sweep")
+    return streams.spoken(lambda: act(words), streams.GOES_ON if resumes else "")
+
+
+def act(words: Sequence[str]) -> int:
+    args = parse(words)
     try:
         return ACTIONS[args.command](args) or 0
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
-            raise
-        print(f"error: {_sentence(error)}", file=sys.stderr)
-        return 2
     except signals.Stopped as stop:
         return _stopped(stop)
-    except KeyboardInterrupt:
-        again = "; the same command goes on where this one stopped" if args.command in ("train", "sweep") else ""
-        print(f"\ninterrupted{again}", file=sys.stderr)
-        return 130

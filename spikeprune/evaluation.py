@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from spikeprune import processes
 from spikeprune.builders.modules import student_module
 from spikeprune.config import read_resolved
 from spikeprune.errors import InputError
@@ -68,6 +69,7 @@ def reopen(
     quiet()
     directory = RunDir.open(run_dir)
     config = read_resolved(directory.config, overrides)
+    processes.check_devices(config.run.accelerator, devices=1)
     config.run.progress = progress
     if data_dir is not None:
         config.data.source, config.data.dir = "dir", data_dir

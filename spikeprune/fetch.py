@@ -57,7 +57,9 @@ def offline(experiment: str, overrides: Sequence[str], tasks: Sequence[str]) -> 
     empty where nothing is missing."""
     array = [f"--array={' '.join(tasks)}"] if tasks else []
     command = [sys.executable, "-m", "spikeprune", "fetch", "--check", *array, experiment, *overrides]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **OFFLINE})
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", env={**os.environ, **OFFLINE}
+    )
     if done.returncode not in (0, 2):
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
     return done.stderr.strip().removeprefix("error: ") if done.returncode else ""

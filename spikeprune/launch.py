@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from spikeprune import fetch, slurm
 from spikeprune.config import load
 from spikeprune.errors import InputError
+from spikeprune.labels import label
 from spikeprune.lock import RunLock
 from spikeprune.plan import active_stages, value_of
 from spikeprune.rundir import RunDir, write_atomic
@@ -79,7 +80,7 @@ def launch(experiment: str, overrides: Sequence[str], request: Request, *, dry_r
     if dry_run:
         write(script, text)
         return [*lines, f"wrote {script}; submit it with: sbatch {shlex.quote(str(script))}"]
-    with tempfile.NamedTemporaryFile("w", prefix="spikeprune-", suffix=".sh") as draft:
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix="spikeprune-", suffix=".sh") as draft:
         draft.write(text)
         draft.flush()
         slurm.sbatch("--test-only", draft.name)
@@ -140,7 +141,7 @@ def read_seeds(text: str) -> list[int]:
     """`0-4` or `0,2,5-7` -> the seeds, each once. Raises InputError."""
     seeds: dict[int, None] = {}
     for part in text.replace(",", " ").split() or [""]:
-        found = re.fullmatch(r"(\d{1,10})(?:-(\d{1,10}))?", part)
+        found = re.fullmatch(r"(0|[1-9][0-9]{,9})(?:-(0|[1-9][0-9]{,9}))?", part)
         first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
         if first > last or last - first >= MOST:
             raise InputError(f"seeds = {text}: write numbers and rising ranges, such as 0-4 or 0,2,5-7")
@@ -175,6 +176,10 @@ def _run(experiment: str, overrides: Sequence[str], request: Request) -> Run:
     forced = tuple(f"{key}={value}" for key, value in values.items() if value != value_of(config, key))
     forced += () if any(o.startswith("run.progress=") for o in overrides) else ("run.progress=false",)
     config = load(experiment, [*overrides, *forced])
+    if any(char < " " or char in "\x7f\\" for char in str(Path(config.run.dir).absolute())):
+        raise InputError(
+            f"run.dir = {config.run.dir!r}: a job's log cannot have a backslash or a line break in its path"
+        )
     if config.data.source == "auto":
         raise InputError(
             "data.source = auto: a compute node must not choose its data by what it can reach; set data.source=hub "
@@ -217,7 +222,7 @@ def render(
 ) -> str:
     """The script. Raises InputError for a template that asks for an unknown word."""
     known = {
-        "name": folder.name,
+        "name": label(folder),
         "script": shlex.quote(str(folder / SCRIPT)),
         "command": " ".join(command.split()),
         "resources": "\n".join(f"#SBATCH {line}" for line in resources(request, runs, folder)),
@@ -244,18 +249,25 @@ def resources(request: Request, runs: list[Run], folder: Path) -> Iterator[str]:
     log = folder.absolute() / ("slurm-%j.log" if single else "slurm-%A_%a.log")
     if not single:
         yield f"--array=0-{len(runs) - 1}"
-    yield f"--chdir={shlex.quote(str(Path.cwd()))}"
-    yield f"--output={shlex.quote(str(log.parent).replace('%', '%%') + '/' + log.name)}"
+    yield f"--chdir={quoted(str(Path.cwd()))}"
+    yield f"--output={quoted(str(log.parent).replace('%', '%%') + '/' + log.name)}"
     yield f"--nodes={run.num_nodes}"
     yield f"--ntasks-per-node={run.devices}"
     yield f"--cpus-per-task={request.cpus or run.threads or 2}"
     if run.accelerator == "gpu":
         yield f"--gres=gpu:{run.devices}"
     if request.time:
-        yield f"--time={shlex.quote(request.time)}"
+        yield f"--time={quoted(request.time)}"
     if request.partition:
-        yield f"--partition={shlex.quote(request.partition)}"
+        yield f"--partition={quoted(request.partition)}"
     yield from request.options
+
+
+def quoted(text: str) -> str:
+    """As sbatch reads the value of a directive: a backslash escapes inside quotes of either kind, and # needs some."""
+    if re.fullmatch(r"[\w@%+=:,./-]+", text):
+        return text
+    return '"' + re.sub(r'(["\\])', r"\\\1", text) + '"'
 
 
 def choice(runs: list[Run]) -> str:

@@ -52,13 +52,13 @@ class Holder:
 
 def _boot() -> str:
     path = Path("/proc/sys/kernel/random/boot_id")
-    return path.read_text().strip() if path.is_file() else ""
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
 
 
 def _started(pid: int) -> str:
     """When a process began; empty where there is none, or only its remains (a zombie)."""
     try:
-        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        state, *rest = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return ""
     return "" if state in "ZX" else rest[18]
@@ -128,7 +128,7 @@ class RunLock:
 
     def _read(self, number: int) -> Holder | None:
         try:
-            return Holder(**json.loads(self._path(number).read_text()))
+            return Holder(**json.loads(self._path(number).read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError):
@@ -136,7 +136,7 @@ class RunLock:
 
     def _make(self, number: int) -> bool:
         draft = self.folder / f".lock.{secrets.token_hex(8)}"
-        draft.write_text(json.dumps(asdict(Holder.me())))
+        draft.write_text(json.dumps(asdict(Holder.me())), encoding="utf-8")
         try:
             os.link(draft, self._path(number))
         except FileExistsError:

@@ -41,6 +41,7 @@ def run_here(config: Config) -> dict[str, Any]:
     """`run` in one of its processes."""
     kernels = ranks.first(lambda: arithmetic.kernels(config))
     ranks.first(lambda: arithmetic.precision(config))
+    graphs = ranks.first(lambda: arithmetic.cuda_graphs(config))
     mode = ranks.first(lambda: online.chosen_mode(config))
     parts = ranks.first(lambda: prepare(config))
     directory = RunDir(config.run.dir)
@@ -50,8 +51,10 @@ def run_here(config: Config) -> dict[str, Any]:
     try:
         if ranks.first(lambda: begin(parts, directory, lock)):
             say(f"{directory.path}: is finished, nothing is run again")
-            return ranks.first(lambda: json.loads(directory.summary.read_text()))
+            return ranks.first(lambda: json.loads(directory.summary.read_text(encoding="utf-8")))
         with live.tracked(config, directory, mode, parts.active()):
+            say(parts.raw.banner)
+            say(f"kernels: {kernels}{', CUDA graphs' if graphs else ''}")
             return run_begun(parts, directory, kernels, shared, why)
     finally:
         lock.release()
@@ -83,7 +86,7 @@ def enter(directory: RunDir, parts: Parts) -> None:
                 f"run.dir: {directory.path} was started with another configuration; use another run.dir or the old "
                 "values:\n" + "\n".join(f"  {line}" for line in changed)
             )
-        made_from = json.loads((directory.path / "data.json").read_text())
+        made_from = json.loads((directory.path / "data.json").read_text(encoding="utf-8"))
         if made_from["fingerprint"] != parts.raw.fingerprint:
             raise InputError(
                 f"run.dir: {directory.path} was started on other data ({made_from['origin']}, fingerprint "
@@ -104,8 +107,6 @@ def bytes_needed(parts: Parts) -> int:
 def run_begun(parts: Parts, directory: RunDir, kernels: str, shared: list[str], why: str) -> dict[str, Any]:
     """Say what is run, take over the stages that are shared, and run the rest."""
     config = parts.config
-    say(parts.raw.banner)
-    say(f"kernels: {kernels}{', CUDA graphs' if arithmetic.cuda_graphs(config) else ''}")
     if config.run.products != "float":
         say(f"products: {config.run.products} in what is measured, where weights are quantized")
     if shared and (taken := ranks.first(lambda: take_over(parts, directory, shared))):
@@ -122,13 +123,18 @@ def run_stages(parts: Parts, directory: RunDir, kernels: str) -> dict[str, Any]:
             continue
         stop_if_told()
         say(f"[{number}/{len(stages)}] {name}: {parts.stage(name).epochs} epochs")
-        L.seed_everything(parts.config.seed + zlib.crc32(name.encode()) % 10_000, verbose=False)
+        L.seed_everything(stage_seed(parts.config.seed, name), verbose=False)
         if name == "teacher":
             teach(parts, directory)
         else:
             learn(parts, directory, name, before(stages, name))
         live.stage_done(directory, name, stages)
     return ranks.first(lambda: finish(parts, directory, {"kernels": kernels}))
+
+
+def stage_seed(seed: int, stage: str) -> int:
+    """Each stage draws anew, from 32 bits: numpy takes no more."""
+    return (seed + zlib.crc32(stage.encode()) % 10_000) % 2**32
 
 
 def before(stages: list[str], name: str) -> str | None:

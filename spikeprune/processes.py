@@ -77,9 +77,10 @@ def started(config: Config) -> Iterator[None]:
     """The body runs in each process of the run; past its end only rank 0 goes on, the others leave.
 
     Raises InputError where the machine or the launcher does not offer what the configuration asks for. With one device
-    it does nothing at all.
+    it does nothing else.
     """
     run = config.run
+    check_devices(run.accelerator, run.devices)
     if not distributed(run):
         yield
         return
@@ -190,8 +191,12 @@ def check(run: Run) -> None:
             f"{wanted}: nobody has started it on several machines; use srun, torchrun, or the same command on each "
             "with MASTER_ADDR, MASTER_PORT and NODE_RANK set"
         )
+
+
+def check_devices(accelerator: str, devices: int) -> None:
+    """Raises InputError where this machine has not the GPUs that the configuration asks for."""
     gpus = torch.cuda.device_count()
-    if run.accelerator != "cpu" and gpus and gpus < run.devices:
-        raise InputError(f"run.devices = {run.devices}: this machine has {gpus} GPU{'s' * (gpus > 1)}")
-    if run.accelerator == "gpu" and not gpus:
-        raise InputError("run.accelerator = gpu: this machine has none")
+    if accelerator == "gpu" and not gpus:
+        raise InputError("run.accelerator = gpu: this machine has none that torch can use; use cpu or auto")
+    if accelerator != "cpu" and gpus and gpus < devices:
+        raise InputError(f"run.devices = {devices}: this machine has {gpus} GPU{'s' * (gpus > 1)}")

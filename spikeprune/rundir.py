@@ -136,7 +136,7 @@ class RunDir:
         if not path.is_file():
             done = [p.parent.name for p in sorted((self.path / "stages").glob("*/record.json"))]
             raise InputError(f"{self.path}: stage {name!r} is not finished; finished are: {', '.join(done) or 'none'}")
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
 
     def finish(self, name: str, record: dict[str, Any]) -> None:
         write_json(self.stage(name) / "record.json", record)
@@ -160,19 +160,19 @@ class RunDir:
         again = f"`spikeprune compact {self.path}` makes it"
         if not path.is_file():
             raise InputError(f"{self.path}: holds no compacted model; {again}")
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
         stage, weights = record["parent"]["stage"], record["parent"]["weights"]
         if not self.finished(stage) or self.record(stage)["weights"] != weights:
             raise InputError(f"{self.compact}: its stage {stage!r} has changed since; {again} again")
         return record
 
     def append_metrics(self, record: dict[str, Any]) -> None:
-        with self.metrics.open("a") as file:
+        with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Every record; a last line that a kill cut short is left out."""
-        lines = self.metrics.read_text().split("\n")[:-1] if self.metrics.is_file() else []
+        lines = self.metrics.read_text(encoding="utf-8").split("\n")[:-1] if self.metrics.is_file() else []
         return [json.loads(line) for line in lines]
 
     def rewind_metrics(self, stages: Iterable[str], stage: str, step: int) -> None:

@@ -61,12 +61,12 @@ def load_student(directory: RunDir, name: str, weights: str | None = None, spars
 def load_compact(directory: RunDir) -> Student:
     """The student that `spikeprune compact` left."""
     data = read_verified(directory.compact / WEIGHTS, directory.compact_record()["weights"])
-    values = json.loads((directory.compact / "student.json").read_text())
+    values = json.loads((directory.compact / "student.json").read_text(encoding="utf-8"))
     return restored(values, safetensors.torch.load(data))
 
 
 def rebuild(folder: Path, state: dict[str, torch.Tensor], weights: str | None = None, sparse: bool = False) -> Student:
-    values = json.loads((folder / "student.json").read_text())
+    values = json.loads((folder / "student.json").read_text(encoding="utf-8"))
     values["sparse"] = sparse or values.get("sparse", False)
     if weights not in (None, values["weights"]) and not state.get("strength", 0.0):
         values["weights"] = weights

@@ -235,7 +235,7 @@ class Config:
     ablation: str | None = (
         None  # which parts of the compression: a file of experiments/ablations, read after the preset
     )
-    seed: int = 0
+    seed: int = 0  # 0 to 4294967295
     run: Run = field(default_factory=Run)
     data: Data = field(default_factory=Data)
     teacher: Teacher = field(default_factory=Teacher)

@@ -32,7 +32,7 @@ def shared_stages(parts: Parts) -> tuple[list[str], str]:
     """
     source = RunDir.open(parts.config.run.start_from)
     theirs, mine = read_resolved(source.config), parts.config
-    fingerprint = json.loads((source.path / "data.json").read_text())["fingerprint"]
+    fingerprint = json.loads((source.path / "data.json").read_text(encoding="utf-8"))["fingerprint"]
     other = [line for line in differences(theirs, mine, ()) if _decides(line, (*COMMON, *RUN), but=(*CORPUS, *PLACES))]
     if fingerprint != parts.raw.fingerprint:
         other.append(f"data: fingerprint {fingerprint} → {parts.raw.fingerprint}")

@@ -34,7 +34,7 @@ def _ask(*command: str, environment: Mapping[str, str] | None = None) -> subproc
     """Raises InputError where the command is not on PATH."""
     if shutil.which(command[0]) is None:
         raise InputError(f"{command[0]} is not on PATH; SLURM's commands are found on a cluster's login node")
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
+    return subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", env=environment)
 
 
 def sbatch(*words: str, environment: Mapping[str, str] | None = None) -> str:

@@ -72,6 +72,23 @@ def test_configuration(refuse, override: str, words: tuple[str, ...]) -> None:
     assert all(word in message for word in words), message
 
 
+@pytest.mark.parametrize(
+    ("gpus", "overrides", "words"),
+    [
+        (0, ["run.accelerator=gpu"], "run.accelerator = gpu: this machine has none"),
+        (0, ["run.accelerator=gpu", "run.devices=2"], "run.accelerator = gpu: this machine has none"),
+        (0, ["run.cuda_graphs=on"], "run.cuda_graphs = on: needs a CUDA device"),
+        (1, ["run.accelerator=auto", "run.devices=2"], "run.devices = 2: this machine has 1 GPU"),
+        (2, ["run.accelerator=gpu", "run.devices=3"], "run.devices = 3: this machine has 2 GPUs"),
+        (0, ["run.accelerator=tpu"], "run.accelerator = tpu: choose from auto, cpu, gpu"),
+    ],
+)
+def test_devices_that_are_not_there(refuse, monkeypatch, gpus: int, overrides: list[str], words: str) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpus > 0)
+    assert words in refuse("data.source=embedded", *overrides)
+
+
 def test_several_problems_come_in_one_message(refuse) -> None:
     message = refuse("task=mrcp", "student.t_steps=0", "seeed=1")
     assert all(word in message for word in ("mrcp", "t_steps", "seeed")), message

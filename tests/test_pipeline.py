@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import lightning
 import pytest
 import torch
 from children import leg
@@ -13,7 +14,7 @@ from micro import BATCHES, GLUE, STAGES, micro, write_sst2
 
 from spikeprune import cli, evaluation, pipeline
 from spikeprune.callbacks.synops import SynOpsLogger
-from spikeprune.config import load, read_resolved
+from spikeprune.config import Config, load, read_resolved
 from spikeprune.data.glue import RawData, Split
 from spikeprune.errors import InputError
 from spikeprune.measure import check_teacher
@@ -264,6 +265,16 @@ def test_a_teacher_must_be_better_than_the_majority_not_level_with_it(name, taug
     check(taught)
     with pytest.raises(InputError, match=r"no better than always giving the same answer \((611|0\.000)\)"):
         check(plain)
+
+
+@pytest.mark.parametrize("seed", [0, 2**32 - 5000, 2**32 - 1])
+def test_every_seed_that_is_allowed_gives_stages_seeds_that_are_taken(seed, tmp_path) -> None:
+    (tmp_path / "empty.yaml").touch()
+    assert load(tmp_path / "empty.yaml", [f"seed={seed}"]).seed == seed
+    seeds = [pipeline.stage_seed(seed, stage) for stage in Config().run.stages]
+    assert len(set(seeds)) == len(seeds)
+    for found in seeds:
+        assert lightning.seed_everything(found, verbose=False) == found
 
 
 def test_generated_data_are_never_called_glue(tmp_path, monkeypatch) -> None:

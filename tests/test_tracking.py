@@ -26,10 +26,10 @@ from spikeprune.tracking import online as connection
 def offline(tmp_path_factory, glue) -> RunDir:
     """A run without a key, finished."""
     folder = tmp_path_factory.mktemp("offline")
-    arguments = train(folder / "run", glue, "run.wandb_artifact=true")
+    arguments = train(folder / "run+1", glue, "run.wandb_artifact=true")
     assert start(arguments, folder / "log") == 0, (folder / "log").read_text()
     assert "W&B: offline, since there is no key for" in (folder / "log").read_text()
-    return RunDir(folder / "run")
+    return RunDir(folder / "run+1")
 
 
 def inspect(folder: Path) -> list[dict]:
@@ -109,7 +109,7 @@ def test_each_stage_leaves_a_table_of_its_layers(offline, stage) -> None:
 
 def test_the_compressed_student_is_an_artifact_where_asked_for(offline, records) -> None:
     [model] = [a for a in of_type(records, "artifact") if a["type"] == "model"]
-    assert model["name"] == "run-student"
+    assert model["name"] == "run-1-student"  # W&B takes no +
     files = {entry["path"]: Path(entry["local_path"]) for entry in model["manifest"]["contents"]}
     assert set(files) == {"model.safetensors", "student.json", "config.yaml", "summary.json"}
     assert files["model.safetensors"] == offline.stage("spatial") / "model.safetensors"

@@ -98,6 +98,16 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         " compress.quantize.begin compress.quantize.end compress.joint.begin compress.joint.end compress.joint.recover",
     ),
     ("must not be empty", lambda v: v.strip() != "", "run.dir run.wandb_project data.hub"),
+    (
+        "must have at most 128 characters, none of them / \\ # ? % :",
+        lambda v: len(v) <= 128 and not set(v) & set("/\\#?%:"),
+        "run.wandb_project",
+    ),
+    (
+        "must not be empty; write null for no value",
+        lambda v: v.strip() != "",
+        "run.start_from data.dir teacher.checkpoint preset ablation",
+    ),
 )
 
 

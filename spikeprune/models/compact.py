@@ -202,7 +202,7 @@ def restored(values: dict[str, Any], tensors: dict[str, Tensor]) -> Student:
 
 def load(folder: str | Path) -> Student:
     """The student that `spikeprune compact` wrote to `folder`, in evaluation mode; its tokenizer lies beside it."""
-    values = json.loads((Path(folder) / "student.json").read_text())
+    values = json.loads((Path(folder) / "student.json").read_text(encoding="utf-8"))
     return restored(values, safetensors.torch.load_file(Path(folder) / "model.safetensors"))
 
 

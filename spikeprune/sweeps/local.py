@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from spikeprune import scalars
 from spikeprune.errors import InputError
 from spikeprune.lock import RunLock
 from spikeprune.report.results import results
@@ -139,10 +140,10 @@ class Driver:
         taken = {other.slot for other in self.running}
         trial.slot = next(i for i in range(self.jobs) if i not in taken)
         threads = max(1, cores() // self.jobs)
-        mine = [f"run.dir={trial.run.path}", "run.wandb=false"]
+        mine = [scalars.of_path("run.dir", trial.run.path), "run.wandb=false"]
         donor = max(self.known, key=lambda other: other.made_for(trial))
         if donor.made_for(trial) > trial.made_for(trial):
-            mine.append(f"run.start_from={donor.run.path}")
+            mine.append(scalars.of_path("run.start_from", donor.run.path))
         mine += ["run.progress=false", f"run.threads={threads}"]
         environment = {"OMP_NUM_THREADS": str(threads)}
         if self.devices:
@@ -204,7 +205,7 @@ class Driver:
         for trial in sorted(self.known, key=lambda trial: trial.number):
             if self.state(trial) != "COMPLETE":
                 continue
-            summary = json.loads(trial.run.summary.read_text())
+            summary = json.loads(trial.run.summary.read_text(encoding="utf-8"))
             teacher = summary["teacher"]
             row = {"trial": trial.number, "values": {key: trial.values[key] for key in self.sweep.swept}}
             row["results"] = results(summary["stages"][summary["final"]], teacher)

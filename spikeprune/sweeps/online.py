@@ -10,6 +10,7 @@ from pathlib import Path
 
 from spikeprune import slurm
 from spikeprune.errors import InputError
+from spikeprune.labels import label
 from spikeprune.sweeps.machine import gpus
 from spikeprune.sweeps.spec import Sweep
 from spikeprune.tracking.sweeps import agent_command, create_sweep
@@ -46,7 +47,11 @@ def run_on_slurm(sweep: Sweep, trials: int | None, options: str) -> int:
     number = trials or sweep.run_cap or sweep.size
     if number is None:
         raise InputError(f"{sweep.path}: a {sweep.method} sweep has no end; give --trials N or run_cap in the file")
-    command = [*shlex.split(options), f"--array=1-{number}", str(JOB)]
+    try:
+        given = shlex.split(options)
+    except ValueError as error:
+        raise InputError(f"--slurm={options}: {error}; write options as in a shell") from None
+    command = [*given, f"--array=1-{number}", str(JOB)]
     slurm.sbatch("--test-only", *command, "NAME")
     name = start(sweep, trials)
     print(shlex.join(["sbatch", *command, name]), flush=True)
@@ -58,7 +63,7 @@ def start(sweep: Sweep, trials: int | None) -> str:
     """The sweep on the server, its size limited to `trials`; its name as agents take it."""
     tree = {**sweep.tree, **({"run_cap": trials} if trials else {})}
     project = tree.get("project") or os.environ.get("WANDB_PROJECT") or "spikeprune"
-    name = create_sweep({"name": sweep.path.stem, **tree}, project)
+    name = create_sweep({"name": label(sweep.path.stem), **tree}, project)
     print(f"sweep: {name}", flush=True)
     return name
 

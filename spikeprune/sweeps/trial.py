@@ -82,7 +82,7 @@ class Trial:
 
     def why_failed(self, code: int | None) -> str:
         """The last line that it printed."""
-        lines = self.log.read_text(errors="replace").strip().splitlines()
+        lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return lines[-1] if lines else f"exit code {code}"
 
     def say(self, text: str) -> None:

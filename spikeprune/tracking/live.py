@@ -18,6 +18,7 @@ from typing import Any
 
 from spikeprune import ranks
 from spikeprune.errors import InputError
+from spikeprune.labels import label
 from spikeprune.report.results import layer_rows, results
 from spikeprune.rundir import WEIGHTS, RunDir, write_atomic
 from spikeprune.schema import Config
@@ -31,7 +32,7 @@ def wandb_id(run: RunDir) -> str:
     path = run.path / "wandb_id"
     if not path.is_file():
         write_atomic(path, os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
-    return path.read_text().strip()
+    return path.read_text(encoding="utf-8").strip()
 
 
 @contextmanager
@@ -67,7 +68,7 @@ def _open(config: Config, run: RunDir, mode: str, stages: list[str], patient: bo
         opened = wandb.init(
             project=config.run.wandb_project,
             id=wandb_id(run),
-            name=run.path.name,
+            name=label(run.path),
             resume="allow",
             dir=run.path,
             config=asdict(config),
@@ -151,7 +152,7 @@ def finished(config: Config, run: RunDir, summary: Mapping[str, Any]) -> None:
         folder = run.stage(summary["final"])
         kept = {key: summary["stages"][summary["final"]][key] for key in ("heads", "ffn", "t_steps")}
         facts = {"stage": summary["final"], "task": summary["task"], **kept}
-        artifact = wandb.Artifact(f"{run.path.name}-student", "model", metadata=facts)
+        artifact = wandb.Artifact(label(run.path, "-student"), "model", metadata=facts)
         for path in (folder / WEIGHTS, folder / "student.json", run.config, run.summary):
             artifact.add_file(str(path), policy="immutable", skip_cache=True)
         opened.log_artifact(artifact)

@@ -30,5 +30,5 @@ def sync(run_dir: str | Path) -> str:
         for stage in (name for name in stages if not run.finished(name)):
             replay(run, stage)
         if run.summary.is_file():
-            finished(config, run, json.loads(run.summary.read_text()))
+            finished(config, run, json.loads(run.summary.read_text(encoding="utf-8")))
         return open_run().url or open_run().id

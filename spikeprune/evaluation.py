@@ -79,7 +79,7 @@ def reopen(
 
 def compared_data(directory: RunDir, parts: Parts) -> dict[str, Any]:
     """`same_data`: whether the data now are those that the run was made from; where not, `run_data` has those."""
-    own = json.loads((directory.path / "data.json").read_text())
+    own = json.loads((directory.path / "data.json").read_text(encoding="utf-8"))
     same = own["fingerprint"] == parts.raw.fingerprint
     return {"same_data": same} if same else {"same_data": same, "run_data": own}
 

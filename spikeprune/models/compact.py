@@ -7,7 +7,6 @@ hidden size D and the head size d stay.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from spikeprune.models.description import read_description
 from spikeprune.models.matrices import codes
 from spikeprune.models.packing import PackedLinear, pack, pack_sparse, unpack_sparse
 from spikeprune.models.quant import MATRICES
@@ -202,8 +202,7 @@ def restored(values: dict[str, Any], tensors: dict[str, Tensor]) -> Student:
 
 def load(folder: str | Path) -> Student:
     """The student that `spikeprune compact` wrote to `folder`, in evaluation mode; its tokenizer lies beside it."""
-    values = json.loads((Path(folder) / "student.json").read_text())
-    return restored(values, safetensors.torch.load_file(Path(folder) / "model.safetensors"))
+    return restored(read_description(folder), safetensors.torch.load_file(Path(folder) / "model.safetensors"))
 
 
 def parameter_count(student: Student) -> int:

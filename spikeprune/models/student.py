@@ -70,7 +70,7 @@ class Student(nn.Module):
 
     `packed`: the encoder's matrices are held as few-bit codes and scales and are final. `fold`: thresholds per channel
     are folded into the matrices that read them before these are quantized (see `quant`). `sparse`: a weight of zero in
-    the encoder's matrices is no synapse (see `synapses`).
+    the encoder's matrices is no synapse (see `synapses`). `labels`: what the classes are called, in their order.
     """
 
     def __init__(
@@ -104,12 +104,15 @@ class Student(nn.Module):
         sparse: bool = False,
         layer_heads: Sequence[int] | None = None,
         layer_ffn: Sequence[int] | None = None,
+        labels: Sequence[str] | None = None,
     ):
         values = {name: value for name, value in locals().items() if name not in ("self", "__class__", "kernels")}
         super().__init__()
         known("weights", weights, tuple(QUANTIZERS) if packed else WEIGHTS)
         known("dead_zone", dead_zone, DEAD_ZONES)
         known("residual", residual, RESIDUALS)
+        if labels is not None and len(labels) != classes:
+            raise ValueError(f"{classes} classes need as many labels, not {len(labels)}")
         if sparse and weights != "float":
             raise ValueError(f"a sparse student's weights are float, not {weights}")
         if feedback and coding == "accumulate":

@@ -22,6 +22,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from spikeprune.errors import known
 from spikeprune.spiking.closed import settled_value
 from spikeprune.spiking.coding import CODINGS
 from spikeprune.spiking.dead_zone import DeadZone
@@ -30,6 +31,9 @@ from spikeprune.spiking.kernels import covers, fused_equilibrium
 from spikeprune.spiking.neurons import NEURONS, Equilibrium, asr, settle
 from spikeprune.spiking.scan import fused_totals, scans
 from spikeprune.spiking.simulation import shown, simulate, simulate_until_settled
+
+KERNELS = ("torch", "triton")
+DEAD_ZONES = ("none", "channel", "site")
 
 
 class Site(nn.Module):
@@ -54,6 +58,11 @@ class Site(nn.Module):
         dead_zone: str = "none",
     ):
         super().__init__()
+        known("spikes", neuron, NEURONS)
+        known("coding", coding, CODINGS)
+        known("theta", theta, ("channel", "tensor"))
+        known("dead_zone", dead_zone, DEAD_ZONES)
+        known("kernels", kernels, KERNELS)
         self.name, self.channels, self.kind, self.kernels = name, channels, neuron, kernels
         self.neuron = NEURONS[neuron]
         self.way, self.coding = coding, CODINGS[coding]

@@ -60,7 +60,7 @@ def load_student(directory: RunDir, name: str, compress: Compress | None = None)
     values, state = read_description(directory.stage(name)), directory.weights(name)
     if compress is not None:
         state = adopt(values, state, compress)
-    student = Student(**values)
+    student = Student(**values).to(state["classifier.weight"])  # rounded to another precision it would be another
     student.load_state_dict(state)
     return student
 

@@ -14,9 +14,11 @@ from spikeprune.builders import networks
 from spikeprune.builders.modules import student_module
 from spikeprune.compaction import compact_run
 from spikeprune.config import load, to_yaml
+from spikeprune.errors import InputError
 from spikeprune.evaluation import evaluate
 from spikeprune.keys import every_key
 from spikeprune.measure import measure_student
+from spikeprune.models.description import read_description
 from spikeprune.models.student import Student
 from spikeprune.models.synapses import weights_of
 from spikeprune.models.teacher import Teacher
@@ -167,6 +169,29 @@ def test_a_student_does_not_look_at_the_configuration_beside_it(begun, tmp_path)
     with torch.no_grad():
         assert torch.equal(again.eval()(**batch).logits, student.eval()(**batch).logits)
     assert again.fold and again.values["labels"] == ["negative", "positive"]
+
+
+def test_a_student_is_not_rounded_to_another_precision(begun, tmp_path) -> None:
+    parts = parts_of(begun, tmp_path / "run", ["run.precision=64-true"])
+    directory, student = begin(parts, begun), new_student(parts, begun).double()
+    train(student)
+    leave_student(parts, directory, PARENT, None, student, {})
+    again = load_student(directory, PARENT)
+    assert all(torch.equal(tensor, student.state_dict()[name]) for name, tensor in again.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "cannot be read"), ("[]", "holds no values"), ('{"hidden": 1, "wings": 2}', "holds wings, which is none")],
+)
+def test_a_damaged_description_is_one_sentence(text, message, tmp_path) -> None:
+    (tmp_path / "student.json").write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        read_description(tmp_path)
+    assert str(tmp_path / "student.json") in str(caught.value) and "remove" in str(caught.value)
+    (tmp_path / "student.json").unlink()
+    with pytest.raises(InputError, match="cannot be read"):
+        read_description(tmp_path)
 
 
 def test_a_compacted_student_is_measured_as_it_was_made(begun, tmp_path) -> None:

@@ -190,7 +190,7 @@ def matrix_names(student: Student) -> list[str]:
 
 def restored(values: dict[str, Any], tensors: dict[str, Tensor]) -> Student:
     """A compacted student from its values and the tensors of its file, in evaluation mode."""
-    student, tensors = Student(**values), dict(tensors)
+    student, tensors = Student(**values).to(tensors["classifier.weight"]), dict(tensors)
     implied = {name: getattr(student, name) for name in IMPLIED}
     for matrix in matrix_names(student) if values.get("sparse") else ():
         if f"{matrix}.{SPARSE[0]}" in tensors:  # with nearly all its synapses it is written as it is

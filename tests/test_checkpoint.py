@@ -71,6 +71,7 @@ REFUSED = [
     ({"quantization_config": {"quant_method": "gptq"}}, "has quantization_config"),
     ({"auto_map": {"AutoModel": "own.OwnBert"}}, "has auto_map"),
     ({"hidden_size": "wide"}, "no model configuration"),
+    ({"id2label": ["a", "b"]}, "no model configuration"),
     ({"model_type": "roberta"}, "'roberta' model; SpikingBERT needs a BERT"),
 ]
 
@@ -235,6 +236,14 @@ def test_one_of_the_two_tables_is_enough_and_they_must_agree(tmp_path) -> None:
     for key, table in named(*names).items():
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", key: table}))
         assert label_order(str(tmp_path), MNLI.labels) == ([2, 1, 0], "")
+    plain = named("LABEL_0", "LABEL_1", "LABEL_2")
+    for key in plain:  # left there by whoever changed the other one alone
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", **plain, key: named(*names)[key]}))
+        assert label_order(str(tmp_path), MNLI.labels) == ([2, 1, 0], "")
+    for none in (None, ["a"], {"entailment": "x"}):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "label2id": none}))
+        order, note = label_order(str(tmp_path), MNLI.labels)
+        assert order == [0, 1, 2] and "(not named)" in note
     both = {**named(*names), "label2id": named(*MNLI.labels)["label2id"]}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", **both}))
     with pytest.raises(InputError, match="id2label and label2id .* contradict each other"):

@@ -31,7 +31,7 @@ def read_config(checkpoint: str, *, classes: int) -> BertConfig:
         )
     try:
         config = AutoConfig.from_pretrained(checkpoint, num_labels=classes)
-    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, StrictDataclassError) as error:
         raise InputError(_unreadable(checkpoint, error)) from None
     problem = next(problems(raw, config), None)
     if problem is None and (Path(checkpoint) / "adapter_config.json").is_file():
@@ -116,18 +116,36 @@ def label_order(checkpoint: str, labels: Sequence[str]) -> tuple[list[int], str]
     Raises InputError where `label2id` and `id2label` contradict each other.
     """
     raw, plain = raw_config(checkpoint), list(range(len(labels)))
-    named = {str(name): int(i) for name, i in (raw.get("label2id") or {}).items()}
-    numbered = {str(name): int(i) for i, name in (raw.get("id2label") or {}).items()}
+    named = _numbers(raw.get("label2id"))
+    numbered = _numbers({name: i for i, name in (raw.get("id2label") or {}).items()})
+    if _generic(named) and not _generic(numbered):
+        named = {}  # transformers' own, left there by whoever named the classes in id2label alone
+    elif _generic(numbered):
+        numbered = {}
     if named and numbered and named != numbered:
         raise InputError(
             f"teacher.checkpoint: id2label and label2id in {checkpoint}'s config.json contradict each other "
             f"({numbered} and {named}); mend the wrong one"
         )
-    own = {_spelling(name): i for name, i in (named or numbered).items()}
+    named = named or numbered
+    own = {_spelling(name): i for name, i in named.items()}
     if set(own) == {_spelling(name) for name in labels} and sorted(own.values()) == plain:
         return [own[_spelling(name)] for name in labels], ""
-    theirs = ", ".join(sorted(named or numbered, key=(named or numbered).get)) or "not named"
+    theirs = ", ".join(sorted(named, key=named.get)) or "not named"
     return plain, f"labels: the classes of {checkpoint} ({theirs}) are taken to be, in this order, {', '.join(labels)}"
+
+
+def _numbers(table: Any) -> dict[str, int]:
+    """`label2id` as it should be; empty for one that numbers nothing."""
+    try:
+        return {str(name): int(i) for name, i in (table or {}).items()}
+    except (AttributeError, TypeError, ValueError):
+        return {}
+
+
+def _generic(table: dict[str, int]) -> bool:
+    """Whether these are the names that transformers gives to classes without any, or none at all."""
+    return all(_spelling(name) == f"label_{i}" for name, i in table.items())
 
 
 def _spelling(name: str) -> str:

@@ -28,7 +28,7 @@ from spikeprune.spiking.coding import CODINGS
 from spikeprune.spiking.dead_zone import DeadZone
 from spikeprune.spiking.flow import Pass, Signal
 from spikeprune.spiking.kernels import covers, fused_equilibrium
-from spikeprune.spiking.neurons import NEURONS, Equilibrium, asr, settle
+from spikeprune.spiking.neurons import NEURONS, Equilibrium, asr, settle, simulable
 from spikeprune.spiking.scan import fused_totals, scans
 from spikeprune.spiking.simulation import shown, simulate, simulate_until_settled
 
@@ -107,6 +107,8 @@ class Site(nn.Module):
     ) -> Signal:
         """The answer of neurons whose theta is what it is, by the way that the table above gives for this pass."""
         theta = self.theta
+        if run.mode == "spiking":
+            simulable(t_steps)
         if y is None and (self.wants_value(run) or not inputs):
             y = f(*(signal.value for signal in inputs))
         if y is not None:

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
+from spikeprune.config import read_resolved
 from spikeprune.errors import InputError
 from spikeprune.evaluation import last_finished, reopen, untrained_changes
 from spikeprune.models.compact import as_float, compact, nbytes, parameter_count, stored
+from spikeprune.models.description import FILE, description
 from spikeprune.models.outputs import INPUTS
 from spikeprune.models.student import Student
 from spikeprune.parts import Parts
@@ -31,14 +33,14 @@ def compact_run(
     source = directory.record(name)["weights"]
     if name == "teacher":
         raise InputError(f"{run_dir}: the teacher has nothing to compact; finish or name a stage of the student")
-    masked = untrained_changes(load_student(directory, name), parts, directory)
+    masked = untrained_changes(load_student(directory, name), parts, read_resolved(directory.config))
     small = compact(masked)
     checked = same_answers(masked, small, parts)
     folder = directory.compact
     folder.mkdir(exist_ok=True)
     (folder / "record.json").unlink(missing_ok=True)  # the last file to come is the first to go
     parts.tokenizer.save_pretrained(folder)
-    write_json(folder / "student.json", small.values)
+    write_json(folder / FILE, description(small))
     tensors = stored(small)
     weights = write_weights(folder / WEIGHTS, tensors)
     files = {"bytes": folder / WEIGHTS, "masked_bytes": directory.stage(name) / WEIGHTS}

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from spikeprune.asking import extra, rate_checks
 from spikeprune.cost import Prices, energy_pj, summarize
+from spikeprune.errors import known
 from spikeprune.metrics import main_metric, task_metrics
 from spikeprune.models.outputs import INPUTS, Outputs
 from spikeprune.models.student import Student, layer_of
@@ -246,6 +247,7 @@ def dynamic(
 
     Raises ValueError for `confidence` where no early answer, or no probability, exists.
     """
+    known("rule", rule, BOUNDS)
     stationary = student.coding == "accumulate"
     if rule == "confidence" and (stationary or task.regression):
         raise ValueError("confidence needs a synchronous coding and a classification task; use the rule asr")

@@ -17,6 +17,7 @@ from spikeprune.models.student import Student
 from spikeprune.parts import Parts, prepare
 from spikeprune.rundir import RunDir
 from spikeprune.saved import load_compact, load_student, load_teacher
+from spikeprune.schema import Config
 from spikeprune.summary import data_facts
 from spikeprune.terminal import quiet
 
@@ -35,7 +36,8 @@ def evaluate(
     float or int8 in place of run.products. `overrides`: `key=value` of the keys in `config.MEASURING`. Raises
     InputError where int8 products cannot be used.
     """
-    directory, parts = reopen(run_dir, data_dir, progress, overrides)
+    changed = RunDir.open(run_dir).compact_record().get("changed", []) if compacted else []  # of it when it was made
+    directory, parts = reopen(run_dir, data_dir, progress, [*changed, *overrides])
     name = stage or last_finished(parts, directory)
     if compacted:
         name = directory.compact_record()["parent"]["stage"]
@@ -50,7 +52,7 @@ def evaluate(
         measured = measure_teacher(parts, teacher)
     else:
         student = load_compact(directory) if compacted else load_student(directory, name)
-        student = untrained_changes(student, parts, directory)
+        student = untrained_changes(student, parts, read_resolved(directory.config, changed))
         chosen = products or (parts.config.run.products if student.quantized == 1 else "float")
         if chosen == "int8" and (problem := student.no_integers()):
             raise InputError(f"{run_dir}: int8 products of stage {name} need {problem}; use float ones")
@@ -88,9 +90,9 @@ def last_finished(parts: Parts, directory: RunDir) -> str:
     return [s for s in parts.active() if directory.finished(s)][-1]
 
 
-def untrained_changes(student: Student, parts: Parts, directory: RunDir) -> Student:
-    """The student with what overrides have changed of it since it was trained: its coding, its dead zones."""
-    now, then = parts.config.student, read_resolved(directory.config).student
+def untrained_changes(student: Student, parts: Parts, made_under: Config) -> Student:
+    """The student with what overrides have changed of it since it was made: its coding, its dead zones."""
+    now, then = parts.config.student, made_under.student
     changes: dict[str, str] = {}
     if now.coding != then.coding:
         changes["coding"] = now.coding

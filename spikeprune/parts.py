@@ -10,7 +10,8 @@ from spikeprune.data.glue import GlueData, RawData, load_raw
 from spikeprune.data.tokenize import check_vocabulary, load_tokenizer, train_wordpiece
 from spikeprune.distill import uniform_layer_map
 from spikeprune.errors import InputError
-from spikeprune.models.teacher import read_config, scratch_config
+from spikeprune.models.checkpoint import read_config
+from spikeprune.models.teacher import scratch_config
 from spikeprune.plan import active_stages
 from spikeprune.schema import Config, Stage
 from spikeprune.tasks import Task, get_task
@@ -70,7 +71,7 @@ def prepare(config: Config, *, tokenizer_from: str | None = None) -> Parts:
         size = {"hidden": t.hidden, "layers": t.layers, "heads": t.heads, "ffn": t.ffn}
         size["dropout"] = 0.1 if t.dropout is None else t.dropout
         bert = scratch_config(vocab=len(tokenizer), positions=data.max_length, classes=task.num_labels, **size)
-    check_fit(config, bert, len(tokenizer))
+    check_fit(config, bert, tokens=tokens_of(tokenizer), types=types_of(tokenizer, task))
     tokenizer.model_max_length = min(tokenizer.model_max_length, bert.max_position_embeddings)  # saved with every stage
     layers = chosen_layers(config.student.layers, bert.num_hidden_layers)
     layer_map = config.distill.layer_map or layers
@@ -86,12 +87,29 @@ def prepare(config: Config, *, tokenizer_from: str | None = None) -> Parts:
     return Parts(config, task, raw, tokens, tokenizer, bert, layers, layer_map)
 
 
-def check_fit(config: Config, bert: Any, vocabulary: int) -> None:
+def tokens_of(tokenizer: Any) -> int:
+    """Word embeddings that its ids need; a vocabulary with gaps needs more than it has tokens."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def types_of(tokenizer: Any, task: Task) -> int:
+    """Token types that it marks the task's sentences with."""
+    row = tokenizer("a", "b" if task.pair else None, return_token_type_ids=True)["token_type_ids"]
+    return max(row) + 1
+
+
+def check_fit(config: Config, bert: Any, *, tokens: int, types: int) -> None:
     """What only the checkpoint's own configuration can tell; all problems in one InputError."""
     problems, total = [], bert.num_hidden_layers
-    if vocabulary > bert.vocab_size:
+    if tokens > bert.vocab_size:
         problems.append(
-            f"teacher.checkpoint: its tokenizer has {vocabulary} tokens but the model only {bert.vocab_size} embeddings"
+            f"teacher.checkpoint: its tokenizer's ids go up to {tokens - 1} but the model has only {bert.vocab_size} "
+            "embeddings; give the checkpoint its own tokenizer's files"
+        )
+    if types > bert.type_vocab_size:
+        problems.append(
+            f"teacher.checkpoint: its tokenizer marks the sentences of {config.task} with {types} token types but the "
+            f"model has only {bert.type_vocab_size} (type_vocab_size); use a checkpoint made for pairs of sentences"
         )
     if config.data.max_length > bert.max_position_embeddings:
         problems.append(

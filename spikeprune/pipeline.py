@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 
 from spikeprune import processes, ranks, signals
-from spikeprune.builders import arithmetic
+from spikeprune.builders import arithmetic, networks
 from spikeprune.builders.networks import teacher_shape
 from spikeprune.config import differences, read_resolved, to_yaml
 from spikeprune.errors import InputError
@@ -46,6 +46,8 @@ def run_here(config: Config) -> dict[str, Any]:
     parts = ranks.first(lambda: prepare(config))
     directory = RunDir(config.run.dir)
     shared, why = ranks.first(lambda: shared_stages(parts) if config.run.start_from else ([], ""))
+    if config.teacher.checkpoint and "teacher" not in shared and not ranks.first(lambda: directory.finished("teacher")):
+        ranks.first(lambda: networks.teacher(parts).note)  # weights that cannot be used are refused before a write
     lock = RunLock(directory.path)
     stop_if_told()
     try:

@@ -28,7 +28,10 @@ from spikeprune.tracking import live
 
 def teach(parts: Parts, directory: RunDir) -> None:
     """Fine-tune the teacher, measure it, and stop the run if it has learnt nothing."""
-    module = modules.teacher_module(parts, ranks.first(lambda: networks.teacher(parts)))
+    teacher = ranks.first(lambda: networks.teacher(parts))
+    if teacher.note:
+        say(teacher.note)
+    module = modules.teacher_module(parts, teacher)
     facts = fit(parts, directory, "teacher", module) if parts.stage("teacher").epochs else {"steps": 0, "seconds": 0.0}
     measured = measure_teacher(parts, module.teacher)
     ranks.first(lambda: check_teacher(parts, measured))
@@ -42,8 +45,7 @@ def learn(parts: Parts, directory: RunDir, name: str, parent: str | None) -> Non
         batch = parts.data.calibration_batches(parts.config.student.calibration, parts.config.seed)
         student = ranks.first(lambda: networks.student(parts, frozen, batch))
     else:
-        c = parts.config.compress
-        student = ranks.first(lambda: load_student(directory, parent, c.weights, c.synapses < 1))
+        student = ranks.first(lambda: load_student(directory, parent, parts.config.compress))
     learning = smaller(student) if masks_are_final(parts, name, student) else student
     module = modules.student_module(parts, name, learning, frozen)
     facts = fit(parts, directory, name, module)

@@ -68,17 +68,19 @@ def summarize_run(parts: Parts, directory: RunDir) -> dict[str, Any]:
 
 
 def settings(config: Config) -> str:
-    """16 hexadecimal digits, the same for runs that differ in seed and places alone. Of the stages those that run
-    count, of the keys those that are not at their default, so that a new key leaves what came before it alone."""
-    plain = dict(leaves(asdict(Config())))
+    """16 hexadecimal digits, the same for runs that differ in seed and places alone: of the complete configuration as
+    it is resolved, defaults among it, so that a default that changes makes other settings. Of the stages those that
+    run count; of the rest what only says where a run lies, what it shows and how often it can be resumed does not."""
     idle = tuple(f"stages.{name}." for name in asdict(config.stages) if not active(config, name))
-    chosen = {key: value for key, value in leaves(asdict(config)) if value != plain.get(key)}
-    chosen = {key: value for key, value in chosen.items() if key not in (*MAY_DIFFER, *NAMED)}
-    chosen = {key: value for key, value in chosen.items() if not key.startswith(idle)}
+    decides = {
+        key: value
+        for key, value in leaves(asdict(config))
+        if key not in (*MAY_DIFFER, *NAMED) and not key.startswith(idle)
+    }
     if config.teacher.checkpoint:
-        chosen["teacher.checkpoint"] = Path(config.teacher.checkpoint).name
+        decides["teacher.checkpoint"] = Path(config.teacher.checkpoint).name
     order = [name for name in config.run.stages if active(config, name)]
-    return hashlib.sha256(json.dumps([order, chosen], sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([order, decides], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def commit() -> str:

@@ -165,6 +165,51 @@ def test_a_saved_tokenizer_cuts_to_what_the_model_reads(tmp_path: Path) -> None:
     assert len(tokenizer("fox " * 100, truncation=True)["input_ids"]) == 64
 
 
+def drop_weights(bert: Path) -> None:
+    (bert / "model.safetensors").write_bytes((bert / "model.safetensors").read_bytes()[:-50])
+
+
+def set_values(**values):
+    def change(bert: Path) -> None:
+        config = json.loads((bert / "config.json").read_text())
+        (bert / "config.json").write_text(json.dumps(config | values))
+
+    return change
+
+
+def move_a_token(bert: Path) -> None:
+    tree = json.loads((bert / "tokenizer.json").read_text())
+    tree["model"]["vocab"]["park"] = 9999
+    (bert / "tokenizer.json").write_text(json.dumps(tree))
+
+
+def drop_processor(bert: Path) -> None:
+    tree = json.loads((bert / "tokenizer.json").read_text())
+    (bert / "tokenizer.json").write_text(json.dumps(tree | {"post_processor": None}))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (drop_weights, ("weights", "cannot be loaded")),
+        (set_values(num_hidden_layers=3), ("lacks 16 of the encoder's weights",)),
+        (set_values(type_vocab_size=1), ("2 token types", "type_vocab_size")),
+        (set_values(num_attention_heads=5), ("5 heads", "hidden_size=12")),
+        (set_values(max_position_embeddings=16), ("16 positions", "data.max_length")),
+        (move_a_token, ("ids go up to 9999",)),
+        (drop_processor, ("[CLS] and [SEP]",)),
+    ],
+    ids=lambda value: getattr(value, "__name__", " ".join(value) if isinstance(value, tuple) else ""),
+)
+def test_a_checkpoint_that_does_not_fit_leaves_nothing(refuse, glue, tmp_path: Path, change, words) -> None:
+    bert = tmp_path / "bert"
+    save_bert(bert, ["the red fox and the dog barks runs saw a man in a park 0 1 2 3 4 5 6 7 8 9"] * 4)
+    change(bert)
+    given = ("task=mrpc", "data.source=dir", f"data.dir={glue.parent}", "data.max_length=24")
+    message = refuse(f"teacher.checkpoint={bert}", *given)
+    assert all(word in message for word in words) and len(message.strip().splitlines()) == 1, message
+
+
 def test_vocabulary_that_does_not_match(refuse, tmp_path: Path) -> None:
     bert = tmp_path / "bert"
     save_bert(bert, ["ДЖЗИ ЛШ ФЯЮ", "ЪЫЩ ЦЧ"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from spikeprune.config import load, read_resolved, to_yaml
+from spikeprune.schema import Student
 from spikeprune.summary import settings
 from tests.micro import GLUE
 
@@ -46,6 +47,15 @@ def test_what_may_differ_between_seeds_of_a_mean(changes) -> None:
 )
 def test_what_makes_another_run(changes) -> None:
     assert digest(*changes) != digest()
+
+
+def test_a_default_that_changes_makes_other_settings(monkeypatch) -> None:
+    """A run of another version, whose default was another, is not of these settings, though no file names the key."""
+    before = digest()
+    theirs = tuple(98.0 if value == Student.percentile else value for value in Student.__init__.__defaults__)
+    changed = load(GLUE, [*BASE, "student.percentile=98.0"])
+    monkeypatch.setattr(Student.__init__, "__defaults__", theirs)
+    assert Student().percentile == 98.0 and settings(changed) != before
 
 
 def test_a_saved_configuration_says_the_same(tmp_path) -> None:

@@ -15,8 +15,9 @@ from transformers import (
 )
 
 from spikeprune.errors import InputError
+from spikeprune.models.checkpoint import read_config
 from spikeprune.models.student import Student
-from spikeprune.models.teacher import Teacher, copy_encoder, read_config, scratch_config
+from spikeprune.models.teacher import Teacher, copy_encoder, scratch_config
 from spikeprune.modules.optimizer import Optimization
 from spikeprune.modules.teacher import TeacherModule
 from spikeprune.tasks import get_task

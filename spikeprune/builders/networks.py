@@ -18,12 +18,12 @@ def teacher(parts: Parts) -> Teacher:
     """The teacher before it has learnt the task."""
     checkpoint, dropout = parts.config.teacher.checkpoint, parts.config.teacher.dropout
     if checkpoint:
-        return Teacher.load(checkpoint, classes=parts.task.num_labels, dropout=dropout)
+        return Teacher.load(checkpoint, classes=parts.task.num_labels, labels=parts.task.labels, dropout=dropout)
     return Teacher.scratch(parts.teacher_config)
 
 
 def student_values(parts: Parts) -> dict[str, Any]:
-    """Everything that rebuilds the student's architecture: plain values, saved beside its weights."""
+    """What the configuration and the teacher make of a new student; from then on its own `values` count."""
     s, bert = parts.config.student, parts.teacher_config
     return {
         "vocab": bert.vocab_size,
@@ -34,6 +34,7 @@ def student_values(parts: Parts) -> dict[str, Any]:
         "heads": bert.num_attention_heads,
         "ffn": bert.intermediate_size,
         "classes": parts.task.num_labels,
+        "labels": parts.task.labels,
         "t_steps": s.t_steps,
         "spikes": s.spikes,
         "leak": s.leak,

@@ -12,11 +12,13 @@ from torch import Tensor
 from spikeprune import ranks
 from spikeprune.callbacks.schedule import EpochSchedule, adopt
 from spikeprune.compress.budget import cubic
+from spikeprune.compress.candidates import KINDS
 from spikeprune.compress.joint import TOLERANCE, Budget
-from spikeprune.compress.meter import Meter
+from spikeprune.compress.meter import TARGETS, Meter
+from spikeprune.compress.trains import THRESHOLDS
 from spikeprune.cost import Prices
 from spikeprune.distill import drawn_loss, soft_loss
-from spikeprune.errors import InputError
+from spikeprune.errors import InputError, known
 from spikeprune.models.outputs import Outputs
 from spikeprune.size import Shape
 
@@ -74,6 +76,12 @@ class JointPruning(EpochSchedule):
         reference: float | None = None,
     ):
         super().__init__(begin=begin, end=end)
+        known("target", target, TARGETS)
+        known("relative_to", relative_to, ("dense", "student"))
+        known("split", split, ("dev", "train"))
+        known("thresholds", thresholds, THRESHOLDS)
+        for kind in candidates:
+            known("candidate", kind, KINDS)
         self.target, self.share, self.relative_to = target, share, relative_to
         self.limits = {"kinds": tuple(candidates), "min_heads": min_heads, "min_ffn": min_ffn}
         self.limits |= {"block": block, "stride": stride, "follow": thresholds == "follow"}

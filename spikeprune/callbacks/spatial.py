@@ -7,9 +7,10 @@ import torch
 
 from spikeprune import ranks
 from spikeprune.callbacks.schedule import EpochSchedule
-from spikeprune.compress.budget import cubic, keep_highest
+from spikeprune.compress.budget import SCOPES, cubic, keep_highest
 from spikeprune.compress.criteria import CRITERIA
 from spikeprune.compress.stats import collect
+from spikeprune.errors import known
 
 
 class SpatialPruning(EpochSchedule):
@@ -35,6 +36,8 @@ class SpatialPruning(EpochSchedule):
         end: int,
     ):
         super().__init__(begin=begin, end=end)
+        known("criterion", criterion, CRITERIA)
+        known("scope", scope, SCOPES)
         self.targets = {"heads": heads, "ffn": ffn}
         self.floors = {"heads": min_heads, "ffn": min_ffn}
         self.criterion, self.scope = CRITERIA[criterion], scope

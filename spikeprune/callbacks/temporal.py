@@ -8,7 +8,8 @@ from spikeprune import ranks
 from spikeprune.callbacks.schedule import EpochSchedule
 from spikeprune.compress.criteria import TEMPORAL_CRITERIA
 from spikeprune.compress.stats import temporal_statistics
-from spikeprune.compress.trains import Trains
+from spikeprune.compress.trains import THRESHOLDS, Trains
+from spikeprune.errors import known
 
 
 class TemporalPruning(EpochSchedule):
@@ -31,6 +32,8 @@ class TemporalPruning(EpochSchedule):
         thresholds: str = "stay",
     ):
         super().__init__(begin=begin, end=end)
+        known("criterion", criterion, TEMPORAL_CRITERIA)
+        known("thresholds", thresholds, THRESHOLDS)
         self.target, self.criterion = t_steps, TEMPORAL_CRITERIA[criterion]
         self.batches, self.batch_size, self.seed = batches, batch_size, seed
         self.follow = thresholds == "follow"

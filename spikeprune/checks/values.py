@@ -129,3 +129,5 @@ def values(config: Config) -> Iterator[Problem]:
     if not (is_int(t_steps, 1) or is_ints(t_steps, 1)):
         words = "a whole number of at least 1, or a list of them (the embedding's, then each layer's)"
         yield ("student.t_steps",), f"student.t_steps = {t_steps}: must be {words}"
+    elif max([t_steps] if isinstance(t_steps, int) else t_steps) > names.LONGEST:
+        yield ("student.t_steps",), f"student.t_steps = {t_steps}: a train has at most {names.LONGEST} steps"

@@ -11,6 +11,8 @@ import torch
 from spikeprune.models.student import Student
 from spikeprune.spiking.site import Site
 
+THRESHOLDS = ("stay", "follow")
+
 
 class Trains:
     """Sets a student's time steps, and where thresholds `follow` each theta with them, by its `width`.

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from spikeprune import ranks
 from spikeprune.data.loader import shares, sums
+from spikeprune.errors import known
 from spikeprune.models.outputs import INPUTS
 
 FIXED, WORD, PIECE = 0, 1, 2  # kinds of tokens: never changed; begins a word; goes on with one
@@ -41,6 +42,7 @@ class Augment(nn.Module):
         kinds: Tensor,
     ):
         super().__init__()
+        known("replace_by", replace_by, ("batch", "neighbours"))
         self.replace_words, self.replace_by, self.join_sentences = replace_words, replace_by, join_sentences
         self.swap_sentences, self.copy_sentences = swap_sentences, copy_sentences
         self.max_length, self.pad = max_length, pad

@@ -24,6 +24,8 @@ from spikeprune.tasks import TRAIN, Task
 
 SOURCES = ("auto", "hub", "dir", "embedded")
 
+SOURCES = ("auto", "hub", "dir", "embedded")
+
 
 @dataclass(frozen=True)
 class Split:
@@ -73,6 +75,8 @@ def load_raw(
     """
     if source not in SOURCES:
         raise InputError(f"data.source is {source!r}; it must be one of {nearest(source, SOURCES)}")
+    if source not in SOURCES:
+        raise InputError(f"data.source={source}: choose from {nearest(source, SOURCES)}")
     if source == "dir" and not directory:
         raise InputError("data.source=dir needs data.dir, a GLUE directory in the original TSV layout")
     if directory and source in ("hub", "embedded"):

@@ -39,6 +39,12 @@ def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerFast:
             raise InputError(
                 f"the tokenizer of {checkpoint} has no {role}, so it is not a BERT's; choose a BERT checkpoint"
             )
+    row = tokenizer("a")["input_ids"]
+    if row[:1] != [tokenizer.cls_token_id] or row[-1:] != [tokenizer.sep_token_id]:
+        raise InputError(
+            f"the tokenizer of {checkpoint} does not put {tokenizer.cls_token} and {tokenizer.sep_token} around a "
+            "sentence, which a BERT reads; save it with its post-processor"
+        )
     return tokenizer
 
 

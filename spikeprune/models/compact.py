@@ -7,7 +7,6 @@ hidden size D and the head size d stay.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from spikeprune.models.description import read_description
 from spikeprune.models.matrices import codes
 from spikeprune.models.packing import PackedLinear, pack, pack_sparse, unpack_sparse
 from spikeprune.models.quant import MATRICES
@@ -190,7 +190,7 @@ def matrix_names(student: Student) -> list[str]:
 
 def restored(values: dict[str, Any], tensors: dict[str, Tensor]) -> Student:
     """A compacted student from its values and the tensors of its file, in evaluation mode."""
-    student, tensors = Student(**values), dict(tensors)
+    student, tensors = Student(**values).to(tensors["classifier.weight"]), dict(tensors)
     implied = {name: getattr(student, name) for name in IMPLIED}
     for matrix in matrix_names(student) if values.get("sparse") else ():
         if f"{matrix}.{SPARSE[0]}" in tensors:  # with nearly all its synapses it is written as it is
@@ -202,8 +202,7 @@ def restored(values: dict[str, Any], tensors: dict[str, Tensor]) -> Student:
 
 def load(folder: str | Path) -> Student:
     """The student that `spikeprune compact` wrote to `folder`, in evaluation mode; its tokenizer lies beside it."""
-    values = json.loads((Path(folder) / "student.json").read_text(encoding="utf-8"))
-    return restored(values, safetensors.torch.load_file(Path(folder) / "model.safetensors"))
+    return restored(read_description(folder), safetensors.torch.load_file(Path(folder) / "model.safetensors"))
 
 
 def parameter_count(student: Student) -> int:

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spikeprune.size import known
+from spikeprune.errors import known
 
 MATRICES = ("query", "key", "value", "out", "up", "down")  # of each layer; every other parameter stays float32
 Codes = tuple[Tensor, Tensor]

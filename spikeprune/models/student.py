@@ -26,7 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikeprune.errors import known
 from spikeprune.models import engine, matrices
+from spikeprune.models.checkpoint import ACTIVATIONS
 from spikeprune.models.feedback import close
 from spikeprune.models.integer import MOST_STEPS, PRODUCTS, exact
 from spikeprune.models.layer import Map, SpikingEmbedding, SpikingLayer, layer_of
@@ -34,13 +36,14 @@ from spikeprune.models.outputs import Outputs
 from spikeprune.models.packing import PackedLinear
 from spikeprune.models.quant import QUANTIZERS, WEIGHTS
 from spikeprune.models.synapses import Synapses, counted
-from spikeprune.size import Links, known
+from spikeprune.size import Links
 from spikeprune.spiking.flow import Pass, Signal
-from spikeprune.spiking.site import Site
+from spikeprune.spiking.site import KERNELS, Site
 
-__all__ = ["DEAD_ZONES", "Student", "layer_of"]
-DEAD_ZONES = ("none", "channel", "site")
+__all__ = ["Student", "layer_of"]
 RESIDUALS = ("spikes", "membrane")
+QUERIES = ("real", "spiking")
+POOLINGS = ("mean", "cls")
 
 
 def unit_counts(layers: int, most: int, counts: Sequence[int] | None) -> list[int]:
@@ -75,7 +78,7 @@ class Student(nn.Module):
 
     `packed`: the encoder's matrices are held as few-bit codes and scales and are final. `fold`: thresholds per channel
     are folded into the matrices that read them before these are quantized (see `quant`). `sparse`: a weight of zero in
-    the encoder's matrices is no synapse (see `synapses`).
+    the encoder's matrices is no synapse (see `synapses`). `labels`: what the classes are called, in their order.
     """
 
     def __init__(
@@ -109,12 +112,19 @@ class Student(nn.Module):
         sparse: bool = False,
         layer_heads: Sequence[int] | None = None,
         layer_ffn: Sequence[int] | None = None,
+        labels: Sequence[str] | None = None,
     ):
         values = {name: value for name, value in locals().items() if name not in ("self", "__class__", "kernels")}
         super().__init__()
         known("weights", weights, tuple(QUANTIZERS) if packed else WEIGHTS)
-        known("dead_zone", dead_zone, DEAD_ZONES)
         known("residual", residual, RESIDUALS)
+        known("query", query, QUERIES)
+        known("pooling", pooling, POOLINGS)
+        known("act", act, ACTIVATIONS)
+        if hidden % heads:
+            raise ValueError(f"hidden size {hidden} is no multiple of {heads} heads")
+        if labels is not None and len(labels) != classes:
+            raise ValueError(f"{classes} classes need as many labels, not {len(labels)}")
         if sparse and weights != "float":
             raise ValueError(f"a sparse student's weights are float, not {weights}")
         if feedback and coding == "accumulate":
@@ -243,6 +253,7 @@ class Student(nn.Module):
 
     def use_kernels(self, kernels: str) -> None:
         """What every site computes with: torch or triton (see `Site`)."""
+        known("kernels", kernels, KERNELS)
         for site in self.sites().values():
             site.kernels = kernels
 

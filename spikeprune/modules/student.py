@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprune.data.augment import Augment
+from spikeprune.errors import known
 from spikeprune.graphs import GraphedAnswers
 from spikeprune.metrics import Fidelity
 from spikeprune.models.answer import CHUNK, answer, replayable, state
@@ -18,6 +19,8 @@ from spikeprune.modules.adversarial import added, against, still
 from spikeprune.modules.objective import LossWeights, Objective, whole_batch
 from spikeprune.modules.task import TaskModule
 from spikeprune.size import Shape
+
+FORWARDS = ("equilibrium", "spiking")  # that training may use
 
 
 class StudentModule(TaskModule):
@@ -40,6 +43,7 @@ class StudentModule(TaskModule):
         graphed_answers: bool = False,
         **common,
     ):
+        known("forward mode", forward_mode, FORWARDS)
         super().__init__(**common)
         self.stepwise, self.chunk = stepwise, chunk
         self.answers = GraphedAnswers(self.measured) if graphed_answers else None

@@ -22,14 +22,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from spikeprune.errors import known
 from spikeprune.spiking.closed import settled_value
 from spikeprune.spiking.coding import CODINGS
 from spikeprune.spiking.dead_zone import DeadZone, among
 from spikeprune.spiking.flow import Pass, Signal
 from spikeprune.spiking.kernels import covers, fused_equilibrium
-from spikeprune.spiking.neurons import NEURONS, Equilibrium, asr, settle
+from spikeprune.spiking.neurons import NEURONS, Equilibrium, asr, settle, simulable
 from spikeprune.spiking.scan import fused_totals, scans
 from spikeprune.spiking.simulation import shown, simulate, simulate_until_settled
+
+KERNELS = ("torch", "triton")
+DEAD_ZONES = ("none", "channel", "site")
 
 
 class Site(nn.Module):
@@ -54,6 +58,11 @@ class Site(nn.Module):
         dead_zone: str = "none",
     ):
         super().__init__()
+        known("spikes", neuron, NEURONS)
+        known("coding", coding, CODINGS)
+        known("theta", theta, ("channel", "tensor"))
+        known("dead_zone", dead_zone, DEAD_ZONES)
+        known("kernels", kernels, KERNELS)
         self.name, self.channels, self.kind, self.kernels = name, channels, neuron, kernels
         self.neuron = NEURONS[neuron]
         self.way, self.coding = coding, CODINGS[coding]
@@ -99,6 +108,8 @@ class Site(nn.Module):
     ) -> Signal:
         """The answer of neurons whose theta is what it is, by the way that the table above gives for this pass."""
         theta = self.theta
+        if run.mode == "spiking":
+            simulable(t_steps)
         if y is None and (self.wants_value(run) or not inputs):
             y = f(*(signal.value for signal in inputs))
         if y is not None:

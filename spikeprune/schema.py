@@ -73,7 +73,6 @@ class Teacher:
     ffn: int = 512
     vocab_size: int = 4000
     dropout: float | None = None  # null: as the checkpoint's configuration says, 0.1 from scratch
-    adversarial: float = 0.0  # how far its words move against it as it learns (modules/adversarial.py)
 
 
 @dataclass
@@ -99,7 +98,7 @@ class Student:
 
 @dataclass
 class Losses:
-    """Weights of the loss terms of a stage, of which zero leaves a term out; the last five say how they are formed."""
+    """Weights of the loss terms of a stage, of which zero leaves a term out; the last four say how they are formed."""
 
     hidden: float = 0.0  # mean squared error of the mapped hidden states
     scores: float = 0.0  # mean squared error of the mapped attention scores
@@ -111,7 +110,6 @@ class Losses:
     additions_from: float = 0.0  # a limit that begins here and falls, by equal factors, to additions_limit; 0: constant
     additions_fall: float = 0.5  # … over this share of the stage's steps
     temperature: float = 2.0  # of the soft term
-    adversarial: float = 0.0  # how far words move against soft and hard, to learn each batch a second time
 
 
 @dataclass

@@ -221,15 +221,6 @@ COMBINATIONS = [
     ((*ACTIVE, *FALLING, "stages.spatial.losses.additions=0"), "stages.spatial.losses.additions_from = 1.0: falls"),
     (("stages.finetune.epochs=1", "stages.finetune.losses={soft: 0, hidden: 0}"), "stages.finetune.losses: every weig"),
     (
-        ("stages.finetune.epochs=1", "stages.finetune.losses={soft: 0, hidden: 1, adversarial: 1}"),
-        "stages.finetune.losses.adversarial = 1.0: there is no answer",
-    ),
-    (
-        ("stages.teacher.epochs=1", "stages.teacher.losses.adversarial=1"),
-        "stages.teacher.losses.adversarial = 1.0: does not apply to the stage teacher",
-    ),
-    (("stages.joint.losses.adversarial=-1",), "stages.joint.losses.adversarial = -1.0: must be at least 0"),
-    (
         ("stages.finetune.epochs=1", "stages.finetune.losses.additions_limit=0.1"),
         "stages.finetune.losses.additions_limi",
     ),

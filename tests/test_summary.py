@@ -35,7 +35,7 @@ def test_what_may_differ_between_seeds_of_a_mean(changes) -> None:
     "changes",
     [
         ["stages.finetune.lr=1.0e-5"],
-        ["stages.finetune.losses.adversarial=1"],
+        ["stages.finetune.losses.firing=1"],
         ["compress.heads=0.4"],
         ["task=cola"],
         ["run.precision=32-true"],

@@ -25,8 +25,7 @@ from spikeprune.schema import Stage
 
 
 def teacher_module(parts: Parts, learning: Teacher) -> TeacherModule:
-    common = _common(parts, parts.stage("teacher"))
-    return TeacherModule(learning, adversarial=parts.config.teacher.adversarial, **common)
+    return TeacherModule(learning, **_common(parts, parts.stage("teacher")))
 
 
 def student_module(parts: Parts, name: str, learning: Student, frozen: Teacher) -> StudentModule:

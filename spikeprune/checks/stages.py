@@ -93,12 +93,6 @@ def _losses(name: str, losses: Losses, distill: Distill) -> Iterator[Problem]:
             keys,
             f"{keys[0]} = {losses.additions_fall}: nothing falls while {keys[1]} = 0; give it a value to fall from",
         )
-    if losses.adversarial and name == "teacher":
-        text = "does not apply to the stage teacher, which has a key of its own; set teacher.adversarial"
-        yield (f"{key}.adversarial",), f"{key}.adversarial = {losses.adversarial}: {text}"
-    elif losses.adversarial and not (losses.soft or losses.hard):
-        text = f"there is no answer to move words against; give {key}.soft a weight, or set it to 0"
-        yield (f"{key}.adversarial", f"{key}.soft"), f"{key}.adversarial = {losses.adversarial}: {text}"
     if losses.additions_limit and not losses.additions:
         text = f"limits nothing while {key}.additions = 0; give that a weight, or set {key}.additions_limit=null"
         keys = (f"{key}.additions_limit", f"{key}.additions")

@@ -53,8 +53,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         lambda v: v >= 0,
         "stages.*.epochs stages.*.weight_decay stages.*.theta_lr stages.*.losses.hidden stages.*.losses.scores"
         " stages.*.losses.soft stages.*.losses.hard stages.*.losses.firing stages.*.losses.additions"
-        " stages.*.losses.additions_limit stages.*.losses.additions_from stages.*.losses.adversarial"
-        " teacher.adversarial",
+        " stages.*.losses.additions_limit stages.*.losses.additions_from",
     ),
     (
         "must be at least 1",

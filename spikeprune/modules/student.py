@@ -14,8 +14,7 @@ from spikeprune.models.answer import CHUNK, answer, replayable, state
 from spikeprune.models.outputs import INPUTS, Outputs
 from spikeprune.models.student import Student
 from spikeprune.models.teacher import Teacher
-from spikeprune.modules.adversarial import added, against, still
-from spikeprune.modules.objective import LossWeights, Objective, whole_batch
+from spikeprune.modules.objective import LossWeights, Objective
 from spikeprune.modules.task import TaskModule
 from spikeprune.size import Shape
 
@@ -65,17 +64,8 @@ class StudentModule(TaskModule):
 
     def learn(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         inputs, objective = [batch[name] for name in INPUTS], self.objective
-        words, length = self.student.embedding.word, self.losses.adversarial
-        unmoved = still(words, batch) if length else None
-        with added(words, unmoved):
-            outputs = self.student(*inputs, mode=self.forward_mode, rate=objective.reads_rates)
-        lesson = objective.lesson(batch, self.teacher)
-        terms = objective(batch, outputs, self.student, lesson)
-        if length:  # the lesson stays: what the teacher said of the words goes for words close by
-            with added(words, against(objective.answered(terms), unmoved, batch, length)):
-                again = self.student(*inputs, mode=self.forward_mode)
-            second = whole_batch(objective.answers(batch, again, lesson), batch)
-            terms["adversarial"] = objective.answered(second)
+        outputs = self.student(*inputs, mode=self.forward_mode, rate=objective.reads_rates)
+        terms = objective(batch, outputs, self.student, objective.lesson(batch, self.teacher))
         self.solved = outputs.solved
         return {"loss": objective.total(terms), **{name: term.detach() for name, term in terms.items()}}
 

@@ -204,12 +204,8 @@ class Compress:
 
 @dataclass
 class Distill:
-    # on what is changed the teacher answers anew
-    replace_words: float = 0.0  # most of a training sentence's words that others take the place of
-    replace_by: str = "batch"  # words of the batch's other sentences | neighbours in the teacher's word embedding
-    join_sentences: float = 0.0  # share of the batches whose sentences go on with another one; not for pairs
-    swap_sentences: float = 0.0  # share of the pairs whose sentences change places; for pairs only
-    copy_sentences: float = 0.0  # share of them whose second becomes the first, before words are replaced
+    # most of a training sentence's words that give way to words of the batch; the teacher answers what is left anew
+    replace_words: float = 0.0
     layer_map: list[int] | None = None  # teacher layer (from 0) for each student layer; null: uniform
 
 

@@ -37,13 +37,7 @@ def write_cola(folder: Path) -> Path:
 
 def micro(folder: Path, glue: Path | None = None) -> list[str]:
     """Overrides of experiments/glue.yaml for a run in `folder`; without `glue` on embedded data, task left to set."""
-    real = [
-        "task=sst2",
-        "data.source=dir",
-        f"data.dir={glue}",
-        "distill.join_sentences=0.4",
-        "distill.replace_by=neighbours",
-    ]
+    real = ["task=sst2", "data.source=dir", f"data.dir={glue}"]
     task = real if glue else ["data.source=embedded"]
     return [
         *task,

@@ -227,20 +227,8 @@ COMBINATIONS = [
     (("run.precision=16-mixed", "run.accelerator=cpu"), "run.precision = 16-mixed: needs a GPU"),
     (("run.precision=16-mixed", "run.cuda_graphs=on"), "run.cuda_graphs = on: run.precision=16-mixed scales"),
     (
-        ("distill.replace_by=neighbours",),
-        "distill.replace_by = neighbours: replaces nothing while distill.replace_words",
-    ),
-    (("task=cola", "distill.swap_sentences=0.5"), "distill.swap_sentences = 0.5: cola is about single sentences"),
-    (("task=cola", "distill.copy_sentences=0.5"), "distill.copy_sentences = 0.5: cola is about single sentences"),
-    (("task=mrpc", "distill.copy_sentences=0.5"), "distill.copy_sentences = 0.5: a sentence and its copy say nothing"),
-    (
-        ("task=mrpc", "distill.copy_sentences=0.5", "distill.replace_words=0.3", "distill.replace_by=neighbours"),
-        "distill.copy_sentences: neighbours replace the words of a sentence and of its copy alike",
-    ),
-    (("task=mrpc", "distill.join_sentences=0.5"), "distill.join_sentences = 0.5: mrpc is about pairs of sentences"),
-    (
-        ("task=sst2", *ACTIVE, "distill.join_sentences=0.5", "stages.spatial.losses.hard=1"),
-        "stages.spatial.losses.hard = 1.0: the true label is not that of a sentence changed by distill.join_sentences",
+        (*ACTIVE, "distill.replace_words=0.5", "stages.spatial.losses.hard=1"),
+        "stages.spatial.losses.hard = 1.0: the true label is not that of a sentence changed by distill.replace_words",
     ),
     (
         (*ACTIVE, "stages.general_kd.callbacks=[spatial]"),

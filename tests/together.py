@@ -94,8 +94,6 @@ EXACT = [
     "student.dropout=0.0",
     "teacher.dropout=0.0",
     "distill.replace_words=0.0",
-    "distill.replace_by=batch",
-    "distill.join_sentences=0.0",
 ]
 EXACT += ["data.eval_batch_size=5", "stages.finetune.losses.additions=0.5", "stages.finetune.losses.firing=0.5"]
 EXACT += ["stages.finetune.losses.hard=0.5"]

@@ -11,8 +11,7 @@ import lightning as L
 from spikeprune import ranks
 from spikeprune.builders.arithmetic import cuda_graphs, kernels
 from spikeprune.builders.networks import student_shape
-from spikeprune.checks.names import CHANGES
-from spikeprune.data.augment import Augment, token_kinds
+from spikeprune.data.augment import Augment, replaceable
 from spikeprune.data.corpus import CorpusData
 from spikeprune.models.student import Student
 from spikeprune.models.teacher import Teacher
@@ -47,12 +46,8 @@ def student_module(parts: Parts, name: str, learning: Student, frozen: Teacher) 
 
 
 def augment(parts: Parts) -> Augment | None:
-    how = parts.config.distill
-    shares = {name: getattr(how, name) for name in CHANGES}
-    if not any(shares.values()):
-        return None
-    tokens = {"pad": parts.tokenizer.pad_token_id, "kinds": token_kinds(parts.tokenizer)}
-    return Augment(**shares, replace_by=how.replace_by, max_length=parts.config.data.max_length, **tokens)
+    share = parts.config.distill.replace_words
+    return Augment(replace_words=share, words=replaceable(parts.tokenizer)) if share else None
 
 
 def _common(parts: Parts, stage: Stage) -> dict[str, Any]:

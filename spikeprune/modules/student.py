@@ -79,11 +79,6 @@ class StudentModule(TaskModule):
         """Steps and residuals of the fixed points, where there is feedback: backward has found the second."""
         self.log_dict({f"train/feedback_{name}": float(value) for name, value in self.solved.items()})
 
-    def on_fit_start(self) -> None:
-        """On the device, where it is quick: what changed sentences are made of."""
-        if self.augment is not None:
-            self.augment.prepare(self.teacher.bert.get_input_embeddings().weight)
-
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Outputs:
         outputs = super().validation_step(batch, batch_idx, dataloader_idx)
         self.fidelity[dataloader_idx].update(outputs.logits, self.lesson(batch).logits)

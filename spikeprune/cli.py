@@ -10,7 +10,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 
-from spikeprune import importing, signals, slurm
+from spikeprune import signals, slurm
 from spikeprune.arguments import parse
 from spikeprune.errors import InputError
 
@@ -25,8 +25,7 @@ def _train(args: argparse.Namespace) -> None:
             config = load(args.experiment, args.overrides)  # before the imports below: they take seconds
         signals.check()
 
-        with importing.large():
-            from spikeprune import pipeline
+        from spikeprune import pipeline
         from spikeprune.report.table import summary_table
 
         summary = pipeline.run(config)
@@ -34,8 +33,7 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    with importing.large():
-        from spikeprune import evaluation
+    from spikeprune import evaluation
     from spikeprune.report.table import evaluation_lines
 
     chosen = {"stage": args.stage, "compacted": args.compact, "products": args.products}
@@ -45,8 +43,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _compact(args: argparse.Namespace) -> None:
-    with importing.large():
-        from spikeprune import compaction
+    from spikeprune import compaction
     from spikeprune.report.table import compaction_lines
 
     chosen = {"stage": args.stage, "data_dir": args.data, "overrides": args.overrides}
@@ -54,8 +51,7 @@ def _compact(args: argparse.Namespace) -> None:
 
 
 def _sync(args: argparse.Namespace) -> None:
-    with importing.large():
-        from spikeprune.tracking.sync import sync
+    from spikeprune.tracking.sync import sync
 
     for run in args.runs:
         print(f"{run}: {sync(run)}")
@@ -66,8 +62,7 @@ def _sweep(args: argparse.Namespace) -> int:
 
     sweep = spec.read(args.file, args.overrides)  # before the imports below: they take seconds
     if args.local:
-        with importing.large():
-            from spikeprune.sweeps.local import run_local
+        from spikeprune.sweeps.local import run_local
         from spikeprune.sweeps.report import report
 
         folder = args.dir or spec.default_folder(sweep)

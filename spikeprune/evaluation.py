@@ -25,13 +25,11 @@ def evaluate(
     data_dir: str | None = None,
     progress: bool = True,
     compacted: bool = False,
-    products: str | None = None,
     overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Measure a finished stage again from its saved checkpoint (the last one, unless `stage` names another), or with
-    `compacted` what `spikeprune compact` left. `data_dir`: a GLUE directory in place of the run's own data. `products`:
-    float or int8 in place of run.products. `overrides`: `key=value` of the keys in `config.MEASURING`. Raises
-    InputError where int8 products cannot be used.
+    `compacted` what `spikeprune compact` left. `data_dir`: a GLUE directory in place of the run's own data.
+    `overrides`: `key=value` of the keys in `config.MEASURING`.
     """
     directory, parts = reopen(run_dir, data_dir, progress, overrides)
     name = stage or last_finished(parts, directory)
@@ -42,17 +40,12 @@ def evaluate(
     if idle:
         raise InputError(f"{' '.join(idle)}: the teacher does not spike; name a stage of the student")
     teacher = load_teacher(parts, directory)
-    if name == "teacher" and products == "int8":
-        raise InputError(f"{run_dir}: int8 products are for spikes, and the teacher has none; name another stage")
     if name == "teacher":
         measured = measure_teacher(parts, teacher)
     else:
         student = load_compact(directory) if compacted else load_student(directory, name)
         student = untrained_changes(student, parts, directory)
-        chosen = products or (parts.config.run.products if student.quantized == 1 else "float")
-        if chosen == "int8" and (problem := student.no_integers()):
-            raise InputError(f"{run_dir}: int8 products of stage {name} need {problem}; use float ones")
-        measured = measure_student(parts, student_module(parts, name, student, teacher), chosen)
+        measured = measure_student(parts, student_module(parts, name, student, teacher))
     facts = {"run": str(run_dir), "task": parts.config.task, "stage": name, "compacted": compacted}
     if overrides:
         facts["changed"] = list(overrides)

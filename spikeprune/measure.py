@@ -38,17 +38,8 @@ def measure_teacher(parts: Parts, teacher: Teacher) -> Measured:
     return {**quality(parts, results), "cost": cost}
 
 
-def measure_student(parts: Parts, module: StudentModule, products: str = "float") -> Measured:
-    """Quality and cost on the dev split, in float32, from the student's spikes (see `models.answer`); `products` as in
-    `use_products`."""
-    module.student.use_products(products)
-    try:
-        return _measure_student(parts, module)
-    finally:
-        module.student.use_products("float")
-
-
-def _measure_student(parts: Parts, module: StudentModule) -> Measured:
+def measure_student(parts: Parts, module: StudentModule) -> Measured:
+    """Quality and cost on the dev split, in float32, from the student's spikes (see `models.answer`)."""
     counter, student = synops(parts), module.student
     evaluator = trainers.evaluator(parts.config, [counter, *progress(parts.config)])
     results = evaluator.validate(module, datamodule=parts.data, verbose=False)
@@ -77,7 +68,6 @@ def measure_dynamic(parts: Parts, student: Student) -> dict[str, Any]:
             yield {name: x.to(device) for name, x in data.batch(rows.tolist()).items()}
 
     how = {"task": parts.task, "shape": student_shape(parts), "prices": PRICES[parts.config.cost.prices]}
-    student.use_products("float")  # a train that ends early has no whole number of spikes in T
     found = dynamic(student.to(device), batches, **how, rule=time.rule, bounds=time.bounds)
     student.to(home)
     return found
@@ -90,7 +80,6 @@ def encoder_weights(parts: Parts, student: Student) -> dict[str, Any]:
     return {
         "kind": student.weights if student.quantized else "float",
         "strength": student.quantized,
-        "products": student.products,
         "stored_bits": bits,
         "bytes": matrix_bytes(shape=student_shape(parts), **masks, **stored),
         "float32": FLOAT32 if student.quantized else "everything",

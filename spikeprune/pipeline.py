@@ -99,8 +99,6 @@ def run_begun(parts: Parts, directory: RunDir, kernels: str, shared: list[str], 
     config = parts.config
     say(parts.raw.banner)
     say(f"kernels: {kernels}{', CUDA graphs' if arithmetic.cuda_graphs(config) else ''}")
-    if config.run.products != "float":
-        say(f"products: {config.run.products} in what is measured, where weights are quantized")
     if shared and (taken := ranks.first(lambda: take_over(parts, directory, shared))):
         say(f"taken over from {config.run.start_from}: {', '.join(taken)}{f' (then {why})' if why else ''}")
     return run_stages(parts, directory, kernels)

@@ -34,7 +34,6 @@ class Run:
     cuda_graphs: str = (
         "auto"  # replay training steps from CUDA graphs: auto (on a GPU) | on (evaluations as well) | off
     )
-    products: str = "float"  # of quantized weights with spikes, in what is measured: float | int8 (whole numbers)
     evaluation: str = "closed"  # closed (accumulate in closed form, equal to its simulation) | stepwise (simulated)
     chunk: int = 2**25  # most numbers in one tensor of a simulation, which takes so many sentences at a time
     threads: int | None = None  # CPU threads of torch; null: as many as this process may use

@@ -47,7 +47,7 @@ def rules(config: Config) -> Iterator[Problem]:
     if c.synapses < 1 and c.weights != "float":
         text = f"single synapses leave among float weights, not {c.weights} ones; set compress.synapses=1"
         yield ("compress.synapses", "compress.weights"), f"compress.synapses = {c.synapses}: {text}"
-    yield from _integers(config)
+    yield from _fold(config)
     target = {"compress.target": c.target}
     yield from _acting(config, "joint", target, target if c.target is not None else {})
     yield from budget.rules(config)
@@ -79,29 +79,14 @@ def _search(config: Config, shares: dict[str, float]) -> Iterator[Problem]:
         yield keys, f"compress.spatial.tune = true: {text}; put it before, or set compress.spatial.tune=false"
 
 
-def _integers(config: Config) -> Iterator[Problem]:
-    """What products of whole numbers need (see models/integer.py)."""
-    s, c, steps = config.student, config.compress, config.student.t_steps
-    fold = "compress.quantize.fold"
+def _fold(config: Config) -> Iterator[Problem]:
+    s, c, fold = config.student, config.compress, "compress.quantize.fold"
     if c.quantize.fold and s.theta == "tensor":
         text = "student.theta = tensor has one threshold for all inputs, with nothing to fold; leave it false"
         yield (fold, "student.theta"), f"{fold} = true: {text}"
     if c.quantize.fold and c.weights == "float":
         text = "nothing is quantized; set compress.weights, or leave it false"
         yield (fold, "compress.weights"), f"{fold} = true: {text}"
-    if config.run.products == "float":
-        return
-    longest = steps if is_int(steps, 1) else max(steps) if is_ints(steps, 1) else 1
-    needs = (
-        (c.weights == "float", "compress.weights", "needs few-bit weights; set compress.weights"),
-        (s.theta == "channel" and not c.quantize.fold, fold, f"needs {fold}=true or student.theta=tensor"),
-        (s.leak != 1, "student.leak", "needs student.leak=1, since a leaky rate is no number of spikes"),
-        (s.spikes == "ternary_scaled", "student.spikes", "needs thresholds that do not follow the input"),
-        (longest > 127, "student.t_steps", "needs at most 127 time steps, since counts are int8"),
-    )
-    for missing, key, text in needs:
-        if missing:
-            yield ("run.products", key), f"run.products = int8: {text}; or use run.products=float"
 
 
 def _acting(config: Config, callback: str, targets: dict[str, Any], given: dict[str, Any]) -> Iterator[Problem]:

@@ -59,7 +59,7 @@ def covers(student: Student, run: Pass) -> bool:
         timed = timed and (site.leak == 1.0 or student.coding == "per_step")
     else:
         return False
-    return timed and site.kind in KINDS and student.products == "float" and shaped(student)
+    return timed and site.kind in KINDS and shaped(student)
 
 
 def suits(like: Tensor) -> bool:

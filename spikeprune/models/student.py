@@ -28,7 +28,6 @@ from torch import Tensor, nn
 
 from spikeprune.models import engine, matrices
 from spikeprune.models.feedback import close
-from spikeprune.models.integer import MOST_STEPS, PRODUCTS, exact
 from spikeprune.models.layer import Map, SpikingEmbedding, SpikingLayer, layer_of
 from spikeprune.models.outputs import Outputs
 from spikeprune.models.packing import PackedLinear
@@ -116,7 +115,6 @@ class Student(nn.Module):
             raise ValueError("feedback needs a synchronous coding: in accumulate the last layer fires after the first")
         self.values, self.packed = values, packed
         self.fold = fold and theta == "channel" and weights != "float"  # one theta for all is a matter of the scale
-        self.products = "float"
         own_heads, own_ffn = unit_counts(layers, heads, layer_heads), unit_counts(layers, ffn, layer_ffn)
         common = {"neuron": spikes, "leak": leak, "coding": coding, "theta": theta, "eps": eps, "dropout": dropout}
         common |= {"kernels": kernels, "dead_zone": dead_zone, "residual": residual}
@@ -197,28 +195,6 @@ class Student(nn.Module):
 
     def acting_weight(self, layer: int, name: str) -> Tensor:
         return matrices.acting_weight(self, layer, name)
-
-    def use_products(self, products: str) -> None:
-        """How quantized matrices meet spikes in evaluation: `float`, or `int8` codes times whole spike counts. Part of
-        no checkpoint: it may be set any time. Raises ValueError, a sentence, where whole numbers cannot do it."""
-        known("products", products, PRODUCTS)
-        if products == "int8" and (problem := self.no_integers()):
-            raise ValueError(f"int8 products need {problem}")
-        self.products = products
-
-    def no_integers(self) -> str | None:
-        """What int8 products lack here; None where they can be used."""
-        if self.quantized < 1:
-            return f"quantized weights; these are {self.weights}, {self.quantized:.0%} quantized"
-        if self.values["theta"] == "channel" and not self.fold:
-            return "one threshold per tensor, or thresholds that were folded before quantizing"
-        if self.embedding.site.neuron.gain is not None:
-            return "thresholds that do not follow the input"
-        if self.values["leak"] != 1:
-            return "neurons without leak, whose rates are whole numbers of spikes"
-        if max(self.steps) > MOST_STEPS:
-            return f"trains of at most {MOST_STEPS} steps"
-        return None if exact(self.classifier.weight.device) else "a processor whose int8 products are exact"
 
     def links(self) -> list[Links] | None:
         """The synapses of each layer; None where every kept unit has all of them."""

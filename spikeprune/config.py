@@ -56,7 +56,6 @@ MEASURING = (
     "student.coding",
     "student.forward",
     "student.dead_zone",
-    "student.dead_zone_per",
     "time.dynamic",
     "time.rule",
     "time.bounds",

@@ -74,11 +74,11 @@ def last_finished(parts: Parts, directory: RunDir) -> str:
 def untrained_changes(student: Student, parts: Parts, directory: RunDir) -> Student:
     """The student with what overrides have changed of it since it was trained: its coding, its dead zones."""
     now, then = parts.config.student, read_resolved(directory.config).student
-    changes: dict[str, str] = {}
+    changes: dict[str, Any] = {}
     if now.coding != then.coding:
         changes["coding"] = now.coding
-    if (now.dead_zone, now.dead_zone_per) != (then.dead_zone, then.dead_zone_per):
-        changes["dead_zone"] = now.dead_zone_per if now.dead_zone else "none"
+    if now.dead_zone != then.dead_zone:
+        changes["dead_zone"] = bool(now.dead_zone)
     if not changes:
         return student
     made = altered(student, **changes)

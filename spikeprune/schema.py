@@ -91,8 +91,7 @@ class Student:
     percentile: float = 99.0  # of each channel's activation, where theta starts
     calibration: int = 128  # sentences that theta is calibrated on
     feedback: bool = False  # connect the last layer back to the first; not with accumulate
-    dead_zone: float = 0.0  # share in % of each site's smallest currents (calibration data) that count as none
-    dead_zone_per: str = "channel"  # one edge of the dead zone for each channel | site
+    dead_zone: float = 0.0  # share in % of each channel's smallest currents (calibration data) that count as none
 
 
 @dataclass

@@ -25,7 +25,7 @@ def train(student: Student, steps: int = 5) -> None:
         optimizer.step()
 
 
-TRAINED = [{}, {"theta": "tensor", "query": "spiking"}, {"dead_zone": "channel"}, {"weights": "ternary"}]
+TRAINED = [{}, {"theta": "tensor", "query": "spiking"}, {"dead_zone": True}, {"weights": "ternary"}]
 
 
 @pytest.mark.parametrize("options", [*TRAINED, {"weights": "binary", "fold": True}])

@@ -47,7 +47,7 @@ def student_values(parts: Parts) -> dict[str, Any]:
         "weights": parts.config.compress.weights,
         "feedback": s.feedback,
         "residual": s.residual,
-        "dead_zone": s.dead_zone_per if s.dead_zone else "none",
+        "dead_zone": bool(s.dead_zone),
         "fold": parts.config.compress.quantize.fold,
         "sparse": parts.config.compress.synapses < 1,
     }

@@ -37,7 +37,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "compress.spatial.criterion": names.SPATIAL_CRITERIA,
     "compress.spatial.scope": ("global", "layer"),
     "compress.temporal.criterion": names.TEMPORAL_CRITERIA,
-    "student.dead_zone_per": ("channel", "site"),
     "student.residual": ("spikes", "membrane"),
     "time.rule": ("asr", "confidence"),
     "cost.prices": names.PRICES,

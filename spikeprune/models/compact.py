@@ -81,7 +81,7 @@ def smaller_layer(student: Student, index: int, *, heads: Tensor, ffn: Tensor, m
             per_channel = student.values["theta"] == "channel"
             out[theta] = state[theta][units] if per_channel else state[theta][: len(units)]
             edge = theta.replace("log_theta", "dead_zone.edge")
-            if student.values["dead_zone"] == "channel":
+            if student.values["dead_zone"]:
                 out[edge] = state[edge][units]
     for name in MATRICES:
         out |= matrix(student, index, name, rows.get(name, slice(None)), columns.get(name, slice(None)))

@@ -69,7 +69,7 @@ def suits(like: Tensor) -> bool:
 def shaped(student: Student) -> bool:
     """Whether the network itself is one that the engine's kernels know."""
     layers, values = student.layers, student.values
-    plain = student.query == "real" and student.embedding.feedback is None and values["dead_zone"] == "none"
+    plain = student.query == "real" and student.embedding.feedback is None and not values["dead_zone"]
     plain = plain and values["residual"] == "spikes"
     plain = plain and all(layer.act is gelu or isinstance(layer.act, GELUActivation) for layer in layers)
     quiet = not student.training or not values["dropout"]

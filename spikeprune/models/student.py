@@ -37,8 +37,7 @@ from spikeprune.size import Links, known
 from spikeprune.spiking.flow import Pass, Signal
 from spikeprune.spiking.site import Site
 
-__all__ = ["DEAD_ZONES", "Student", "layer_of"]
-DEAD_ZONES = ("none", "channel", "site")
+__all__ = ["Student", "layer_of"]
 RESIDUALS = ("spikes", "membrane")
 
 
@@ -99,7 +98,7 @@ class Student(nn.Module):
         packed: bool = False,
         feedback: bool = False,
         residual: str = "spikes",
-        dead_zone: str = "none",
+        dead_zone: bool = False,
         sparse: bool = False,
         layer_heads: Sequence[int] | None = None,
         layer_ffn: Sequence[int] | None = None,
@@ -107,7 +106,6 @@ class Student(nn.Module):
         values = {name: value for name, value in locals().items() if name not in ("self", "__class__", "kernels")}
         super().__init__()
         known("weights", weights, tuple(QUANTIZERS) if packed else WEIGHTS)
-        known("dead_zone", dead_zone, DEAD_ZONES)
         known("residual", residual, RESIDUALS)
         if sparse and weights != "float":
             raise ValueError(f"a sparse student's weights are float, not {weights}")

@@ -51,7 +51,7 @@ class Site(nn.Module):
         theta: str,
         kernels: str = "torch",
         groups: int = 1,
-        dead_zone: str = "none",
+        dead_zone: bool = False,
     ):
         super().__init__()
         self.name, self.channels, self.kind, self.kernels = name, channels, neuron, kernels
@@ -63,7 +63,7 @@ class Site(nn.Module):
         self.shows_current = False  # its signal carries what drove it too, `Signal.driven_by`
         self.groups = groups  # of channels, over each of which a neuron with a gain takes its own
         self.log_theta = nn.Parameter(torch.zeros(channels if theta == "channel" else min(channels, 1)))
-        self.dead_zone = None if dead_zone == "none" else DeadZone(channels if dead_zone == "channel" else 1)
+        self.dead_zone = DeadZone(channels) if dead_zone else None
 
     @property
     def theta(self) -> Tensor:

@@ -40,7 +40,7 @@ def size(run: Run) -> int:
 
 
 def distributed(run: Run) -> bool:
-    return size(run) > 1 or run.strategy == "ddp"
+    return size(run) > 1
 
 
 class Replicas(DDPStrategy):

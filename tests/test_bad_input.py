@@ -64,7 +64,6 @@ def glue(tmp_path: Path) -> Path:
         ("student.coding=rate", ("student.coding = rate", "running_mean")),
         ("data.batch_size=many", ("data.batch_size", "whole number")),
         ("run.devices=0", ("run.devices = 0", "at least 1")),
-        ("run.strategy=fsdp", ("run.strategy = fsdp", "auto, ddp")),
     ],
 )
 def test_configuration(refuse, override: str, words: tuple[str, ...]) -> None:

@@ -14,7 +14,6 @@ from spikeprune.tasks import TASKS
 CHOICES: dict[str, tuple[str, ...]] = {
     "task": tuple(TASKS),
     "run.accelerator": ("auto", "cpu", "gpu"),
-    "run.strategy": ("auto", "ddp"),
     "run.precision": ("32-true", "tf32", "bf16-mixed", "16-mixed", "64-true"),
     "run.kernels": ("auto", "torch", "triton"),
     "run.cuda_graphs": ("auto", "on", "off"),

@@ -39,7 +39,6 @@ def student_module(parts: Parts, name: str, learning: Student, frozen: Teacher) 
         forward_mode=parts.config.student.forward,
         augment=augment(parts),
         stepwise=parts.config.run.evaluation == "stepwise",
-        chunk=parts.config.run.chunk,
         graphed_answers=parts.config.run.cuda_graphs == "on",
         **_common(parts, stage),
     )

@@ -13,7 +13,7 @@ from spikeprune.models.outputs import Outputs
 from spikeprune.models.student import Student
 from spikeprune.spiking.flow import Pass
 
-CHUNK = 2**25  # 128 MiB of float32
+CHUNK = 2**25  # most numbers in one tensor of a simulation: 128 MiB of float32
 
 
 def answer(

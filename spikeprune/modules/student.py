@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from spikeprune.data.augment import Augment
 from spikeprune.graphs import GraphedAnswers
 from spikeprune.metrics import Fidelity
-from spikeprune.models.answer import CHUNK, answer, replayable, state
+from spikeprune.models.answer import answer, replayable, state
 from spikeprune.models.outputs import INPUTS, Outputs
 from spikeprune.models.student import Student
 from spikeprune.models.teacher import Teacher
@@ -35,12 +35,11 @@ class StudentModule(TaskModule):
         forward_mode: str = "equilibrium",
         augment: Augment | None = None,
         stepwise: bool = False,
-        chunk: int = CHUNK,
         graphed_answers: bool = False,
         **common,
     ):
         super().__init__(**common)
-        self.stepwise, self.chunk = stepwise, chunk
+        self.stepwise = stepwise
         self.answers = GraphedAnswers(self.measured) if graphed_answers else None
         self.student, self.shape = student, shape
         self.teacher = teacher.freeze()
@@ -57,7 +56,7 @@ class StudentModule(TaskModule):
         return self.answers(inputs, state(self.student))
 
     def measured(self, inputs: Mapping[str, Tensor]) -> Outputs:
-        return answer(self.student, *inputs.values(), stepwise=self.stepwise, chunk=self.chunk)
+        return answer(self.student, *inputs.values(), stepwise=self.stepwise)
 
     def models(self) -> list[nn.Module]:
         return [self.student, self.teacher]

@@ -37,7 +37,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     from spikeprune.report.table import evaluation_lines
 
     chosen = {"stage": args.stage, "compacted": args.compact, "overrides": args.overrides}
-    measured = evaluation.evaluate(args.run, data_dir=args.data, progress=not args.json, **chosen)
+    measured = evaluation.evaluate(args.run, data_dir=args.data, **chosen)
     print(json.dumps(measured, indent=2) if args.json else evaluation_lines(measured))
 
 

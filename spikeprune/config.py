@@ -31,7 +31,6 @@ __all__ = ["Config", "differences", "load", "read_resolved", "to_yaml"]
 MAY_DIFFER = (
     "run.dir",
     "run.start_from",
-    "run.progress",
     "run.threads",
     "run.log_every",
     "run.validate_every",

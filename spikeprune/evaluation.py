@@ -23,7 +23,6 @@ def evaluate(
     run_dir: str | Path,
     stage: str | None = None,
     data_dir: str | None = None,
-    progress: bool = True,
     compacted: bool = False,
     overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -31,7 +30,7 @@ def evaluate(
     `compacted` what `spikeprune compact` left. `data_dir`: a GLUE directory in place of the run's own data.
     `overrides`: `key=value` of the keys in `config.MEASURING`.
     """
-    directory, parts = reopen(run_dir, data_dir, progress, overrides)
+    directory, parts = reopen(run_dir, data_dir, overrides)
     name = stage or last_finished(parts, directory)
     if compacted:
         name = directory.compact_record()["parent"]["stage"]
@@ -52,15 +51,12 @@ def evaluate(
     return {**facts, "data": data_facts(parts), **measured}
 
 
-def reopen(
-    run_dir: str | Path, data_dir: str | None, progress: bool, overrides: Sequence[str] = ()
-) -> tuple[RunDir, Parts]:
+def reopen(run_dir: str | Path, data_dir: str | None, overrides: Sequence[str] = ()) -> tuple[RunDir, Parts]:
     """A run whose teacher is finished, with its own tokenizer; `data_dir`: a GLUE directory in place of its data.
     `overrides`: of the keys that a measurement may change."""
     quiet()
     directory = RunDir.open(run_dir)
     config = read_resolved(directory.config, overrides)
-    config.run.progress = progress
     if data_dir is not None:
         config.data.source, config.data.dir = "dir", data_dir
     directory.record("teacher")  # an unfinished teacher is the clearer complaint

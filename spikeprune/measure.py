@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from spikeprune.builders import trainers
-from spikeprune.builders.callbacks import progress, synops
+from spikeprune.builders.callbacks import synops
 from spikeprune.builders.modules import teacher_module
 from spikeprune.builders.networks import student_shape, teacher_shape
 from spikeprune.cost import PRICES, summarize
@@ -29,7 +29,7 @@ Measured = dict[str, Any]  # {"metrics", "main", "cost", …}
 
 def measure_teacher(parts: Parts, teacher: Teacher) -> Measured:
     module = teacher_module(parts, teacher)
-    evaluator = trainers.evaluator(parts.config, progress(parts.config))
+    evaluator = trainers.evaluator(parts.config)
     results = evaluator.validate(module, datamodule=parts.data, verbose=False)
     lengths = parts.data.val_dataloader()[0].data.lengths
     shape = teacher_shape(parts)
@@ -41,7 +41,7 @@ def measure_teacher(parts: Parts, teacher: Teacher) -> Measured:
 def measure_student(parts: Parts, module: StudentModule) -> Measured:
     """Quality and cost on the dev split, in float32, from the student's spikes (see `models.answer`)."""
     counter, student = synops(parts), module.student
-    evaluator = trainers.evaluator(parts.config, [counter, *progress(parts.config)])
+    evaluator = trainers.evaluator(parts.config, [counter])
     results = evaluator.validate(module, datamodule=parts.data, verbose=False)
     early = {"dynamic": measure_dynamic(parts, student)} if parts.config.time.dynamic else {}
     return {

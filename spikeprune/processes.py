@@ -39,10 +39,6 @@ def size(run: Run) -> int:
     return run.devices * run.num_nodes
 
 
-def distributed(run: Run) -> bool:
-    return size(run) > 1
-
-
 class Replicas(DDPStrategy):
     """Data parallelism as this package's steps want it: when a step's gradients are there, all at once where a CUDA
     graph has made them, they are averaged in one message. torch's wrapper would go through them one by one.
@@ -88,7 +84,7 @@ def started(config: Config) -> Iterator[None]:
     it does nothing at all.
     """
     run = config.run
-    if not distributed(run):
+    if size(run) == 1:
         yield
         return
     check(run)

@@ -38,7 +38,6 @@ class Run:
     validate_every: int = 1  # epochs between two validations; each stage is measured at its end anyway
     log_every: int = 20  # optimizer steps between two training records
     checkpoint_every: int | None = None  # optimizer steps between resume checkpoints; null: each epoch
-    progress: bool = True
     wandb: bool = False
     wandb_project: str = "spikeprune"
     wandb_mode: str = "auto"  # auto (online with a key and a server that answers, else offline) | online | offline

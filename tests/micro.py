@@ -43,7 +43,6 @@ def micro(folder: Path, glue: Path | None = None) -> list[str]:
         *task,
         "preset=tiny",
         f"run.dir={folder}",
-        "run.progress=false",
         "run.accelerator=cpu",
         "run.threads=1",
         "run.log_every=1",

@@ -16,7 +16,6 @@ ROOT = Path(__file__).resolve().parents[1]
 GLUE = str(ROOT / "experiments" / "glue.yaml")
 MICRO = (
     "preset=tiny",
-    "run.progress=false",
     "data.embedded_train=64",
     "data.embedded_dev=32",
     "stages.teacher.epochs=1",

@@ -149,7 +149,7 @@ def test_a_second_job_in_the_directory_is_told_of_the_first(cluster, jobs, inter
     assert f"is in use by another run (host {os.uname().nodename}, pid " in text and f"SLURM job {job})" in text
     assert "Traceback" not in text
     script = (run.path / "job.sh").read_text().split("spikeprune train ")[1].split(" task=")[0]
-    arguments = [word for word in shlex.split(script)[1:] if not word.startswith(("run.accelerator", "run.progress"))]
+    arguments = [word for word in shlex.split(script)[1:] if not word.startswith("run.accelerator")]
     before = cluster.queue()
     capsys.readouterr()
     assert cli.main(["launch", str(GLUE), *arguments, "run.accelerator=cpu", "task=sst2", *REQUEST]) == 2

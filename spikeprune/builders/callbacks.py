@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from spikeprune import ranks
 from spikeprune.builders.networks import student_shape, teacher_shape
@@ -21,7 +21,7 @@ from spikeprune.callbacks.temporal import TemporalPruning
 from spikeprune.cost import PRICES
 from spikeprune.parts import Parts
 from spikeprune.rundir import RunDir
-from spikeprune.schema import Config, Spatial, Stage, Temporal
+from spikeprune.schema import Spatial, Stage, Temporal
 
 
 def spatial(parts: Parts, stage: Stage) -> SpatialPruning | MaskSearch:
@@ -114,7 +114,7 @@ def stage_callbacks(parts: Parts, name: str, run: RunDir) -> list[Callback]:
     if name not in ("teacher", "general_kd"):
         callbacks.append(synops(parts))
     resume = ModelCheckpoint(run.stage(name), "resume", save_top_k=1, enable_version_counter=False, **when)
-    return [*callbacks, *progress(parts.config), ResumeState(), StopOnSignal(run.resume(name)), resume]
+    return [*callbacks, ResumeState(), StopOnSignal(run.resume(name)), resume]
 
 
 def reference(parts: Parts, run: RunDir) -> float | None:
@@ -130,7 +130,3 @@ def reference(parts: Parts, run: RunDir) -> float | None:
 
 def synops(parts: Parts) -> SynOpsLogger:
     return SynOpsLogger(shape=student_shape(parts), prices=PRICES[parts.config.cost.prices])
-
-
-def progress(config: Config) -> list[Callback]:
-    return [TQDMProgressBar(refresh_rate=10, leave=True)] if config.run.progress else []

@@ -16,6 +16,7 @@ from spikeprune.callbacks.resume import AtomicCheckpointIO
 from spikeprune.parts import Parts
 from spikeprune.rundir import RunDir
 from spikeprune.schema import Config
+from spikeprune.terminal import bars
 from spikeprune.tracking.live import StageCharts
 
 # the loaders share out batches among processes by themselves; a sanity check would count operations of nothing
@@ -25,18 +26,18 @@ QUIET = {"enable_model_summary": False}
 
 def trainer(parts: Parts, name: str, run: RunDir, offset: int) -> L.Trainer:
     """The Trainer of one stage."""
-    config, stage = parts.config, parts.stage(name)
+    config, stage, shown = parts.config, parts.stage(name), bars()
     made = L.Trainer(
         **processes.placement(config),
         precision="32-true" if config.run.precision == "tf32" else config.run.precision,
         max_epochs=max(1, stage.epochs),  # a stage of none stops itself (see callbacks/search.py)
         gradient_clip_val=stage.clip,
-        callbacks=stage_callbacks(parts, name, run),
+        callbacks=[*shown, *stage_callbacks(parts, name, run)],
         plugins=[AtomicCheckpointIO()],
         logger=loggers(parts, name, run, offset),
         log_every_n_steps=config.run.log_every,
         check_val_every_n_epoch=config.run.validate_every,
-        enable_progress_bar=config.run.progress,
+        enable_progress_bar=bool(shown),
         **COMMON,
         **QUIET,
     )
@@ -45,13 +46,14 @@ def trainer(parts: Parts, name: str, run: RunDir, offset: int) -> L.Trainer:
 
 def evaluator(config: Config, callbacks: Sequence[Callback] = ()) -> L.Trainer:
     """A Trainer that measures: float32 whatever the training's precision was."""
+    shown = bars()
     return L.Trainer(
         **processes.placement(config),
         precision="64-true" if config.run.precision == "64-true" else "32-true",
-        callbacks=[*callbacks, StopOnSignal()],
+        callbacks=[*callbacks, *shown, StopOnSignal()],
         logger=False,
         enable_checkpointing=False,
-        enable_progress_bar=config.run.progress,
+        enable_progress_bar=bool(shown),
         **COMMON,
         **QUIET,
     )

@@ -132,7 +132,7 @@ class Driver:
         donor = max(self.known, key=lambda other: other.made_for(trial))
         if donor.made_for(trial) > trial.made_for(trial):
             mine.append(f"run.start_from={donor.run.path}")
-        mine += ["run.progress=false", f"run.threads={threads}"]
+        mine.append(f"run.threads={threads}")
         environment = {"OMP_NUM_THREADS": str(threads)}
         if self.devices:
             environment["CUDA_VISIBLE_DEVICES"] = self.devices[trial.slot % len(self.devices)]

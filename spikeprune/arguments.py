@@ -98,6 +98,7 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument("--stage", metavar="NAME", help="a finished stage; by default the last one")
     which.add_argument("--compact", action="store_true", help="the model that `spikeprune compact` wrote")
     evaluate.add_argument("--data", metavar="DIR", help="a GLUE directory to measure on instead of the run's own data")
+    evaluate.add_argument("--stepwise", action="store_true", help="simulate step by step, not in closed form")
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
     compact = _command(commands, "compact", "write a student without its pruned heads and neurons", COMPACT_EXAMPLES)

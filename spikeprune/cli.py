@@ -36,8 +36,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     from spikeprune import evaluation
     from spikeprune.report.table import evaluation_lines
 
-    chosen = {"stage": args.stage, "compacted": args.compact, "overrides": args.overrides}
-    measured = evaluation.evaluate(args.run, data_dir=args.data, **chosen)
+    chosen = {"stage": args.stage, "compacted": args.compact, "stepwise": args.stepwise}
+    measured = evaluation.evaluate(args.run, data_dir=args.data, overrides=args.overrides, **chosen)
     print(json.dumps(measured, indent=2) if args.json else evaluation_lines(measured))
 
 

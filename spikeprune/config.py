@@ -48,7 +48,6 @@ MEASURING = (
     "run.accelerator",
     "run.kernels",
     "run.threads",
-    "run.evaluation",
     "data.eval_batch_size",
     "student.coding",
     "student.forward",

@@ -24,19 +24,21 @@ def evaluate(
     stage: str | None = None,
     data_dir: str | None = None,
     compacted: bool = False,
+    stepwise: bool = False,
     overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Measure a finished stage again from its saved checkpoint (the last one, unless `stage` names another), or with
     `compacted` what `spikeprune compact` left. `data_dir`: a GLUE directory in place of the run's own data.
-    `overrides`: `key=value` of the keys in `config.MEASURING`.
+    `stepwise`: spikes are simulated step by step also where a closed form gives the same. `overrides`: `key=value` of
+    the keys in `config.MEASURING`.
     """
     directory, parts = reopen(run_dir, data_dir, overrides)
     name = stage or last_finished(parts, directory)
     if compacted:
         name = directory.compact_record()["parent"]["stage"]
     directory.record(name)
-    idle = [key for key in overrides if key.startswith(("student.", "time."))] if name == "teacher" else []
-    if idle:
+    idle = [key for key in overrides if key.startswith(("student.", "time."))] + ["--stepwise"] * stepwise
+    if idle and name == "teacher":
         raise InputError(f"{' '.join(idle)}: the teacher does not spike; name a stage of the student")
     teacher = load_teacher(parts, directory)
     if name == "teacher":
@@ -44,7 +46,7 @@ def evaluate(
     else:
         student = load_compact(directory) if compacted else load_student(directory, name)
         student = untrained_changes(student, parts, directory)
-        measured = measure_student(parts, student_module(parts, name, student, teacher))
+        measured = measure_student(parts, student_module(parts, name, student, teacher, stepwise=stepwise))
     facts = {"run": str(run_dir), "task": parts.config.task, "stage": name, "compacted": compacted}
     if overrides:
         facts["changed"] = list(overrides)

@@ -33,7 +33,6 @@ class Run:
     cuda_graphs: str = (
         "auto"  # replay training steps from CUDA graphs: auto (on a GPU) | on (evaluations as well) | off
     )
-    evaluation: str = "closed"  # closed (accumulate in closed form, equal to its simulation) | stepwise (simulated)
     threads: int | None = None  # CPU threads of torch; null: as many as this process may use
     validate_every: int = 1  # epochs between two validations; each stage is measured at its end anyway
     log_every: int = 20  # optimizer steps between two training records

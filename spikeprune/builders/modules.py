@@ -27,7 +27,9 @@ def teacher_module(parts: Parts, learning: Teacher) -> TeacherModule:
     return TeacherModule(learning, **_common(parts, parts.stage("teacher")))
 
 
-def student_module(parts: Parts, name: str, learning: Student, frozen: Teacher) -> StudentModule:
+def student_module(
+    parts: Parts, name: str, learning: Student, frozen: Teacher, *, stepwise: bool = False
+) -> StudentModule:
     stage = parts.stage(name)
     learning.use_kernels(kernels(parts.config))
     return StudentModule(
@@ -38,7 +40,7 @@ def student_module(parts: Parts, name: str, learning: Student, frozen: Teacher) 
         shape=student_shape(parts),
         forward_mode=parts.config.student.forward,
         augment=augment(parts),
-        stepwise=parts.config.run.evaluation == "stepwise",
+        stepwise=stepwise,
         graphed_answers=parts.config.run.cuda_graphs == "on",
         **_common(parts, stage),
     )

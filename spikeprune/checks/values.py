@@ -17,7 +17,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "run.precision": ("32-true", "tf32", "bf16-mixed", "16-mixed", "64-true"),
     "run.kernels": ("auto", "torch", "triton"),
     "run.cuda_graphs": ("auto", "on", "off"),
-    "run.evaluation": ("closed", "stepwise"),
     "run.wandb_mode": ("auto", "online", "offline"),
     "data.source": ("auto", "hub", "dir", "embedded"),
     "student.init": ("teacher", "random"),

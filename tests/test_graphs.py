@@ -110,7 +110,8 @@ def test_graphed_steps_equal_plain_ones(coding: str, precision: torch.dtype | No
 
 
 def test_a_capture_leaves_the_random_state() -> None:
-    made, here = module(True, dropout=0.1), batch(16, 0)
+    teacher = Teacher.scratch(scratch_config(vocab=60, positions=32, dropout=0.3, **SIZES))
+    made, here = TeacherModule(teacher, **common(True)).cuda().train(), batch(16, 0)
     for _ in range(PATIENCE):
         made.graphed(here, None)
     before = torch.cuda.get_rng_state()

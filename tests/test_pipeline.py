@@ -65,7 +65,7 @@ def test_the_summary_says_what_was_made_of_what(finished, glue) -> None:
     assert list(summary["stages"]) == list(STAGES[1:])
     assert (summary["uncompressed"], summary["final"]) == ("prediction_kd", "finetune")
     config = read_resolved(run.config)
-    assert config.task == "sst2" and config.student.dropout == 0.1 and config.compress.ffn == 0.3
+    assert config.task == "sst2" and config.teacher.dropout == 0.1 and config.compress.ffn == 0.3
 
 
 def test_the_summary_says_what_it_costs(finished) -> None:
@@ -136,7 +136,7 @@ def test_the_last_line_of_each_stage_is_what_the_summary_says(finished) -> None:
 @pytest.mark.gpu
 def test_so_it_is_where_the_engine_answers(tmp_path, glue) -> None:
     """Several epochs a stage, by a fused optimizer, with heads of a size that the engine knows."""
-    sizes = ["teacher.hidden=32", "teacher.heads=2", "teacher.ffn=64", "student.dropout=0.0", "compress.heads=0.5"]
+    sizes = ["teacher.hidden=32", "teacher.heads=2", "teacher.ffn=64", "compress.heads=0.5"]
     epochs = ["stages.finetune.epochs=4", "stages.prediction_kd.epochs=3", "run.accelerator=gpu"]
     run = RunDir(tmp_path / "run")
     assert cli.main(["train", str(GLUE), *micro(run.path, glue), *sizes, *epochs]) == 0

@@ -193,7 +193,6 @@ COMBINATIONS = [
     ((*BITS, "compress.quantize.fold=true", "student.theta=tensor"), "compress.quantize.fold = true: student.theta"),
     (("compress.quantize.fold=true",), "compress.quantize.fold = true: nothing is quantized"),
     (("student.feedback=true",), "student.feedback = true: in accumulate the first layer is done before the last"),
-    (("student.feedback=true", "student.coding=running_mean", "student.dropout=0.1"), "student.feedback = true: a net"),
     (("student.dead_zone=100",), "student.dead_zone = 100.0: must be at least 0 and below 100"),
     (("time.dynamic=true", "time.rule=confidence"), "time.rule = confidence: the coding accumulate has one answer"),
     (("time.dynamic=true", *ANYTIME, "task=stsb"), "time.rule = confidence: stsb is a regression"),

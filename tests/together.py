@@ -91,7 +91,6 @@ def leg(overrides: list[str], watched: Path, kill: tuple[str, int] | None = None
 # nothing drawn at random in training, and digits enough that no rounding moves a rate to its neighbour
 EXACT = [
     "run.precision=64-true",
-    "student.dropout=0.0",
     "teacher.dropout=0.0",
     "distill.replace_words=0.0",
 ]

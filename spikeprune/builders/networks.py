@@ -43,7 +43,6 @@ def student_values(parts: Parts) -> dict[str, Any]:
         "pooling": s.pooling,
         "act": bert.hidden_act,
         "eps": bert.layer_norm_eps,
-        "dropout": s.dropout,
         "weights": parts.config.compress.weights,
         "feedback": s.feedback,
         "residual": s.residual,

@@ -32,9 +32,6 @@ def student(config: Config) -> Iterator[Problem]:
     if s.feedback and s.coding == "accumulate":
         text = "in accumulate the first layer is done before the last begins; use running_mean or per_step"
         yield ("student.feedback", "student.coding"), f"student.feedback = true: {text}"
-    if s.feedback and s.dropout > 0:
-        text = "a network that changes from pass to pass has no fixed point; set student.dropout=0"
-        yield ("student.feedback", "student.dropout"), f"student.feedback = true: {text}"
     yield from _layer_lists(config)
 
 

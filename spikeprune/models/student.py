@@ -91,7 +91,6 @@ class Student(nn.Module):
         pooling: str = "mean",
         act: str = "gelu",
         eps: float = 1e-12,
-        dropout: float = 0.0,
         kernels: str = "torch",
         weights: str = "float",
         fold: bool = False,
@@ -114,7 +113,7 @@ class Student(nn.Module):
         self.values, self.packed = values, packed
         self.fold = fold and theta == "channel" and weights != "float"  # one theta for all is a matter of the scale
         own_heads, own_ffn = unit_counts(layers, heads, layer_heads), unit_counts(layers, ffn, layer_ffn)
-        common = {"neuron": spikes, "leak": leak, "coding": coding, "theta": theta, "eps": eps, "dropout": dropout}
+        common = {"neuron": spikes, "leak": leak, "coding": coding, "theta": theta, "eps": eps}
         common |= {"kernels": kernels, "dead_zone": dead_zone, "residual": residual}
         self.coding, self.pooling, self.query, self.weights = coding, pooling, query, weights
         sizes = {"vocab": vocab, "positions": positions, "segments": segments, "hidden": hidden}
@@ -129,7 +128,6 @@ class Student(nn.Module):
         self.pooler = nn.Linear(hidden, hidden) if pooling == "cls" else None
         self.layers[-1].output_site.count_first = pooling == "cls"
         self.layers[-1].output_site.sends_pulses = True
-        self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(hidden, classes)
         self.register_buffer("heads", first(own_heads, heads))
         self.register_buffer("ffn", first(own_ffn, ffn))
@@ -290,8 +288,6 @@ class Student(nn.Module):
         """The last layer's values `[..., B, N, D]` -> logits `[..., B, C]`: of [CLS] through BERT's pooler, or of the
         mean over the real `tokens [B, N]`."""
         if self.pooler is not None:
-            return self.classifier(self.dropout(self.pooler(a[..., 0, :]).tanh()))
+            return self.classifier(self.pooler(a[..., 0, :]).tanh())
         weights = tokens.to(a.dtype)
-        return self.classifier(
-            self.dropout(torch.einsum("...nd,...n->...d", a, weights) / weights.sum(1, keepdim=True))
-        )
+        return self.classifier(torch.einsum("...nd,...n->...d", a, weights) / weights.sum(1, keepdim=True))

@@ -83,8 +83,7 @@ class Student:
     pooling: str = "mean"  # mean | cls
     residual: str = "spikes"  # what goes past a block: spikes | membrane, the currents of the neurons that send them
     t_steps: Any = 4  # time steps: a number, or one for the embedding and each layer (L+1 numbers)
-    percentile: float = 99.0  # of each channel's activation, where theta starts
-    calibration: int = 128  # sentences that theta is calibrated on
+    calibration: int = 128  # sentences that theta is calibrated on, at the 99th percentile of each channel
     feedback: bool = False  # connect the last layer back to the first; not with accumulate
     dead_zone: float = 0.0  # share in % of each channel's smallest currents (calibration data) that count as none
 

@@ -208,9 +208,9 @@ def test_a_moved_run_is_still_the_run(finished, glue, tmp_path) -> None:
 def test_another_configuration_is_refused_with_the_keys_that_differ(finished, glue, capsys) -> None:
     run, _ = finished
     before = contents(run.path)
-    assert cli.main(["train", str(GLUE), *micro(run.path, glue), "seed=3", "student.percentile=98.0"]) == 2
+    assert cli.main(["train", str(GLUE), *micro(run.path, glue), "seed=3", "student.calibration=16"]) == 2
     message = capsys.readouterr().err
-    assert "seed: 0 → 3" in message and "student.percentile: 99.0 → 98.0" in message
+    assert "seed: 0 → 3" in message and "student.calibration: 32 → 16" in message
     assert message.count("→") == 2
     assert contents(run.path) == before
 

@@ -23,7 +23,7 @@ def digest(*changes: str) -> str:
         ["teacher.checkpoint=there/minilm", "data.dir=there/glue"],
         ["stages.joint.lr=1.0e-5"],  # does not run
         ["run.stages=[teacher,internal_kd,prediction_kd,spatial,temporal,finetune]"],  # what runs anyway
-        ["student.percentile=99.0"],  # the default
+        ["student.leak=1.0"],  # the default
     ],
     ids=str,
 )

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from spikeprune.models.alter import deaden
+from spikeprune.models.outputs import INPUTS
 from spikeprune.models.student import Student
 from spikeprune.models.teacher import Teacher, copy_encoder
 from spikeprune.parts import Parts
@@ -59,13 +60,7 @@ def student(parts: Parts, frozen: Teacher, calibration: dict[str, torch.Tensor])
         copy_encoder(made, frozen, parts.layers)
     made.eval()
     with torch.no_grad():
-        made(
-            calibration["input_ids"],
-            calibration["attention_mask"],
-            calibration["token_type_ids"],
-            mode="calibrate",
-            percentile=parts.config.student.percentile,
-        )
+        made(*(calibration[name] for name in INPUTS), mode="calibrate")
     if parts.config.student.dead_zone:
         deaden(made, calibration, parts.config.student.dead_zone)
     return made.train()

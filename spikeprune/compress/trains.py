@@ -41,7 +41,7 @@ class Trains:
                     site.log_theta.copy_(log_theta + math.log(width(t_steps[place]) / width(self.steps[place])))
 
 
-WIDEST = 2.33  # standard deviations; where thetas begin, 99 % of a Gaussian's sizes (`student.percentile`), is 2.58
+WIDEST = 2.33  # standard deviations; where thetas begin, 99 % of a Gaussian's sizes, is 2.58
 
 
 def width(t_steps: int) -> float:

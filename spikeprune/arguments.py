@@ -24,8 +24,8 @@ examples:
   spikeprune evaluate runs/mrpc-tiny-s0
   spikeprune evaluate runs/mrpc-tiny-s0 --stage internal_kd --json
   spikeprune evaluate runs/mrpc-minilm-s0 --data glue
-  spikeprune evaluate runs/mrpc-tiny-s0 time.dynamic=true
-  spikeprune evaluate runs/mrpc-tiny-s0 student.coding=running_mean time.dynamic=true time.rule=confidence
+  spikeprune evaluate runs/mrpc-tiny-s0 time.early_exit=asr
+  spikeprune evaluate runs/mrpc-tiny-s0 student.coding=running_mean time.early_exit=confidence
   spikeprune evaluate runs/mrpc-tiny-s0 student.dead_zone=60
 """
 
@@ -76,7 +76,7 @@ examples:
 Run it where the network is, as a cluster's login node; compute nodes then find everything in the cache (HF_HOME).
 """
 
-CHANGED = "values that replace the run's, where they need no training: student.dead_zone, time.dynamic, …"
+CHANGED = "values that replace the run's, where they need no training: student.dead_zone, time.early_exit, …"
 
 
 def parser() -> argparse.ArgumentParser:

@@ -39,9 +39,7 @@ MAY_DIFFER = (
     "run.wandb_project",
     "run.wandb_mode",
     "run.wandb_artifact",
-    "time.dynamic",
-    "time.rule",
-    "time.bounds",
+    "time.early_exit",
 )
 # What a measurement of a finished stage may change: how it is measured, and what of the student needs no training.
 MEASURING = (
@@ -52,9 +50,7 @@ MEASURING = (
     "student.coding",
     "student.forward",
     "student.dead_zone",
-    "time.dynamic",
-    "time.rule",
-    "time.bounds",
+    "time.early_exit",
     "cost.prices",
 )
 COMMAND_LINE = "command line"

@@ -43,7 +43,7 @@ def measure_student(parts: Parts, module: StudentModule) -> Measured:
     counter, student = synops(parts), module.student
     evaluator = trainers.evaluator(parts.config, [counter])
     results = evaluator.validate(module, datamodule=parts.data, verbose=False)
-    early = {"dynamic": measure_dynamic(parts, student)} if parts.config.time.dynamic else {}
+    early = {} if parts.config.time.early_exit == "none" else {"dynamic": measure_dynamic(parts, student)}
     return {
         **quality(parts, results),
         "fidelity": validated(results, parts.task.fidelity),
@@ -59,7 +59,7 @@ def measure_student(parts: Parts, module: StudentModule) -> Measured:
 
 def measure_dynamic(parts: Parts, student: Student) -> dict[str, Any]:
     """Early answers on the first dev split, as `dynamic.dynamic` returns them; every process measures all of it."""
-    time, data = parts.config.time, parts.data.val_dataloader()[0].data
+    data = parts.data.val_dataloader()[0].data
     order, size = data.lengths.argsort(stable=True), parts.config.data.eval_batch_size
     home, device = student.classifier.weight.device, trainers.evaluator(parts.config).strategy.root_device
 
@@ -68,7 +68,7 @@ def measure_dynamic(parts: Parts, student: Student) -> dict[str, Any]:
             yield {name: x.to(device) for name, x in data.batch(rows.tolist()).items()}
 
     how = {"task": parts.task, "shape": student_shape(parts), "prices": PRICES[parts.config.cost.prices]}
-    found = dynamic(student.to(device), batches, **how, rule=time.rule, bounds=time.bounds)
+    found = dynamic(student.to(device), batches, **how, rule=parts.config.time.early_exit)
     student.to(home)
     return found
 

@@ -203,11 +203,9 @@ class Distill:
 
 @dataclass
 class Time:
-    """Early answers, measured beside the network's own where `dynamic` is set, in `evaluate` and after each stage."""
-
-    dynamic: bool = False
-    rule: str = "asr"  # a sample is settled: asr, spiking rates change by less than a bound | confidence, above a bound
-    bounds: list[float] | None = None  # a row each; null: a few usual ones
+    # early answers, measured beside the network's own in `evaluate` and after each stage, when a sample is settled by:
+    # none | asr, spiking rates change by less than a bound | confidence, the answer's probability is above a bound
+    early_exit: str = "none"
 
 
 @dataclass

@@ -138,7 +138,7 @@ FALLING = ("stages.spatial.losses={additions: 1, additions_limit: 0.1, additions
 ACTIVE = ("stages.spatial.epochs=1", "compress.heads=0.5")
 SENSITIVE = ("stages.temporal.epochs=1", "compress.t_steps=2", "compress.temporal.criterion=sensitivity")
 BITS = ("stages.quantize.epochs=1", "compress.weights=ternary")
-ANYTIME = ("time.rule=confidence", "student.coding=running_mean")
+ANYTIME = ("time.early_exit=confidence", "student.coding=running_mean")
 COMBINATIONS = [
     (("task=mrcp",), "task = mrcp: choose from"),
     (("compress.heads=0",), "compress.heads = 0.0: must be above 0 and at most 1: it is the share kept"),
@@ -193,8 +193,8 @@ COMBINATIONS = [
     (("compress.quantize.fold=true",), "compress.quantize.fold = true: nothing is quantized"),
     (("student.feedback=true",), "student.feedback = true: in accumulate the first layer is done before the last"),
     (("student.dead_zone=100",), "student.dead_zone = 100.0: must be at least 0 and below 100"),
-    (("time.dynamic=true", "time.rule=confidence"), "time.rule = confidence: the coding accumulate has one answer"),
-    (("time.dynamic=true", *ANYTIME, "task=stsb"), "time.rule = confidence: stsb is a regression"),
+    (("time.early_exit=confidence",), "time.early_exit = confidence: the coding accumulate has one answer"),
+    ((*ANYTIME, "task=stsb"), "time.early_exit = confidence: stsb is a regression"),
     ((*BITS, "run.stages=[teacher]"), "compress.weights = ternary: no stage that runs has the callback quantize"),
     ((*BITS, "stages.quantize.callbacks=[]"), "compress.weights = ternary: no stage that runs has the callback"),
     ((*BITS, "compress.quantize.begin=0.7"), "compress.quantize.begin = 0.7: must not come after end = 0.5"),

@@ -52,12 +52,12 @@ def _layer_lists(config: Config) -> Iterator[Problem]:
 
 
 def early_answers(config: Config) -> Iterator[Problem]:
-    if not config.time.dynamic or config.time.rule != "confidence":
+    if config.time.early_exit != "confidence":
         return
-    instead = "use time.rule=asr"
+    key, instead = "time.early_exit", "use time.early_exit=asr"
     if config.student.coding == "accumulate":
         text = f"the coding accumulate has one answer, at the end; {instead}"
-        yield ("time.rule", "student.coding", "time.dynamic"), f"time.rule = confidence: {text}"
+        yield (key, "student.coding"), f"{key} = confidence: {text}"
     if config.task in TASKS and TASKS[config.task].regression:
         text = f"{config.task} is a regression, whose answer has no probability; {instead}"
-        yield ("time.rule", "task", "time.dynamic"), f"time.rule = confidence: {text}"
+        yield (key, "task"), f"{key} = confidence: {text}"

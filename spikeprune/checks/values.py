@@ -36,7 +36,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "compress.spatial.scope": ("global", "layer"),
     "compress.temporal.criterion": names.TEMPORAL_CRITERIA,
     "student.residual": ("spikes", "membrane"),
-    "time.rule": ("asr", "confidence"),
+    "time.early_exit": ("none", "asr", "confidence"),
     "cost.prices": names.PRICES,
 }
 
@@ -80,7 +80,6 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("must be at least 0 and below 1", lambda v: 0 <= v < 1, "teacher.dropout distill.replace_words"),
     ("must be from 0 to 1", lambda v: 0 <= v <= 1, "compress.joint.rates"),
     ("must be at least 0 and below 100", lambda v: 0 <= v < 100, "student.dead_zone"),
-    ("must be a list of numbers from 0 to 1", lambda v: v and all(0 <= b <= 1 for b in v), "time.bounds"),
     (
         "must be from 0 to 1",
         lambda v: 0 <= v <= 1,

@@ -134,10 +134,9 @@ class Stages:
 
 @dataclass
 class Spatial:
-    search: str = "rank"  # rank: by criterion, on a schedule | kwon: masks at once, for a share of operations
+    # ranks on a schedule: a name in checks/names.py, SPATIAL_CRITERIA | kwon: masks at once, for a share of operations
+    criterion: str = "fisher"
     operations: float | None = None  # kwon: share kept of the operations that heads and neurons cost
-    tune: bool = True  # kwon: weights behind what is kept make up for what left, by least squares
-    criterion: str = "fisher"  # a name in checks/names.py, SPATIAL_CRITERIA
     begin: float = 0.0  # share of the stage's epochs at which pruning begins
     end: float = 0.5  # … and has reached its target; the rest of the stage recovers
     scope: str = "global"  # rank over all layers (global) or in each layer (layer)

@@ -153,8 +153,8 @@ COMBINATIONS = [
         "compress.synapses = 0.5: single synapses leave among float weights, not ternary ones",
     ),
     (
-        ("compress.spatial.search=kwon", "compress.spatial.operations=0.5", "compress.synapses=0.5"),
-        "compress.synapses = 0.5: compress.spatial.search = kwon thins out no weights",
+        ("compress.spatial.criterion=kwon", "compress.spatial.operations=0.5", "compress.synapses=0.5"),
+        "compress.synapses = 0.5: compress.spatial.criterion = kwon thins out no weights",
     ),
     (("student.t_steps=[4,4]",), "student.t_steps = [4, 4]: needs 3 numbers"),
     (("student.t_steps=[4,0,4]",), "student.t_steps = [4, 0, 4]: must be a whole number of at least 1, or a list"),

@@ -26,7 +26,7 @@ from spikeprune.schema import Spatial, Stage, Temporal
 
 def spatial(parts: Parts, stage: Stage) -> SpatialPruning | MaskSearch:
     c = parts.config.compress
-    if c.spatial.search == "kwon":
+    if c.spatial.criterion == "kwon":
         return mask_search(parts, stage)
     floors = {"scope": c.spatial.scope, "min_heads": c.spatial.min_heads, "min_ffn": c.spatial.min_ffn}
     return SpatialPruning(heads=c.heads, ffn=c.ffn, **floors, **_decisions(parts, stage, c.spatial))
@@ -35,7 +35,7 @@ def spatial(parts: Parts, stage: Stage) -> SpatialPruning | MaskSearch:
 def mask_search(parts: Parts, stage: Stage) -> MaskSearch:
     how, floors = parts.config.compress.spatial, ("min_heads", "min_ffn")
     when = {key: value for key, value in _decisions(parts, stage, how).items() if key not in ("criterion", "end")}
-    when |= {"operations": how.operations, "tuned": how.tune, "alone": stage.epochs == 0}
+    when |= {"operations": how.operations, "alone": stage.epochs == 0}
     return MaskSearch(**when, **{name: getattr(how, name) for name in floors})
 
 

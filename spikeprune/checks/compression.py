@@ -36,7 +36,7 @@ def rules(config: Config) -> Iterator[Problem]:
     space = {"compress.heads": c.heads, "compress.ffn": c.ffn, "compress.synapses": c.synapses}
     given = {key: share for key, share in space.items() if share < 1}
     yield from _search(config, given)
-    if c.spatial.search == "kwon":
+    if c.spatial.criterion == "kwon":
         space = {"compress.spatial.operations": c.spatial.operations}
         given = space if c.spatial.operations is not None else {}
     yield from _acting(config, "spatial", space, given)
@@ -55,9 +55,9 @@ def rules(config: Config) -> Iterator[Problem]:
 
 
 def _search(config: Config, shares: dict[str, float]) -> Iterator[Problem]:
-    """What goes with compress.spatial.search; `shares`: targets that belong to the ranking."""
-    spatial, key, target = config.compress.spatial, "compress.spatial.search", "compress.spatial.operations"
-    if spatial.search == "rank":
+    """What goes with the criterion kwon; `shares`: targets that belong to the ranking."""
+    spatial, key, target = config.compress.spatial, "compress.spatial.criterion", "compress.spatial.operations"
+    if spatial.criterion != "kwon":
         if spatial.operations is not None:
             yield (target, key), f"{target} = {spatial.operations}: is for {key}=kwon; set that, or leave it null"
         return
@@ -66,17 +66,15 @@ def _search(config: Config, shares: dict[str, float]) -> Iterator[Problem]:
         what = "thins out no weights" if name == "compress.synapses" else itself
         text = f"{key} = kwon {what}; set {name}=1"
         yield (name, key), f"{name} = {share}: {text}"
-    for name, value, right in (("criterion", spatial.criterion, "fisher"), ("scope", spatial.scope, "global")):
-        if value != right:
-            keys = (f"compress.spatial.{name}", key)
-            yield keys, f"compress.spatial.{name} = {value}: {key} = kwon is {right}; set {right}, or {key}=rank"
+    if spatial.scope != "global":
+        text = f"{key} = kwon is global; set global, or another criterion"
+        yield ("compress.spatial.scope", key), f"compress.spatial.scope = {spatial.scope}: {text}"
     order = [n for n in config.run.stages if hasattr(config.stages, n) and active(config, n)]
     few = [i for i, n in enumerate(order) if "quantize" in getattr(config.stages, n).callbacks]
     late = [n for i, n in enumerate(order) if few and i > few[0] and "spatial" in getattr(config.stages, n).callbacks]
-    if late and spatial.tune and config.compress.weights != "float":
-        text = f"{late[0]} comes after weights were quantized, and these cannot hold tuned masks"
-        keys = ("compress.spatial.tune", "run.stages", "compress.weights")
-        yield keys, f"compress.spatial.tune = true: {text}; put it before, or set compress.spatial.tune=false"
+    if late and config.compress.weights != "float":
+        text = f"{late[0]} comes after weights were quantized, and these cannot hold tuned masks; put it before"
+        yield (key, "run.stages", "compress.weights"), f"{key} = kwon: {text}"
 
 
 def _fold(config: Config) -> Iterator[Problem]:

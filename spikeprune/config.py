@@ -36,8 +36,6 @@ MAY_DIFFER = (
     "run.validate_every",
     "run.checkpoint_every",
     "run.wandb",
-    "run.wandb_project",
-    "run.wandb_mode",
     "run.wandb_artifact",
     "time.early_exit",
 )

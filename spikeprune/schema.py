@@ -37,9 +37,7 @@ class Run:
     validate_every: int = 1  # epochs between two validations; each stage is measured at its end anyway
     log_every: int = 20  # optimizer steps between two training records
     checkpoint_every: int | None = None  # optimizer steps between resume checkpoints; null: each epoch
-    wandb: bool = False
-    wandb_project: str = "spikeprune"
-    wandb_mode: str = "auto"  # auto (online with a key and a server that answers, else offline) | online | offline
+    wandb: str = "off"  # off | auto (online with a key and a server that answers, else offline) | online | offline
     wandb_artifact: bool = False  # store the compressed student as an artifact
 
 

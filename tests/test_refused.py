@@ -86,7 +86,7 @@ def test_all_problems_in_one_message(write) -> None:
         ("seed=null", "seed = null: must be a whole number"),
         ("seed=true", "seed = True: must be a whole number"),
         ("student.leak=much", "student.leak = much: must be a number"),
-        ("run.wandb=maybe", "run.wandb = maybe: must be true or false"),
+        ("student.feedback=maybe", "student.feedback = maybe: must be true or false"),
         ("run.threads=x", "run.threads = x: must be a whole number or null"),
         ("run.stages=teacher", "run.stages = teacher: must be a list, each text"),
         ("distill.layer_map=[0,x]", "distill.layer_map = [0, 'x']: must be a list, each a whole number or null"),

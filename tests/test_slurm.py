@@ -100,7 +100,7 @@ def jobs(cluster, folder, glue, board) -> dict[str, tuple[str, Path]]:
     with pytest.MonkeyPatch.context() as patch:  # of the job, to which sbatch hands it on
         for name, value in {**online(board), "WANDB_MODE": "online", "WANDB_SILENT": "true"}.items():
             patch.setenv(name, value)
-        interrupted = one("interrupted", *LONG, *SHORT, *QUANTIZED, "run.wandb=true")
+        interrupted = one("interrupted", *LONG, *SHORT, *QUANTIZED, "run.wandb=auto")
     fails = one("fails", "stages.teacher.lr=1.0e-9")
     array = one("${task}-${seed}", *TWO_STAGES, "--array=sst2 cola", "--seeds=0-1")
     return {"endless": endless, "interrupted": interrupted, "fails": fails, "array": array}

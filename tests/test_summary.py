@@ -19,7 +19,7 @@ def digest(*changes: str) -> str:
     "changes",
     [
         ["seed=3"],
-        ["run.dir=elsewhere", "run.wandb=true", "run.threads=4"],
+        ["run.dir=elsewhere", "run.wandb=auto", "run.threads=4"],
         ["teacher.checkpoint=there/minilm", "data.dir=there/glue"],
         ["stages.joint.lr=1.0e-5"],  # does not run
         ["run.stages=[teacher,internal_kd,prediction_kd,spatial,temporal,finetune]"],  # what runs anyway

@@ -62,5 +62,5 @@ def evaluator(config: Config, callbacks: Sequence[Callback] = ()) -> L.Trainer:
 def loggers(parts: Parts, name: str, run: RunDir, offset: int) -> list[Logger]:
     """`offset`: optimizer steps of the stages before."""
     records = RecordsLogger(run, stage=name, offset=offset)
-    wanted = parts.config.run.wandb and ranks.rank() == 0
+    wanted = parts.config.run.wandb != "off" and ranks.rank() == 0
     return [records, StageCharts(stage=name, offset=offset)] if wanted else [records]

@@ -17,7 +17,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "run.precision": ("32-true", "tf32", "bf16-mixed", "16-mixed", "64-true"),
     "run.kernels": ("auto", "torch", "triton"),
     "run.cuda_graphs": ("auto", "on", "off"),
-    "run.wandb_mode": ("auto", "online", "offline"),
+    "run.wandb": ("off", "auto", "online", "offline"),
     "data.source": ("auto", "hub", "dir", "embedded"),
     "student.init": ("teacher", "random"),
     "student.spikes": names.NEURONS,
@@ -85,7 +85,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "stages.*.warmup compress.spatial.begin compress.spatial.end compress.temporal.begin compress.temporal.end"
         " compress.quantize.begin compress.quantize.end compress.joint.begin compress.joint.end compress.joint.recover",
     ),
-    ("must not be empty", lambda v: v.strip() != "", "run.dir run.wandb_project data.hub"),
+    ("must not be empty", lambda v: v.strip() != "", "run.dir data.hub"),
 )
 
 

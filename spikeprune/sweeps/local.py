@@ -128,7 +128,7 @@ class Driver:
         taken = {other.slot for other in self.running}
         trial.slot = next(i for i in range(self.jobs) if i not in taken)
         threads = max(1, cores() // self.jobs)
-        mine = [f"run.dir={trial.run.path}", "run.wandb=false"]
+        mine = [f"run.dir={trial.run.path}", "run.wandb=off"]
         donor = max(self.known, key=lambda other: other.made_for(trial))
         if donor.made_for(trial) > trial.made_for(trial):
             mine.append(f"run.start_from={donor.run.path}")

@@ -47,7 +47,6 @@ class Data:
     dir: str | None = None  # a GLUE directory in the original TSV layout
     hub: str = "nyu-mll/glue"
     max_length: int = 128  # tokens, [CLS] and [SEP] included
-    pad_to: int = 8  # a batch is padded to a multiple of it; a larger one makes fewer shapes, so fewer CUDA graphs
     batch_size: int = 32
     eval_batch_size: int = 64
     train_limit: int | None = None  # first examples of a seeded shuffle; null: all

@@ -13,6 +13,7 @@ from spikeprune.builders.arithmetic import cuda_graphs, kernels
 from spikeprune.builders.networks import student_shape
 from spikeprune.data.augment import Augment, replaceable
 from spikeprune.data.corpus import CorpusData
+from spikeprune.data.loader import PAD_REPLAYED, PAD_TO
 from spikeprune.models.student import Student
 from spikeprune.models.teacher import Teacher
 from spikeprune.modules.objective import LossWeights
@@ -62,12 +63,14 @@ def _common(parts: Parts, stage: Stage) -> dict[str, Any]:
 
 
 def stage_data(parts: Parts, name: str) -> L.LightningDataModule:
-    """The task's sentences, or for general_kd the corpus."""
+    """The task's sentences, or for general_kd the corpus. Training batches are padded to a multiple of PAD_TO tokens,
+    where CUDA graphs replay their steps of PAD_REPLAYED."""
+    pad_to = PAD_REPLAYED if cuda_graphs(parts.config) else PAD_TO
     data, batch_size = parts.config.data, parts.stage(name).batch_size or parts.config.data.batch_size
     if name != "general_kd":
         mine = copy.copy(parts.data)  # the tokens are shared
-        mine.batch_size = batch_size
+        mine.batch_size, mine.pad_to = batch_size, pad_to
         return mine
     corpus = {"sources": data.corpus, "limit": data.corpus_limit, "tokenizer": parts.tokenizer}
     batches = {"max_length": data.max_length, "batch_size": batch_size, "seed": parts.config.seed}
-    return ranks.first(lambda: CorpusData(**corpus, **batches, pad_to=data.pad_to))
+    return ranks.first(lambda: CorpusData(**corpus, **batches, pad_to=pad_to))

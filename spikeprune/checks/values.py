@@ -52,7 +52,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "must be at least 1",
         lambda v: v >= 1,
-        "run.devices run.num_nodes run.threads data.pad_to run.validate_every run.log_every"
+        "run.devices run.num_nodes run.threads run.validate_every run.log_every"
         " run.checkpoint_every"
         " data.batch_size data.eval_batch_size data.train_limit data.embedded_train data.embedded_dev data.corpus_limit"
         " teacher.hidden teacher.layers"

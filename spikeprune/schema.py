@@ -179,7 +179,6 @@ class Compress:
     ffn: float = 1.0  # share of feed-forward neurons kept
     synapses: float = 1.0  # share of the synapses between them kept, in each matrix; float weights
     t_steps: int | None = None  # time steps at the end, mean over layers; null: unchanged
-    thresholds: str = "stay"  # of a layer that loses steps: stay | follow (accumulate; see compress/trains.py)
     weights: str = "float"  # of the encoder's matrices at the end: float | binary (1 bit) | ternary (1.58 bits) | int8
     target: str | None = None  # a joint budget of: ac | energy | latency; null: none
     target_value: float | None = None  # its share at the end, such as 0.02

@@ -29,7 +29,6 @@ JOINT = (
     "compress.target_value=0.06",
     "compress.joint.sentences=24",
     "compress.joint.block=4",
-    "compress.thresholds=follow",
 )
 QUANTIZED = ("compress.weights=ternary", "stages.joint.callbacks=[joint,quantize]")
 

@@ -47,7 +47,7 @@ def synapses(parts: Parts, stage: Stage) -> SynapsePruning:
 
 def temporal(parts: Parts, stage: Stage) -> TemporalPruning:
     c = parts.config.compress
-    return TemporalPruning(t_steps=c.t_steps, thresholds=c.thresholds, **_decisions(parts, stage, c.temporal))
+    return TemporalPruning(t_steps=c.t_steps, **_decisions(parts, stage, c.temporal))
 
 
 def _decisions(parts: Parts, stage: Stage, how: Spatial | Temporal) -> dict[str, Any]:
@@ -88,7 +88,6 @@ def joint(parts: Parts, stage: Stage) -> JointPruning:
         dense_shape=teacher_shape(parts),
         prices=PRICES[config.cost.prices],
         rates=how.rates,
-        thresholds=c.thresholds,
         begin=begin,
         settle=min(settle, end),
         end=end,

@@ -41,8 +41,7 @@ class JointPruning(EpochSchedule):
     `target` is one of `meter.TARGETS`; `relative_to` dense (the teacher) or student (the uncompressed one). `reference`
     is what the uncompressed student costs in the meter's unit, None where no earlier stage has measured it: then what
     this one costs at the first decision. `measured` sentences of `split` show costs; `sentences` training sentences
-    show losses, varied as those that the stage trains on and answered once by the teacher. `thresholds`: where steps
-    leave they stay, or follow (see `Trains`).
+    show losses, varied as those that the stage trains on and answered once by the teacher.
     """
 
     CARRIED = ("start", "most_steps", "value", "held", "reference", "drift")  # by a checkpoint
@@ -68,7 +67,6 @@ class JointPruning(EpochSchedule):
         dense_shape: Shape,
         prices: Prices,
         rates: float,
-        thresholds: str,
         begin: int,
         settle: int,
         end: int,
@@ -77,7 +75,7 @@ class JointPruning(EpochSchedule):
         super().__init__(begin=begin, end=end)
         self.target, self.share, self.relative_to = target, share, relative_to
         self.limits = {"kinds": tuple(candidates), "min_heads": min_heads, "min_ffn": min_ffn}
-        self.limits |= {"block": block, "stride": stride, "follow": thresholds == "follow"}
+        self.limits |= {"block": block, "stride": stride}
         self.sentences, self.split, self.measured = sentences, split, measured
         self.batch_size, self.seed = batch_size, seed
         self.costs = {"target": target, "shape": shape, "dense_shape": dense_shape, "prices": prices}

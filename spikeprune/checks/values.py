@@ -27,7 +27,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "student.query": ("real", "spiking"),
     "student.pooling": ("mean", "cls"),
     "compress.weights": names.WEIGHTS,
-    "compress.thresholds": ("stay", "follow"),
     "compress.target": names.TARGETS,
     "compress.target_of": ("dense", "student"),
     "compress.joint.split": ("dev", "train"),

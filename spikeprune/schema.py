@@ -164,7 +164,6 @@ class Joint:
     candidates: list[str] = field(default_factory=lambda: ["heads", "ffn", "steps"])  # what may leave
     begin: float = 0.0
     end: float = 0.5  # … and the target is reached; from there it is held
-    rates: float = 0.5  # share of the way there, in logarithms, that firing rates go where losses press on additions
     recover: float = 0.25  # last share of the epochs that only trains: masks and steps stay as they are
     block: int = 16  # feed-forward neurons that leave together
     stride: float = 0.2  # largest share of the present cost that leaves on one estimate

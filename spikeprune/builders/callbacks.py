@@ -87,7 +87,6 @@ def joint(parts: Parts, stage: Stage) -> JointPruning:
         shape=student_shape(parts),
         dense_shape=teacher_shape(parts),
         prices=PRICES[config.cost.prices],
-        rates=how.rates,
         begin=begin,
         settle=min(settle, end),
         end=end,

@@ -29,10 +29,10 @@ class JointPruning(EpochSchedule):
     from epoch `begin` to epoch `settle`, and holds it there, since firing rates go on changing while the student
     trains. Two things lower and hold it:
 
-    - the losses, where they price additions and name no limit: at each epoch's start they get the limit that leads to
-      what the student should cost, and as long as that is not enough a larger weight. Up to `settle` firing rates are
-      to bring it `rates` of the way to the schedule's next value, in logarithms. Pressed to the goal at once they
-      bring it down nearly alone, in an epoch or two, and what the student knew goes with them;
+    - the losses, where they price additions and name no limit: at each epoch's start they get a limit. Up to `settle`
+      it is what the additions are, so that firing rates are held: pressed to the goal at once they bring the cost down
+      nearly alone, in an epoch or two, and what the student knew goes with them. From there on it is what keeps to the
+      goal, with a larger weight as long as that is not enough;
     - decisions, up to epoch `end`, after which the student only recovers: what is too dear leaves (from `settle` on,
       with such a limit, only what is too far above it), and where there is room again what is worth most comes back.
 
@@ -66,7 +66,6 @@ class JointPruning(EpochSchedule):
         shape: Shape,
         dense_shape: Shape,
         prices: Prices,
-        rates: float,
         begin: int,
         settle: int,
         end: int,
@@ -79,7 +78,7 @@ class JointPruning(EpochSchedule):
         self.sentences, self.split, self.measured = sentences, split, measured
         self.batch_size, self.seed = batch_size, seed
         self.costs = {"target": target, "shape": shape, "dense_shape": dense_shape, "prices": prices}
-        self.rates, self.settle, self.reference = rates, settle, reference
+        self.settle, self.reference = settle, reference
         self.start: float | None = None  # the cost before the first decision
         self.most_steps: list[int] | None = None  # the steps then
         self.value: float | None = None  # the cost as it was last measured
@@ -129,14 +128,12 @@ class JointPruning(EpochSchedule):
         if self.settled and self.value > self.goal:
             self.press = min(2 * self.press, MOST_PRESS)
         self.settled = self.held
-        self.limit = additions * self.way(trainer.current_epoch)
+        self.limit = additions * self.way()
         self.hand_over(module)
 
-    def way(self, epoch: int) -> float:
+    def way(self) -> float:
         """Of the present cost what firing rates are to leave by the next epoch's start."""
-        if self.held:
-            return self.goal * (1 - TOLERANCE / 2) / self.value
-        return (self.scheduled(epoch + 1) / self.value) ** self.rates
+        return self.goal * (1 - TOLERANCE / 2) / self.value if self.held else 1.0
 
     def hand_over(self, module: L.LightningModule) -> None:
         if self.limit is not None:

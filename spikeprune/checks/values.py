@@ -76,7 +76,6 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ),
     ("must be above 0 and at most 1: it is the share kept", lambda v: 0 < v <= 1, "compress.spatial.operations"),
     ("must be at least 0 and below 1", lambda v: 0 <= v < 1, "teacher.dropout distill.replace_words"),
-    ("must be from 0 to 1", lambda v: 0 <= v <= 1, "compress.joint.rates"),
     ("must be at least 0 and below 100", lambda v: 0 <= v < 100, "student.dead_zone"),
     (
         "must be from 0 to 1",

@@ -165,11 +165,7 @@ class Joint:
     begin: float = 0.0
     end: float = 0.5  # … and the target is reached; from there it is held
     recover: float = 0.25  # last share of the epochs that only trains: masks and steps stay as they are
-    block: int = 16  # feed-forward neurons that leave together
-    stride: float = 0.2  # largest share of the present cost that leaves on one estimate
-    sentences: int = 512  # training sentences that losses are estimated on
     split: str = "dev"  # of the sentences that cost is measured on, labels unread: dev (as it is reported) | train
-    measured: int = 1024  # how many of them
 
 
 @dataclass

@@ -58,8 +58,12 @@ def test_two_processes_hold_one_budget(tmp_path, glue) -> None:
     """Each with its own words and dropout. At a stage's end the run itself compares what the processes have."""
     stages = "run.stages=[teacher,internal_kd,prediction_kd,joint,finetune]"
     budget = ["compress.heads=1", "compress.ffn=1", "compress.t_steps=null", "compress.target=energy"]
-    budget += ["compress.target_value=0.06", "compress.joint.sentences=24", "compress.joint.block=4"]
-    budget += ["stages.joint.epochs=3", "stages.finetune.epochs=2", "stages.finetune.callbacks=[joint]"]
+    budget += [
+        "compress.target_value=0.06",
+        "stages.joint.epochs=3",
+        "stages.finetune.epochs=2",
+        "stages.finetune.callbacks=[joint]",
+    ]
     budget += ["teacher.dropout=0.1"]
     run = RunDir(tmp_path / "run")
     codes = together(2, tmp_path / "log", leg, [*micro(run.path, glue), stages, *budget, "run.devices=2"], tmp_path)

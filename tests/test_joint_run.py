@@ -27,8 +27,6 @@ JOINT = (
     "stages.finetune.callbacks=[joint]",
     "compress.target=energy",
     "compress.target_value=0.06",
-    "compress.joint.sentences=24",
-    "compress.joint.block=4",
 )
 QUANTIZED = ("compress.weights=ternary", "stages.joint.callbacks=[joint,quantize]")
 
@@ -192,7 +190,7 @@ def test_the_ablation_makes_one_table_and_only_what_is_missing(glue, tmp_path, m
 
     values = [v for v in micro(tmp_path, glue) if not v.startswith(("run.dir", "compress.heads", "compress.ffn"))]
     values = [v for v in values if not v.startswith("compress.t_steps")]
-    values += ["stages.joint.epochs=2", "compress.target_value=0.06", "compress.joint.sentences=24"]
+    values += ["stages.joint.epochs=2", "compress.target_value=0.06"]
     values += ["stages.teacher.epochs=3", "stages.quantize.epochs=2"]
     values = [values[0], "--tag", "small", *values[1:]]  # as from make, options among the keys
     first = ablation.main(["--only", "none joint", *values])

@@ -12,6 +12,7 @@ from torch import Tensor
 from spikeprune import ranks
 from spikeprune.callbacks.schedule import EpochSchedule, adopt
 from spikeprune.compress.budget import cubic
+from spikeprune.compress.estimates import BLOCK
 from spikeprune.compress.joint import TOLERANCE, Budget
 from spikeprune.compress.meter import Meter
 from spikeprune.cost import Prices
@@ -20,6 +21,8 @@ from spikeprune.errors import InputError
 from spikeprune.models.outputs import Outputs
 from spikeprune.size import Shape
 
+SENTENCES = 512  # training sentences that losses are estimated on
+MEASURED = 1024  # sentences that cost is measured on
 SLACK = 0.1  # share of the goal above it that the losses are trusted to bring back
 MOST_PRESS = 16.0  # times the weight that the losses give to additions
 
@@ -56,11 +59,7 @@ class JointPruning(EpochSchedule):
         candidates: Sequence[str],
         min_heads: int,
         min_ffn: int,
-        block: int,
-        stride: float,
-        sentences: int,
         split: str,
-        measured: int,
         batch_size: int,
         seed: int,
         shape: Shape,
@@ -69,12 +68,14 @@ class JointPruning(EpochSchedule):
         begin: int,
         settle: int,
         end: int,
+        block: int = BLOCK,
+        sentences: int = SENTENCES,
+        measured: int = MEASURED,
         reference: float | None = None,
     ):
         super().__init__(begin=begin, end=end)
         self.target, self.share, self.relative_to = target, share, relative_to
-        self.limits = {"kinds": tuple(candidates), "min_heads": min_heads, "min_ffn": min_ffn}
-        self.limits |= {"block": block, "stride": stride}
+        self.limits = {"kinds": tuple(candidates), "min_heads": min_heads, "min_ffn": min_ffn, "block": block}
         self.sentences, self.split, self.measured = sentences, split, measured
         self.batch_size, self.seed = batch_size, seed
         self.costs = {"target": target, "shape": shape, "dense_shape": dense_shape, "prices": prices}

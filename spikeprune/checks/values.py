@@ -56,8 +56,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         " data.batch_size data.eval_batch_size data.train_limit data.embedded_train data.embedded_dev data.corpus_limit"
         " teacher.hidden teacher.layers"
         " teacher.heads teacher.ffn student.calibration stages.*.batch_size compress.spatial.min_heads"
-        " compress.spatial.min_ffn compress.spatial.batches compress.temporal.batches"
-        " compress.joint.block compress.joint.sentences compress.joint.measured",
+        " compress.spatial.min_ffn compress.spatial.batches compress.temporal.batches",
     ),
     ("must be at least 1: a network of no time steps says nothing", lambda v: v >= 1, "compress.t_steps"),
     ("must be at least 8: two sentences and three special tokens", lambda v: v >= 8, "data.max_length"),
@@ -66,7 +65,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "must be above 0 and at most 1",
         lambda v: 0 < v <= 1,
-        "student.leak compress.joint.stride stages.*.losses.additions_fall",
+        "student.leak stages.*.losses.additions_fall",
     ),
     ("must be above 0 and at most 1: it is a share", lambda v: 0 < v <= 1, "compress.target_value"),
     (

@@ -32,6 +32,8 @@ from spikeprune.compress.stats import SampleLoss, Statistics, collect, loss_at
 from spikeprune.models.outputs import Outputs
 from spikeprune.models.student import Student
 
+BLOCK = 16  # feed-forward neurons that leave together
+
 
 @dataclass
 class Estimates:
@@ -47,7 +49,7 @@ class Estimates:
     min_heads: int = 1
     min_ffn: int = 8
     most_steps: Sequence[int] = ()  # what may come back goes up to this in each place; empty: what it has
-    block: int = 16  # neurons that leave together
+    block: int = BLOCK
     mean: Callable[[Tensor], Tensor] = field(default=lambda x: x)  # over processes, so that all decide the same
     known: dict[tuple, Any] = field(default_factory=dict)  # (what, state) -> what was measured, of these weights
 

@@ -71,7 +71,7 @@ def test_charts_are_against_the_step_of_the_whole_run(records) -> None:
 def test_the_resolved_configuration_is_the_runs(records) -> None:
     config = of_type(records, "run")[0]["config"]["update"]
     assert config["teacher"]["hidden"] == 24 and config["stages"]["spatial"]["epochs"] == 2
-    assert config["student"]["percentile"] == 99.0  # a default
+    assert config["student"]["leak"] == 1.0  # a default
 
 
 def flat(tree: dict, prefix: str = "") -> dict:

@@ -165,7 +165,6 @@ class Joint:
     begin: float = 0.0
     end: float = 0.5  # … and the target is reached; from there it is held
     recover: float = 0.25  # last share of the epochs that only trains: masks and steps stay as they are
-    split: str = "dev"  # of the sentences that cost is measured on, labels unread: dev (as it is reported) | train
 
 
 @dataclass

@@ -70,7 +70,7 @@ def test_two_processes_hold_one_budget(tmp_path, glue) -> None:
     assert codes == [0, 0], (tmp_path / "log").read_text()
     found = [(tmp_path / f"rank{rank}.jsonl").read_text().splitlines() for rank in range(2)]
     assert found[0] == found[1] and len(found[0]) > 5 * BATCHES
-    assert run.record("finetune")["budget"]["reported"] <= 0.06
+    assert run.record("finetune")["budget"]["reached"] <= 0.06
 
 
 def test_two_processes_measure_and_log_what_one_does(one_and_two) -> None:

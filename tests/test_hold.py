@@ -47,13 +47,12 @@ def term(made: StudentModule) -> AdditionsTerm:
 
 def callback(share: float, **changes) -> JointPruning:
     options = {"target": "energy", "relative_to": "dense", "candidates": ("heads", "ffn", "steps"), "min_heads": 1}
-    options |= {"min_ffn": 4, "block": 4, "sentences": 8, "split": "dev", "measured": 7, "batch_size": 4}
+    options |= {"min_ffn": 4, "block": 4, "sentences": 8, "measured": 7, "batch_size": 4}
     options |= {"shape": SHAPE, "dense_shape": TEACHER, "prices": PRICES["fp32"], "seed": 0}
     return JointPruning(share=share, **options, **({"begin": 0, "settle": 3, "end": 5} | changes))
 
 
 DATA = SimpleNamespace(
-    dev_names=["dev"],
     sample_batches=lambda *_: batches((4, 3), seed=3),
     fixed_batches=lambda *_: batches((4, 4), seed=2),
 )

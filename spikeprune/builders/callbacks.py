@@ -77,7 +77,6 @@ def joint(parts: Parts, stage: Stage) -> JointPruning:
         candidates=how.candidates,
         min_heads=c.spatial.min_heads,
         min_ffn=c.spatial.min_ffn,
-        split=how.split,
         batch_size=config.data.eval_batch_size,
         seed=config.seed,
         shape=student_shape(parts),

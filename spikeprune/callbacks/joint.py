@@ -22,7 +22,7 @@ from spikeprune.models.outputs import Outputs
 from spikeprune.size import Shape
 
 SENTENCES = 512  # training sentences that losses are estimated on
-MEASURED = 1024  # sentences that cost is measured on
+MEASURED = 1024  # training sentences that cost is measured on: the dev split is for the report
 SLACK = 0.1  # share of the goal above it that the losses are trusted to bring back
 MOST_PRESS = 16.0  # times the weight that the losses give to additions
 
@@ -43,8 +43,8 @@ class JointPruning(EpochSchedule):
 
     `target` is one of `meter.TARGETS`; `relative_to` dense (the teacher) or student (the uncompressed one). `reference`
     is what the uncompressed student costs in the meter's unit, None where no earlier stage has measured it: then what
-    this one costs at the first decision. `measured` sentences of `split` show costs; `sentences` training sentences
-    show losses, varied as those that the stage trains on and answered once by the teacher.
+    this one costs at the first decision. `measured` training sentences show costs, `sentences` show losses,
+    varied as those that the stage trains on and answered once by the teacher.
     """
 
     CARRIED = ("start", "most_steps", "value", "held", "reference", "drift")  # by a checkpoint
@@ -59,7 +59,6 @@ class JointPruning(EpochSchedule):
         candidates: Sequence[str],
         min_heads: int,
         min_ffn: int,
-        split: str,
         batch_size: int,
         seed: int,
         shape: Shape,
@@ -76,7 +75,7 @@ class JointPruning(EpochSchedule):
         super().__init__(begin=begin, end=end)
         self.target, self.share, self.relative_to = target, share, relative_to
         self.limits = {"kinds": tuple(candidates), "min_heads": min_heads, "min_ffn": min_ffn, "block": block}
-        self.sentences, self.split, self.measured = sentences, split, measured
+        self.sentences, self.measured = sentences, measured
         self.batch_size, self.seed = batch_size, seed
         self.costs = {"target": target, "shape": shape, "dense_shape": dense_shape, "prices": prices}
         self.settle, self.reference = settle, reference
@@ -207,8 +206,7 @@ class JointPruning(EpochSchedule):
     def metered(self, trainer: L.Trainer, module: L.LightningModule) -> Meter:
         if self.meter is None:
             data = trainer.datamodule
-            split = data.dev_names[0] if self.split == "dev" else "train"
-            sentences = data.sample_batches(split, self.measured, self.batch_size, self.seed)
+            sentences = data.sample_batches("train", self.measured, self.batch_size, self.seed)
             self.meter = Meter(self.placed(sentences, module), mean=ranks.mean, **self.costs)
         return self.meter
 
@@ -254,7 +252,7 @@ class JointPruning(EpochSchedule):
         elif -off > TOLERANCE:
             why = "the next candidate to come back would exceed the target or not lower the loss"
         elif abs(reported / self.goal - 1) > TOLERANCE:
-            why = f"the budget was measured on {self.meter.sentences} sentences of the {self.split} split only"
+            why = f"the budget was measured on {self.meter.sentences} training sentences"
         return {
             "target": self.target,
             "of": self.relative_to,

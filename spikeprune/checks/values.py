@@ -29,7 +29,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "compress.weights": names.WEIGHTS,
     "compress.target": names.TARGETS,
     "compress.target_of": ("dense", "student"),
-    "compress.joint.split": ("dev", "train"),
     "compress.spatial.criterion": (*names.SPATIAL_CRITERIA, "kwon"),
     "compress.spatial.scope": ("global", "layer"),
     "compress.temporal.criterion": names.TEMPORAL_CRITERIA,

@@ -154,7 +154,6 @@ class Temporal:
 class Quantize:
     begin: float = 0.0  # share of the stage's epochs at which weights begin to move to their quantized values
     end: float = 0.5  # … and are there; the rest of the stage trains the quantized network
-    fold: bool = False  # thresholds per channel are multiplied into the weights that read them before quantizing
 
 
 @dataclass

@@ -134,8 +134,7 @@ class Spatial:
     # ranks on a schedule: a name in checks/names.py, SPATIAL_CRITERIA | kwon: masks at once, for a share of operations
     criterion: str = "fisher"
     operations: float | None = None  # kwon: share kept of the operations that heads and neurons cost
-    begin: float = 0.0  # share of the stage's epochs at which pruning begins
-    end: float = 0.5  # … and has reached its target; the rest of the stage recovers
+    end: float = 0.5  # share of the stage's epochs at which the target is reached; the rest of the stage recovers
     scope: str = "global"  # rank over all layers (global) or in each layer (layer)
     min_heads: int = 1  # heads kept in every layer
     min_ffn: int = 8  # feed-forward neurons kept in every layer
@@ -145,15 +144,13 @@ class Spatial:
 @dataclass
 class Temporal:
     criterion: str = "convergence"  # a name in checks/names.py, TEMPORAL_CRITERIA
-    begin: float = 0.0
     end: float = 0.5
     batches: int = 4
 
 
 @dataclass
 class Quantize:
-    begin: float = 0.0  # share of the stage's epochs at which weights begin to move to their quantized values
-    end: float = 0.5  # … and are there; the rest of the stage trains the quantized network
+    end: float = 0.5  # share of the stage's epochs at which weights are quantized; the rest trains what they are then
 
 
 @dataclass
@@ -161,8 +158,7 @@ class Joint:
     """How the budget of `compress.target` is met; the floors are those of `compress.spatial`."""
 
     candidates: list[str] = field(default_factory=lambda: ["heads", "ffn", "steps"])  # what may leave
-    begin: float = 0.0
-    end: float = 0.5  # … and the target is reached; from there it is held
+    end: float = 0.5  # share of the epochs at which the target is reached; from there it is held
     recover: float = 0.25  # last share of the epochs that only trains: masks and steps stay as they are
 
 

@@ -12,7 +12,7 @@ from spikeprune.callbacks.joint import JointPruning, cost_in_unit
 from spikeprune.callbacks.preempt import StopOnSignal
 from spikeprune.callbacks.quantize import WeightQuantization
 from spikeprune.callbacks.resume import ResumeState
-from spikeprune.callbacks.schedule import stage_epochs
+from spikeprune.callbacks.schedule import last_decision
 from spikeprune.callbacks.search import MaskSearch
 from spikeprune.callbacks.spatial import SpatialPruning
 from spikeprune.callbacks.synapses import HeldSynapses, SynapsePruning
@@ -41,8 +41,7 @@ def mask_search(parts: Parts, stage: Stage) -> MaskSearch:
 
 def synapses(parts: Parts, stage: Stage) -> SynapsePruning:
     c = parts.config.compress
-    begin, end = stage_epochs(c.spatial.begin, c.spatial.end, stage.epochs)
-    return SynapsePruning(kept=c.synapses, begin=begin, end=end)
+    return SynapsePruning(kept=c.synapses, begin=0, end=last_decision(c.spatial.end, stage.epochs))
 
 
 def temporal(parts: Parts, stage: Stage) -> TemporalPruning:
@@ -52,24 +51,20 @@ def temporal(parts: Parts, stage: Stage) -> TemporalPruning:
 
 def _decisions(parts: Parts, stage: Stage, how: Spatial | Temporal) -> dict[str, Any]:
     """When a pruning callback decides, by which criterion, on which batches."""
-    begin, end = stage_epochs(how.begin, how.end, stage.epochs)
     batch_size = stage.batch_size or parts.config.data.batch_size
     data = {"batches": how.batches, "batch_size": batch_size, "seed": parts.config.seed}
-    return {"criterion": how.criterion, "begin": begin, "end": end, **data}
+    return {"criterion": how.criterion, "begin": 0, "end": last_decision(how.end, stage.epochs), **data}
 
 
 def quantize(parts: Parts, stage: Stage) -> WeightQuantization:
-    c = parts.config.compress.quantize
-    begin, end = stage_epochs(c.begin, c.end, stage.epochs)
-    return WeightQuantization(begin=begin, end=end)
+    return WeightQuantization(begin=0, end=last_decision(parts.config.compress.quantize.end, stage.epochs))
 
 
 def joint(parts: Parts, stage: Stage) -> JointPruning:
     c, config = parts.config.compress, parts.config
     how, epochs = c.joint, stage.epochs
-    begin, settle = stage_epochs(how.begin, how.end, epochs)
     recovers = max(1, round(how.recover * epochs)) if how.recover else 0
-    end = max(begin, epochs - 1 - recovers)
+    end = max(0, epochs - 1 - recovers)
     return JointPruning(
         target=c.target,
         share=c.target_value,
@@ -82,8 +77,8 @@ def joint(parts: Parts, stage: Stage) -> JointPruning:
         shape=student_shape(parts),
         dense_shape=teacher_shape(parts),
         prices=PRICES[config.cost.prices],
-        begin=begin,
-        settle=min(settle, end),
+        begin=0,
+        settle=min(last_decision(how.end, epochs), end),
         end=end,
     )
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from spikeprune.checks import budget
-from spikeprune.checks.names import CALLBACKS
 from spikeprune.errors import Problem
 from spikeprune.plan import active, is_int, is_ints, stage_rows, student_layers
 from spikeprune.schema import Config
@@ -25,10 +24,6 @@ _NOTHING = {
 
 def rules(config: Config) -> Iterator[Problem]:
     c, steps = config.compress, config.student.t_steps
-    for name in CALLBACKS:
-        part, key = getattr(c, name), f"compress.{name}.begin"
-        if part.begin > part.end:
-            yield (key, f"compress.{name}.end"), f"{key} = {part.begin}: must not come after end = {part.end}"
     mean = steps if is_int(steps, 1) else sum(steps) / len(steps) if is_ints(steps, 1) else None
     if c.t_steps is not None and mean is not None and c.t_steps > mean:
         text = f"must not be above student.t_steps = {steps}; compression only removes steps"

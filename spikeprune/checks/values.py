@@ -78,8 +78,8 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "must be from 0 to 1",
         lambda v: 0 <= v <= 1,
-        "stages.*.warmup compress.spatial.begin compress.spatial.end compress.temporal.begin compress.temporal.end"
-        " compress.quantize.begin compress.quantize.end compress.joint.begin compress.joint.end compress.joint.recover",
+        "stages.*.warmup compress.spatial.end compress.temporal.end compress.quantize.end compress.joint.end"
+        " compress.joint.recover",
     ),
     ("must not be empty", lambda v: v.strip() != "", "run.dir data.hub"),
 )

@@ -110,7 +110,6 @@ class Stage:
     theta_lr: float = 1.0e-2  # of log(theta): a relative step
     warmup: float = 0.1  # share of the steps with a rising learning rate; then it falls linearly to zero
     weight_decay: float = 0.01
-    clip: float = 1.0  # gradient norm
     batch_size: int | None = None  # null: data.batch_size
     losses: Losses = field(default_factory=Losses)
     callbacks: list[str] = field(default_factory=list)  # spatial | temporal | quantize | joint, acting in this stage
@@ -138,14 +137,12 @@ class Spatial:
     scope: str = "global"  # rank over all layers (global) or in each layer (layer)
     min_heads: int = 1  # heads kept in every layer
     min_ffn: int = 8  # feed-forward neurons kept in every layer
-    batches: int = 16  # training batches that the criterion's statistics are collected on
 
 
 @dataclass
 class Temporal:
     criterion: str = "convergence"  # a name in checks/names.py, TEMPORAL_CRITERIA
     end: float = 0.5
-    batches: int = 4
 
 
 @dataclass
@@ -158,8 +155,6 @@ class Joint:
     """How the budget of `compress.target` is met; the floors are those of `compress.spatial`."""
 
     candidates: list[str] = field(default_factory=lambda: ["heads", "ffn", "steps"])  # what may leave
-    end: float = 0.5  # share of the epochs at which the target is reached; from there it is held
-    recover: float = 0.25  # last share of the epochs that only trains: masks and steps stay as they are
 
 
 @dataclass

@@ -23,6 +23,9 @@ from spikeprune.parts import Parts
 from spikeprune.rundir import RunDir
 from spikeprune.schema import Spatial, Stage, Temporal
 
+SETTLED = 0.5  # share of a joint stage's epochs at which its target is reached; from there it is held
+RECOVER = 0.25  # last share of a joint stage's epochs that only trains: masks and steps stay as they are
+
 
 def spatial(parts: Parts, stage: Stage) -> SpatialPruning | MaskSearch:
     c = parts.config.compress
@@ -52,7 +55,7 @@ def temporal(parts: Parts, stage: Stage) -> TemporalPruning:
 def _decisions(parts: Parts, stage: Stage, how: Spatial | Temporal) -> dict[str, Any]:
     """When a pruning callback decides, by which criterion, on which batches."""
     batch_size = stage.batch_size or parts.config.data.batch_size
-    data = {"batches": how.batches, "batch_size": batch_size, "seed": parts.config.seed}
+    data = {"batch_size": batch_size, "seed": parts.config.seed}
     return {"criterion": how.criterion, "begin": 0, "end": last_decision(how.end, stage.epochs), **data}
 
 
@@ -63,8 +66,7 @@ def quantize(parts: Parts, stage: Stage) -> WeightQuantization:
 def joint(parts: Parts, stage: Stage) -> JointPruning:
     c, config = parts.config.compress, parts.config
     how, epochs = c.joint, stage.epochs
-    recovers = max(1, round(how.recover * epochs)) if how.recover else 0
-    end = max(0, epochs - 1 - recovers)
+    end = max(0, epochs - 1 - max(1, round(RECOVER * epochs)))
     return JointPruning(
         target=c.target,
         share=c.target_value,
@@ -78,7 +80,7 @@ def joint(parts: Parts, stage: Stage) -> JointPruning:
         dense_shape=teacher_shape(parts),
         prices=PRICES[config.cost.prices],
         begin=0,
-        settle=min(last_decision(how.end, epochs), end),
+        settle=min(last_decision(SETTLED, epochs), end),
         end=end,
     )
 

@@ -21,6 +21,7 @@ from spikeprune.tracking.live import StageCharts
 
 # the loaders share out batches among processes by themselves; a sanity check would count operations of nothing
 COMMON = {"use_distributed_sampler": False, "num_sanity_val_steps": 0}
+CLIP = 1.0  # gradient norm
 QUIET = {"enable_model_summary": False}
 
 
@@ -31,7 +32,7 @@ def trainer(parts: Parts, name: str, run: RunDir, offset: int) -> L.Trainer:
         **processes.placement(config),
         precision="32-true" if config.run.precision == "tf32" else config.run.precision,
         max_epochs=max(1, stage.epochs),  # a stage of none stops itself (see callbacks/search.py)
-        gradient_clip_val=stage.clip,
+        gradient_clip_val=CLIP,
         callbacks=[*shown, *stage_callbacks(parts, name, run)],
         plugins=[AtomicCheckpointIO()],
         logger=loggers(parts, name, run, offset),

@@ -22,11 +22,11 @@ class MaskSearch(EpochSchedule):
         operations: float,
         min_heads: int,
         min_ffn: int,
-        batches: int,
         batch_size: int,
         seed: int,
         begin: int,
         alone: bool,
+        batches: int = 16,
     ):
         super().__init__(begin=begin, end=begin)
         self.operations, self.alone = operations, alone

@@ -22,11 +22,11 @@ class TemporalPruning(EpochSchedule):
         *,
         t_steps: int,
         criterion: str,
-        batches: int,
         batch_size: int,
         seed: int,
         begin: int,
         end: int,
+        batches: int = 4,
     ):
         super().__init__(begin=begin, end=end)
         self.target, self.criterion = t_steps, TEMPORAL_CRITERIA[criterion]

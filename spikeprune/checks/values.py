@@ -55,12 +55,12 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         " data.batch_size data.eval_batch_size data.train_limit data.embedded_train data.embedded_dev data.corpus_limit"
         " teacher.hidden teacher.layers"
         " teacher.heads teacher.ffn student.calibration stages.*.batch_size compress.spatial.min_heads"
-        " compress.spatial.min_ffn compress.spatial.batches compress.temporal.batches",
+        " compress.spatial.min_ffn",
     ),
     ("must be at least 1: a network of no time steps says nothing", lambda v: v >= 1, "compress.t_steps"),
     ("must be at least 8: two sentences and three special tokens", lambda v: v >= 8, "data.max_length"),
     ("must be at least 100", lambda v: v >= 100, "teacher.vocab_size"),
-    ("must be above 0", lambda v: v > 0, "stages.*.lr stages.*.clip stages.*.losses.temperature"),
+    ("must be above 0", lambda v: v > 0, "stages.*.lr stages.*.losses.temperature"),
     (
         "must be above 0 and at most 1",
         lambda v: 0 < v <= 1,
@@ -78,8 +78,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "must be from 0 to 1",
         lambda v: 0 <= v <= 1,
-        "stages.*.warmup compress.spatial.end compress.temporal.end compress.quantize.end compress.joint.end"
-        " compress.joint.recover",
+        "stages.*.warmup compress.spatial.end compress.temporal.end compress.quantize.end",
     ),
     ("must not be empty", lambda v: v.strip() != "", "run.dir data.hub"),
 )

@@ -69,7 +69,7 @@ def test_all_problems_in_one_message(write) -> None:
         f"sed: unknown key (did you mean seed?) [{file}]",
         f"data.batch_size = many: must be a whole number [{file}]",
         f"data.max_length = null: must be a whole number [{file}]",
-        "compress = 3: is a section, not a value; it holds heads, ffn, synapses, t_steps, thresholds, weights,",
+        "compress = 3: is a section, not a value; it holds heads, ffn, synapses, t_steps, weights,",
         "tasks.mrcp: unknown task; choose from",
         f"student.leek: unknown key (did you mean student.leak?) [{file}, tasks.rte]",
         "student.t_steps = 0: must be a whole number of at least 1",

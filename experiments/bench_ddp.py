@@ -112,7 +112,7 @@ def measure(args: argparse.Namespace, folder: Path, devices: int, batch: int, st
         (folder / "stages").mkdir(parents=True)
         shutil.copytree(teacher, folder / "stages" / "teacher")
     overrides = [
-        *("task=sst2", "preset=minilm", "run.progress=false", f"run.stages=[{','.join(stages)}]"),
+        *("task=sst2", "preset=minilm", f"run.stages=[{','.join(stages)}]"),
         *("data.source=dir", f"data.dir={args.data}", f"teacher.checkpoint={args.teacher}"),
         *(f"data.train_limit={args.train_limit}", "compress.heads=1.0", "compress.ffn=1.0", "compress.t_steps=null"),
         *("stages.teacher.epochs=1", "stages.internal_kd.epochs=1", "stages.prediction_kd.epochs=1"),

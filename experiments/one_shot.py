@@ -35,7 +35,7 @@ BATCHES, BATCH_SIZE = 16, 32  # training sentences that decisions are made on
 
 class OneShot:
     def __init__(self, run: str, stage: str | None, seed: int):
-        directory, self.parts = evaluation.reopen(run, None, progress=False)
+        directory, self.parts = evaluation.reopen(run, None)
         self.stage = stage or evaluation.last_finished(self.parts, directory)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.student = saved.load_student(directory, self.stage)

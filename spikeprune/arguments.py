@@ -27,8 +27,8 @@ examples:
   spikeprune evaluate runs/mrpc-tiny-s0
   spikeprune evaluate runs/mrpc-tiny-s0 --stage internal_kd --json
   spikeprune evaluate runs/mrpc-minilm-s0 --data glue
-  spikeprune evaluate runs/mrpc-tiny-s0 time.dynamic=true
-  spikeprune evaluate runs/mrpc-tiny-s0 student.coding=running_mean time.dynamic=true time.rule=confidence
+  spikeprune evaluate runs/mrpc-tiny-s0 time.early_exit=asr
+  spikeprune evaluate runs/mrpc-tiny-s0 student.coding=running_mean time.early_exit=confidence
   spikeprune evaluate runs/mrpc-tiny-s0 student.dead_zone=60
 """
 
@@ -79,7 +79,7 @@ examples:
 Run it where the network is, as a cluster's login node; compute nodes then find everything in the cache (HF_HOME).
 """
 
-CHANGED = "values that replace the run's, where they need no training: student.dead_zone, time.dynamic, …"
+CHANGED = "values that replace the run's, where they need no training: student.dead_zone, time.early_exit, …"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -103,9 +103,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--data", type=expanduser, metavar="DIR", help="a GLUE directory to measure on instead of the run's own data"
     )
-    evaluate.add_argument(
-        "--products", choices=("float", "int8"), help="of quantized weights with spikes; by default the run's"
-    )
+    evaluate.add_argument("--stepwise", action="store_true", help="simulate step by step, not in closed form")
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
     compact = _command(commands, "compact", "write a student without its pruned heads and neurons", COMPACT_EXAMPLES)

@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 
-from spikeprune import importing, signals, slurm, streams
+from spikeprune import signals, slurm, streams
 from spikeprune.arguments import parse
 
 
@@ -18,8 +18,7 @@ def _train(args: argparse.Namespace) -> None:
 
     with signals.caught():
         config = load(args.experiment, args.overrides)  # before the imports below: they take seconds
-        with importing.large():
-            from spikeprune import pipeline
+        from spikeprune import pipeline
         from spikeprune.report.table import summary_table
 
         signals.check()
@@ -28,21 +27,18 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    with importing.large():
-        from spikeprune import evaluation
+    from spikeprune import evaluation
     from spikeprune.report.table import evaluation_lines, other_data
 
-    chosen = {"stage": args.stage, "compacted": args.compact, "products": args.products}
-    chosen["overrides"] = args.overrides
-    measured = evaluation.evaluate(args.run, data_dir=args.data, progress=not args.json, **chosen)
+    chosen = {"stage": args.stage, "compacted": args.compact, "stepwise": args.stepwise}
+    measured = evaluation.evaluate(args.run, data_dir=args.data, overrides=args.overrides, **chosen)
     if args.json and (warning := other_data(measured)):
         print(warning, file=sys.stderr)
     print(json.dumps(measured, indent=2) if args.json else evaluation_lines(measured))
 
 
 def _compact(args: argparse.Namespace) -> None:
-    with importing.large():
-        from spikeprune import compaction
+    from spikeprune import compaction
     from spikeprune.report.table import compaction_lines
 
     chosen = {"stage": args.stage, "data_dir": args.data, "overrides": args.overrides}
@@ -50,8 +46,7 @@ def _compact(args: argparse.Namespace) -> None:
 
 
 def _sync(args: argparse.Namespace) -> None:
-    with importing.large():
-        from spikeprune.tracking.sync import sync
+    from spikeprune.tracking.sync import sync
 
     for run in args.runs:
         print(f"{run}: {sync(run)}")
@@ -62,8 +57,7 @@ def _sweep(args: argparse.Namespace) -> int:
 
     sweep = spec.read(args.file, args.overrides)  # before the imports below: they take seconds
     if args.local:
-        with importing.large():
-            from spikeprune.sweeps.local import run_local
+        from spikeprune.sweeps.local import run_local
         from spikeprune.sweeps.report import report
 
         folder = args.dir or spec.default_folder(sweep)

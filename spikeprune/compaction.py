@@ -28,7 +28,7 @@ def compact_run(
 ) -> dict[str, Any]:
     """Write a finished stage's student (the last one's, unless `stage` names another) without what its masks prune to
     the run's `compact/`, with its tokenizer, and return the record. `data_dir` and `overrides` as in `evaluate`."""
-    directory, parts = reopen(run_dir, data_dir, progress=False, overrides=overrides)
+    directory, parts = reopen(run_dir, data_dir, overrides)
     name = stage or last_finished(parts, directory)
     source = directory.record(name)["weights"]
     if name == "teacher":

@@ -27,40 +27,29 @@ from spikeprune.tasks import TASKS
 __all__ = ["Config", "differences", "load", "read_resolved", "to_yaml"]
 
 # Keys that may differ between two legs of one run: its directory (moved, or spelt otherwise), what is shown and logged,
-# how often a leg can be resumed, and the threads and memory that a machine happens to have. Device count, accelerator
+# how often a leg can be resumed, and the threads that a machine happens to have. Device count, accelerator
 # and precision are not here: they change the numbers.
 MAY_DIFFER = (
     "run.dir",
     "run.start_from",
-    "run.progress",
     "run.threads",
-    "run.chunk",
     "run.log_every",
     "run.validate_every",
     "run.checkpoint_every",
     "run.wandb",
-    "run.wandb_project",
-    "run.wandb_mode",
     "run.wandb_artifact",
-    "time.dynamic",
-    "time.rule",
-    "time.bounds",
+    "time.early_exit",
 )
 # What a measurement of a finished stage may change: how it is measured, and what of the student needs no training.
 MEASURING = (
     "run.accelerator",
     "run.kernels",
     "run.threads",
-    "run.evaluation",
-    "run.chunk",
     "data.eval_batch_size",
     "student.coding",
     "student.forward",
     "student.dead_zone",
-    "student.dead_zone_per",
-    "time.dynamic",
-    "time.rule",
-    "time.bounds",
+    "time.early_exit",
     "cost.prices",
 )
 COMMAND_LINE = "command line"

@@ -174,7 +174,6 @@ def _run(experiment: str, overrides: Sequence[str], request: Request) -> Run:
     nodes = request.nodes or config.run.num_nodes
     values = {"run.accelerator": "gpu" if gpus else "cpu", "run.devices": gpus or devices, "run.num_nodes": nodes}
     forced = tuple(f"{key}={value}" for key, value in values.items() if value != value_of(config, key))
-    forced += () if any(o.startswith("run.progress=") for o in overrides) else ("run.progress=false",)
     config = load(experiment, [*overrides, *forced])
     if any(char < " " or char in "\x7f\\" for char in str(Path(config.run.dir).absolute())):
         raise InputError(

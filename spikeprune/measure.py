@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from spikeprune.builders import trainers
-from spikeprune.builders.callbacks import progress, synops
+from spikeprune.builders.callbacks import synops
 from spikeprune.builders.modules import teacher_module
 from spikeprune.builders.networks import student_shape, teacher_shape
 from spikeprune.cost import PRICES, summarize
@@ -30,7 +30,7 @@ Measured = dict[str, Any]  # {"metrics", "main", "cost", …}
 
 def measure_teacher(parts: Parts, teacher: Teacher) -> Measured:
     module = teacher_module(parts, teacher)
-    evaluator = trainers.evaluator(parts.config, progress(parts.config))
+    evaluator = trainers.evaluator(parts.config)
     evaluator.validate(module, datamodule=parts.data, verbose=False)
     lengths = parts.data.val_dataloader()[0].data.lengths
     shape = teacher_shape(parts)
@@ -39,21 +39,12 @@ def measure_teacher(parts: Parts, teacher: Teacher) -> Measured:
     return {**quality(parts, module), "cost": cost}
 
 
-def measure_student(parts: Parts, module: StudentModule, products: str = "float") -> Measured:
-    """Quality and cost on the dev split, in float32, from the student's spikes (see `models.answer`); `products` as in
-    `use_products`."""
-    module.student.use_products(products)
-    try:
-        return _measure_student(parts, module)
-    finally:
-        module.student.use_products("float")
-
-
-def _measure_student(parts: Parts, module: StudentModule) -> Measured:
+def measure_student(parts: Parts, module: StudentModule) -> Measured:
+    """Quality and cost on the dev split, in float32, from the student's spikes (see `models.answer`)."""
     counter, student = synops(parts), module.student
-    evaluator = trainers.evaluator(parts.config, [counter, *progress(parts.config)])
+    evaluator = trainers.evaluator(parts.config, [counter])
     evaluator.validate(module, datamodule=parts.data, verbose=False)
-    early = {"dynamic": measure_dynamic(parts, student)} if parts.config.time.dynamic else {}
+    early = {} if parts.config.time.early_exit == "none" else {"dynamic": measure_dynamic(parts, student)}
     return {
         **quality(parts, module),
         "fidelity": validated(module, parts.task.fidelity),
@@ -69,7 +60,7 @@ def _measure_student(parts: Parts, module: StudentModule) -> Measured:
 
 def measure_dynamic(parts: Parts, student: Student) -> dict[str, Any]:
     """Early answers on the first dev split, as `dynamic.dynamic` returns them; every process measures all of it."""
-    time, data = parts.config.time, parts.data.val_dataloader()[0].data
+    data = parts.data.val_dataloader()[0].data
     order, size = data.lengths.argsort(stable=True), parts.config.data.eval_batch_size
     home, device = student.classifier.weight.device, trainers.evaluator(parts.config).strategy.root_device
 
@@ -78,8 +69,7 @@ def measure_dynamic(parts: Parts, student: Student) -> dict[str, Any]:
             yield {name: x.to(device) for name, x in data.batch(rows.tolist()).items()}
 
     how = {"task": parts.task, "shape": student_shape(parts), "prices": PRICES[parts.config.cost.prices]}
-    student.use_products("float")  # a train that ends early has no whole number of spikes in T
-    found = dynamic(student.to(device), batches, **how, rule=time.rule, bounds=time.bounds)
+    found = dynamic(student.to(device), batches, **how, rule=parts.config.time.early_exit)
     student.to(home)
     return found
 
@@ -91,7 +81,6 @@ def encoder_weights(parts: Parts, student: Student) -> dict[str, Any]:
     return {
         "kind": student.weights if student.quantized else "float",
         "strength": student.quantized,
-        "products": student.products,
         "stored_bits": bits,
         "bytes": matrix_bytes(shape=student_shape(parts), **masks, **stored),
         "float32": FLOAT32 if student.quantized else "everything",

@@ -82,7 +82,6 @@ def prepare(config: Config, *, tokenizer_from: str | None = None) -> Parts:
         batch_size=data.batch_size,
         eval_batch_size=data.eval_batch_size,
         seed=config.seed,
-        pad_to=data.pad_to,
     )
     return Parts(config, task, raw, tokens, tokenizer, bert, layers, layer_map)
 

@@ -109,8 +109,6 @@ def bytes_needed(parts: Parts) -> int:
 def run_begun(parts: Parts, directory: RunDir, kernels: str, shared: list[str], why: str) -> dict[str, Any]:
     """Say what is run, take over the stages that are shared, and run the rest."""
     config = parts.config
-    if config.run.products != "float":
-        say(f"products: {config.run.products} in what is measured, where weights are quantized")
     if shared and (taken := ranks.first(lambda: take_over(parts, directory, shared))):
         say(f"taken over from {config.run.start_from}: {', '.join(taken)}{f' (then {why})' if why else ''}")
     return run_stages(parts, directory, kernels)

@@ -22,7 +22,7 @@ def stage_rows(config: Config) -> Iterator[tuple[str, Stage]]:
 def acts(config: Config, name: str) -> bool:
     """Whether a stage does anything: it has epochs, or a mask search, which needs none."""
     stage, spatial = getattr(config.stages, name), config.compress.spatial
-    at_once = "spatial" in stage.callbacks and spatial.search == "kwon" and spatial.operations is not None
+    at_once = "spatial" in stage.callbacks and spatial.criterion == "kwon" and spatial.operations is not None
     return stage.epochs > 0 or at_once
 
 

@@ -39,10 +39,6 @@ def size(run: Run) -> int:
     return run.devices * run.num_nodes
 
 
-def distributed(run: Run) -> bool:
-    return size(run) > 1 or run.strategy == "ddp"
-
-
 class Replicas(DDPStrategy):
     """Data parallelism as this package's steps want it: when a step's gradients are there, all at once where a CUDA
     graph has made them, they are averaged in one message. torch's wrapper would go through them one by one.
@@ -81,7 +77,7 @@ def started(config: Config) -> Iterator[None]:
     """
     run = config.run
     check_devices(run.accelerator, run.devices)
-    if not distributed(run):
+    if size(run) == 1:
         yield
         return
     check(run)
@@ -151,7 +147,7 @@ def cpu_quota(root: Path = CGROUP) -> int | None:
     """
     for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # version 2, version 1
         if all((root / name).is_file() for name in files):
-            quota, period = " ".join((root / name).read_text() for name in files).split()
+            quota, period = " ".join((root / name).read_text(encoding="utf-8") for name in files).split()
             return None if quota in ("max", "-1") else max(1, -(-int(quota) // int(period)))
     return None
 

@@ -53,7 +53,7 @@ def learn(parts: Parts, directory: RunDir, name: str, parent: str | None) -> Non
         give_back(learning, student.to(learning.classifier.weight))  # of the precision that it was trained in
         module = modules.student_module(parts, name, student, frozen)
     budget = facts.pop("budget", None)
-    measured = measure_student(parts, module, parts.config.run.products if student.quantized == 1 else "float")
+    measured = measure_student(parts, module)
     if budget:
         dense = ranks.first(lambda: directory.record("teacher")["cost"])
         facts["budget"] = budget.report(cost_in_unit(budget.target, measured["cost"], dense))

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import settings
 from micro import write_cola, write_sst2
 
-gc.disable()  # while everything is imported, as in `importing.py`
+gc.disable()  # while everything is imported, which it slows down by a fifth
 pytest.register_assert_rewrite("tracked", "together", "cluster")
 
 settings.register_profile("spikeprune", deadline=None, max_examples=50)  # machines differ in speed

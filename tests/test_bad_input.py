@@ -16,7 +16,6 @@ ROOT = Path(__file__).resolve().parents[1]
 GLUE = str(ROOT / "experiments" / "glue.yaml")
 MICRO = (
     "preset=tiny",
-    "run.progress=false",
     "data.embedded_train=64",
     "data.embedded_dev=32",
     "stages.teacher.epochs=1",
@@ -64,7 +63,6 @@ def glue(tmp_path: Path) -> Path:
         ("student.coding=rate", ("student.coding = rate", "running_mean")),
         ("data.batch_size=many", ("data.batch_size", "whole number")),
         ("run.devices=0", ("run.devices = 0", "at least 1")),
-        ("run.strategy=fsdp", ("run.strategy = fsdp", "auto, ddp")),
     ],
 )
 def test_configuration(refuse, override: str, words: tuple[str, ...]) -> None:

@@ -227,8 +227,8 @@ def test_train_hands_on_the_configuration(pipeline) -> None:
 def test_evaluate_prints_json_or_a_table(pipeline, capsys, monkeypatch) -> None:
     seen, changed = [], []
 
-    def evaluate(run: str, stage, data_dir, progress: bool, compacted: bool, products, overrides: list[str]) -> dict:
-        seen.append((run, stage, data_dir, progress, compacted, products))
+    def evaluate(run: str, stage, data_dir, compacted: bool, stepwise: bool, overrides: list[str]) -> dict:
+        seen.append((run, stage, data_dir, compacted, stepwise))
         changed.extend(overrides)
         return {"task": "rte"}
 
@@ -239,9 +239,9 @@ def test_evaluate_prints_json_or_a_table(pipeline, capsys, monkeypatch) -> None:
     assert cli.main(["evaluate", "runs/x"]) == 0
     assert capsys.readouterr().out == "a table of rte\n"
     assert cli.main(["evaluate", "runs/x", "--compact"]) == 0
-    assert cli.main(["evaluate", "runs/x", "--products", "int8"]) == 0
-    assert seen[:2] == [("runs/x", "spatial", "glue", False, False, None), ("runs/x", None, None, True, False, None)]
-    assert seen[2:] == [("runs/x", None, None, True, True, None), ("runs/x", None, None, True, False, "int8")]
+    assert cli.main(["evaluate", "runs/x", "--stepwise"]) == 0
+    assert seen[:2] == [("runs/x", "spatial", "glue", False, False), ("runs/x", None, None, False, False)]
+    assert seen[2:] == [("runs/x", None, None, True, False), ("runs/x", None, None, False, True)]
     assert changed == []
-    assert cli.main(["evaluate", "runs/x", "time.dynamic=true", "--stage", "spatial", "--json"]) == 0
-    assert changed == ["time.dynamic=true"]
+    assert cli.main(["evaluate", "runs/x", "time.early_exit=asr", "--stage", "spatial", "--json"]) == 0
+    assert changed == ["time.early_exit=asr"]

@@ -194,7 +194,7 @@ def test_what_the_program_passes_on_reads_back_the_same(tmp_path_factory, path: 
 
 
 def test_differences_name_key_and_values(empty: Path) -> None:
-    old, new = load(empty), load(empty, ["seed=3", "student.t_steps=[1,2,3]", "run.progress=false", "run.threads=2"])
+    old, new = load(empty), load(empty, ["seed=3", "student.t_steps=[1,2,3]", "run.log_every=2", "run.threads=2"])
     assert differences(old, old) == []
     assert differences(old, new) == ["seed: 0 → 3", "student.t_steps: 4 → [1, 2, 3]"]
     assert differences({"a": {"b": 1}}, {"a": {"b": 1}, "c": 2}) == ["c: (absent) → 2"]

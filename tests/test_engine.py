@@ -240,7 +240,7 @@ def same(student: Student, batch: dict[str, torch.Tensor], case: str) -> None:
 WAYS = {
     "plain": {},
     "one theta": {"theta": "tensor", "pooling": "mean"},
-    "few bits": {"weights": "ternary", "fold": True},
+    "few bits": {"weights": "ternary"},
     "leaky": {"leak": 0.8},
 }
 
@@ -344,7 +344,7 @@ def test_what_is_not_covered() -> None:
             assert not covered(student)
         for options in (
             {"query": "spiking"},
-            {"dead_zone": "channel"},
+            {"dead_zone": True},
             {"residual": "membrane"},
             {"feedback": True},
             {"act": "relu"},

@@ -73,7 +73,7 @@ def test_one_run(launch, tmp_path) -> None:
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
         assert re.search(rf"^export .*\b{name}=1\b", script, re.M)
     assert 'WANDB_MODE="${WANDB_MODE:-offline}"' in script and script.endswith("exit $?\n")
-    overrides = [*EMBEDDED, "student.t_steps=[4,2,2]", "run.accelerator=cpu", "run.progress=false"]
+    overrides = [*EMBEDDED, "student.t_steps=[4,2,2]", "run.accelerator=cpu"]
     expected = ["--kill-on-bad-exit=1", sys.executable, "-m", "spikeprune", "train", str(GLUE), *overrides]
     assert train_command(script) == [*expected, "task=rte", "seed=3"]
     assert "#   spikeprune launch " + shlex.quote(str(GLUE)) in script

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "spikeprune"
 # From the bottom up. A room may import from the rows below it and from itself, not from its neighbours in the row.
 ROWS = (
     ("__init__",),
-    ("errors", "signals", "terminal", "importing", "labels", "lightning_patches"),
+    ("errors", "signals", "terminal", "labels", "lightning_patches"),
     ("streams", "tasks", "schema", "spiking", "size", "report", "ranks", "slurm"),
     ("plan", "gains", "keys"),
     ("checks", "scalars", "models", "operations", "activity", "distill", "graphs", "lock"),

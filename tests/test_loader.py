@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning
 import pytest
@@ -12,9 +13,11 @@ from tiny_data import glue, raw_of
 from tiny_data import mrpc as mrpc
 from tiny_data import tokenizer as tokenizer
 
+from spikeprune.builders import modules
 from spikeprune.data.glue import GlueData
 from spikeprune.data.loader import BatchLoader, encode
 from spikeprune.errors import InputError
+from spikeprune.schema import Config, Stage
 
 # -- batches ----------------------------------------------------------------------------------------------------------
 
@@ -200,3 +203,10 @@ def test_what_a_budget_is_measured_on_are_training_sentences(mrpc, tokenizer):
         return sorted([token for token in example if token != tokenizer.pad_token_id] for example in examples)
 
     assert tokens(rows) == tokens(train)
+
+
+@pytest.mark.parametrize(("replayed", "multiple"), [(False, 8), (True, 32)])
+def test_training_batches_of_replayed_steps_have_fewer_shapes(replayed, multiple, monkeypatch) -> None:
+    monkeypatch.setattr(modules, "cuda_graphs", lambda config: replayed)
+    parts = SimpleNamespace(config=Config(), stage=lambda name: Stage(), data=SimpleNamespace())
+    assert modules.stage_data(parts, "finetune").pad_to == multiple

@@ -65,7 +65,6 @@ CHOICES = [
     ("weights", student_with("weights"), "float, binary, ternary, int8"),
     ("kernels", student_with("kernels"), "torch, triton"),
     ("kernels", lambda: make().use_kernels(WRONG), "torch, triton"),
-    ("products", lambda: make().use_products(WRONG), "float, int8"),
     ("forward mode", lambda: StudentModule(None, None, **NOTHING, forward_mode=WRONG), "equilibrium, spiking"),
     ("scope", keep, "global, layer"),
     ("rule", stops, "asr, confidence"),

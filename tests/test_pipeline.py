@@ -70,7 +70,7 @@ def test_the_summary_says_what_was_made_of_what(finished, glue) -> None:
     assert list(summary["stages"]) == list(STAGES[1:])
     assert (summary["uncompressed"], summary["final"]) == ("prediction_kd", "finetune")
     config = read_resolved(run.config)
-    assert config.task == "sst2" and config.student.dropout == 0.1 and config.compress.ffn == 0.3
+    assert config.task == "sst2" and config.teacher.dropout == 0.1 and config.compress.ffn == 0.3
 
 
 def test_the_summary_says_what_it_costs(finished) -> None:
@@ -141,7 +141,7 @@ def test_the_last_line_of_each_stage_is_what_the_summary_says(finished) -> None:
 @pytest.mark.gpu
 def test_so_it_is_where_the_engine_answers(tmp_path, glue) -> None:
     """Several epochs a stage, by a fused optimizer, with heads of a size that the engine knows."""
-    sizes = ["teacher.hidden=32", "teacher.heads=2", "teacher.ffn=64", "student.dropout=0.0", "compress.heads=0.5"]
+    sizes = ["teacher.hidden=32", "teacher.heads=2", "teacher.ffn=64", "compress.heads=0.5"]
     epochs = ["stages.finetune.epochs=4", "stages.prediction_kd.epochs=3", "run.accelerator=gpu"]
     run = RunDir(tmp_path / "run")
     assert cli.main(["train", str(GLUE), *micro(run.path, glue), *sizes, *epochs]) == 0
@@ -219,9 +219,9 @@ def test_a_moved_run_is_still_the_run(finished, glue, tmp_path) -> None:
 def test_another_configuration_is_refused_with_the_keys_that_differ(finished, glue, capsys) -> None:
     run, _ = finished
     before = contents(run.path)
-    assert cli.main(["train", str(GLUE), *micro(run.path, glue), "seed=3", "student.percentile=98.0"]) == 2
+    assert cli.main(["train", str(GLUE), *micro(run.path, glue), "seed=3", "student.calibration=16"]) == 2
     message = capsys.readouterr().err
-    assert "seed: 0 → 3" in message and "student.percentile: 99.0 → 98.0" in message
+    assert "seed: 0 → 3" in message and "student.calibration: 32 → 16" in message
     assert message.count("→") == 2
     assert contents(run.path) == before
 

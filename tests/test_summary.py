@@ -20,11 +20,11 @@ def digest(*changes: str) -> str:
     "changes",
     [
         ["seed=3"],
-        ["run.dir=elsewhere", "run.wandb=true", "run.threads=4"],
+        ["run.dir=elsewhere", "run.wandb=auto", "run.threads=4"],
         ["teacher.checkpoint=there/minilm", "data.dir=there/glue"],
         ["stages.joint.lr=1.0e-5"],  # does not run
         ["run.stages=[teacher,internal_kd,prediction_kd,spatial,temporal,finetune]"],  # what runs anyway
-        ["student.percentile=99.0"],  # the default
+        ["student.leak=1.0"],  # the default
     ],
     ids=str,
 )
@@ -36,7 +36,7 @@ def test_what_may_differ_between_seeds_of_a_mean(changes) -> None:
     "changes",
     [
         ["stages.finetune.lr=1.0e-5"],
-        ["stages.finetune.losses.adversarial=1"],
+        ["stages.finetune.losses.firing=1"],
         ["compress.heads=0.4"],
         ["task=cola"],
         ["run.precision=32-true"],

@@ -40,7 +40,7 @@ def test_a_sweep_file_holds_keys_values_and_a_metric_that_are_there(path: Path, 
     monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
     words = sweep.tree["command"][6:-1]
     config = load(ROOT / sweep.experiment, [*words, *(f"{p.key}={p.samples()[0]}" for p in sweep.parameters)])
-    assert config.run.dir == f"runs/sweeps/{path.stem}/s1/r1" and config.run.wandb
+    assert config.run.dir == f"runs/sweeps/{path.stem}/s1/r1" and config.run.wandb == "auto"
 
 
 @pytest.mark.parametrize(("name", "last"), [(path.stem, 3) for path in FILES])

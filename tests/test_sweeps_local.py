@@ -107,7 +107,7 @@ def test_a_stage_that_was_taken_over_is_the_one_that_would_have_been_made(swept,
     assert sum("taken over from" in log for log in logs.values()) >= 2
     taken = next(n for n in range(4) if "taken over" in logs[n])
     read = spec.read(folder.parent / "tiny.yaml")
-    pipeline.run(read.config(read.grid()[taken], f"run.dir={tmp_path / 'run'}", "run.wandb=false", THREADS))
+    pipeline.run(read.config(read.grid()[taken], f"run.dir={tmp_path / 'run'}", "run.wandb=off", THREADS))
     alone, shared = RunDir(tmp_path / "run"), RunDir(folder / "trials" / str(taken))
     for stage in ("teacher", "spatial"):
         assert alone.verified(stage) == shared.verified(stage)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from spikeprune.models.alter import deaden
+from spikeprune.models.outputs import INPUTS
 from spikeprune.models.student import Student
 from spikeprune.models.teacher import Teacher, copy_encoder
 from spikeprune.parts import Parts
@@ -44,12 +45,10 @@ def student_values(parts: Parts) -> dict[str, Any]:
         "pooling": s.pooling,
         "act": bert.hidden_act,
         "eps": bert.layer_norm_eps,
-        "dropout": s.dropout,
         "weights": parts.config.compress.weights,
         "feedback": s.feedback,
         "residual": s.residual,
-        "dead_zone": s.dead_zone_per if s.dead_zone else "none",
-        "fold": parts.config.compress.quantize.fold,
+        "dead_zone": bool(s.dead_zone),
         "sparse": parts.config.compress.synapses < 1,
     }
 
@@ -61,13 +60,7 @@ def student(parts: Parts, frozen: Teacher, calibration: dict[str, torch.Tensor])
         copy_encoder(made, frozen, parts.layers)
     made.eval()
     with torch.no_grad():
-        made(
-            calibration["input_ids"],
-            calibration["attention_mask"],
-            calibration["token_type_ids"],
-            mode="calibrate",
-            percentile=parts.config.student.percentile,
-        )
+        made(*(calibration[name] for name in INPUTS), mode="calibrate")
     if parts.config.student.dead_zone:
         deaden(made, calibration, parts.config.student.dead_zone)
     return made.train()

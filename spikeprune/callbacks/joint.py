@@ -13,15 +13,17 @@ from spikeprune import ranks
 from spikeprune.callbacks.schedule import EpochSchedule, adopt
 from spikeprune.compress.budget import cubic
 from spikeprune.compress.candidates import KINDS
+from spikeprune.compress.estimates import BLOCK
 from spikeprune.compress.joint import TOLERANCE, Budget
 from spikeprune.compress.meter import TARGETS, Meter
-from spikeprune.compress.trains import THRESHOLDS
 from spikeprune.cost import Prices
 from spikeprune.distill import drawn_loss, soft_loss
 from spikeprune.errors import InputError, known
 from spikeprune.models.outputs import Outputs
 from spikeprune.size import Shape
 
+SENTENCES = 512  # training sentences that losses are estimated on
+MEASURED = 1024  # training sentences that cost is measured on: the dev split is for the report
 SLACK = 0.1  # share of the goal above it that the losses are trusted to bring back
 MOST_PRESS = 16.0  # times the weight that the losses give to additions
 
@@ -31,10 +33,10 @@ class JointPruning(EpochSchedule):
     from epoch `begin` to epoch `settle`, and holds it there, since firing rates go on changing while the student
     trains. Two things lower and hold it:
 
-    - the losses, where they price additions and name no limit: at each epoch's start they get the limit that leads to
-      what the student should cost, and as long as that is not enough a larger weight. Up to `settle` firing rates are
-      to bring it `rates` of the way to the schedule's next value, in logarithms. Pressed to the goal at once they
-      bring it down nearly alone, in an epoch or two, and what the student knew goes with them;
+    - the losses, where they price additions and name no limit: at each epoch's start they get a limit. Up to `settle`
+      it is what the additions are, so that firing rates are held: pressed to the goal at once they bring the cost down
+      nearly alone, in an epoch or two, and what the student knew goes with them. From there on it is what keeps to the
+      goal, with a larger weight as long as that is not enough;
     - decisions, up to epoch `end`, after which the student only recovers: what is too dear leaves (from `settle` on,
       with such a limit, only what is too far above it), and where there is room again what is worth most comes back.
 
@@ -42,9 +44,8 @@ class JointPruning(EpochSchedule):
 
     `target` is one of `meter.TARGETS`; `relative_to` dense (the teacher) or student (the uncompressed one). `reference`
     is what the uncompressed student costs in the meter's unit, None where no earlier stage has measured it: then what
-    this one costs at the first decision. Only training sentences are looked at: `measured` of them show costs,
-    `sentences` show losses, varied as those that the stage trains on and answered once by the teacher. `thresholds`:
-    where steps leave they stay, or follow (see `Trains`).
+    this one costs at the first decision. `measured` training sentences show costs, `sentences` show losses,
+    varied as those that the stage trains on and answered once by the teacher.
     """
 
     CARRIED = ("start", "most_steps", "value", "held", "reference", "drift")  # by a checkpoint
@@ -59,36 +60,30 @@ class JointPruning(EpochSchedule):
         candidates: Sequence[str],
         min_heads: int,
         min_ffn: int,
-        block: int,
-        stride: float,
-        sentences: int,
-        measured: int,
         batch_size: int,
         seed: int,
         shape: Shape,
         dense_shape: Shape,
         prices: Prices,
-        rates: float,
-        thresholds: str,
         begin: int,
         settle: int,
         end: int,
+        block: int = BLOCK,
+        sentences: int = SENTENCES,
+        measured: int = MEASURED,
         reference: float | None = None,
     ):
         super().__init__(begin=begin, end=end)
         known("target", target, TARGETS)
         known("relative_to", relative_to, ("dense", "student"))
-        known("split", split, ("dev", "train"))
-        known("thresholds", thresholds, THRESHOLDS)
         for kind in candidates:
             known("candidate", kind, KINDS)
         self.target, self.share, self.relative_to = target, share, relative_to
-        self.limits = {"kinds": tuple(candidates), "min_heads": min_heads, "min_ffn": min_ffn}
-        self.limits |= {"block": block, "stride": stride, "follow": thresholds == "follow"}
+        self.limits = {"kinds": tuple(candidates), "min_heads": min_heads, "min_ffn": min_ffn, "block": block}
         self.sentences, self.measured = sentences, measured
         self.batch_size, self.seed = batch_size, seed
         self.costs = {"target": target, "shape": shape, "dense_shape": dense_shape, "prices": prices}
-        self.rates, self.settle, self.reference = rates, settle, reference
+        self.settle, self.reference = settle, reference
         self.start: float | None = None  # the cost before the first decision
         self.most_steps: list[int] | None = None  # the steps then
         self.value: float | None = None  # the cost as it was last measured
@@ -138,14 +133,12 @@ class JointPruning(EpochSchedule):
         if self.settled and self.value > self.goal:
             self.press = min(2 * self.press, MOST_PRESS)
         self.settled = self.held
-        self.limit = additions * self.way(trainer.current_epoch)
+        self.limit = additions * self.way()
         self.hand_over(module)
 
-    def way(self, epoch: int) -> float:
+    def way(self) -> float:
         """Of the present cost what firing rates are to leave by the next epoch's start."""
-        if self.held:
-            return self.goal * (1 - TOLERANCE / 2) / self.value
-        return (self.scheduled(epoch + 1) / self.value) ** self.rates
+        return self.goal * (1 - TOLERANCE / 2) / self.value if self.held else 1.0
 
     def hand_over(self, module: L.LightningModule) -> None:
         if self.limit is not None:

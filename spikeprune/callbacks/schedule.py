@@ -60,11 +60,9 @@ def adopt(student: Student, weights: bool = False) -> None:
         tensor.copy_(decided[name])
 
 
-def stage_epochs(begin: float, end: float, epochs: int) -> tuple[int, int]:
-    """Shares of a stage -> first and last deciding epoch: `(0, 0.5, 6)` -> `(0, 3)`.
+def last_decision(end: float, epochs: int) -> int:
+    """Share of a stage -> last deciding epoch: `(0.5, 6)` -> 3.
 
     The last epoch never decides unless it is the only one, so that something is left to recover in.
     """
-    last = max(0, epochs - 2)
-    first = min(int(begin * epochs), last)
-    return first, max(first, min(int(end * epochs), last))
+    return min(int(end * epochs), max(0, epochs - 2))

@@ -13,24 +13,23 @@ from spikeprune.compress.tuning import tune
 
 
 class MaskSearch(EpochSchedule):
-    """Decides once, at epoch `begin`: masks within the share `operations`, then with `tuned` weights that make up for
-    what left (see `compress.search`). `alone`: the stage has no epochs, so it ends with the decision."""
+    """Decides once, at epoch `begin`: masks within the share `operations`, then weights that make up for what
+    left (see `compress.search`). `alone`: the stage has no epochs, so it ends with the decision."""
 
     def __init__(
         self,
         *,
         operations: float,
-        tuned: bool,
         min_heads: int,
         min_ffn: int,
-        batches: int,
         batch_size: int,
         seed: int,
         begin: int,
         alone: bool,
+        batches: int = 16,
     ):
         super().__init__(begin=begin, end=begin)
-        self.operations, self.tuned, self.alone = operations, tuned, alone
+        self.operations, self.alone = operations, alone
         self.floors = {"heads": min_heads, "ffn": min_ffn}
         self.batches, self.batch_size, self.seed = batches, batch_size, seed
 
@@ -52,10 +51,9 @@ class MaskSearch(EpochSchedule):
         how = {"mode": module.forward_mode, "mean": ranks.mean}
         limits = {"operations": self.operations, "floors": self.floors}
         facts = search(student, batches, module.sample_loss, shape=module.shape, **limits, **how)
-        if self.tuned:
-            errors = tune(student, whole, batches, module.sample_loss, **how)
-            adopt(student, weights=True)
-            facts |= {f"error_{key}": sum(pair[i] for pair in errors) for i, key in enumerate(("before", "after"))}
+        errors = tune(student, whole, batches, module.sample_loss, **how)
+        adopt(student, weights=True)
+        facts |= {f"error_{key}": sum(pair[i] for pair in errors) for i, key in enumerate(("before", "after"))}
         facts |= {name: getattr(student, name).mean().item() for name in ("heads", "ffn")}
         for logger in trainer.loggers:
             logger.log_metrics({f"compress/{name}": value for name, value in facts.items()}, step=trainer.global_step)

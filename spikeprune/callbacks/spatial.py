@@ -29,11 +29,11 @@ class SpatialPruning(EpochSchedule):
         scope: str,
         min_heads: int,
         min_ffn: int,
-        batches: int,
         batch_size: int,
         seed: int,
         begin: int,
         end: int,
+        batches: int = 16,
     ):
         super().__init__(begin=begin, end=end)
         known("criterion", criterion, CRITERIA)

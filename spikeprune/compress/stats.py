@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from spikeprune.activity import kept_channels
-from spikeprune.compress.trains import Trains
 from spikeprune.models.outputs import INPUTS, Outputs
 from spikeprune.models.student import Student
 
@@ -170,22 +169,16 @@ def temporal_statistics(
     batches: Sequence[dict[str, Tensor]],
     sample_loss: SampleLoss,
     *,
-    trains: Trains | None = None,
     mean: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> TemporalStatistics:
-    """On `batches`, which are gone through once for the profile and once for each loss, of which `trains` sets the
-    steps. `mean` is taken over processes, so that all decide the same."""
-    trains, own = trains or Trains(student), student.steps
+    """On `batches`, which are gone through once for the profile and once for each loss. `mean` is taken over processes,
+    so that all decide the same."""
 
     def profile() -> list[Tensor]:
         return [mean(layer) for layer in convergence_profile(student, batches)]
 
     def loss_of(t_steps: Sequence[int]) -> float:
-        trains.set(t_steps)
-        try:
-            return mean(loss_at(student, t_steps, batches, sample_loss)).item()
-        finally:
-            trains.set(own)
+        return mean(loss_at(student, t_steps, batches, sample_loss)).item()
 
     return TemporalStatistics(student.steps, profile, loss_of)
 

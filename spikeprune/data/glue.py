@@ -209,9 +209,9 @@ class GlueData(LightningDataModule):
     (long[B], or float32[B] for regression).
 
     `raw`: from `load_raw`. `tokenizer`: a fast one. `max_length`: tokens of an example, special ones included.
-    `seed`: of the training order; `pad_to`: training batches are padded to a multiple of it. Build the Trainer with
-    `use_distributed_sampler=False`: the loaders share the examples between processes themselves (see `BatchLoader`,
-    also for resuming in the middle of an epoch).
+    `seed`: of the training order; attribute `pad_to`: training batches are padded to a multiple of it. Build the
+    Trainer with `use_distributed_sampler=False`: the loaders share the examples between processes themselves (see
+    `BatchLoader`, also for resuming in the middle of an epoch).
     """
 
     def __init__(
@@ -223,11 +223,10 @@ class GlueData(LightningDataModule):
         batch_size: int,
         eval_batch_size: int,
         seed: int,
-        pad_to: int = PAD_TO,
     ):
         super().__init__()
         self.raw, self.task = raw, raw.task
-        self.batch_size, self.eval_batch_size, self.seed, self.pad_to = batch_size, eval_batch_size, seed, pad_to
+        self.batch_size, self.eval_batch_size, self.seed, self.pad_to = batch_size, eval_batch_size, seed, PAD_TO
         self.dev_names = list(raw.task.dev)
         self.encoded: dict[str, Encoded] = {
             name: encode(

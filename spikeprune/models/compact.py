@@ -81,7 +81,7 @@ def smaller_layer(student: Student, index: int, *, heads: Tensor, ffn: Tensor, m
             per_channel = student.values["theta"] == "channel"
             out[theta] = state[theta][units] if per_channel else state[theta][: len(units)]
             edge = theta.replace("log_theta", "dead_zone.edge")
-            if student.values["dead_zone"] == "channel":
+            if student.values["dead_zone"]:
                 out[edge] = state[edge][units]
     for name in MATRICES:
         out |= matrix(student, index, name, rows.get(name, slice(None)), columns.get(name, slice(None)))
@@ -103,8 +103,8 @@ def stored_matrix(student: Student, index: int, name: str, rows: Any, columns: A
 
 def written(student: Student, packed: bool) -> dict[str, Any]:
     """Values of a student of `student`'s steps whose matrices are packed, or plain floats."""
-    few = {"weights": student.weights, "fold": student.fold, "packed": True}
-    return {"t_steps": student.steps, **(few if packed else {"weights": "float", "fold": False, "packed": False})}
+    few = {"weights": student.weights, "packed": True}
+    return {"t_steps": student.steps, **(few if packed else {"weights": "float", "packed": False})}
 
 
 def rest(student: Student) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     is missing, damaged, or of a version with other values."""
     path = Path(folder) / FILE
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({first_line(error)}); remove {folder} to make it again") from None
     if not isinstance(values, dict) or (strange := set(values) - KNOWN):

@@ -30,7 +30,6 @@ from spikeprune.errors import known
 from spikeprune.models import engine, matrices
 from spikeprune.models.checkpoint import ACTIVATIONS
 from spikeprune.models.feedback import close
-from spikeprune.models.integer import MOST_STEPS, PRODUCTS, exact
 from spikeprune.models.layer import Map, SpikingEmbedding, SpikingLayer, layer_of
 from spikeprune.models.outputs import Outputs
 from spikeprune.models.packing import PackedLinear
@@ -76,8 +75,7 @@ class Student(nn.Module):
     number each (see `compact`). The masks stay `[L, H]` and `[L, F]`, with 1 for the units that a layer has, which come
     first, and 0 for what it lacks: shares and costs still compare with the whole. `values` rebuilds the student.
 
-    `packed`: the encoder's matrices are held as few-bit codes and scales and are final. `fold`: thresholds per channel
-    are folded into the matrices that read them before these are quantized (see `quant`). `sparse`: a weight of zero in
+    `packed`: the encoder's matrices are held as few-bit codes and scales and are final. `sparse`: a weight of zero in
     the encoder's matrices is no synapse (see `synapses`). `labels`: what the classes are called, in their order.
     """
 
@@ -101,14 +99,12 @@ class Student(nn.Module):
         pooling: str = "mean",
         act: str = "gelu",
         eps: float = 1e-12,
-        dropout: float = 0.0,
         kernels: str = "torch",
         weights: str = "float",
-        fold: bool = False,
         packed: bool = False,
         feedback: bool = False,
         residual: str = "spikes",
-        dead_zone: str = "none",
+        dead_zone: bool = False,
         sparse: bool = False,
         layer_heads: Sequence[int] | None = None,
         layer_ffn: Sequence[int] | None = None,
@@ -130,10 +126,8 @@ class Student(nn.Module):
         if feedback and coding == "accumulate":
             raise ValueError("feedback needs a synchronous coding: in accumulate the last layer fires after the first")
         self.values, self.packed = values, packed
-        self.fold = fold and theta == "channel" and weights != "float"  # one theta for all is a matter of the scale
-        self.products = "float"
         own_heads, own_ffn = unit_counts(layers, heads, layer_heads), unit_counts(layers, ffn, layer_ffn)
-        common = {"neuron": spikes, "leak": leak, "coding": coding, "theta": theta, "eps": eps, "dropout": dropout}
+        common = {"neuron": spikes, "leak": leak, "coding": coding, "theta": theta, "eps": eps}
         common |= {"kernels": kernels, "dead_zone": dead_zone, "residual": residual}
         self.coding, self.pooling, self.query, self.weights = coding, pooling, query, weights
         sizes = {"vocab": vocab, "positions": positions, "segments": segments, "hidden": hidden}
@@ -148,7 +142,6 @@ class Student(nn.Module):
         self.pooler = nn.Linear(hidden, hidden) if pooling == "cls" else None
         self.layers[-1].output_site.count_first = pooling == "cls"
         self.layers[-1].output_site.sends_pulses = True
-        self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(hidden, classes)
         self.register_buffer("heads", first(own_heads, heads))
         self.register_buffer("ffn", first(own_ffn, ffn))
@@ -216,28 +209,6 @@ class Student(nn.Module):
 
     def acting_weight(self, layer: int, name: str) -> Tensor:
         return matrices.acting_weight(self, layer, name)
-
-    def use_products(self, products: str) -> None:
-        """How quantized matrices meet spikes in evaluation: `float`, or `int8` codes times whole spike counts. Part of
-        no checkpoint: it may be set any time. Raises ValueError, a sentence, where whole numbers cannot do it."""
-        known("products", products, PRODUCTS)
-        if products == "int8" and (problem := self.no_integers()):
-            raise ValueError(f"int8 products need {problem}")
-        self.products = products
-
-    def no_integers(self) -> str | None:
-        """What int8 products lack here; None where they can be used."""
-        if self.quantized < 1:
-            return f"quantized weights; these are {self.weights}, {self.quantized:.0%} quantized"
-        if self.values["theta"] == "channel" and not self.fold:
-            return "one threshold per tensor, or thresholds that were folded before quantizing"
-        if self.embedding.site.neuron.gain is not None:
-            return "thresholds that do not follow the input"
-        if self.values["leak"] != 1:
-            return "neurons without leak, whose rates are whole numbers of spikes"
-        if max(self.steps) > MOST_STEPS:
-            return f"trains of at most {MOST_STEPS} steps"
-        return None if exact(self.classifier.weight.device) else "a processor whose int8 products are exact"
 
     def links(self) -> list[Links] | None:
         """The synapses of each layer; None where every kept unit has all of them."""
@@ -336,8 +307,6 @@ class Student(nn.Module):
         """The last layer's values `[..., B, N, D]` -> logits `[..., B, C]`: of [CLS] through BERT's pooler, or of the
         mean over the real `tokens [B, N]`."""
         if self.pooler is not None:
-            return self.classifier(self.dropout(self.pooler(a[..., 0, :]).tanh()))
+            return self.classifier(self.pooler(a[..., 0, :]).tanh())
         weights = tokens.to(a.dtype)
-        return self.classifier(
-            self.dropout(torch.einsum("...nd,...n->...d", a, weights) / weights.sum(1, keepdim=True))
-        )
+        return self.classifier(torch.einsum("...nd,...n->...d", a, weights) / weights.sum(1, keepdim=True))

@@ -18,7 +18,6 @@ from spikeprune.size import Shape
 
 # What each loss term is a mean over: a column of a batch's `share` (see `data.loader.shares`).
 MEAN_OVER = {"hard": 0, "soft": 0, "hidden": 1, "firing": 1, "additions": 1, "scores": 2}
-ANSWERS = ("soft", "hard")  # the terms that judge the answer alone
 
 
 def whole_batch(terms: dict[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -44,7 +43,6 @@ class LossWeights:
     additions_from: float = 0.0
     additions_fall: float = 0.5
     temperature: float = 2.0
-    adversarial: float = 0.0
 
 
 class Objective(nn.Module):
@@ -75,12 +73,15 @@ class Objective(nn.Module):
         teacher's, as above."""
         weights, tokens = self.weights, batch["attention_mask"].bool()
         terms: dict[str, Tensor] = {}
+        if weights.soft:
+            terms["soft"] = self.soft(outputs, lesson).mean()
+        if weights.hard:
+            terms["hard"] = self.hard(batch, outputs).mean()
         if weights.hidden:
             terms["hidden"] = distill.hidden_loss(outputs.hidden, lesson.hidden, tokens, self.layer_map)
         if weights.scores:
             scores = outputs.scores, lesson.scores
             terms["scores"] = distill.scores_loss(*scores, tokens, self.layer_map, heads=student.heads)
-        terms |= self.answers(batch, outputs, lesson)
         if weights.firing:
             widths = {name: len(rate) for name, rate in outputs.rates.items()}
             kept = kept_channels(widths, heads=student.heads, ffn=student.ffn)
@@ -91,26 +92,9 @@ class Objective(nn.Module):
             terms["additions"] = self.additions(student, outputs, mean)
         return whole_batch(terms, batch)
 
-    def answers(self, batch: Mapping[str, Tensor], outputs: Outputs, lesson: Outputs | None) -> dict[str, Tensor]:
-        """Those of the terms that judge the answer alone."""
-        terms: dict[str, Tensor] = {}
-        if self.weights.soft:
-            terms["soft"] = self.soft(outputs, lesson).mean()
-        if self.weights.hard:
-            terms["hard"] = self.hard(batch, outputs).mean()
-        return terms
-
-    def answered(self, terms: Mapping[str, Tensor]) -> Tensor:
-        """Their weighted sum, scalar."""
-        return sum(self.weight(name) * terms[name] for name in ANSWERS if name in terms)
-
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
-        """The loss, scalar. `adversarial`, the weighted answers' loss of a second look, counts half, the first half."""
-        rest = [self.weight(name) * term for name, term in terms.items() if name not in (*ANSWERS, "adversarial")]
-        answered = self.answered(terms)
-        if "adversarial" in terms:
-            answered = (answered + terms["adversarial"]) / 2
-        return sum(rest, start=answered)
+        """The loss, scalar."""
+        return sum(self.weight(name) * term for name, term in terms.items())
 
     def weight(self, term: str) -> Tensor | float:
         weight = getattr(self.weights, term)

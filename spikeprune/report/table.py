@@ -179,9 +179,7 @@ def evaluation_lines(measured: Summary) -> str:
     if "synapses" in measured:
         rows.append(("synapses", f"{100 * measured['synapses']:.1f} %"))
     if "encoder_weights" in measured:
-        rows += [
-            (name, measured["encoder_weights"][key]) for name, key in (("weights", "kind"), ("products", "products"))
-        ]
+        rows.append(("weights", measured["encoder_weights"]["kind"]))
     stage = measured["stage"] + (", compacted" if measured["compacted"] else "")
     changed = [f"with {' '.join(measured['changed'])}"] if "changed" in measured else []
     lines = [

@@ -17,7 +17,7 @@ from spikeprune.spiking.flow import Pass
 
 
 class DeadZone(nn.Module):
-    """Currents of at most `edge` (per channel `[D]`, or one for the site `[1]`) count as zero; 0 silences nothing."""
+    """Currents of at most `edge [D]` count as zero; 0 silences nothing."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -26,26 +26,24 @@ class DeadZone(nn.Module):
     def forward(self, y: Tensor) -> Tensor:
         return y * (y.abs() > self.edge)
 
-    def after(self, f: Callable[..., Tensor], run: Pass, alive: Tensor | None) -> Callable[..., Tensor]:
+    def after(self, f: Callable[..., Tensor], run: Pass) -> Callable[..., Tensor]:
         """`f`, and then the dead zone."""
-        return lambda *inputs: self.measured(f(*inputs), run, alive)
+        return lambda *inputs: self.measured(f(*inputs), run)
 
-    def measured(self, y: Tensor, run: Pass, alive: Tensor | None) -> Tensor:
+    def measured(self, y: Tensor, run: Pass) -> Tensor:
         """`forward`, with the edge first put where `run` asks for it."""
         if run.deaden is not None:
-            self.calibrate(y, run.tokens, run.deaden, alive)
+            self.calibrate(y, run.tokens, run.deaden)
         return self(y)
 
     @torch.no_grad()
-    def calibrate(self, y: Tensor, tokens: Tensor, percentile: float, alive: Tensor | None = None) -> None:
-        """Put the edge where it silences `percentile` % of the currents `[..., B, N, D]` on real tokens, rounded down
-        to a whole number of them: of each channel, or of all together that are `alive`. It lies half-way to the next
-        larger one, so that rounding errors move nothing across it."""
+    def calibrate(self, y: Tensor, tokens: Tensor, percentile: float) -> None:
+        """Put the edge where it silences `percentile` % of each channel's currents `[..., B, N, D]` on real tokens,
+        rounded down to a whole number of them. It lies half-way to the next larger one, so that rounding errors move
+        nothing across it."""
         if not y.shape[-1]:
             return
         sizes = y[..., tokens, :].abs().flatten(0, -2)  # [M, D]
-        if self.edge.numel() == 1:
-            sizes = among(sizes, alive).reshape(-1, 1)
         k = math.floor(percentile / 100 * len(sizes))
         self.edge.copy_(sizes.sort(0).values[k - 1 : k + 1].mean(0) if k else torch.zeros_like(self.edge))
 

@@ -33,7 +33,6 @@ from spikeprune.spiking.scan import fused_totals, scans
 from spikeprune.spiking.simulation import shown, simulate, simulate_until_settled
 
 KERNELS = ("torch", "triton")
-DEAD_ZONES = ("none", "channel", "site")
 
 
 class Site(nn.Module):
@@ -55,13 +54,12 @@ class Site(nn.Module):
         theta: str,
         kernels: str = "torch",
         groups: int = 1,
-        dead_zone: str = "none",
+        dead_zone: bool = False,
     ):
         super().__init__()
         known("spikes", neuron, NEURONS)
         known("coding", coding, CODINGS)
         known("theta", theta, ("channel", "tensor"))
-        known("dead_zone", dead_zone, DEAD_ZONES)
         known("kernels", kernels, KERNELS)
         self.name, self.channels, self.kind, self.kernels = name, channels, neuron, kernels
         self.neuron = NEURONS[neuron]
@@ -72,7 +70,7 @@ class Site(nn.Module):
         self.shows_current = False  # its signal carries what drove it too, `Signal.driven_by`
         self.groups = groups  # of channels, over each of which a neuron with a gain takes its own
         self.log_theta = nn.Parameter(torch.zeros(channels if theta == "channel" else min(channels, 1)))
-        self.dead_zone = None if dead_zone == "none" else DeadZone(channels if dead_zone == "channel" else 1)
+        self.dead_zone = DeadZone(channels) if dead_zone else None
 
     @property
     def theta(self) -> Tensor:
@@ -97,8 +95,8 @@ class Site(nn.Module):
         """
         alive = mask if alive is None else alive
         if self.dead_zone is not None:
-            y = None if y is None else self.dead_zone.measured(y, run, alive)
-            f = self.dead_zone.after(f, run, alive)
+            y = None if y is None else self.dead_zone.measured(y, run)
+            f = self.dead_zone.after(f, run)
         if self.neuron.gain is None:
             return self.fire(f, *inputs, t_steps=t_steps, run=run, mask=mask, y=y, alive=alive)
         return self.scaled(f, *inputs, t_steps=t_steps, run=run, mask=mask, y=y, alive=alive)

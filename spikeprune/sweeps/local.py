@@ -54,7 +54,7 @@ def enter(sweep: Sweep, folder: Path) -> None:
     now = {key: value for key, value in sweep.tree.items() if key not in ("run_cap", "description", "name")}
     path = folder / "sweep.json"
     if path.is_file():
-        before = json.loads(path.read_text())
+        before = json.loads(path.read_text(encoding="utf-8"))
         changed = [key for key in {**before, **now} if before.get(key) != json.loads(json.dumps(now)).get(key)]
         if changed:
             raise InputError(
@@ -140,11 +140,11 @@ class Driver:
         taken = {other.slot for other in self.running}
         trial.slot = next(i for i in range(self.jobs) if i not in taken)
         threads = max(1, cores() // self.jobs)
-        mine = [scalars.of_path("run.dir", trial.run.path), "run.wandb=false"]
+        mine = [scalars.of_path("run.dir", trial.run.path), "run.wandb=off"]
         donor = max(self.known, key=lambda other: other.made_for(trial))
         if donor.made_for(trial) > trial.made_for(trial):
             mine.append(scalars.of_path("run.start_from", donor.run.path))
-        mine += ["run.progress=false", f"run.threads={threads}"]
+        mine.append(f"run.threads={threads}")
         environment = {"OMP_NUM_THREADS": str(threads)}
         if self.devices:
             environment["CUDA_VISIBLE_DEVICES"] = self.devices[trial.slot % len(self.devices)]

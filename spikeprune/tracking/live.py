@@ -66,7 +66,7 @@ def _open(config: Config, run: RunDir, mode: str, stages: list[str], patient: bo
 
     try:
         opened = wandb.init(
-            project=config.run.wandb_project,
+            project=os.environ.get("WANDB_PROJECT") or "spikeprune",
             id=wandb_id(run),
             name=label(run.path),
             resume="allow",
@@ -76,7 +76,7 @@ def _open(config: Config, run: RunDir, mode: str, stages: list[str], patient: bo
             settings=wandb.Settings(init_timeout=INIT, finish_timeout=0 if patient else FINISH),
         )
     except wandb.errors.Error as error:
-        reason, otherwise = str(error).splitlines()[0], "mend the key, or use run.wandb_mode=offline"
+        reason, otherwise = str(error).splitlines()[0], "mend the key, or use run.wandb=offline"
         raise InputError(f"W&B ({online.server()}) refused the run: {reason}; {otherwise}") from None
     opened.define_metric("global_step", hidden=True)
     for group in (*stages, "result"):

@@ -121,8 +121,8 @@ def count(
       key and value spikes add nothing further. (The rule above would call these additions, and flatter it.)
     - In the synchronous codings layer l is silent after its own T_l steps, so spikes that reach it later are free; a
       train that ends before T_l is held as the sum it left behind, and adds nothing either.
-    - Quantized weights change nothing here. With a threshold per channel a spike of channel j adds code · θ_j, a
-      real number; with one threshold for all it adds the code. Codes of zero would need no
+    - Quantized weights change nothing here. With a threshold per channel that is not folded a spike of channel j adds
+      code · θ_j, a real number; folded, or with one threshold for all, it adds the code. Codes of zero would need no
       addition and are counted all the same; an output channel's scale multiplies a finished sum once and is left out,
       as its bias is.
     - Non-linear functions are evaluated once in `accumulate` and T_l times in the synchronous codings; the embedding's

@@ -148,6 +148,7 @@ class Temporal:
 @dataclass
 class Quantize:
     end: float = 0.5  # share of the stage's epochs at which weights are quantized; the rest trains what they are then
+    fold: bool = False  # thresholds per channel are multiplied into the weights that read them before quantizing
 
 
 @dataclass

@@ -240,7 +240,7 @@ def same(student: Student, batch: dict[str, torch.Tensor], case: str) -> None:
 WAYS = {
     "plain": {},
     "one theta": {"theta": "tensor", "pooling": "mean"},
-    "few bits": {"weights": "ternary"},
+    "few bits": {"weights": "ternary", "fold": True},
     "leaky": {"leak": 0.8},
 }
 

@@ -8,14 +8,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from pruning import D, F, H, L, batches, inputs, loss_of, make
-from weights import matrix
+from weights import linear, matrix
 
 from spikeprune import cost
 from spikeprune.callbacks.synops import SynOpsLogger
 from spikeprune.compress.stats import collect
 from spikeprune.models.compact import compact, nbytes, stored
 from spikeprune.models.matrices import codes as codes_in
-from spikeprune.models.quant import MATRICES, QUANTIZERS, acting_weight
+from spikeprune.models.quant import MATRICES, QUANTIZERS, acting, acting_weight, codes_of, weight_of
 from spikeprune.models.student import Student
 from spikeprune.size import Shape, matrix_bytes, model_bytes
 
@@ -150,8 +150,9 @@ def cut(student: Student, layer: int, name: str, w: torch.Tensor) -> torch.Tenso
 
 @every
 @pytest.mark.parametrize("pruned", [False, True])
-def test_the_packed_encoder_is_the_one_that_acts_and_as_large_as_counted(name, pruned) -> None:
-    student = quantized(name).float()
+@pytest.mark.parametrize("fold", [False, True])
+def test_the_packed_encoder_is_the_one_that_acts_and_as_large_as_counted(name, pruned, fold) -> None:
+    student = quantized(name, fold=fold).float()
     if pruned:
         prune(student)
     small, masks = compact(student), {"heads": student.heads, "ffn": student.ffn}
@@ -189,6 +190,29 @@ def test_scales_are_over_the_inputs_that_are_kept(name) -> None:
         student.layers[0].down.weight[:, ::5] = 100.0
         student.layers[0].out.weight[:, D // H : 2 * D // H] = -100.0
     assert torch.equal(answers(student), before)
+
+
+@every
+def test_a_folded_theta_by_hand(name) -> None:
+    w, sizes = matrix(4, 3, dtype=torch.float64)[:-1], torch.tensor([0.5, 0.0, 2.0]).double()
+    codes, scale = codes_of(w, name, sizes)
+    wanted = QUANTIZERS[name].codes(torch.stack([w[:, 0] * 0.5, w[:, 2] * 2], 1))
+    assert torch.equal(codes[:, ::2], wanted[0])
+    torch.testing.assert_close(scale, wanted[1])
+    acts = weight_of(codes, scale, sizes)
+    torch.testing.assert_close(acts[:, 0], codes[:, 0] * scale[:, 0] * 2)
+    torch.testing.assert_close(acts[:, 2], codes[:, 2] * scale[:, 0] / 2)
+    layer = linear(w)
+    (acting(layer, name, 1.0, sizes)(torch.ones(1, 3).double())).sum().backward()
+    assert layer.weight.grad.eq(1).all()  # straight through, past theta
+
+
+def test_a_folded_student_learns_and_is_not_the_plain_one() -> None:
+    folded, plain = prune(quantized("ternary", fold=True)), prune(quantized("ternary"))
+    assert not torch.equal(answers(folded), answers(plain))
+    folded.train()(**inputs(batches((3,))[0])).logits.square().sum().backward()
+    assert folded.layers[0].down.weight.grad.abs().max() > 0
+    assert folded.layers[0].intermediate_site.log_theta.grad.abs().max() > 0
 
 
 def test_bytes_are_counted_as_stored_and_operations_as_before() -> None:

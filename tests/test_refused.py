@@ -220,6 +220,8 @@ COMBINATIONS = [
     (("stages.quantize.epochs=1",), "stages.quantize.callbacks: quantize has nothing to do; set a target in co"),
     (("compress.weights=ternary",), "compress.weights = ternary: no stage that runs has the callback quantize"),
     (("compress.weights=ternery",), "compress.weights = ternery: choose from"),
+    ((*BITS, "compress.quantize.fold=true", "student.theta=tensor"), "compress.quantize.fold = true: student.theta"),
+    (("compress.quantize.fold=true",), "compress.quantize.fold = true: nothing is quantized"),
     (("student.feedback=true",), "student.feedback = true: in accumulate the first layer is done before the last"),
     (("student.dead_zone=100",), "student.dead_zone = 100.0: must be at least 0 and below 100"),
     (("time.early_exit=confidence",), "time.early_exit = confidence: the coding accumulate has one answer"),

@@ -28,7 +28,7 @@ def train(student: Student, steps: int = 5) -> None:
 TRAINED = [{}, {"theta": "tensor", "query": "spiking"}, {"dead_zone": True}, {"weights": "ternary"}]
 
 
-@pytest.mark.parametrize("options", [*TRAINED, {"weights": "binary"}])
+@pytest.mark.parametrize("options", [*TRAINED, {"weights": "binary", "fold": True}])
 def test_what_a_smaller_student_learns_is_given_back(options) -> None:
     """Trained without what is masked or with it, it is the same student; what is masked stays as it was."""
     masked = make(**options)

@@ -49,6 +49,7 @@ def student_values(parts: Parts) -> dict[str, Any]:
         "feedback": s.feedback,
         "residual": s.residual,
         "dead_zone": bool(s.dead_zone),
+        "fold": parts.config.compress.quantize.fold,
         "sparse": parts.config.compress.synapses < 1,
     }
 

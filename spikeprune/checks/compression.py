@@ -42,6 +42,7 @@ def rules(config: Config) -> Iterator[Problem]:
     if c.synapses < 1 and c.weights != "float":
         text = f"single synapses leave among float weights, not {c.weights} ones; set compress.synapses=1"
         yield ("compress.synapses", "compress.weights"), f"compress.synapses = {c.synapses}: {text}"
+    yield from _fold(config)
     target = {"compress.target": c.target}
     yield from _acting(config, "joint", target, target if c.target is not None else {})
     yield from budget.rules(config)
@@ -69,6 +70,16 @@ def _search(config: Config, shares: dict[str, float]) -> Iterator[Problem]:
     if late and config.compress.weights != "float":
         text = f"{late[0]} comes after weights were quantized, and these cannot hold tuned masks; put it before"
         yield (key, "run.stages", "compress.weights"), f"{key} = kwon: {text}"
+
+
+def _fold(config: Config) -> Iterator[Problem]:
+    s, c, fold = config.student, config.compress, "compress.quantize.fold"
+    if c.quantize.fold and s.theta == "tensor":
+        text = "student.theta = tensor has one threshold for all inputs, with nothing to fold; leave it false"
+        yield (fold, "student.theta"), f"{fold} = true: {text}"
+    if c.quantize.fold and c.weights == "float":
+        text = "nothing is quantized; set compress.weights, or leave it false"
+        yield (fold, "compress.weights"), f"{fold} = true: {text}"
 
 
 def _acting(config: Config, callback: str, targets: dict[str, Any], given: dict[str, Any]) -> Iterator[Problem]:

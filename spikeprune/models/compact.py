@@ -103,8 +103,8 @@ def stored_matrix(student: Student, index: int, name: str, rows: Any, columns: A
 
 def written(student: Student, packed: bool) -> dict[str, Any]:
     """Values of a student of `student`'s steps whose matrices are packed, or plain floats."""
-    few = {"weights": student.weights, "packed": True}
-    return {"t_steps": student.steps, **(few if packed else {"weights": "float", "packed": False})}
+    few = {"weights": student.weights, "fold": student.fold, "packed": True}
+    return {"t_steps": student.steps, **(few if packed else {"weights": "float", "fold": False, "packed": False})}
 
 
 def rest(student: Student) -> dict[str, Tensor]:

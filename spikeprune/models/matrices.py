@@ -30,12 +30,17 @@ def source(student: Student, layer: int, name: str) -> Site:
     return sites.get(name, below)
 
 
-def kept_inputs(student: Student, layer: int, name: str) -> Tensor | None:
-    """`[in]`, as in `quant.codes_of`; None where every input is kept by the matrix's nature."""
-    here = student.layers[layer]
+def sizes(student: Student, layer: int, name: str) -> Tensor | None:
+    """`[in]`, as in `quant.codes_of`; None where every input is kept by the matrix's nature and no theta is folded."""
+    here, kept = student.layers[layer], None
     if name == "out":
-        return student.heads[layer, : here.heads].repeat_interleave(here.head_size)
-    return student.ffn[layer, : here.ffn] if name == "down" else None
+        kept = student.heads[layer, : here.heads].repeat_interleave(here.head_size)
+    elif name == "down":
+        kept = student.ffn[layer, : here.ffn]
+    if not student.fold:
+        return kept
+    theta = source(student, layer, name).theta.detach().expand(matrix(student, layer, name).in_features)
+    return theta if kept is None else theta * kept
 
 
 def codes(student: Student, layer: int, name: str) -> quant.Codes:
@@ -43,17 +48,17 @@ def codes(student: Student, layer: int, name: str) -> quant.Codes:
     linear = matrix(student, layer, name)
     if isinstance(linear, PackedLinear):
         return linear.codes_of()
-    return quant.codes_of(linear.weight, student.weights, kept_inputs(student, layer, name))
+    return quant.codes_of(linear.weight, student.weights, sizes(student, layer, name))
 
 
 def acting_weight(student: Student, layer: int, name: str) -> Tensor:
     """`[out, in]`: what the matrix computes with."""
     linear = matrix(student, layer, name)
     if isinstance(linear, PackedLinear):
-        return quant.weight_of(*linear.codes_of())
+        return quant.weight_of(*linear.codes_of(), sizes(student, layer, name))
     if not student.quantized:
         return linear.weight
-    return quant.acting_weight(linear.weight, student.weights, student.quantized, kept_inputs(student, layer, name))
+    return quant.acting_weight(linear.weight, student.weights, student.quantized, sizes(student, layer, name))
 
 
 def acting(student: Student, layer: int, name: str) -> Map:

@@ -5,6 +5,9 @@ quantized weight is `codes * scale`. Scales are over the inputs that are kept: t
 are dead (no gradient reaches them, weight decay shrinks them), and what is dead must not move what is left. So a masked
 matrix and the same matrix without its pruned columns have the same codes and scales.
 
+With `fold` it is W diag(theta) that is quantized, theta the thresholds of the site that the matrix reads: its synapses
+then see pure spikes, and a product of codes and spike counts is one of small whole numbers.
+
 To add a quantizer: write one function `(w, inputs) -> (codes, scale)`, where `inputs` is the number of columns that
 count (null: all; the others hold zeros), and add one entry.
 """
@@ -72,32 +75,33 @@ QUANTIZERS: dict[str, Quantizer] = {
 WEIGHTS = ("float", *QUANTIZERS)
 
 
-def codes_of(w: Tensor, weights: str, kept: Tensor | None = None) -> Codes:
-    """Codes and scale of `w`. `kept [in]`: 0 for an input that is pruned, else 1."""
+def codes_of(w: Tensor, weights: str, sizes: Tensor | None = None) -> Codes:
+    """Codes and scale of `w`. `sizes [in]`: 0 for an input that is pruned, else its spike's theta to fold, or 1."""
     quantizer = QUANTIZERS[weights]
-    return quantizer.codes(w) if kept is None else quantizer.codes(w * kept, kept.count_nonzero().clamp(min=1))
+    return quantizer.codes(w) if sizes is None else quantizer.codes(w * sizes, sizes.count_nonzero().clamp(min=1))
 
 
-def weight_of(codes: Tensor, scale: Tensor) -> Tensor:
-    """The weight `[out, in]` that acts."""
-    return codes * scale
+def weight_of(codes: Tensor, scale: Tensor, sizes: Tensor | None = None) -> Tensor:
+    """The weight `[out, in]` that acts: `codes * scale`, a folded theta taken out again."""
+    return codes * scale if sizes is None else codes * scale / torch.where(sizes == 0, 1, sizes)
 
 
 class Quantize(torch.autograd.Function):
     """`w + strength (quantized - w)`, exact at both ends. The gradient passes straight through to the full-precision w
-    (Bengio et al. 2013, arXiv 1308.3432), at every strength alike."""
+    (Bengio et al. 2013, arXiv 1308.3432), at every strength alike, and none to a folded theta: Q(W diag(theta)) /
+    theta stands for W, which does not depend on it."""
 
     @staticmethod
-    def forward(ctx, w: Tensor, weights: str, strength: float, kept: Tensor | None) -> Tensor:
-        return torch.lerp(w, weight_of(*codes_of(w, weights, kept)), strength)
+    def forward(ctx, w: Tensor, weights: str, strength: float, sizes: Tensor | None) -> Tensor:
+        return torch.lerp(w, weight_of(*codes_of(w, weights, sizes), sizes), strength)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         return grad, None, None, None
 
 
-def acting_weight(w: Tensor, weights: str, strength: float, kept: Tensor | None = None) -> Tensor:
-    """What the network computes with where `w` is stored: w itself for `float` or strength 0. `kept` as in `codes_of`.
+def acting_weight(w: Tensor, weights: str, strength: float, sizes: Tensor | None = None) -> Tensor:
+    """What the network computes with where `w` is stored: w itself for `float` or strength 0. `sizes` as in `codes_of`.
 
     Raises ValueError for a name not in WEIGHTS and a strength outside 0 to 1.
     """
@@ -106,10 +110,10 @@ def acting_weight(w: Tensor, weights: str, strength: float, kept: Tensor | None 
         raise ValueError(f"strength must be from 0 to 1, got {strength}")
     if weights == "float" or strength == 0:
         return w
-    return Quantize.apply(w, weights, strength, kept)
+    return Quantize.apply(w, weights, strength, sizes)
 
 
-def acting(linear: nn.Linear, weights: str, strength: float, kept: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+def acting(linear: nn.Linear, weights: str, strength: float, sizes: Tensor | None = None) -> Callable[[Tensor], Tensor]:
     """The linear map with its acting weight, which is worked out once however often the map is called."""
-    w = acting_weight(linear.weight, weights, strength, kept)
+    w = acting_weight(linear.weight, weights, strength, sizes)
     return linear if w is linear.weight else partial(F.linear, weight=w, bias=linear.bias)

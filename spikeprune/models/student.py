@@ -75,7 +75,8 @@ class Student(nn.Module):
     number each (see `compact`). The masks stay `[L, H]` and `[L, F]`, with 1 for the units that a layer has, which come
     first, and 0 for what it lacks: shares and costs still compare with the whole. `values` rebuilds the student.
 
-    `packed`: the encoder's matrices are held as few-bit codes and scales and are final. `sparse`: a weight of zero in
+    `packed`: the encoder's matrices are held as few-bit codes and scales and are final. `fold`: thresholds per channel
+    are folded into the matrices that read them before these are quantized (see `quant`). `sparse`: a weight of zero in
     the encoder's matrices is no synapse (see `synapses`). `labels`: what the classes are called, in their order.
     """
 
@@ -101,6 +102,7 @@ class Student(nn.Module):
         eps: float = 1e-12,
         kernels: str = "torch",
         weights: str = "float",
+        fold: bool = False,
         packed: bool = False,
         feedback: bool = False,
         residual: str = "spikes",
@@ -126,6 +128,7 @@ class Student(nn.Module):
         if feedback and coding == "accumulate":
             raise ValueError("feedback needs a synchronous coding: in accumulate the last layer fires after the first")
         self.values, self.packed = values, packed
+        self.fold = fold and theta == "channel" and weights != "float"  # one theta for all is a matter of the scale
         own_heads, own_ffn = unit_counts(layers, heads, layer_heads), unit_counts(layers, ffn, layer_ffn)
         common = {"neuron": spikes, "leak": leak, "coding": coding, "theta": theta, "eps": eps}
         common |= {"kernels": kernels, "dead_zone": dead_zone, "residual": residual}

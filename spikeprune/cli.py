@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import argparse
 import errno
-import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 
-from spikeprune import importing, signals, slurm
+from spikeprune import importing, jsonfile, signals, slurm
 from spikeprune.arguments import parse
 from spikeprune.errors import InputError
 
@@ -41,7 +40,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     chosen = {"stage": args.stage, "compacted": args.compact, "products": args.products}
     chosen["overrides"] = args.overrides
     measured = evaluation.evaluate(args.run, data_dir=args.data, progress=not args.json, **chosen)
-    print(json.dumps(measured, indent=2) if args.json else evaluation_lines(measured))
+    print(jsonfile.dumps(measured, indent=2) if args.json else evaluation_lines(measured))
 
 
 def _compact(args: argparse.Namespace) -> None:

@@ -7,7 +7,8 @@ Every key is a field in `schema.py` with its default; an unknown key, a wrong ty
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -166,7 +167,7 @@ class _Merge:
             OmegaConf.update(self.config, key, value, merge=False)
             self.sources[key] = source
             self.unread.discard(key)
-        except (OmegaConfBaseException, ValueError):
+        except (OmegaConfBaseException, ValueError, OverflowError):  # of a whole number beyond all floats
             self.unread.add(key)
             shown = "null" if value is None else value
             self.problem(f"{key} = {shown}: must be {in_words(kind)}{', in quotes' if unquoted else ''}", source)
@@ -174,11 +175,13 @@ class _Merge:
     def finish(self) -> Config:
         for key in every_key():
             try:
-                OmegaConf.select(self.config, key)
+                value = OmegaConf.select(self.config, key)
+                if not _finite(value):
+                    self.problem(f"{key} = {value}: must be a finite number", self.sources.get(key, ""))
+                    self._default(key)
             except OmegaConfBaseException as error:  # a `${…}` that leads nowhere
                 self.problem(f"{key}: {str(error).splitlines()[0]}", self.sources.get(key, ""))
-                self.unread.add(key)
-                OmegaConf.update(self.config, key, OmegaConf.select(_defaults(), key), merge=False)
+                self._default(key)
         config = OmegaConf.to_object(self.config)
         for keys, text in rules.problems(config, frozenset(self.unread)):
             self.problem(text, self._blame(keys))
@@ -186,9 +189,23 @@ class _Merge:
             raise InputError(_message(self.problems))
         return config
 
+    def _default(self, key: str) -> None:
+        """In place of a value that is refused, so that what else is wrong comes out as well."""
+        self.unread.add(key)
+        OmegaConf.update(self.config, key, OmegaConf.select(_defaults(), key), merge=False)
+
     def _blame(self, keys: tuple[str, ...]) -> str:
         """Where the first of the keys that anybody set was set; a problem with defaults alone has no source."""
         return next((self.sources[key] for key in keys if key in self.sources), "")
+
+
+def _finite(value: Any) -> bool:
+    """Whether no number in a value, however deep, is NaN or infinite."""
+    if isinstance(value, Mapping):
+        return all(map(_finite, value.values()))
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return all(map(_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _message(problems: list[str]) -> str:

@@ -52,7 +52,7 @@ def evaluate(
         chosen = products or (parts.config.run.products if student.quantized == 1 else "float")
         if chosen == "int8" and (problem := student.no_integers()):
             raise InputError(f"{run_dir}: int8 products of stage {name} need {problem}; use float ones")
-        measured = measure_student(parts, student_module(parts, name, student, teacher), chosen)
+        measured = measure_student(parts, student_module(parts, name, student, teacher), name, chosen)
     facts = {"run": str(run_dir), "task": parts.config.task, "stage": name, "compacted": compacted}
     if overrides:
         facts["changed"] = list(overrides)

@@ -8,14 +8,13 @@ that find the same dead holder, or one that ends just then, only one succeeds.
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from spikeprune import slurm
+from spikeprune import jsonfile, slurm
 from spikeprune.errors import InputError
 
 
@@ -126,7 +125,7 @@ class RunLock:
 
     def _read(self, number: int) -> Holder | None:
         try:
-            return Holder(**json.loads(self._path(number).read_text()))
+            return Holder(**jsonfile.loads(self._path(number).read_text()))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError):
@@ -134,7 +133,7 @@ class RunLock:
 
     def _make(self, number: int) -> bool:
         draft = self.folder / f".lock.{secrets.token_hex(8)}"
-        draft.write_text(json.dumps(asdict(Holder.me())))
+        draft.write_text(jsonfile.dumps(asdict(Holder.me())))
         try:
             os.link(draft, self._path(number))
         except FileExistsError:

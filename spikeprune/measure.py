@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,9 +12,11 @@ from spikeprune.builders import trainers
 from spikeprune.builders.callbacks import progress, synops
 from spikeprune.builders.modules import teacher_module
 from spikeprune.builders.networks import student_shape, teacher_shape
+from spikeprune.callbacks.finite import StopOnNonFinite
 from spikeprune.cost import PRICES, summarize
 from spikeprune.dynamic import dynamic
 from spikeprune.errors import InputError
+from spikeprune.keys import leaves
 from spikeprune.metrics import main_metric
 from spikeprune.models.student import Student
 from spikeprune.models.synapses import share
@@ -29,7 +32,7 @@ Measured = dict[str, Any]  # {"metrics", "main", "cost", …}
 
 def measure_teacher(parts: Parts, teacher: Teacher) -> Measured:
     module = teacher_module(parts, teacher)
-    evaluator = trainers.evaluator(parts.config, progress(parts.config))
+    evaluator = trainers.evaluator(parts.config, [StopOnNonFinite("teacher"), *progress(parts.config)])
     results = evaluator.validate(module, datamodule=parts.data, verbose=False)
     lengths = parts.data.val_dataloader()[0].data.lengths
     shape = teacher_shape(parts)
@@ -38,19 +41,21 @@ def measure_teacher(parts: Parts, teacher: Teacher) -> Measured:
     return {**quality(parts, results), "cost": cost}
 
 
-def measure_student(parts: Parts, module: StudentModule, products: str = "float") -> Measured:
+def measure_student(parts: Parts, module: StudentModule, stage: str, products: str = "float") -> Measured:
     """Quality and cost on the dev split, in float32, from the student's spikes (see `models.answer`); `products` as in
-    `use_products`."""
+    `use_products`. Raises InputError, which names the `stage`, where a number that is found is not finite."""
     module.student.use_products(products)
     try:
-        return _measure_student(parts, module)
+        measured = _measure_student(parts, module, stage)
     finally:
         module.student.use_products("float")
+    check_finite(measured, f"stage {stage}, split {parts.task.dev_splits[0]!r}")
+    return measured
 
 
-def _measure_student(parts: Parts, module: StudentModule) -> Measured:
+def _measure_student(parts: Parts, module: StudentModule, stage: str) -> Measured:
     counter, student = synops(parts), module.student
-    evaluator = trainers.evaluator(parts.config, [counter, *progress(parts.config)])
+    evaluator = trainers.evaluator(parts.config, [StopOnNonFinite(stage), counter, *progress(parts.config)])
     results = evaluator.validate(module, datamodule=parts.data, verbose=False)
     early = {"dynamic": measure_dynamic(parts, student)} if parts.config.time.dynamic else {}
     return {
@@ -107,6 +112,14 @@ def validated(results: list[dict[str, float]], names: Sequence[str]) -> dict[str
     """What of Lightning's results has these names, of further dev splits too."""
     merged = {key.removeprefix("val/"): value for result in results for key, value in result.items()}
     return {key: value for key, value in merged.items() if key.rpartition("/")[2] in names}
+
+
+def check_finite(measured: Measured, where: str) -> None:
+    """Raises InputError for the first number of a student's quality or cost that is not finite."""
+    for key, value in leaves({name: measured[name] for name in ("metrics", "fidelity", "cost")}):
+        if isinstance(value, float) and not math.isfinite(value):
+            constant = ": all its answers are the same, and these have no correlation" * key.startswith("metrics.")
+            raise InputError(f"{where}: {key} is {value}{constant}; compress less or train longer, in a new run.dir")
 
 
 def check_teacher(parts: Parts, measured: Measured) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,9 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from spikeprune import jsonfile
 from spikeprune.builders.networks import student_values
-from spikeprune.models.compact import restored
+from spikeprune.models.compact import built, fill, restored
 from spikeprune.models.student import Student
 from spikeprune.models.teacher import Teacher
 from spikeprune.parts import Parts
@@ -49,6 +49,8 @@ def record(parts: Parts, directory: RunDir, name: str, parent: str | None, facts
 def load_teacher(parts: Parts, directory: RunDir) -> Teacher:
     """The teacher as its stage left it, frozen."""
     directory.verified("teacher")
+    folder = directory.stage("teacher")
+    jsonfile.read(folder / "config.json", f"remove {folder} to make the stage again", ("model_type",))
     return Teacher.load(directory.stage("teacher"), classes=parts.task.num_labels).freeze()
 
 
@@ -61,17 +63,17 @@ def load_student(directory: RunDir, name: str, weights: str | None = None, spars
 def load_compact(directory: RunDir) -> Student:
     """The student that `spikeprune compact` left."""
     data = read_verified(directory.compact / WEIGHTS, directory.compact_record()["weights"])
-    values = json.loads((directory.compact / "student.json").read_text())
-    return restored(values, safetensors.torch.load(data))
+    return restored(directory.compact, safetensors.torch.load(data))
 
 
 def rebuild(folder: Path, state: dict[str, torch.Tensor], weights: str | None = None, sparse: bool = False) -> Student:
-    values = json.loads((folder / "student.json").read_text())
+    path, remedy = folder / "student.json", f"remove {folder} to make the stage again"
+    values = jsonfile.read(path, remedy, ("weights",))
     values["sparse"] = sparse or values.get("sparse", False)
     if weights not in (None, values["weights"]) and not state.get("strength", 0.0):
         values["weights"] = weights
         state = {key: value for key, value in state.items() if key != "strength"}
         state |= {} if weights == "float" else {"strength": torch.zeros(())}
-    student = Student(**values)
-    student.load_state_dict(state)
+    student = built(path, values, remedy)
+    fill(student, state, path, remedy)
     return student

@@ -14,7 +14,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "spikeprune"
 ROWS = (
     ("__init__",),
     ("errors", "signals", "terminal", "importing"),
-    ("tasks", "schema", "spiking", "size", "report", "ranks", "slurm"),
+    ("jsonfile",),
+    ("tasks", "schema", "spiking", "size", "report", "ranks", "slurm", "tensors"),
     ("plan", "gains"),
     ("checks", "keys", "models", "operations", "activity", "distill", "graphs", "lock"),
     ("config", "cost", "metrics", "data", "processes", "asking"),

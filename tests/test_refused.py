@@ -167,7 +167,7 @@ COMBINATIONS = [
     (("student.layers=[]",), "student.layers = []: must be a number of layers"),
     (("student.layers=2.5",), "student.layers = 2.5: must be a number of layers"),
     (("teacher.heads=3",), "teacher.heads = 3: must divide teacher.hidden = 128"),
-    (("student.leak=nan",), "student.leak = nan: must be above 0 and at most 1"),
+    (("student.leak=nan",), "student.leak = nan: must be a finite number"),
     (("student.percentile=0",), "student.percentile = 0.0: must be above 0"),
     (("student.coding=per_step",), "student.forward = equilibrium: per_step coding has another equilibrium"),
     (("distill.layer_map=[0]",), "distill.layer_map = [0]: needs one teacher layer for each of the student's 2"),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 from lightning import LightningDataModule
 
+from spikeprune import jsonfile
 from spikeprune.data import embedded
 from spikeprune.data.hub import HubUnavailable, load_splits
 from spikeprune.data.loader import PAD_TO, Batch, BatchLoader, Encoded, encode
@@ -105,7 +105,7 @@ def load_raw(
 def _fingerprint(task: Task, splits: dict[str, Split]) -> str:
     digest = hashlib.sha256(task.name.encode())
     for name, split in splits.items():
-        digest.update(json.dumps([name, split.first, split.second, split.labels]).encode())
+        digest.update(jsonfile.dumps([name, split.first, split.second, split.labels]).encode())
     return digest.hexdigest()[:16]
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from spikeprune import jsonfile
 from spikeprune.errors import InputError
 from spikeprune.rundir import write_json
 from spikeprune.sweeps.spec import Sweep
@@ -49,8 +49,9 @@ def enter(sweep: Sweep, folder: Path) -> None:
     now = {key: value for key, value in sweep.tree.items() if key not in ("run_cap", "description", "name")}
     path = folder / "sweep.json"
     if path.is_file():
-        before = json.loads(path.read_text())
-        changed = [key for key in {**before, **now} if before.get(key) != json.loads(json.dumps(now)).get(key)]
+        before = jsonfile.read(path, "remove it if the sweep in this folder is the one to go on with")
+        now = jsonfile.loads(jsonfile.dumps(now))
+        changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         if changed:
             raise InputError(
                 f"{folder}: was started with another sweep ({', '.join(changed)} differ); use another --dir, or the "

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from pathlib import Path
 from typing import Any
 
+from spikeprune import jsonfile
 from spikeprune.sweeps.spec import Parameter, Sweep
 
 
@@ -51,7 +51,7 @@ def suggest(trial: Any, parameter: Parameter) -> Any:
     """A trial's value; one that it has already comes back."""
     p = parameter
     if p.values:
-        return json.loads(trial.suggest_categorical(p.key, [_spelt(value) for value in p.values]))
+        return jsonfile.loads(trial.suggest_categorical(p.key, [_spelt(value) for value in p.values]))
     if p.distribution == "int_uniform":
         return trial.suggest_int(p.key, int(p.low), int(p.high))
     if p.distribution == "q_uniform":
@@ -61,4 +61,4 @@ def suggest(trial: Any, parameter: Parameter) -> Any:
 
 def _spelt(value: Any) -> str:
     """Optuna's categories are plain values; a list such as t_steps is none."""
-    return json.dumps(value)
+    return jsonfile.dumps(value)

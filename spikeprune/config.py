@@ -63,6 +63,7 @@ MEASURING = (
     "time.bounds",
     "cost.prices",
 )
+SAVED = ("task", "seed", "run", "data", "teacher", "student", "stages", "compress", "cost")  # by every run
 COMMAND_LINE = "command line"
 BASE_DEPTH = 2
 Layer = tuple[str, dict]  # where it comes from, and its tree of keys
@@ -103,7 +104,11 @@ def read_resolved(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """The configuration that a run saved with `to_yaml`: its preset is already in it. `overrides`: of keys that a
     measurement may change."""
     merge = _Merge()
-    merge.add(_read(Path(path), merge), str(path))
+    tree = _read(Path(path), merge)
+    if lost := [key for key in SAVED if key not in tree]:
+        whose = "it is not the whole configuration that a run has saved; restore it, or use another run.dir"
+        raise InputError("\n".join([*merge.problems, f"{path}: has no key {lost[0]!r}: {whose}"]))
+    merge.add(tree, str(path))
     for key, value in _overrides(overrides, merge):
         if key in MEASURING or type_of(key) is None:
             merge.add({key: value}, COMMAND_LINE)

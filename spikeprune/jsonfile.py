@@ -67,4 +67,6 @@ def parsed(text: str, place: str, remedy: str, needs: Iterable[str] = ()) -> dic
 def _reason(text: str, error: ValueError) -> str:
     if not text.strip():
         return "empty"
-    return f"no JSON from line {error.lineno} on" if isinstance(error, json.JSONDecodeError) else str(error)
+    if not isinstance(error, json.JSONDecodeError):
+        return str(error)
+    return f"no JSON from line {error.lineno} on" if error.lineno > 1 else "no JSON"

@@ -32,7 +32,7 @@ ROWS = (
 )
 LEVEL = {room: level for level, row in enumerate(ROWS) for room in row}
 
-ONLY_IN = {"omegaconf": {"config"}, "optuna": {"sweeps"}, "wandb": {"tracking"}}
+ONLY_IN = {"json": {"jsonfile"}, "omegaconf": {"config"}, "optuna": {"sweeps"}, "wandb": {"tracking"}}
 NEVER_IN = {
     "lightning": {"spiking", "models", "size", "activity", "operations", "cost", "compress", "distill", "metrics"},
     "torch": {"errors", "tasks", "schema", "plan", "checks", "keys", "config", "arguments", "cli", "report"},

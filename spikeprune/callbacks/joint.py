@@ -10,7 +10,7 @@ import lightning as L
 from torch import Tensor
 
 from spikeprune import ranks
-from spikeprune.callbacks.schedule import EpochSchedule, adopt
+from spikeprune.callbacks.schedule import EpochSchedule, adopt, agreed
 from spikeprune.compress.budget import cubic
 from spikeprune.compress.joint import TOLERANCE, Budget
 from spikeprune.compress.meter import Meter
@@ -127,7 +127,7 @@ class JointPruning(EpochSchedule):
         proportional. The press: an epoch that began at the limit and ended above the goal had too little of it."""
         data, size = trainer.datamodule, self.batch_size
         batches = self.placed(data.fixed_batches(-(-self.sentences // size), size, self.seed), module)
-        additions = ranks.mean(module.objective.additions.mean(module.student, batches, module.forward_mode)).item()
+        additions = agreed(module.objective.additions.mean(module.student, batches, module.forward_mode)).item()
         if self.settled and self.value > self.goal:
             self.press = min(2 * self.press, MOST_PRESS)
         self.settled = self.held
@@ -205,7 +205,7 @@ class JointPruning(EpochSchedule):
             self.metered(trainer, module),
             **self.limits,
             most_steps=self.most_steps or (),
-            mean=ranks.mean,
+            mean=agreed,
         )
 
     def metered(self, trainer: L.Trainer, module: L.LightningModule) -> Meter:
@@ -213,7 +213,7 @@ class JointPruning(EpochSchedule):
             data = trainer.datamodule
             split = data.dev_names[0] if self.split == "dev" else "train"
             sentences = data.sample_batches(split, self.measured, self.batch_size, self.seed)
-            self.meter = Meter(self.placed(sentences, module), mean=ranks.mean, **self.costs)
+            self.meter = Meter(self.placed(sentences, module), mean=agreed, **self.costs)
         return self.meter
 
     @staticmethod

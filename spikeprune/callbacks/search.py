@@ -6,8 +6,7 @@ import copy
 
 import lightning as L
 
-from spikeprune import ranks
-from spikeprune.callbacks.schedule import EpochSchedule, adopt
+from spikeprune.callbacks.schedule import EpochSchedule, adopt, agreed
 from spikeprune.compress.search import search
 from spikeprune.compress.tuning import tune
 
@@ -49,10 +48,10 @@ class MaskSearch(EpochSchedule):
             batches = [module.varied(batch) for batch in batches]
 
         whole = copy.deepcopy(student)
-        how = {"operations": self.operations, "floors": self.floors, "mean": ranks.mean}
+        how = {"operations": self.operations, "floors": self.floors, "mean": agreed}
         facts = search(student, batches, module.sample_loss, shape=module.shape, **how)
         if self.tuned:
-            errors = tune(student, whole, batches, module.sample_loss, mean=ranks.mean)
+            errors = tune(student, whole, batches, module.sample_loss, mean=agreed)
             adopt(student, weights=True)
             facts |= {f"error_{key}": sum(pair[i] for pair in errors) for i, key in enumerate(("before", "after"))}
         facts |= {name: getattr(student, name).mean().item() for name in ("heads", "ffn")}

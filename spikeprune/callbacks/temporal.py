@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import lightning as L
 
-from spikeprune import ranks
-from spikeprune.callbacks.schedule import EpochSchedule
+from spikeprune.callbacks.schedule import EpochSchedule, agreed
 from spikeprune.compress.criteria import TEMPORAL_CRITERIA
 from spikeprune.compress.stats import temporal_statistics
 from spikeprune.compress.trains import Trains
@@ -46,7 +45,7 @@ class TemporalPruning(EpochSchedule):
         batches = [{key: value.to(module.device) for key, value in batch.items()} for batch in batches]
 
         trains = Trains(student, follow=self.follow)
-        how = {"trains": trains, "mean": ranks.mean}  # all ranks decide the same
+        how = {"trains": trains, "mean": agreed}  # all ranks decide the same
         trains.set(self.criterion(temporal_statistics(student, batches, module.sample_loss, **how), total))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

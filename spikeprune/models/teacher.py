@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, BertCon
 
 from spikeprune.errors import InputError
 from spikeprune.models.outputs import Outputs
+from spikeprune.tensors import not_finite, out_of_memory
 
 
 def read_config(checkpoint: str, *, classes: int) -> BertConfig:
@@ -81,7 +82,8 @@ class Teacher(nn.Module):
     def load(cls, checkpoint: str | Path, *, classes: int, dropout: float | None = None) -> Teacher:
         """Weights of a hub name or directory, in training mode; `dropout` in place of the configuration's, if any.
 
-        A missing classifier starts at random. Raises InputError for a missing or damaged encoder.
+        A missing classifier starts at random. Raises InputError for a missing or damaged encoder, and for weights that
+        are not finite.
         """
         config = read_config(str(checkpoint), classes=classes)
         if dropout is not None:
@@ -95,7 +97,9 @@ class Teacher(nn.Module):
                 dtype=torch.float32,
                 ignore_mismatched_sizes=True,  # another task's classifier is made anew, the rest refused
             )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError, MemoryError) as error:
+            if out_of_memory(error):
+                raise InputError(f"teacher.checkpoint: there is not enough memory to load {checkpoint}") from None
             raise InputError(
                 f"teacher.checkpoint: the weights at {checkpoint} cannot be loaded as a BERT with {classes} outputs "
                 f"({first_line(error)})"
@@ -107,6 +111,8 @@ class Teacher(nn.Module):
                 f"teacher.checkpoint: {checkpoint} lacks {len(lost)} of the encoder's weights or has them in another "
                 f"size, first {lost[0]}; is it a complete BERT?"
             )
+        if wrong := not_finite(bert.state_dict()):
+            raise InputError(f"teacher.checkpoint: {wrong[0]} at {checkpoint} is not finite; give another checkpoint")
         return cls(bert.train())  # transformers loads for answers, and Lightning leaves modes as it finds them
 
     @classmethod

@@ -207,14 +207,12 @@ def _parameter(key: str, how: Any, method: str) -> Parameter:
 
 def _range(key: str, how: Mapping[str, Any], method: str) -> Parameter:
     low, high, q = how.get("min"), how.get("max"), how.get("q", 1.0)
-    if (
-        any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in (low, high, q))
-        or not low < high
-        or not q > 0
-    ):
+    if any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in (low, high, q)) or not low < high:
         raise InputError(f"{key}: needs min below max, both numbers (1.0e-5 is one, 1e-5 is text to YAML)")
     if not all(abs(v) <= sys.float_info.max for v in (low, high, q)):
         raise InputError(f"{key}: min, max and q must be finite numbers")
+    if q <= 0:
+        raise InputError(f"{key}.q = {q}: must be above 0")
     if method == "grid":
         raise InputError(f"{key}: a grid has no ranges; list its values")
     whole = isinstance(low, int) and isinstance(high, int)

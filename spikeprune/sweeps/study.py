@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from spikeprune import jsonfile
+from spikeprune.errors import InputError
 from spikeprune.sweeps.spec import Parameter, Sweep
 
 
@@ -20,10 +21,12 @@ def open_study(sweep: Sweep, folder: Path) -> Any:
     if sweep.rungs:
         first, factor = sweep.rungs
         pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=factor)
-    storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
-    study = optuna.create_study(
-        storage=storage, study_name="sweep", direction=sweep.goal, pruner=pruner, load_if_exists=True
-    )
+    journal = folder / "journal.log"
+    how = {"study_name": "sweep", "direction": sweep.goal, "pruner": pruner, "load_if_exists": True}
+    try:
+        study = optuna.create_study(storage=JournalStorage(JournalFileBackend(str(journal))), **how)
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{journal}: is damaged ({error}); remove {folder} to begin the sweep again") from None
     if sweep.method == "grid" and not study.user_attrs.get("grid"):
         for values in sweep.grid():
             study.enqueue_trial({key: _spelt(value) for key, value in values.items()}, skip_if_exists=True)

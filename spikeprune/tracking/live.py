@@ -19,7 +19,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from spikeprune import ranks
+from spikeprune import jsonfile, ranks
 from spikeprune.errors import InputError
 from spikeprune.report.results import layer_rows, results
 from spikeprune.rundir import WEIGHTS, RunDir, write_atomic
@@ -34,7 +34,9 @@ def wandb_id(run: RunDir) -> str:
     path = run.path / "wandb_id"
     if not path.is_file():
         write_atomic(path, os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
-    return path.read_text().strip()
+    if not (name := path.read_text(errors="replace").strip()).isprintable() or not name:
+        raise InputError(f"{path}: is damaged; remove it, and the run gets a new name on W&B")
+    return name
 
 
 @contextmanager
@@ -94,8 +96,9 @@ def open_run() -> Any:
 
 
 def log(values: Mapping[str, Any], global_step: int) -> None:
-    """Into the row of that step, unless the server has it from an earlier leg."""
+    """Into the row of that step, unless the server has it from an earlier leg. A number that is none is left out."""
     run = open_run()
+    values = {key: value for key, value in values.items() if jsonfile.nulls(value) is not None}
     if run is not None and global_step >= run.starting_step:
         run.log({**values, "global_step": global_step}, step=global_step)
 

@@ -22,7 +22,7 @@ SPECIAL = {
 }  # in the order of their ids
 UNKNOWN_LIMIT = 0.5  # share of [UNK] above which a vocabulary is taken not to belong to the data
 SAMPLE = 1000  # sentences looked at
-FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")  # of JSON, where there are any
+FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")  # that it may need
 
 
 def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerFast:
@@ -54,7 +54,7 @@ def _from_directory(checkpoint: str) -> PreTrainedTokenizerFast:
         raise InputError(f"{checkpoint} holds no tokenizer (neither tokenizer.json nor vocab.txt); copy it there")
     for name in FILES:
         if (folder / name).is_file():
-            jsonfile.read(folder / name, "copy it there again")
+            jsonfile.read(folder / name, f"copy it there again, or make {folder} again")
     try:
         return AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from spikeprune import ranks
 from spikeprune.errors import InputError
+from spikeprune.graphs import GraphedNorms
 from spikeprune.tensors import finite_flags
 
 LOOK_EVERY = 10  # steps between two looks where a look waits for a GPU or for other processes
@@ -53,6 +54,7 @@ class StopOnNonFinite(L.Callback):
         self.stage, self.precision = stage, precision
         self.rows: list[Row] = []
         self.gradients: tuple[list[str], Tensor | None] = ([], None)
+        self.norms, self.sizes = GraphedNorms(2), GraphedNorms(math.inf)  # the largest weight: a norm may overflow
         self.begin: Tensor | None = None  # the largest weights before the first step
         self.before: tuple[Row, Tensor] | None = None  # the last good step
         self.skipped: list[tuple[Row, dict[str, list[str]], Tensor]] = []  # the bad steps since then
@@ -61,18 +63,24 @@ class StopOnNonFinite(L.Callback):
     # ------------------------------------------------------------------------------------------------------- training
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.learning = {name: p for name, p in pl_module.named_parameters() if p.requires_grad}
+        learning = pl_module.named_parameters()
+        self.learning = {name: p for name, p in learning if p.requires_grad and p.numel()}
+        self.replay = getattr(pl_module, "graphed", None) is not None
         self.first = trainer.global_step
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         self.patience = SKIPS if scaled else 1
         alone = ranks.world() == 1 and pl_module.device.type == "cpu"
         self.every = 1 if alone else LOOK_EVERY
-        self.begin = largest(list(self.learning.values()))
+        self.begin = self.weights()
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
         """Before they are clipped: a norm that is infinite clips them to nothing, which looks harmless."""
         named = {name: p.grad for name, p in self.learning.items() if p.grad is not None}
-        self.gradients = list(named), torch.stack(torch._foreach_norm(list(named.values()))) if named else None
+        self.gradients = list(named), self.norms(list(named.values()), self.replay) if named else None
+
+    def weights(self) -> Tensor:
+        """The largest magnitude in each that learns, float64 `[n]`."""
+        return self.sizes(list(self.learning.values()), self.replay).double()
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
@@ -84,7 +92,7 @@ class StopOnNonFinite(L.Callback):
             names += [("gradient", name) for name in grads] + [("gradient norm", "")]
             parts += [norms.double(), norms.norm().double()[None]]
         names += [("weight", name) for name in self.learning]
-        parts.append(largest(list(self.learning.values())))
+        parts.append(self.weights())
         self.rows.append(Row(step, names, torch.cat(parts)))
         if (step + 1) % self.every == 0:
             self.look()
@@ -181,13 +189,6 @@ class StopOnNonFinite(L.Callback):
                     f"stage {self.stage}: {count:.0f} answers to the split {split!r} are not finite numbers: "
                     f"weights are damaged or too large; lower stages.{self.stage}.lr, in a new run.dir"
                 )
-
-
-def largest(tensors: list[Tensor]) -> Tensor:
-    """The largest magnitude in each, float64 `[n]`; 0 in an empty one. Not the Euclidean norm, which may overflow where
-    no number does."""
-    full = [tensor.detach() if tensor.numel() else tensor.new_zeros(1) for tensor in tensors]
-    return torch.stack(torch._foreach_norm(full, ord=math.inf)).double() if full else torch.zeros(0)
 
 
 def in_words(kind: str, names: Sequence[str]) -> str:

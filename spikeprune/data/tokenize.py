@@ -52,9 +52,13 @@ def _from_directory(checkpoint: str) -> PreTrainedTokenizerFast:
         )
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         raise InputError(f"{checkpoint} holds no tokenizer (neither tokenizer.json nor vocab.txt); copy it there")
-    for name in FILES:
-        if (folder / name).is_file():
-            jsonfile.read(folder / name, f"copy it there again, or make {folder} again")
+    remedy = f"copy it there again, or make {folder} again"
+    try:
+        for name in FILES:
+            if (folder / name).is_file():
+                jsonfile.read(folder / name, remedy)
+    except InputError as error:
+        raise InputError(f"the tokenizer in {checkpoint} cannot be read: {error}") from None
     try:
         return AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from spikeprune import jsonfile
 from spikeprune.errors import InputError
+from spikeprune.tensors import not_finite
 
 WEIGHTS = "model.safetensors"
 RECORD = ("weights", "steps")  # what every stage's record has
@@ -50,7 +51,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_weights(path: Path, state: dict[str, Tensor]) -> str:
-    """Save as safetensors; returns the sha256 of the file."""
+    """Save as safetensors; returns the sha256 of the file. Raises InputError for a number that is not finite."""
+    if wrong := not_finite(state):
+        raise InputError(
+            f"{path}: is not written, since {wrong[0]} is not finite; lower the stage's lr, in a new run.dir"
+        )
     data = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in state.items()}, {"format": "pt"})
     write_atomic(path, data)
     return hashlib.sha256(data).hexdigest()

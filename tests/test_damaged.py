@@ -6,15 +6,17 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from micro import GLUE, micro
 
 from spikeprune import cli, jsonfile, stage
 from spikeprune.errors import InputError
-from spikeprune.rundir import RunDir
+from spikeprune.rundir import RunDir, write_json, write_weights
 from spikeprune.tensors import misfit, out_of_memory
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -127,6 +129,25 @@ def test_a_damaged_file_of_a_run_is_named(finished, glue, tmp_path, capsys, case
     assert cli.main([command, *mine]) == 2
     said = capsys.readouterr().err
     assert said.count("error: ") == 1 and what in said and remedy in said
+
+
+def test_a_student_with_a_weight_that_is_not_finite_is_neither_read_nor_written(finished, tmp_path, capsys) -> None:
+    """A simulation would pass over it: NaN reaches no threshold."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished.path, folder)
+    run = RunDir(folder)
+    state = run.weights("spatial")
+    state["layers.0.down.weight"][0, 0] = math.nan
+    data = safetensors.torch.save(state)
+    (run.stage("spatial") / "model.safetensors").write_bytes(data)
+    write_json(run.stage("spatial") / "record.json", {**run.record("spatial"), "weights": sha256(data).hexdigest()})
+    for command in (["evaluate", "--json"], ["compact"]):
+        assert cli.main([command[0], str(folder), *command[1:]]) == 2
+        said = capsys.readouterr()
+        assert "stages/spatial: layers.0.down.weight of the network is not finite" in said.err and not said.out
+    with pytest.raises(InputError, match="x.safetensors: is not written, since layers.0.down.weight is not finite"):
+        write_weights(tmp_path / "x.safetensors", state)
+    assert not (tmp_path / "x.safetensors").exists()
 
 
 # ------------------------------------------------------------------------------------------------------- a checkpoint

@@ -20,6 +20,7 @@ from spikeprune.callbacks.finite import SKIPS, StopOnNonFinite, likely_key
 from spikeprune.errors import InputError
 from spikeprune.measure import check_finite
 from spikeprune.models.outputs import Outputs
+from spikeprune.models.teacher import Teacher, scratch_config
 from spikeprune.rundir import RunDir
 from spikeprune.tensors import not_finite
 
@@ -185,7 +186,7 @@ def test_a_gradient_whose_norm_overflows_is_no_harmless_one() -> None:
     found.on_before_optimizer_step(trainer, module, None)
     trainer.global_step = 1
     with pytest.raises(InputError, match="gradient a is infinite"):
-        found.on_train_batch_end(trainer, module)
+        found.on_train_batch_end(trainer, module, None)
 
 
 def test_pruning_is_not_decided_by_scores_that_are_nan() -> None:
@@ -200,6 +201,16 @@ def test_what_a_stage_measured_must_be_finite() -> None:
     measured["cost"]["rates"]["embedding"] = math.nan
     with pytest.raises(InputError, match="stage x: cost.rates.embedding is nan"):
         check_finite(measured, "stage x")
+
+
+def test_a_checkpoint_with_a_weight_that_is_not_finite_is_no_teacher(tmp_path) -> None:
+    sizes = {"vocab": 30, "hidden": 12, "layers": 1, "heads": 2, "ffn": 13, "positions": 16, "dropout": 0.0}
+    teacher = Teacher.scratch(scratch_config(**sizes, classes=2))
+    with torch.no_grad():
+        teacher.bert.bert.encoder.layer[0].output.dense.weight[3, 4] = math.nan
+    teacher.bert.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="encoder.layer.0.output.dense.weight at .* is not finite; give another"):
+        Teacher.load(tmp_path, classes=2)
 
 
 # -------------------------------------------------------------------------------------------------------- whole stages

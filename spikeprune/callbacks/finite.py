@@ -83,9 +83,10 @@ class StopOnNonFinite(L.Callback):
         return self.sizes(list(self.learning.values()), self.replay).double()
 
     @torch.no_grad()
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any) -> None:
         step, (grads, norms) = trainer.global_step - 1, self.gradients
-        terms = sorted(pl_module.terms.items(), key=lambda term: term[0] == "loss")  # the sum after what made it bad
+        terms = getattr(pl_module, "terms", None) or {"loss": outputs["loss"].detach()}
+        terms = sorted(terms.items(), key=lambda term: term[0] == "loss")  # the sum after what made it bad
         names = [("loss term" if name != "loss" else "loss", name) for name, _ in terms]
         parts = [torch.stack([term.double() for _, term in terms])]
         if norms is not None:

@@ -22,7 +22,7 @@ from spikeprune.models.matrices import codes
 from spikeprune.models.packing import PackedLinear, pack, pack_sparse, unpack_sparse
 from spikeprune.models.quant import MATRICES
 from spikeprune.models.student import Student, first
-from spikeprune.tensors import misfit
+from spikeprune.tensors import misfit, not_finite
 
 ROWS = {"heads": ("query", "key", "value"), "ffn": ("up",)}  # matrices whose rows are heads' channels, or neurons
 THETAS = {"heads": ("query_site", "key_site", "value_site", "context_site"), "ffn": ("intermediate_site",)}
@@ -227,9 +227,12 @@ def built(path: Path, values: dict[str, Any], remedy: str) -> Student:
 
 
 def fill(student: Student, state: dict[str, Tensor], path: Path, remedy: str) -> None:
-    """Load a state. Raises InputError where it is another network's than that of the values in `path`."""
+    """Load a state. Raises InputError where it is another network's than that of the values in `path`, and for a number
+    that is not finite, which a simulation would pass over: NaN reaches no threshold."""
     if wrong := misfit(student.state_dict(), state):
         raise InputError(f"{path}: does not describe the network in model.safetensors ({wrong}); {remedy}")
+    if wrong := not_finite(state):
+        raise InputError(f"{path.parent}: {wrong[0]} of the network is not finite; {remedy}")
     student.load_state_dict(state)
 
 

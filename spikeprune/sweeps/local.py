@@ -3,7 +3,7 @@
 DIR/sweep.json      the sweep as it was started; another one is refused
    journal.log      Optuna's storage: every trial's values, intermediate scores and state
    trials/<n>/      a run directory each, <n>.log what it printed
-   results.json     the finished trials; front.svg quality against energy
+   results.json     the finished trials and those that failed; front.svg quality against energy
 
 A trial that was interrupted goes on where its run stopped, with its values; one that failed is tried again on the next
 start. Trials take stages over from each other where the swept keys do not touch them (`sharing.py`).

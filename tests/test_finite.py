@@ -148,7 +148,7 @@ def test_a_scaler_may_skip_steps_but_not_for_ever(tmp_path, looks) -> None:
     with pytest.raises(InputError, match="step 0: loss term soft is NaN in 5 steps in a row"):  # of five
         fit(tmp_path, Toy({"soft": set(range(5))}), steps=5, scaler=True)
     with pytest.raises(InputError, match="step 3: weight weight is infinite"):  # no scaler does that
-        fit(tmp_path, Toy({"weight": {3}}, skips=True), scaler=True)
+        fit(tmp_path, Toy({"weight": {3}, "gradient": {2, 3}}, skips=True), scaler=True)
 
 
 def test_answers_that_are_not_finite_name_their_split(tmp_path) -> None:

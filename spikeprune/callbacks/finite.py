@@ -117,7 +117,10 @@ class StopOnNonFinite(L.Callback):
             self.before, self.skipped = (row, values), []
             return
         self.skipped.append((row, bad, values))
-        if len(self.skipped) >= self.patience or "weight" in bad:
+        if self.patience > 1 and "weight" in bad:  # no scaler skips that
+            self.skipped = [(row, {"weight": bad["weight"]}, values)]
+            self.stop()
+        if len(self.skipped) >= self.patience:
             self.stop()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -9,12 +9,14 @@ python experiments/results.py --check                 exit code 1 where the READ
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from itertools import groupby
 from pathlib import Path
 from statistics import mean, stdev
+
+from spikeprune import jsonfile
+from spikeprune.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "experiments" / "results"
@@ -41,7 +43,7 @@ COLUMNS = (
 
 
 def summaries() -> list[dict]:
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(KEPT.glob("*.json"))]
+    return [jsonfile.loads(path.read_text(encoding="utf-8")) for path in sorted(KEPT.glob("*.json"))]
 
 
 def keep(run: Path) -> None:
@@ -50,7 +52,7 @@ def keep(run: Path) -> None:
     named = [summary["task"], str(summary["preset"]), summary["data"]["source"], *few_bits(summary)]
     name = "-".join([*named, f"s{summary['seed']}"])
     KEPT.mkdir(exist_ok=True)
-    (KEPT / f"{name}.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    (KEPT / f"{name}.json").write_text(jsonfile.dumps(summary, indent=1) + "\n", encoding="utf-8")
 
 
 def keep_ablation(folder: Path) -> None:
@@ -67,12 +69,15 @@ def keep_ablation(folder: Path) -> None:
     ABLATIONS.mkdir(parents=True, exist_ok=True)
     name = "-".join([first["task"], str(first["preset"]), first["data"]["source"]])
     name += tag_of(folder.resolve().name, f"{first['task']}-{first['preset']}")
-    (ABLATIONS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (ABLATIONS / f"{name}.json").write_text(jsonfile.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def of_a_commit(path: Path) -> dict:
     """A run's summary, if what made it can be looked up again."""
-    summary = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        summary = jsonfile.read(path, "make the run again", ("commit", "stages"))
+    except InputError as error:
+        refuse(str(error))
     if summary["commit"] == "unknown" or summary["commit"].endswith("-dirty"):
         refuse(f"{path}: made by commit {summary['commit']}; run it again from a clean checkout")
     return summary
@@ -127,7 +132,7 @@ def ablation_tables() -> str:
 
     parts = []
     for path in sorted(ABLATIONS.glob("*.json"), key=lambda path: path.stem):
-        kept = {tuple(key.rsplit(" ", 1)): run for key, run in json.loads(path.read_text(encoding="utf-8")).items()}
+        kept = {tuple(key.rsplit(" ", 1)): run for key, run in jsonfile.loads(path.read_text(encoding="utf-8")).items()}
         found = {(name, int(seed)): run for (name, seed), run in kept.items()}
         made = sorted({f"{run['hardware']}, commit `{run['commit']}`" for run in found.values()})
         first = next(iter(found.values()))

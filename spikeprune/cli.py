@@ -4,12 +4,11 @@ answer at once."""
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 
-from spikeprune import signals, slurm, streams
+from spikeprune import jsonfile, signals, slurm, streams
 from spikeprune.arguments import parse
 
 
@@ -34,7 +33,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     measured = evaluation.evaluate(args.run, data_dir=args.data, overrides=args.overrides, **chosen)
     if args.json and (warning := other_data(measured)):
         print(warning, file=sys.stderr)
-    print(json.dumps(measured, indent=2) if args.json else evaluation_lines(measured))
+    print(jsonfile.dumps(measured, indent=2) if args.json else evaluation_lines(measured))
 
 
 def _compact(args: argparse.Namespace) -> None:

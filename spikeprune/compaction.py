@@ -67,12 +67,14 @@ def same_answers(masked: Student, small: Student, parts: Parts) -> dict[str, Any
 
     In float64: in float32 a current within rounding of its threshold may fire in one of the two and not in the other.
     Quantized matrices go into it as the float32 that they act as: quantized again in float64 they were others.
-    Raises RuntimeError where they differ, which no input may cause.
+    Raises InputError where they are not finite, and RuntimeError where they differ, which no input may cause.
     """
     data = parts.data.val_dataloader()[0].data
     batch = data.batch(range(min(SENTENCES, len(data))))
     inputs = [batch[name] for name in INPUTS]
     one, other = (as_float(s).double().eval()(*inputs, mode="spiking").logits for s in (masked, small))
+    if not one.isfinite().all():
+        raise InputError("the stage's answers are not finite numbers: its weights are damaged; make it again")
     difference = (one - other).abs().max().item()
     if not difference <= TOLERANCE:
         raise RuntimeError(f"compaction changed a logit by {difference:.3g}")

@@ -7,7 +7,8 @@ Every key is a field in `schema.py` with its default; an unknown key, a wrong ty
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -52,6 +53,7 @@ MEASURING = (
     "time.early_exit",
     "cost.prices",
 )
+SAVED = ("task", "seed", "run", "data", "teacher", "student", "stages", "compress", "cost")  # by every run
 COMMAND_LINE = "command line"
 BASE_DEPTH = 2
 Layer = tuple[str, dict]  # where it comes from, and its tree of keys
@@ -92,7 +94,11 @@ def read_resolved(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """The configuration that a run saved with `to_yaml`: its preset is already in it. `overrides`: of keys that a
     measurement may change."""
     merge = _Merge(resolved=True)
-    merge.add(_read(Path(path), merge), str(path))
+    tree = _read(Path(path), merge)
+    if lost := [key for key in SAVED if key not in tree]:
+        whose = "it is not the whole configuration that a run has saved; restore it, or use another run.dir"
+        raise InputError("\n".join([*merge.problems, f"{path}: has no key {lost[0]!r}: {whose}"]))
+    merge.add(tree, str(path))
     for key, value in _overrides(overrides, merge):
         if key in MEASURING or type_of(key) is None:
             merge.add({key: value}, COMMAND_LINE)
@@ -165,7 +171,7 @@ class _Merge:
                 self.interpolated[key] = made
             self.sources[key] = source
             self.unread.discard(key)
-        except (OmegaConfBaseException, scalars.Unreadable) as error:
+        except (OmegaConfBaseException, scalars.Unreadable, OverflowError) as error:
             self.unread.add(key)
             how = error if isinstance(error, scalars.Unreadable) else ""
             shown = "null" if value is None else scalars.plain(value) if isinstance(value, list) else value
@@ -174,12 +180,14 @@ class _Merge:
     def finish(self) -> Config:
         for key in every_key():
             try:
-                OmegaConf.select(self.config, key)
+                value = OmegaConf.select(self.config, key)
                 self._check_interpolated(key)
+                if not _finite(value):
+                    self.problem(f"{key} = {value}: must be a finite number", self.sources.get(key, ""))
+                    self._default(key)
             except (OmegaConfBaseException, scalars.Unreadable) as error:  # a `${…}` that leads nowhere, or to no value
                 self.problem(f"{key}: {str(error).splitlines()[0]}", self.sources.get(key, ""))
-                self.unread.add(key)
-                OmegaConf.update(self.config, key, OmegaConf.select(_defaults(), key), merge=False)
+                self._default(key)
         config = OmegaConf.to_object(self.config)
         for keys, text in rules.problems(config, frozenset(self.unread)):
             self.problem(text, self._blame(keys))
@@ -196,9 +204,23 @@ class _Merge:
             except scalars.Unreadable as how:
                 raise scalars.Unreadable(f"is {found}: must be {in_words(type_of(key))}{how}") from None
 
+    def _default(self, key: str) -> None:
+        """In place of a value that is refused, so that what else is wrong comes out as well."""
+        self.unread.add(key)
+        OmegaConf.update(self.config, key, OmegaConf.select(_defaults(), key), merge=False)
+
     def _blame(self, keys: tuple[str, ...]) -> str:
         """Where the first of the keys that anybody set was set; a problem with defaults alone has no source."""
         return next((self.sources[key] for key in keys if key in self.sources), "")
+
+
+def _finite(value: Any) -> bool:
+    """Whether no number in a value, however deep, is NaN or infinite."""
+    if isinstance(value, Mapping):
+        return all(map(_finite, value.values()))
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return all(map(_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _message(problems: list[str]) -> str:

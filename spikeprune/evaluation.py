@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,7 @@ def evaluate(
     else:
         student = load_compact(directory) if compacted else load_student(directory, name)
         student = untrained_changes(student, parts, read_resolved(directory.config, changed))
-        measured = measure_student(parts, student_module(parts, name, student, teacher, stepwise=stepwise))
+        measured = measure_student(parts, student_module(parts, name, student, teacher, stepwise=stepwise), name)
     facts = {"run": str(run_dir), "task": parts.config.task, "stage": name, "compacted": compacted}
     if overrides:
         facts["changed"] = list(overrides)
@@ -72,7 +71,7 @@ def reopen(run_dir: str | Path, data_dir: str | None, overrides: Sequence[str] =
 
 def compared_data(directory: RunDir, parts: Parts) -> dict[str, Any]:
     """`same_data`: whether the data now are those that the run was made from; where not, `run_data` has those."""
-    own = json.loads((directory.path / "data.json").read_text(encoding="utf-8"))
+    own = directory.data_facts()
     same = own["fingerprint"] == parts.raw.fingerprint
     return {"same_data": same} if same else {"same_data": same, "run_data": own}
 

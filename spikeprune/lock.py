@@ -8,14 +8,13 @@ that find the same dead holder, or one that ends just then, only one succeeds.
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from spikeprune import slurm
+from spikeprune import jsonfile, slurm
 from spikeprune.errors import InputError
 
 
@@ -128,7 +127,7 @@ class RunLock:
 
     def _read(self, number: int) -> Holder | None:
         try:
-            return Holder(**json.loads(self._path(number).read_text(encoding="utf-8")))
+            return Holder(**jsonfile.loads(self._path(number).read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError):
@@ -136,7 +135,7 @@ class RunLock:
 
     def _make(self, number: int) -> bool:
         draft = self.folder / f".lock.{secrets.token_hex(8)}"
-        draft.write_text(json.dumps(asdict(Holder.me())), encoding="utf-8")
+        draft.write_text(jsonfile.dumps(asdict(Holder.me())), encoding="utf-8")
         try:
             os.link(draft, self._path(number))
         except FileExistsError:

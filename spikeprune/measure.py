@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,9 +12,11 @@ from spikeprune.builders import trainers
 from spikeprune.builders.callbacks import synops
 from spikeprune.builders.modules import teacher_module
 from spikeprune.builders.networks import student_shape, teacher_shape
+from spikeprune.callbacks.finite import StopOnNonFinite
 from spikeprune.cost import PRICES, summarize
 from spikeprune.dynamic import dynamic
 from spikeprune.errors import InputError
+from spikeprune.keys import leaves
 from spikeprune.metrics import main_metric
 from spikeprune.models.student import Student
 from spikeprune.models.synapses import share
@@ -30,7 +33,7 @@ Measured = dict[str, Any]  # {"metrics", "main", "cost", …}
 
 def measure_teacher(parts: Parts, teacher: Teacher) -> Measured:
     module = teacher_module(parts, teacher)
-    evaluator = trainers.evaluator(parts.config)
+    evaluator = trainers.evaluator(parts.config, [StopOnNonFinite("teacher")])
     evaluator.validate(module, datamodule=parts.data, verbose=False)
     lengths = parts.data.val_dataloader()[0].data.lengths
     shape = teacher_shape(parts)
@@ -39,10 +42,17 @@ def measure_teacher(parts: Parts, teacher: Teacher) -> Measured:
     return {**quality(parts, module), "cost": cost}
 
 
-def measure_student(parts: Parts, module: StudentModule) -> Measured:
-    """Quality and cost on the dev split, in float32, from the student's spikes (see `models.answer`)."""
+def measure_student(parts: Parts, module: StudentModule, stage: str) -> Measured:
+    """Quality and cost on the dev split, in float32, from the student's spikes (see `models.answer`). Raises
+    InputError, which names the `stage`, where a number that is found is not finite."""
+    measured = _measure_student(parts, module, stage)
+    check_finite(measured, f"stage {stage}, split {parts.task.dev_splits[0]!r}")
+    return measured
+
+
+def _measure_student(parts: Parts, module: StudentModule, stage: str) -> Measured:
     counter, student = synops(parts), module.student
-    evaluator = trainers.evaluator(parts.config, [counter])
+    evaluator = trainers.evaluator(parts.config, [StopOnNonFinite(stage), counter])
     evaluator.validate(module, datamodule=parts.data, verbose=False)
     early = {} if parts.config.time.early_exit == "none" else {"dynamic": measure_dynamic(parts, student)}
     return {
@@ -96,6 +106,14 @@ def quality(parts: Parts, module: TaskModule) -> dict[str, Any]:
 def validated(module: TaskModule, names: Sequence[str]) -> dict[str, float]:
     """What of it has these names, of further dev splits too."""
     return {key: value for key, value in module.found.items() if key.rpartition("/")[2] in names}
+
+
+def check_finite(measured: Measured, where: str) -> None:
+    """Raises InputError for the first number of a student's quality or cost that is not finite."""
+    for key, value in leaves({name: measured[name] for name in ("metrics", "fidelity", "cost")}):
+        if isinstance(value, float) and not math.isfinite(value):
+            constant = ": all its answers are the same, and these have no correlation" * key.startswith("metrics.")
+            raise InputError(f"{where}: {key} is {value}{constant}; compress less or train longer, in a new run.dir")
 
 
 def check_teacher(parts: Parts, measured: Measured) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from typing import Any
 
@@ -53,7 +52,7 @@ def run_here(config: Config) -> dict[str, Any]:
     try:
         if ranks.first(lambda: begin(parts, directory, lock)):
             say(f"{directory.path}: is finished, nothing is run again")
-            return ranks.first(lambda: json.loads(directory.summary.read_text(encoding="utf-8")))
+            return ranks.first(directory.read_summary)
         with live.tracked(config, directory, mode, parts.active()):
             say(parts.raw.banner)
             say(f"kernels: {kernels}{', CUDA graphs' if graphs else ''}")
@@ -88,7 +87,7 @@ def enter(directory: RunDir, parts: Parts) -> None:
                 f"run.dir: {directory.path} was started with another configuration; use another run.dir or the old "
                 "values:\n" + "\n".join(f"  {line}" for line in changed)
             )
-        made_from = json.loads((directory.path / "data.json").read_text(encoding="utf-8"))
+        made_from = directory.data_facts()
         if made_from["fingerprint"] != parts.raw.fingerprint:
             raise InputError(
                 f"run.dir: {directory.path} was started on other data ({made_from['origin']}, fingerprint "

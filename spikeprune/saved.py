@@ -8,8 +8,9 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from spikeprune import jsonfile
 from spikeprune.models.checkpoint import label_names
-from spikeprune.models.compact import restored
+from spikeprune.models.compact import built, fill, restored
 from spikeprune.models.description import FILE, description, read_description
 from spikeprune.models.student import Student
 from spikeprune.models.teacher import Teacher
@@ -51,17 +52,21 @@ def record(parts: Parts, directory: RunDir, name: str, parent: str | None, facts
 def load_teacher(parts: Parts, directory: RunDir) -> Teacher:
     """The teacher as its stage left it, frozen."""
     directory.verified("teacher")
+    folder = directory.stage("teacher")
+    jsonfile.read(folder / "config.json", f"remove {folder} to make the stage again", ("model_type",))
     return Teacher.load(directory.stage("teacher"), classes=parts.task.num_labels).freeze()
 
 
 def load_student(directory: RunDir, name: str, compress: Compress | None = None) -> Student:
     """The student that a finished stage left, as it left it. `compress`: what the stages that follow are to make of it,
     where the finished one was told something else and has not begun with it (a run that takes over another's)."""
-    values, state = read_description(directory.stage(name)), directory.weights(name)
+    folder, state = directory.stage(name), directory.weights(name)
+    values, remedy = read_description(folder), f"remove {folder} to make the stage again"
     if compress is not None:
         state = adopt(values, state, compress)
-    student = Student(**values).to(state["classifier.weight"])  # rounded to another precision it would be another
-    student.load_state_dict(state)
+    student = built(folder / FILE, values, remedy)
+    student.to(state["classifier.weight"])  # rounded to another precision it would be another
+    fill(student, state, folder / FILE, remedy)
     return student
 
 
@@ -79,4 +84,4 @@ def adopt(values: dict[str, Any], state: dict[str, torch.Tensor], compress: Comp
 def load_compact(directory: RunDir) -> Student:
     """The student that `spikeprune compact` left."""
     data = read_verified(directory.compact / WEIGHTS, directory.compact_record()["weights"])
-    return restored(read_description(directory.compact), safetensors.torch.load(data))
+    return restored(directory.compact, safetensors.torch.load(data))

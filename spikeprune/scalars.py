@@ -6,7 +6,6 @@ stands there, a whole number has plain decimal digits, a truth value is true or 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import is_dataclass
@@ -16,6 +15,7 @@ from typing import Any, get_args, get_origin
 
 import yaml
 
+from spikeprune import jsonfile
 from spikeprune.errors import InputError, nearest
 from spikeprune.keys import type_of
 
@@ -179,7 +179,7 @@ def spelt(key: str, value: Any) -> str:
     """`key=value` as it is read back. An interpolation in text stays one: see `of_path`."""
     if isinstance(value, str):
         return f"{key}={value}"
-    return f"{key}={json.dumps(value, ensure_ascii=False)}"
+    return f"{key}={jsonfile.dumps(value, ensure_ascii=False)}"
 
 
 def of_path(key: str, path: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from itertools import takewhile
@@ -12,7 +11,7 @@ from spikeprune.config import differences, read_resolved
 from spikeprune.errors import InputError
 from spikeprune.parts import Parts
 from spikeprune.plan import active_stages
-from spikeprune.rundir import WEIGHTS, RunDir, write_atomic
+from spikeprune.rundir import WEIGHTS, RunDir
 from spikeprune.schema import Config
 
 # What decides on every stage alike. Of `run` only what changes the numbers; of `data` neither general_kd's text nor
@@ -32,7 +31,7 @@ def shared_stages(parts: Parts) -> tuple[list[str], str]:
     """
     source = RunDir.open(parts.config.run.start_from)
     theirs, mine = read_resolved(source.config), parts.config
-    fingerprint = json.loads((source.path / "data.json").read_text(encoding="utf-8"))["fingerprint"]
+    fingerprint = source.data_facts()["fingerprint"]
     other = [line for line in differences(theirs, mine, ()) if _decides(line, (*COMMON, *RUN), but=(*CORPUS, *PLACES))]
     if fingerprint != parts.raw.fingerprint:
         other.append(f"data: fingerprint {fingerprint} → {parts.raw.fingerprint}")
@@ -95,7 +94,7 @@ def take_over(parts: Parts, directory: RunDir, stages: list[str]) -> list[str]:
         source.verified(name)
         logged = [r for r in directory.read_metrics() if r["stage"] != name]
         logged += [r for r in source.read_metrics() if r["stage"] == name]
-        write_atomic(directory.metrics, "".join(json.dumps(r) + "\n" for r in logged))
+        directory.write_metrics(logged)
         folder = directory.make_stage(name)
         for path in sorted(source.stage(name).iterdir()):
             if path.name == WEIGHTS:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 import subprocess
 from dataclasses import asdict
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 
-from spikeprune import __version__
+from spikeprune import __version__, jsonfile
 from spikeprune.config import MAY_DIFFER, Config
 from spikeprune.keys import leaves
 from spikeprune.parts import Parts
@@ -80,7 +79,7 @@ def settings(config: Config) -> str:
     if config.teacher.checkpoint:
         decides["teacher.checkpoint"] = Path(config.teacher.checkpoint).name
     order = [name for name in config.run.stages if active(config, name)]
-    return hashlib.sha256(json.dumps([order, decides], sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(jsonfile.dumps([order, decides], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def commit() -> str:

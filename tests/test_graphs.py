@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from spikeprune.callbacks.synapses import SynapsePruning
 from spikeprune.distill import uniform_layer_map
-from spikeprune.graphs import PATIENCE
+from spikeprune.graphs import PATIENCE, GraphedNorms
 from spikeprune.models.outputs import INPUTS
 from spikeprune.models.student import RESIDUALS, Student
 from spikeprune.models.teacher import Teacher, scratch_config
@@ -158,3 +160,19 @@ def test_graphed_answers_equal_plain_ones(coding: str, kernels: str, residual: s
         assert replayed[6:12] == [True] * 6 and replayed[12:16] == [False] * 4 and all(replayed[18:])
     else:
         assert not any(replayed)
+
+
+@pytest.mark.parametrize("order", [2, math.inf])
+def test_graphed_norms_are_those_of_the_tensors_as_they_are_now(order: float) -> None:
+    tensors = [torch.randn(shape, device="cuda", requires_grad=True) for shape in ((3, 4), (5,), (2, 7))]
+    found = GraphedNorms(order)
+    for _ in range(6):
+        with torch.no_grad():
+            torch._foreach_mul_(tensors, 1.5)
+        before = found(tensors, replay=True)
+        assert torch.equal(before, found.norms([tensor.detach() for tensor in tensors]))
+    assert len(found.captured) == 1
+    with torch.no_grad():
+        tensors[1][2] = math.nan
+    assert found(tensors, replay=True).isfinite().tolist() == [True, False, True]
+    assert before.isfinite().all()  # a new tensor each time

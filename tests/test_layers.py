@@ -14,7 +14,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "spikeprune"
 ROWS = (
     ("__init__",),
     ("errors", "signals", "terminal", "labels", "lightning_patches"),
-    ("streams", "tasks", "schema", "spiking", "size", "report", "ranks", "slurm"),
+    ("jsonfile",),
+    ("streams", "tasks", "schema", "spiking", "size", "report", "ranks", "slurm", "tensors"),
     ("plan", "gains", "keys"),
     ("checks", "scalars", "models", "operations", "activity", "distill", "graphs", "lock"),
     ("config", "cost", "metrics", "data", "processes", "asking"),
@@ -33,7 +34,7 @@ LEVEL = {room: level for level, row in enumerate(ROWS) for room in row}
 
 EXPERIMENTS = sorted(PACKAGE.parent.joinpath("experiments").rglob("*.py"))
 
-ONLY_IN = {"omegaconf": {"config"}, "optuna": {"sweeps"}, "wandb": {"tracking"}}
+ONLY_IN = {"json": {"jsonfile"}, "omegaconf": {"config"}, "optuna": {"sweeps"}, "wandb": {"tracking"}}
 NEVER_IN = {
     "lightning": {"spiking", "models", "size", "activity", "operations", "cost", "compress", "distill", "metrics"},
     "torch": {"errors", "tasks", "schema", "plan", "checks", "keys", "config", "arguments", "cli", "report"},

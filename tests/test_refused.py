@@ -298,3 +298,33 @@ def test_each_rule_names_keys_that_exist() -> None:
     config = Config()
     for key in [*CHOICES, *(key.replace("*", "teacher") for _, _, keys in RANGES for key in keys.split())]:
         value_of(config, key)
+
+
+@pytest.mark.parametrize("spelt", ["nan", ".nan", "NaN", "inf", "-inf", ".inf", "infinity", "1e999", "-1e999"])
+@pytest.mark.parametrize("key", ["stages.finetune.lr", "stages.joint.losses.additions_limit", "student.percentile"])
+def test_a_number_that_is_not_finite_is_refused(empty, write, key, spelt) -> None:
+    """From the command line and from a file; of a key with a range and of one that may be null."""
+    tree = spelt
+    for name in reversed(key.split(".")):
+        tree = f"{{{name}: {tree}}}"
+    for path, overrides in ((empty, [f"{key}={spelt}"]), (write("file.yaml", tree), [])):
+        with pytest.raises(InputError, match=rf"{key} = -?(nan|inf): must be a finite number \["):
+            load(path, overrides)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("time.bounds=[0.1,.nan]", "time.bounds = [0.1, nan]: must be a finite number"),
+        ("student.t_steps=.inf", "student.t_steps = inf: must be a finite number"),
+        ("student.layers=[0,.nan]", "student.layers = [0, nan]: must be a finite number"),
+        ("stages.teacher.lr=${stages.finetune.lr}", "stages.teacher.lr = nan: must be a finite number"),
+        ("stages.teacher.lr=1" + 400 * "0", "stages.teacher.lr = 1000"),
+        ("seed=.inf", "seed = inf: must be a whole number"),
+    ],
+)
+def test_nor_deep_in_a_value_or_by_reference(empty, override, words) -> None:
+    more = ["stages.finetune.lr=.nan"] if "$" in override else []
+    with pytest.raises(InputError) as refused:
+        load(empty, [override, *more])
+    assert words in str(refused.value)

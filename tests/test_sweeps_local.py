@@ -175,7 +175,7 @@ def test_a_trial_from_before_its_metric_was_measured_is_named(swept, tmp_path) -
     for file in run.path.glob("stages/*/record.json"):
         file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "fidelity"}))
     assert len(trial.scores("result/main")) == trial.steps()
-    with pytest.raises(InputError, match="old: has no result/agreement"):
+    with pytest.raises(InputError, match="old: has no result/agreement of stage spatial"):
         trial.scores("result/agreement")
 
 

@@ -12,7 +12,6 @@ what it had.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -28,7 +27,7 @@ from experiments.bench.nets import BASE, MINILM, SMALL
 from experiments.bench.rooflines import ceilings
 from experiments.bench.rows import Row, Setting, evaluation, growth, profiles, simulation
 from experiments.bench.training import training
-from spikeprune import streams
+from spikeprune import jsonfile, streams
 from spikeprune.spiking import kernels
 from spikeprune.summary import commit, hardware
 
@@ -86,7 +85,7 @@ def said(found: Row | dict) -> str:
 def write(results: dict[str, Any], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     name = f"bench-{results['made']['device']}"
-    (out / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (out / f"{name}.json").write_text(jsonfile.dumps(results, indent=1) + "\n", encoding="utf-8")
     (out / f"{name}.md").write_text(report.markdown(results) + "\n", encoding="utf-8")
 
 

@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from spikeprune import ranks
 from spikeprune.builders.networks import student_shape, teacher_shape
+from spikeprune.callbacks.finite import StopOnNonFinite
 from spikeprune.callbacks.joint import JointPruning, cost_in_unit
 from spikeprune.callbacks.preempt import StopOnSignal
 from spikeprune.callbacks.quantize import WeightQuantization
@@ -89,7 +90,8 @@ CALLBACKS = {"spatial": spatial, "temporal": temporal, "quantize": quantize, "jo
 
 
 def stage_callbacks(parts: Parts, name: str, run: RunDir) -> list[Callback]:
-    """The stage's own callbacks, then what every stage has; the checkpoint comes last, so it sees their decisions."""
+    """What stops a stage at a number that is none, before anything is made of it, the stage's own callbacks, then what
+    every stage has; the checkpoint comes last, so it sees their decisions."""
     stage, every = parts.stage(name), parts.config.run.checkpoint_every
     when = {"every_n_train_steps": every} if every else {"every_n_epochs": 1, "save_on_train_epoch_end": True}
     names = sorted(stage.callbacks, key=lambda callback: callback == "joint")  # it measures what the others have made
@@ -104,7 +106,8 @@ def stage_callbacks(parts: Parts, name: str, run: RunDir) -> list[Callback]:
     if name not in ("teacher", "general_kd"):
         callbacks.append(synops(parts))
     resume = ModelCheckpoint(run.stage(name), "resume", save_top_k=1, enable_version_counter=False, **when)
-    return [*callbacks, ResumeState(), StopOnSignal(run.resume(name)), resume]
+    finite = StopOnNonFinite(name, parts.config.run.precision)
+    return [finite, *callbacks, ResumeState(), StopOnSignal(run.resume(name)), resume]
 
 
 def reference(parts: Parts, run: RunDir) -> float | None:

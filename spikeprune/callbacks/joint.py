@@ -10,7 +10,7 @@ import lightning as L
 from torch import Tensor
 
 from spikeprune import ranks
-from spikeprune.callbacks.schedule import EpochSchedule, adopt
+from spikeprune.callbacks.schedule import EpochSchedule, adopt, agreed
 from spikeprune.compress.budget import cubic
 from spikeprune.compress.candidates import KINDS
 from spikeprune.compress.estimates import BLOCK
@@ -129,7 +129,7 @@ class JointPruning(EpochSchedule):
         proportional. The press: an epoch that began at the limit and ended above the goal had too little of it."""
         data, size = trainer.datamodule, self.batch_size
         batches = self.placed(data.fixed_batches(-(-self.sentences // size), size, self.seed), module)
-        additions = ranks.mean(module.objective.additions.mean(module.student, batches, module.forward_mode)).item()
+        additions = agreed(module.objective.additions.mean(module.student, batches, module.forward_mode)).item()
         if self.settled and self.value > self.goal:
             self.press = min(2 * self.press, MOST_PRESS)
         self.settled = self.held
@@ -206,13 +206,13 @@ class JointPruning(EpochSchedule):
             **self.limits,
             most_steps=self.most_steps or (),
             mode=module.forward_mode,
-            mean=ranks.mean,
+            mean=agreed,
         )
 
     def metered(self, trainer: L.Trainer, module: L.LightningModule) -> Meter:
         if self.meter is None:
             sentences = trainer.datamodule.sample_batches(self.measured, self.batch_size, self.seed)
-            self.meter = Meter(self.placed(sentences, module), mean=ranks.mean, **self.costs)
+            self.meter = Meter(self.placed(sentences, module), mean=agreed, **self.costs)
         return self.meter
 
     @staticmethod

@@ -6,8 +6,10 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch import Tensor
 
 from spikeprune import ranks
+from spikeprune.errors import InputError
 from spikeprune.models.student import Student
 
 DECIDED = ("heads", "ffn", "t_steps", "strength", "log_theta")  # what a decision changes in a student, by last name
@@ -45,6 +47,22 @@ class EpochSchedule(L.Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.decided = state["decided"]
+
+
+def agreed(x: Tensor) -> Tensor:
+    """`ranks.mean` of what a decision is made from. Raises InputError, on all processes, where it is not finite: scores
+    that are NaN have an order too."""
+    x = ranks.mean(x)
+    if not x.isfinite().all():
+        ranks.first(refuse)
+    return x
+
+
+def refuse() -> None:
+    raise InputError(
+        "a loss, gradient or cost that this stage's pruning would be decided by is not finite: its weights are too "
+        "large; lower the lr of the stages before, in a new run.dir"
+    )
 
 
 @torch.no_grad()

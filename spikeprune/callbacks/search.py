@@ -6,8 +6,7 @@ import copy
 
 import lightning as L
 
-from spikeprune import ranks
-from spikeprune.callbacks.schedule import EpochSchedule, adopt
+from spikeprune.callbacks.schedule import EpochSchedule, adopt, agreed
 from spikeprune.compress.search import search
 from spikeprune.compress.tuning import tune
 
@@ -48,7 +47,7 @@ class MaskSearch(EpochSchedule):
             batches = [module.varied(batch) for batch in batches]
 
         whole = copy.deepcopy(student)
-        how = {"mode": module.forward_mode, "mean": ranks.mean}
+        how = {"mode": module.forward_mode, "mean": agreed}
         limits = {"operations": self.operations, "floors": self.floors}
         facts = search(student, batches, module.sample_loss, shape=module.shape, **limits, **how)
         errors = tune(student, whole, batches, module.sample_loss, **how)

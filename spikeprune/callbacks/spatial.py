@@ -5,8 +5,7 @@ from __future__ import annotations
 import lightning as L
 import torch
 
-from spikeprune import ranks
-from spikeprune.callbacks.schedule import EpochSchedule
+from spikeprune.callbacks.schedule import EpochSchedule, agreed
 from spikeprune.compress.budget import SCOPES, cubic, keep_highest
 from spikeprune.compress.criteria import CRITERIA
 from spikeprune.compress.stats import collect
@@ -55,7 +54,7 @@ class SpatialPruning(EpochSchedule):
             mask = getattr(student, name)
             share = cubic(progress, 1.0, target)
             keep = min(round(share * mask.numel()), int(mask.sum()))
-            score = ranks.mean(scores[name])  # every rank decides the same
+            score = agreed(scores[name])  # every rank decides the same
             with torch.no_grad():
                 mask.copy_(keep_highest(score, mask, keep, floor=self.floors[name], scope=self.scope))
 

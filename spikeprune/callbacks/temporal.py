@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import lightning as L
 
-from spikeprune import ranks
-from spikeprune.callbacks.schedule import EpochSchedule
+from spikeprune.callbacks.schedule import EpochSchedule, agreed
 from spikeprune.compress.criteria import TEMPORAL_CRITERIA
 from spikeprune.compress.stats import temporal_statistics
 from spikeprune.errors import known
@@ -44,7 +43,7 @@ class TemporalPruning(EpochSchedule):
         batches = trainer.datamodule.fixed_batches(self.batches, self.batch_size, self.seed)
         batches = [{key: value.to(module.device) for key, value in batch.items()} for batch in batches]
 
-        stats = temporal_statistics(student, batches, module.sample_loss, mean=ranks.mean)  # all ranks decide the same
+        stats = temporal_statistics(student, batches, module.sample_loss, mean=agreed)  # all ranks decide the same
         student.set_t_steps(self.criterion(stats, total))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

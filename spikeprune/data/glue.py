@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +13,7 @@ from typing import Any
 
 from lightning import LightningDataModule
 
+from spikeprune import jsonfile
 from spikeprune.data import embedded
 from spikeprune.data.cells import label, sentence
 from spikeprune.data.hub import HubUnavailable, load_splits
@@ -118,7 +118,7 @@ def load_raw(
 def _fingerprint(task: Task, splits: dict[str, Split]) -> str:
     digest = hashlib.sha256(task.name.encode())
     for name, split in splits.items():
-        digest.update(json.dumps([name, split.first, split.second, split.labels]).encode())
+        digest.update(jsonfile.dumps([name, split.first, split.second, split.labels]).encode())
     return digest.hexdigest()[:16]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from spikeprune import jsonfile
 from spikeprune.data.hub import reachable
 from spikeprune.errors import InputError
 
@@ -21,6 +22,7 @@ SPECIAL = {
 }  # in the order of their ids
 UNKNOWN_LIMIT = 0.5  # share of [UNK] above which a vocabulary is taken not to belong to the data
 SAMPLE = 1000  # sentences looked at
+FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")  # that it may need
 
 
 def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerFast:
@@ -56,6 +58,13 @@ def _from_directory(checkpoint: str) -> PreTrainedTokenizerFast:
         )
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         raise InputError(f"{checkpoint} holds no tokenizer (neither tokenizer.json nor vocab.txt); copy it there")
+    remedy = f"copy it there again, or make {folder} again"
+    try:
+        for name in FILES:
+            if (folder / name).is_file():
+                jsonfile.read(folder / name, remedy)
+    except InputError as error:
+        raise InputError(f"the tokenizer in {checkpoint} cannot be read: {error}") from None
     try:
         return AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:

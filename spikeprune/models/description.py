@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from spikeprune import jsonfile
 from spikeprune.errors import InputError
-from spikeprune.models.checkpoint import first_line, label_names
+from spikeprune.models.checkpoint import label_names
 from spikeprune.models.student import Student
 
 FILE = "student.json"
@@ -27,12 +27,9 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     """The values that rebuild the student in `folder`; an older one has no labels. Raises InputError for a file that
     is missing, damaged, or of a version with other values."""
     path = Path(folder) / FILE
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({first_line(error)}); remove {folder} to make it again") from None
-    if not isinstance(values, dict) or (strange := set(values) - KNOWN):
-        what = f"holds {', '.join(sorted(strange))}" if isinstance(values, dict) else "holds no values"
+    values = jsonfile.read(path, f"remove {folder} to make it again", ("weights",))
+    if strange := set(values) - KNOWN:
+        what = f"holds {', '.join(sorted(strange))}"
         raise InputError(f"{path}: {what}, which is none of a student's values; remove {folder} to make it again")
     names = values.pop("id2label", None)
     values.pop("label2id", None)

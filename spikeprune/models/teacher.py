@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertFor
 from spikeprune.errors import InputError
 from spikeprune.models.checkpoint import first_line, label_order, read_config, unread_weights
 from spikeprune.models.outputs import Outputs, check_length
+from spikeprune.tensors import not_finite, out_of_memory
 
 
 def scratch_config(
@@ -64,8 +65,8 @@ class Teacher(nn.Module):
         """Weights of a hub name or directory, in training mode; `dropout` in place of the configuration's, if any.
 
         A missing classifier starts at random; the rows of one that is there are put in the order of `labels`, the
-        task's, where the checkpoint has the same names. Raises InputError for a missing or damaged encoder, and for one
-        with weights that transformers would leave out.
+        task's, where the checkpoint has the same names. Raises InputError for a missing or damaged encoder, for weights
+        that are not finite, and for one with weights that transformers would leave out.
         """
         config = read_config(str(checkpoint), classes=classes)
         if dropout is not None:
@@ -79,7 +80,9 @@ class Teacher(nn.Module):
                 dtype=torch.float32,
                 ignore_mismatched_sizes=True,  # another task's classifier is made anew, the rest refused
             )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError, MemoryError) as error:
+            if out_of_memory(error):
+                raise InputError(f"teacher.checkpoint: there is not enough memory to load {checkpoint}") from None
             raise InputError(
                 f"teacher.checkpoint: the weights at {checkpoint} cannot be loaded as a BERT with {classes} outputs "
                 f"({first_line(error)})"
@@ -96,6 +99,8 @@ class Teacher(nn.Module):
                 f"teacher.checkpoint: {checkpoint} has {len(unread)} weights that a BERT of transformers does not "
                 f"read, first {unread[0]}; it is another architecture"
             )
+        if broken := not_finite(bert.state_dict()):
+            raise InputError(f"teacher.checkpoint: {broken[0]} at {checkpoint} is not finite; give another checkpoint")
         teacher = cls(bert.train())  # transformers loads for answers, and Lightning leaves modes as it finds them
         if labels is not None and not any(key.startswith("classifier.") for key in wrong):
             teacher.sort_classes(*label_order(str(checkpoint), labels))

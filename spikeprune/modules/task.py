@@ -61,9 +61,10 @@ class TaskModule(L.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         batch = self.varied(batch)
         terms = self.learn(batch) if self.graphed is None else self.graphed(batch, self.learn_state())
+        self.terms = {name: term.detach() for name, term in terms.items()}  # of this step; see callbacks/finite.py
         # between two records nothing reads them, and Lightning takes longer over each than the GPU over a layer
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
-            logged = self.over_ranks({name: term.detach() for name, term in terms.items()})
+            logged = self.over_ranks(self.terms)
             self.log("train/loss", logged.pop("loss"), prog_bar=True)
             self.log_dict({f"train/{name}": term for name, term in logged.items()})
         return terms["loss"]

@@ -3,7 +3,7 @@
 DIR/sweep.json      the sweep as it was started; another one is refused
    journal.log      Optuna's storage: every trial's values, intermediate scores and state
    trials/<n>/      a run directory each, <n>.log what it printed
-   results.json     the finished trials; front.svg quality against energy
+   results.json     the finished trials and those that failed; front.svg quality against energy
 
 A trial that was interrupted goes on where its run stopped, with its values; one that failed is tried again on the next
 start. Trials take stages over from each other where the swept keys do not touch them (`sharing.py`).
@@ -11,7 +11,6 @@ start. Trials take stages over from each other where the swept keys do not touch
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -54,8 +53,9 @@ def enter(sweep: Sweep, folder: Path) -> None:
     now = {key: value for key, value in sweep.tree.items() if key not in ("run_cap", "description", "name")}
     path = folder / "sweep.json"
     if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        changed = [key for key in {**before, **now} if before.get(key) != json.loads(json.dumps(now)).get(key)]
+        before = jsonfile.read(path, "remove it if the sweep in this folder is the one to go on with")
+        now = jsonfile.loads(jsonfile.dumps(now))
+        changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         if changed:
             raise InputError(
                 f"{folder}: was started with another sweep ({', '.join(changed)} differ); use another --dir, or the "
@@ -158,7 +158,7 @@ class Driver:
     def look(self, trial: Trial) -> None:
         """Report the stages that a trial has finished since, stop it where it is not among the best, note its end."""
         code = trial.process.poll()  # before the reports: what a trial wrote before it ended is then among them
-        scores = trial.scores(self.sweep.metric)
+        scores, lacking = self.scored(trial)
         known = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
         for step, score in enumerate(scores, 1):
             if step not in known:
@@ -170,27 +170,35 @@ class Driver:
         elif code is None:
             return
         self.running.remove(trial)
-        self.end(trial, code, scores)
+        self.end(trial, code, scores, lacking)
 
-    def end(self, trial: Trial, code: int | None, scores: list[float]) -> None:
+    def scored(self, trial: Trial) -> tuple[list[float], str]:
+        """Its scores so far, and why they cannot be used."""
+        try:
+            return trial.scores(self.sweep.metric), ""
+        except InputError as error:
+            return [], str(error)
+
+    def end(self, trial: Trial, code: int | None, scores: list[float], lacking: str) -> None:
+        """A trial that ran to its end without a score to compare has failed too."""
         import optuna
 
         if trial.pruned:
             self.study.tell(trial.number, state=optuna.trial.TrialState.PRUNED)
             trial.say(f"stopped early after {trial.finished()[-1]}: {self.sweep.metric} {scores[-1]:.4g}")
-        elif code == 0 and trial.run.summary.is_file():
+        elif code == 0 and trial.run.summary.is_file() and scores:
             self.study.tell(trial.number, scores[-1])
             self.done_now += 1
             trial.say(f"{self.sweep.metric} {scores[-1]:.4g}")
         else:
-            self.failed[trial.number] = trial.why_failed(code)
+            self.failed[trial.number] = lacking or trial.why_failed(code)
             trial.say(f"failed with exit code {code} ({trial.log}): {self.failed[trial.number]}")
 
     def settle(self, trial: Trial) -> bool:
         """Note a trial that ended after the start that ran it; whether it has."""
         if not trial.run.summary.is_file():
             return False
-        self.end(trial, 0, trial.scores(self.sweep.metric))
+        self.end(trial, 0, *self.scored(trial))
         return True
 
     def stop(self) -> None:
@@ -205,13 +213,19 @@ class Driver:
         for trial in sorted(self.known, key=lambda trial: trial.number):
             if self.state(trial) != "COMPLETE":
                 continue
-            summary = json.loads(trial.run.summary.read_text(encoding="utf-8"))
+            summary = trial.run.read_summary()
             teacher = summary["teacher"]
             row = {"trial": trial.number, "values": {key: trial.values[key] for key in self.sweep.swept}}
             row["results"] = results(summary["stages"][summary["final"]], teacher)
             row["teacher"] = {"main": teacher["main"], "energy_pj": teacher["cost"]["energy_pj"]}
             found.append({**row, "task": summary["task"], "preset": summary["preset"], "data": summary["data"]})
         return found
+
+    def failures(self) -> list[dict[str, Any]]:
+        """The trials of this start that failed: number, swept values, and why."""
+        trials = {trial.number: trial for trial in self.known}
+        chosen = {n: {key: trials[n].values[key] for key in self.sweep.swept} for n in sorted(self.failed)}
+        return [{"trial": n, "values": values, "why": self.failed[n]} for n, values in chosen.items()]
 
     def pruned(self) -> int:
         return sum(t.state.name == "PRUNED" for t in self.begun())

@@ -8,6 +8,7 @@ keys, each `value`, `values`, or `min` and `max` with a `distribution`; `early_t
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
@@ -224,8 +225,12 @@ def _parameter(key: str, how: Any, method: str) -> Parameter:
 
 def _range(key: str, how: Mapping[str, Any], method: str) -> Parameter:
     low, high, q = how.get("min"), how.get("max"), how.get("q", 1.0)
-    if any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in (low, high, q)) or not low < high or q <= 0:
+    if any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in (low, high, q)) or not low < high:
         raise InputError(f"{key}: needs min below max, both numbers")
+    if not all(abs(v) <= sys.float_info.max for v in (low, high, q)):
+        raise InputError(f"{key}: min, max and q must be finite numbers")
+    if q <= 0:
+        raise InputError(f"{key}.q = {q}: must be above 0")
     if method == "grid":
         raise InputError(f"{key}: a grid has no ranges; list its values")
     whole = isinstance(low, int) and isinstance(high, int)

@@ -14,7 +14,7 @@ from spikeprune import signals
 from spikeprune.config import Config
 from spikeprune.errors import InputError
 from spikeprune.plan import active_stages
-from spikeprune.report.results import results
+from spikeprune.report.results import ENERGY, QUALITY, results
 from spikeprune.rundir import RunDir
 from spikeprune.sharing import common_stages
 
@@ -69,15 +69,19 @@ class Trial:
         return len([name for name in active_stages(self.config) if name != "teacher"])
 
     def scores(self, metric: str) -> list[float]:
-        """The metric after each finished stage of the student, in order. Raises InputError where a run from before it
-        was measured lacks it."""
+        """The metric after each finished stage of the student, in order. Raises InputError where a stage's record is
+        damaged, or lacks it or what the front is made of."""
         students = [name for name in self.finished() if name != "teacher"]
         if not students:
             return []
         teacher = self.run.record("teacher")
         found = [results(self.run.record(name), teacher) for name in students]
-        if not all(metric in measured for measured in found):
-            raise InputError(f"{self.run.path}: has no {metric}, which older code did not measure; give another --dir")
+        for name, measured in zip(students, found, strict=True):
+            if lacking := [key for key in (metric, QUALITY, ENERGY) if key not in measured]:
+                raise InputError(
+                    f"{self.run.path}: has no {lacking[0]} of stage {name}: it is no finite number, or older code "
+                    "did not measure it; remove the trial's folder to run it again"
+                )
         return [measured[metric] for measured in found]
 
     def why_failed(self, code: int | None) -> str:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from spikeprune import ranks
+from spikeprune import jsonfile, ranks
 from spikeprune.errors import InputError
 from spikeprune.labels import label
 from spikeprune.report.results import layer_rows, results
@@ -32,7 +32,9 @@ def wandb_id(run: RunDir) -> str:
     path = run.path / "wandb_id"
     if not path.is_file():
         write_atomic(path, os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
-    return path.read_text(encoding="utf-8").strip()
+    if not (name := path.read_text(encoding="utf-8", errors="replace").strip()).isprintable() or not name:
+        raise InputError(f"{path}: is damaged; remove it, and the run gets a new name on W&B")
+    return name
 
 
 @contextmanager
@@ -92,8 +94,9 @@ def open_run() -> Any:
 
 
 def log(values: Mapping[str, Any], global_step: int) -> None:
-    """Into the row of that step, unless the server has it from an earlier leg."""
+    """Into the row of that step, unless the server has it from an earlier leg. A number that is none is left out."""
     run = open_run()
+    values = {key: value for key, value in values.items() if jsonfile.nulls(value) is not None}
     if run is not None and global_step >= run.starting_step:
         run.log({**values, "global_step": global_step}, step=global_step)
 

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from spikeprune import scalars
+from spikeprune import jsonfile, scalars
 from spikeprune.errors import InputError
 from spikeprune.lock import RunLock
 from spikeprune.report.results import results

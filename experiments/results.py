@@ -15,8 +15,8 @@ from itertools import groupby
 from pathlib import Path
 from statistics import mean, stdev
 
-from spikeprune import jsonfile
 from spikeprune.errors import InputError
+from spikeprune.files import jsonfile
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "experiments" / "results"
@@ -169,7 +169,7 @@ def few_bits(summary: dict) -> list[str]:
 
 def byte_saving(summary: dict) -> float:
     """The uncompressed student's encoder matrices in float32 over what is left of them, as stored."""
-    from spikeprune.size import Shape, matrix_bytes
+    from spikeprune.cost.shapes import Shape, matrix_bytes
 
     whole = matrix_bytes(shape=Shape(**summary["shape"], classes=0))  # classes: of no matrix of the encoder
     return whole / rows(summary)[2]["encoder_weights"]["bytes"]
@@ -244,7 +244,7 @@ def main(arguments: list[str]) -> int:
         print("README.md is what the summaries give" if made == readme else "README.md differs: run make results")
         return int(made != readme)
     README.write_text(made, encoding="utf-8")
-    from spikeprune.report.figure import pipeline_figure, results_figure
+    from spikeprune.report.figures import pipeline_figure, results_figure
 
     glue = [summary for summary in summaries() if summary["data"]["source"] != "embedded"]
     results_figure(glue or summaries(), KEPT / "quality-energy.svg")

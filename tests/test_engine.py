@@ -13,7 +13,7 @@ import torch
 from interpreter import run_interpreted
 from torch.nn.functional import gelu
 
-from spikeprune.kernels import encoder, norm_attention, split_integer
+from spikeprune.kernels import attach, encoder, norm_attention, split_integer
 from spikeprune.kernels import firing as firing_kernels
 from spikeprune.kernels.equilibrium import INSTALLED
 from spikeprune.kernels.firing import CLOSED, GELU, PER_STEP, RUNNING, Firing
@@ -225,7 +225,7 @@ def same(student: SpikingBert, batch: dict[str, torch.Tensor], case: str) -> Non
     """With and without the engine: the same counts but for one spike in 2,000, and near logits."""
     stepwise, found = student.coding != "accumulate", {}
     for backend in ("torch", "triton"):
-        student.use_kernels(backend)
+        attach(student, backend)
         found[backend] = answer(student, **batch, stepwise=stepwise)
     plain, own = found["torch"], found["triton"]
     torch.testing.assert_close(own.logits, plain.logits, rtol=0, atol=0.05, msg=case)
@@ -267,7 +267,7 @@ def compare_students(device: str, coding: str) -> None:
 
 
 def in_the_interpreter() -> None:
-    """On the CPU, where the only thing replaced is that the engine asks for CUDA."""
+    """On the CPU, where the only thing replaced is that the encoder asks for CUDA."""
     torch.manual_seed(0)
     compare_gelu("cpu")
     compare_products("cpu")
@@ -323,7 +323,7 @@ def test_students_on_cuda(coding) -> None:
 
 def test_what_is_not_covered() -> None:
     student, batch = student_and_batch(coding="per_step")
-    student.use_kernels("triton")
+    attach(student, "triton")
     tokens = batch["attention_mask"].bool()
 
     class OnCuda:
@@ -332,7 +332,7 @@ def test_what_is_not_covered() -> None:
     assert encoder.suits(OnCuda) and not encoder.suits(student.classifier.weight)
 
     def covered(student: SpikingBert, mode: str = "spiking", **asked) -> bool:
-        return encoder.covers(student, ForwardContext(mode, tokens, **{"scores": False, **asked}))
+        return student.covered(ForwardContext(mode, tokens, **{"scores": False, **asked}))
 
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setattr(encoder, "suits", lambda like: like.dtype == torch.float32)
@@ -360,9 +360,9 @@ def test_what_is_not_covered() -> None:
                 if "layer_heads" not in options
                 else (SpikingBert(**{**SMALL, "t_steps": 2, "coding": "per_step", **options}), None)
             )
-            other.use_kernels("triton")
+            attach(other, "triton")
             assert not covered(other), options
-        student.use_kernels("torch")
+        attach(student, "torch")
         assert not covered(student)
 
 

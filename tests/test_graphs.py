@@ -9,6 +9,7 @@ import torch
 
 from spikeprune.config.tasks import TASKS
 from spikeprune.cost.shapes import Shape
+from spikeprune.kernels import attach, attached
 from spikeprune.kernels.cuda_graphs import PATIENCE, GraphedNorms
 from spikeprune.models.modeling import RESIDUALS, SpikingBert
 from spikeprune.models.outputs import INPUTS
@@ -56,13 +57,13 @@ def batch(width: int, seed: int) -> dict[str, torch.Tensor]:
 
 def evaluate(made: DistillationModule) -> None:
     """As in a run, between two epochs: by the engine, which holds what it has worked out."""
-    before = made.student.embedding.site.kernels
-    made.student.use_kernels("triton")
+    before = attached(made.student)
+    attach(made.student, "triton")
     made.eval()
     with torch.inference_mode():
         made.measured({name: tensor for name, tensor in batch(16, 0).items() if name in INPUTS})
     made.train()
-    made.student.use_kernels(before)
+    attach(made.student, before)
 
 
 def learnt(made: DistillationModule, here: dict, terms, precision: torch.dtype | None) -> dict[str, torch.Tensor]:
@@ -135,7 +136,7 @@ def test_dropout_draws_anew_at_each_replay() -> None:
 def test_graphed_answers_equal_plain_ones(coding: str, kernels: str, residual: str) -> None:
     """Two shapes; weights change before step 8 and masks before step 10, time steps before step 12."""
     made = module(True, coding=coding, residual=residual).eval()
-    made.student.use_kernels(kernels)
+    attach(made.student, kernels)
     made.student(*(batch(16, 0)[name] for name in INPUTS), mode="calibrate")
     replayed = []
     for step in range(22):

@@ -150,10 +150,10 @@ ACTIVATION = torch.tensor([[1.0, -8.0, 0.0], [2.0, 4.0, -0.5], [3.0, 1.0, 0.0], 
 )
 def test_calibration_by_hand(spikes, percentile, theta) -> None:
     site = SpikingLayer("x", 3, neuron=spikes, leak=1.0, coding="accumulate", theta="channel")
-    run = ForwardContext(
+    ctx = ForwardContext(
         "calibrate", torch.tensor([[True] * 4 + [False]]), percentile=percentile
     )  # the last token is padding
-    value = site(lambda: ACTIVATION[None], t_steps=2, run=run).value
+    value = site(lambda: ACTIVATION[None], t_steps=2, ctx=ctx).value
     assert site.theta.tolist() == pytest.approx(theta)
     low = torch.tensor(theta) * (0 if spikes == "binary" else -1)
     torch.testing.assert_close(value[0], ACTIVATION.clamp(low, torch.tensor(theta)))
@@ -161,8 +161,8 @@ def test_calibration_by_hand(spikes, percentile, theta) -> None:
 
 def test_calibration_of_one_theta_for_all_channels() -> None:
     site = SpikingLayer("x", 3, neuron="ternary", leak=1.0, coding="accumulate", theta="tensor")
-    run = ForwardContext("calibrate", torch.tensor([[True] * 4 + [False]]), percentile=75.0)
-    site(lambda: ACTIVATION[None], t_steps=2, run=run)
+    ctx = ForwardContext("calibrate", torch.tensor([[True] * 4 + [False]]), percentile=75.0)
+    site(lambda: ACTIVATION[None], t_steps=2, ctx=ctx)
     assert site.theta.tolist() == pytest.approx([3.0])  # 0 0 0 .5 1 1 2 2 (3) 4 4 8
 
 

@@ -5,6 +5,7 @@ Run as a script, this file makes the comparisons on the CPU; it needs TRITON_INT
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import pytest
@@ -16,11 +17,13 @@ from spikeprune.config.schema import Student as StudentConfig
 from spikeprune.config.validation.rules import validate
 from spikeprune.errors import InputError
 from spikeprune.experiment.build import arithmetic
-from spikeprune.kernels import equilibrium
+from spikeprune.kernels import BACKENDS, attach, attached, detach, equilibrium
 from spikeprune.kernels.equilibrium import KINDS, fused_equilibrium
+from spikeprune.models.compaction import compact
 from spikeprune.models.modeling import SpikingBert
-from spikeprune.snn import spiking_layer
-from spikeprune.snn.context import ForwardContext
+from spikeprune.models.variants import altered
+from spikeprune.snn.call import LayerCall, LayerOutput
+from spikeprune.snn.context import ForwardContext, SpikeTrain
 from spikeprune.snn.neurons import NEURONS, Equilibrium, settle
 from spikeprune.snn.spiking_layer import SpikingLayer
 
@@ -117,12 +120,12 @@ def compare_site(device: str) -> None:
     mask = (torch.arange(37, device=device) % 4 > 0).float()
     for rate, kept in itertools.product((False, True), (None, mask, mask.expand(2, 1, 37))):
         answers, slopes = [], []
-        for made.kernels in ("torch", "triton"):
+        for made.backend in (None, BACKENDS["triton"].layers):
             made.zero_grad()
-            run = ForwardContext("equilibrium", tokens, rate=rate)
-            answers.append(made(lambda: x, t_steps=4, run=run, mask=kept).value)
-            (answers[-1].square().sum() + sum((rate**2).sum() for rate in run.rates.values())).backward()
-            slopes.append((made.log_theta.grad.clone(), *run.rates.values()))
+            ctx = ForwardContext("equilibrium", tokens, rate=rate)
+            answers.append(made(lambda: x, t_steps=4, ctx=ctx, mask=kept).value)
+            (answers[-1].square().sum() + sum((rate**2).sum() for rate in ctx.record.rates.values())).backward()
+            slopes.append((made.log_theta.grad.clone(), *ctx.record.rates.values()))
         fused = kept is None or kept.dim() == 1  # a mask for each sample is torch's
         assert (type(answers[1].grad_fn).__name__ == "FusedEquilibriumBackward") == fused
         assert same_bits(*answers)
@@ -130,12 +133,12 @@ def compare_site(device: str) -> None:
     student = SpikingBert(**SMALL, t_steps=3).to(device).eval()
     ids, mask = torch.randint(0, 50, (2, 9), device=device), torch.ones(2, 9, dtype=torch.long, device=device)
     plain = student(ids, mask).logits
-    student.use_kernels("triton")
+    attach(student, "triton")
     assert same_bits(student(ids, mask).logits, plain)
 
 
 def in_the_interpreter() -> None:
-    """On the CPU, where the only thing replaced is that a site asks for CUDA."""
+    """On the CPU, where the only thing replaced is that the backend asks for CUDA."""
     torch.manual_seed(0)
     for kind, t_steps, per_channel in itertools.product(KINDS, STEPS, (True, False)):
         compare((1 + 7 * t_steps % 40, 37), kind, t_steps, per_channel, "cpu")
@@ -144,7 +147,7 @@ def in_the_interpreter() -> None:
     for size, kind, per_channel, masked in itertools.product(SIZES[:3], KINDS, (True, False), (True, False)):
         compare_rates(size, kind, 3, per_channel, masked, "cpu")
     compare_odd_values("cpu")
-    spiking_layer.covers = lambda x, kind, leak: leak == 1.0
+    equilibrium.covers = lambda x, kind, leak: leak == 1.0
     compare_site("cpu")
     equilibrium.divides = lambda device: False  # as on CUDA: times the reciprocal
     x, theta, _ = inputs(5, 37, True, 41, "cpu")
@@ -185,7 +188,8 @@ def test_odd_values_sites_and_students_on_cuda() -> None:
 @pytest.mark.gpu
 def test_half_precision_around_it_on_cuda() -> None:
     torch.manual_seed(0)
-    student = SpikingBert(**SMALL, t_steps=3, kernels="triton").cuda()
+    student = SpikingBert(**SMALL, t_steps=3).cuda()
+    attach(student, "triton")
     ids, mask = torch.randint(0, 50, (2, 9), device="cuda"), torch.ones(2, 9, dtype=torch.long, device="cuda")
     with torch.autocast("cuda", torch.bfloat16):
         outputs = student(ids, mask)
@@ -196,20 +200,49 @@ def test_half_precision_around_it_on_cuda() -> None:
 
 def test_what_is_not_covered_is_torchs() -> None:
     x = torch.randn(2, 5, 3)
-    run = ForwardContext("equilibrium", torch.ones(2, 5, dtype=torch.bool))
-    made = SpikingLayer("x", 3, neuron="binary", leak=0.9, coding="accumulate", theta="channel", kernels="triton")
+    ctx = ForwardContext("equilibrium", torch.ones(2, 5, dtype=torch.bool))
+    made = SpikingLayer("x", 3, neuron="binary", leak=0.9, coding="accumulate", theta="channel")
+    made.backend = BACKENDS["triton"].layers
     expected = made.theta * settle(x, made.theta, 4, NEURONS["binary"], 0.9)
-    assert torch.equal(made(lambda: x, t_steps=4, run=run).value, expected)
+    assert torch.equal(made(lambda: x, t_steps=4, ctx=ctx).value, expected)
     assert not equilibrium.covers(x, "ternary", 1.0)  # the CPU
 
 
-def test_a_student_is_told_and_does_not_save_it() -> None:
+def test_a_backend_is_attached_copied_and_not_saved() -> None:
     student = SpikingBert(**SMALL, t_steps=3)
-    assert {s.kernels for s in student.sites().values()} == {"torch"}
     before = student.state_dict()
-    student.use_kernels("triton")
-    assert {s.kernels for s in student.sites().values()} == {"triton"}
-    assert student.state_dict().keys() == before.keys()
+    assert attached(student) == "torch"
+    attach(student, "triton")
+    layers = BACKENDS["triton"].layers
+    for made in (student, compact(student), altered(student, dead_zone=True), copy.deepcopy(student)):
+        assert attached(made) == "triton" and all(layer.backend == layers for layer in made.sites().values())
+    assert student.state_dict().keys() == before.keys() and attached(SpikingBert(**student.values)) == "torch"
+    detach(student)
+    assert attached(student) == "torch" and all(layer.backend is None for layer in student.sites().values())
+
+
+class Halved:
+    """A backend of one operation, which is no kernel."""
+
+    def covers(self, call: LayerCall) -> bool:
+        return call.operation == "clip"
+
+    def run(self, call: LayerCall) -> LayerOutput:
+        return LayerOutput(SpikeTrain(call.drive.mean / 2), rates=torch.full_like(call.theta, 0.3))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_layer_computes_with_what_its_backend_covers(masked: bool) -> None:
+    """The interface that is promised: values are masked and rates recorded by the layer; the rest is the reference."""
+    made = SpikingLayer("x", 3, neuron="ternary", leak=1.0, coding="accumulate", theta="channel")
+    made.backend, y, mask = Halved(), torch.randn(2, 5, 3), torch.tensor([1.0, 0.0, 1.0])
+    clipped, settled = (ForwardContext(mode, torch.ones(2, 5).bool(), rate=True) for mode in ("clip", "equilibrium"))
+    options = {"t_steps": 4, "mask": mask if masked else None}
+    kept = mask if masked else torch.ones(3)
+    assert torch.equal(made(lambda: y, ctx=clipped, **options).value, y / 2 * kept)
+    assert torch.equal(clipped.record.rates["x"], 0.3 * kept)
+    wanted = made.theta * settle(y, made.theta, 4, NEURONS["ternary"], 1.0) * kept
+    assert torch.equal(made(lambda: y, ctx=settled, **options).value, wanted)
 
 
 def test_the_configuration_decides(monkeypatch) -> None:

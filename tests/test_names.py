@@ -16,6 +16,7 @@ from spikeprune.data.augmentation import Augment
 from spikeprune.data.glue import load_raw
 from spikeprune.errors import InputError
 from spikeprune.experiment.early_exit import dynamic
+from spikeprune.kernels import attach
 from spikeprune.models.inference import answer
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.pruning.schedules import keep_highest
@@ -63,8 +64,7 @@ CHOICES = [
     ("residual", student_with("residual"), "spikes, membrane"),
     ("dead_zone", student_with("dead_zone"), "none, channel, site"),
     ("weights", student_with("weights"), "float, binary, ternary, int8"),
-    ("kernels", student_with("kernels"), "torch, triton"),
-    ("kernels", lambda: make().use_kernels(WRONG), "torch, triton"),
+    ("kernels", lambda: attach(make(), WRONG), "torch, triton"),
     ("forward mode", lambda: DistillationModule(None, None, **NOTHING, forward_mode=WRONG), "equilibrium, spiking"),
     ("scope", keep, "global, layer"),
     ("rule", stops, "asr, confidence"),

@@ -13,11 +13,11 @@ import pytest
 import torch
 from interpreter import run_interpreted
 
-from spikeprune.kernels import scan
-from spikeprune.kernels.scan import WAYS, fused_totals
+from spikeprune.kernels import BACKENDS, attach, scan
+from spikeprune.kernels.scan import fused_totals
 from spikeprune.models.inference import answer
 from spikeprune.models.modeling import SpikingBert
-from spikeprune.snn import simulation, spiking_layer
+from spikeprune.snn.closed_form import settled_value
 from spikeprune.snn.coding import CODINGS
 from spikeprune.snn.context import ForwardContext, SpikeTrain
 from spikeprune.snn.neurons import NEURONS
@@ -41,24 +41,24 @@ def answers_of(made: SpikingLayer, way: str, size, t_steps: int, masked: bool, g
     train = torch.randint(-1, 2, (t_steps + 1, b, n, d), generator=generator).float() * 0.37
     y = torch.randn(b, n, d, generator=generator)
     y, train = y.to(device).requires_grad_(grad), train.to(device)
-    run = ForwardContext("spiking", torch.rand(b, n, generator=generator).to(device) < 0.7, count=True)
+    ctx = ForwardContext("spiking", torch.rand(b, n, generator=generator).to(device) < 0.7, count=True)
     mask = (torch.arange(d, device=device) % 3 > 0).float() if masked else None
     inputs = () if constant else (SpikeTrain(y, train),)
     with torch.set_grad_enabled(grad):
-        signal = made(lambda a=y: 1.5 * a + 0.1, *inputs, t_steps=t_steps, run=run, mask=mask)
+        signal = made(lambda a=y: 1.5 * a + 0.1, *inputs, t_steps=t_steps, ctx=ctx, mask=mask)
     slopes = torch.autograd.grad(signal.value.sum(), (y, made.log_theta), retain_graph=True) if grad else ()
     slopes += torch.autograd.grad(signal.driven_by.value.sum(), y) if grad else ()
     coding, shown = CODINGS[way], (signal, signal.driven_by)
     reads = [signal.driven_by.value.detach()] if grad else []
     if not coding.stationary:
         reads += [one.read(coding, t, made.leak) for one in shown for t in (t_steps, 1, t_steps + 2)]
-    return signal.value.detach(), slopes, reads, run.counts["x"], run.counts["pooled"]
+    return signal.value.detach(), slopes, reads, ctx.record.counts["x"], ctx.record.counts["pooled"]
 
 
 def compare_sites(device: str, sizes=SIZES, steps=(1, 2, 5, 16)) -> None:
     """A site under both backends: the same spikes, bit for bit; sums in another order to a few ulp."""
     flags = ((False, False, False), (True, True, False), (True, False, True))
-    cases = itertools.product(WAYS, KINDS, LEAKS, flags)
+    cases = itertools.product(CODINGS, KINDS, LEAKS, flags)
     silent = 0
     for i, (way, kind, leak, (masked, grad, constant)) in enumerate(cases):
         theta = ("channel", "tensor")[i // 2 % 2]
@@ -67,7 +67,7 @@ def compare_sites(device: str, sizes=SIZES, steps=(1, 2, 5, 16)) -> None:
         made.count_first = made.shows_current = True
         torch.nn.init.normal_(made.log_theta, std=0.3)
         found = []
-        for made.kernels in ("torch", "triton"):
+        for made.backend in (None, BACKENDS["triton"].layers):
             found.append(answers_of(made, way, size, t_steps, masked, grad, constant))
         (value, slopes, reads, *counts), (value_, slopes_, reads_, *counts_) = found
         case = f"{way}, {kind}, leak {leak}, {theta}, {size}, T {t_steps}, {masked}, {grad}, {constant}"
@@ -90,7 +90,7 @@ def compare_totals(device: str) -> None:
         mask = (torch.arange(size[2], device=device) % 3 > 0).float() if masked else None
         value, counts = fused_totals(x, theta, t_steps, kind, mask, tokens)
         neuron = NEURONS[kind]
-        expected, counts_ = spiking_layer.settled_value(x, theta, t_steps, neuron, 1.0, mask, tokens)
+        expected, counts_ = settled_value(x, theta, t_steps, neuron, 1.0, mask, tokens)
         assert torch.equal(value, expected) and torch.equal(counts, counts_), (size, kind, t_steps, masked)
         assert fused_totals(x, theta, t_steps, kind, mask, None)[1] is None
 
@@ -120,7 +120,7 @@ def compare_students(devices: tuple[str, ...]) -> None:
     In float64 logits agree to 1e-9 and no spike differs. In float32 a current within rounding of a threshold may fire
     on one of the two only: at most one spike in 2,000, and logits within 0.05 of one another; mostly far nearer.
     """
-    ways = [("accumulate", False), *((coding, True) for coding in WAYS)]
+    ways = [("accumulate", False), *((coding, True) for coding in CODINGS)]
     kinds = [*((spikes, "spikes") for spikes in KINDS), (KINDS[-1], "membrane")]
     for (coding, stepwise), (spikes, residual) in itertools.product(ways, kinds):
         student, batch = student_and_batch(coding, spikes, residual=residual)
@@ -133,7 +133,7 @@ def compare_students(devices: tuple[str, ...]) -> None:
             assert all(torch.equal(double.counts[name].cpu(), counts) for name, counts in exact.counts.items())
             for backend in ("torch", "triton"):
                 other = copy.deepcopy(student).to(device)
-                other.use_kernels(backend)
+                attach(other, backend)
                 found = answer(other, **inputs, stepwise=stepwise)
                 case = f"{coding}, {spikes}, residual {residual}, {backend} on {device}"
                 torch.testing.assert_close(found.logits.cpu(), plain.logits, rtol=0, atol=0.05, msg=case)
@@ -145,19 +145,19 @@ def compare_students(devices: tuple[str, ...]) -> None:
 
 
 def in_the_interpreter() -> None:
-    """On the CPU, where the only thing replaced is that a site asks for CUDA."""
+    """On the CPU, where the only thing replaced is that a backend asks for CUDA."""
     torch.manual_seed(0)
-    fits = scan.scans
+    fits = scan.covers
     used = []
 
-    def scans(like, kind, coding, mask):
+    def covers(like, kind, coding, mask):
         class OnCuda:
             is_cuda, dtype, numel = True, like.dtype, like.numel
 
         used.append(fits(OnCuda, kind, coding, mask))
         return used[-1]
 
-    spiking_layer.scans = simulation.scans = scans
+    scan.covers = covers
     compare_totals("cpu")
     compare_sites("cpu")
     assert all(used)
@@ -182,17 +182,17 @@ def test_a_checkpoint_gives_the_same_logits_everywhere() -> None:
 
 def test_what_is_not_covered_is_torchs() -> None:
     on_cpu = torch.ones(3)
-    assert not scan.scans(on_cpu, "ternary", "accumulate", None)
+    assert not scan.covers(on_cpu, "ternary", "accumulate", None)
 
     class OnCuda:
         is_cuda, dtype, numel = True, torch.float32, on_cpu.numel
 
-    assert scan.scans(OnCuda, "ternary", "accumulate", None) and scan.scans(OnCuda, "binary", "per_step", on_cpu)
-    assert not scan.scans(OnCuda, "another", "accumulate", None)
-    assert not scan.scans(OnCuda, "binary", "another", None)
-    assert not scan.scans(OnCuda, "binary", "per_step", on_cpu.expand(2, 1, 3))  # masks lent sample by sample
+    assert scan.covers(OnCuda, "ternary", "accumulate", None) and scan.covers(OnCuda, "binary", "per_step", on_cpu)
+    assert not scan.covers(OnCuda, "another", "accumulate", None)
+    assert not scan.covers(OnCuda, "binary", "another", None)
+    assert not scan.covers(OnCuda, "binary", "per_step", on_cpu.expand(2, 1, 3))  # masks lent sample by sample
     OnCuda.dtype = torch.float64
-    assert not scan.scans(OnCuda, "ternary", "accumulate", None)
+    assert not scan.covers(OnCuda, "ternary", "accumulate", None)
 
 
 if __name__ == "__main__":

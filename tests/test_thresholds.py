@@ -107,7 +107,7 @@ def test_no_gradient_reaches_a_silent_current() -> None:
     site = SpikingLayer("x", 3, neuron="ternary", leak=1.0, coding="accumulate", theta="tensor", dead_zone=True)
     site.dead_zone.edge.copy_(torch.tensor([0.5, 0.1, 0.2]))
     x = torch.tensor([[[0.4, 0.4, -0.2]]], requires_grad=True)
-    signal = site(lambda: x, t_steps=64, run=ForwardContext("equilibrium", torch.ones(1, 1, dtype=torch.bool)))
+    signal = site(lambda: x, t_steps=64, ctx=ForwardContext("equilibrium", torch.ones(1, 1, dtype=torch.bool)))
     signal.value.sum().backward()
     assert x.grad.tolist() == [[[0, 1, 0]]] and signal.value[0, 0, 0] == signal.value[0, 0, 2] == 0
 
@@ -158,12 +158,13 @@ def test_a_token_twice_as_loud_fires_as_often(kind, mode) -> None:
     site = SpikingLayer("x", 5, neuron=kind, leak=1.0, coding="accumulate", theta="channel").double()
     y = torch.randn(1, 3, 5, generator=torch.Generator().manual_seed(0), dtype=F64)
     sizes = torch.tensor([1.0, 2.0, 7.0], dtype=F64)[:, None]
-    run = [ForwardContext(mode, torch.ones(1, 3, dtype=torch.bool), count=True) for _ in range(2)]
-    soft, loud = (site(lambda y=y: y, t_steps=6, run=r) for y, r in zip((y, y * sizes), run, strict=True))
+    both = [ForwardContext(mode, torch.ones(1, 3, dtype=torch.bool), count=True) for _ in range(2)]
+    soft, loud = (site(lambda y=y: y, t_steps=6, ctx=ctx) for y, ctx in zip((y, y * sizes), both, strict=True))
     torch.testing.assert_close(loud.value, soft.value * sizes)
     torch.testing.assert_close(loud.asr(site.theta), soft.asr(site.theta))
-    assert run[0].counts.keys() == run[1].counts.keys()
-    assert all(torch.equal(run[1].counts[name], counts) for name, counts in run[0].counts.items())
+    counts = [ctx.record.counts for ctx in both]
+    assert counts[0].keys() == counts[1].keys()
+    assert all(torch.equal(*pair) for pair in zip(counts[0].values(), counts[1].values(), strict=True))
 
 
 class Scaled(Accumulate):

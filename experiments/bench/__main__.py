@@ -30,7 +30,7 @@ from experiments.bench.training import training
 from spikeprune.experiment import streams
 from spikeprune.experiment.summary import commit, hardware
 from spikeprune.files import jsonfile
-from spikeprune.kernels import equilibrium
+from spikeprune.kernels import lacking
 
 
 def settings(device: torch.device, backend: str) -> dict[str, Setting]:
@@ -114,16 +114,16 @@ def main(argv: list[str]) -> int:
             return int(made != readme)
         report.README.write_text(made, encoding="utf-8")
         return 0
-    lacking = equilibrium.lacking()
+    missing = lacking()
     if args.device == "cuda" and not torch.cuda.is_available():
         print("error: --device cuda: needs a CUDA device, which is not here", file=sys.stderr)
         return 2
-    if args.kernels == "triton" and (lacking or args.device == "cpu"):
-        print(f"error: --kernels triton: needs {lacking or '--device cuda'}", file=sys.stderr)
+    if args.kernels == "triton" and (missing or args.device == "cpu"):
+        print(f"error: --kernels triton: needs {missing or '--device cuda'}", file=sys.stderr)
         return 2
     backend = args.kernels
     if backend == "auto":
-        backend = "triton" if args.device == "cuda" and not lacking else "torch"
+        backend = "triton" if args.device == "cuda" and not missing else "torch"
     if args.threads:
         torch.set_num_threads(args.threads)
     run(torch.device(args.device), backend, args.out, args.parts)

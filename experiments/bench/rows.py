@@ -15,6 +15,7 @@ from experiments.bench import nets, peers
 from experiments.bench.clock import Timing, Work, graphed, peak_bytes, shares, timings
 from experiments.bench.nets import Size
 from experiments.bench.rooflines import least_bytes, limb_products, operations, products
+from spikeprune.kernels import attach
 from spikeprune.models.inference import answer
 from spikeprune.models.modeling import SpikingBert
 
@@ -47,7 +48,7 @@ class Setting:
 
     def student(self, size: Size, **options) -> SpikingBert:
         made = nets.student(size, self.device, **options)
-        made.use_kernels(self.kernels)
+        attach(made, self.kernels)
         return made
 
 

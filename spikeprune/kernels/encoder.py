@@ -14,7 +14,6 @@ current within rounding of its threshold may fire on one side only.
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -27,18 +26,18 @@ from spikeprune.kernels.firing import CLOSED, GELU, PER_STEP, RUNNING, Firing
 from spikeprune.kernels.norm_attention import attended, constant, counted, normed
 from spikeprune.kernels.split_integer import MOST, padded
 from spikeprune.kernels.weight_cache import held
+from spikeprune.models.backend import Encoded
+from spikeprune.models.layers import EncoderLayer
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.snn.context import ForwardContext, SpikeTrain
 from spikeprune.snn.neurons import leak_weights
-
-if TYPE_CHECKING:
-    from spikeprune.models.modeling import SpikingBert
 
 MODES = {"per_step": PER_STEP, "running_mean": RUNNING}
 HEAD_SIZES = (16, 32, 64, 128)  # of which attention makes a tile
 WIDEST = 4096  # channels of a row that layer norm holds
 
 
-def covers(student: SpikingBert, run: ForwardContext) -> bool:
+def covers(student: SpikingBert, ctx: ForwardContext) -> bool:
     """Whether the engine computes this pass; else the sites do, each by itself.
 
     It does without gradient and autocast, in float32 on CUDA with `kernels=triton`, where no more is asked for than
@@ -46,14 +45,14 @@ def covers(student: SpikingBert, run: ForwardContext) -> bool:
     (IF) `running_mean` where no layer fires longer than the one below it; trains that hold counts up to MOST steps.
     """
     site, steps = student.embedding.site, student.steps
-    asked = run.rate or run.trace or run.scores or run.pulses or run.deaden is not None or run.settled is not None
+    asked = ctx.rate or ctx.trace or ctx.scores or ctx.pulses or ctx.deaden is not None or ctx.settled is not None
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cuda") or asked:
         return False
-    if site.kernels != "triton" or not suits(student.classifier.weight):
+    if not suits(student.classifier.weight):
         return False
-    if run.mode == "equilibrium":
+    if ctx.mode == "equilibrium":
         timed = site.leak == 1.0 and max(steps) <= MOST
-    elif run.mode == "spiking" and student.coding in MODES:
+    elif ctx.mode == "spiking" and student.coding in MODES:
         longest = MOST if student.coding == "running_mean" else float("inf")
         timed = all(a >= b for a, b in zip(steps, steps[1:], strict=False)) and max(steps) <= longest
         timed = timed and (site.leak == 1.0 or student.coding == "per_step")
@@ -88,16 +87,14 @@ def asr_norm(steps: int, leak: float) -> float:
     return float(leak_weights(steps, leak).sum())
 
 
-def encode(
-    student: SpikingBert, input_ids: Tensor, token_type_ids: Tensor, *, run: ForwardContext
-) -> tuple[SpikeTrain, list, list]:
+def encode(student: SpikingBert, input_ids: Tensor, token_type_ids: Tensor, *, ctx: ForwardContext) -> Encoded:
     """As `SpikingBert.encode`, of a pass that is covered."""
-    closed, device = run.mode == "equilibrium", input_ids.device
+    closed, device = ctx.mode == "equilibrium", input_ids.device
     mode = CLOSED if closed else MODES[student.coding]
     ready, (total, *totals) = held(student, mode != PER_STEP), student.steps
-    tokens, shape = run.tokens, (*input_ids.shape, student.values["hidden"])
+    tokens, shape = ctx.tokens, (*input_ids.shape, student.values["hidden"])
     site = student.embedding.site
-    leak, counting = site.leak, Counting(run, mode == RUNNING)
+    leak, running = site.leak, mode == RUNNING
 
     def firing(arrays: tuple[Tensor, Tensor], t: int) -> Firing:
         return Firing(*arrays, mode, site.kind == "ternary", leak, site.neuron.start, float(t))
@@ -107,7 +104,8 @@ def encode(
     steps = 1 if closed else total
     how = {"steps": steps, "width": padded(shape[-1]), "asr_norm": asr_norm(total, leak)}
     a, value = constant(current, firing(ready.embedding, total), **how)  # [S, B N, D padded], [B N, D]
-    counting({"embedding": (a, shape[-1])})
+    if ctx.count:
+        ctx.record.add("embedding", counts=counted(a, tokens, a.shape[-1], running=running)[..., : shape[-1]])
     hidden, below = [value.view(shape)], (ready.embedding[0], total)
     for layer, own, t in zip(student.layers, ready.layers, totals, strict=True):
         steps, fires = 1 if closed else t, lambda arrays, t=t: firing(arrays, t)
@@ -131,36 +129,49 @@ def encode(
         y, _ = split_integer.product(f, own.down, unit, steps=steps, reals=own.down.codes.shape[1])
         last = {"value": True, **how}
         a, value = normed(y, h, own.attention[0], unit, layer.output_norm, fires(own.output), **last)
-        name = layer.output_site.name.removesuffix("output")
-        sites = {"key": (kv, inner), "value": (kv, inner), "context": (c, inner), "attention": (h, shape[-1])}
-        sites |= {"intermediate": (f, layer.ffn), "output": (a, shape[-1])}
-        counting({name + key: found for key, found in sites.items()})
-        if run.count and layer.output_site.count_first:
-            counting.first(a.view(steps, *shape[:2], -1)[:, :, 0, : shape[-1]])
+        if ctx.count:
+            record_counts(ctx, layer, running, kv=kv, context=c, attention=h, intermediate=f, output=a)
         hidden.append(value.view(shape))
         below = own.output[0], t
     return SpikeTrain(hidden[-1]), hidden, [None] * len(totals)
 
 
-class Counting:
-    """Leaves spike counts in a pass that asks for them."""
+def record_counts(
+    ctx: ForwardContext,
+    layer: EncoderLayer,
+    running: bool,
+    *,
+    kv: Tensor,
+    context: Tensor,
+    attention: Tensor,
+    intermediate: Tensor,
+    output: Tensor,
+) -> None:
+    """Record the spikes of an encoder layer's trains `[S, B N, padded channels]`; `kv`: keys and values side by side,
+    counted together."""
 
-    def __init__(self, run: ForwardContext, running: bool):
-        self.run, self.running = run, running
+    def count(train: Tensor) -> Tensor:
+        return counted(train, ctx.tokens, train.shape[-1], running=running)  # [S, B, padded channels]
 
-    def __call__(self, trains: dict[str, tuple[Tensor, int]]) -> None:
-        if not self.run.count:
-            return
-        pairs: dict[int, Tensor] = {}
-        for name, (train, channels) in trains.items():
-            start = train.shape[-1] // 2 if name.endswith(".value") else 0
-            if id(train) not in pairs:
-                pairs[id(train)] = counted(train, self.run.tokens, train.shape[-1], running=self.running)
-            self.run.counts[name] = pairs[id(train)][..., start : start + channels]
+    key, value = count(kv).chunk(2, -1)
+    first = None
+    if layer.output_site.count_first:
+        rows = output.view(len(output), *ctx.tokens.shape, -1)[:, :, 0, : layer.output_site.channels]
+        first = first_token_counts(rows, running)
+    for site, counts, first_counts in (
+        (layer.key_site, key, None),
+        (layer.value_site, value, None),
+        (layer.context_site, count(context), None),
+        (layer.attention_site, count(attention), None),
+        (layer.intermediate_site, count(intermediate), None),
+        (layer.output_site, count(output), first),
+    ):
+        ctx.record.add(site.name, counts=counts[..., : site.channels], first_counts=first_counts)
 
-    def first(self, train: Tensor) -> None:
-        """The first token's alone `[S, B, D]`."""
-        spikes = train.float()
-        if self.running:
-            spikes = spikes.diff(dim=0, prepend=torch.zeros_like(spikes[:1]))
-        self.run.counts["pooled"] = spikes.abs()
+
+def first_token_counts(train: Tensor, running: bool) -> Tensor:
+    """Spikes of the first token, `[S, B, D]`, from its `train` of the same shape. `running`: it holds counts so far."""
+    spikes = train.float()
+    if running:
+        spikes = spikes.diff(dim=0, prepend=torch.zeros_like(spikes[:1]))
+    return spikes.abs()

@@ -133,13 +133,12 @@ if INSTALLED:
             tl.store(counts + tl.program_id(0).to(tl.int64) * columns + column, fired, mask=inside)
 
 
-def scans(like: Tensor, kind: str, coding: str, mask: Tensor | None) -> bool:
-    """Whether the kernels of this file compute a site of these neurons and coding; `like`: a tensor of its currents'
-    type, device and channels."""
+def covers(like: Tensor, kind: str, coding: str, mask: Tensor | None) -> bool:
+    """Whether the kernels of this file compute a layer of neurons of this kind and coding; `like`: a tensor with the
+    type, device and channels of its currents."""
     if mask is not None and (mask.dim() != 1 or mask.dtype != torch.float32):
         return False
-    known = kind in KINDS and coding in WAYS
-    return known and like.is_cuda and like.dtype == torch.float32 and like.numel() > 0
+    return kind in KINDS and coding in READS and like.is_cuda and like.dtype == torch.float32 and like.numel() > 0
 
 
 @cache
@@ -151,8 +150,8 @@ def schedule(t_steps: int, leak: float, device: torch.device) -> tuple[Tensor, T
     return torch.tensor(weights, **as_tensor), torch.tensor(norms, **as_tensor), sum(weights)
 
 
-# what the kernel knows of a coding: whether f answers running means, and what readers of a train see
-WAYS = {"accumulate": (False, None), "per_step": (False, "pulses"), "running_mean": (True, "means")}
+# of each coding: whether f is given running means, and what readers of a train see
+READS = {"accumulate": (False, None), "per_step": (False, "pulses"), "running_mean": (True, "means")}
 
 
 class Scanned(NamedTuple):

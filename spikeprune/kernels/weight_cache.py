@@ -4,8 +4,9 @@ worked out again where a tensor behind them has changed."""
 from __future__ import annotations
 
 import itertools
+from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cache
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,13 +16,11 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from spikeprune.kernels import split_integer
 from spikeprune.kernels.split_integer import MOST, SplitIntegers, padded
+from spikeprune.models.layers import EncoderLayer
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.quantization import MATRICES
 from spikeprune.models.weights import acting_weight, matrix
 from spikeprune.snn.spiking_layer import SpikingLayer
-
-if TYPE_CHECKING:
-    from spikeprune.models.layers import EncoderLayer
-    from spikeprune.models.modeling import SpikingBert
 
 
 @dataclass
@@ -53,14 +52,25 @@ class CachedWeights:
 
 _SERIAL = itertools.count()
 _HELD: WeakKeyDictionary[SpikingBert, dict[bool, CachedWeights]] = WeakKeyDictionary()
-_STEPS = [0]  # of all optimizers: a fused one changes parameters without a new `_version`
 
 
-def stepped(*_) -> None:
-    _STEPS[0] += 1
+class OptimizerSteps:
+    """A counter that torch calls after each step of any optimizer."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self, *_) -> None:
+        self.count += 1
 
 
-register_optimizer_step_post_hook(stepped)
+@cache
+def optimizer_steps() -> OptimizerSteps:
+    """Steps that optimizers have taken since the first call: a fused optimizer changes parameters without a new
+    `_version`, and torch offers no narrower hook."""
+    steps = OptimizerSteps()
+    register_optimizer_step_post_hook(steps)
+    return steps
 
 
 def version(student: SpikingBert) -> tuple[tuple, tuple]:
@@ -69,7 +79,7 @@ def version(student: SpikingBert) -> tuple[tuple, tuple]:
     tensors += [b for layer in student.layers for name in MATRICES for b in matrix_buffers(layer, name)]
     masks = (student.heads, student.ffn)
     own, of_masks = ([(t.data_ptr(), t._version) for t in part] for part in (tensors, masks))
-    return (student.quantized, *_STEPS, *own), tuple(of_masks)
+    return (student.quantized, optimizer_steps().count, *own), tuple(of_masks)
 
 
 def matrix_buffers(layer: EncoderLayer, name: str) -> list[Tensor]:
@@ -96,8 +106,8 @@ def _held(student: SpikingBert, counts: bool) -> CachedWeights:
     return own[counts]
 
 
-def stamps(student: SpikingBert) -> tuple:
-    """Which tensors the engine holds of this student, after an update of each."""
+def serials(student: SpikingBert) -> Hashable:
+    """Changes when other tensors than before are cached for this student. All that is cached is brought up to date."""
     return tuple(held(student, counts).serial for counts in _HELD.get(student, ()))
 
 

@@ -39,7 +39,7 @@ def compact(student: SpikingBert) -> SpikingBert:
     """A new student without the units that `student` has masked; `student` itself stays as it is.
 
     Logits are the masked student's in the modes equilibrium and spiking, up to the order of sums: a current within
-    rounding of a threshold may fire in one and not in the other. Device, type, training mode and kernels are the same.
+    rounding of a threshold may fire in one and not in the other. Device, type, training mode and backend are the same.
     Weights that are quantized all the way are packed, exactly as they act; half-way ones become the floats that they
     act as. It is there to answer and to be measured; for training see `smaller`.
     """
@@ -62,7 +62,7 @@ def without_masked(student: SpikingBert, values: dict[str, Any], state: dict[str
     for i in range(len(student.layers)):
         state |= smaller_layer(student, i, heads=kept["heads"][i], ffn=kept["ffn"][i], matrix=matrix)
     small.load_state_dict({**state, "heads": small.heads, "ffn": small.ffn})
-    small.use_kernels(student.embedding.site.kernels)
+    small.attach(student.backend)
     return small.train(student.training)
 
 

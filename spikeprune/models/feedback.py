@@ -27,7 +27,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-11}  # of the residual, rela
 RIDGE = {torch.float32: 1e-5, torch.float64: 1e-11}  # of the least squares, relative to its matrix
 MOST = 100  # evaluations of the map
 MEMORY = 6  # earlier points that a step looks back at
-Encode = Callable[..., tuple]  # (run=, back=) -> (last signal, …): see `SpikingBert.encode`
+Encode = Callable[..., tuple]  # (ctx=, back=) -> (last signal, …): see `SpikingBert.encode`
 
 
 class Solution(NamedTuple):
@@ -77,28 +77,29 @@ def solve(f: Callable[[Tensor], Tensor], z: Tensor, what: str) -> Solution:
 
 
 def close(
-    encode: Encode, run: ForwardContext, zero: Tensor, *, t_steps: int, leak: float, solved: dict[str, float]
+    encode: Encode, ctx: ForwardContext, zero: Tensor, *, t_steps: int, leak: float, solved: dict[str, float]
 ) -> SpikeTrain:
-    """What the last layer sends back in the pass `run`. `zero [B, N, D]`: where to start; `t_steps`: the embedding's.
+    """The last layer's train as it is fed back in the forward `ctx`. `zero [B, N, D]`: where to start; `t_steps`: the
+    embedding's.
 
     Writes into `solved`: `steps` and `residual` of the fixed point, and once a gradient has come back the adjoint's. In
     a simulation that is trained `steps` is 0, since time itself iterates, and `residual` the relative distance between
     the mean of what arrived at the first layer and the mean of what the last one sent.
     """
-    if run.mode == "calibrate":  # before training, when the feedback is zero
+    if ctx.mode == "calibrate":  # before training, when the feedback is zero
         return SpikeTrain(zero)
     with torch.autocast(zero.device.type, enabled=False):
-        if run.mode == "spiking":
-            return arrived(encode, run, zero, t_steps, leak, solved)
-        return settled(encode, run, zero, solved)
+        if ctx.mode == "spiking":
+            return arrived(encode, ctx, zero, t_steps, leak, solved)
+        return settled(encode, ctx, zero, solved)
 
 
-def settled(encode: Encode, run: ForwardContext, zero: Tensor, solved: dict[str, float]) -> SpikeTrain:
+def settled(encode: Encode, ctx: ForwardContext, zero: Tensor, solved: dict[str, float]) -> SpikeTrain:
     """The fixed point, with its implicit gradient."""
-    real = run.tokens[..., None].to(zero.dtype)
+    real = ctx.tokens[..., None].to(zero.dtype)
 
     def again(z: Tensor) -> Tensor:
-        return encode(run=ForwardContext("clip", run.tokens), back=SpikeTrain(z))[0].value * real
+        return encode(ctx=ForwardContext("clip", ctx.tokens), back=SpikeTrain(z))[0].value * real
 
     with torch.no_grad():
         found = solve(again, zero, "the equilibrium")
@@ -126,7 +127,7 @@ def implicit(again: Callable[[Tensor], Tensor], z: Tensor, solved: dict[str, flo
 
 
 def arrived(
-    encode: Encode, run: ForwardContext, zero: Tensor, t_steps: int, leak: float, solved: dict[str, float]
+    encode: Encode, ctx: ForwardContext, zero: Tensor, t_steps: int, leak: float, solved: dict[str, float]
 ) -> SpikeTrain:
     """The spikes of the last layer as they reach the first in a simulation, each one step after it was sent.
 
@@ -136,17 +137,17 @@ def arrived(
     pulses = zero[None]
     with torch.no_grad():
         for _ in range(t_steps - 1):
-            signal = encode(run=ForwardContext("spiking", run.tokens), back=SpikeTrain(zero, pulses))[0]
+            signal = encode(ctx=ForwardContext("spiking", ctx.tokens), back=SpikeTrain(zero, pulses))[0]
             pulses = torch.cat([zero[None], signal.pulses])  # the first step hears nothing
     if not torch.is_grad_enabled():
         return SpikeTrain(zero, pulses)  # a simulation without gradient looks at no values
-    real = run.tokens[..., None].to(zero.dtype)
+    real = ctx.tokens[..., None].to(zero.dtype)
     with torch.no_grad():
-        sent = encode(run=ForwardContext("spiking", run.tokens), back=SpikeTrain(zero, pulses))[0].value * real
+        sent = encode(ctx=ForwardContext("spiking", ctx.tokens), back=SpikeTrain(zero, pulses))[0].value * real
         gap = (asr(pulses[:t_steps], leak) * real - sent).norm() / sent.norm().clamp(min=1e-12)
     solved |= {"steps": 0, "residual": gap.item()}
 
     def again(z: Tensor) -> Tensor:
-        return encode(run=ForwardContext("spiking", run.tokens), back=SpikeTrain(z, pulses))[0].value * real
+        return encode(ctx=ForwardContext("spiking", ctx.tokens), back=SpikeTrain(z, pulses))[0].value * real
 
     return SpikeTrain(implicit(again, sent, solved), pulses)

@@ -8,7 +8,6 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from spikeprune.kernels import encoder, weight_cache
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import Outputs
 from spikeprune.snn.context import ForwardContext
@@ -39,8 +38,8 @@ def answer(
     with torch.no_grad():
         if in_closed_form(student, stepwise):
             return student(*parts, mode="equilibrium", count=True, scores=False)
-        run = ForwardContext("spiking", attention_mask, count=True, scores=False)
-        size = max(1, chunk // sentence_numbers(student, input_ids.shape[1], encoder.covers(student, run)))
+        ctx = ForwardContext("spiking", attention_mask, count=True, scores=False)
+        size = max(1, chunk // sentence_numbers(student, input_ids.shape[1], student.covered(ctx)))
         chunks = zip(*(part.split(size) for part in parts), strict=True)
         return joined([student(*rows, mode="spiking", count=True, scores=False) for rows in chunks])
 
@@ -56,17 +55,17 @@ def replayable(student: SpikingBert, tokens: Tensor, stepwise: bool) -> bool:
     if student.embedding.feedback is not None:
         return False
     with torch.no_grad():
-        run = ForwardContext("spiking", tokens, count=True, scores=False)
-        return in_closed_form(student, stepwise) or encoder.covers(student, run)
+        ctx = ForwardContext("spiking", tokens, count=True, scores=False)
+        return in_closed_form(student, stepwise) or student.covered(ctx)
 
 
 def state(student: SpikingBert) -> Hashable:
-    """What a CUDA graph of `answer` takes for granted; what the engine holds of weights is brought up to date."""
+    """What a CUDA graph of `answer` takes for granted; what the backend caches of weights is brought up to date."""
     with torch.inference_mode(False):
-        stamps = weight_cache.stamps(student)
-    ways = (student.quantized, student.training, student.embedding.site.kernels)
+        cached = None if student.backend is None else (student.backend.name, student.backend.state(student))
+    ways = (student.quantized, student.training)
     places = tuple(tensor.data_ptr() for tensor in (*student.parameters(), *student.buffers()))
-    return (*student.steps, *ways, stamps, places)
+    return (*student.steps, *ways, cached, places)
 
 
 def sentence_numbers(student: SpikingBert, tokens: int, in_bytes: bool = False) -> int:

@@ -61,14 +61,14 @@ class SpikingEmbedding(nn.Module):
         token_type_ids: Tensor,
         *,
         t_steps: int,
-        run: ForwardContext,
+        ctx: ForwardContext,
         back: SpikeTrain | None = None,
     ) -> SpikeTrain:
         """`back`: what the last layer sends to this site, where there is feedback."""
         current = self.current(input_ids, token_type_ids)
         if back is None:
-            return self.site(lambda: current, t_steps=t_steps, run=run)
-        return self.site(lambda a: current + self.feedback(a), back, t_steps=t_steps, run=run)
+            return self.site(lambda: current, t_steps=t_steps, ctx=ctx)
+        return self.site(lambda a: current + self.feedback(a), back, t_steps=t_steps, ctx=ctx)
 
 
 class EncoderLayer(nn.Module):
@@ -151,7 +151,7 @@ class EncoderLayer(nn.Module):
         heads: Tensor,
         ffn: Tensor,
         t_steps: int,
-        run: ForwardContext,
+        ctx: ForwardContext,
         acting: Callable[[str], Map],
     ) -> tuple[SpikeTrain, Tensor | None]:
         """-> the layer's output signal, and its attention scores `[B, H, N, N]` where this pass has values.
@@ -160,7 +160,7 @@ class EncoderLayer(nn.Module):
         reads. f is given their values, or with time first what they say at every step. `acting` gives what a matrix
         computes, by its name (see `SpikingBert.acting`).
         """
-        fire = {"t_steps": t_steps, "run": run}
+        fire = {"t_steps": t_steps, "ctx": ctx}
         query, key, value, out, up, down = (acting(name) for name in MATRICES)
         kept = heads.repeat_interleave(self.head_size, -1)  # [D] or [B, 1, D]
         q = self.query_site(query, a, alive=kept, **fire) if self.query_site is not None else None
@@ -169,12 +169,12 @@ class EncoderLayer(nn.Module):
         source, to_query = (a, query) if q is None else (q, nn.Identity())
 
         def context(source: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return self.attention(to_query(source), k, v, run.tokens)
+            return self.attention(to_query(source), k, v, ctx.tokens)
 
         scores = y = None
-        if self.context_site.wants_value(run) and run.scores:
+        if self.context_site.wants_value(ctx) and ctx.scores:
             scores = self.scores(to_query(source.value), k.value)  # [B, H, N, N]
-            y = self.attend(scores, v.value, run.tokens)
+            y = self.attend(scores, v.value, ctx.tokens)
         c = self.context_site(context, source, k, v, mask=kept, y=y, **fire)
         h = self.attention_site(lambda c, a: self.attention_norm(out(c) + a), c, self.past(a), **fire)
         f = self.intermediate_site(lambda h: self.act(up(h)), h, mask=ffn, **fire)  # [B, N, F]

@@ -12,8 +12,8 @@ membrane shortcut of Hu et al. (arXiv 2112.08954) and of Spike-driven Transforme
 Every matrix product but q k^T and the softmax's with v has a spiking operand on its own; those two have k and v.
 
 `forward` makes a `ForwardContext`, which says what is asked for; `encode` goes once through embedding and layers, each
-site firing by itself (`snn/spiking_layer.py`), or has `encoder.py` do all of that on a GPU; `answer` turns the last
-values into logits.
+spiking layer by itself (`snn/spiking_layer.py`), or has an attached backend (`kernels`) compute all of that; `answer`
+turns the last values into logits.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from spikeprune.cost.shapes import SynapseCounts
 from spikeprune.errors import known
-from spikeprune.kernels import encoder
 from spikeprune.models import weights
+from spikeprune.models.backend import Backend, Encoded
 from spikeprune.models.checkpoint_facts import ACTIVATIONS
 from spikeprune.models.feedback import close
 from spikeprune.models.layers import EncoderLayer, Map, SpikingEmbedding, layer_of
@@ -38,7 +38,7 @@ from spikeprune.models.packing import PackedLinear
 from spikeprune.models.quantization import QUANTIZERS, WEIGHTS
 from spikeprune.models.sparsity import Synapses, counted
 from spikeprune.snn.context import ForwardContext, SpikeTrain
-from spikeprune.snn.spiking_layer import KERNELS, SpikingLayer
+from spikeprune.snn.spiking_layer import SpikingLayer
 
 __all__ = ["SpikingBert", "layer_of"]
 RESIDUALS = ("spikes", "membrane")
@@ -101,7 +101,6 @@ class SpikingBert(nn.Module):
         pooling: str = "mean",
         act: str = "gelu",
         eps: float = 1e-12,
-        kernels: str = "torch",
         weights: str = "float",
         fold: bool = False,
         packed: bool = False,
@@ -113,7 +112,7 @@ class SpikingBert(nn.Module):
         layer_ffn: Sequence[int] | None = None,
         labels: Sequence[str] | None = None,
     ):
-        values = {name: value for name, value in locals().items() if name not in ("self", "__class__", "kernels")}
+        values = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         known("weights", weights, tuple(QUANTIZERS) if packed else WEIGHTS)
         known("residual", residual, RESIDUALS)
@@ -132,7 +131,7 @@ class SpikingBert(nn.Module):
         self.fold = fold and theta == "channel" and weights != "float"  # one theta for all is a matter of the scale
         own_heads, own_ffn = unit_counts(layers, heads, layer_heads), unit_counts(layers, ffn, layer_ffn)
         common = {"neuron": spikes, "leak": leak, "coding": coding, "theta": theta, "eps": eps}
-        common |= {"kernels": kernels, "dead_zone": dead_zone, "residual": residual}
+        common |= {"dead_zone": dead_zone, "residual": residual}
         self.coding, self.pooling, self.query, self.weights = coding, pooling, query, weights
         sizes = {"vocab": vocab, "positions": positions, "segments": segments, "hidden": hidden}
         self.embedding = SpikingEmbedding(**sizes, feedback=feedback, **common)
@@ -152,6 +151,7 @@ class SpikingBert(nn.Module):
         self.register_buffer("t_steps", torch.ones(layers + 1, dtype=torch.long))
         if weights != "float" and not packed:
             self.register_buffer("strength", torch.zeros(()))
+        self.backend: Backend | None = None
         self._read: dict[str, tuple] = {}
         self.set_t_steps(t_steps)
         self.synapses = None
@@ -226,11 +226,16 @@ class SpikingBert(nn.Module):
     def sites(self) -> dict[str, SpikingLayer]:
         return {module.name: module for module in self.modules() if isinstance(module, SpikingLayer)}
 
-    def use_kernels(self, kernels: str) -> None:
-        """What every site computes with: torch or triton (see `SpikingLayer`)."""
-        known("kernels", kernels, KERNELS)
-        for site in self.sites().values():
-            site.kernels = kernels
+    def attach(self, backend: Backend | None) -> None:
+        """Compute with `backend` what it covers, the network as a whole or each spiking layer; None: with torch alone.
+        It is no part of the architecture and is not saved. See `kernels.attach`."""
+        self.backend = backend
+        for layer in self.sites().values():
+            layer.backend = None if backend is None else backend.layers
+
+    def covered(self, ctx: ForwardContext) -> bool:
+        """Whether the attached backend computes embedding and layers of this forward as a whole."""
+        return self.backend is not None and self.backend.covers(self, ctx)
 
     def forward(
         self,
@@ -264,45 +269,54 @@ class SpikingBert(nn.Module):
             raise ValueError(f"the closed form does not count the spikes of coding {self.coding}; use mode='spiking'")
         asked = {"count": count, "rate": rate, "trace": trace, "scores": scores, "percentile": percentile}
         asked["pulses"] = pulses
-        run = ForwardContext(mode, attention_mask.bool(), **asked, deaden=deaden, settled=settled)
+        ctx = ForwardContext(mode, attention_mask.bool(), **asked, deaden=deaden, settled=settled)
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
         encode = partial(self.encode, input_ids, token_type_ids, heads=heads, ffn=ffn)
         solved: dict[str, float] = {}
         if self.embedding.feedback is None:
-            signal, hidden, all_scores = encode(run=run)
+            signal, hidden, all_scores = encode(ctx=ctx)
         else:
             zero = self.classifier.weight.new_zeros(*input_ids.shape, self.classifier.in_features)
             how = {"t_steps": self.steps[0], "leak": self.embedding.site.leak, "solved": solved}
-            back = close(encode, run, zero, **how)
-            signal, hidden, all_scores = encode(run=run, back=back)
-        logits = self.answer(signal.value, run.tokens)  # [B, C]
+            back = close(encode, ctx, zero, **how)
+            signal, hidden, all_scores = encode(ctx=ctx, back=back)
+        logits = self.answer(signal.value, ctx.tokens)  # [B, C]
         at_values = tuple(scores for scores in all_scores if scores is not None)
-        left = {"rates": run.rates, "counts": run.counts, "traces": run.traces, "stops": run.stops, "solved": solved}
-        return Outputs(logits, tuple(hidden), at_values, **left, pulses=signal.pulses if pulses else None)
+        return Outputs(
+            logits,
+            tuple(hidden),
+            at_values,
+            rates=ctx.record.rates,
+            counts=ctx.record.counts,
+            traces=ctx.record.traces,
+            stops=ctx.record.stops,
+            solved=solved,
+            pulses=signal.pulses if pulses else None,
+        )
 
     def encode(
         self,
         input_ids: Tensor,
         token_type_ids: Tensor,
         *,
-        run: ForwardContext,
+        ctx: ForwardContext,
         heads: Tensor | None,
         ffn: Tensor | None,
         back: SpikeTrain | None = None,
-    ) -> tuple[SpikeTrain, list[Tensor], list[Tensor | None]]:
+    ) -> Encoded:
         """Once through embedding and layers -> the last signal, the values `[B, N, D]` of each, attention scores.
-        `back`: what the last layer sends to the first. The engine gives the same up to rounding, faster."""
-        if back is None and heads is None and ffn is None and encoder.covers(self, run):
-            return encoder.encode(self, input_ids, token_type_ids, run=run)
+        `back`: what the last layer sends to the first. A backend may compute all of it."""
+        if back is None and heads is None and ffn is None and self.covered(ctx):
+            return self.backend.run(self, input_ids, token_type_ids, ctx=ctx)
         t_embedding, *t_layers = self.steps
-        signal = self.embedding(input_ids, token_type_ids, t_steps=t_embedding, run=run, back=back)  # [B, N, D]
+        signal = self.embedding(input_ids, token_type_ids, t_steps=t_embedding, ctx=ctx, back=back)  # [B, N, D]
         hidden, all_scores = [signal.value], []
         for i, layer in enumerate(self.layers):
             head_mask = self.heads[i] if heads is None else heads[:, i, None]  # [H] or [B, 1, H]
             ffn_mask = self.ffn[i] if ffn is None else ffn[:, i, None]  # [F] or [B, 1, F]
             masks = {"heads": head_mask[..., : layer.heads], "ffn": ffn_mask[..., : layer.ffn]}
-            signal, scores = layer(signal, **masks, t_steps=t_layers[i], run=run, acting=partial(self.acting, i))
+            signal, scores = layer(signal, **masks, t_steps=t_layers[i], ctx=ctx, acting=partial(self.acting, i))
             hidden.append(signal.value)
             all_scores.append(scores)
         return signal, hidden, all_scores

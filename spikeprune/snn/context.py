@@ -1,4 +1,4 @@
-"""What flows through a network of spiking sites: the signals that they send on, and the pass that asks for them."""
+"""What a network of spiking layers hands around: spike trains, the settings of one forward, and what it records."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ MODES = ("equilibrium", "spiking", "calibrate", "clip")
 
 @dataclass
 class SpikeTrain:
-    """What a site sends on. `value [B, N, D]` is `theta * ASR` and carries the gradient; `pulses [T, B, N, D]` are
-    `theta * s[t]`, kept only where a synchronous coding reads them, and not where a kernel made the running `means` of
-    them at once."""
+    """The output of a spiking layer.
+
+    `value [B, N, D]` is `theta * ASR` and carries the gradient. `pulses [T, B, N, D]` are `theta * s[t]`; they are kept
+    only where a synchronous coding reads them. A backend may give their running `means [T, B, N, D]` instead.
+    """
 
     value: Tensor
     pulses: Tensor | None = None
-    gain: Tensor | None = None  # [B, N, D] by which a neuron with a gain has multiplied theta
+    gain: Tensor | None = None  # [B, N, D] by which an adaptive threshold multiplied theta
     means: Tensor | None = None
-    driven_by: SpikeTrain | None = (
-        None  # what f gave its neurons, read in place of their spikes (see `SpikingLayer.shows_current`)
-    )
-    seen: dict[int, Tensor] = field(default_factory=dict)
+    driven_by: SpikeTrain | None = None  # the layer's input current, which a membrane shortcut reads instead of spikes
+    seen: dict[int, Tensor] = field(default_factory=dict)  # cache of `read`
 
     def read(self, coding: Coding, t_steps: int, leak: float) -> Tensor:
-        """What a reader of `t_steps` sees of the train. The readers of a signal share it."""
+        """What a reader that runs for `t_steps` sees of the train, `[t_steps, B, N, D]`. All readers share it."""
         if t_steps not in self.seen:
             means = self.means
             self.seen[t_steps] = (
@@ -39,28 +39,58 @@ class SpikeTrain:
         return self.seen[t_steps]
 
     def asr(self, theta: Tensor) -> Tensor:
-        """`value` in spikes a step, of neurons with this theta."""
+        """`value` in spikes per step, of neurons with this theta."""
         return self.value / theta if self.gain is None else self.value / (theta * self.gain)
 
 
 @dataclass
+class Recorder:
+    """What the spiking layers of one forward measure, under their names."""
+
+    counts: dict[str, Tensor] = field(default_factory=dict)  # spikes on real tokens, [T, B, D] or [1, B, D]
+    rates: dict[str, Tensor] = field(default_factory=dict)  # mean |ASR| over real tokens, differentiable [D]
+    traces: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # see `simulation.settling`
+    stops: dict[str, Tensor] = field(default_factory=dict)  # steps that each sample took, long [B]
+
+    def add(
+        self,
+        name: str,
+        *,
+        counts: Tensor | None = None,
+        first_counts: Tensor | None = None,
+        rates: Tensor | None = None,
+        trace: tuple[Tensor, Tensor] | None = None,
+        stops: Tensor | None = None,
+    ) -> None:
+        """Record the measurements of layer `name`; None is no measurement. The spikes of the first token, [CLS], go
+        under the name `pooled`: only the last layer counts them."""
+        if counts is not None:
+            self.counts[name] = counts
+        if first_counts is not None:
+            self.counts["pooled"] = first_counts
+        if rates is not None:
+            self.rates[name] = rates
+        if trace is not None:
+            self.traces[name] = trace
+        if stops is not None:
+            self.stops[name] = stops
+
+
+@dataclass
 class ForwardContext:
-    """One forward pass: how the sites answer, and what they leave behind under their names."""
+    """The settings of one forward, shared by all layers, and the recorder of what they measure."""
 
     mode: str  # one of MODES
-    tokens: Tensor  # [B, N] bool, True where a token is no padding
-    count: bool = False  # leave spike counts (spiking mode; equilibrium mode: of each train in all)
-    rate: bool = False  # leave differentiable mean rates
-    trace: bool = False  # leave how fast each ASR settles (spiking mode)
-    scores: bool = True  # attention scores are wanted; without them attention need not write them
-    pulses: bool = False  # the last layer's train is wanted
-    percentile: float = 99.0  # calibrate: of a channel's activation, where theta is put
-    deaden: float | None = None  # spiking: percentile of each site's currents at which its dead zone is put to end
+    tokens: Tensor  # [B, N] bool, False on padding
+    count: bool = False  # record spike counts (spiking mode; equilibrium mode: of each whole train)
+    rate: bool = False  # record differentiable mean rates
+    trace: bool = False  # record how fast each ASR settles (spiking mode)
+    scores: bool = True  # return attention scores; without them attention may be fused
+    pulses: bool = False  # return the last layer's spike train
+    percentile: float = 99.0  # calibrate: theta is this percentile of a channel's activation
+    deaden: float | None = None  # spiking: each dead zone ends at this percentile of its layer's currents
     settled: float | None = None  # spiking, accumulate: a sample's train ends once its ASR changes by less than this
-    counts: dict[str, Tensor] = field(default_factory=dict)  # site -> spikes on real tokens [T, B, D] or [1, B, D]
-    rates: dict[str, Tensor] = field(default_factory=dict)  # site -> mean |ASR| over real tokens [D]
-    traces: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # see `simulation.settling`
-    stops: dict[str, Tensor] = field(default_factory=dict)  # with `settled`: site -> steps that each sample took [B]
+    record: Recorder = field(default_factory=Recorder)
 
     def __post_init__(self):
         known("mode", self.mode, MODES)
@@ -72,5 +102,5 @@ class ForwardContext:
 
     @cached_property
     def shares(self) -> Tensor:
-        """Each real token's share of the batch `[B, N]`, 0 for padding: what a mean over tokens weights it with."""
+        """Weights of a mean over the batch's real tokens, `[B, N]`; 0 on padding."""
         return self.tokens / self.n_tokens

@@ -9,7 +9,7 @@ import torch
 
 from spikeprune.config.schema import Config
 from spikeprune.errors import InputError
-from spikeprune.kernels import equilibrium as fused
+from spikeprune.kernels import lacking
 
 
 def kernels(config: Config) -> str:
@@ -17,12 +17,12 @@ def kernels(config: Config) -> str:
 
     `auto` is triton where the machine has it and the kernels cover the run: not on the CPU, not LIF, not float64.
     """
-    run, lacking = config.run, fused.lacking()
-    if run.kernels == "triton" and lacking:
-        raise InputError(f"run.kernels = triton: needs {lacking}, which is not here; use run.kernels=torch or auto")
+    run, missing = config.run, lacking()
+    if run.kernels == "triton" and missing:
+        raise InputError(f"run.kernels = triton: needs {missing}, which is not here; use run.kernels=torch or auto")
     covered = run.accelerator != "cpu" and run.precision != "64-true" and config.student.leak == 1.0
     if run.kernels == "auto":
-        return "triton" if covered and not lacking else "torch"
+        return "triton" if covered and not missing else "torch"
     return run.kernels
 
 

@@ -15,6 +15,7 @@ from spikeprune.data.corpus import CorpusData
 from spikeprune.experiment.build.arithmetic import cuda_graphs, kernels
 from spikeprune.experiment.build.networks import student_shape
 from spikeprune.experiment.context import RunContext
+from spikeprune.kernels import attach
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.teacher import Teacher
 from spikeprune.training import distributed
@@ -32,7 +33,7 @@ def student_module(
     parts: RunContext, name: str, learning: SpikingBert, frozen: Teacher, *, stepwise: bool = False
 ) -> DistillationModule:
     stage = parts.stage(name)
-    learning.use_kernels(kernels(parts.config))
+    attach(learning, kernels(parts.config))
     return DistillationModule(
         learning,
         frozen,

@@ -1,0 +1,120 @@
+"""The Triton backend of a network and of its spiking layers: which kernel computes what.
+
+| operation (`snn.call`) | kernel | covers |
+|---|---|---|
+| equilibrium | `equilibrium.fused_equilibrium` | IF, masks per channel |
+| closed_form | `scan.fused_totals` | IF, masks per channel |
+| simulation | `scan.fused_scan` | IF and LIF, masks per channel, no trace |
+| a whole encoder without gradient | `encoder.encode` | see `encoder.covers` |
+
+All of them: binary and ternary neurons, in float32 on CUDA. The rest is computed by the torch reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spikeprune.kernels import encoder, equilibrium, scan, weight_cache
+from spikeprune.models.backend import Encoded
+from spikeprune.models.modeling import SpikingBert
+from spikeprune.snn.call import LayerCall, LayerOutput
+from spikeprune.snn.context import ForwardContext, SpikeTrain
+from spikeprune.snn.equilibrium import first_token_totals
+from spikeprune.snn.simulation import measured_value
+
+
+@dataclass(frozen=True)
+class TritonLayers:
+    """`snn.call.LayerBackend` of one spiking layer."""
+
+    def covers(self, call: LayerCall) -> bool:
+        if call.operation == "equilibrium":
+            per_channel = all(mask is None or mask.dim() == 1 for mask in (call.mask, call.alive))
+            return per_channel and equilibrium.covers(call.drive.mean, call.kind, call.leak)
+        if call.operation == "closed_form":
+            return call.leak == 1.0 and scan.covers(call.drive.mean, call.kind, "accumulate", call.mask)
+        if call.operation == "simulation":
+            return not call.ctx.trace and scan.covers(call.theta, call.kind, call.coding_name, call.mask)
+        return False
+
+    def run(self, call: LayerCall) -> LayerOutput:
+        return OPERATIONS[call.operation](call)
+
+
+@dataclass(frozen=True)
+class TritonBackend:
+    """`models.backend.Backend` of a network."""
+
+    name: str = "triton"
+    layers: TritonLayers = TritonLayers()
+
+    def covers(self, network: SpikingBert, ctx: ForwardContext) -> bool:
+        return encoder.covers(network, ctx)
+
+    def run(self, network: SpikingBert, input_ids: Tensor, token_type_ids: Tensor, *, ctx: ForwardContext) -> Encoded:
+        return encoder.encode(network, input_ids, token_type_ids, ctx=ctx)
+
+    def state(self, network: SpikingBert) -> Hashable:
+        return weight_cache.serials(network)
+
+
+def settle(call: LayerCall) -> LayerOutput:
+    """`snn.equilibrium.equilibrium`, with mask and rates."""
+    shares = call.ctx.shares if call.ctx.rate else None
+    value, rates = equilibrium.fused_equilibrium(
+        call.drive.mean, call.theta, call.t_steps, call.kind, call.mask, shares
+    )
+    return LayerOutput(SpikeTrain(value), masked=True, rates=rates)
+
+
+def total(call: LayerCall) -> LayerOutput:
+    """`snn.equilibrium.closed_form`."""
+    tokens = call.ctx.tokens if call.ctx.count else None
+    value, counts = scan.fused_totals(call.drive.mean, call.theta, call.t_steps, call.kind, call.mask, tokens)
+    return LayerOutput(SpikeTrain(value), masked=True, counts=counts, first_counts=first_token_totals(call))
+
+
+def simulate(call: LayerCall) -> LayerOutput:
+    """`snn.simulation.simulate`, with the membranes of all steps in one kernel."""
+    constant, wants_grad = call.drive.steps is None, torch.is_grad_enabled()
+    takes_means, readers_see = scan.READS[call.coding_name]
+    seen = "pulses" if readers_see and call.sends_pulses else readers_see
+    with torch.no_grad():
+        y = call.drive.mean if constant else call.drive.steps
+        done = scan.fused_scan(
+            y,
+            call.theta,
+            call.t_steps,
+            call.kind,
+            call.leak,
+            wrapped=takes_means and not constant,
+            seen=seen,
+            mask=call.mask,
+            tokens=call.ctx.tokens if call.ctx.count else None,
+            mean=wants_grad,
+        )
+        first = None
+        if call.ctx.count and call.count_first:
+            first = scan.fused_scan(
+                y[..., :1, :],
+                call.theta,
+                call.t_steps,
+                call.kind,
+                call.leak,
+                wrapped=takes_means and not constant,
+                tokens=torch.ones_like(call.ctx.tokens[:, :1]),
+            ).counts
+    value = measured_value(call, done.a, done.mean)
+    train = SpikeTrain(
+        value,
+        pulses=done.seen if seen == "pulses" else None,
+        means=done.seen if seen == "means" else None,
+    )
+    return LayerOutput(train, counts=done.counts, first_counts=first)
+
+
+OPERATIONS = {"equilibrium": settle, "closed_form": total, "simulation": simulate}

@@ -1,0 +1,31 @@
+"""What may compute a whole network in place of its layers: see `snn.call.LayerBackend` for one layer."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from spikeprune.snn.call import LayerBackend
+from spikeprune.snn.context import ForwardContext, SpikeTrain
+
+# the last layer's spike train, the values [B, N, D] of the embedding and each layer, attention scores of each layer
+Encoded = tuple[SpikeTrain, list[Tensor], list[Tensor | None]]
+
+
+class Backend(Protocol):
+    """Attached to a network by `SpikingBert.attach`. It gives what `SpikingBert.encode` gives, up to rounding."""
+
+    name: str
+    layers: LayerBackend  # for each spiking layer of a forward that is not covered as a whole
+
+    def covers(self, network: nn.Module, ctx: ForwardContext) -> bool:
+        """Whether `run` computes this forward of `network`, a SpikingBert."""
+
+    def run(self, network: nn.Module, input_ids: Tensor, token_type_ids: Tensor, *, ctx: ForwardContext) -> Encoded:
+        """Embedding and layers of a forward that is covered; spike counts go to `ctx.record`."""
+
+    def state(self, network: nn.Module) -> Hashable:
+        """Changes when the backend reads other tensors than before, so that a captured CUDA graph is no longer valid.
+        What the backend caches of the network is brought up to date."""

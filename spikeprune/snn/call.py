@@ -1,0 +1,89 @@
+"""One call of a spiking layer as plain values, what comes back, and who may compute it.
+
+A call names its operation:
+
+| operation | when | torch reference |
+|---|---|---|
+| clip | modes clip and calibrate | `equilibrium.clip` |
+| equilibrium | mode equilibrium, with gradient: training | `equilibrium.equilibrium` |
+| closed_form | mode equilibrium, without gradient; counts spikes | `equilibrium.closed_form` |
+| simulation | mode spiking, step by step | `simulation.simulate` |
+| early_exit | mode spiking, each sample until its ASR has settled | `simulation.simulate_until_settled` |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from spikeprune.snn.coding import Coding
+from spikeprune.snn.context import ForwardContext, SpikeTrain
+from spikeprune.snn.neurons import Neuron
+
+
+@dataclass(frozen=True)
+class Drive:
+    """The input current of a layer: f of its inputs."""
+
+    mean: Tensor | None  # [B, N, D] f of the inputs' mean values; None: not evaluated, only `steps` are needed
+    steps: Tensor | None  # [T, B, N, D] f of what is read at each step, no gradient; None: the current is constant
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """What a spiking layer computes from: its neurons, its input current, and the settings of the forward."""
+
+    kind: str  # of neuron, a key of NEURONS
+    neuron: Neuron
+    leak: float
+    coding_name: str  # a key of CODINGS
+    coding: Coding
+    log_theta: Tensor  # [D], or [1] per tensor
+    t_steps: int
+    drive: Drive
+    mask: Tensor | None  # [D] or [B, 1, D]: 0 silences a pruned channel
+    alive: Tensor | None  # [D] or [B, 1, D]: 1 for the channels that are read
+    count_first: bool  # count the first token's spikes separately too
+    sends_pulses: bool  # the train itself is read, whatever the coding reads
+    ctx: ForwardContext
+
+    @cached_property
+    def theta(self) -> Tensor:
+        return self.log_theta.exp()
+
+    @property
+    def operation(self) -> str:
+        """See the table above."""
+        if self.ctx.mode == "equilibrium":
+            return "equilibrium" if torch.is_grad_enabled() else "closed_form"
+        if self.ctx.mode == "spiking":
+            return "early_exit" if self.ctx.settled is not None and self.coding.stationary else "simulation"
+        return "clip"
+
+
+@dataclass(frozen=True)
+class LayerOutput:
+    """A layer's spike train and measurements, the latter before the mask."""
+
+    train: SpikeTrain
+    masked: bool = False  # whether the train's value (and `rates`) have the mask in them
+    counts: Tensor | None = None  # spikes on real tokens [T, B, D], or of the whole train [1, B, D]
+    first_counts: Tensor | None = None  # of the first token [T, B, D] or [1, B, D]
+    rates: Tensor | None = None  # [D], where the implementation computes them together with the value
+    trace: tuple[Tensor, Tensor] | None = None
+    stops: Tensor | None = None  # [B]
+
+
+class LayerBackend(Protocol):
+    """Another implementation of some operations, such as GPU kernels. It gives what the torch reference gives, up to
+    the rounding that it documents."""
+
+    def covers(self, call: LayerCall) -> bool:
+        """Whether `run` computes this call; else the torch reference does."""
+
+    def run(self, call: LayerCall) -> LayerOutput:
+        """The layer's output for a call that is covered."""

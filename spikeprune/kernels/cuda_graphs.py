@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from spikeprune.models.tensors import norms
+
 Batch = Mapping[str, Tensor]
 Terms = dict[str, Tensor]
 
@@ -120,12 +122,12 @@ def undisturbed() -> Iterator[None]:
 
 
 class GraphedNorms:
-    """The norm of each tensor, `[n]`, of the order 2 or infinity: hundreds of small results, whose launches cost more
-    than a quarter of a graphed step. Where the tensors lie in the same places three times in a row, as weights do and
-    what `GraphedTerms` leaves, they are replayed as one CUDA graph; on a CPU, and elsewhere, worked out as they are.
+    """The norm of each tensor, `[n]`, of the order 2 or infinity: hundreds of small results, whose launches take more
+    than a quarter of a graphed step. For tensors on CUDA: where they lie in the same places three times in a row, as
+    weights and the gradients of `GraphedTerms` do, one CUDA graph is replayed.
     """
 
-    MOST = 4  # graphs that are held
+    MOST = 4  # graphs that are kept
 
     def __init__(self, order: float):
         self.order = order
@@ -134,29 +136,24 @@ class GraphedNorms:
         self.met = 0
 
     @torch.no_grad()
-    def __call__(self, tensors: Sequence[Tensor], replay: bool) -> Tensor:
-        """`replay`: whether a graph may be captured; a new tensor either way."""
-        if not replay:
-            return self.norms(tensors)
+    def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
+        """A new tensor each time."""
         places = tuple((tensor.data_ptr(), tensor.shape) for tensor in tensors)
         self.met = self.met + 1 if places == self.last else 1
         self.last = places
         if places not in self.captured:
             if self.met <= PATIENCE or len(self.captured) == self.MOST:
-                return self.norms(tensors)
+                return norms(tensors, self.order)
             self.captured[places] = self.capture(tensors)
-        graph, norms = self.captured[places]
+        graph, found = self.captured[places]
         graph.replay()
-        return norms.clone()
-
-    def norms(self, tensors: Sequence[Tensor]) -> Tensor:
-        return torch.stack(torch._foreach_norm(list(tensors), ord=self.order))
+        return found.clone()
 
     def capture(self, tensors: Sequence[Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         graph = torch.cuda.CUDAGraph()
         with undisturbed(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            norms = self.norms(tensors)
-        return graph, norms
+            found = norms(tensors, self.order)
+        return graph, found
 
 
 class GraphedInference:

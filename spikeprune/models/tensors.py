@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -30,6 +30,11 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     """Names of the tensors that hold a number which is not finite; waits for the device."""
     names, flags = finite_flags(tensors)
     return [name for name, finite in zip(names, flags.tolist(), strict=True) if not finite]
+
+
+def norms(tensors: Sequence[Tensor], order: float) -> Tensor:
+    """The norm of each tensor, of this order (2, or infinity for the largest magnitude), `[n]`."""
+    return torch.stack(torch._foreach_norm(list(tensors), ord=order))
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -8,9 +8,11 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from spikeprune.config.schema import Spatial, Stage, Temporal
 from spikeprune.cost.energy import PRICES
+from spikeprune.experiment.build.arithmetic import cuda_graphs
 from spikeprune.experiment.build.networks import student_shape, teacher_shape
 from spikeprune.experiment.context import RunContext
 from spikeprune.experiment.run_directory import RunDirectory
+from spikeprune.kernels.cuda_graphs import GraphedNorms
 from spikeprune.training import distributed
 from spikeprune.training.callbacks.finite import StopOnNonFinite
 from spikeprune.training.callbacks.joint import BudgetPruning, cost_in_unit
@@ -106,7 +108,8 @@ def stage_callbacks(parts: RunContext, name: str, run: RunDirectory) -> list[Cal
     if name not in ("teacher", "general_kd"):
         callbacks.append(synops(parts))
     resume = ModelCheckpoint(run.stage(name), "resume", save_top_k=1, enable_version_counter=False, **when)
-    finite = StopOnNonFinite(name, parts.config.run.precision)
+    graphed = GraphedNorms if cuda_graphs(parts.config) else None
+    finite = StopOnNonFinite(name, parts.config.run.precision, graphed)
     return [finite, *callbacks, ResumeState(), StopOnSignal(run.resume(name)), resume]
 
 

@@ -16,6 +16,7 @@ from spikeprune.experiment.build.arithmetic import cuda_graphs, kernels
 from spikeprune.experiment.build.networks import student_shape
 from spikeprune.experiment.context import RunContext
 from spikeprune.kernels import attach
+from spikeprune.kernels.cuda_graphs import GraphedInference, GraphedTerms
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.teacher import Teacher
 from spikeprune.training import distributed
@@ -43,7 +44,7 @@ def student_module(
         forward_mode=parts.config.student.forward,
         augment=augment(parts),
         stepwise=stepwise,
-        graphed_answers=parts.config.run.cuda_graphs == "on",
+        graphed_answers=GraphedInference if parts.config.run.cuda_graphs == "on" else None,
         **_common(parts, stage),
     )
 
@@ -59,7 +60,7 @@ def _common(parts: RunContext, stage: Stage) -> dict[str, Any]:
         "task": parts.task,
         "dev_splits": parts.task.dev_splits,
         "optimization": how,
-        "graphs": cuda_graphs(parts.config),
+        "graphs": GraphedTerms if cuda_graphs(parts.config) else None,
     }
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -12,8 +13,7 @@ import torch
 from torch import Tensor
 
 from spikeprune.errors import InputError
-from spikeprune.kernels.cuda_graphs import GraphedNorms
-from spikeprune.models.tensors import finite_flags
+from spikeprune.models.tensors import finite_flags, norms
 from spikeprune.training import distributed
 
 LOOK_EVERY = 10  # steps between two looks where a look waits for a GPU or for other processes
@@ -47,14 +47,21 @@ class StopOnNonFinite(L.Callback):
     finds the first bad step all the same, since each step has its own row. Under a loss scaler (16-mixed) a gradient
     that is not finite is a skipped step; `SKIPS` of them in a row, or nothing else in a stage, are a fault.
 
-    `stage`: the one that trains or whose network is measured; `precision`: of its training.
+    `stage`: the one that trains or whose network is measured; `precision`: of its training. `graphed_norms(order)`
+    makes what computes `tensors.norms` of that order, such as `cuda_graphs.GraphedNorms`; None: torch.
     """
 
-    def __init__(self, stage: str, precision: str = "32-true"):
+    def __init__(
+        self,
+        stage: str,
+        precision: str = "32-true",
+        graphed_norms: Callable[[float], Callable[[Sequence[Tensor]], Tensor]] | None = None,
+    ):
         self.stage, self.precision = stage, precision
         self.rows: list[Row] = []
         self.gradients: tuple[list[str], Tensor | None] = ([], None)
-        self.norms, self.sizes = GraphedNorms(2), GraphedNorms(math.inf)  # the largest weight: a norm may overflow
+        make = graphed_norms or (lambda order: partial(norms, order=order))
+        self.norms, self.sizes = make(2.0), make(math.inf)  # the largest weight: a norm may overflow
         self.begin: Tensor | None = None  # the largest weights before the first step
         self.before: tuple[Row, Tensor] | None = None  # the last good step
         self.skipped: list[tuple[Row, dict[str, list[str]], Tensor]] = []  # the bad steps since then
@@ -65,7 +72,6 @@ class StopOnNonFinite(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         learning = pl_module.named_parameters()
         self.learning = {name: p for name, p in learning if p.requires_grad and p.numel()}
-        self.replay = getattr(pl_module, "graphed", None) is not None
         self.first = trainer.global_step
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         self.patience = SKIPS if scaled else 1
@@ -76,11 +82,11 @@ class StopOnNonFinite(L.Callback):
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
         """Before they are clipped: a norm that is infinite clips them to nothing, which looks harmless."""
         named = {name: p.grad for name, p in self.learning.items() if p.grad is not None}
-        self.gradients = list(named), self.norms(list(named.values()), self.replay) if named else None
+        self.gradients = list(named), self.norms(list(named.values())) if named else None
 
     def weights(self) -> Tensor:
         """The largest magnitude in each that learns, float64 `[n]`."""
-        return self.sizes(list(self.learning.values()), self.replay).double()
+        return self.sizes(list(self.learning.values())).double()
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from spikeprune.cost.shapes import Shape
 from spikeprune.data.augmentation import Augment
 from spikeprune.errors import known
-from spikeprune.kernels.cuda_graphs import GraphedInference
 from spikeprune.models.inference import answer, replayable, state
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS, Outputs
@@ -25,7 +24,8 @@ FORWARDS = ("equilibrium", "spiking")  # that training may use
 class DistillationModule(TaskModule):
     """Trains the student against the frozen teacher. Validation answers as `models.answer` says: the simulation, or its
     closed form where there is one and `stepwise` does not ask for the steps; how near that is to the teacher's
-    answers is logged beside the quality (see `metrics.Fidelity`)."""
+    answers is logged beside the quality (see `metrics.Fidelity`). `graphed_answers(measured)` makes what computes
+    `measured` in its place, such as `cuda_graphs.GraphedInference`, where a CUDA graph can hold it."""
 
     def __init__(
         self,
@@ -38,13 +38,13 @@ class DistillationModule(TaskModule):
         forward_mode: str = "equilibrium",
         augment: Augment | None = None,
         stepwise: bool = False,
-        graphed_answers: bool = False,
+        graphed_answers: Callable[..., Callable[..., Outputs]] | None = None,
         **common,
     ):
         known("forward mode", forward_mode, FORWARDS)
         super().__init__(**common)
         self.stepwise = stepwise
-        self.answers = GraphedInference(self.measured) if graphed_answers else None
+        self.answers = None if graphed_answers is None else graphed_answers(self.measured)
         self.student, self.shape = student, shape
         self.teacher = teacher.freeze()
         self.augment = augment

@@ -2,32 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, Protocol
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 
 from spikeprune.config.tasks import Task
-from spikeprune.kernels.cuda_graphs import GraphedTerms
 from spikeprune.models.outputs import Outputs
 from spikeprune.training import distributed
 from spikeprune.training.metrics import main_metric, task_metrics
 from spikeprune.training.optimizer import Optimization, adamw
 
 
+class ReplayedTerms(Protocol):
+    """The loss terms of a batch and their gradient, computed in another way, such as `cuda_graphs.GraphedTerms`."""
+
+    def __call__(self, batch: Mapping[str, Tensor], state: Hashable) -> dict[str, Tensor]:
+        """As `TaskModule.learn`; `state`: as `TaskModule.learn_state`."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Give the parameters the gradients of the `loss` that the last call returned."""
+
+
 class TaskModule(L.LightningModule):
     """What teacher and student share: optimization, and quality on each dev split under `val/`.
 
     The first split logs `val/accuracy` …; a further one (MNLI's mismatched) `val/<split>/accuracy` …. `val/main` is
-    GLUE's number for the first.
+    GLUE's number for the first. `graphs(learn, models)` makes what computes `learn` in its place; None: `learn` itself.
     """
 
-    def __init__(self, *, task: Task, dev_splits: Sequence[str], optimization: Optimization, graphs: bool = False):
+    def __init__(
+        self,
+        *,
+        task: Task,
+        dev_splits: Sequence[str],
+        optimization: Optimization,
+        graphs: Callable[..., ReplayedTerms] | None = None,
+    ):
         super().__init__()
         self.task, self.optimization = task, optimization
-        self.graphed = GraphedTerms(self.learn, self.models) if graphs else None
+        self.graphed = None if graphs is None else graphs(self.learn, self.models)
         self.dev_splits = list(dev_splits)
         self.dev_metrics = nn.ModuleList(task_metrics(task) for _ in self.dev_splits)
         self.found: dict[str, float] = {}  # of the last validation, without `val/`; what Lightning logs is float32

@@ -136,7 +136,7 @@ def test_a_record_is_what_evaluate_and_the_compacted_student_say(row, begun, tmp
     leave_student(before, directory, PARENT, None, new_student(before, begun), STEPS)
     student = load_student(directory, PARENT, parts.config.compress)
     train(student)
-    measured = measure_student(parts, student_module(parts, STAGE, student, begun.teacher))
+    measured = measure_student(parts, student_module(parts, STAGE, student, begun.teacher), STAGE)
     leave_student(parts, directory, STAGE, PARENT, student, measured)
 
     again = evaluate(directory.path, stage=STAGE)

@@ -225,7 +225,7 @@ def test_what_fails_in_a_leg_is_said_once(tmp_path, monkeypatch, capfd) -> None:
 
 
 @pytest.mark.parametrize(
-    "kernel", ["held_product", "streamed_product", "limb_product", "sm90_xmma_gemm_f32f32", "cutlass"]
+    "kernel", ["resident_product", "streamed_product", "split_product", "sm90_xmma_gemm_f32f32", "cutlass"]
 )
 def test_a_profile_knows_the_kernels_of_products(kernel: str) -> None:
     assert clock._group(kernel) == "matrix products"

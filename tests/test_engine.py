@@ -1,4 +1,4 @@
-"""The engine against the torch code that it stands for: fixed-point weights, each kernel, and whole students.
+"""The fused encoder against the torch code that it replaces: fixed-point weights, each kernel, and whole students.
 
 Run as a script, this file makes the comparisons on the CPU; it needs TRITON_INTERPRET=1 from its first import on.
 """
@@ -41,7 +41,7 @@ SMALL = {"hidden": 64, "layers": 2, "heads": 4, "ffn": 100, "vocab": 50, "positi
 
 
 @pytest.mark.parametrize("most", [1, 127])
-def test_limbs_hold_a_weight_to_its_rows_24_bits(most) -> None:
+def test_split_integers_are_a_weight_to_its_rows_24_bits(most) -> None:
     generator = torch.Generator().manual_seed(0)
     w = torch.randn(70, 300, generator=generator) * torch.logspace(-6, 3, 70)[:, None]
     w[3], w[4, :5] = 0, 0
@@ -60,7 +60,7 @@ def test_powers_of_2_by_hand() -> None:
     assert found == {1: 1, 2: 2, 3: 4, 16: 16, 17: 32, 384: 512, 512: 512, 513: 1024}
 
 
-def test_limbs_by_hand() -> None:
+def test_split_integers_by_hand() -> None:
     """The largest weight of a row is 127 * 65536."""
     made = split_integer.split(torch.tensor([[127.0, 1.0, -1 / 128, 2.0**-16]]), torch.tensor([0.5]), 1)
     assert made.scale[0] == 2.0**-16 and made.bias[0] == 0.5
@@ -117,16 +117,16 @@ def compare_products(device: str, sizes=((70, 64, 128), (130, 192, 64))) -> None
             split_integer.split(torch.randn(out, width, device=device), torch.randn(out, device=device), t)
             for _ in "ab"
         ]
-        both, site = split_integer.joined(weights), firing(2 * out, mode, kind, leak, t, device)
+        both, site = split_integer.concatenated(weights), firing(2 * out, mode, kind, leak, t, device)
         units = encoder.units(mode, len(a), t, a.device)
         expected = split_integer.reference(a, both, units)
-        real, train = split_integer.product(a, both, units, steps=len(a), reals=out, site=site)
+        real, train = split_integer.product(a, both, units, steps=len(a), reals=out, neurons=site)
         case = f"{mode}, {kind}, leak {leak}, T {t}, {rows} x {width} x {out}"
         assert torch.equal(real, expected[..., :out]), case
         behind = Firing(site.theta[out:], site.kept[out:], *site[2:])
         assert torch.equal(train.float(), fired(expected[..., out:], behind)), case
         assert torch.equal(split_integer.product(a, both, units, steps=len(a), reals=2 * out)[0], expected), case
-        own = split_integer.product(a, both, units, steps=len(a), reals=0, site=site, activation=GELU)[1]
+        own = split_integer.product(a, both, units, steps=len(a), reals=0, neurons=site, activation=GELU)[1]
         assert differing(own, fired(gelu(expected), site)) < 1e-3, case
 
 
@@ -222,7 +222,7 @@ def student_and_batch(**options) -> tuple[SpikingBert, dict[str, torch.Tensor]]:
 
 
 def same(student: SpikingBert, batch: dict[str, torch.Tensor], case: str) -> None:
-    """With and without the engine: the same counts but for one spike in 2,000, and near logits."""
+    """With and without the fused encoder: the same counts but for one spike in 2,000, and near logits."""
     stepwise, found = student.coding != "accumulate", {}
     for backend in ("torch", "triton"):
         attach(student, backend)
@@ -256,7 +256,7 @@ def compare_students(device: str, coding: str) -> None:
         same(student, batch, f"{coding}, {kind}, {way}")
         if way != "plain" or kind == "binary":
             continue
-        with torch.no_grad():  # what the engine holds follows the student
+        with torch.no_grad():  # the weight cache follows the student
             student.layers[0].up.weight.mul_(0.9)
             student.layers[1].key_site.log_theta.add_(0.1)
             student.heads[1, 0] = 0
@@ -275,7 +275,7 @@ def in_the_interpreter() -> None:
     compare_attention("cpu")
     compare_counts("cpu")
     taken, encode = [], encoder.encode
-    encoder.suits = lambda like: like.dtype == torch.float32
+    encoder.on_cuda = lambda like: like.dtype == torch.float32
     encoder.encode = lambda *args, **options: taken.append(True) or encode(*args, **options)
     for coding in CODINGS:
         compare_students("cpu", coding)
@@ -329,13 +329,13 @@ def test_what_is_not_covered() -> None:
     class OnCuda:
         is_cuda, dtype = True, torch.float32
 
-    assert encoder.suits(OnCuda) and not encoder.suits(student.classifier.weight)
+    assert encoder.on_cuda(OnCuda) and not encoder.on_cuda(student.classifier.weight)
 
     def covered(student: SpikingBert, mode: str = "spiking", **asked) -> bool:
         return student.covered(ForwardContext(mode, tokens, **{"scores": False, **asked}))
 
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(encoder, "suits", lambda like: like.dtype == torch.float32)
+        patch.setattr(encoder, "on_cuda", lambda like: like.dtype == torch.float32)
         assert covered(student) and covered(student, "equilibrium")
         assert not covered(copy.deepcopy(student).double())
         for asked in ({"rate": True}, {"trace": True}, {"scores": True}, {"pulses": True}, {"settled": 0.1}):

@@ -25,7 +25,7 @@ def compare(width: int, rows: int, site: tuple, tile: dict | None = None, device
     """Three stretches of the columns, the last of which fires, and the currents of the first two."""
     (mode, kind, leak, t, activation), stretches = site, (64, 128, 192)
     most = {PER_STEP: 1, CLOSED: t, RUNNING: t}[mode]
-    maps = split_integer.joined(
+    maps = split_integer.concatenated(
         [
             split_integer.split(torch.randn(n - 7, width, device=device), torch.randn(n - 7, device=device), most)
             for n in stretches
@@ -80,8 +80,8 @@ def test_one_warpgroup_or_two(hopper, pair) -> None:
 
 def test_what_goes_through_them() -> None:
     """A tile fits a Hopper SM, 227 KB of shared memory, at every width that it is chosen for; a CPU is not one."""
-    for links in range(1, wgmma.HELD // wgmma.CHUNK + 1):
-        tile = wgmma.held_tile(links)
+    for links in range(1, wgmma.RESIDENT // wgmma.CHUNK + 1):
+        tile = wgmma.resident_tile(links)
         groups = 2 if tile["PAIR"] else 1
         ring = groups * tile["RING"] * tile["BM"] * wgmma.CHUNK
         assert 3 * links * tile["BN"] * wgmma.CHUNK + ring + groups * tile["BM"] * tile["BN"] + 512 <= 227 * 1024, links

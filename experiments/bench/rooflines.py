@@ -34,9 +34,11 @@ def products(size: Size, *, t_steps: int, sentences: int, tokens: int, device: t
     return run
 
 
-def limb_products(size: Size, *, t_steps: int, sentences: int, tokens: int, device: torch.device) -> Callable[[], None]:
-    """The linear maps of `products` as `models.engine` computes them, on the tensor cores: spikes as bytes, weights in
-    three limbs, currents written in float32; attention's two products in halves of 11 bits."""
+def split_products(
+    size: Size, *, t_steps: int, sentences: int, tokens: int, device: torch.device
+) -> Callable[[], None]:
+    """The linear maps of `products` as `kernels.encoder` computes them, on the tensor cores: spikes as bytes, weights
+    in three bytes, currents written in float32; attention's two products in halves of 11 bits."""
     rows, d = sentences * tokens, size.hidden // size.heads
     x, f = (torch.randint(0, 2, (t_steps, rows, w), device=device).to(torch.int8) for w in (size.hidden, size.ffn))
     shapes = ((3 * size.hidden, size.hidden), (size.hidden, size.hidden), (size.ffn, size.hidden))

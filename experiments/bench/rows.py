@@ -14,7 +14,7 @@ from torch import Tensor
 from experiments.bench import nets, peers
 from experiments.bench.clock import Timing, Work, graphed, peak_bytes, shares, timings
 from experiments.bench.nets import Size
-from experiments.bench.rooflines import least_bytes, limb_products, operations, products
+from experiments.bench.rooflines import least_bytes, operations, products, split_products
 from spikeprune.kernels import attach
 from spikeprune.models.inference import answer
 from spikeprune.models.modeling import SpikingBert
@@ -143,7 +143,7 @@ def simulation(at: Setting) -> Iterator[Row]:
         works: dict[str, Work] = {"ours": simulated(student, batch)}
         works["products"] = products(size, **shape, device=at.device)
         if at.kernels == "triton":
-            works["limbs"] = limb_products(size, **shape, device=at.device)
+            works["split products"] = split_products(size, **shape, device=at.device)
         rows = []
         answers = works["ours"]()
         for name, goal in (
@@ -183,9 +183,9 @@ def simulation(at: Setting) -> Iterator[Row]:
             row = Row(**common, words=words, goal=at.goal("at most", 1.5), ours=found[name], other=found["products"])
             row.ratio, row.more = row.ours.median / row.other.median, counted
             yield row
-            if "limbs" in found:
+            if "split products" in found:
                 words = f"times the time of the int8 products that it runs on ({coding})"
-                row = Row(**common, words=words, ours=found[name], other=found["limbs"])
+                row = Row(**common, words=words, ours=found[name], other=found["split products"])
                 row.ratio = row.ours.median / row.other.median
                 yield row
 

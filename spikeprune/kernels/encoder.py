@@ -1,11 +1,11 @@
-"""A whole student evaluated on the tensor cores: whole numbers between its layers, four kinds of kernels.
+"""The fused encoder: embedding and layers of a student on the tensor cores, with integers between its layers.
 
-`encode` stands in for `SpikingBert.encode` and all layers and sites where `covers` says so: on a GPU, without
-gradient, for the closed form and for the simulation of the codings that tick together. Per layer: one product for
-query, key and value with the neurons of the latter two behind it, attention and context, a product and a layer norm, a
-product, gelu and its neurons, a product and a layer norm. Between them spikes or counts travel as bytes (see
-`spiking.limbs`). `weight_cache.py` has weights, thresholds and masks as it reads them. The embedding's current and the
-answer are the student's own.
+`encode` replaces `SpikingBert.encode`, all layers and spiking layers included, where `covers` is true: on a GPU,
+without gradient, for the closed form and for the simulation of the synchronous codings. Per layer it launches: one
+product for query, key and value, with the neurons of the latter two; attention with the context's neurons; a product
+and a layer norm with neurons; a product, gelu and neurons; a product and a layer norm with neurons. Between them spikes
+or their counts travel as bytes (see `split_integer.py`). `weight_cache.py` keeps weights, thresholds and masks in the
+format that the kernels read. The embedding's current and the logits are computed by the student itself.
 
 The arithmetic is float32's or better, but not bit for bit that of the torch path: sums of spikes are exact here. A
 current within rounding of its threshold may fire on one side only.
@@ -25,7 +25,7 @@ from spikeprune.kernels.equilibrium import KINDS
 from spikeprune.kernels.firing import CLOSED, GELU, PER_STEP, RUNNING, Firing
 from spikeprune.kernels.norm_attention import attended, constant, counted, normed
 from spikeprune.kernels.split_integer import MOST, padded
-from spikeprune.kernels.weight_cache import held
+from spikeprune.kernels.weight_cache import cached_weights
 from spikeprune.models.backend import Encoded
 from spikeprune.models.layers import EncoderLayer
 from spikeprune.models.modeling import SpikingBert
@@ -33,40 +33,40 @@ from spikeprune.snn.context import ForwardContext, SpikeTrain
 from spikeprune.snn.neurons import leak_weights
 
 MODES = {"per_step": PER_STEP, "running_mean": RUNNING}
-HEAD_SIZES = (16, 32, 64, 128)  # of which attention makes a tile
-WIDEST = 4096  # channels of a row that layer norm holds
+HEAD_SIZES = (16, 32, 64, 128)  # that make a tile of attention
+WIDEST = 4096  # most channels of a row that layer norm keeps in registers
 
 
 def covers(student: SpikingBert, ctx: ForwardContext) -> bool:
-    """Whether the engine computes this pass; else the sites do, each by itself.
+    """Whether `encode` computes this forward; else each spiking layer is computed by itself.
 
-    It does without gradient and autocast, in float32 on CUDA with `kernels=triton`, where no more is asked for than
-    values and counts, of a network that is `shaped`: the closed form of IF neurons, and the simulation in `per_step` or
-    (IF) `running_mean` where no layer fires longer than the one below it; trains that hold counts up to MOST steps.
+    It does without gradient and autocast, in float32 on CUDA, where nothing but values and counts is wanted, of an
+    architecture that is `supported`: the closed form of IF neurons, and the simulation in `per_step` or (IF)
+    `running_mean` where no layer fires longer than the one below it; trains that hold counts up to MOST steps.
     """
-    site, steps = student.embedding.site, student.steps
-    asked = ctx.rate or ctx.trace or ctx.scores or ctx.pulses or ctx.deaden is not None or ctx.settled is not None
-    if torch.is_grad_enabled() or torch.is_autocast_enabled("cuda") or asked:
+    neurons, steps = student.embedding.site, student.steps
+    more = ctx.rate or ctx.trace or ctx.scores or ctx.pulses or ctx.deaden is not None or ctx.settled is not None
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cuda") or more:
         return False
-    if not suits(student.classifier.weight):
+    if not on_cuda(student.classifier.weight):
         return False
     if ctx.mode == "equilibrium":
-        timed = site.leak == 1.0 and max(steps) <= MOST
+        timed = neurons.leak == 1.0 and max(steps) <= MOST
     elif ctx.mode == "spiking" and student.coding in MODES:
         longest = MOST if student.coding == "running_mean" else float("inf")
         timed = all(a >= b for a, b in zip(steps, steps[1:], strict=False)) and max(steps) <= longest
-        timed = timed and (site.leak == 1.0 or student.coding == "per_step")
+        timed = timed and (neurons.leak == 1.0 or student.coding == "per_step")
     else:
         return False
-    return timed and site.kind in KINDS and shaped(student)
+    return timed and neurons.kind in KINDS and supported(student)
 
 
-def suits(like: Tensor) -> bool:
+def on_cuda(like: Tensor) -> bool:
     return like.is_cuda and like.dtype == torch.float32
 
 
-def shaped(student: SpikingBert) -> bool:
-    """Whether the network itself is one that the engine's kernels know."""
+def supported(student: SpikingBert) -> bool:
+    """Whether the kernels compute an architecture such as this student's."""
     layers, values = student.layers, student.values
     plain = student.query == "real" and student.embedding.feedback is None and not values["dead_zone"]
     plain = plain and values["residual"] == "spikes"
@@ -77,7 +77,7 @@ def shaped(student: SpikingBert) -> bool:
 
 @cache
 def units(mode: int, steps: int, total: int, device: torch.device) -> Tensor:
-    """Theta's share that one unit of a train stands for at each step `[S]`; its source fires for `total` steps."""
+    """The share of theta that a 1 in a train stands for at each step `[S]`; its neurons fire for `total` steps."""
     by_mode = {PER_STEP: [1.0] * steps, RUNNING: [1.0 / t for t in range(1, steps + 1)], CLOSED: [1.0 / total]}
     return torch.tensor(by_mode[mode], device=device)
 
@@ -88,51 +88,58 @@ def asr_norm(steps: int, leak: float) -> float:
 
 
 def encode(student: SpikingBert, input_ids: Tensor, token_type_ids: Tensor, *, ctx: ForwardContext) -> Encoded:
-    """As `SpikingBert.encode`, of a pass that is covered."""
-    closed, device = ctx.mode == "equilibrium", input_ids.device
+    """As `SpikingBert.encode`, for a forward that is covered. Shapes: S steps of a train, 1 in closed form; M = B N
+    tokens; channels of a train are padded to a multiple of PAD."""
+    closed, tokens = ctx.mode == "equilibrium", ctx.tokens
     mode = CLOSED if closed else MODES[student.coding]
-    ready, (total, *totals) = held(student, mode != PER_STEP), student.steps
-    tokens, shape = ctx.tokens, (*input_ids.shape, student.values["hidden"])
-    site = student.embedding.site
-    leak, running = site.leak, mode == RUNNING
+    weights, (total, *totals) = cached_weights(student, mode != PER_STEP), student.steps
+    neurons, shape = student.embedding.site, (*input_ids.shape, student.values["hidden"])  # [B, N, D]
 
-    def firing(arrays: tuple[Tensor, Tensor], t: int) -> Firing:
-        return Firing(*arrays, mode, site.kind == "ternary", leak, site.neuron.start, float(t))
+    def firing(theta_and_kept: tuple[Tensor, Tensor], t_steps: int) -> Firing:
+        ternary, start = neurons.kind == "ternary", neurons.neuron.start
+        return Firing(*theta_and_kept, mode, ternary, neurons.leak, start, float(t_steps))
 
     # the names of the formulas in `modeling.py`: a, k, v, c, h, f are trains, q and y currents in float32
-    current = student.embedding.current(input_ids, token_type_ids).flatten(0, 1)  # [B N, D]
-    steps = 1 if closed else total
-    how = {"steps": steps, "width": padded(shape[-1]), "asr_norm": asr_norm(total, leak)}
-    a, value = constant(current, firing(ready.embedding, total), **how)  # [S, B N, D padded], [B N, D]
+    current = student.embedding.current(input_ids, token_type_ids).flatten(0, 1)  # [M, D]
+    a, value = constant(
+        current,
+        firing(weights.embedding, total),
+        steps=1 if closed else total,
+        width=padded(shape[-1]),
+        asr_norm=asr_norm(total, neurons.leak),
+    )  # [S, M, D], [M, D]
     if ctx.count:
-        ctx.record.add("embedding", counts=counted(a, tokens, a.shape[-1], running=running)[..., : shape[-1]])
-    hidden, below = [value.view(shape)], (ready.embedding[0], total)
-    for layer, own, t in zip(student.layers, ready.layers, totals, strict=True):
-        steps, fires = 1 if closed else t, lambda arrays, t=t: firing(arrays, t)
-        inner, unit = layer.heads * layer.head_size, units(mode, steps, t, device)
-        theta, before = below[0], units(mode, steps, below[1], device)  # of the train a
-        width = padded(inner)
-        # q = Wq a, k = spike(Wk a), v = spike(Wv a)
-        q, kv = split_integer.product(a, own.qkv, before, steps=steps, reals=width, site=fires(own.kv))
-        thetas = own.kv[0][width : 2 * width], own.kv[0][2 * width :]
-        how = {"steps": steps, "heads": layer.heads, "size": layer.head_size}
-        # c = spike(softmax(q k^T / sqrt d + mask) v)
-        c = attended(q, kv, *thetas, unit, tokens, fires(own.context), **how)
-        # h = spike(LN(Wo c + a))
+        counts = counted(a, tokens, a.shape[-1], running=mode == RUNNING)
+        ctx.record.add("embedding", counts=counts[..., : shape[-1]])
+    hidden, theta, below = [value.view(shape)], weights.embedding[0], total  # theta and steps of the train a
+    for layer, own, t in zip(student.layers, weights.layers, totals, strict=True):
+        steps, norm, width = 1 if closed else t, asr_norm(t, neurons.leak), padded(layer.heads * layer.head_size)
+        unit, unit_below = units(mode, steps, t, current.device), units(mode, steps, below, current.device)
+        # q = Wq a, k = spike(Wk a), v = spike(Wv a): [S, M, width], [S, M, 2 width]
+        q, kv = split_integer.product(a, own.qkv, unit_below, steps=steps, reals=width, neurons=firing(own.kv, t))
+        # c = spike(softmax(q k^T / sqrt d + mask) v): [S, M, width]
+        key_theta, value_theta = own.kv[0][width : 2 * width], own.kv[0][2 * width :]
+        context = firing(own.context, t)
+        c = attended(
+            q, kv, key_theta, value_theta, unit, tokens, context, steps=steps, heads=layer.heads, size=layer.head_size
+        )
+        # h = spike(LN(Wo c + a)): [S, M, D]
         y, _ = split_integer.product(c, own.out, unit, steps=steps, reals=own.out.codes.shape[1])
-        how = {"steps": steps, "asr_norm": asr_norm(t, leak)}
-        h, _ = normed(y, a, theta, before, layer.attention_norm, fires(own.attention), **how)
-        # f = spike(gelu(W1 h))
-        up = {"reals": 0, "site": fires(own.intermediate), "activation": GELU}
-        _, f = split_integer.product(h, own.up, unit, steps=steps, **up)
-        # a' = spike(LN(W2 f + h))
+        attention = firing(own.attention, t)
+        h, _ = normed(y, a, theta, unit_below, layer.attention_norm, attention, steps=steps, asr_norm=norm)
+        # f = spike(gelu(W1 h)): [S, M, F]
+        intermediate = firing(own.intermediate, t)
+        _, f = split_integer.product(h, own.up, unit, steps=steps, reals=0, neurons=intermediate, activation=GELU)
+        # a' = spike(LN(W2 f + h)): [S, M, D]
         y, _ = split_integer.product(f, own.down, unit, steps=steps, reals=own.down.codes.shape[1])
-        last = {"value": True, **how}
-        a, value = normed(y, h, own.attention[0], unit, layer.output_norm, fires(own.output), **last)
+        output, theta_h = firing(own.output, t), own.attention[0]
+        a, value = normed(
+            y, h, theta_h, unit, layer.output_norm, output, steps=steps, asr_norm=norm, value=True
+        )  # [S, M, D], [M, D]
         if ctx.count:
-            record_counts(ctx, layer, running, kv=kv, context=c, attention=h, intermediate=f, output=a)
+            record_counts(ctx, layer, mode == RUNNING, kv=kv, context=c, attention=h, intermediate=f, output=a)
         hidden.append(value.view(shape))
-        below = own.output[0], t
+        theta, below = own.output[0], t
     return SpikeTrain(hidden[-1]), hidden, [None] * len(totals)
 
 
@@ -158,7 +165,7 @@ def record_counts(
     if layer.output_site.count_first:
         rows = output.view(len(output), *ctx.tokens.shape, -1)[:, :, 0, : layer.output_site.channels]
         first = first_token_counts(rows, running)
-    for site, counts, first_counts in (
+    for neurons, counts, first_counts in (
         (layer.key_site, key, None),
         (layer.value_site, value, None),
         (layer.context_site, count(context), None),
@@ -166,7 +173,7 @@ def record_counts(
         (layer.intermediate_site, count(intermediate), None),
         (layer.output_site, count(output), first),
     ):
-        ctx.record.add(site.name, counts=counts[..., : site.channels], first_counts=first_counts)
+        ctx.record.add(neurons.name, counts=counts[..., : neurons.channels], first_counts=first_counts)
 
 
 def first_token_counts(train: Tensor, running: bool) -> Tensor:

@@ -1,9 +1,9 @@
-"""Triton kernels of the spiking sites. The torch reference of each is named beside it and stays the default.
+"""Triton kernels of a spiking layer's equilibrium with gradient. The torch reference of each stands beside it.
 
 | kernel | reference | launches on CUDA, kernel / reference |
 |---|---|---|
 | `fused_equilibrium` forward | `neurons.settle`, `Equilibrium.forward` | 1 / about 10 |
-| the same with mask and rates | and what `SpikingLayer.fire` does with these | 2 / about 16 |
+| the same with mask and rates | and `spiking_layer.mean_rates` | 2 / about 16 |
 | `fused_equilibrium` backward | `Equilibrium.backward` | 2 / about 11 |
 | the same with mask and rates | and theirs | 2 / about 20 |
 
@@ -117,26 +117,21 @@ if INSTALLED:
 
 
 def lacking() -> str:
-    """What this machine would need to run the kernels; empty where it can."""
+    """What this machine lacks to run the kernels, in words; empty where it lacks nothing."""
     if not torch.cuda.is_available():
         return "a CUDA device"
     return "" if INSTALLED else "the package triton"
 
 
-def available() -> bool:
-    """Whether this machine can run the kernels: a CUDA device, and Triton installed."""
-    return not lacking()
-
-
 def covers(x: Tensor, kind: str, leak: float) -> bool:
-    """Whether `fused_equilibrium` computes this site's reference."""
+    """Whether `fused_equilibrium` computes neurons of this kind and leak on the current `x`."""
     return kind in KINDS and leak == 1.0 and x.is_cuda and x.dtype == torch.float32 and x.numel() > 0
 
 
 @cache
 def divides(device: torch.device) -> bool:
     """Whether torch divides a tensor by a number exactly there. On CUDA it has long multiplied by the reciprocal, up to
-    one ulp off (pytorch issue 191495), and `rate` must do what this release does; 169/13 tells the two apart."""
+    one ulp off (pytorch issue 191495), and `rate` must round as this release does; 169/13 differs between the two."""
     return (torch.tensor(169.0, device=device) / 13).item() == 13.0
 
 
@@ -162,12 +157,11 @@ class FusedEquilibrium(torch.autograd.Function):
         ctx.t_steps, ctx.kind = t_steps, kind
         out = torch.empty_like(x)
         grid, numbers, constants = _arguments(x, theta, t_steps, kind)
-        asked = {"MASKED": mask is not None, "RATED": shares is not None}
         partial = x.new_empty(grid[0] if shares is not None else 0, x.shape[-1])
         with torch.cuda.device_of(x):
             equilibrium_forward[grid](
                 x, theta, theta if mask is None else mask, x if shares is None else shares, out, partial,
-                *numbers, **asked, **constants,
+                *numbers, MASKED=mask is not None, RATED=shares is not None, **constants,
             )  # fmt: skip
         return out, None if shares is None else partial.sum(0)
 
@@ -178,12 +172,12 @@ class FusedEquilibrium(torch.autograd.Function):
         grad, grad_x = grad.contiguous(), torch.empty_like(x)
         slope = x if shares is None else grad_rate.contiguous()
         grid, numbers, constants = _arguments(x, theta, ctx.t_steps, ctx.kind)
-        asked = {"MASKED": mask is not None, "RATED": shares is not None}
         partial = x.new_empty(grid[0], x.shape[-1])
         with torch.cuda.device_of(x):
             equilibrium_backward[grid](
                 grad, slope, x, theta, theta if mask is None else mask, x if shares is None else shares, grad_x,
-                partial, *numbers, NEURONS[ctx.kind].low, **asked, **constants,
+                partial, *numbers, NEURONS[ctx.kind].low,
+                MASKED=mask is not None, RATED=shares is not None, **constants,
             )  # fmt: skip
         return grad_x, partial.sum_to_size(theta.shape), None, None, None, None
 

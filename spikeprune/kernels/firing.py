@@ -1,13 +1,13 @@
-"""How neurons fire inside the engine's kernels: functions that those of `split_integer.py`, `wgmma_gluon.py` and
-`norm_attention.py` call on what they hold in registers.
+"""How neurons fire inside the fused encoder: functions that the kernels of `split_integer.py`, `wgmma_gluon.py` and
+`norm_attention.py` call on registers.
 
 | function | reference |
 |---|---|
 | `current` | `split_integer.reference` |
 | `fire` | `neurons.steps`, `neurons.settle`, `coding.drive_running_mean` |
-| `gelu` | the exact one, to 2e-7 of the larger of 1 and its argument, as torch's own is |
+| `gelu` | the exact gelu, to 2e-7 of the larger of 1 and the argument's size, as torch's |
 
-A neuron that is pruned, or is none, has an infinite theta here: no current fires it, in any mode.
+A pruned neuron, or padding, has an infinite theta here: no current makes it fire, in any mode.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from torch import Tensor
 
 from spikeprune.kernels.equilibrium import INSTALLED
 
-CLOSED, PER_STEP, RUNNING = 0, 1, 2  # what a site does with its currents, and what it writes
+# how neurons fire and what their train holds: one count of all steps | spikes | running counts
+CLOSED, PER_STEP, RUNNING = 0, 1, 2
 PLAIN, GELU = 0, 1  # what is applied to a product before the neurons
 
 
 class Firing(NamedTuple):
-    """How the neurons behind a map fire; `theta` and `kept` are for all of its padded outputs."""
+    """The neurons that a linear map drives; `theta` and `kept` are for all of its padded outputs."""
 
-    theta: Tensor  # [out], 1 where there is no neuron
-    kept: Tensor  # [out], 0 where a neuron is pruned, or there is none
+    theta: Tensor  # [out], 1 on padding
+    kept: Tensor  # [out], 0 for a pruned neuron and on padding
     mode: int
     ternary: bool
     leak: float
@@ -74,9 +75,9 @@ if INSTALLED:
         y, t, u, before, n, size, leak, total,
         TERNARY: tl.constexpr, MODE: tl.constexpr, LEAKS: tl.constexpr, CONSTANT: tl.constexpr,
     ):  # fmt: skip
-        """One step of a site: f's answer y -> what its train holds at step t (int8), its spikes, the state after it.
+        """One step: the output y of f -> what the train holds at step t (int8), the spikes, the state after it.
 
-        u: membrane; before: what f answered, weighted, a step sooner; n: spikes so far, with their sign. `total`: T of
+        u: membrane; before: the weighted output of f a step sooner; n: signed sum of the spikes so far. `total`: T of
         the closed form. LEAKS: leak is not 1. CONSTANT: y is the current itself, the same at every step.
         """
         if MODE == 0:

@@ -1,7 +1,7 @@
-"""The engine's other kernels: layer norm or attention, and the neurons behind it, each in one go over trains of bytes
-with the membranes in registers; and the count of spikes. Its products, and what a train is: `split_integer.py`.
+"""Kernels of the fused encoder: layer norm, or attention, with the neurons that it drives, over spike trains in bytes,
+the membranes in registers; and the count of spikes. For its products and the format of a train see `split_integer.py`.
 
-| kernel | reference | what it spares |
+| kernel | reference | tensors that it does not write |
 |---|---|---|
 | `norm_scan` | layer norm of a current and a residual train, then the neurons | seven tensors of T steps |
 | `attention_scan` | `softmax(q k^T) v` step by step, then the neurons | scores, context, and both trains in float32 |
@@ -166,51 +166,65 @@ def normed(
     residual_theta: Tensor,
     units: Tensor,
     norm: torch.nn.LayerNorm,
-    site: Firing,
+    neurons: Firing,
     *,
     steps: int,
     asr_norm: float,
     value: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """The train `[steps, rows, width]` of neurons that layer norm drives: of currents `y [S, rows, width]` and a train
-    in units of `residual_theta [D]` and `units [S]`; with `value` theta times their ASR `[rows, D]`."""
+    """The train `[steps, rows, width]` of neurons that are driven by the layer norm of currents `y [S, rows, width]`
+    plus a `residual` train, in units of `residual_theta [D]` and `units [S]`; with `value`, theta times their ASR
+    `[rows, D]` too. `asr_norm`: the sum of the steps' weights in the ASR."""
     (_, rows, width), columns = residual.shape, norm.weight.numel()
-    how = {"train": y.new_empty(steps, rows, width, dtype=torch.int8)}
-    how["value"] = y.new_empty(rows, columns) if value else None
-    given = [residual, residual_theta, units, norm.weight.detach(), norm.bias.detach()]
-    _norm_scan(y, given, site, how, rows, columns, width, steps, norm.eps, asr_norm, constant=False)
-    return how["train"], how["value"]
+    train = y.new_empty(steps, rows, width, dtype=torch.int8)
+    values = y.new_empty(rows, columns) if value else None
+    inputs = (residual, residual_theta, units, norm.weight.detach(), norm.bias.detach())
+    _norm_scan(y, inputs, neurons, train, values, columns, eps=norm.eps, asr_norm=asr_norm, constant=False)
+    return train, values
 
 
-def constant(y: Tensor, site: Firing, *, steps: int, width: int, asr_norm: float) -> tuple[Tensor, Tensor]:
+def constant(y: Tensor, neurons: Firing, *, steps: int, width: int, asr_norm: float) -> tuple[Tensor, Tensor]:
     """Train `[steps, rows, width]` and theta times ASR `[rows, D]` of neurons under the constant currents `y`."""
     rows, columns = y.shape
-    train, value = y.new_empty(steps, rows, width, dtype=torch.int8), torch.empty_like(y)
-    how = {"train": train, "value": value}
-    _norm_scan(y, [site.theta] * 5, site, how, rows, columns, width, steps, 0.0, asr_norm, constant=True)
-    return train, value
+    train, values = y.new_empty(steps, rows, width, dtype=torch.int8), torch.empty_like(y)
+    unread = (neurons.theta,) * 5
+    _norm_scan(y, unread, neurons, train, values, columns, eps=0.0, asr_norm=asr_norm, constant=True)
+    return train, values
 
 
-def _norm_scan(y, given, site, out, rows, columns, width, steps, eps, asr_norm, *, constant: bool) -> None:
+def _norm_scan(
+    y: Tensor,
+    inputs: tuple[Tensor, ...],
+    neurons: Firing,
+    train: Tensor,
+    values: Tensor | None,
+    columns: int,
+    *,
+    eps: float,
+    asr_norm: float,
+    constant: bool,
+) -> None:
+    """Launch `norm_scan`, which writes `train` and, if given, `values`."""
+    steps, rows, width = train.shape
     block = power_of_2(max(width, 16))
-    tile = {"ROWS": max(1, 1024 // block), "COLS": block, "num_warps": 4 if block <= 1024 else 8}
-    value = site.theta if out["value"] is None else out["value"]
+    tile_rows = max(1, 1024 // block)
     with torch.cuda.device_of(y):
-        norm_scan[(-(-rows // tile["ROWS"]),)](
-            y, *given, site.theta, out["train"], value,
-            rows, columns, width, eps, site.leak, site.start, site.total, asr_norm,
-            STEPS=steps, MODE=site.mode, TERNARY=site.ternary, LEAKS=site.leak != 1.0, CONSTANT=constant,
-            VALUE=out["value"] is not None, **tile, enable_fp_fusion=False,
+        norm_scan[(-(-rows // tile_rows),)](
+            y, *inputs, neurons.theta, train, neurons.theta if values is None else values,
+            rows, columns, width, eps, neurons.leak, neurons.start, neurons.total, asr_norm,
+            STEPS=steps, MODE=neurons.mode, TERNARY=neurons.ternary, LEAKS=neurons.leak != 1.0, CONSTANT=constant,
+            VALUE=values is not None, ROWS=tile_rows, COLS=block, num_warps=4 if block <= 1024 else 8,
+            enable_fp_fusion=False,
         )  # fmt: skip
 
 
 def power_of_2(least: int) -> int:
-    """The next one. Triton's own, at every launch, costs ten times as much."""
+    """The smallest power of two that is at least `least`. Triton's own takes ten times as long, at every launch."""
     return 1 << (least - 1).bit_length()
 
 
 def attended(
-    q: Tensor, pair: Tensor, key_theta: Tensor, value_theta: Tensor, units: Tensor, tokens: Tensor, site: Firing,
+    q: Tensor, pair: Tensor, key_theta: Tensor, value_theta: Tensor, units: Tensor, tokens: Tensor, neurons: Firing,
     *, steps: int, heads: int, size: int,
 ) -> Tensor:  # fmt: skip
     """The context's train `[steps, B N, width]`: queries `q [S, B N, …]`, keys and values `pair [S, B N, 2 width]`,
@@ -224,10 +238,11 @@ def attended(
     tile = {"BM": min(64, whole), "BN": min(most, whole)}
     with torch.cuda.device_of(q):
         attention_scan[(sentences * heads, -(-n // tile["BM"]))](
-            q, pair, key_theta, value_theta, units, tokens.contiguous().view(torch.uint8), site.theta, site.kept, train,
+            q, pair, key_theta, value_theta, units, tokens.contiguous().view(torch.uint8),
+            neurons.theta, neurons.kept, train,
             n, heads, q.shape[-1], width, math.log2(math.e) / math.sqrt(size),
-            site.leak, site.start, site.total, STEPS=steps, BLOCKS=-(-n // tile["BN"]),
-            MODE=site.mode, TERNARY=site.ternary, LEAKS=site.leak != 1.0, SIZE=size, **tile,
+            neurons.leak, neurons.start, neurons.total, STEPS=steps, BLOCKS=-(-n // tile["BN"]),
+            MODE=neurons.mode, TERNARY=neurons.ternary, LEAKS=neurons.leak != 1.0, SIZE=size, **tile,
             num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
     return train

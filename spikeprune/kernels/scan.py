@@ -1,13 +1,13 @@
-"""Triton kernels of a simulation without gradient: the membranes of a site over all its steps, in registers.
+"""Triton kernels of a simulation without gradient: the membranes of a spiking layer over all steps, in registers.
 
 | kernel | reference | tensors through memory, kernel / reference |
 |---|---|---|
 | `membrane_scan` | `simulation.simulate` with `coding.drive` before, mask and `coding.read` after | 2 T / about 25 T |
 | `totals` | `closed_form.settled_value` | 2 / about 20 |
 
-A spike train is written only where a synchronous coding reads it, and then as what its readers see. Counts are summed
-over tokens before they leave the chip. Binary and ternary neurons, IF and LIF, in float32 on CUDA; float64, the CPU and
-a pass that asks for traces are torch's.
+A spike train is written only where a synchronous coding reads it, and then as its readers see it. Counts are summed
+over tokens before they leave the chip. Covered are binary and ternary neurons, IF and LIF, in float32 on CUDA, without
+traces.
 
 Rounding. Spikes, ASR, counts and per-step pulses of the same currents are bit-equal to the reference on the same
 device: the same operations in the same order, none contracted. The running mean of a train is summed step by step;
@@ -62,8 +62,8 @@ if INSTALLED:
         SEEN: tl.constexpr, MEANS: tl.constexpr, MASKED: tl.constexpr, COUNT: tl.constexpr, MEAN: tl.constexpr,
         ROWS: tl.constexpr, COLS: tl.constexpr,
     ):  # fmt: skip
-        """f's answers y `[T, B, N, D]` (or `[B, N, D]`, stride 0, for all steps) -> ASR a `[B, N, D]`, and if asked
-        for: what readers see `[T, B, N, D]`, the mean current `[B, N, D]`, spikes `[T, tiles, D]` on real tokens."""
+        """Outputs y of f `[T, B, N, D]` (or `[B, N, D]`, stride 0, for all steps) -> ASR a `[B, N, D]`; optionally
+        what readers see `[T, B, N, D]`, the mean current `[B, N, D]`, spikes `[T, tiles, D]` on real tokens."""
         sentence, token, column, at, exists = sentence_tile(tokens, columns, ROWS, COLS)
         first = sentence * tokens * columns
         y, seen, a, mean = y + first, seen + first, a + first, mean + first
@@ -75,7 +75,7 @@ if INSTALLED:
             kept = tl.load(mask + column, mask=inside, other=0.0)[None, :]
         counted = tl.load(real + sentence * tokens + token, mask=token < tokens, other=0).to(tl.float32)[:, None]
         zero = tl.zeros((ROWS, COLS), dtype=tl.float32)
-        u, sent, mean_current, before, held = zero + start * size, zero, zero, zero, zero
+        u, sent, mean_current, before, so_far = zero + start * size, zero, zero, zero, zero
         for t in range(T):
             x = tl.load(y + at, mask=exists, other=0.0)
             norm = tl.load(norms + t)
@@ -96,8 +96,8 @@ if INSTALLED:
             if SEEN:
                 out = size * s * kept
                 if MEANS:
-                    held = leak * held + out
-                    out = tl.div_rn(held, zero + norm)
+                    so_far = leak * so_far + out
+                    out = tl.div_rn(so_far, zero + norm)
                 tl.store(seen + at, out, mask=exists)
             if COUNT:
                 tl.store(counts + column, tl.sum(tl.abs(s) * counted, axis=0), mask=inside)
@@ -150,7 +150,7 @@ def schedule(t_steps: int, leak: float, device: torch.device) -> tuple[Tensor, T
     return torch.tensor(weights, **as_tensor), torch.tensor(norms, **as_tensor), sum(weights)
 
 
-# of each coding: whether f is given running means, and what readers of a train see
+# coding: whether f is applied to running means, and what readers of a train see
 READS = {"accumulate": (False, None), "per_step": (False, "pulses"), "running_mean": (True, "means")}
 
 
@@ -174,11 +174,15 @@ def fused_scan(
     tokens: Tensor | None = None,
     mean: bool = False,
 ) -> Scanned:
-    """`simulation.simulate` of one site in one kernel, without gradient.
+    """`simulation.simulate` of one layer in one kernel, without gradient.
 
-    y: f's answers, `[T, B, N, D]`, or `[B, N, D]` where the current is the same at every step. `wrapped`: they answer
-    running means, so the currents are their weighted differences. `seen`: what readers of the train see, "pulses" or
-    "means", None where nobody reads it. `mask [D]` silences channels of it. `tokens [B, N]`: count spikes there.
+    Args:
+        y: f of what is read at each step `[T, B, N, D]`, or the constant current `[B, N, D]`.
+        wrapped: `y` is f of running means, so the currents are its weighted differences.
+        seen: what readers of the train see, "pulses" or "means"; None: the train is not read.
+        mask: `[D]`, silences channels of the train that is seen.
+        tokens: `[B, N]`, where spikes are counted.
+        mean: whether to return the mean input current.
     """
     y, theta = y.detach().contiguous(), theta.detach().contiguous()
     shape = y.shape[-3:]
@@ -189,16 +193,15 @@ def fused_scan(
     train = y.new_empty(t_steps, *shape) if seen else None
     counts = None if tokens is None else y.new_empty(t_steps, shape[0], tiles, shape[2])
     real = _flags(tokens, y)
-    given = [unused if x is None else x for x in (train, a, means, counts)]
+    outputs = [unused if x is None else x for x in (train, a, means, counts)]
     size = a.numel()
-    asked = {"SEEN": seen is not None, "MEANS": seen == "means", "MASKED": mask is not None, "MEAN": mean}
-    asked |= {"COUNT": tokens is not None, "WRAPPED": wrapped}
     with torch.cuda.device_of(y):
         membrane_scan[grid](
-            y, theta, unused if mask is None else mask, real, weights, norms, *given,
+            y, theta, unused if mask is None else mask, real, weights, norms, *outputs,
             shape[1], shape[2], size if y.dim() == 4 else 0, size, leak, NEURONS[kind].start, total, 1 / total,
-            T=t_steps, TERNARY=kind == "ternary", PER_CHANNEL=theta.numel() > 1, DIVIDES=divides(y.device), **asked,
-            **TILE, **LAUNCH,
+            T=t_steps, TERNARY=kind == "ternary", PER_CHANNEL=theta.numel() > 1, DIVIDES=divides(y.device),
+            WRAPPED=wrapped, SEEN=seen is not None, MEANS=seen == "means", MASKED=mask is not None,
+            COUNT=tokens is not None, MEAN=mean, **TILE, **LAUNCH,
         )  # fmt: skip
     return Scanned(a, means, train, None if counts is None else counts.sum(2))
 

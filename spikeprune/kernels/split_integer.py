@@ -1,23 +1,23 @@
-"""The engine's products: linear maps of spikes on the integer units of the tensor cores, with float32's accuracy, and
-the neurons behind them. How neurons fire: `firing.py`; the same products on Hopper chips: `wgmma.py`; the engine's
-other kernels: `norm_attention.py`; who calls them in which order: `kernels/encoder.py`.
+"""Split-integer products of the fused encoder: linear maps of spikes on the integer units of the tensor cores, with
+float32's accuracy, and the neurons that they drive. How neurons fire: `firing.py`; the same products on Hopper chips:
+`wgmma.py`; the other kernels: `norm_attention.py`; the order in which they are called: `encoder.py`.
 
-A spike, or a count of spikes, is a small whole number; what a synapse adds for one, `W diag(theta)`, is made one as
-well: each row of it is rounded to 24-bit fixed point and cut into three signed bytes ("limbs"), so that
+A spike, or a count of spikes, is a small integer. So is made what a synapse adds for one, `W diag(theta)`: each row is
+rounded to 24-bit fixed point and split into three signed bytes b2, b1, b0, so that
 
-    W diag(theta) n = scale (65536 l2 + 256 l1 + l0) n
+    W diag(theta) n = scale (65536 b2 + 256 b1 + b0) n
 
-is three int8 products whose sums are exact in int32 (n in int8, so counts up to 127). Only the rounding of a weight is
-left, at most 2^-24 of the largest of its row, where a float32 product rounds every partial sum to 2^-24 of it; the two
-errors are within a factor of two or so of one another. Sums of whole numbers do not depend on their order: a current is
-the same bits in every batch, in every tiling and on every device, up to the activation behind it.
+is three int8 products whose sums are exact in int32 (n in int8, so counts up to 127). The only error is the rounding of
+a weight, at most 2^-24 of the largest of its row; a float32 product rounds every partial sum to 2^-24 of it, and the
+two errors are within a factor of about two of one another. Sums of integers do not depend on their order: a current is
+the same bits in every batch, tiling and device, up to the activation that follows it.
 
 | kernel | reference | tensors through memory, kernel / reference |
 |---|---|---|
-| `limb_product` | `reference`, and `neurons.steps` over its rows | a train in, one out / currents in float32 besides |
+| `split_product` | `reference`, then `neurons.steps` over its rows | a train in, one out / float32 currents too |
 
 Spike trains are int8 `[S, rows, columns]`, `columns` a multiple of 64 with zeros beyond the last channel. What a train
-holds depends on who reads it: spikes, running counts (so that a mean so far is linear in it) or one count of all.
+holds depends on the coding: spikes, running counts (the mean so far is linear in them) or one count of all steps.
 """
 
 from __future__ import annotations
@@ -32,14 +32,16 @@ from spikeprune.kernels import wgmma
 from spikeprune.kernels.equilibrium import INSTALLED
 from spikeprune.kernels.firing import CLOSED, PLAIN, Firing
 
-PAD = 64  # channels of a train and rows of the limbs are padded to a multiple
+PAD = 64  # channels of a train and rows of a split matrix are padded to a multiple
 MOST = 127  # largest count that a train holds
-SUM = 2.0**39  # bound of |l| n summed over a row: its upper two limbs then stay in int32
+SUM = 2.0**39  # bound of a row's sum of |weight| n, in units of its scale: the upper two bytes then stay in int32
 TILE = {"BM": 64, "BN": 64}  # rows and channels of one program; three accumulators of this size
 LAUNCH = {"num_warps": 4, "num_stages": 3, "enable_fp_fusion": False}
 
 
 class SplitIntegers(NamedTuple):
+    """A linear map whose weights are 24-bit integers in three bytes, and a scale for each row."""
+
     codes: Tensor  # [3, out, in] int8, the highest first; padded
     scale: Tensor  # [out] float32: what the lowest bit is worth; padded
     bias: Tensor  # [out] float32; padded
@@ -50,18 +52,17 @@ def padded(width: int) -> int:
 
 
 def split(weight: Tensor, bias: Tensor | None, most: int) -> SplitIntegers:
-    """`weight [out, in]`, theta folded into it, for operands of at most `most` in size."""
+    """Split `weight [out, in]`, which has theta folded in, for operands of magnitude at most `most`."""
     w = weight.detach().double()
     rows, width = w.shape
     largest, whole = w.abs().amax(1).clamp(min=1e-30), w.abs().sum(1).clamp(min=1e-30)
-    room = torch.minimum((2**23 - 2**16) / largest, (SUM / most - width) / whole)
-    scale = (1 / room).clamp(min=1e-30).float()
+    steps = torch.minimum((2**23 - 2**16) / largest, (SUM / most - width) / whole)  # of the fixed point, per unit
+    scale = (1 / steps).clamp(min=1e-30).float()
     n = (w / scale.double()[:, None]).round().long()
-    limbs = []
-    for _ in range(2):
-        limbs.append((n + 128) % 256 - 128)
-        n = (n - limbs[-1]) // 256
-    codes = torch.stack([n, *reversed(limbs)]).to(torch.int8)
+    low = (n + 128) % 256 - 128
+    n = (n - low) // 256
+    middle = (n + 128) % 256 - 128
+    codes = torch.stack([(n - middle) // 256, middle, low]).to(torch.int8)
     beyond = padded(rows) - rows
     given = w.new_zeros(rows) if bias is None else bias.detach()
     return SplitIntegers(
@@ -71,17 +72,17 @@ def split(weight: Tensor, bias: Tensor | None, most: int) -> SplitIntegers:
     )
 
 
-def joined(parts: list[SplitIntegers]) -> SplitIntegers:
-    """Several maps of one operand as one; each starts at a multiple of PAD."""
+def concatenated(parts: list[SplitIntegers]) -> SplitIntegers:
+    """Several maps of one operand as one map; the outputs of each start at a multiple of PAD."""
     return SplitIntegers(torch.cat([p.codes for p in parts], 1), *(torch.cat([p[i] for p in parts]) for i in (1, 2)))
 
 
-def reference(n: Tensor, limbs: SplitIntegers, unit: Tensor) -> Tensor:
+def reference(n: Tensor, weight: SplitIntegers, unit: Tensor) -> Tensor:
     """Currents `[S, rows, out]` of the train `n [S, rows, in]`, each step's in units of `unit [S]`: exact sums, then
     the kernel's operations in its order."""
-    high, middle, low = (n.double() @ code.double().t() for code in limbs.codes)  # exact: below 2^53
+    high, middle, low = (n.double() @ code.double().t() for code in weight.codes)  # exact: below 2^53
     sums = (high * 256 + middle).float() * 256 + low.float()
-    return sums * (limbs.scale * unit[:, None])[:, None] + limbs.bias
+    return sums * (weight.scale * unit[:, None])[:, None] + weight.bias
 
 
 if INSTALLED:
@@ -92,7 +93,7 @@ if INSTALLED:
     from spikeprune.kernels.firing import current, fire, gelu
 
     @triton.jit(do_not_specialize=["rows"])
-    def limb_product(
+    def split_product(
         a, codes, scale, bias, theta, kept, units, sent,
         rows, columns, first, stretch, leak, start, total,
         WIDTH: tl.constexpr, STEPS: tl.constexpr,
@@ -100,7 +101,7 @@ if INSTALLED:
         BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     ):  # fmt: skip
         """Trains a `[S, rows, WIDTH]` through `stretch` of the columns, from `first` on: the currents `sent [S, rows,
-        stretch]` float32, or (FIRES) what their neurons send, int8. The membranes stay in registers."""
+        stretch]` float32, or (FIRES) the trains of their neurons, int8. The membranes stay in registers."""
         tiles = stretch // BN
         below = (tl.program_id(0) // tiles) * BM
         row = below.to(tl.int64) + tl.arange(0, BM)
@@ -143,64 +144,68 @@ if INSTALLED:
 
 def product(
     a: Tensor,
-    limbs: SplitIntegers,
+    weight: SplitIntegers,
     units: Tensor,
     *,
     steps: int,
     reals: int,
-    site: Firing | None = None,
+    neurons: Firing | None = None,
     activation: int = PLAIN,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The first `steps` of the train `a [S, rows, in]`, step t in units of `units [S]`, through `limbs`: currents of
-    the first `reals` outputs `[steps, rows, reals]` float32, and the train that the others fire, `site` says how.
-    `reals` is a multiple of PAD. On Hopper chips `wgmma` computes both, to the same bits."""
-    how = {"steps": steps, "activation": activation}
-    real = part(a, limbs, units, 0, reals, None, **how) if reals else None
-    train = part(a, limbs, units, reals, limbs.codes.shape[1], site, **how) if site else None
+    """The first `steps` of the train `a [S, rows, in]`, step t in units of `units [S]`, times `weight`: currents of the
+    first `reals` outputs `[steps, rows, reals]` float32, and the train that the `neurons` of the other outputs fire
+    `[steps, rows, out - reals]` int8; None for what there is none of. `reals` is a multiple of PAD. On Hopper chips
+    `wgmma` computes both, to the same bits."""
+    real = train = None
+    if reals:
+        real = columns_of(a, weight, units, 0, reals, None, steps=steps, activation=activation)
+    if neurons is not None:
+        last = weight.codes.shape[1]
+        train = columns_of(a, weight, units, reals, last, neurons, steps=steps, activation=activation)
     return real, train
 
 
-def part(
+def columns_of(
     a: Tensor,
-    limbs: SplitIntegers,
+    weight: SplitIntegers,
     units: Tensor,
     first: int,
     last: int,
-    site: Firing | None,
+    neurons: Firing | None,
     *,
     steps: int,
     activation: int,
 ) -> Tensor:
-    """The columns from `first` to `last`, as `product`."""
-    if wgmma.applies(a, site):
-        return wgmma.product(a, limbs, units, first, last, site, steps=steps, activation=activation)
-    return triton_product(a, limbs, units, first, last, site, steps=steps, activation=activation)
+    """As `product`, for the outputs from `first` to `last`."""
+    if wgmma.applies(a, neurons):
+        return wgmma.product(a, weight, units, first, last, neurons, steps=steps, activation=activation)
+    return triton_product(a, weight, units, first, last, neurons, steps=steps, activation=activation)
 
 
 def triton_product(
     a: Tensor,
-    limbs: SplitIntegers,
+    weight: SplitIntegers,
     units: Tensor,
     first: int,
     last: int,
-    site: Firing | None,
+    neurons: Firing | None,
     *,
     steps: int,
     activation: int,
 ) -> Tensor:
     _, rows, width = a.shape
-    sent = a.new_empty(steps, rows, last - first, dtype=torch.float32 if site is None else torch.int8)
-    own = Firing(limbs.scale, limbs.scale, CLOSED, False, 1.0, 0.0, 1.0) if site is None else site
+    sent = a.new_empty(steps, rows, last - first, dtype=torch.float32 if neurons is None else torch.int8)
+    firing = Firing(weight.scale, weight.scale, CLOSED, False, 1.0, 0.0, 1.0) if neurons is None else neurons
     depth = 128 if width % 128 == 0 else 64
-    at_once = 1 if site is None else steps
+    at_once = 1 if neurons is None else steps
     grid = (-(-rows // TILE["BM"]) * ((last - first) // TILE["BN"]), steps // at_once)
     train = TensorDescriptor.from_tensor(a.view(-1, width), [TILE["BM"], depth])
-    codes = TensorDescriptor.from_tensor(limbs.codes.view(-1, width), [TILE["BN"], depth])
+    codes = TensorDescriptor.from_tensor(weight.codes.view(-1, width), [TILE["BN"], depth])
     with torch.cuda.device_of(a):
-        limb_product[grid](
-            train, codes, limbs.scale, limbs.bias, own.theta, own.kept, units, sent,
-            rows, limbs.codes.shape[1], first, last - first, own.leak, own.start, own.total, WIDTH=width, STEPS=at_once,
-            MODE=own.mode, ACT=activation, TERNARY=own.ternary, LEAKS=own.leak != 1.0, FIRES=site is not None,
-            BK=depth, **TILE, **LAUNCH,
+        split_product[grid](
+            train, codes, weight.scale, weight.bias, firing.theta, firing.kept, units, sent,
+            rows, weight.codes.shape[1], first, last - first, firing.leak, firing.start, firing.total,
+            WIDTH=width, STEPS=at_once, MODE=firing.mode, ACT=activation, TERNARY=firing.ternary,
+            LEAKS=firing.leak != 1.0, FIRES=neurons is not None, BK=depth, **TILE, **LAUNCH,
         )  # fmt: skip
     return sent

@@ -1,5 +1,5 @@
-"""What the engine reads of a student: weights as limbs, thresholds and masks of each site, kept from pass to pass and
-worked out again where a tensor behind them has changed."""
+"""The weight cache of the fused encoder: a student's matrices as split integers, thresholds and masks of its spiking
+layers. It is kept from forward to forward, and computed again where a tensor that it was made from has changed."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from spikeprune.kernels.split_integer import MOST, SplitIntegers, padded
 from spikeprune.models.layers import EncoderLayer
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.quantization import MATRICES
-from spikeprune.models.weights import acting_weight, matrix
+from spikeprune.models.weights import acting_weight, matrix, source
 from spikeprune.snn.spiking_layer import SpikingLayer
 
 
 @dataclass
-class Layer:
-    """What the kernels read of an encoder layer; the tensors are refreshed in place, so that a CUDA graph may hold
-    them."""
+class LayerWeights:
+    """What the kernels read of an encoder layer. Its tensors are refreshed in place, so that a captured CUDA graph
+    reads the present ones."""
 
     qkv: SplitIntegers
     out: SplitIntegers
     up: SplitIntegers
     down: SplitIntegers
-    # of each site, theta and which channels fire
-    kv: tuple[Tensor, Tensor]  # behind the query's columns, which do not: theta 1, mask 0
+    # theta of each padded channel of a spiking layer, and 1 where the channel fires, else 0
+    kv: tuple[Tensor, Tensor]  # keys and values, behind the query's columns, which do not fire: theta 1, mask 0
     context: tuple[Tensor, Tensor]
     attention: tuple[Tensor, Tensor]
     intermediate: tuple[Tensor, Tensor]
@@ -42,16 +42,16 @@ class Layer:
 
 @dataclass
 class CachedWeights:
-    """What the kernels read of a student."""
+    """What the kernels read of a student. `version`: see `version_of`."""
 
     version: tuple[tuple, tuple]
-    serial: int  # another where tensors have been replaced
+    serial: int  # a new number whenever tensors were replaced, not refreshed in place
     embedding: tuple[Tensor, Tensor]
-    layers: list[Layer]
+    layers: list[LayerWeights]
 
 
 _SERIAL = itertools.count()
-_HELD: WeakKeyDictionary[SpikingBert, dict[bool, CachedWeights]] = WeakKeyDictionary()
+_CACHE: WeakKeyDictionary[SpikingBert, dict[bool, CachedWeights]] = WeakKeyDictionary()
 
 
 class OptimizerSteps:
@@ -73,50 +73,42 @@ def optimizer_steps() -> OptimizerSteps:
     return steps
 
 
-def version(student: SpikingBert) -> tuple[tuple, tuple]:
-    """Changes whenever a tensor that `prepare` reads has changed: the second part where it is a mask."""
-    tensors = [*student.parameters()]
-    tensors += [b for layer in student.layers for name in MATRICES for b in matrix_buffers(layer, name)]
-    masks = (student.heads, student.ffn)
-    own, of_masks = ([(t.data_ptr(), t._version) for t in part] for part in (tensors, masks))
-    return (student.quantized, optimizer_steps().count, *own), tuple(of_masks)
+def version_of(student: SpikingBert) -> tuple[tuple, tuple]:
+    """Changes whenever a tensor that `prepare` reads has changed: its second part for a mask, its first for others."""
+    buffers = [b for layer in student.layers for name in MATRICES for b in getattr(layer, name).buffers()]
+    weights, masks = (
+        tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
+        for tensors in ((*student.parameters(), *buffers), (student.heads, student.ffn))
+    )
+    return (student.quantized, optimizer_steps().count, *weights), masks
 
 
-def matrix_buffers(layer: EncoderLayer, name: str) -> list[Tensor]:
-    return list(getattr(layer, name).buffers())
-
-
-def held(student: SpikingBert, counts: bool) -> CachedWeights:
-    """Weights and thresholds as the kernels read them, worked out again where anything has changed. `counts`: trains
-    hold counts up to MOST, not single spikes."""
-    # they outlive it, and are written again elsewhere; leaving it would allow gradients, whose history no training step
-    # can be captured beside
+def cached_weights(student: SpikingBert, counts: bool) -> CachedWeights:
+    """A student's weights and thresholds as the kernels read them, up to date. `counts`: spike trains hold counts up to
+    MOST, not single spikes."""
+    # the tensors outlive the forward and are written in place later, which inference tensors forbid; and without
+    # `no_grad` they would have a history, beside which no training step can be captured
     with torch.inference_mode(False), torch.no_grad():
-        return _held(student, counts)
-
-
-def _held(student: SpikingBert, counts: bool) -> CachedWeights:
-    own, now = _HELD.setdefault(student, {}), version(student)
-    if counts not in own:
-        own[counts] = prepare(student, counts, now)
-    elif own[counts].version != now:
-        # a mask moves no float weight: a search, which moves hardly anything else, need not split the weights again
-        kept = own[counts] if own[counts].version[0] == now[0] and not student.quantized else None
-        refresh(own[counts], prepare(student, counts, now, kept))
-    return own[counts]
+        own, version = _CACHE.setdefault(student, {}), version_of(student)
+        if counts not in own:
+            own[counts] = prepare(student, counts, version)
+        elif own[counts].version != version:
+            # a mask changes no float weight, so a mask search need not split the weights again
+            same_weights = own[counts].version[0] == version[0] and not student.quantized
+            refresh(own[counts], prepare(student, counts, version, own[counts] if same_weights else None))
+        return own[counts]
 
 
 def serials(student: SpikingBert) -> Hashable:
     """Changes when other tensors than before are cached for this student. All that is cached is brought up to date."""
-    return tuple(held(student, counts).serial for counts in _HELD.get(student, ()))
+    return tuple(cached_weights(student, counts).serial for counts in _CACHE.get(student, ()))
 
 
 def refresh(old: CachedWeights, new: CachedWeights) -> None:
-    """Into the tensors that are there, unless shapes or devices are others."""
-    olds, news = ([x.embedding, *(part for layer in x.layers for part in vars(layer).values())] for x in (old, new))
-    same = [(a, b) for x, y in zip(olds, news, strict=True) for a, b in zip(x, y, strict=True)]
-    if all(a.shape == b.shape and a.device == b.device for a, b in same):
-        for a, b in same:
+    """Copy `new` into the tensors of `old`; where shapes or devices differ, replace them."""
+    pairs = list(zip(tensors_of(old), tensors_of(new), strict=True))
+    if all(a.shape == b.shape and a.device == b.device for a, b in pairs):
+        for a, b in pairs:
             if a is not b:
                 a.copy_(b)
     else:
@@ -124,47 +116,58 @@ def refresh(old: CachedWeights, new: CachedWeights) -> None:
     old.version = new.version
 
 
-def prepare(student: SpikingBert, counts: bool, now: tuple, kept: CachedWeights | None = None) -> CachedWeights:
-    """`kept`: what was held under other masks, whose weights are the same."""
-    most, source, made = MOST if counts else 1, student.embedding.site, []
+def tensors_of(cached: CachedWeights) -> list[Tensor]:
+    return [*cached.embedding, *(tensor for layer in cached.layers for part in vars(layer).values() for tensor in part)]
+
+
+def prepare(
+    student: SpikingBert, counts: bool, version: tuple[tuple, tuple], same: CachedWeights | None = None
+) -> CachedWeights:
+    """The cache of a student at this `version`. `same`: an earlier one, whose matrices are still right."""
+    layers = []
     for i, layer in enumerate(student.layers):
-
-        def part(name: str, theta: Tensor, i: int = i) -> SplitIntegers:
-            return split_integer.split(acting_weight(student, i, name) * theta, matrix(student, i, name).bias, most)
-
         heads, ffn = student.heads[i, : layer.heads], student.ffn[i, : layer.ffn]
-        alive = heads.repeat_interleave(layer.head_size)
-        key, value = wide(layer.key_site), wide(layer.value_site)
-        if kept is None:
-            weights = {
-                "qkv": split_integer.joined([part(name, source.theta) for name in ("query", "key", "value")]),
-                "out": part("out", layer.context_site.theta),
-                "up": part("up", layer.attention_site.theta),
-                "down": part("down", layer.intermediate_site.theta),
-            }
-        else:
-            weights = {name: getattr(kept.layers[i], name) for name in ("qkv", "out", "up", "down")}
-        made.append(
-            Layer(
-                **weights,
-                kv=tuple(torch.cat([fill, k, v]) for fill, k, v in zip(nothing(key[0]), key, value, strict=True)),
-                context=wide(layer.context_site, alive),
-                attention=wide(layer.attention_site),
-                intermediate=wide(layer.intermediate_site, ffn),
-                output=wide(layer.output_site),
+        qkv, out, up, down = split_matrices(student, i, counts) if same is None else matrices_of(same.layers[i])
+        layers.append(
+            LayerWeights(
+                qkv=qkv,
+                out=out,
+                up=up,
+                down=down,
+                kv=key_value_neurons(layer),
+                context=padded_neurons(layer.context_site, heads.repeat_interleave(layer.head_size)),
+                attention=padded_neurons(layer.attention_site),
+                intermediate=padded_neurons(layer.intermediate_site, ffn),
+                output=padded_neurons(layer.output_site),
             )
         )
-        source = layer.output_site
-    return CachedWeights(now, next(_SERIAL), wide(student.embedding.site), made)
+    return CachedWeights(version, next(_SERIAL), padded_neurons(student.embedding.site), layers)
 
 
-def nothing(like: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.ones_like(like), torch.zeros_like(like)
+def matrices_of(layer: LayerWeights) -> tuple[SplitIntegers, ...]:
+    return layer.qkv, layer.out, layer.up, layer.down
 
 
-def wide(site: SpikingLayer, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Theta of each channel, 1 beyond the last; and which of them fire."""
-    theta = site.theta.expand(site.channels).contiguous()
+def split_matrices(student: SpikingBert, index: int, counts: bool) -> tuple[SplitIntegers, ...]:
+    """As `matrices_of`: each matrix of a layer with the theta of the neurons that it reads folded in."""
+
+    def split(name: str) -> SplitIntegers:
+        weight = acting_weight(student, index, name) * source(student, index, name).theta
+        return split_integer.split(weight, matrix(student, index, name).bias, MOST if counts else 1)
+
+    qkv = split_integer.concatenated([split(name) for name in ("query", "key", "value")])
+    return qkv, split("out"), split("up"), split("down")
+
+
+def key_value_neurons(layer: EncoderLayer) -> tuple[Tensor, Tensor]:
+    """Theta and mask of the columns query, key and value, of which the query's do not fire."""
+    (key, key_kept), (value, value_kept) = padded_neurons(layer.key_site), padded_neurons(layer.value_site)
+    return torch.cat([torch.ones_like(key), key, value]), torch.cat([torch.zeros_like(key), key_kept, value_kept])
+
+
+def padded_neurons(neurons: SpikingLayer, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Theta of each channel, 1 on padding, and which channels fire, all of them unless `kept [channels]` masks some."""
+    theta = neurons.theta.expand(neurons.channels).contiguous()
     kept = torch.ones_like(theta) if kept is None else kept.to(theta)
     beyond = padded(len(theta)) - len(theta)
     return pad(theta, (0, beyond), value=1.0), pad(kept, (0, beyond))

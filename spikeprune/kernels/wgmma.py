@@ -1,6 +1,5 @@
-"""When the engine's products run on Hopper's tensor cores, in which tiles, and how they start: `wgmma_gluon.py` has
-the kernels.
-"""
+"""The split-integer products on Hopper's tensor cores: when they apply, in which tiles, and their launch. The kernels
+are in `wgmma_gluon.py`."""
 
 from __future__ import annotations
 
@@ -13,19 +12,19 @@ from spikeprune.kernels.firing import CLOSED, Firing
 from spikeprune.kernels.wgmma_gluon import GLUON
 
 CHUNK = 128  # bytes of a row that one TMA box holds: inputs of one link of the sum
-HELD = 12 * CHUNK  # inputs of which 32 columns' weights stay beside the train's ring
+RESIDENT = 12 * CHUNK  # most inputs whose weights, of 32 columns, fit in shared memory beside the train's ring
 
 if GLUON:
     from triton.experimental.gluon import language as gl
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-    from spikeprune.kernels.wgmma_gluon import held_product, streamed_product
+    from spikeprune.kernels.wgmma_gluon import resident_product, streamed_product
 
 
-def applies(a: Tensor, site: Firing | None) -> bool:
+def applies(a: Tensor, neurons: Firing | None) -> bool:
     """Whether a train `a [S, rows, in]` goes through these kernels: on compute capability 9.0, with a release of Triton
-    whose Gluon they are written in, and not through more inputs than `held_product` can hold the weights of."""
-    chunks = a.shape[-1] <= HELD or site is None or site.mode == CLOSED
+    whose Gluon they are written in, and of no more inputs than `resident_product` can keep the weights of."""
+    chunks = a.shape[-1] <= RESIDENT or neurons is None or neurons.mode == CLOSED
     return GLUON and a.is_cuda and capability(a.device) == (9, 0) and chunks
 
 
@@ -34,7 +33,7 @@ def capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
-def held_tile(links: int) -> dict:
+def resident_tile(links: int) -> dict:
     """Weights that leave room for two programs on an SM (227 KB) do so, one's products behind the other's neurons;
     larger ones are shared by two warpgroups of one program; the largest stay for half the columns."""
     if links <= 3:
@@ -52,40 +51,44 @@ def streamed_tile(links: int) -> dict:
 
 def product(
     a: Tensor,
-    limbs: tuple[Tensor, Tensor, Tensor],
+    weight: tuple[Tensor, Tensor, Tensor],
     units: Tensor,
     first: int,
     last: int,
-    site: Firing | None,
+    neurons: Firing | None,
     *,
     steps: int,
     activation: int,
     tile: dict | None = None,
 ) -> Tensor:
-    """As `split_integer.triton_product`; `tile` in place of the one that `held_tile` or `streamed_tile` chooses."""
-    (_, rows, width), (codes, scale, bias) = a.shape, limbs
-    links, stretch, fires = -(-width // CHUNK), last - first, site is not None
+    """As `split_integer.triton_product`; `tile` in place of the one that `resident_tile` or `streamed_tile` chooses."""
+    (_, rows, width), (codes, scale, bias) = a.shape, weight
+    links, stretch, fires = -(-width // CHUNK), last - first, neurons is not None
     sent = a.new_empty(steps, rows, stretch, dtype=torch.int8 if fires else torch.float32)
-    theta, kept = (site.theta, site.kept) if fires else (scale, scale)
-    own = [scale, bias, theta, kept, units, sent, rows, codes.shape[1], first, stretch, steps]
-    stateful = fires and site.mode != CLOSED
-    tile = (held_tile if stateful else streamed_tile)(links) if tile is None else tile
-    described = [boxed(x, tile[side]) for x, side in ((a, "BM"), (codes, "BN"))]
-    how = {"LINKS": links, "ACT": activation, "TERNARY": fires and site.ternary, "BK": CHUNK, **tile}
-    how["enable_fp_fusion"] = False  # an activation's rounding decides about spikes: see `equilibrium.py`
+    theta, kept = (neurons.theta, neurons.kept) if fires else (scale, scale)
+    arguments = [scale, bias, theta, kept, units, sent, rows, codes.shape[1], first, stretch, steps]
+    stateful = fires and neurons.mode != CLOSED
+    tile = (resident_tile if stateful else streamed_tile)(links) if tile is None else tile
+    train, weights = boxed(a, tile["BM"]), boxed(codes, tile["BN"])
+    # no fused multiply-add: the rounding of an activation decides about spikes, see `equilibrium.py`
     with torch.cuda.device_of(a):
         if stateful:
             groups = 2 if tile["PAIR"] else 1
             grid = (-(-rows // (groups * tile["BM"])) * (stretch // tile["BN"]),)
-            state = (site.leak, site.start, site.total)
-            how |= {"MODE": site.mode, "LEAKS": site.leak != 1.0, "num_warps": 4}
-            held_product[grid](*described, *own, *state, **how)
+            resident_product[grid](
+                train, weights, *arguments, neurons.leak, neurons.start, neurons.total,
+                LINKS=links, MODE=neurons.mode, ACT=activation, TERNARY=neurons.ternary, LEAKS=neurons.leak != 1.0,
+                BK=CHUNK, **tile, num_warps=4, enable_fp_fusion=False,
+            )  # fmt: skip
         else:
             group = 8
             blocks = -(-(-(-rows // tile["BM"]) * steps) // group)
             grid = (blocks * group * -(-stretch // tile["BN"]),)
-            how |= {"FIRES": fires, "GROUP": group, "num_warps": tile["WARPS"]}
-            streamed_product[grid](*described, *own, site.total if fires else 1.0, **how)
+            streamed_product[grid](
+                train, weights, *arguments, neurons.total if fires else 1.0,
+                LINKS=links, ACT=activation, TERNARY=fires and neurons.ternary, FIRES=fires, GROUP=group,
+                BK=CHUNK, **tile, num_warps=tile["WARPS"], enable_fp_fusion=False,
+            )  # fmt: skip
     return sent
 
 

@@ -1,20 +1,19 @@
-"""The engine's products on Hopper's tensor cores: what `split_integer.limb_product` computes, to the same bits, in
-Gluon. Which
-of them runs, in which tiles: `wgmma.py`.
+"""Split-integer products on Hopper's tensor cores, in Gluon: what `split_integer.split_product` computes, to the same
+bits. Which of them runs, and in which tiles: `wgmma.py`.
 
 Triton waits for each int8 product before it issues the next (`warp_group_dot_wait {pendings = 0}`, whatever the
-stages), so that the tensor cores idle at every wait. Here three limbs of a chunk are under way while the next chunks
+stages), so that the tensor cores idle at every wait. Here three products of a chunk are under way while the next ones
 arrive by TMA, and one warpgroup's neurons fire while another's products run.
 
 | kernel | what it computes | stays on the chip |
 |---|---|---|
-| `held_product` | trains that fire step by step, of up to `wgmma.HELD` inputs | weights over all steps; membranes |
+| `resident_product` | trains step by step, of up to `wgmma.RESIDENT` inputs | weights over all steps; membranes |
 | `streamed_product` | currents; trains in closed form | |
 
-A tile of `held_product` reads its weights once, three bytes for each, and then the train of its rows, chunk by chunk
-through a ring; `streamed_product` reads both through one. What leaves the chip is the answer alone.
+A tile of `resident_product` reads its weights once, three bytes for each, and then the train of its rows, chunk by
+chunk through a ring; `streamed_product` reads both through one. Only the result leaves the chip.
 
-Gluon is Triton's lower level, and still moves: RELEASES are those that these kernels were compiled with.
+Gluon is Triton's lower level, and still changes: RELEASES are those that these kernels were compiled with.
 """
 
 from __future__ import annotations
@@ -120,7 +119,7 @@ if GLUON:
             train += rows.to(gl.int64) * stretch
 
     @gluon.jit(do_not_specialize=["rows", "steps"])
-    def held_product(
+    def resident_product(
         a, codes, scale, bias, theta, kept, units, train,
         rows, columns, first, stretch, steps, leak, start, total,
         LINKS: gl.constexpr, RING: gl.constexpr, MODE: gl.constexpr, ACT: gl.constexpr, TERNARY: gl.constexpr,
@@ -180,8 +179,8 @@ if GLUON:
         LINKS: gl.constexpr, RING: gl.constexpr, ACT: gl.constexpr, TERNARY: gl.constexpr, FIRES: gl.constexpr,
         GROUP: gl.constexpr, WARPS: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr,
     ):  # fmt: skip
-        """Currents `[S, rows, stretch]` float32 of the columns from `first` on, or (FIRES) what their neurons send in
-        closed form, int8. A program has one tile of one step; tiles of the same columns run GROUP at a time."""
+        """Currents `[S, rows, stretch]` float32 of the columns from `first` on, or (FIRES) the trains of their neurons
+        in closed form, int8. A program has one tile of one step; tiles of the same columns run GROUP at a time."""
         mma: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], instr_shape=[16, BN, 32])
         tiles = (stretch + BN - 1) // BN
         below = (rows + BM - 1) // BM
@@ -239,7 +238,7 @@ if GLUON:
         a, codes, x, w, full, slot, link, row, column, columns, wanted,
         BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr,
     ):  # fmt: skip
-        """Starts chunk `link` of the train and of the three limbs into `slot`."""
+        """Starts chunk `link` of the train and of the three bytes of the weights into `slot`."""
         mbarrier.expect(full.index(slot), (BM + 3 * BN) * BK, pred=wanted)
         tma.async_copy_global_to_shared(a, [row, link * BK], full.index(slot), x.index(slot), pred=wanted)
         for i in gl.static_range(3):

@@ -1,8 +1,8 @@
-"""A spike train under a constant current, in closed form: how often each neuron fires in all, without the train.
+"""The closed form of a spike train under a constant current: how often each neuron fires in all T steps.
 
-In `accumulate` every site is driven by a constant current, so what it sends and how many spikes that takes follow from
-the current alone: an evaluation costs one matrix product per layer and no pass over time, whatever T is. A LIF neuron
-has no closed form; it takes its T element-wise steps, but leaves no train behind either.
+In `accumulate` every spiking layer is driven by a constant current, so its ASR and its number of spikes follow from
+that current alone: an evaluation costs one matrix product per layer, whatever T is. A LIF neuron has no closed form;
+its T element-wise steps are taken, but no train is stored.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch import Tensor
 
 from spikeprune.snn.neurons import Neuron, leak_weights, steps
 
-BLOCK = 2**20  # numbers (4 MiB), which a third-level cache keeps; for fewer, waking a second core does not pay
+BLOCK = 2**20  # numbers (4 MiB): what a third-level cache holds, and enough work for a second core
 
 
 def blocks(x: Tensor) -> Iterator[slice]:
-    """Runs of samples of `x [B, N, D]` that the cache holds, on the CPU; elsewhere all samples at once."""
+    """Slices over the samples of `x [B, N, D]`: on the CPU of what the cache holds, elsewhere of all at once."""
     size = len(x) if x.device.type != "cpu" else max(1, BLOCK // max(1, x[0].numel())) if len(x) else 1
     for start in range(0, len(x), max(1, size)):
         yield slice(start, start + size)
@@ -36,7 +36,7 @@ def settled_value(
     """`theta * ASR * mask [B, N, D]` after T steps of the constant current `x [B, N, D]`, and spikes `[1, B, D]`.
 
     The value is `theta * settle(x, …)` bit for bit. The spikes, of either sign, are those of the whole train on real
-    tokens, `tokens [B, N]`, before the mask; None without tokens. theta `[D]` or `[1]`; mask broadcasts to x.
+    `tokens [B, N]`, before the mask; None without tokens. `theta [D]` or `[1]`; `mask` broadcasts to x.
     """
     value = torch.empty_like(x)
     counts = None if tokens is None else x.new_empty(1, x.shape[0], x.shape[2])

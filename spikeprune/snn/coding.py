@@ -1,13 +1,13 @@
 """Codings: what a non-linear step f (layer norm, attention, gelu) between two spike trains sees at each time step.
 
-Two pure functions make a coding, both time first:
+A coding is two pure functions, both time first:
 
-    read(pulses, t_steps, leak)   pulses `theta*s[t]` of a source [T_src, ...] -> what f sees [R, ...]
-    drive(y, t_steps, leak)       f's answers [R, ...]                        -> input currents of the neuron [T, ...]
+    read(pulses, t_steps, leak)   pulses `theta*s[t]` of a source [T_src, ...] -> inputs of f [R, ...]
+    drive(y, t_steps, leak)       outputs of f [R, ...]                        -> input currents of the neurons [T, ...]
 
-R is T for the synchronous codings. `accumulate` has no `read`: there f sees the source's final ASR alone, R = 1. All R
-evaluations of f are independent of each other, so they go through one matrix product. A source with fewer steps than
-its reader goes silent, and its mean is held.
+R is T for the synchronous codings, in which all layers fire at the same time. `accumulate` has no `read`: there f sees
+only the source's final ASR, R = 1. The R evaluations of f are independent, so one matrix product computes all of them.
+A source with fewer steps than its reader goes silent after its last step, and its mean keeps its last value.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class Coding(NamedTuple):
 
     @property
     def stationary(self) -> bool:
-        """Whether f is applied once, to the mean over the source's whole run; sites then fire one after the other."""
+        """Whether f is applied once, to the mean over all steps of its source; layers then fire one after the other."""
         return self.read is None
 
 
 def hold(seen: Tensor, mean: Callable[[], Tensor], t_steps: int) -> Tensor:
-    """Cut `seen [T_src, ...]` to `t_steps`, or lengthen it with the held `mean() [...]`."""
+    """Cut `seen [T_src, ...]` to `t_steps`, or extend it with `mean() [...]`."""
     missing = t_steps - len(seen)
     if missing <= 0:
         return seen[:t_steps]
@@ -46,16 +46,17 @@ def _norms(t_steps: int, leak: float, like: Tensor) -> Tensor:
 
 
 def read_step(pulses: Tensor, t_steps: int, leak: float) -> Tensor:
-    """This step's spikes only."""
+    """`per_step`: the spikes of each step alone."""
     return hold(pulses, lambda: asr(pulses, leak), t_steps)
 
 
 def drive_step(y: Tensor, t_steps: int, leak: float) -> Tensor:
+    """`per_step`: the outputs of f are the currents."""
     return y
 
 
 def read_running_mean(pulses: Tensor, t_steps: int, leak: float) -> Tensor:
-    """The (leak-weighted) mean of all spikes so far."""
+    """`running_mean`: the (leak-weighted) mean of all spikes so far."""
     if leak == 1.0:
         sums = pulses.cumsum(0)
     else:

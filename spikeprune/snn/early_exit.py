@@ -1,5 +1,5 @@
-"""Spike trains that end before their time: in `accumulate` a constant current drives T steps, and a sample whose ASR
-has settled need not wait for the last of them."""
+"""Early exit within a spike train: in `accumulate` a constant current drives T steps, and a sample stops at the first
+step at which its ASR has settled."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from spikeprune.snn.neurons import Neuron, steps
 
 class Trains(NamedTuple):
     a: Tensor  # ASR of each sample over the steps that it took [B, N, D]
-    stops: Tensor  # how many they were, 1 to T, long [B]
+    stops: Tensor  # number of these steps, 1 to T, long [B]
     counts: Tensor  # spikes on real tokens, zero after the stop [T, B, D]
     first: Tensor  # the first token's alone [T, B, D]
 
@@ -33,10 +33,10 @@ def until_settled(
     """Fire on the constant currents `x [B, N, D]`, each sample until its ASR changes by less than `bound`.
 
     The change at step t is `|a[t] - a[t-1]|`, averaged over the sample's real tokens (`tokens [B, N]`) and the channels
-    that are `alive` (0/1, `[D]` or `[B, 1, D]`). The first possible stop is at step 2; at the last step nothing is
-    asked. What a stopped sample would have fired later changes nothing.
+    that are `alive` (0/1, `[D]` or `[B, 1, D]`). The earliest stop is at step 2, the latest at step T. Neither ASR nor
+    counts have any spike after the stop.
     """
-    weights = tokens[..., None].double()  # so that no bound is passed by rounding
+    weights = tokens[..., None].double()  # so that rounding does not decide about the bound
     weights = weights.expand_as(x) if alive is None else weights * alive
     size = weights.sum((1, 2)).clamp(min=1)  # [B]
     live = torch.ones(len(x), dtype=torch.bool, device=x.device)

@@ -5,8 +5,8 @@ for ternary ones:
 
     u <- leak * u + x        s = [u >= kappa*theta] (- [u <= -kappa*theta] if ternary)        u <- u - theta * s
 
-`leak = 1` is the integrate-and-fire neuron (IF), `leak < 1` the leaky one (LIF). A synapse downstream sees `theta * s`;
-theta folds into its weight, so what travels is `s` alone.
+`leak = 1` is the integrate-and-fire neuron (IF), `leak < 1` the leaky one (LIF). A synapse receives `theta * s`; theta
+folds into its weight, so that only `s` is transmitted.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-LONGEST = 4096  # time steps of a train that is simulated
+LONGEST = 4096  # most time steps of a simulated train
 Step = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
 class Neuron(NamedTuple):
-    """A kind of neuron. `settled` is optional: without it the equilibrium of the neuron is found by stepping."""
+    """A kind of neuron. `settled` is optional: without it the equilibrium is computed step by step."""
 
     step: Step
     start: float  # membrane before the first step, in units of theta: rounds to nearest
     low: float  # smallest ASR: 0 binary, -1 ternary
     settled: Callable[[Tensor, int], Tensor] | None  # spikes after T steps of the constant input x/theta, leak 1
-    # what multiplies theta, `(currents [..., D], groups, alive [D] or None) -> [..., D]`; None: theta never changes
+    # of an adaptive threshold, the factor of theta: `(currents [..., D], groups, alive [D] or None) -> [..., D]`
     gain: Callable[[Tensor, int, Tensor | None], Tensor] | None = None
 
 
@@ -60,9 +60,9 @@ def ternary_settled(r: Tensor, t_steps: int) -> Tensor:
 def rms_gain(x: Tensor, groups: int, alive: Tensor | None) -> Tensor:
     """Root mean square of a token's currents over each of `groups` equal parts of the channels, `alive` ones only.
 
-    An input-dependent threshold: a loud token needs more current for a spike, a quiet one less, so how often a site
-    fires hardly depends on the size of its input (divisive normalisation: Carandini & Heeger 2012, Normalization as a
-    canonical neural computation). `alive`, if it masks, must leave other tokens and other parts alone.
+    An input-dependent threshold: a token with large currents needs more of it for a spike, so firing rates hardly
+    depend on the size of the input (divisive normalisation: Carandini & Heeger 2012, Normalization as a canonical
+    neural computation). A gain must not mix tokens or parts.
     """
     if not x.shape[-1]:
         return x
@@ -83,11 +83,11 @@ NEURONS: dict[str, Neuron] = {
 
 
 def simulable(t_steps: int) -> None:
-    """Raises ValueError for a train that is too long to be taken step by step."""
+    """Raises ValueError for a train that is too long to be simulated step by step."""
     if t_steps > LONGEST:
         raise ValueError(
-            f"{t_steps} time steps cannot be taken one by one: at most {LONGEST}; only a neuron with `settled` and "
-            "leak 1 answers for longer trains, in closed form"
+            f"{t_steps} time steps cannot be taken one by one: at most {LONGEST}; only neurons with `settled` and "
+            "leak 1 have longer trains, in closed form"
         )
 
 

@@ -23,6 +23,12 @@ A later value wins: defaults, the file and its base, the preset, the file's bloc
 The same command started again goes on where the run stopped.
 """
 
+CONFIG_EXAMPLES = """\
+examples:
+  spikeprune config experiments/glue.yaml task=sst2 preset=minilm
+  spikeprune config --help-keys
+"""
+
 EVALUATE_EXAMPLES = """\
 examples:
   spikeprune evaluate runs/mrpc-tiny-s0
@@ -94,6 +100,12 @@ def parser() -> argparse.ArgumentParser:
 
     train = _command(commands, "train", "run the stages of an experiment, or go on with them", TRAIN_EXAMPLES)
     _experiment(train)
+
+    config = _command(
+        commands, "config", "print the resolved configuration, and where each value is set", CONFIG_EXAMPLES
+    )
+    _experiment(config)
+    config.add_argument("--help-keys", action="store_true", help="print every key with its values, default and meaning")
 
     evaluate = _command(commands, "evaluate", "measure quality and cost from saved checkpoints", EVALUATE_EXAMPLES)
     evaluate.add_argument("run", type=expanduser, metavar="RUN", help="a run's directory, such as runs/mrpc-tiny-s0")

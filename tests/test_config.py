@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from spikeprune.config.validation.rules import validate
 
 from spikeprune.config import scalars
 from spikeprune.config.load import Config, differences, load, read_resolved, to_yaml
-from spikeprune.config.validation.rules import validate
 from spikeprune.errors import InputError
 
 # --- merging ----------------------------------------------------------------------------------------------------------

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from spikeprune.config.validation.values import CHOICES, RANGES
 
 from spikeprune.config.derived import value_of
 from spikeprune.config.load import Config, load
-from spikeprune.config.validation.values import CHOICES, RANGES
 from spikeprune.errors import InputError
 
 

@@ -37,18 +37,17 @@ def student_module(
         learning,
         frozen,
         losses=LossWeights(**asdict(stage.losses)),
-        layer_map=parts.layer_map,
+        layer_map=parts.layers,
         shape=student_shape(parts),
         forward_mode=parts.config.student.forward,
         augment=augment(parts),
         stepwise=stepwise,
-        graphed_answers=parts.config.run.cuda_graphs == "on",
         **_common(parts, stage),
     )
 
 
 def augment(parts: RunContext) -> Augment | None:
-    share = parts.config.distill.replace_words
+    share = parts.config.data.replace_words
     return Augment(replace_words=share, words=replaceable(parts.tokenizer)) if share else None
 
 
@@ -71,6 +70,6 @@ def stage_data(parts: RunContext, name: str) -> L.LightningDataModule:
         mine = copy.copy(parts.data)  # the tokens are shared
         mine.batch_size, mine.pad_to = batch_size, pad_to
         return mine
-    corpus = {"sources": data.corpus, "limit": data.corpus_limit, "tokenizer": parts.tokenizer}
+    corpus = {"sources": data.corpus, "tokenizer": parts.tokenizer}
     batches = {"max_length": data.max_length, "batch_size": batch_size, "seed": parts.config.seed}
     return distributed.first(lambda: CorpusData(**corpus, **batches, pad_to=pad_to))

@@ -244,5 +244,5 @@ def test_evaluate_prints_json_or_a_table(pipeline, capsys, monkeypatch) -> None:
     assert seen[:2] == [("runs/x", "spatial", "glue", False, False), ("runs/x", None, None, False, False)]
     assert seen[2:] == [("runs/x", None, None, True, False), ("runs/x", None, None, False, True)]
     assert changed == []
-    assert cli.main(["evaluate", "runs/x", "time.early_exit=asr", "--stage", "spatial", "--json"]) == 0
-    assert changed == ["time.early_exit=asr"]
+    assert cli.main(["evaluate", "runs/x", "cost.early_exit=asr", "--stage", "spatial", "--json"]) == 0
+    assert changed == ["cost.early_exit=asr"]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import MISSING
-from micro import GLUE, ROOT, micro, write_sst2
+from micro import GLUE, ROOT, micro, only, write_sst2
 
 from spikeprune.arguments import parse
 from spikeprune.config.load import Config, load, read_resolved, to_yaml
@@ -93,7 +93,7 @@ def finished(tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("docs")
     run = folder / "runs" / "mrpc-tiny-s0"
-    small = ["run.stages=[teacher,spatial]", "compress.t_steps=null", "stages.spatial.epochs=1"]
+    small = [*only("teacher", "spatial"), "stages.temporal.t_steps=null", "stages.spatial.epochs=1"]
     pipeline.run(load(GLUE, [*micro(run, write_sst2(folder / "glue")), *small]))
     compaction.compact_run(run)
     shutil.copytree(run / "compact", folder / "compact")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from children import leg
-from micro import BATCHES, GLUE, micro
+from micro import BATCHES, GLUE, micro, only
 
 from spikeprune import cli
 from spikeprune.config.load import load
@@ -20,16 +20,15 @@ from spikeprune.report.tables import summary_table
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SHARED = "[teacher,internal_kd,prediction_kd]"
-NOTHING = ("compress.heads=1", "compress.ffn=1", "compress.t_steps=null")
+NOTHING = ("stages.spatial.heads=1", "stages.spatial.ffn=1", "stages.temporal.t_steps=null")
 JOINT = (
     *NOTHING,
-    "run.stages=[teacher,internal_kd,prediction_kd,joint,finetune]",
-    "stages.joint.epochs=3",
-    "stages.finetune.callbacks=[joint]",
-    "compress.target=energy",
-    "compress.target_value=0.06",
+    *only("teacher", "internal_kd", "prediction_kd", "budget", "finetune"),
+    "stages.budget.epochs=3",
+    "stages.budget.target=energy",
+    "stages.budget.value=0.06",
 )
-QUANTIZED = ("compress.weights=ternary", "stages.joint.callbacks=[joint,quantize]")
+QUANTIZED = ("stages.quantize.weights=ternary", "stages.budget.callbacks=[joint,quantize]")
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +98,7 @@ def test_killed_in_the_middle_equals_undisturbed(kills, undisturbed, glue, share
 @pytest.mark.parametrize("order", list(permutations(("spatial", "temporal", "quantize"))), ids="-".join)
 def test_any_order_runs_and_resumes(order, glue, shared, tmp_path) -> None:
     """Killed in the second of the three, against a run that was not."""
-    more = ["compress.weights=ternary", f"run.stages=[teacher,internal_kd,prediction_kd,{','.join(order)}]"]
+    more = ["stages.quantize.weights=ternary", f"run.stages=[teacher,internal_kd,prediction_kd,{','.join(order)}]"]
     more += [f"stages.{name}.epochs=2" for name in order]
     whole = RunDirectory(tmp_path / "whole")
     pipeline.run(load(GLUE, command(whole.path, glue, shared, *more)))
@@ -124,8 +123,8 @@ def refused(*overrides: str) -> str:
 
 def test_a_target_out_of_reach_names_the_lowest(glue, shared, tmp_path) -> None:
     own = command(tmp_path / "run", glue, shared, *JOINT)
-    text = refused(*own, "compress.target_value=0.0001", "compress.joint.candidates=[steps]")
-    assert "compress.target_value = 0.0001: with everything removed" in text and "[steps]" in text
+    text = refused(*own, "stages.budget.value=0.0001", "stages.budget.candidates=[steps]")
+    assert "stages.budget.value = 0.0001: with everything removed" in text and "[steps]" in text
     lowest = float(text.split("still has ")[1].split()[0])
     assert 0.0001 < lowest < 1
     assert not RunDirectory(tmp_path / "run").finished("joint")
@@ -133,7 +132,7 @@ def test_a_target_out_of_reach_names_the_lowest(glue, shared, tmp_path) -> None:
 
 def test_stages_are_taken_over_once_and_linked(glue, shared, tmp_path, capsys) -> None:
     mine = RunDirectory(tmp_path / "run")
-    stages = "run.stages=[teacher,internal_kd,prediction_kd,finetune]"
+    stages = *only("teacher", "internal_kd", "prediction_kd", "finetune")
     own = command(mine.path, glue, shared, *NOTHING, stages, "stages.prediction_kd.lr=1.0e-4")
     pipeline.run(load(GLUE, own))
     said = capsys.readouterr().out
@@ -153,7 +152,7 @@ def test_stages_are_taken_over_once_and_linked(glue, shared, tmp_path, capsys) -
 
 def test_another_student_takes_over_the_teacher_alone(glue, shared, tmp_path, capsys) -> None:
     """Which is the one that a run from the beginning makes."""
-    own = [*NOTHING, f"run.stages={SHARED}", "student.t_steps=5", "distill.replace_words=0.5"]
+    own = [*NOTHING, f"run.stages={SHARED}", "student.t_steps=5", "data.replace_words=0.5"]
     assert "taken_from" not in shared.record("teacher")
     config = load(GLUE, command(tmp_path / "run", glue, shared, *own))
     assert pipeline.run(config)["stages"]["prediction_kd"]["t_steps"] == [5, 5, 5]
@@ -192,9 +191,11 @@ def test_the_ablation_makes_one_table_and_only_what_is_missing(glue, tmp_path, m
     monkeypatch.syspath_prepend(str(GLUE.parent))
     import ablation
 
-    values = [v for v in micro(tmp_path, glue) if not v.startswith(("run.dir", "compress.heads", "compress.ffn"))]
-    values = [v for v in values if not v.startswith("compress.t_steps")]
-    values += ["stages.joint.epochs=2", "compress.target_value=0.06"]
+    values = [
+        v for v in micro(tmp_path, glue) if not v.startswith(("run.dir", "stages.spatial.heads", "stages.spatial.ffn"))
+    ]
+    values = [v for v in values if not v.startswith("stages.temporal.t_steps")]
+    values += ["stages.budget.epochs=2", "stages.budget.value=0.06"]
     values += ["stages.teacher.epochs=3", "stages.quantize.epochs=2"]
     values = [values[0], "--tag", "small", *values[1:]]  # as from make, options among the keys
     first = ablation.main(["--only", "none joint", *values])

@@ -66,8 +66,8 @@ RUN = ("teacher", "internal_kd", "spatial", "quantize", "finetune")
 def overrides(folder, glue) -> list[str]:
     """Distilled, pruned, quantized over the first two of three epochs, tuned."""
     short = ["stages.teacher.epochs=2", "stages.internal_kd.epochs=1", "stages.spatial.epochs=1"]
-    mine = [f"run.stages=[{','.join(RUN)}]", "compress.t_steps=null", "compress.weights=ternary"]
-    return [*micro(folder, glue), *short, *mine, "stages.quantize.epochs=3", "compress.quantize.end=1.0"]
+    mine = [f"run.stages=[{','.join(RUN)}]", "stages.temporal.t_steps=null", "stages.quantize.weights=ternary"]
+    return [*micro(folder, glue), *short, *mine, "stages.quantize.epochs=3", "stages.quantize.end=1.0"]
 
 
 @pytest.fixture(scope="module")

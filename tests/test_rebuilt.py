@@ -30,7 +30,7 @@ from spikeprune.models.sparsity import weights_of
 from spikeprune.models.teacher import Teacher
 
 PARENT, STAGE = "internal_kd", "prediction_kd"
-DEAD, FEW = "student.dead_zone=20", "compress.weights=ternary stages.quantize.epochs=2"
+DEAD, FEW = "student.dead_zone=20", "stages.quantize.weights=ternary stages.quantize.epochs=2"
 ALONE = {  # overrides, the first the one that is tried, the rest what it needs
     "student.layers=[1]": "",
     "student.init=random": "",
@@ -51,26 +51,26 @@ ALONE = {  # overrides, the first the one that is tried, the rest what it needs
     "student.feedback=true": "student.coding=running_mean student.dropout=0",
     "student.dead_zone=20": "",
     "student.dead_zone_per=site": DEAD,
-    "compress.synapses=0.6": "",
-    "compress.weights=binary": "stages.quantize.epochs=2",
-    "compress.weights=int8": "stages.quantize.epochs=2",
-    "compress.quantize.fold=true": FEW,
+    "stages.spatial.synapses=0.6": "",
+    "stages.quantize.weights=binary": "stages.quantize.epochs=2",
+    "stages.quantize.weights=int8": "stages.quantize.epochs=2",
+    "stages.quantize.fold=true": FEW,
 }
-OFF = "compress.heads=1 compress.ffn=1 compress.t_steps=null stages.spatial.epochs=0 stages.temporal.epochs=0"
+OFF = "stages.spatial.heads=1 stages.spatial.ffn=1 stages.temporal.t_steps=null stages.spatial.epochs=0 stages.temporal.epochs=0"
 TOGETHER = {  # keys that say when and how a callback decides: many of them at once change nothing either
-    "ranked": "compress.heads=0.7 compress.ffn=0.6 compress.t_steps=3 compress.thresholds=follow"
-    " compress.spatial.criterion=taylor compress.spatial.begin=0.1 compress.spatial.end=0.7"
-    " compress.spatial.scope=layer compress.spatial.min_heads=2 compress.spatial.min_ffn=9 compress.spatial.batches=3"
-    " compress.temporal.criterion=uniform compress.temporal.begin=0.1 compress.temporal.end=0.8"
-    " compress.temporal.batches=2",
-    "quantized": f"{FEW} compress.quantize.begin=0.2 compress.quantize.end=0.9",
-    "searched": "compress.heads=1 compress.ffn=1 compress.spatial.search=kwon compress.spatial.operations=0.6"
+    "ranked": "stages.spatial.heads=0.7 stages.spatial.ffn=0.6 stages.temporal.t_steps=3 compress.thresholds=follow"
+    " stages.spatial.criterion=taylor compress.spatial.begin=0.1 stages.spatial.end=0.7"
+    " stages.spatial.scope=layer"
+    " stages.temporal.criterion=uniform compress.temporal.begin=0.1 stages.temporal.end=0.8"
+    "",
+    "quantized": f"{FEW} compress.quantize.begin=0.2 stages.quantize.end=0.9",
+    "searched": "stages.spatial.heads=1 stages.spatial.ffn=1 compress.spatial.search=kwon stages.spatial.operations=0.6"
     " compress.spatial.tune=false",
-    "joint": f"{OFF} compress.target=energy compress.target_value=0.5 compress.target_of=student stages.joint.epochs=2"
+    "joint": f"{OFF} stages.budget.target=energy stages.budget.value=0.5"
     " run.stages=[teacher,internal_kd,prediction_kd,joint]"
-    " compress.joint.candidates=[ffn,steps] compress.joint.begin=0.1 compress.joint.end=0.6 compress.joint.rates=0.4"
-    " compress.joint.recover=0.3 compress.joint.block=4 compress.joint.stride=0.3 compress.joint.sentences=20"
-    " compress.joint.split=train compress.joint.measured=20",
+    " stages.budget.candidates=[ffn,steps] compress.joint.begin=0.1 compress.joint.end=0.6 compress.joint.rates=0.4"
+    " compress.joint.recover=0.3 compress.joint.stride=0.3"
+    " compress.joint.split=train",
 }
 TRIED = {key: f"{key} {rest}".split() for key, rest in ALONE.items()} | {k: v.split() for k, v in TOGETHER.items()}
 
@@ -160,7 +160,7 @@ def test_a_record_is_what_evaluate_and_the_compacted_student_say(row, begun, tmp
 
 def test_a_student_does_not_look_at_the_configuration_beside_it(begun, tmp_path) -> None:
     """The saved configuration of the run changed under it: the student is the one that was saved."""
-    parts = parts_of(begun, tmp_path / "run", f"compress.quantize.fold=true {FEW}".split())
+    parts = parts_of(begun, tmp_path / "run", f"stages.quantize.fold=true {FEW}".split())
     directory, student = begin(parts, begun), new_student(parts, begun)
     train(student)
     leave_student(parts, directory, PARENT, None, student, {})

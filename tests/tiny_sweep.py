@@ -6,7 +6,7 @@ from pathlib import Path
 
 import children
 import yaml
-from micro import GLUE, ROOT, micro
+from micro import GLUE, ROOT, micro, only
 
 from spikeprune.integrations.sweeps import machine
 
@@ -18,9 +18,8 @@ def tiny(glue: Path | str = "glue", **changes) -> dict:
     """A grid of four over the smallest pipeline: teacher and spatial."""
     small = [o for o in micro(Path("x"), Path(glue)) if not o.startswith(("run.dir", "preset", "compress"))]
     small += [
-        "run.stages=[teacher,spatial]",
-        "compress.t_steps=null",
-        "compress.spatial.min_ffn=4",
+        *only("teacher", "spatial"),
+        "stages.temporal.t_steps=null",
         "stages.spatial.epochs=2",
     ]
     own = "runs/sweeps/tiny/${oc.env:WANDB_RUN_ID}"
@@ -30,8 +29,8 @@ def tiny(glue: Path | str = "glue", **changes) -> dict:
         "metric": {"name": "result/main", "goal": "maximize"},
         "parameters": {
             "preset": {"value": "tiny"},
-            "compress.heads": {"values": list(HEADS)},
-            "compress.ffn": {"values": list(FFN)},
+            "stages.spatial.heads": {"values": list(HEADS)},
+            "stages.spatial.ffn": {"values": list(FFN)},
         },
         "command": [*head, *small, f"run.dir={own}", "run.wandb=auto", "${args_no_hyphens}"],
     }

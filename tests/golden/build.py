@@ -411,19 +411,16 @@ def joint_plan(target: str, share: float, **options: Any) -> dict[str, Any]:
 
 MICRO_RUNS = {
     "mrpc": (  # generated pairs, of which a network of this size learns nothing in so few steps
-        "data.embedded_train=120",
-        "data.embedded_dev=40",
-        "run.stages=[teacher,internal_kd,prediction_kd,joint,quantize,finetune]",
-        "compress.heads=1",
-        "compress.ffn=1",
-        "compress.t_steps=null",
-        "compress.target=energy",
-        "compress.target_value=0.06",
-        "compress.joint.sentences=24",
-        "compress.joint.block=4",
-        "compress.weights=ternary",
+        "data.embedded=[120,40]",
+        *only("teacher", "internal_kd", "prediction_kd", "budget", "quantize", "finetune"),
+        "stages.spatial.heads=1",
+        "stages.spatial.ffn=1",
+        "stages.temporal.t_steps=null",
+        "stages.budget.target=energy",
+        "stages.budget.value=0.06",
+        "stages.quantize.weights=ternary",
         "stages.teacher.lr=1.0e-3",
-        "stages.joint.epochs=3",
+        "stages.budget.epochs=3",
         "stages.quantize.epochs=2",
     ),
     "sst2": (),  # sentences that one word decides: teacher and student learn them

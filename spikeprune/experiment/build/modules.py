@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import lightning as L
@@ -36,7 +36,7 @@ def student_module(
     return DistillationModule(
         learning,
         frozen,
-        losses=LossWeights(**asdict(stage.losses)),
+        losses=loss_weights(name, stage),
         layer_map=parts.layers,
         shape=student_shape(parts),
         forward_mode=parts.config.student.forward,
@@ -44,6 +44,15 @@ def student_module(
         stepwise=stepwise,
         **_common(parts, stage),
     )
+
+
+def loss_weights(name: str, stage: Stage) -> LossWeights:
+    """Where units are removed the limit of the additions falls to its value as they go, from the multiplications of the
+    dense student: firing that is limited at once drowns what the other terms teach."""
+    weights = LossWeights(**asdict(stage.losses))
+    if name != "spatial" or not weights.additions_limit:
+        return weights
+    return replace(weights, additions_from=max(1.0, weights.additions_limit), additions_fall=stage.end)
 
 
 def augment(parts: RunContext) -> Augment | None:

@@ -34,8 +34,8 @@ examples:
   spikeprune evaluate runs/mrpc-tiny-s0
   spikeprune evaluate runs/mrpc-tiny-s0 --stage internal_kd --json
   spikeprune evaluate runs/mrpc-minilm-s0 --data glue
-  spikeprune evaluate runs/mrpc-tiny-s0 time.early_exit=asr
-  spikeprune evaluate runs/mrpc-tiny-s0 student.coding=running_mean time.early_exit=confidence
+  spikeprune evaluate runs/mrpc-tiny-s0 cost.early_exit=asr
+  spikeprune evaluate runs/mrpc-tiny-s0 student.coding=running_mean cost.early_exit=confidence
   spikeprune evaluate runs/mrpc-tiny-s0 student.dead_zone=60
 """
 
@@ -86,7 +86,7 @@ examples:
 Run it where the network is, as a cluster's login node; compute nodes then find everything in the cache (HF_HOME).
 """
 
-CHANGED = "values that replace the run's, where they need no training: student.dead_zone, time.early_exit, …"
+CHANGED = "values that replace the run's, where they need no training: student.dead_zone, cost.early_exit, …"
 
 
 def parser() -> argparse.ArgumentParser:

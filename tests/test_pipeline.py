@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,8 @@ from children import leg
 from micro import BATCHES, GLUE, STAGES, micro, only, write_sst2
 
 from spikeprune import cli
-from spikeprune.config.load import Config, load, read_resolved
+from spikeprune.config.load import load, read_resolved
+from spikeprune.config.schema import Config
 from spikeprune.config.tasks import get_task
 from spikeprune.data.glue import RawData, Split
 from spikeprune.errors import InputError
@@ -71,7 +73,7 @@ def test_the_summary_says_what_was_made_of_what(finished, glue) -> None:
     assert list(summary["stages"]) == list(STAGES[1:])
     assert (summary["uncompressed"], summary["final"]) == ("prediction_kd", "finetune")
     config = read_resolved(run.config)
-    assert config.task == "sst2" and config.teacher.dropout == 0.1 and config.compress.ffn == 0.3
+    assert config.task == "sst2" and config.teacher.dropout == 0.1 and config.stages.spatial.ffn == 0.3
 
 
 def test_the_summary_says_what_it_costs(finished) -> None:
@@ -272,7 +274,7 @@ def test_a_teacher_must_be_better_than_the_majority_not_level_with_it(name, taug
 def test_every_seed_that_is_allowed_gives_stages_seeds_that_are_taken(seed, tmp_path) -> None:
     (tmp_path / "empty.yaml").touch()
     assert load(tmp_path / "empty.yaml", [f"seed={seed}"]).seed == seed
-    seeds = [pipeline.stage_seed(seed, stage) for stage in Config().run.stages]
+    seeds = [pipeline.stage_seed(seed, stage) for stage in asdict(Config().stages)]
     assert len(set(seeds)) == len(seeds)
     for found in seeds:
         assert lightning.seed_everything(found, verbose=False) == found

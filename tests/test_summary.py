@@ -7,7 +7,7 @@ import pytest
 from spikeprune.config.load import load, read_resolved, to_yaml
 from spikeprune.config.schema import Student
 from spikeprune.experiment.summary import settings
-from tests.micro import GLUE
+from tests.micro import GLUE, only
 
 BASE = ["task=mrpc", "preset=minilm", "teacher.checkpoint=here/minilm", "data.source=dir", "data.dir=here/glue"]
 
@@ -20,13 +20,10 @@ def digest(*changes: str) -> str:
     "changes",
     [
         ["seed=3"],
-        [
-            "run.dir=elsewhere",
-            "run.wandb=auto",
-        ],
+        ["run.dir=elsewhere", "run.wandb=auto"],
         ["teacher.checkpoint=there/minilm", "data.dir=there/glue"],
         ["stages.budget.lr=1.0e-5"],  # does not run
-        [*only("teacher", "internal_kd", "prediction_kd", "spatial", "temporal", "finetune")],  # what runs anyway
+        only("teacher", "internal_kd", "prediction_kd", "spatial", "temporal", "finetune"),  # what runs anyway
         ["student.leak=1.0"],  # the default
     ],
     ids=str,
@@ -44,7 +41,7 @@ def test_what_may_differ_between_seeds_of_a_mean(changes) -> None:
         ["task=cola"],
         ["run.precision=32-true"],
         ["teacher.checkpoint=here/another"],
-        [*only("teacher", "internal_kd", "prediction_kd", "temporal", "spatial", "finetune")],
+        only("teacher", "internal_kd", "prediction_kd", "spatial", "finetune"),
     ],
     ids=str,
 )
@@ -55,10 +52,10 @@ def test_what_makes_another_run(changes) -> None:
 def test_a_default_that_changes_makes_other_settings(monkeypatch) -> None:
     """A run of another version, whose default was another, is not of these settings, though no file names the key."""
     before = digest()
-    theirs = tuple(98.0 if value == Student.percentile else value for value in Student.__init__.__defaults__)
-    changed = load(GLUE, [*BASE, "student.percentile=98.0"])
+    theirs = tuple(64 if value == Student.calibration else value for value in Student.__init__.__defaults__)
+    changed = load(GLUE, [*BASE, "student.calibration=64"])
     monkeypatch.setattr(Student.__init__, "__defaults__", theirs)
-    assert Student().percentile == 98.0 and settings(changed) != before
+    assert Student().calibration == 64 and settings(changed) != before
 
 
 def test_a_saved_configuration_says_the_same(tmp_path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from micro import GLUE, ROOT, micro, only
+from micro import GLUE, ROOT, micro
 from tiny_sweep import tiny, write
 
 from spikeprune import cli
@@ -64,22 +64,22 @@ def refused(tree: dict, path: Path, capsys, *more: str) -> str:
 
 
 BAD = [
-    ({"compress.heds": {"values": [0.5]}}, "compress.heds: unknown key (did you mean stages.spatial.heads?)"),
+    ({"stages.spatial.heds": {"values": [0.5]}}, "heds: unknown key (did you mean stages.spatial.heads?)"),
     ({"stages.spatial.heads": {"values": [0.5, "half"]}}, "stages.spatial.heads = half: must be a finite number"),
     ({"stages.spatial.heads": {"values": [0.5, 1.5]}}, "stages.spatial.heads = 1.5: must be above 0 and at most 1"),
     (
         {"stages.spatial.heads": {"values": []}},
-        "parameters.compress.heads.values = []: must be a list of at least one value",
+        "parameters.stages.spatial.heads.values = []: must be a list of at least one value",
     ),
     (
         {"stages.spatial.heads": {"min": 0.1, "max": 0.5}},
-        "parameters.compress.heads: a grid has no ranges; list its values",
+        "parameters.stages.spatial.heads: a grid has no ranges; list its values",
     ),
-    ({"stages.spatial.heads": {"valeus": [1]}}, "parameters.compress.heads.valeus: not supported; there are"),
-    ({"compress": {"parameters": {"heads": {"value": 1}}}}, "write dotted keys, such as stages.spatial.heads"),
+    ({"stages.spatial.heads": {"valeus": [1]}}, "parameters.stages.spatial.heads.valeus: not supported; there are"),
+    ({"stages.spatial": {"parameters": {"heads": {"value": 1}}}}, "write dotted keys, such as stages.spatial.heads"),
     (
         {"stages.temporal.t_steps": {"values": [2, None]}},
-        "parameters.compress.t_steps: null cannot be passed by W&B's agent",
+        "parameters.stages.temporal.t_steps: null cannot be passed by W&B's agent",
     ),
     ({"task": {"value": "mrcp"}}, "task = mrcp: choose from"),
     ({"task": {"values": ["rte", "mrpc"]}}, "parameters.task: scores of different tasks have no common front"),
@@ -168,8 +168,8 @@ def test_the_command_lines_own_values(tmp_path, capsys, monkeypatch) -> None:
     file = write(tmp_path / "s.yaml", tiny())
     sweep = spec.read(file, ["stages.spatial.heads=0.5", "seed=3"])
     assert sweep.size == 2 and sweep.config(sweep.grid()[0], "run.dir=x").seed == 3
-    assert cli.main(["sweep", str(file), "--local", "compress.heds=0.5"]) == 2
-    assert "compress.heds: unknown key" in capsys.readouterr().err
+    assert cli.main(["sweep", str(file), "--local", "stages.spatial.heds=0.5"]) == 2
+    assert "stages.spatial.heds: unknown key" in capsys.readouterr().err
     random = write(tmp_path / "r.yaml", tiny(method="random"))
     assert cli.main(["sweep", str(random), "--local", "--dir", str(tmp_path / "out")]) == 2
     assert "a random sweep has no end; give --trials N or run_cap" in capsys.readouterr().err
@@ -271,19 +271,10 @@ def test_rungs_of_early_termination(early, rungs) -> None:
         ("cost.prices=int8", 0),
         ("run.precision=bf16-mixed", 0),
         ("run.log_every=7", 6),  # shown, not computed
-        (*only("teacher", "internal_kd", "spatial", "temporal", "finetune"), 2),
-        ("stages.prediction_kd.callbacks=[spatial]", 2),
+        ("stages.prediction_kd.epochs=0", 2),
     ],
 )
 def test_which_stages_a_key_leaves_alike(change, common) -> None:
     stages = ("teacher", "internal_kd", "prediction_kd", "spatial", "temporal", "finetune")
     plain, changed = load(GLUE, micro(Path("x"))), load(GLUE, [*micro(Path("x")), change])
     assert common_stages(plain, changed) == common_stages(changed, plain) == list(stages[:common])
-
-
-def test_a_key_acts_where_its_callback_is_in_either_of_two() -> None:
-    """Pruned earlier in one of two runs, a differing share touches the other from there on, too."""
-    early = ["stages.prediction_kd.callbacks=[spatial]", "stages.spatial.epochs=0"]
-    one = load(GLUE, [*micro(Path("x")), *early])
-    other = load(GLUE, [*micro(Path("x")), *early, "stages.spatial.ffn=0.4"])
-    assert common_stages(one, other) == ["teacher", "internal_kd"]

@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_sweep import FFN, HEADS, THREADS, begin, sweep, tiny, write
+from micro import only
+from tiny_sweep import FFN, HEADS, begin, sweep, tiny, write
 
 from spikeprune import cli
 from spikeprune.config.load import read_resolved
@@ -108,7 +109,7 @@ def test_a_stage_that_was_taken_over_is_the_one_that_would_have_been_made(swept,
     assert sum("taken over from" in log for log in logs.values()) >= 2
     taken = next(n for n in range(4) if "taken over" in logs[n])
     read = spec.read(folder.parent / "tiny.yaml")
-    pipeline.run(read.config(read.grid()[taken], f"run.dir={tmp_path / 'run'}", "run.wandb=off", THREADS))
+    pipeline.run(read.config(read.grid()[taken], f"run.dir={tmp_path / 'run'}", "run.wandb=off"))
     alone, shared = RunDirectory(tmp_path / "run"), RunDirectory(folder / "trials" / str(taken))
     for stage in ("teacher", "spatial"):
         assert alone.verified(stage) == shared.verified(stage)
@@ -153,7 +154,7 @@ def test_after_a_kill_random_trials_are_those_of_an_undisturbed_sweep(glue, tmp_
     assert found == wanted and all(len({row[key] for row in found}) == 3 for key in RANGES)
     for number, values in enumerate(found):
         config = read_resolved(folder / "trials" / str(number) / "config.yaml")
-        assert (config.compress.heads, config.seed) == tuple(values[key] for key in RANGES)
+        assert (config.stages.spatial.heads, config.seed) == tuple(values[key] for key in RANGES)
 
 
 @pytest.mark.parametrize("method", ["random", "bayes"])

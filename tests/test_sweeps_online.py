@@ -92,6 +92,6 @@ def test_an_unknown_sweep_value_is_refused_before_the_server_hears_of_it(glue, t
     with wandb_server() as board:
         monkeypatch.setenv("WANDB_BASE_URL", board.url)
         monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-        with pytest.raises(InputError, match="compress.heds: unknown key"):
-            spec.read(write(tmp_path / "s.yaml", tiny(glue)), ["compress.heds=1"])
+        with pytest.raises(InputError, match="stages.spatial.heds: unknown key"):
+            spec.read(write(tmp_path / "s.yaml", tiny(glue)), ["stages.spatial.heds=1"])
         assert board.sweeps == {}

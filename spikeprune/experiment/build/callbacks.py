@@ -26,7 +26,6 @@ from spikeprune.training.callbacks.synapses import KeepPrunedSynapses, SynapsePr
 from spikeprune.training.callbacks.synops import SynOpsLogger
 from spikeprune.training.callbacks.temporal import TemporalPruning
 
-SETTLED = 0.5  # share of a budget's epochs at which its target is reached; from there it is held
 RECOVER = 0.25  # last share of a budget's epochs that only trains: masks and steps stay as they are
 Build = Callable[[RunContext, str], list[Callback]]
 
@@ -89,7 +88,7 @@ def budget(context: RunContext, name: str) -> list[Callback]:
             dense_shape=teacher_shape(context),
             prices=PRICES[config.cost.prices],
             begin=0,
-            settle=min(last_decision(SETTLED, epochs), end),
+            settle=min(last_decision(target.end, epochs), end),
             end=end,
         )
     ]

@@ -19,15 +19,20 @@ examples:
       teacher.checkpoint=checkpoints/minilm student.t_steps=4
   spikeprune train experiments/glue.yaml preset=tiny 'student.t_steps=[4,2,2]' stages.finetune.epochs=0
 
-A later value wins: defaults, the file and its base, the preset, the file's block for the task, then key=value.
+A later value wins: defaults, the file and its base, the preset, the ablation, then key=value.
 The same command started again goes on where the run stopped.
 """
 
 CONFIG_EXAMPLES = """\
 examples:
-  spikeprune config experiments/glue.yaml task=sst2 preset=minilm
+  spikeprune config task=sst2 preset=minilm
+  spikeprune config experiments/glue.yaml stages.budget.value=0.05 stages.budget.epochs=4
   spikeprune config --help-keys
+
+Without an experiment file it reads experiments/glue.yaml.
 """
+
+EXPERIMENT = "experiments/glue.yaml"  # of `config` where none is named
 
 EVALUATE_EXAMPLES = """\
 examples:
@@ -104,7 +109,8 @@ def parser() -> argparse.ArgumentParser:
     config = _command(
         commands, "config", "print the resolved configuration, and where each value is set", CONFIG_EXAMPLES
     )
-    _experiment(config)
+    config.add_argument("experiment", metavar="EXPERIMENT", nargs="?", help=f"an experiment file, such as {EXPERIMENT}")
+    config.add_argument("overrides", metavar="key=value", nargs="*", help="values that replace the file's")
     config.add_argument("--help-keys", action="store_true", help="print every key with its values, default and meaning")
 
     evaluate = _command(commands, "evaluate", "measure quality and cost from saved checkpoints", EVALUATE_EXAMPLES)
@@ -213,6 +219,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
             commands[args.command].error(_unknown(word, commands[args.command]))
     if rest:
         args.overrides += rest
+    if args.command == "config" and (args.experiment is None or "=" in args.experiment):
+        args.overrides = [*filter(None, [args.experiment]), *args.overrides]
+        args.experiment = EXPERIMENT
     args.words = list(words)
     return args
 

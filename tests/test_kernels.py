@@ -10,7 +10,7 @@ import itertools
 import pytest
 import torch
 from interpreter import run_interpreted
-from spikeprune.config.validation.rules import validate
+from spikeprune.config.validation import validate
 
 from spikeprune.config.schema import Config, Run
 from spikeprune.config.schema import Student as StudentConfig

@@ -29,12 +29,7 @@ def spikeprune(*args: str, **environment: str) -> subprocess.CompletedProcess[st
 
 
 def test_one_command_starts_both_and_logs_one_wandb_run(tmp_path, glue) -> None:
-    stages = [
-        *only("teacher", "general_kd"),
-        "stages.spatial.heads=1.0",
-        "stages.spatial.ffn=1.0",
-        "stages.temporal.t_steps=null",
-    ]
+    stages = only("teacher", "general_kd")
     (tmp_path / "corpus.txt").write_text("\n".join(["the film was a story of rain"] * 20))
     stages += ["stages.general_kd.epochs=1", f"data.corpus=[{tmp_path / 'corpus.txt'}]", "run.wandb=auto"]
     overrides = [*micro(tmp_path / "run", glue), *stages, "run.devices=2"]

@@ -137,4 +137,4 @@ def verify(snapshot: Path) -> int:
 def read_text(source: str) -> str:
     from spikeprune.data.corpus import read_corpus
 
-    return f"corpus: {source}, {len(read_corpus([source], limit=None)):,} paragraphs"
+    return f"corpus: {source}, {len(read_corpus([source])):,} paragraphs"

@@ -219,11 +219,12 @@ def test_ctrl_c_says_how_to_go_on(pipeline, capsys) -> None:
 # --- what the commands hand on ----------------------------------------------------------------------------------------
 
 
-def test_config_prints_each_value_and_who_set_it(capsys) -> None:
+def test_config_prints_each_value_and_who_set_it(capsys, monkeypatch) -> None:
     """With the experiment file and without one, which is then experiments/glue.yaml."""
+    monkeypatch.chdir(ROOT)
     given = ["preset=minilm", "ablation=joint", "stages.spatial.heads=0.25"]
     printed = []
-    for words in (given, [GLUE, *given]):
+    for words in (given, ["experiments/glue.yaml", *given]):
         assert cli.main(["config", *words]) == 0
         printed.append(dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines()))
     one, two = printed

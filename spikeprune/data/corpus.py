@@ -18,7 +18,8 @@ from spikeprune.errors import InputError
 
 def read_corpus(sources: list[str]) -> list[str]:
     """Paragraphs (lines with text) of UTF-8 files in turn, or of one hub dataset's "text" column (`owner/name`, with
-    a config `owner/name:config`). Blank lines and wiki headings (` = Title = `) are dropped. A file that is missing or without text is an `InputError`."""
+    a config `owner/name:config`). Blank lines and wiki headings (` = Title = `) are dropped. A file that is missing or
+    without text is an `InputError`."""
     if not sources:
         raise InputError("data.corpus is empty; name text files or a hub corpus, or set stages.general_kd.epochs=0")
     return list(chain.from_iterable(map(_paragraphs, sources)))

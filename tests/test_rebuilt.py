@@ -136,8 +136,8 @@ def test_a_record_is_what_evaluate_and_the_compacted_student_say(row, begun, tmp
     leave_student(before, directory, PARENT, None, new_student(before, begun), STEPS)
     student = load_student(directory, PARENT, parts.config)
     train(student)
-    measured = measure_student(parts, student_module(parts, STAGE, student, begun.teacher))
-    leave_student(parts, directory, STAGE, PARENT, student, measured)
+    measured = measure_student(parts, student_module(parts, STAGE, student, begun.teacher), STAGE)
+    leave_student(parts, directory, STAGE, PARENT, student, {**measured, **STEPS})
 
     again = evaluate(directory.path, stage=STAGE)
     assert said(again) == said(measured)

@@ -58,7 +58,7 @@ def same_count(student: SpikingBert) -> int | None:
     return student.synapse_count()
 
 
-SHORT = ["stages.teacher.epochs=3", "stages.internal_kd.epochs=1", "stages.prediction_kd.epochs=0"]
+SHORT = ["stages.teacher.epochs=9", "stages.internal_kd.epochs=1", "stages.prediction_kd.epochs=0"]
 SHORT += [f"stages.{name}.epochs=1" for name in ("spatial", "temporal", "finetune")]
 SHORT += ["student.t_steps=3", "stages.temporal.t_steps=2", "data.replace_words=0.3"]
 QUANTIZED = [*only("teacher", "internal_kd", "spatial", "temporal", "quantize"), "stages.quantize.epochs=1"]

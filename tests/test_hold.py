@@ -194,8 +194,8 @@ def test_a_resumed_leg_has_limit_and_press() -> None:
 def test_when_it_decides(epochs, when, monkeypatch) -> None:
     monkeypatch.setattr("spikeprune.experiment.build.callbacks.student_shape", lambda _: SHAPE)
     monkeypatch.setattr("spikeprune.experiment.build.callbacks.teacher_shape", lambda _: TEACHER)
-    config = Config()
+    config, bert = Config(), SimpleNamespace(intermediate_size=F)
     config.stages.budget.value = 0.1
-    context = SimpleNamespace(config=config, stage=lambda _: Stage(epochs=epochs), teacher_config=TEACHER)
+    context = SimpleNamespace(config=config, stage=lambda _: Stage(epochs=epochs), teacher_config=bert)
     (made,) = budget(context, "finetune")
     assert (made.begin, made.settle, made.end) == when

@@ -172,7 +172,8 @@ def without_target(config: Config) -> Iterator[Problem]:
     for name, nothing in idle.items():
         if nothing and runs(config, name):
             text = f"the stage would compress nothing; set its {targets[name]}, or stages.{name}.epochs=0"
-            yield (f"stages.{name}.epochs",), f"stages.{name}: {text}"
+            keys = ("epochs", *targets[name].replace(" or ", ", ").split(", "))
+            yield tuple(f"stages.{name}.{key}" for key in keys), f"stages.{name}: {text}"
 
 
 def budget(config: Config) -> Iterator[Problem]:

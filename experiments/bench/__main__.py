@@ -111,7 +111,7 @@ def main(argv: list[str]) -> int:
         if args.check:
             words = "is what the results give" if made == page else "differs: --keep its results"
             print(f"docs/performance.md {words}")
-            return int(made != readme)
+            return int(made != page)
         report.PAGE.write_text(made)
         return 0
     lacking = kernels.lacking()

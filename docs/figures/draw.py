@@ -1,4 +1,4 @@
-"""Draws the figures of docs/method.md: the network, and one encoder layer before and after compression.
+"""Draws the figures of README.md and docs/: the stages of a run, the network, one layer before and after compression.
 
 python docs/figures/draw.py            write the figures beside this file
 python docs/figures/draw.py --check    exit code 1 where a figure differs from what this script draws
@@ -54,6 +54,59 @@ def arrow(axes, *points: tuple[float, float], spikes: bool = False) -> None:
     axes.plot(xs[:-1], ys[:-1], color=colour, linewidth=1.2, solid_capstyle="round")
     head = {"arrowstyle": "-|>", "color": colour, "linewidth": 1.2, "mutation_scale": 9, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", points[-1], points[-2], arrowprops=head)
+
+
+# -------------------------------------------------------------------------------------------------------- the stages
+
+ALL = (4,) * 8  # time steps of eight neurons in a small raster
+HALF = tuple(4 if row in (0, 2, 5, 6) else 0 for row in range(8))
+SHORT = tuple({0: 2, 2: 1, 5: 2, 6: 1}.get(row, 0) for row in range(8))
+FIRED = {(0, 1), (1, 2), (2, 0), (2, 3), (3, 1), (4, 0), (4, 3), (5, 1), (6, 0), (6, 2), (7, 3)}
+STAGES = (
+    ("teacher", "fine-tune BERT\non the task", "dense teacher", None),
+    ("internal_kd", "match hidden states\nand attention scores", "spiking student", ALL),
+    ("prediction_kd", "match the teacher's\nsoftened output", "uncompressed student", ALL),
+    ("spatial", "prune heads, neurons\nand synapses", "masks", HALF),
+    ("temporal", "remove time steps\nlayer by layer", "t_steps", SHORT),
+    ("finetune", "recover", "compressed student", SHORT),
+)
+
+
+def stages() -> Figure:
+    """From teacher to compressed student: what each stage does, what it leaves, and the spikes that remain."""
+    figure, axes = canvas(11.4, 3.6)
+    for i, (name, does, leaves, kept) in enumerate(STAGES):
+        left = 0.35 + 1.82 * i
+        colour = INK if i == 0 else SPIKES if i < 3 else NEGATIVE
+        style = "round,pad=0,rounding_size=0.09"
+        axes.add_patch(FancyBboxPatch((left, 0.5), 1.55, 2.35, boxstyle=style, fill=False, edgecolor=colour))
+        text(axes, left + 0.775, 0.72, name, 10, weight="bold", color=colour)
+        text(axes, left + 0.775, 1.12, does, 8)
+        text(axes, left + 0.775, 3.05, f"→ {leaves}", 8.5, style="italic")
+        for row in range(8):
+            y = 1.45 + 0.16 * row
+            if kept is None:
+                cell(
+                    axes,
+                    left + 0.45,
+                    y,
+                    0.7 * (0.35, 0.8, 0.15, 0.55, 0.95, 0.25, 0.7, 0.45)[row],
+                    INK,
+                    INK,
+                    height=0.1,
+                )
+            for step in range(0 if kept is None else 4):
+                alive = step < kept[row]
+                face = colour if alive and (row, step) in FIRED else "none"
+                cell(axes, left + 0.37 + 0.21 * step, y, 0.17, face, colour if alive else PALE, height=0.1)
+        if i:
+            arrow(axes, (left - 0.27, 1.7), (left, 1.7))
+    for start, end, words, colour in ((1, 3, "distil", SPIKES), (3, 6, "compress", NEGATIVE)):
+        axes.plot([0.35 + 1.82 * start, 0.08 + 1.82 * end], [0.35, 0.35], color=colour, linewidth=1.3)
+        text(axes, 0.215 + 0.91 * (start + end), 0.18, words, 9.5, color=colour)
+    legend = "→ output of a stage.   Rasters: neurons (rows) over time steps (columns); filled: a spike; pale: removed."
+    text(axes, 5.7, 3.4, legend, 8, color="#777777")
+    return figure
 
 
 # ------------------------------------------------------------------------------------------------------- the network
@@ -193,7 +246,7 @@ def cell(axes, x: float, y: float, width: float, face: str, edge: str, *, height
 
 # --------------------------------------------------------------------------------------------------------------------
 
-FIGURES = {"network.svg": network, "layer.svg": layer}
+FIGURES = {"stages.svg": stages, "network.svg": network, "layer.svg": layer}
 
 
 def svg(figure: Figure) -> str:

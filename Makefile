@@ -51,12 +51,19 @@ $(STAMP): pyproject.toml requirements.lock requirements-cpu.lock requirements-cu
 # What names a task; several in an array.
 NAMED = $(TASK)
 slurm fetch: NAMED = $(TASK)$(ARRAY)
-OPTION = if [ -n "$(2)" ]; then set -- "$$@" --$(1)="$(2)"; fi
+# One word of the shell, whatever is in it.
+Q = '$(subst ','\'',$(1))'
+OPTION = if [ -n $(call Q,$(2)) ]; then set -- "$$@" --$(1)=$(call Q,$(2)); fi
+
+# ARGS are words of the shell, quoted by who gives them. Of one that begins with # the rest of the line is a comment,
+# `whole=1` too, so the check stands on the next line.
+GIVEN = whole=; set -- "$$@" $(ARGS); whole=1
+WHOLE = if [ -z "$$whole" ]; then echo "error: ARGS: put quotes around what holds a \#: ARGS=\"'run.dir=exp \#1'\"" >&2; exit 2; fi
 
 # Task, preset, data and teacher of a target as arguments of the shell.
 define CHOSEN
-test -n "$(NAMED)" || { echo "error: name a task, such as: make $@ TASK=mrpc" >&2; exit 2; }; \
-set -- $(if $(TASK),task="$(TASK)") preset="$(PRESET)"; data="$(DATA)"; \
+test -n $(call Q,$(NAMED)) || { echo "error: name a task, such as: make $@ TASK=mrpc" >&2; exit 2; }; \
+set -- $(if $(TASK),task=$(call Q,$(TASK))) preset=$(call Q,$(PRESET)); data=$(call Q,$(DATA)); \
 case "$$data" in \
     "") ;; \
     auto|hub|embedded) set -- "$$@" data.source="$$data" ;; \
@@ -64,42 +71,54 @@ case "$$data" in \
     *) if [ -d "$$data" ]; then set -- "$$@" data.source=dir data.dir="$$data"; \
        else set -- "$$@" data.source="$$data"; fi ;; \
 esac; \
-if [ -n "$(TEACHER)" ]; then set -- "$$@" teacher.checkpoint="$(TEACHER)"; fi
+if [ -n $(call Q,$(TEACHER)) ]; then set -- "$$@" teacher.checkpoint=$(call Q,$(TEACHER)); fi
 endef
 
 glue: $(STAMP)  ## run the pipeline: TASK=mrpc [PRESET=tiny|minilm|paper] [DATA=auto|hub|embedded|DIR, embedded for tiny] [TEACHER=name-or-dir] [SEED=0] [ARGS="key=value …"]
 	@$(CHOSEN); \
-	if [ -n "$(SEED)" ]; then set -- "$$@" seed="$(SEED)"; fi; \
-	exec $(BIN)/spikeprune train experiments/glue.yaml "$$@" $(ARGS)
+	if [ -n $(call Q,$(SEED)) ]; then set -- "$$@" seed=$(call Q,$(SEED)); fi; \
+	$(GIVEN); \
+	$(WHOLE); \
+	exec $(BIN)/spikeprune train experiments/glue.yaml "$$@"
 
 slurm: $(STAMP)  ## submit to SLURM what glue runs: TASK=mrpc or ARRAY="mrpc rte …" [SEEDS=0-4] [GPUS=1, 0 for tiny] [NODES=] [CPUS=] [TIME=] [PARTITION=] [SBATCH="--mem=32G …"] [DRY=1] [glue's arguments]
 	@$(CHOSEN); \
-	if [ -n "$(SEED)" ]; then set -- "$$@" seed="$(SEED)"; fi; \
+	if [ -n $(call Q,$(SEED)) ]; then set -- "$$@" seed=$(call Q,$(SEED)); fi; \
 	$(call OPTION,array,$(ARRAY)); $(call OPTION,seeds,$(SEEDS)); $(call OPTION,gpus,$(GPUS)); \
 	$(call OPTION,nodes,$(NODES)); $(call OPTION,cpus,$(CPUS)); $(call OPTION,time,$(TIME)); \
 	$(call OPTION,partition,$(PARTITION)); \
 	for option in $(SBATCH); do set -- "$$@" --sbatch="$$option"; done; \
 	if [ -n "$(DRY)" ]; then set -- "$$@" --dry-run; fi; \
-	exec $(BIN)/spikeprune launch experiments/glue.yaml "$$@" $(ARGS)
+	$(GIVEN); \
+	$(WHOLE); \
+	exec $(BIN)/spikeprune launch experiments/glue.yaml "$$@"
 
 fetch: $(STAMP)  ## get data and checkpoints of TASK=mrpc or ARRAY="mrpc rte …" into the cache [glue's arguments]
 	@$(CHOSEN); $(call OPTION,array,$(ARRAY)); \
-	exec $(BIN)/spikeprune fetch experiments/glue.yaml "$$@" $(ARGS)
+	$(GIVEN); \
+	$(WHOLE); \
+	exec $(BIN)/spikeprune fetch experiments/glue.yaml "$$@"
 
 ablation: $(STAMP)  ## each way of compressing from one distilled student, one table: as glue, [SEEDS="0 1 2"] [ABLATIONS="none joint …"]
 	@$(CHOSEN); \
-	if [ -n "$(ABLATIONS)" ]; then set -- "$$@" --only "$(ABLATIONS)"; fi; \
-	exec $(BIN)/python experiments/ablation.py --seeds "$(or $(SEEDS),$(SEED),0)" "$$@" $(ARGS)
+	if [ -n $(call Q,$(ABLATIONS)) ]; then set -- "$$@" --only $(call Q,$(ABLATIONS)); fi; \
+	$(GIVEN); \
+	$(WHOLE); \
+	exec $(BIN)/python experiments/ablation.py --seeds $(call Q,$(or $(SEEDS),$(SEED),0)) "$$@"
 
 sweep: $(STAMP)  ## trials on W&B's server, an agent per GPU: SWEEP=budget [TRIALS=n] [SLURM="sbatch options"] [ARGS="key=value …"]
-	@test -n "$(SWEEP)" || { echo "error: name a file of experiments/sweeps, such as: make sweep SWEEP=budget" >&2; exit 2; }
-	@exec $(BIN)/spikeprune sweep experiments/sweeps/$(SWEEP).yaml $(if $(TRIALS),--trials "$(TRIALS)") \
-	    $(if $(filter undefined,$(origin SLURM)),,--slurm="$(SLURM)") $(ARGS)
+	@test -n $(call Q,$(SWEEP)) || { echo "error: name a file of experiments/sweeps, such as: make sweep SWEEP=budget" >&2; exit 2; }
+	@set -- $(if $(TRIALS),--trials $(call Q,$(TRIALS))) $(if $(filter undefined,$(origin SLURM)),,--slurm=$(call Q,$(SLURM))); \
+	$(GIVEN); \
+	$(WHOLE); \
+	exec $(BIN)/spikeprune sweep experiments/sweeps/$(call Q,$(SWEEP)).yaml "$$@"
 
 sweep-local: $(STAMP)  ## the same without a server; ends with the Pareto front: SWEEP=budget [TRIALS=n] [JOBS=n] [ARGS="key=value …"]
-	@test -n "$(SWEEP)" || { echo "error: name a file of experiments/sweeps, such as: make sweep-local SWEEP=budget" >&2; exit 2; }
-	@exec $(BIN)/spikeprune sweep experiments/sweeps/$(SWEEP).yaml --local $(if $(TRIALS),--trials "$(TRIALS)") \
-	    $(if $(JOBS),--jobs "$(JOBS)") $(ARGS)
+	@test -n $(call Q,$(SWEEP)) || { echo "error: name a file of experiments/sweeps, such as: make sweep-local SWEEP=budget" >&2; exit 2; }
+	@set -- --local $(if $(TRIALS),--trials $(call Q,$(TRIALS))) $(if $(JOBS),--jobs $(call Q,$(JOBS))); \
+	$(GIVEN); \
+	$(WHOLE); \
+	exec $(BIN)/spikeprune sweep experiments/sweeps/$(call Q,$(SWEEP)).yaml "$$@"
 
 # Four files at a time on two cores: they wait more than they work.
 PYTEST = $(BIN)/python -m pytest -n $(or $(JOBS),4) --dist loadfile --no-loadscope-reorder

@@ -16,6 +16,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from spikeprune import scalars, streams
 from spikeprune.config import load
 from spikeprune.errors import InputError
 from spikeprune.report.ablation import rows, to_csv, to_markdown
@@ -37,21 +38,19 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--tag", default="")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_intermixed_args(arguments)  # make's options stand among the keys
-    try:
-        return run(seeds_of(args.seeds), args.only.split(), args.overrides, tagged(args.tag))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on where this one stopped", file=sys.stderr)
-        return 130
+    return streams.spoken(
+        lambda: run(seeds_of(args.seeds), args.only.split(), args.overrides, tagged(args.tag)), streams.GOES_ON
+    )
 
 
 def seeds_of(text: str) -> list[int]:
-    words = text.split()
-    if not words or not all(word.isdigit() for word in words):
-        raise InputError(f'seeds = {text}: must be whole numbers, such as "0 1 2"')
-    return list(dict.fromkeys(map(int, words)))
+    try:
+        found = [scalars.read(word, int) for word in text.split()]
+    except scalars.Unreadable:
+        found = []
+    if not found:
+        raise InputError(f'seeds = {text}: must be whole numbers in plain digits, such as "0 1 2"')
+    return list(dict.fromkeys(found))
 
 
 def tagged(text: str) -> str:
@@ -82,11 +81,11 @@ def run(seeds: list[int], names: list[str], overrides: list[str], tag: str = "")
     plans = {}
     for seed in seeds:
         shared = root / f"s{seed}" / "shared"
-        own = [*SHARED, f"seed={seed}", f"run.dir={shared}"]
+        own = [*SHARED, f"seed={seed}", scalars.of_path("run.dir", shared)]
         plans["shared", seed] = load(GLUE, [*fitting(overrides, SHARED_STAGES), *own])
         for name in names:
-            own = [f"ablation={name}", f"seed={seed}", f"run.dir={root / f's{seed}' / name}"]
-            own.append(f"run.start_from={shared}")
+            own = [f"ablation={name}", f"seed={seed}", scalars.of_path("run.dir", root / f"s{seed}" / name)]
+            own.append(scalars.of_path("run.start_from", shared))
             plans[name, seed] = load(
                 GLUE, [*fitting(overrides, stages[name]), *own]
             )  # all of them are read before the first one runs
@@ -110,7 +109,11 @@ def run(seeds: list[int], names: list[str], overrides: list[str], tag: str = "")
         ordered = {key: found[key] for name in names for key in found if key[0] == name}
         write_atomic(root / "ablation.csv", to_csv(rows(ordered)))
         write_atomic(root / "ablation.md", to_markdown(ordered, failed, tag))
-        print("\n" + (root / "ablation.md").read_text() + f"\nwritten to {root}/ablation.md and ablation.csv")
+        print(
+            "\n"
+            + (root / "ablation.md").read_text(encoding="utf-8")
+            + f"\nwritten to {root}/ablation.md and ablation.csv"
+        )
     return 2 if failed else 0
 
 

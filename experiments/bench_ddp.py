@@ -16,7 +16,6 @@ data and how many of them, batch, overrides.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import statistics
 import subprocess
@@ -30,7 +29,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from spikeprune import pipeline, ranks
+from spikeprune import jsonfile, pipeline, ranks, streams
 from spikeprune.builders import trainers
 from spikeprune.config import load, read_resolved
 from spikeprune.errors import InputError
@@ -112,7 +111,7 @@ def measure(args: argparse.Namespace, folder: Path, devices: int, batch: int, st
         (folder / "stages").mkdir(parents=True)
         shutil.copytree(teacher, folder / "stages" / "teacher")
     overrides = [
-        *("task=sst2", "preset=minilm", "run.progress=false", f"run.stages=[{','.join(stages)}]"),
+        *("task=sst2", "preset=minilm", f"run.stages=[{','.join(stages)}]"),
         *("data.source=dir", f"data.dir={args.data}", f"teacher.checkpoint={args.teacher}"),
         *(f"data.train_limit={args.train_limit}", "compress.heads=1.0", "compress.ffn=1.0", "compress.t_steps=null"),
         *("stages.teacher.epochs=1", "stages.internal_kd.epochs=1", "stages.prediction_kd.epochs=1"),
@@ -129,11 +128,11 @@ def measure(args: argparse.Namespace, folder: Path, devices: int, batch: int, st
     if not teacher.is_dir():
         shutil.copytree(run.stage("teacher"), teacher)
     measured = {name: run.record(name) for name in stages}
-    parts = json.loads((folder / "parts.json").read_text())
+    parts = jsonfile.loads((folder / "parts.json").read_text(encoding="utf-8"))
     parts |= {"rest": whole - sum(parts.values())}
     print(f"   {whole:.1f} s: {', '.join(f'{part} {seconds:.1f}' for part, seconds in parts.items())}", flush=True)
     return {
-        "blocks": json.loads((folder / "blocks.json").read_text()),
+        "blocks": jsonfile.loads((folder / "blocks.json").read_text(encoding="utf-8")),
         "main": {name: record["main"] for name, record in measured.items()},
         "steps": measured["internal_kd"]["steps"],
         "parts": parts,
@@ -144,7 +143,7 @@ def measure(args: argparse.Namespace, folder: Path, devices: int, batch: int, st
 
 def made_on(run: RunDir) -> dict[str, Any]:
     """What a leg ran on and learnt from, by its own word; all but its threads is the same in every leg."""
-    summary, config = json.loads(run.summary.read_text()), read_resolved(run.config)
+    summary, config = run.read_summary(), read_resolved(run.config)
     facts = {key: summary[key] for key in ("hardware", "commit", "preset")}
     data = {"data": summary["data"]["banner"], "train_limit": config.data.train_limit}
     return {**facts, "torch": summary["versions"]["torch"], **data}
@@ -225,18 +224,14 @@ def main() -> int:
     args = parser.parse_intermixed_args()
     if not args.leg and not (args.data and args.teacher):
         parser.error("--data and --teacher are needed")
-    try:
-        if args.leg:
-            leg(args.leg, args.warm, args.block, args.since, args.overrides)
-            return 0
-        with tempfile.TemporaryDirectory(prefix="bench-ddp-") as work:
-            args.work = Path(work)
-            compare(args)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if args.leg:
+        leg(args.leg, args.warm, args.block, args.since, args.overrides)
+        return 0
+    with tempfile.TemporaryDirectory(prefix="bench-ddp-") as work:
+        args.work = Path(work)
+        compare(args)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(streams.spoken(main))

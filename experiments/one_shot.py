@@ -4,7 +4,7 @@ Usage: python experiments/one_shot.py runs/mrpc-tiny-s0 [--stage prediction_kd] 
 
 Every row starts from the same student and sees the same training sentences. A ranking keeps the same share of heads and
 of neurons, the search a share of the operations that both cost; `operations` is the share that was reached, at prices
-measured before pruning. `score` is the task's on the dev split, by the closed form (exact for `accumulate`);
+measured before pruning. `score` is the task's on the dev split, answered as a run measures it;
 `tuned` the same after Kwon et al.'s mask tuning, which any choice of masks can use.
 """
 
@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import argparse
 import copy
+import sys
 from collections.abc import Iterator
 
 import torch
 
-from spikeprune import evaluation, saved
+from spikeprune import evaluation, saved, streams
 from spikeprune.builders.modules import student_module
 from spikeprune.builders.networks import student_shape
 from spikeprune.compress import search
@@ -25,6 +26,7 @@ from spikeprune.compress.criteria import CRITERIA
 from spikeprune.compress.stats import collect
 from spikeprune.compress.tuning import tune
 from spikeprune.metrics import main_metric, task_metrics
+from spikeprune.models.answer import answer
 from spikeprune.models.outputs import INPUTS
 from spikeprune.models.student import Student
 
@@ -33,12 +35,13 @@ BATCHES, BATCH_SIZE = 16, 32  # training sentences that decisions are made on
 
 class OneShot:
     def __init__(self, run: str, stage: str | None, seed: int):
-        directory, self.parts = evaluation.reopen(run, None, progress=False)
+        directory, self.parts = evaluation.reopen(run, None)
         self.stage = stage or evaluation.last_finished(self.parts, directory)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.student = saved.load_student(directory, self.stage)
         teacher = saved.load_teacher(self.parts, directory)
         self.module = student_module(self.parts, self.stage, self.student, teacher).to(device).eval()
+        self.mode = self.module.forward_mode
         self.parts.data.setup("fit")
         batches = self.parts.data.fixed_batches(BATCHES, BATCH_SIZE, seed)
         self.train = [{name: x.to(device) for name, x in batch.items()} for batch in batches]
@@ -53,7 +56,7 @@ class OneShot:
     def score(self, student: Student) -> float:
         metrics = task_metrics(self.parts.task).to(self.dev[0]["labels"].device)
         for batch in self.dev:
-            logits = student.eval()(*(batch[name] for name in INPUTS)).logits
+            logits = answer(student.eval(), *(batch[name] for name in INPUTS)).logits
             answers = logits[:, 0] if self.parts.task.regression else logits.argmax(-1)
             metrics.update(answers, batch["labels"])
         return 100 * float(main_metric(self.parts.task, metrics.compute()))
@@ -64,7 +67,7 @@ class OneShot:
 
     def ranked(self, criterion: str, share: float) -> Student:
         student = copy.deepcopy(self.student)
-        stats = collect(student, self.train, self.module.sample_loss, seed=self.seed)
+        stats = collect(student, self.train, self.module.sample_loss, mode=self.mode, seed=self.seed)
         for name, scores in zip(search.KINDS, CRITERIA[criterion](stats), strict=True):
             mask = getattr(student, name)
             keep = round(share * mask.numel())
@@ -72,7 +75,7 @@ class OneShot:
         return student
 
     def searched(self, share: float, rearranged: bool) -> Student:
-        student, how = copy.deepcopy(self.student), {"operations": share, "floors": self.floors}
+        student, how = copy.deepcopy(self.student), {"operations": share, "floors": self.floors, "mode": self.mode}
         loss = self.module.sample_loss
         search.search(student, self.train, loss, shape=self.shape, rearranged=rearranged, **how)
         return student
@@ -90,13 +93,13 @@ class OneShot:
         for share in shares:
             for name, student in self.rows(share):
                 before = self.score(student)
-                tune(student, self.student, self.train, self.module.sample_loss)
+                tune(student, self.student, self.train, self.module.sample_loss, mode=self.mode)
                 kept = [f"{100 * getattr(student, kind).mean().item():.0f} %" for kind in search.KINDS]
                 found = [f"{self.operations(student):.3f}", *kept, f"{before:.1f}", f"{self.score(student):.1f}"]
                 yield " | ".join([f"| {share}", name, *found]) + " |"
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("run")
     parser.add_argument("--stage")
@@ -105,7 +108,8 @@ def main() -> None:
     args = parser.parse_args()
     for line in OneShot(args.run, args.stage, args.seed).table(args.shares):
         print(line, flush=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(streams.spoken(main))

@@ -9,13 +9,15 @@ python experiments/results.py --check                  exit code 1 where a page 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from statistics import mean, stdev
+
+from spikeprune import jsonfile
+from spikeprune.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "experiments" / "results"
@@ -33,11 +35,11 @@ TASKS = ("sst2", "mrpc", "rte", "stsb", "cola", "qnli", "qqp", "mnli")
 
 
 def summaries() -> list[dict]:
-    return [json.loads(path.read_text()) for path in sorted(KEPT.glob("*.json"))]
+    return [jsonfile.loads(path.read_text(encoding="utf-8")) for path in sorted(KEPT.glob("*.json"))]
 
 
 def published() -> list[dict]:
-    return json.loads(PUBLISHED.read_text(encoding="utf-8"))
+    return jsonfile.loads(PUBLISHED.read_text(encoding="utf-8"))
 
 
 # ---------------------------------------------------------------------------------------------------- keep summaries
@@ -49,7 +51,7 @@ def keep(run: Path) -> None:
     named = [summary["task"], str(summary["preset"]), summary["data"]["source"], *few_bits(summary)]
     name = "-".join([*named, f"s{summary['seed']}"])
     KEPT.mkdir(exist_ok=True)
-    (KEPT / f"{name}.json").write_text(json.dumps(summary, indent=1) + "\n")
+    (KEPT / f"{name}.json").write_text(jsonfile.dumps(summary, indent=1) + "\n", encoding="utf-8")
 
 
 def keep_ablation(folder: Path) -> None:
@@ -61,30 +63,36 @@ def keep_ablation(folder: Path) -> None:
     if not found:
         refuse(f"{folder}: no finished run, summary.json or s<seed>/<ablation>/summary.json")
     for name in {key.rsplit(" ", 1)[0] for key in found}:
-        same_settings([run for key, run in found.items() if key.rsplit(" ", 1)[0] == name], f"{folder}, {name}")
+        have_a_mean([run for key, run in found.items() if key.rsplit(" ", 1)[0] == name], f"{folder}, {name}")
     first = next(iter(found.values()))
     ABLATIONS.mkdir(parents=True, exist_ok=True)
     name = "-".join([first["task"], str(first["preset"]), first["data"]["source"]])
     name += tag_of(folder.resolve().name, f"{first['task']}-{first['preset']}")
-    (ABLATIONS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    (ABLATIONS / f"{name}.json").write_text(jsonfile.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def of_a_commit(path: Path) -> dict:
     """The summary of a run whose code can be looked up again."""
-    summary = json.loads(path.read_text())
+    try:
+        summary = jsonfile.read(path, "make the run again", ("commit", "stages"))
+    except InputError as error:
+        refuse(str(error))
     if summary["commit"] == "unknown" or summary["commit"].endswith("-dirty"):
         refuse(f"{path}: made by commit {summary['commit']}; run it again from a clean checkout")
     return summary
 
 
-def same_settings(found: list[dict], where: str) -> None:
-    """Refuse to average seeds whose runs had different settings."""
+def have_a_mean(found: list[dict], where: str) -> None:
+    """Refuse to average seeds whose runs had different settings or different data."""
     seeds: dict[str, list[str]] = {}
     for summary in found:
         seeds.setdefault(summary["settings"], []).append(str(summary["seed"]))
     if len(seeds) > 1:
         apart = " and ".join(f"seeds {', '.join(own)}" for own in seeds.values())
         refuse(f"{where}: {apart} were run with different settings and have no mean; run one of the two again")
+    data = [summary["data"] for summary in found if summary["data"]["source"] != "synthetic"]
+    if len({own["fingerprint"] for own in data if "drawn with seed" not in own["banner"]}) > 1:
+        refuse(f"{where}: the seeds were run on different data and have no mean; run them on the same")
 
 
 def refuse(why: str) -> None:
@@ -141,7 +149,7 @@ def few_bits(summary: dict) -> list[str]:
 
 def byte_saving(summary: dict) -> float:
     """The uncompressed student's encoder matrices in float32 over the compressed ones, as stored."""
-    from spikeprune.cost.shapes import Shape, matrix_bytes
+    from spikeprune.size import Shape, matrix_bytes
 
     whole = matrix_bytes(shape=Shape(**summary["shape"], classes=0))  # the encoder has no matrix of classes
     return whole / rows(summary)[2]["encoder_weights"]["bytes"]
@@ -188,7 +196,7 @@ def run_cells(summary: dict) -> list[str]:
 
 def setting_cells(found: list[dict]) -> list[str]:
     """One setting: means over its seeds, ± the standard deviation where there are several."""
-    same_settings(found, f"{found[0]['task']}, {source(found[0])}")
+    have_a_mean(found, f"{found[0]['task']}, {source(found[0])}")
     first = found[0]
     return [
         first["task"],
@@ -256,7 +264,7 @@ def ablation_tables() -> str:
 
     parts = []
     for path in sorted(ABLATIONS.glob("*.json"), key=lambda path: path.stem):
-        kept = {tuple(key.rsplit(" ", 1)): run for key, run in json.loads(path.read_text()).items()}
+        kept = {tuple(key.rsplit(" ", 1)): run for key, run in jsonfile.loads(path.read_text(encoding="utf-8")).items()}
         found = {(name, int(seed)): run for (name, seed), run in kept.items()}
         made = sorted({f"{run['hardware']}, commit `{run['commit']}`" for run in found.values()})
         first = next(iter(found.values()))
@@ -292,7 +300,7 @@ def draw(found: list[dict]) -> None:
     if not found:
         FIGURE.unlink(missing_ok=True)
         return
-    from spikeprune.report.figures import results_figure
+    from spikeprune.report.figure import results_figure
 
     glue = [summary for summary in found if summary["data"]["source"] != "synthetic"]
     results_figure(glue or found, FIGURE)

@@ -34,23 +34,37 @@ class Activity:
         return 1.0 - self.rate()
 
 
+def kept_channels(widths: Mapping[str, int], *, heads: Tensor, ffn: Tensor) -> dict[str, Tensor]:
+    """Of each site's channels `[D]`, as many as `widths` says, 1 for those that are kept and 0 for a pruned head's and
+    for a pruned neuron. Masks as in `count`; a compacted site is narrower than its mask."""
+    head_size, found = widths["embedding"] // heads.shape[1], {}
+    for site, width in widths.items():
+        layer, name = place(site)
+        if name in ("query", "key", "value", "context"):
+            found[site] = heads[layer].repeat_interleave(head_size)[:width]
+        elif name == "intermediate":
+            found[site] = ffn[layer][:width]
+        else:
+            found[site] = heads.new_ones(width)
+    return found
+
+
+def place(site: str) -> tuple[int, str]:
+    """Encoder layer, -1 for the embedding's, and the name of a site there."""
+    _, _, rest = site.partition(".")
+    layer, _, name = rest.partition(".")
+    return (int(layer), name) if name else (-1, site)
+
+
 def activity(
     counts: Mapping[str, Tensor], lengths: Tensor, *, heads: Tensor, ffn: Tensor, t_steps: Sequence[int] | Tensor
 ) -> Activity:
     """Spikes of one batch, arguments as in `count`. Steps after a layer's own T_l are no places."""
     tokens, found = lengths.double().sum(), {}
-    head_size = counts["embedding"].shape[-1] // heads.shape[1]
-    for site, spikes in counts.items():
+    widths = {site: spikes.shape[-1] for site, spikes in counts.items()}
+    for site, keep in kept_channels(widths, heads=heads, ffn=ffn).items():
         if site == "pooled":  # a copy of the last layer's
             continue
-        width, steps = spikes.shape[-1], int(t_steps[0])  # a compacted site is narrower than its mask
-        keep = tokens.new_ones(width)
-        if site != "embedding":
-            _, layer, name = site.split(".")
-            steps = int(t_steps[int(layer) + 1])
-            if name in ("query", "key", "value", "context"):
-                keep = heads[int(layer)].to(keep).repeat_interleave(head_size)[:width]
-            elif name == "intermediate":
-                keep = ffn[int(layer)].to(keep)[:width]
-        found[site] = (spikes[:steps].double() @ keep).sum(), tokens * keep.sum() * steps
+        steps, keep = int(t_steps[place(site)[0] + 1]), keep.to(tokens)
+        found[site] = (counts[site][:steps].double() @ keep).sum(), tokens * keep.sum() * steps
     return Activity(*({site: pair[i] for site, pair in found.items()} for i in (0, 1)))

@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from os.path import expanduser
 
-from spikeprune import __version__
+from spikeprune import __version__, scalars
+from spikeprune.errors import nearest
+from spikeprune.keys import type_of
 
 TRAIN_EXAMPLES = """\
 examples:
@@ -24,8 +27,8 @@ examples:
   spikeprune evaluate runs/mrpc-tiny-s0
   spikeprune evaluate runs/mrpc-tiny-s0 --stage internal_kd --json
   spikeprune evaluate runs/mrpc-minilm-s0 --data glue
-  spikeprune evaluate runs/mrpc-tiny-s0 time.dynamic=true
-  spikeprune evaluate runs/mrpc-tiny-s0 student.coding=running_mean time.dynamic=true time.rule=confidence
+  spikeprune evaluate runs/mrpc-tiny-s0 time.early_exit=asr
+  spikeprune evaluate runs/mrpc-tiny-s0 student.coding=running_mean time.early_exit=confidence
   spikeprune evaluate runs/mrpc-tiny-s0 student.dead_zone=60
 """
 
@@ -76,7 +79,7 @@ examples:
 Run it where the network is, as a cluster's login node; compute nodes then find everything in the cache (HF_HOME).
 """
 
-CHANGED = "values that replace the run's, where they need no training: student.dead_zone, time.dynamic, …"
+CHANGED = "values that replace the run's, where they need no training: student.dead_zone, time.early_exit, …"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -92,25 +95,27 @@ def parser() -> argparse.ArgumentParser:
     _experiment(train)
 
     evaluate = _command(commands, "evaluate", "measure quality and cost from saved checkpoints", EVALUATE_EXAMPLES)
-    evaluate.add_argument("run", metavar="RUN", help="a run's directory, such as runs/mrpc-tiny-s0")
+    evaluate.add_argument("run", type=expanduser, metavar="RUN", help="a run's directory, such as runs/mrpc-tiny-s0")
     evaluate.add_argument("overrides", metavar="key=value", nargs="*", help=CHANGED)
     which = evaluate.add_mutually_exclusive_group()
     which.add_argument("--stage", metavar="NAME", help="a finished stage; by default the last one")
     which.add_argument("--compact", action="store_true", help="the model that `spikeprune compact` wrote")
-    evaluate.add_argument("--data", metavar="DIR", help="a GLUE directory to measure on instead of the run's own data")
     evaluate.add_argument(
-        "--products", choices=("float", "int8"), help="of quantized weights with spikes; by default the run's"
+        "--data", type=expanduser, metavar="DIR", help="a GLUE directory to measure on instead of the run's own data"
     )
+    evaluate.add_argument("--stepwise", action="store_true", help="simulate step by step, not in closed form")
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
     compact = _command(commands, "compact", "write a student without its pruned heads and neurons", COMPACT_EXAMPLES)
-    compact.add_argument("run", metavar="RUN", help="a run's directory, such as runs/mrpc-tiny-s0")
+    compact.add_argument("run", type=expanduser, metavar="RUN", help="a run's directory, such as runs/mrpc-tiny-s0")
     compact.add_argument("overrides", metavar="key=value", nargs="*", help=CHANGED)
     compact.add_argument("--stage", metavar="NAME", help="a finished stage; by default the last one")
-    compact.add_argument("--data", metavar="DIR", help="a GLUE directory to compare answers on")
+    compact.add_argument("--data", type=expanduser, metavar="DIR", help="a GLUE directory to compare answers on")
 
     sync = _command(commands, "sync", "send runs to W&B that were offline", SYNC_EXAMPLES)
-    sync.add_argument("runs", metavar="RUN", nargs="+", help="a run's directory, such as runs/mrpc-tiny-s0")
+    sync.add_argument(
+        "runs", type=expanduser, metavar="RUN", nargs="+", help="a run's directory, such as runs/mrpc-tiny-s0"
+    )
 
     sweep = _command(commands, "sweep", "run many trials of an experiment", SWEEP_EXAMPLES)
     sweep.add_argument("file", metavar="FILE", help="a sweep file, such as experiments/sweeps/budget.yaml")
@@ -124,22 +129,24 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument(
         "--jobs", metavar="N", type=_count, help="local trials at a time; by default one per GPU or core"
     )
-    sweep.add_argument("--dir", metavar="DIR", help="of a local sweep; by default runs/sweeps/FILE-TASK-PRESET")
     sweep.add_argument(
-        "--agents", metavar="N", type=int, help="W&B agents; by default one per GPU, 0 only makes the sweep"
+        "--dir", type=expanduser, metavar="DIR", help="of a local sweep; by default runs/sweeps/FILE-TASK-PRESET"
+    )
+    sweep.add_argument(
+        "--agents", metavar="N", type=_whole, help="W&B agents; by default one per GPU, 0 only makes the sweep"
     )
 
     launch = _command(commands, "launch", "submit an experiment to SLURM, one run or an array", LAUNCH_EXAMPLES)
     _experiment(launch)
     launch.add_argument("--array", metavar="TASKS", help='tasks of an array, such as "mrpc rte"')
     launch.add_argument("--seeds", metavar="SEEDS", help="seeds of an array, such as 0-4 or 0,2,5-7")
-    launch.add_argument("--gpus", metavar="N", type=int, help="GPUs of each node; 0 runs on the CPU (default: 1)")
-    launch.add_argument("--nodes", metavar="N", type=int, help="nodes of each run")
-    launch.add_argument("--cpus", metavar="N", type=int, help="CPU cores of each process")
+    launch.add_argument("--gpus", metavar="N", type=_whole, help="GPUs of each node; 0 runs on the CPU (default: 1)")
+    launch.add_argument("--nodes", metavar="N", type=_whole, help="nodes of each run")
+    launch.add_argument("--cpus", metavar="N", type=_whole, help="CPU cores of each process")
     launch.add_argument("--time", metavar="TIME", help="limit of each job, as sbatch reads it: 30:00, 4:00:00, 1-0")
     launch.add_argument("--partition", metavar="NAME", help="partition of the cluster")
     launch.add_argument("--sbatch", metavar="OPTION", action="append", default=[], help="a further option of sbatch")
-    launch.add_argument("--template", metavar="FILE", help="script template, by default slurm/job.sh")
+    launch.add_argument("--template", type=expanduser, metavar="FILE", help="script template, by default slurm/job.sh")
     launch.add_argument("--dry-run", action="store_true", help="write the script and submit nothing")
 
     fetch = _command(commands, "fetch", "get data and checkpoints into the cache, and verify them", FETCH_EXAMPLES)
@@ -164,20 +171,44 @@ def _command(commands: argparse._SubParsersAction, name: str, text: str, example
     )
 
 
+def _whole(text: str) -> int:
+    try:
+        return scalars.read(text, int)
+    except scalars.Unreadable:
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number in plain digits") from None
+
+
 def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be a whole number of at least 1")
-    return int(text)
+    if _whole(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
+    return _whole(text)
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse(words: Sequence[str]) -> argparse.Namespace:
     """The arguments; key=value may also stand behind an option, where argparse does not look for them."""
     top = parser()
-    args, rest = top.parse_known_args(argv)
-    unknown = [item for item in rest if "=" not in item or item.startswith("-") or not hasattr(args, "overrides")]
-    if unknown:
-        top.error(f"unrecognized arguments: {' '.join(unknown)}")
+    commands = next(action.choices for action in top._actions if action.dest == "command")
+    command = next((word for word in words if not word.startswith("-")), None)
+    if not words:
+        top.print_help(sys.stderr)
+        top.exit(2, "\nspikeprune: error: name a command, such as: spikeprune train experiments/glue.yaml\n")
+    if command is not None and command not in commands:
+        top.error(f"unknown command {command}; there are {nearest(command, commands)}")
+    args, rest = top.parse_known_args(words)
+    for word in rest:
+        if word.startswith("-") or "=" not in word or not hasattr(args, "overrides"):
+            commands[args.command].error(_unknown(word, commands[args.command]))
     if rest:
         args.overrides += rest
-    args.words = list(sys.argv[1:] if argv is None else argv)
+    args.words = list(words)
     return args
+
+
+def _unknown(word: str, command: argparse.ArgumentParser) -> str:
+    if not word.startswith("-"):
+        return f"unrecognized argument: {word}"
+    name = word.partition("=")[0]
+    options = [option for action in command._actions for option in action.option_strings if option.startswith("--")]
+    key = name.lstrip("-")
+    hint = f"; a key of the configuration is written without dashes: {key}=…" if type_of(key) else ""
+    return f"unknown option {name}; there are {nearest(name, options)}{hint}"

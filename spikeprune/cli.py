@@ -4,49 +4,40 @@ answer at once."""
 from __future__ import annotations
 
 import argparse
-import errno
-import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 
-from spikeprune import importing, signals, slurm
+from spikeprune import jsonfile, signals, slurm, streams
 from spikeprune.arguments import parse
-from spikeprune.errors import InputError
-
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def _train(args: argparse.Namespace) -> None:
     from spikeprune.config import load
 
     with signals.caught():
-        with signals.kept():  # OmegaConf takes no interruption
-            config = load(args.experiment, args.overrides)  # before the imports below: they take seconds
-        signals.check()
-
-        with importing.large():
-            from spikeprune import pipeline
+        config = load(args.experiment, args.overrides)  # before the imports below: they take seconds
+        from spikeprune import pipeline
         from spikeprune.report.table import summary_table
 
+        signals.check()
         summary = pipeline.run(config)
     print("\n" + summary_table(summary))
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    with importing.large():
-        from spikeprune import evaluation
-    from spikeprune.report.table import evaluation_lines
+    from spikeprune import evaluation
+    from spikeprune.report.table import evaluation_lines, other_data
 
-    chosen = {"stage": args.stage, "compacted": args.compact, "products": args.products}
-    chosen["overrides"] = args.overrides
-    measured = evaluation.evaluate(args.run, data_dir=args.data, progress=not args.json, **chosen)
-    print(json.dumps(measured, indent=2) if args.json else evaluation_lines(measured))
+    chosen = {"stage": args.stage, "compacted": args.compact, "stepwise": args.stepwise}
+    measured = evaluation.evaluate(args.run, data_dir=args.data, overrides=args.overrides, **chosen)
+    if args.json and (warning := other_data(measured)):
+        print(warning, file=sys.stderr)
+    print(jsonfile.dumps(measured, indent=2) if args.json else evaluation_lines(measured))
 
 
 def _compact(args: argparse.Namespace) -> None:
-    with importing.large():
-        from spikeprune import compaction
+    from spikeprune import compaction
     from spikeprune.report.table import compaction_lines
 
     chosen = {"stage": args.stage, "data_dir": args.data, "overrides": args.overrides}
@@ -54,8 +45,7 @@ def _compact(args: argparse.Namespace) -> None:
 
 
 def _sync(args: argparse.Namespace) -> None:
-    with importing.large():
-        from spikeprune.tracking.sync import sync
+    from spikeprune.tracking.sync import sync
 
     for run in args.runs:
         print(f"{run}: {sync(run)}")
@@ -66,8 +56,7 @@ def _sweep(args: argparse.Namespace) -> int:
 
     sweep = spec.read(args.file, args.overrides)  # before the imports below: they take seconds
     if args.local:
-        with importing.large():
-            from spikeprune.sweeps.local import run_local
+        from spikeprune.sweeps.local import run_local
         from spikeprune.sweeps.report import report
 
         folder = args.dir or spec.default_folder(sweep)
@@ -120,26 +109,15 @@ def _stopped(stop: signals.Stopped) -> int:
     return stop.code
 
 
-def _sentence(error: OSError) -> str:
-    place = f"{error.filename}: " if error.filename else ""
-    return f"{place}cannot be written: {error.strerror or error}"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    resumes = next((word for word in words if not word.startswith("-")), "") in ("train", "sweep")
+    return streams.spoken(lambda: act(words), streams.GOES_ON if resumes else "")
+
+
+def act(words: Sequence[str]) -> int:
+    args = parse(words)
     try:
         return ACTIONS[args.command](args) or 0
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
-            raise
-        print(f"error: {_sentence(error)}", file=sys.stderr)
-        return 2
     except signals.Stopped as stop:
         return _stopped(stop)
-    except KeyboardInterrupt:
-        again = "; the same command goes on where this one stopped" if args.command in ("train", "sweep") else ""
-        print(f"\ninterrupted{again}", file=sys.stderr)
-        return 130

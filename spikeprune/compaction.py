@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
+from spikeprune.config import read_resolved
 from spikeprune.errors import InputError
 from spikeprune.evaluation import last_finished, reopen, untrained_changes
 from spikeprune.models.compact import as_float, compact, nbytes, parameter_count, stored
+from spikeprune.models.description import FILE, description
 from spikeprune.models.outputs import INPUTS
 from spikeprune.models.student import Student
 from spikeprune.parts import Parts
@@ -26,19 +28,19 @@ def compact_run(
 ) -> dict[str, Any]:
     """Write a finished stage's student (the last one's, unless `stage` names another) without what its masks prune to
     the run's `compact/`, with its tokenizer, and return the record. `data_dir` and `overrides` as in `evaluate`."""
-    directory, parts = reopen(run_dir, data_dir, progress=False, overrides=overrides)
+    directory, parts = reopen(run_dir, data_dir, overrides)
     name = stage or last_finished(parts, directory)
     source = directory.record(name)["weights"]
     if name == "teacher":
         raise InputError(f"{run_dir}: the teacher has nothing to compact; finish or name a stage of the student")
-    masked = untrained_changes(load_student(directory, name), parts, directory)
+    masked = untrained_changes(load_student(directory, name), parts, read_resolved(directory.config))
     small = compact(masked)
     checked = same_answers(masked, small, parts)
     folder = directory.compact
     folder.mkdir(exist_ok=True)
     (folder / "record.json").unlink(missing_ok=True)  # the last file to come is the first to go
     parts.tokenizer.save_pretrained(folder)
-    write_json(folder / "student.json", small.values)
+    write_json(folder / FILE, description(small))
     tensors = stored(small)
     weights = write_weights(folder / WEIGHTS, tensors)
     files = {"bytes": folder / WEIGHTS, "masked_bytes": directory.stage(name) / WEIGHTS}
@@ -65,12 +67,14 @@ def same_answers(masked: Student, small: Student, parts: Parts) -> dict[str, Any
 
     In float64: in float32 a current within rounding of its threshold may fire in one of the two and not in the other.
     Quantized matrices go into it as the float32 that they act as: quantized again in float64 they were others.
-    Raises RuntimeError where they differ, which no input may cause.
+    Raises InputError where they are not finite, and RuntimeError where they differ, which no input may cause.
     """
     data = parts.data.val_dataloader()[0].data
     batch = data.batch(range(min(SENTENCES, len(data))))
     inputs = [batch[name] for name in INPUTS]
     one, other = (as_float(s).double().eval()(*inputs, mode="spiking").logits for s in (masked, small))
+    if not one.isfinite().all():
+        raise InputError("the stage's answers are not finite numbers: its weights are damaged; make it again")
     difference = (one - other).abs().max().item()
     if not difference <= TOLERANCE:
         raise RuntimeError(f"compaction changed a logit by {difference:.3g}")

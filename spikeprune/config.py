@@ -7,7 +7,8 @@ Every key is a field in `schema.py` with its default; an unknown key, a wrong ty
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from spikeprune import scalars
 from spikeprune.checks import rules
 from spikeprune.errors import InputError, nearest
 from spikeprune.keys import every_key, in_words, leaves, names, near_key, type_of
@@ -26,42 +28,32 @@ from spikeprune.tasks import TASKS
 __all__ = ["Config", "differences", "load", "read_resolved", "to_yaml"]
 
 # Keys that may differ between two legs of one run: its directory (moved, or spelt otherwise), what is shown and logged,
-# how often a leg can be resumed, and the threads and memory that a machine happens to have. Device count, accelerator
+# how often a leg can be resumed, and the threads that a machine happens to have. Device count, accelerator
 # and precision are not here: they change the numbers.
 MAY_DIFFER = (
     "run.dir",
     "run.start_from",
-    "run.progress",
     "run.threads",
-    "run.chunk",
     "run.log_every",
     "run.validate_every",
     "run.checkpoint_every",
     "run.wandb",
-    "run.wandb_project",
-    "run.wandb_mode",
     "run.wandb_artifact",
-    "time.dynamic",
-    "time.rule",
-    "time.bounds",
+    "time.early_exit",
 )
 # What a measurement of a finished stage may change: how it is measured, and what of the student needs no training.
 MEASURING = (
     "run.accelerator",
     "run.kernels",
     "run.threads",
-    "run.evaluation",
-    "run.chunk",
     "data.eval_batch_size",
     "student.coding",
     "student.forward",
     "student.dead_zone",
-    "student.dead_zone_per",
-    "time.dynamic",
-    "time.rule",
-    "time.bounds",
+    "time.early_exit",
     "cost.prices",
 )
+SAVED = ("task", "seed", "run", "data", "teacher", "student", "stages", "compress", "cost")  # by every run
 COMMAND_LINE = "command line"
 BASE_DEPTH = 2
 Layer = tuple[str, dict]  # where it comes from, and its tree of keys
@@ -101,8 +93,12 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
 def read_resolved(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """The configuration that a run saved with `to_yaml`: its preset is already in it. `overrides`: of keys that a
     measurement may change."""
-    merge = _Merge()
-    merge.add(_read(Path(path), merge), str(path))
+    merge = _Merge(resolved=True)
+    tree = _read(Path(path), merge)
+    if lost := [key for key in SAVED if key not in tree]:
+        whose = "it is not the whole configuration that a run has saved; restore it, or use another run.dir"
+        raise InputError("\n".join([*merge.problems, f"{path}: has no key {lost[0]!r}: {whose}"]))
+    merge.add(tree, str(path))
     for key, value in _overrides(overrides, merge):
         if key in MEASURING or type_of(key) is None:
             merge.add({key: value}, COMMAND_LINE)
@@ -112,7 +108,8 @@ def read_resolved(path: str | Path, overrides: Iterable[str] = ()) -> Config:
 
 
 def to_yaml(config: Config) -> str:
-    return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
+    """Not by OmegaConf, which would take a `${` in a resolved value for another interpolation."""
+    return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
 
 
 def differences(a: dict | Config, b: dict | Config, may_differ: Iterable[str] = MAY_DIFFER) -> list[str]:
@@ -131,11 +128,16 @@ def _defaults() -> DictConfig:
 
 
 class _Merge:
-    """The configuration so far, where each value came from, and every problem met on the way."""
+    """The configuration so far, where each value came from, and every problem met on the way.
 
-    def __init__(self) -> None:
+    `resolved`: the values are a run's own, in which `${` and ~ stand for themselves.
+    """
+
+    def __init__(self, resolved: bool = False) -> None:
+        self.resolved = resolved
         self.config = copy.deepcopy(_defaults())
         self.sources: dict[str, str] = {}
+        self.interpolated: dict[str, str] = {}
         self.unread: set[str] = set()
         self.problems: list[str] = []
 
@@ -159,26 +161,33 @@ class _Merge:
                 self.problem(f"{key} = {value}: is a section, not a value; it holds {names(kind)}", source)
 
     def _set(self, key: str, value: Any, kind: Any, source: str) -> None:
-        unquoted = isinstance(value, bool) and kind in (str, str | None)  # YAML reads on, off, yes, no as truth values
         try:
-            if unquoted:
-                raise ValueError
-            OmegaConf.update(self.config, key, value, merge=False)
+            made = scalars.read(scalars.literal(value) if self.resolved else value, kind)
+            if not self.resolved:
+                made = scalars.expanded(key, made)
+            OmegaConf.update(self.config, key, made, merge=False)
+            self.interpolated.pop(key, None)
+            if scalars.interpolated(value) and not self.resolved:
+                self.interpolated[key] = made
             self.sources[key] = source
             self.unread.discard(key)
-        except (OmegaConfBaseException, ValueError):
+        except (OmegaConfBaseException, scalars.Unreadable, OverflowError) as error:
             self.unread.add(key)
-            shown = "null" if value is None else value
-            self.problem(f"{key} = {shown}: must be {in_words(kind)}{', in quotes' if unquoted else ''}", source)
+            how = error if isinstance(error, scalars.Unreadable) else ""
+            shown = "null" if value is None else scalars.plain(value) if isinstance(value, list) else value
+            self.problem(f"{key} = {shown}: must be {in_words(kind)}{how}", source)
 
     def finish(self) -> Config:
         for key in every_key():
             try:
-                OmegaConf.select(self.config, key)
-            except OmegaConfBaseException as error:  # a `${…}` that leads nowhere
+                value = OmegaConf.select(self.config, key)
+                self._check_interpolated(key)
+                if not _finite(value):
+                    self.problem(f"{key} = {value}: must be a finite number", self.sources.get(key, ""))
+                    self._default(key)
+            except (OmegaConfBaseException, scalars.Unreadable) as error:  # a `${…}` that leads nowhere, or to no value
                 self.problem(f"{key}: {str(error).splitlines()[0]}", self.sources.get(key, ""))
-                self.unread.add(key)
-                OmegaConf.update(self.config, key, OmegaConf.select(_defaults(), key), merge=False)
+                self._default(key)
         config = OmegaConf.to_object(self.config)
         for keys, text in rules.problems(config, frozenset(self.unread)):
             self.problem(text, self._blame(keys))
@@ -186,9 +195,32 @@ class _Merge:
             raise InputError(_message(self.problems))
         return config
 
+    def _check_interpolated(self, key: str) -> None:
+        """Text that an interpolation gives is read as any other; OmegaConf alone would take yes for true."""
+        if key in self.interpolated:
+            found = OmegaConf.create({"value": self.interpolated[key]}, parent=self.config)["value"]
+            try:
+                scalars.read(found, type_of(key)) if isinstance(found, str) else None
+            except scalars.Unreadable as how:
+                raise scalars.Unreadable(f"is {found}: must be {in_words(type_of(key))}{how}") from None
+
+    def _default(self, key: str) -> None:
+        """In place of a value that is refused, so that what else is wrong comes out as well."""
+        self.unread.add(key)
+        OmegaConf.update(self.config, key, OmegaConf.select(_defaults(), key), merge=False)
+
     def _blame(self, keys: tuple[str, ...]) -> str:
         """Where the first of the keys that anybody set was set; a problem with defaults alone has no source."""
         return next((self.sources[key] for key in keys if key in self.sources), "")
+
+
+def _finite(value: Any) -> bool:
+    """Whether no number in a value, however deep, is NaN or infinite."""
+    if isinstance(value, Mapping):
+        return all(map(_finite, value.values()))
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return all(map(_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _message(problems: list[str]) -> str:
@@ -206,14 +238,12 @@ def _overrides(overrides: Iterable[str], merge: _Merge) -> Iterator[tuple[str, A
             merge.problem(f"{item}: write key=value, such as seed=1", COMMAND_LINE)
             continue
         try:
-            value = OmegaConf.to_container(OmegaConf.create(f"value: {text}"))["value"]
-        except (yaml.YAMLError, OmegaConfBaseException):
+            value = scalars.of_override(key, text)
+        except yaml.YAMLError:
             merge.problem(f"{item}: the value is no YAML; is a bracket or a quote missing?", COMMAND_LINE)
             continue
         if text == "None":
             merge.problem(f"{item}: write null for no value", COMMAND_LINE)
-        elif type_of(key) in (str, str | None) and value is not None and not isinstance(value, str):
-            yield key, text  # a name such as 007 or on keeps its spelling
         else:
             yield key, value
 
@@ -221,26 +251,10 @@ def _overrides(overrides: Iterable[str], merge: _Merge) -> Iterator[tuple[str, A
 def _read(path: Path, merge: _Merge) -> dict:
     """The tree of one file; {} with a problem noted when there is none to be had."""
     try:
-        tree = OmegaConf.to_container(OmegaConf.create(path.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        merge.problem(f"{where}: bad YAML: {getattr(error, 'problem', None) or error}")
-    except OmegaConfBaseException as error:
-        merge.problem(f"{path}: {str(error).splitlines()[0]}")
-    except UnicodeDecodeError:
-        merge.problem(f"{path}: is not a text file in UTF-8")
-    except FileNotFoundError:
-        beside = [p.name for p in path.parent.glob("*.yaml")]
-        there = f"; {path.parent} has {nearest(path.name, sorted(beside))}" if beside else ""
-        merge.problem(f"{path}: no such file{there}")
-    except OSError as error:
-        merge.problem(f"{path}: {error.strerror}")
-    else:
-        if isinstance(tree, dict):
-            return tree
-        merge.problem(f"{path}: must hold keys and values")
-    return {}
+        return scalars.parse_file(path)
+    except InputError as error:
+        merge.problem(str(error))
+        return {}
 
 
 def _chain(path: Path, merge: _Merge, depth: int = 0) -> list[Layer]:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from spikeprune.errors import known
 from spikeprune.operations import CODINGS, Operations
-from spikeprune.size import Shape, known, model_bytes, parameters
+from spikeprune.size import Shape, model_bytes, parameters
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def latency_stages(t_steps: Sequence[int] | Tensor, coding: str) -> int:
     They are k with v, c, h, f and a', so T_0 + 5 Σ T_l; `latency_steps` counts a layer once, as the literature does.
     In the synchronous codings all tick together: the longest T.
     """
+    known("coding", coding, CODINGS)
     steps = [int(t) for t in t_steps]
     return steps[0] + 5 * sum(steps[1:]) if coding == "accumulate" else latency_steps(steps, coding)
 

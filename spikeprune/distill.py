@@ -32,20 +32,29 @@ def hidden_loss(
 
 
 def scores_loss(
-    student: Sequence[Tensor], teacher: Sequence[Tensor], tokens: Tensor, layer_map: Sequence[int]
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    tokens: Tensor,
+    layer_map: Sequence[int],
+    heads: Tensor | None = None,
 ) -> Tensor:
     """Mean squared error of the attention scores `[B, H, N, N]` between real tokens; scalar.
 
-    Softmax does not see a constant added to a query's scores, so each row is centred on its real tokens first.
+    Softmax does not see a constant added to a query's scores, so each row is centred on its real tokens first. `heads
+    [L, H]`: 1 for those that count, 0 for pruned ones (None: all); a layer without any does not count either.
     """
-    real = (tokens[:, None, :, None] & tokens[:, None, None, :]).to(student[0].dtype)  # [B, 1, N, N]
+    # no sum over the batch in half precision, of scores or of tokens
+    dtype = torch.promote_types(student[0].dtype, torch.float32)
+    real = (tokens[:, None, :, None] & tokens[:, None, None, :]).to(dtype)  # [B, 1, N, N]
     keys = real.sum(-1, keepdim=True).clamp(min=1)
-    total = student[0].new_zeros(())
+    heads = real.new_ones(len(layer_map), student[0].shape[1]) if heads is None else heads.to(dtype)
+    total = real.new_zeros(())
     for s, t in enumerate(layer_map):
         gap = (student[s] - teacher[t]) * real
         gap = (gap - gap.sum(-1, keepdim=True) / keys) * real
-        total = total + (gap**2).sum() / (real.sum() * gap.shape[1])
-    return total / len(layer_map)
+        of_heads = (gap**2).sum((0, 2, 3)) * heads[s]  # [H]
+        total = total + of_heads.sum() / (real.sum() * heads[s].sum().clamp(min=1))
+    return total / heads.any(1).sum().clamp(min=1)
 
 
 def soft_loss(student: Tensor, teacher: Tensor, *, temperature: float, regression: bool) -> Tensor:
@@ -77,9 +86,13 @@ def drawn_loss(logits: Tensor, *, regression: bool) -> Tensor:
     return hard_loss(logits, drawn, regression=False)
 
 
-def firing_loss(rates: dict[str, Tensor]) -> Tensor:
-    """Mean over the sites of the mean |ASR|, `rates` [D] each; scalar in 0..1."""
-    return torch.stack([rate.mean() for rate in rates.values()]).mean()
+def firing_loss(rates: Mapping[str, Tensor], kept: Mapping[str, Tensor] | None = None) -> Tensor:
+    """Mean over the sites of the mean |ASR|, `rates` [D] each; scalar in 0..1. `kept [D]` of each site: 1 for the
+    channels that count, 0 for pruned ones (None: all count); a site without any does not count either."""
+    kept = {name: torch.ones_like(rate) for name, rate in rates.items()} if kept is None else kept
+    sums = torch.stack([(rate * kept[name]).sum() for name, rate in rates.items()])
+    sizes = torch.stack([kept[name].sum() for name in rates]).to(sums)
+    return (sums / sizes.clamp(min=1)).sum() / (sizes > 0).sum()
 
 
 def additions_loss(

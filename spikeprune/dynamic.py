@@ -27,6 +27,7 @@ from torch import Tensor
 
 from spikeprune.asking import extra, rate_checks
 from spikeprune.cost import Prices, energy_pj, summarize
+from spikeprune.errors import known
 from spikeprune.metrics import main_metric, task_metrics
 from spikeprune.models.outputs import INPUTS, Outputs
 from spikeprune.models.student import Student, layer_of
@@ -71,7 +72,7 @@ class Anytime:
         values = read_running_mean(pulses, self.last, leak)
         self.logits = student.answer(values, self.tokens)  # [T_L, B, C]
         self.logits[-1] = outputs.logits
-        rates = read_running_mean(pulses.sign(), self.last, leak)
+        rates = read_running_mean(pulses.sign().double(), self.last, leak)  # so that no bound is passed by rounding
         weights = self.tokens[..., None].to(rates.dtype)
         if student.pooling == "cls":  # the rates that the answer is read from
             rates, weights = rates[:, :, :1], weights[:, :1]
@@ -80,7 +81,7 @@ class Anytime:
 
     def stops(self, rule: str, bound: float) -> Tensor:
         """The step after which each sample ends, 1 to T, long [B]; at the last layer's last step nothing is asked."""
-        passed = self.change < bound if rule == "asr" else self.logits.softmax(-1).amax(-1) > bound
+        passed = self.change < bound if rule == "asr" else self.logits.double().softmax(-1).amax(-1) > bound
         if never(rule, bound):
             passed = torch.zeros_like(passed)
         passed = torch.cat([passed[:-1], torch.ones_like(passed[:1])]).long().argmax(0) + 1
@@ -193,7 +194,7 @@ class Row:
         self.parts.append(ended)
 
     def quality(self) -> dict[str, Any]:
-        metrics = {name: float(value) for name, value in self.metrics.compute().items()}
+        metrics = self.metrics.compute()
         return {"metrics": metrics, "main": main_metric(self.task, metrics)}
 
     def result(self, student: Student, prices: Prices, plain: Operations, shape: Shape) -> dict[str, Any]:
@@ -246,6 +247,7 @@ def dynamic(
 
     Raises ValueError for `confidence` where no early answer, or no probability, exists.
     """
+    known("rule", rule, BOUNDS)
     stationary = student.coding == "accumulate"
     if rule == "confidence" and (stationary or task.regression):
         raise ValueError("confidence needs a synchronous coding and a classification task; use the rule asr")

@@ -15,3 +15,9 @@ def nearest(name: str, choices) -> str:
     close = difflib.get_close_matches(str(name), choices, n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""
     return ", ".join(choices) + hint
+
+
+def known(what: str, name: str, choices) -> None:
+    """Raises ValueError with the right names unless `name` is one of `choices`."""
+    if name not in choices:
+        raise ValueError(f"unknown {what} {name!r}; known: {nearest(name, choices)}")

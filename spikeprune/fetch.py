@@ -11,9 +11,9 @@ from hashlib import sha1, sha256
 from pathlib import Path
 
 from spikeprune.config import load
-from spikeprune.errors import InputError, nearest
+from spikeprune.errors import InputError
 from spikeprune.schema import Config
-from spikeprune.tasks import TASKS, get_task
+from spikeprune.tasks import get_task, read_tasks
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 Need = Callable[[], str]  # reads one thing a run needs; returns a line on it, raises InputError where it is missing
@@ -28,7 +28,7 @@ def fetch(experiment: str, overrides: Sequence[str], *, array: str | None, check
     yield from read(configs)
     if not check:
         apart = not all(map(local, configs))
-        if apart and (missing := offline(experiment, overrides, (array or "").replace(",", " ").split())):
+        if apart and (missing := offline(experiment, overrides, read_tasks(array))):
             raise InputError(f"what was fetched cannot be read without the network:\n{missing}")
         yield "verified: a compute node without network finds all of it"
 
@@ -57,18 +57,17 @@ def offline(experiment: str, overrides: Sequence[str], tasks: Sequence[str]) -> 
     empty where nothing is missing."""
     array = [f"--array={' '.join(tasks)}"] if tasks else []
     command = [sys.executable, "-m", "spikeprune", "fetch", "--check", *array, experiment, *overrides]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **OFFLINE})
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", env={**os.environ, **OFFLINE}
+    )
     if done.returncode not in (0, 2):
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
     return done.stderr.strip().removeprefix("error: ") if done.returncode else ""
 
 
 def _configs(experiment: str, overrides: Sequence[str], array: str | None) -> list[Config]:
-    tasks = (array or "").replace(",", " ").split()
-    for task in tasks:
-        if task not in TASKS:
-            raise InputError(f"array: unknown task {task}; choose from {nearest(task, TASKS)}")
-    return [load(experiment, [*overrides, *extra]) for extra in ([[f"task={task}"] for task in tasks] or [[]])]
+    chosen = [[f"task={task}"] for task in read_tasks(array)]
+    return [load(experiment, [*overrides, *extra]) for extra in chosen or [[]]]
 
 
 def needs(configs: list[Config]) -> dict[tuple, Need]:

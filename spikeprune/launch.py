@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from os.path import commonpath
 from pathlib import Path
 from string import Template
+from typing import Any, TypeVar
 
 from spikeprune import fetch, slurm
 from spikeprune.config import load
-from spikeprune.errors import InputError, nearest
+from spikeprune.errors import InputError
+from spikeprune.labels import label
 from spikeprune.lock import RunLock
-from spikeprune.plan import acts, value_of
+from spikeprune.plan import active_stages, value_of
 from spikeprune.rundir import RunDir, write_atomic
 from spikeprune.schema import Config
-from spikeprune.tasks import TASKS
+from spikeprune.tasks import read_tasks
 
+T = TypeVar("T")
 SCRIPT, TEMPLATE = "job.sh", "slurm/job.sh"
 MOST = 1000  # runs of an array; SLURM's own limit (MaxArraySize) is 1001 unless the cluster says otherwise
 
@@ -55,8 +59,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        stages = self.config.run.stages
-        return self.directory.complete(s for s in stages if s == "teacher" or acts(self.config, s))
+        return self.directory.complete(active_stages(self.config))
 
 
 def launch(experiment: str, overrides: Sequence[str], request: Request, *, dry_run: bool, command: str) -> list[str]:
@@ -77,15 +80,15 @@ def launch(experiment: str, overrides: Sequence[str], request: Request, *, dry_r
     if dry_run:
         write(script, text)
         return [*lines, f"wrote {script}; submit it with: sbatch {shlex.quote(str(script))}"]
-    with tempfile.NamedTemporaryFile("w", prefix="spikeprune-", suffix=".sh") as draft:
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix="spikeprune-", suffix=".sh") as draft:
         draft.write(text)
         draft.flush()
-        slurm.sbatch(draft.name, "--test-only")
+        slurm.sbatch("--test-only", draft.name)
     for run in runs:
         RunLock(run.directory.path).check()
     check_offline(experiment, overrides, runs)
     write(script, text)
-    job = slurm.sbatch(str(script), "--parsable").partition(";")[0]
+    job = slurm.sbatch("--parsable", str(script)).partition(";")[0]
     lines.append(f"wrote {script}")
     if len(runs) == 1:
         return [*lines, f"job {job}: {folder.name}", f"log: {folder}/slurm-{job}.log"]
@@ -110,38 +113,35 @@ def template_of(experiment: str, given: str | None) -> str:
 def plan(experiment: str, overrides: Sequence[str], request: Request) -> list[Run]:
     """The runs in the order of the array. Raises InputError with every problem of the request and of every run."""
     problems = list(_request_problems(overrides, request))
-    tasks = (request.array or "").replace(",", " ").split() or [None]
-    for task in dict.fromkeys(tasks):
-        if task is not None and task not in TASKS:
-            problems.append(f"array: unknown task {task}; choose from {nearest(task, TASKS)}")
-    try:
-        seeds = read_seeds(request.seeds) if request.seeds is not None else [None]
-    except InputError as error:
-        problems.append(str(error))
-        seeds = [None]
-    known = [task for task in dict.fromkeys(tasks) if task is None or task in TASKS]
-    if len(known) * len(seeds) > MOST:
-        problems.append(f"{len(known) * len(seeds)} runs are more than an array takes ({MOST}); launch fewer at a time")
-        seeds = seeds[:1]
-    runs = []
-    for task in known:
-        for seed in seeds:
-            mine = [*([f"task={task}"] if task else []), *([f"seed={seed}"] if seed is not None else [])]
-            try:
-                runs.append(_run(experiment, [*overrides, *mine], request))
-            except InputError as error:
-                problems.append(str(error))
+    tasks = _tried(problems, read_tasks, request.array) or []
+    seeds = _tried(problems, read_seeds, request.seeds) if request.seeds is not None else []
+    words = [[f"task={task}" for task in tasks], [f"seed={seed}" for seed in seeds or []]]
+    chosen = list(itertools.product(*filter(None, words)))
+    if len(chosen) > MOST:
+        problems.append(f"{len(chosen)} runs are more than an array takes ({MOST}); launch fewer at a time")
+        chosen = chosen[:1]
+    tried = [_tried(problems, _run, experiment, [*overrides, *mine], request) for mine in chosen]
+    runs = [run for run in tried if run is not None]
     problems += _together(runs)
     if problems:
         raise InputError("\n".join(dict.fromkeys(problems)))
     return runs
 
 
+def _tried(problems: list[str], make: Callable[..., T], *args: Any) -> T | None:
+    """What `make` returns; None where it refuses, which becomes one more of the problems."""
+    try:
+        return make(*args)
+    except InputError as error:
+        problems.append(str(error))
+        return None
+
+
 def read_seeds(text: str) -> list[int]:
     """`0-4` or `0,2,5-7` -> the seeds, each once. Raises InputError."""
     seeds: dict[int, None] = {}
     for part in text.replace(",", " ").split() or [""]:
-        found = re.fullmatch(r"(\d{1,10})(?:-(\d{1,10}))?", part)
+        found = re.fullmatch(r"(0|[1-9][0-9]{,9})(?:-(0|[1-9][0-9]{,9}))?", part)
         first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
         if first > last or last - first >= MOST:
             raise InputError(f"seeds = {text}: write numbers and rising ranges, such as 0-4 or 0,2,5-7")
@@ -174,8 +174,11 @@ def _run(experiment: str, overrides: Sequence[str], request: Request) -> Run:
     nodes = request.nodes or config.run.num_nodes
     values = {"run.accelerator": "gpu" if gpus else "cpu", "run.devices": gpus or devices, "run.num_nodes": nodes}
     forced = tuple(f"{key}={value}" for key, value in values.items() if value != value_of(config, key))
-    forced += () if any(o.startswith("run.progress=") for o in overrides) else ("run.progress=false",)
     config = load(experiment, [*overrides, *forced])
+    if any(char < " " or char in "\x7f\\" for char in str(Path(config.run.dir).absolute())):
+        raise InputError(
+            f"run.dir = {config.run.dir!r}: a job's log cannot have a backslash or a line break in its path"
+        )
     if config.data.source == "auto":
         raise InputError(
             "data.source = auto: a compute node must not choose its data by what it can reach; set data.source=hub "
@@ -218,7 +221,7 @@ def render(
 ) -> str:
     """The script. Raises InputError for a template that asks for an unknown word."""
     known = {
-        "name": folder.name,
+        "name": label(folder),
         "script": shlex.quote(str(folder / SCRIPT)),
         "command": " ".join(command.split()),
         "resources": "\n".join(f"#SBATCH {line}" for line in resources(request, runs, folder)),
@@ -245,18 +248,25 @@ def resources(request: Request, runs: list[Run], folder: Path) -> Iterator[str]:
     log = folder.absolute() / ("slurm-%j.log" if single else "slurm-%A_%a.log")
     if not single:
         yield f"--array=0-{len(runs) - 1}"
-    yield f"--chdir={shlex.quote(str(Path.cwd()))}"
-    yield f"--output={shlex.quote(str(log.parent).replace('%', '%%') + '/' + log.name)}"
+    yield f"--chdir={quoted(str(Path.cwd()))}"
+    yield f"--output={quoted(str(log.parent).replace('%', '%%') + '/' + log.name)}"
     yield f"--nodes={run.num_nodes}"
     yield f"--ntasks-per-node={run.devices}"
     yield f"--cpus-per-task={request.cpus or run.threads or 2}"
     if run.accelerator == "gpu":
         yield f"--gres=gpu:{run.devices}"
     if request.time:
-        yield f"--time={shlex.quote(request.time)}"
+        yield f"--time={quoted(request.time)}"
     if request.partition:
-        yield f"--partition={shlex.quote(request.partition)}"
+        yield f"--partition={quoted(request.partition)}"
     yield from request.options
+
+
+def quoted(text: str) -> str:
+    """As sbatch reads the value of a directive: a backslash escapes inside quotes of either kind, and # needs some."""
+    if re.fullmatch(r"[\w@%+=:,./-]+", text):
+        return text
+    return '"' + re.sub(r'(["\\])', r"\\\1", text) + '"'
 
 
 def choice(runs: list[Run]) -> str:

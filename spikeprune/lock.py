@@ -1,4 +1,4 @@
-"""The lock on a run directory: one run at a time, on one machine or on several that share the disk.
+"""The lock on the directory of a run or a sweep: one at a time, on one machine or on several that share the disk.
 
 It is a file `lock.<n>` that says who holds it, made by a hard link, which is atomic on NFS as well. A holder that was
 killed leaves it behind; the next run finds that holder dead and makes `lock.<n+1>`, of which the highest counts. A file
@@ -8,14 +8,13 @@ that find the same dead holder, or one that ends just then, only one succeeds.
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from spikeprune import slurm
+from spikeprune import jsonfile, slurm
 from spikeprune.errors import InputError
 
 
@@ -52,13 +51,13 @@ class Holder:
 
 def _boot() -> str:
     path = Path("/proc/sys/kernel/random/boot_id")
-    return path.read_text().strip() if path.is_file() else ""
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
 
 
 def _started(pid: int) -> str:
     """When a process began; empty where there is none, or only its remains (a zombie)."""
     try:
-        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        state, *rest = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return ""
     return "" if state in "ZX" else rest[18]
@@ -67,10 +66,12 @@ def _started(pid: int) -> str:
 class RunLock:
     """`with RunLock(folder) as lock:`; raises InputError that names the run which holds it. `lock.takeover` is a
     sentence on the dead run whose lock this one took over, else empty. Of a run's processes the first alone takes it.
+    `option` chose the folder, and begins the sentences.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, option: str = "run.dir"):
         self.folder = folder
+        self.option = option
         self.takeover = ""
         self.path: Path | None = None
 
@@ -126,7 +127,7 @@ class RunLock:
 
     def _read(self, number: int) -> Holder | None:
         try:
-            return Holder(**json.loads(self._path(number).read_text()))
+            return Holder(**jsonfile.loads(self._path(number).read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError):
@@ -134,7 +135,7 @@ class RunLock:
 
     def _make(self, number: int) -> bool:
         draft = self.folder / f".lock.{secrets.token_hex(8)}"
-        draft.write_text(json.dumps(asdict(Holder.me())))
+        draft.write_text(jsonfile.dumps(asdict(Holder.me())), encoding="utf-8")
         try:
             os.link(draft, self._path(number))
         except FileExistsError:
@@ -146,9 +147,11 @@ class RunLock:
     def _refuse_unless_dead(self, holder: Holder, number: int) -> None:
         alive = holder.alive()
         if alive:
-            raise InputError(f"run.dir: {self.folder} is in use by another run ({holder}); wait for it, or stop it")
+            raise InputError(
+                f"{self.option}: {self.folder} is in use by another run ({holder}); wait for it, or stop it"
+            )
         if alive is None:
             raise InputError(
-                f"run.dir: {self.folder} is locked by a run on another machine ({holder}), which cannot be asked from "
-                f"here whether it still runs; if it does not, remove {self._path(number)}"
+                f"{self.option}: {self.folder} is locked by a run on another machine ({holder}), which cannot be asked "
+                f"from here whether it still runs; if it does not, remove {self._path(number)}"
             )

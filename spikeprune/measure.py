@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from spikeprune.builders import trainers
-from spikeprune.builders.callbacks import progress, synops
+from spikeprune.builders.callbacks import synops
 from spikeprune.builders.modules import teacher_module
 from spikeprune.builders.networks import student_shape, teacher_shape
+from spikeprune.callbacks.finite import StopOnNonFinite
 from spikeprune.cost import PRICES, summarize
 from spikeprune.dynamic import dynamic
 from spikeprune.errors import InputError
+from spikeprune.keys import leaves
 from spikeprune.metrics import main_metric
 from spikeprune.models.student import Student
 from spikeprune.models.synapses import share
 from spikeprune.models.teacher import Teacher
 from spikeprune.modules.student import StudentModule
+from spikeprune.modules.task import TaskModule
 from spikeprune.operations import dense
 from spikeprune.parts import Parts
 from spikeprune.size import matrix_bytes
@@ -29,33 +33,31 @@ Measured = dict[str, Any]  # {"metrics", "main", "cost", …}
 
 def measure_teacher(parts: Parts, teacher: Teacher) -> Measured:
     module = teacher_module(parts, teacher)
-    evaluator = trainers.evaluator(parts.config, progress(parts.config))
-    results = evaluator.validate(module, datamodule=parts.data, verbose=False)
+    evaluator = trainers.evaluator(parts.config, [StopOnNonFinite("teacher")])
+    evaluator.validate(module, datamodule=parts.data, verbose=False)
     lengths = parts.data.val_dataloader()[0].data.lengths
     shape = teacher_shape(parts)
     operations = dense(lengths, shape=shape)
     cost = summarize(operations, dense_ops=operations, prices=PRICES[parts.config.cost.prices], shape=shape)
-    return {**quality(parts, results), "cost": cost}
+    return {**quality(parts, module), "cost": cost}
 
 
-def measure_student(parts: Parts, module: StudentModule, products: str = "float") -> Measured:
-    """Quality and cost on the dev split, in float32, from the student's spikes (see `models.answer`); `products` as in
-    `use_products`."""
-    module.student.use_products(products)
-    try:
-        return _measure_student(parts, module)
-    finally:
-        module.student.use_products("float")
+def measure_student(parts: Parts, module: StudentModule, stage: str) -> Measured:
+    """Quality and cost on the dev split, in float32, from the student's spikes (see `models.answer`). Raises
+    InputError, which names the `stage`, where a number that is found is not finite."""
+    measured = _measure_student(parts, module, stage)
+    check_finite(measured, f"stage {stage}, split {parts.task.dev_splits[0]!r}")
+    return measured
 
 
-def _measure_student(parts: Parts, module: StudentModule) -> Measured:
+def _measure_student(parts: Parts, module: StudentModule, stage: str) -> Measured:
     counter, student = synops(parts), module.student
-    evaluator = trainers.evaluator(parts.config, [counter, *progress(parts.config)])
-    results = evaluator.validate(module, datamodule=parts.data, verbose=False)
-    early = {"dynamic": measure_dynamic(parts, student)} if parts.config.time.dynamic else {}
+    evaluator = trainers.evaluator(parts.config, [StopOnNonFinite(stage), counter])
+    evaluator.validate(module, datamodule=parts.data, verbose=False)
+    early = {} if parts.config.time.early_exit == "none" else {"dynamic": measure_dynamic(parts, student)}
     return {
-        **quality(parts, results),
-        "fidelity": validated(results, parts.task.fidelity),
+        **quality(parts, module),
+        "fidelity": validated(module, parts.task.fidelity),
         **early,
         "cost": counter.cost,
         "t_steps": student.steps,
@@ -68,7 +70,7 @@ def _measure_student(parts: Parts, module: StudentModule) -> Measured:
 
 def measure_dynamic(parts: Parts, student: Student) -> dict[str, Any]:
     """Early answers on the first dev split, as `dynamic.dynamic` returns them; every process measures all of it."""
-    time, data = parts.config.time, parts.data.val_dataloader()[0].data
+    data = parts.data.val_dataloader()[0].data
     order, size = data.lengths.argsort(stable=True), parts.config.data.eval_batch_size
     home, device = student.classifier.weight.device, trainers.evaluator(parts.config).strategy.root_device
 
@@ -77,8 +79,7 @@ def measure_dynamic(parts: Parts, student: Student) -> dict[str, Any]:
             yield {name: x.to(device) for name, x in data.batch(rows.tolist()).items()}
 
     how = {"task": parts.task, "shape": student_shape(parts), "prices": PRICES[parts.config.cost.prices]}
-    student.use_products("float")  # a train that ends early has no whole number of spikes in T
-    found = dynamic(student.to(device), batches, **how, rule=time.rule, bounds=time.bounds)
+    found = dynamic(student.to(device), batches, **how, rule=parts.config.time.early_exit)
     student.to(home)
     return found
 
@@ -90,35 +91,48 @@ def encoder_weights(parts: Parts, student: Student) -> dict[str, Any]:
     return {
         "kind": student.weights if student.quantized else "float",
         "strength": student.quantized,
-        "products": student.products,
         "stored_bits": bits,
         "bytes": matrix_bytes(shape=student_shape(parts), **masks, **stored),
         "float32": FLOAT32 if student.quantized else "everything",
     }
 
 
-def quality(parts: Parts, results: list[dict[str, float]]) -> dict[str, Any]:
-    """Lightning's results, one dict a loader -> the task's metrics (further dev splits as `<split>/<metric>`)."""
-    metrics = validated(results, parts.task.metrics)
+def quality(parts: Parts, module: TaskModule) -> dict[str, Any]:
+    """The task's metrics as the module's last validation found them (further dev splits as `<split>/<metric>`)."""
+    metrics = validated(module, parts.task.metrics)
     return {"metrics": metrics, "main": main_metric(parts.task, metrics)}
 
 
-def validated(results: list[dict[str, float]], names: Sequence[str]) -> dict[str, float]:
-    """What of Lightning's results has these names, of further dev splits too."""
-    merged = {key.removeprefix("val/"): value for result in results for key, value in result.items()}
-    return {key: value for key, value in merged.items() if key.rpartition("/")[2] in names}
+def validated(module: TaskModule, names: Sequence[str]) -> dict[str, float]:
+    """What of it has these names, of further dev splits too."""
+    return {key: value for key, value in module.found.items() if key.rpartition("/")[2] in names}
+
+
+def check_finite(measured: Measured, where: str) -> None:
+    """Raises InputError for the first number of a student's quality or cost that is not finite."""
+    for key, value in leaves({name: measured[name] for name in ("metrics", "fidelity", "cost")}):
+        if isinstance(value, float) and not math.isfinite(value):
+            constant = ": all its answers are the same, and these have no correlation" * key.startswith("metrics.")
+            raise InputError(f"{where}: {key} is {value}{constant}; compress less or train longer, in a new run.dir")
 
 
 def check_teacher(parts: Parts, measured: Measured) -> None:
-    """Raises InputError for a teacher that has learnt nothing a constant answer does not know."""
-    labels = parts.raw.splits[parts.task.dev_splits[0]].labels
+    """Raises InputError for a teacher that has learnt nothing a constant answer does not know: which correlates with
+    nothing, or is right as often as the majority class. Right answers are compared as whole numbers."""
+    labels, metrics = parts.raw.splits[parts.task.dev_splits[0]].labels, measured["metrics"]
     if parts.task.regression:
-        name, value, bound = "pearson", measured["metrics"]["pearson"], 0.0
+        name, found, same = "pearson", metrics["pearson"], 0.0
+        better, words = found > same, f"{found:.3f}, no better than always giving the same answer ({same:.3f})"
     else:
-        name, value = "accuracy", measured["metrics"]["accuracy"]
-        bound = max(labels.count(label) for label in set(labels)) / len(labels)
-    if not value > bound:
+        name, found = "accuracy", round(metrics["accuracy"] * len(labels))
+        same = max(map(labels.count, set(labels)))
+        better = found > same
+        words = (
+            f"{found / len(labels):.3f} ({found} of {len(labels)} right), no better than always giving the same answer "
+            f"({same})"
+        )
+    if not better:
         raise InputError(
-            f"the teacher's {name} on {parts.task.name} is {value:.3f}, no better than always giving the same answer "
-            f"({bound:.3f}); it cannot teach: train it longer or give a better teacher.checkpoint, in a new run.dir"
+            f"the teacher's {name} on {parts.task.name} is {words}; it cannot teach: train it longer or give a better "
+            "teacher.checkpoint, in a new run.dir"
         )

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from spikeprune.errors import known
 from spikeprune.gains import gain_work
-from spikeprune.size import Links, Shape, check_masks, known
+from spikeprune.size import Links, Shape, check_masks
 
 CODINGS = ("accumulate", "running_mean", "per_step")
 

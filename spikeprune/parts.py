@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-
+from spikeprune import processes
 from spikeprune.data.glue import GlueData, RawData, load_raw
 from spikeprune.data.tokenize import check_vocabulary, load_tokenizer, train_wordpiece
 from spikeprune.distill import uniform_layer_map
 from spikeprune.errors import InputError
-from spikeprune.models.teacher import read_config, scratch_config
-from spikeprune.plan import acts
+from spikeprune.models.checkpoint import read_config
+from spikeprune.models.teacher import scratch_config
+from spikeprune.plan import active_stages
 from spikeprune.schema import Config, Stage
 from spikeprune.tasks import Task, get_task
 
@@ -35,21 +34,8 @@ class Parts:
         return getattr(self.config.stages, name)
 
     def active(self) -> list[str]:
-        """The stages that run, in order; the teacher always does, since its metrics come first."""
-        return [n for n in self.config.run.stages if n == "teacher" or acts(self.config, n)]
-
-
-CGROUP = Path("/sys/fs/cgroup")
-
-
-def cpu_share(root: Path = CGROUP) -> int:
-    """CPUs that the control group lets this process use, rounded up. A container's quota hides none of the host's
-    cores, so torch would start a thread for each, and all of them would wait for each other."""
-    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # version 2, version 1
-        if all((root / name).is_file() for name in files):
-            quota, period = " ".join((root / name).read_text() for name in files).split()
-            return torch.get_num_threads() if quota in ("max", "-1") else max(1, -(-int(quota) // int(period)))
-    return torch.get_num_threads()
+        """The stages that run, in order."""
+        return active_stages(self.config)
 
 
 def prepare(config: Config, *, tokenizer_from: str | None = None) -> Parts:
@@ -57,7 +43,7 @@ def prepare(config: Config, *, tokenizer_from: str | None = None) -> Parts:
 
     `tokenizer_from`: directory of a finished run's teacher, whose vocabulary then stands in for a new one.
     """
-    torch.set_num_threads(config.run.threads or min(torch.get_num_threads(), cpu_share()))
+    processes.use_threads(config.run)
     task, data = get_task(config.task), config.data
     raw = load_raw(
         task=task,
@@ -68,6 +54,7 @@ def prepare(config: Config, *, tokenizer_from: str | None = None) -> Parts:
         train_limit=data.train_limit,
         embedded_train=data.embedded_train,
         embedded_dev=data.embedded_dev,
+        generated=config.preset == "tiny",
     )
     train = raw.splits["train"]
     texts = train.first + (train.second or [])
@@ -84,9 +71,10 @@ def prepare(config: Config, *, tokenizer_from: str | None = None) -> Parts:
         size = {"hidden": t.hidden, "layers": t.layers, "heads": t.heads, "ffn": t.ffn}
         size["dropout"] = 0.1 if t.dropout is None else t.dropout
         bert = scratch_config(vocab=len(tokenizer), positions=data.max_length, classes=task.num_labels, **size)
-    check_fit(config, bert, len(tokenizer))
+    check_fit(config, bert, tokens=tokens_of(tokenizer), types=types_of(tokenizer, task))
+    tokenizer.model_max_length = min(tokenizer.model_max_length, bert.max_position_embeddings)  # saved with every stage
     layers = chosen_layers(config.student.layers, bert.num_hidden_layers)
-    layer_map = config.distill.layer_map or uniform_layer_map(len(layers), bert.num_hidden_layers)
+    layer_map = config.distill.layer_map or layers
     tokens = GlueData(
         raw=raw,
         tokenizer=tokenizer,
@@ -94,17 +82,33 @@ def prepare(config: Config, *, tokenizer_from: str | None = None) -> Parts:
         batch_size=data.batch_size,
         eval_batch_size=data.eval_batch_size,
         seed=config.seed,
-        pad_to=data.pad_to,
     )
     return Parts(config, task, raw, tokens, tokenizer, bert, layers, layer_map)
 
 
-def check_fit(config: Config, bert: Any, vocabulary: int) -> None:
+def tokens_of(tokenizer: Any) -> int:
+    """Word embeddings that its ids need; a vocabulary with gaps needs more than it has tokens."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def types_of(tokenizer: Any, task: Task) -> int:
+    """Token types that it marks the task's sentences with."""
+    row = tokenizer("a", "b" if task.pair else None, return_token_type_ids=True)["token_type_ids"]
+    return max(row) + 1
+
+
+def check_fit(config: Config, bert: Any, *, tokens: int, types: int) -> None:
     """What only the checkpoint's own configuration can tell; all problems in one InputError."""
     problems, total = [], bert.num_hidden_layers
-    if vocabulary > bert.vocab_size:
+    if tokens > bert.vocab_size:
         problems.append(
-            f"teacher.checkpoint: its tokenizer has {vocabulary} tokens but the model only {bert.vocab_size} embeddings"
+            f"teacher.checkpoint: its tokenizer's ids go up to {tokens - 1} but the model has only {bert.vocab_size} "
+            "embeddings; give the checkpoint its own tokenizer's files"
+        )
+    if types > bert.type_vocab_size:
+        problems.append(
+            f"teacher.checkpoint: its tokenizer marks the sentences of {config.task} with {types} token types but the "
+            f"model has only {bert.type_vocab_size} (type_vocab_size); use a checkpoint made for pairs of sentences"
         )
     if config.data.max_length > bert.max_position_embeddings:
         problems.append(

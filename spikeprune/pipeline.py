@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from typing import Any
 
 import lightning as L
 
 from spikeprune import processes, ranks, signals
-from spikeprune.builders import arithmetic
+from spikeprune.builders import arithmetic, networks
 from spikeprune.builders.networks import teacher_shape
 from spikeprune.config import differences, read_resolved, to_yaml
 from spikeprune.errors import InputError
@@ -40,20 +39,32 @@ def run(config: Config) -> dict[str, Any]:
 def run_here(config: Config) -> dict[str, Any]:
     """`run` in one of its processes."""
     kernels = ranks.first(lambda: arithmetic.kernels(config))
+    ranks.first(lambda: arithmetic.precision(config))
+    graphs = ranks.first(lambda: arithmetic.cuda_graphs(config))
     mode = ranks.first(lambda: online.chosen_mode(config))
     parts = ranks.first(lambda: prepare(config))
     directory = RunDir(config.run.dir)
     shared, why = ranks.first(lambda: shared_stages(parts) if config.run.start_from else ([], ""))
+    if config.teacher.checkpoint and "teacher" not in shared and not ranks.first(lambda: directory.finished("teacher")):
+        ranks.first(lambda: networks.teacher(parts).note)  # weights that cannot be used are refused before a write
     lock = RunLock(directory.path)
-    with signals.kept():
-        try:
-            if ranks.first(lambda: begin(parts, directory, lock)):
-                say(f"{directory.path}: is finished, nothing is run again")
-                return ranks.first(lambda: json.loads(directory.summary.read_text()))
-            with live.tracked(config, directory, mode, parts.active()):
-                return run_begun(parts, directory, kernels, shared, why)
-        finally:
-            lock.release()
+    stop_if_told()
+    try:
+        if ranks.first(lambda: begin(parts, directory, lock)):
+            say(f"{directory.path}: is finished, nothing is run again")
+            return ranks.first(directory.read_summary)
+        with live.tracked(config, directory, mode, parts.active()):
+            say(parts.raw.banner)
+            say(f"kernels: {kernels}{', CUDA graphs' if graphs else ''}")
+            return run_begun(parts, directory, kernels, shared, why)
+    finally:
+        lock.release()
+
+
+def stop_if_told() -> None:
+    """Raises Stopped, in every process, where the first has received a signal."""
+    if signal := ranks.first(signals.received):
+        raise signals.Stopped(signal)
 
 
 def begin(parts: Parts, directory: RunDir, lock: RunLock) -> bool:
@@ -76,7 +87,7 @@ def enter(directory: RunDir, parts: Parts) -> None:
                 f"run.dir: {directory.path} was started with another configuration; use another run.dir or the old "
                 "values:\n" + "\n".join(f"  {line}" for line in changed)
             )
-        made_from = json.loads((directory.path / "data.json").read_text())
+        made_from = directory.data_facts()
         if made_from["fingerprint"] != parts.raw.fingerprint:
             raise InputError(
                 f"run.dir: {directory.path} was started on other data ({made_from['origin']}, fingerprint "
@@ -97,10 +108,6 @@ def bytes_needed(parts: Parts) -> int:
 def run_begun(parts: Parts, directory: RunDir, kernels: str, shared: list[str], why: str) -> dict[str, Any]:
     """Say what is run, take over the stages that are shared, and run the rest."""
     config = parts.config
-    say(parts.raw.banner)
-    say(f"kernels: {kernels}{', CUDA graphs' if arithmetic.cuda_graphs(config) else ''}")
-    if config.run.products != "float":
-        say(f"products: {config.run.products} in what is measured, where weights are quantized")
     if shared and (taken := ranks.first(lambda: take_over(parts, directory, shared))):
         say(f"taken over from {config.run.start_from}: {', '.join(taken)}{f' (then {why})' if why else ''}")
     return run_stages(parts, directory, kernels)
@@ -113,16 +120,20 @@ def run_stages(parts: Parts, directory: RunDir, kernels: str) -> dict[str, Any]:
         if ranks.first(lambda name=name: directory.finished(name)):
             say(f"[{number}/{len(stages)}] {name}: finished earlier")
             continue
-        if signal := ranks.first(signals.received):
-            raise signals.Stopped(signal)
+        stop_if_told()
         say(f"[{number}/{len(stages)}] {name}: {parts.stage(name).epochs} epochs")
-        L.seed_everything(parts.config.seed + zlib.crc32(name.encode()) % 10_000, verbose=False)
+        L.seed_everything(stage_seed(parts.config.seed, name), verbose=False)
         if name == "teacher":
             teach(parts, directory)
         else:
             learn(parts, directory, name, before(stages, name))
         live.stage_done(directory, name, stages)
     return ranks.first(lambda: finish(parts, directory, {"kernels": kernels}))
+
+
+def stage_seed(seed: int, stage: str) -> int:
+    """Each stage draws anew, from 32 bits: numpy takes no more."""
+    return (seed + zlib.crc32(stage.encode()) % 10_000) % 2**32
 
 
 def before(stages: list[str], name: str) -> str | None:

@@ -22,8 +22,13 @@ def stage_rows(config: Config) -> Iterator[tuple[str, Stage]]:
 def acts(config: Config, name: str) -> bool:
     """Whether a stage does anything: it has epochs, or a mask search, which needs none."""
     stage, spatial = getattr(config.stages, name), config.compress.spatial
-    at_once = "spatial" in stage.callbacks and spatial.search == "kwon" and spatial.operations is not None
+    at_once = "spatial" in stage.callbacks and spatial.criterion == "kwon" and spatial.operations is not None
     return stage.epochs > 0 or at_once
+
+
+def active_stages(config: Config) -> list[str]:
+    """The stages that run, in order; the teacher always does, since its metrics come first."""
+    return [name for name in config.run.stages if name == "teacher" or acts(config, name)]
 
 
 def active(config: Config, name: str) -> bool:

@@ -8,10 +8,10 @@ is read, go through the same stages side by side, and only rank 0 returns from t
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -25,22 +25,18 @@ from lightning.pytorch.plugins.environments import (
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
-from spikeprune import ranks
+from spikeprune import ranks, signals
 from spikeprune.errors import InputError
 from spikeprune.schema import Config, Run
 
 GRACE = 30.0  # seconds that the other processes get to end after rank 0
-WATCH = 1.0  # seconds between two looks at the parent
+CGROUP = Path("/sys/fs/cgroup")
 VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # that the launcher sets
 
 
 def size(run: Run) -> int:
     """Processes of the run: one a device."""
     return run.devices * run.num_nodes
-
-
-def distributed(run: Run) -> bool:
-    return size(run) > 1 or run.strategy == "ddp"
 
 
 class Replicas(DDPStrategy):
@@ -64,14 +60,6 @@ class Replicas(DDPStrategy):
         torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
 
 
-def unasked(trainer: L.Trainer) -> L.Trainer:
-    """The trainer without its question, before every batch, whether rank 0 has received SIGTERM: the answer waits until
-    the GPU has done all that was asked of it, which halves the speed of short steps. `StopOnSignal` asks instead, of
-    all ranks, at every tenth."""
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
-    return trainer
-
-
 def placement(config: Config) -> dict[str, Any]:
     """What a Trainer is told about devices; several once the processes of a run have met, else one."""
     run = config.run
@@ -85,10 +73,11 @@ def started(config: Config) -> Iterator[None]:
     """The body runs in each process of the run; past its end only rank 0 goes on, the others leave.
 
     Raises InputError where the machine or the launcher does not offer what the configuration asks for. With one device
-    it does nothing at all.
+    it does nothing else.
     """
     run = config.run
-    if not distributed(run):
+    check_devices(run.accelerator, run.devices)
+    if size(run) == 1:
         yield
         return
     check(run)
@@ -130,7 +119,7 @@ def meet(run: Run) -> list:
     except (ValueError, RuntimeError) as error:  # SLURM's tasks are not what Lightning can use
         raise InputError(f"run.devices = {run.devices}: {' '.join(str(error).split())}") from None
     if os.environ.get("LOCAL_RANK", "0") != "0":
-        threading.Thread(target=leave_with, args=(os.getppid(),), daemon=True).start()
+        signals.end_with_parent()  # a GPU would wait for it
     launcher = trainer.strategy.launcher
     try:
         launcher.launch(trainer.strategy.setup_environment, trainer=trainer)
@@ -140,16 +129,27 @@ def meet(run: Run) -> list:
             f"{os.environ.get('MASTER_PORT')} ({' '.join(str(error).split())}); set MASTER_PORT to a free port"
         ) from None
     ranks.connect()
-    if run.threads:
-        torch.set_num_threads(run.threads)
+    use_threads(run)
     return launcher.procs
 
 
-def leave_with(parent: int) -> None:
-    """End this process when its parent is gone: killed, it can tell nobody, and a GPU would wait for it."""
-    while os.getppid() == parent:
-        time.sleep(WATCH)
-    os._exit(1)
+def use_threads(run: Run) -> None:
+    """Torch's threads in this process: as many as the configuration says; else as it has, but no more than its part of
+    the CPUs that all processes of this machine may use."""
+    beside, quota = run.devices if ranks.running() else 1, cpu_quota()
+    allowed = torch.get_num_threads() if quota is None else max(1, quota // beside)
+    torch.set_num_threads(run.threads or min(torch.get_num_threads(), allowed))
+
+
+def cpu_quota(root: Path = CGROUP) -> int | None:
+    """CPUs that the control group lets its processes use, rounded up; None where it does not say. A container's quota
+    hides none of the host's cores, so torch would start a thread for each, and all of them would wait for each other.
+    """
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # version 2, version 1
+        if all((root / name).is_file() for name in files):
+            quota, period = " ".join((root / name).read_text(encoding="utf-8") for name in files).split()
+            return None if quota in ("max", "-1") else max(1, -(-int(quota) // int(period)))
+    return None
 
 
 def end(children: list, *, patience: float) -> None:
@@ -187,8 +187,12 @@ def check(run: Run) -> None:
             f"{wanted}: nobody has started it on several machines; use srun, torchrun, or the same command on each "
             "with MASTER_ADDR, MASTER_PORT and NODE_RANK set"
         )
+
+
+def check_devices(accelerator: str, devices: int) -> None:
+    """Raises InputError where this machine has not the GPUs that the configuration asks for."""
     gpus = torch.cuda.device_count()
-    if run.accelerator != "cpu" and gpus and gpus < run.devices:
-        raise InputError(f"run.devices = {run.devices}: this machine has {gpus} GPU{'s' * (gpus > 1)}")
-    if run.accelerator == "gpu" and not gpus:
-        raise InputError("run.accelerator = gpu: this machine has none")
+    if accelerator == "gpu" and not gpus:
+        raise InputError("run.accelerator = gpu: this machine has none that torch can use; use cpu or auto")
+    if accelerator != "cpu" and gpus and gpus < devices:
+        raise InputError(f"run.devices = {devices}: this machine has {gpus} GPU{'s' * (gpus > 1)}")

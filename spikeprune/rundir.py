@@ -12,7 +12,6 @@ runs/<name>/config.yaml        resolved configuration
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -23,9 +22,12 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from spikeprune import jsonfile
 from spikeprune.errors import InputError
+from spikeprune.tensors import not_finite
 
 WEIGHTS = "model.safetensors"
+RECORD = ("weights", "steps")  # what every stage's record has
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -45,11 +47,15 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_atomic(path, json.dumps(value, indent=2) + "\n")
+    write_atomic(path, jsonfile.dumps(value, indent=2) + "\n")
 
 
 def write_weights(path: Path, state: dict[str, Tensor]) -> str:
-    """Save as safetensors; returns the sha256 of the file."""
+    """Save as safetensors; returns the sha256 of the file. Raises InputError for a number that is not finite."""
+    if wrong := not_finite(state):
+        raise InputError(
+            f"{path}: is not written, since {wrong[0]} is not finite; lower the stage's lr, in a new run.dir"
+        )
     data = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in state.items()}, {"format": "pt"})
     write_atomic(path, data)
     return hashlib.sha256(data).hexdigest()
@@ -111,6 +117,15 @@ class RunDir:
     def summary(self) -> Path:
         return self.path / "summary.json"
 
+    def read_summary(self) -> dict[str, Any]:
+        """Raises InputError for a damaged one."""
+        return jsonfile.read(self.summary, "remove it, and the same `train` writes it again", ("stages", "teacher"))
+
+    def data_facts(self) -> dict[str, str]:
+        """What the run's data were. Raises InputError where the file is missing or damaged."""
+        remedy = f"without it nobody can tell whether the data are still the same: remove {self.path} to begin again"
+        return jsonfile.read(self.path / "data.json", remedy, ("origin", "fingerprint"))
+
     def stage(self, name: str) -> Path:
         return self.path / "stages" / name
 
@@ -136,7 +151,7 @@ class RunDir:
         if not path.is_file():
             done = [p.parent.name for p in sorted((self.path / "stages").glob("*/record.json"))]
             raise InputError(f"{self.path}: stage {name!r} is not finished; finished are: {', '.join(done) or 'none'}")
-        return json.loads(path.read_text())
+        return jsonfile.read(path, f"remove {path.parent} to make the stage again", RECORD)
 
     def finish(self, name: str, record: dict[str, Any]) -> None:
         write_json(self.stage(name) / "record.json", record)
@@ -160,27 +175,32 @@ class RunDir:
         again = f"`spikeprune compact {self.path}` makes it"
         if not path.is_file():
             raise InputError(f"{self.path}: holds no compacted model; {again}")
-        record = json.loads(path.read_text())
+        record = jsonfile.read(path, f"{again} again", ("parent", "weights"))
         stage, weights = record["parent"]["stage"], record["parent"]["weights"]
         if not self.finished(stage) or self.record(stage)["weights"] != weights:
             raise InputError(f"{self.compact}: its stage {stage!r} has changed since; {again} again")
         return record
 
     def append_metrics(self, record: dict[str, Any]) -> None:
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(jsonfile.dumps(record) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Every record; a last line that a kill cut short is left out."""
-        lines = self.metrics.read_text().split("\n")[:-1] if self.metrics.is_file() else []
-        return [json.loads(line) for line in lines]
+        """Every record; a last line that a kill cut short is left out. Raises InputError for another broken line."""
+        lines = self.metrics.read_bytes().split(b"\n")[:-1] if self.metrics.is_file() else []
+        remedy, needs = "remove this line: a step's records are lost, nothing else", ("stage", "step", "global_step")
+        places = (f"{self.metrics}:{number}" for number in range(1, len(lines) + 1))
+        return [jsonfile.parsed(line, place, remedy, needs) for line, place in zip(lines, places, strict=True)]
+
+    def write_metrics(self, records: Iterable[dict[str, Any]]) -> None:
+        write_atomic(self.metrics, "".join(jsonfile.dumps(r) + "\n" for r in records))
 
     def rewind_metrics(self, stages: Iterable[str], stage: str, step: int) -> None:
         """Forget what a killed leg logged after the checkpoint that the next leg goes on from: records of stages that
         are not in `stages`, but for those of the first `step` steps of `stage` (Lightning counts them from 0)."""
         done = set(stages)
         kept = [r for r in self.read_metrics() if r["stage"] in done or (r["stage"] == stage and r["step"] < step)]
-        write_atomic(self.metrics, "".join(json.dumps(r) + "\n" for r in kept))
+        self.write_metrics(kept)
 
     def write_csv(self) -> None:
         """`metrics.csv`, a column a metric, for tools that read no JSON lines."""

@@ -28,23 +28,16 @@ class Run:
     accelerator: str = "auto"  # auto | cpu | gpu
     devices: int = 1  # processes a node, one a GPU (or CPU); the batch sizes of training are those of all together
     num_nodes: int = 1
-    strategy: str = "auto"  # auto (ddp where there are several devices) | ddp
-    precision: str = "32-true"  # Lightning's names, or tf32; evaluation that is reported runs in 32-true
+    precision: str = "32-true"  # 32-true | tf32 | bf16-mixed | 16-mixed (a GPU) | 64-true; what is reported: 32-true
     kernels: str = "auto"  # of the spiking sites: auto (triton where it applies) | torch | triton
     cuda_graphs: str = (
         "auto"  # replay training steps from CUDA graphs: auto (on a GPU) | on (evaluations as well) | off
     )
-    products: str = "float"  # of quantized weights with spikes, in what is measured: float | int8 (whole numbers)
-    evaluation: str = "closed"  # closed (accumulate in closed form, equal to its simulation) | stepwise (simulated)
-    chunk: int = 2**25  # most numbers in one tensor of a simulation, which takes so many sentences at a time
     threads: int | None = None  # CPU threads of torch; null: as many as this process may use
     validate_every: int = 1  # epochs between two validations; each stage is measured at its end anyway
     log_every: int = 20  # optimizer steps between two training records
     checkpoint_every: int | None = None  # optimizer steps between resume checkpoints; null: each epoch
-    progress: bool = True
-    wandb: bool = False
-    wandb_project: str = "spikeprune"
-    wandb_mode: str = "auto"  # auto (online with a key and a server that answers, else offline) | online | offline
+    wandb: str = "off"  # off | auto (online with a key and a server that answers, else offline) | online | offline
     wandb_artifact: bool = False  # store the compressed student as an artifact
 
 
@@ -54,7 +47,6 @@ class Data:
     dir: str | None = None  # a GLUE directory in the original TSV layout
     hub: str = "nyu-mll/glue"
     max_length: int = 128  # tokens, [CLS] and [SEP] included
-    pad_to: int = 8  # a batch is padded to a multiple of it; a larger one makes fewer shapes, so fewer CUDA graphs
     batch_size: int = 32
     eval_batch_size: int = 64
     train_limit: int | None = None  # first examples of a seeded shuffle; null: all
@@ -73,7 +65,6 @@ class Teacher:
     ffn: int = 512
     vocab_size: int = 4000
     dropout: float | None = None  # null: as the checkpoint's configuration says, 0.1 from scratch
-    adversarial: float = 0.0  # how far its words move against it as it learns (modules/adversarial.py)
 
 
 @dataclass
@@ -89,17 +80,14 @@ class Student:
     pooling: str = "mean"  # mean | cls
     residual: str = "spikes"  # what goes past a block: spikes | membrane, the currents of the neurons that send them
     t_steps: Any = 4  # time steps: a number, or one for the embedding and each layer (L+1 numbers)
-    dropout: float = 0.0
-    percentile: float = 99.0  # of each channel's activation, where theta starts
-    calibration: int = 128  # sentences that theta is calibrated on
+    calibration: int = 128  # sentences that theta is calibrated on, at the 99th percentile of each channel
     feedback: bool = False  # connect the last layer back to the first; not with accumulate
-    dead_zone: float = 0.0  # share in % of each site's smallest currents (calibration data) that count as none
-    dead_zone_per: str = "channel"  # one edge of the dead zone for each channel | site
+    dead_zone: float = 0.0  # share in % of each channel's smallest currents (calibration data) that count as none
 
 
 @dataclass
 class Losses:
-    """Weights of the loss terms of a stage, of which zero leaves a term out; the last five say how they are formed."""
+    """Weights of the loss terms of a stage, of which zero leaves a term out; the last four say how they are formed."""
 
     hidden: float = 0.0  # mean squared error of the mapped hidden states
     scores: float = 0.0  # mean squared error of the mapped attention scores
@@ -111,7 +99,6 @@ class Losses:
     additions_from: float = 0.0  # a limit that begins here and falls, by equal factors, to additions_limit; 0: constant
     additions_fall: float = 0.5  # … over this share of the stage's steps
     temperature: float = 2.0  # of the soft term
-    adversarial: float = 0.0  # how far words move against soft and hard, to learn each batch a second time
 
 
 @dataclass
@@ -123,7 +110,6 @@ class Stage:
     theta_lr: float = 1.0e-2  # of log(theta): a relative step
     warmup: float = 0.1  # share of the steps with a rising learning rate; then it falls linearly to zero
     weight_decay: float = 0.01
-    clip: float = 1.0  # gradient norm
     batch_size: int | None = None  # null: data.batch_size
     losses: Losses = field(default_factory=Losses)
     callbacks: list[str] = field(default_factory=list)  # spatial | temporal | quantize | joint, acting in this stage
@@ -144,30 +130,24 @@ class Stages:
 
 @dataclass
 class Spatial:
-    search: str = "rank"  # rank: by criterion, on a schedule | kwon: masks at once, for a share of operations
+    # ranks on a schedule: a name in checks/names.py, SPATIAL_CRITERIA | kwon: masks at once, for a share of operations
+    criterion: str = "fisher"
     operations: float | None = None  # kwon: share kept of the operations that heads and neurons cost
-    tune: bool = True  # kwon: weights behind what is kept make up for what left, by least squares
-    criterion: str = "fisher"  # a name in checks/names.py, SPATIAL_CRITERIA
-    begin: float = 0.0  # share of the stage's epochs at which pruning begins
-    end: float = 0.5  # … and has reached its target; the rest of the stage recovers
+    end: float = 0.5  # share of the stage's epochs at which the target is reached; the rest of the stage recovers
     scope: str = "global"  # rank over all layers (global) or in each layer (layer)
     min_heads: int = 1  # heads kept in every layer
     min_ffn: int = 8  # feed-forward neurons kept in every layer
-    batches: int = 16  # training batches that the criterion's statistics are collected on
 
 
 @dataclass
 class Temporal:
     criterion: str = "convergence"  # a name in checks/names.py, TEMPORAL_CRITERIA
-    begin: float = 0.0
     end: float = 0.5
-    batches: int = 4
 
 
 @dataclass
 class Quantize:
-    begin: float = 0.0  # share of the stage's epochs at which weights begin to move to their quantized values
-    end: float = 0.5  # … and are there; the rest of the stage trains the quantized network
+    end: float = 0.5  # share of the stage's epochs at which weights are quantized; the rest trains what they are then
     fold: bool = False  # thresholds per channel are multiplied into the weights that read them before quantizing
 
 
@@ -176,15 +156,6 @@ class Joint:
     """How the budget of `compress.target` is met; the floors are those of `compress.spatial`."""
 
     candidates: list[str] = field(default_factory=lambda: ["heads", "ffn", "steps"])  # what may leave
-    begin: float = 0.0
-    end: float = 0.5  # … and the target is reached; from there it is held
-    rates: float = 0.5  # share of the way there, in logarithms, that firing rates go where losses press on additions
-    recover: float = 0.25  # last share of the epochs that only trains: masks and steps stay as they are
-    block: int = 16  # feed-forward neurons that leave together
-    stride: float = 0.2  # largest share of the present cost that leaves on one estimate
-    sentences: int = 512  # training sentences that losses are estimated on
-    split: str = "dev"  # of the sentences that cost is measured on, labels unread: dev (as it is reported) | train
-    measured: int = 1024  # how many of them
 
 
 @dataclass
@@ -193,7 +164,6 @@ class Compress:
     ffn: float = 1.0  # share of feed-forward neurons kept
     synapses: float = 1.0  # share of the synapses between them kept, in each matrix; float weights
     t_steps: int | None = None  # time steps at the end, mean over layers; null: unchanged
-    thresholds: str = "stay"  # of a layer that loses steps: stay | follow (accumulate; see compress/trains.py)
     weights: str = "float"  # of the encoder's matrices at the end: float | binary (1 bit) | ternary (1.58 bits) | int8
     target: str | None = None  # a joint budget of: ac | energy | latency; null: none
     target_value: float | None = None  # its share at the end, such as 0.02
@@ -206,22 +176,16 @@ class Compress:
 
 @dataclass
 class Distill:
-    # on what is changed the teacher answers anew
-    replace_words: float = 0.0  # most of a training sentence's words that others take the place of
-    replace_by: str = "batch"  # words of the batch's other sentences | neighbours in the teacher's word embedding
-    join_sentences: float = 0.0  # share of the batches whose sentences go on with another one; not for pairs
-    swap_sentences: float = 0.0  # share of the pairs whose sentences change places; for pairs only
-    copy_sentences: float = 0.0  # share of them whose second becomes the first, before words are replaced
-    layer_map: list[int] | None = None  # teacher layer (from 0) for each student layer; null: uniform
+    # most of a training sentence's words that give way to words of the batch; the teacher answers what is left anew
+    replace_words: float = 0.0
+    layer_map: list[int] | None = None  # teacher layer (from 0) for each student layer; null: that of student.layers
 
 
 @dataclass
 class Time:
-    """Early answers, measured beside the network's own where `dynamic` is set, in `evaluate` and after each stage."""
-
-    dynamic: bool = False
-    rule: str = "asr"  # a sample is settled: asr, spiking rates change by less than a bound | confidence, above a bound
-    bounds: list[float] | None = None  # a row each; null: a few usual ones
+    # early answers, measured beside the network's own in `evaluate` and after each stage, when a sample is settled by:
+    # none | asr, spiking rates change by less than a bound | confidence, the answer's probability is above a bound
+    early_exit: str = "none"
 
 
 @dataclass
@@ -236,7 +200,7 @@ class Config:
     ablation: str | None = (
         None  # which parts of the compression: a file of experiments/ablations, read after the preset
     )
-    seed: int = 0
+    seed: int = 0  # 0 to 4294967295
     run: Run = field(default_factory=Run)
     data: Data = field(default_factory=Data)
     teacher: Teacher = field(default_factory=Teacher)

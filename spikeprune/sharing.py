@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
+from itertools import takewhile
 from pathlib import Path
 
 from spikeprune.config import differences, read_resolved
 from spikeprune.errors import InputError
 from spikeprune.parts import Parts
-from spikeprune.plan import acts
-from spikeprune.rundir import WEIGHTS, RunDir, write_atomic
+from spikeprune.plan import active_stages
+from spikeprune.rundir import WEIGHTS, RunDir
 from spikeprune.schema import Config
 
 # What decides on every stage alike. Of `run` only what changes the numbers; of `data` neither general_kd's text nor
@@ -31,7 +31,7 @@ def shared_stages(parts: Parts) -> tuple[list[str], str]:
     """
     source = RunDir.open(parts.config.run.start_from)
     theirs, mine = read_resolved(source.config), parts.config
-    fingerprint = json.loads((source.path / "data.json").read_text())["fingerprint"]
+    fingerprint = source.data_facts()["fingerprint"]
     other = [line for line in differences(theirs, mine, ()) if _decides(line, (*COMMON, *RUN), but=(*CORPUS, *PLACES))]
     if fingerprint != parts.raw.fingerprint:
         other.append(f"data: fingerprint {fingerprint} → {parts.raw.fingerprint}")
@@ -40,37 +40,30 @@ def shared_stages(parts: Parts) -> tuple[list[str], str]:
             f"run.start_from = {source.path}: was made with other settings, so none of its stages are this run's:\n"
             + "\n".join(f"  {line}" for line in other)
         )
-    found: list[str] = []
-    for name, own in zip(active(theirs), parts.active(), strict=False):
-        why = f"{own} instead of {name}" if name != own else "; ".join(_stage_differences(theirs, mine, name))
-        if why or not source.finished(name):
-            return _checked(source, found, why)
-        found.append(name)
-    return _checked(source, found, "")
-
-
-def _checked(source: RunDir, found: list[str], why: str) -> tuple[list[str], str]:
+    same, why = _same_stages(theirs, mine)
+    found = list(takewhile(source.finished, same))
     if not found:
-        reason = why or "its first stage is not finished"
+        reason = "its first stage is not finished" if same else why
         raise InputError(f"run.start_from = {source.path}: none of its stages can be taken over: {reason}")
-    return found, why
+    return found, why if found == same else ""
 
 
 def common_stages(theirs: Config, mine: Config) -> list[str]:
     """The stages at the beginning that two configurations on the same data make alike; reads nothing."""
     if any(_decides(line, (*COMMON, *RUN), but=CORPUS) for line in differences(theirs, mine, ())):
         return []
+    return _same_stages(theirs, mine)[0]
+
+
+def _same_stages(theirs: Config, mine: Config) -> tuple[list[str], str]:
+    """The stages at the beginning that have the same settings, and in what the next one differs."""
     found: list[str] = []
-    for name, own in zip(active(theirs), active(mine), strict=False):
-        if name != own or _stage_differences(theirs, mine, name):
-            break
+    for name, own in zip(active_stages(theirs), active_stages(mine), strict=False):
+        why = f"{own} instead of {name}" if name != own else "; ".join(_stage_differences(theirs, mine, name))
+        if why:
+            return found, why
         found.append(name)
-    return found
-
-
-def active(config: Config) -> list[str]:
-    """As `Parts.active`, which needs data."""
-    return [n for n in config.run.stages if n == "teacher" or acts(config, n)]
+    return found, ""
 
 
 def _stage_differences(theirs: Config, mine: Config, name: str) -> list[str]:
@@ -101,7 +94,7 @@ def take_over(parts: Parts, directory: RunDir, stages: list[str]) -> list[str]:
         source.verified(name)
         logged = [r for r in directory.read_metrics() if r["stage"] != name]
         logged += [r for r in source.read_metrics() if r["stage"] == name]
-        write_atomic(directory.metrics, "".join(json.dumps(r) + "\n" for r in logged))
+        directory.write_metrics(logged)
         folder = directory.make_stage(name)
         for path in sorted(source.stage(name).iterdir()):
             if path.name == WEIGHTS:

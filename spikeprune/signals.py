@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 COME_BACK = signal.SIGUSR1
+PARENT_DEATH = 1  # PR_SET_PDEATHSIG of Linux' prctl
 CODES = {COME_BACK: 75, signal.SIGTERM: 128 + signal.SIGTERM}  # 75 is EX_TEMPFAIL of sysexits.h: try again
 
 
@@ -21,22 +24,20 @@ class Stopped(BaseException):
 
 
 class _Table:
-    """This process' signal table, of which there is one: is it ours, is a signal kept or raised, which has come."""
+    """This process' signal table, of which there is one: is it ours, which signal has come."""
 
     ours = False
-    kept = False
     received = 0
 
 
 def _handle(number: int, frame: object) -> None:
     _Table.received = _Table.received or number
-    if not _Table.kept:
-        raise Stopped(_Table.received)
 
 
 @contextmanager
 def caught() -> Iterator[None]:
-    """Inside, either signal raises `Stopped` where the program happens to be, unless `kept`. Main thread only."""
+    """Inside, either signal waits until somebody asks for it with `received` or `check`: nothing is left half done.
+    Main thread only."""
     before = {number: signal.getsignal(number) for number in CODES}
     _Table.ours, _Table.received = True, 0
     insist()
@@ -54,16 +55,6 @@ def insist() -> None:
         signal.signal(number, _handle)
 
 
-@contextmanager
-def kept() -> Iterator[None]:
-    """Inside, a signal waits until somebody asks for it with `received` or `check`: nothing is left half done."""
-    _Table.kept = True
-    try:
-        yield
-    finally:
-        _Table.kept = False
-
-
 def received() -> int:
     """The first signal that came, 0 for none."""
     return _Table.received
@@ -73,3 +64,10 @@ def check() -> None:
     """Raises Stopped if a signal has come."""
     if _Table.received:
         raise Stopped(_Table.received)
+
+
+def end_with_parent() -> None:
+    """From now on Linux kills this process when its parent is gone, however it went: killed, that can tell nobody.
+    Elsewhere nothing happens."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PARENT_DEATH, signal.SIGKILL)

@@ -5,21 +5,14 @@ Legend: D hidden, H heads, d = D/H, F feed-forward neurons, L layers, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
 
-from spikeprune.errors import nearest
+from spikeprune.errors import known
 
 BITS = (1, 2, 8, 16, 32)
-
-
-def known(what: str, name: str, choices: Sequence[str]) -> None:
-    """Raises ValueError with the right names unless `name` is one of `choices`."""
-    if name not in choices:
-        raise ValueError(f"unknown {what} {name!r}; known: {nearest(name, choices)}")
 
 
 @dataclass(frozen=True)

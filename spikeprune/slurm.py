@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Mapping
 
 from spikeprune.errors import InputError
 
@@ -29,17 +30,17 @@ def follows() -> bool:
     return any(int(os.environ.get(name) or 0) for name in names)
 
 
-def _ask(*command: str) -> subprocess.CompletedProcess[str]:
+def _ask(*command: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Raises InputError where the command is not on PATH."""
     if shutil.which(command[0]) is None:
         raise InputError(f"{command[0]} is not on PATH; SLURM's commands are found on a cluster's login node")
-    return subprocess.run(command, capture_output=True, text=True)
+    return subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", env=environment)
 
 
-def sbatch(script: str, *options: str) -> str:
-    """What sbatch says of a script: its job id with `--parsable`, or nothing more than its consent with `--test-only`.
-    Raises InputError with SLURM's own words."""
-    done = _ask("sbatch", *options, script)
+def sbatch(*words: str, environment: Mapping[str, str] | None = None) -> str:
+    """What sbatch says of options, a script and its arguments: its job id with `--parsable`, or nothing more than its
+    consent with `--test-only`. Raises InputError with SLURM's own words."""
+    done = _ask("sbatch", *words, environment=environment)
     if done.returncode:
         raise InputError(f"sbatch refuses the job: {_words(done.stderr)}")
     return (done.stdout or done.stderr).strip()

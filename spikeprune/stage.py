@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,17 @@ from spikeprune.parts import Parts
 from spikeprune.report.table import budget_line
 from spikeprune.rundir import RunDir
 from spikeprune.saved import leave_student, leave_teacher, load_student, load_teacher
+from spikeprune.tensors import misfit, not_finite, out_of_memory
 from spikeprune.terminal import say
 from spikeprune.tracking import live
 
 
 def teach(parts: Parts, directory: RunDir) -> None:
     """Fine-tune the teacher, measure it, and stop the run if it has learnt nothing."""
-    module = modules.teacher_module(parts, ranks.first(lambda: networks.teacher(parts)))
+    teacher = ranks.first(lambda: networks.teacher(parts))
+    if teacher.note:
+        say(teacher.note)
+    module = modules.teacher_module(parts, teacher)
     facts = fit(parts, directory, "teacher", module) if parts.stage("teacher").epochs else {"steps": 0, "seconds": 0.0}
     measured = measure_teacher(parts, module.teacher)
     ranks.first(lambda: check_teacher(parts, measured))
@@ -42,8 +47,7 @@ def learn(parts: Parts, directory: RunDir, name: str, parent: str | None) -> Non
         batch = parts.data.calibration_batches(parts.config.student.calibration, parts.config.seed)
         student = ranks.first(lambda: networks.student(parts, frozen, batch))
     else:
-        c = parts.config.compress
-        student = ranks.first(lambda: load_student(directory, parent, c.weights, c.synapses < 1))
+        student = ranks.first(lambda: load_student(directory, parent, parts.config.compress))
     learning = smaller(student) if masks_are_final(parts, name, student) else student
     module = modules.student_module(parts, name, learning, frozen)
     facts = fit(parts, directory, name, module)
@@ -51,7 +55,7 @@ def learn(parts: Parts, directory: RunDir, name: str, parent: str | None) -> Non
         give_back(learning, student.to(learning.classifier.weight))  # of the precision that it was trained in
         module = modules.student_module(parts, name, student, frozen)
     budget = facts.pop("budget", None)
-    measured = measure_student(parts, module, parts.config.run.products if student.quantized == 1 else "float")
+    measured = measure_student(parts, module, name)
     if budget:
         dense = ranks.first(lambda: directory.record("teacher")["cost"])
         facts["budget"] = budget.report(cost_in_unit(budget.target, measured["cost"], dense))
@@ -61,11 +65,15 @@ def learn(parts: Parts, directory: RunDir, name: str, parent: str | None) -> Non
 
 def masks_are_final(parts: Parts, name: str, student: Student) -> bool:
     """Whether a stage can train the student without its masked units, which takes less time: units have
-    left, the stage neither removes more nor looks at those that left (a loss over all heads), and no layer lost all."""
+    left, the stage neither removes more nor compares heads with the teacher's, and no layer lost all."""
     stage, masks = parts.stage(name), (student.heads, student.ffn)
     trains = not {"spatial", "joint"} & set(stage.callbacks)
-    looks = stage.losses.scores or stage.losses.firing
-    return trains and not looks and any(not mask.all() for mask in masks) and all(mask.any(1).all() for mask in masks)
+    return (
+        trains
+        and not stage.losses.scores
+        and any(not mask.all() for mask in masks)
+        and all(mask.any(1).all() for mask in masks)
+    )
 
 
 def fit(parts: Parts, directory: RunDir, name: str, module: TaskModule) -> dict[str, Any]:
@@ -74,7 +82,7 @@ def fit(parts: Parts, directory: RunDir, name: str, module: TaskModule) -> dict[
     trainer = trainers.trainer(parts, name, directory, offset=sum(done.values()))
     checkpoint = directory.resume(name)
     resumed = ranks.first(checkpoint.is_file)
-    step = ranks.first(lambda: resume_step(checkpoint)) if resumed else 0
+    step = ranks.first(lambda: resume_step(checkpoint, module)) if resumed else 0
     ranks.first(lambda: directory.rewind_metrics(done, name, step))
     if resumed:
         say(f"goes on from step {step}")
@@ -101,9 +109,47 @@ def digest(module: TaskModule) -> str:
     return found.hexdigest()
 
 
-def resume_step(checkpoint: Path) -> int:
-    """Optimizer steps made when the checkpoint was written. Raises InputError for a damaged file."""
+def resume_step(checkpoint: Path, module: TaskModule) -> int:
+    """Optimizer steps made when the checkpoint was written. Raises InputError for a damaged file, for one of another
+    network than the module's, and for weights that are not finite."""
+    again = "remove it, and the stage begins again"
+    saved = read_checkpoint(checkpoint, again)
+    own = module.state_dict()
+    own = {name: tensor for name, tensor in own.items() if name in saved["state_dict"] or not frozen(name, module)}
+    if wrong := misfit(own, saved["state_dict"]):
+        raise InputError(f"{checkpoint}: is of another network ({wrong}); {again}")
+    if wrong := not_finite(saved["state_dict"]):
+        raise InputError(f"{checkpoint}: {wrong[0]} is not finite; {again}")
+    return saved["global_step"]
+
+
+def frozen(name: str, module: TaskModule) -> bool:
+    """Whether a tensor is the frozen teacher's, which a student's checkpoint leaves out."""
+    return name.startswith("teacher.") and hasattr(module, "student")
+
+
+def read_checkpoint(path: Path, remedy: str) -> dict[str, Any]:
+    """A checkpoint of Lightning's. Raises InputError for a damaged file, one that is none, and for want of memory."""
+    if not whole(path):
+        raise InputError(f"{path}: is damaged; {remedy}")
     try:
-        return torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]
-    except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError):
-        raise InputError(f"{checkpoint}: is damaged; remove it, and the stage begins again") from None
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise InputError(f"{path}: there is not enough memory to load it; free some, and start again") from None
+    except (EOFError, KeyError, pickle.UnpicklingError):
+        saved = None
+    if not isinstance(saved, dict) or not {"global_step", "state_dict"} <= set(saved):
+        raise InputError(f"{path}: is no checkpoint of a stage; {remedy}")
+    return saved
+
+
+def whole(path: Path) -> bool:
+    """Whether all parts of a file of torch.save, a zip archive, have the checksums that they were written with; torch
+    itself loads a part that has changed."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, NotImplementedError, EOFError):
+        return False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 import subprocess
 from dataclasses import asdict
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 
-from spikeprune import __version__
+from spikeprune import __version__, jsonfile
 from spikeprune.config import MAY_DIFFER, Config
 from spikeprune.keys import leaves
 from spikeprune.parts import Parts
@@ -68,17 +67,19 @@ def summarize_run(parts: Parts, directory: RunDir) -> dict[str, Any]:
 
 
 def settings(config: Config) -> str:
-    """16 hexadecimal digits, the same for runs that differ in seed and places alone. Of the stages those that run
-    count, of the keys those that are not at their default, so that a new key leaves what came before it alone."""
-    plain = dict(leaves(asdict(Config())))
+    """16 hexadecimal digits, the same for runs that differ in seed and places alone: of the complete configuration as
+    it is resolved, defaults among it, so that a default that changes makes other settings. Of the stages those that
+    run count; of the rest what only says where a run lies, what it shows and how often it can be resumed does not."""
     idle = tuple(f"stages.{name}." for name in asdict(config.stages) if not active(config, name))
-    chosen = {key: value for key, value in leaves(asdict(config)) if value != plain.get(key)}
-    chosen = {key: value for key, value in chosen.items() if key not in (*MAY_DIFFER, *NAMED)}
-    chosen = {key: value for key, value in chosen.items() if not key.startswith(idle)}
+    decides = {
+        key: value
+        for key, value in leaves(asdict(config))
+        if key not in (*MAY_DIFFER, *NAMED) and not key.startswith(idle)
+    }
     if config.teacher.checkpoint:
-        chosen["teacher.checkpoint"] = Path(config.teacher.checkpoint).name
+        decides["teacher.checkpoint"] = Path(config.teacher.checkpoint).name
     order = [name for name in config.run.stages if active(config, name)]
-    return hashlib.sha256(json.dumps([order, chosen], sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(jsonfile.dumps([order, decides], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def commit() -> str:
@@ -86,7 +87,9 @@ def commit() -> str:
     here = Path(__file__).parent
     command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", check=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
@@ -100,6 +103,6 @@ def hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")  # of Linux, and silent about the name on some processors
-    lines = info.read_text().splitlines() if info.is_file() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{(names or [f'{platform.machine()} CPU'])[0]}, {torch.get_num_threads()} threads"

@@ -32,6 +32,7 @@ class Task:
     tsv_width: int | None = None  # columns of a file without header
     range: tuple[float, float] | None = None  # of a regression score
     skip_short_rows: bool = False  # QQP: rows that its release broke at a newline inside a question
+    empty_sentences: bool = False  # QQP: a few of its questions are empty
     skip_labels: tuple[str, ...] = ()  # MNLI: '-', annotators without a majority
     dev: Mapping[str, str] = field(default_factory=lambda: MappingProxyType(dict(_DEV)))  # split -> TSV file name
 
@@ -117,6 +118,7 @@ TASKS: dict[str, Task] = {
             ("accuracy", "f1"),
             tsv_label="is_duplicate",
             skip_short_rows=True,
+            empty_sentences=True,
         ),
         _task("stsb", _PAIR, "STS-B", None, ("pearson", "spearman"), tsv_label="score", range=(0.0, 5.0)),
         _task(
@@ -143,3 +145,12 @@ def get_task(name: str) -> Task:
     if name not in TASKS:
         raise InputError(f"unknown task {name!r}; the tasks are {nearest(name, TASKS)}")
     return TASKS[name]
+
+
+def read_tasks(text: str | None) -> list[str]:
+    """`mrpc rte` or `mrpc,rte` -> the tasks of an array, each once. Raises InputError that names all unknown ones."""
+    names = list(dict.fromkeys((text or "").replace(",", " ").split()))
+    unknown = [f"array: unknown task {name}; choose from {nearest(name, TASKS)}" for name in names if name not in TASKS]
+    if unknown:
+        raise InputError("\n".join(unknown))
+    return names

@@ -3,9 +3,30 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
+from contextlib import redirect_stdout
 
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.utilities import rank_zero_only
+
+
+class Bars(TQDMProgressBar):
+    """Progress bars on stderr: stdout holds what a command answers."""
+
+    def init_train_tqdm(self) -> Tqdm:
+        with redirect_stdout(sys.stderr):
+            return super().init_train_tqdm()
+
+    def init_validation_tqdm(self) -> Tqdm:
+        with redirect_stdout(sys.stderr):
+            return super().init_validation_tqdm()
+
+
+def bars() -> list[Bars]:
+    """Progress bars where somebody may look at them."""
+    return [Bars(refresh_rate=10, leave=True)] if sys.stderr.isatty() else []
 
 
 @rank_zero_only

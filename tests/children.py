@@ -11,16 +11,13 @@ from collections.abc import Callable, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
 
+import lightning as L
 import pytest
 from micro import GLUE
 
-from spikeprune import cli, importing
-
-with importing.large():
-    import lightning as L
-
-    from spikeprune import pipeline as pipeline
-    from spikeprune.builders import trainers
+from spikeprune import cli
+from spikeprune import pipeline as pipeline
+from spikeprune.builders import trainers
 
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["children", "wandb"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import subprocess
 import textwrap
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import settings
 from micro import write_cola, write_sst2
 
-gc.disable()  # while everything is imported, as in `importing.py`
+gc.disable()  # while everything is imported, which it slows down by a fifth
 pytest.register_assert_rewrite("tracked", "together", "cluster")
 
 settings.register_profile("spikeprune", deadline=None, max_examples=50)  # machines differ in speed
@@ -121,3 +122,25 @@ def write(tmp_path: Path):
 @pytest.fixture
 def empty(write) -> Path:
     return write("empty.yaml", "")
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    """`make` where both programs of the environment write down their words; returns (program, its words)."""
+    for name in ("spikeprune", "python"):
+        (tmp_path / name).write_text(f'#!/bin/sh\nprintf "%s\\0" {name} "$@" > {tmp_path}/words\n')
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.chdir(ROOT)
+    # what a `make test ARGS=…` around all this was told is not for these
+    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+
+    def make(*arguments: str) -> tuple[str, list[str]]:
+        (tmp_path / "words").unlink(missing_ok=True)
+        command = ["make", "-s", "-o", ".venv/.installed", f"BIN={tmp_path}", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        if done.returncode:
+            return "", [done.stderr]
+        program, *words = (tmp_path / "words").read_text().split("\0")[:-1]
+        return program, words
+
+    return make

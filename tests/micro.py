@@ -37,19 +37,12 @@ def write_cola(folder: Path) -> Path:
 
 def micro(folder: Path, glue: Path | None = None) -> list[str]:
     """Overrides of experiments/glue.yaml for a run in `folder`; without `glue` on embedded data, task left to set."""
-    real = [
-        "task=sst2",
-        "data.source=dir",
-        f"data.dir={glue}",
-        "distill.join_sentences=0.4",
-        "distill.replace_by=neighbours",
-    ]
+    real = ["task=sst2", "data.source=dir", f"data.dir={glue}"]
     task = real if glue else ["data.source=embedded"]
     return [
         *task,
         "preset=tiny",
         f"run.dir={folder}",
-        "run.progress=false",
         "run.accelerator=cpu",
         "run.threads=1",
         "run.log_every=1",
@@ -59,7 +52,7 @@ def micro(folder: Path, glue: Path | None = None) -> list[str]:
         "teacher.heads=3",
         "teacher.ffn=37",
         "teacher.vocab_size=300",
-        "student.dropout=0.1",
+        "teacher.dropout=0.1",
         "student.calibration=32",
         "distill.replace_words=0.3",
         "compress.heads=0.5",

@@ -56,6 +56,7 @@ class Module:
     sample_loss = staticmethod(loss_of)
     varied = staticmethod(dict)  # nothing is replaced
     losses = SimpleNamespace(soft=1.0)
+    forward_mode = "equilibrium"
 
     def __init__(self, student: Student):
         self.student, self.logged = student, {}

@@ -9,10 +9,11 @@ import pytest
 import torch
 from students import CODINGS, F64, FFN, WAYS, N, Operations, make, prune, sentences
 
-from spikeprune import operations, parts
+from spikeprune import operations, processes
 from spikeprune.activity import activity
 from spikeprune.models import answer as answers
 from spikeprune.models.answer import answer, sentence_numbers
+from spikeprune.schema import Run
 from spikeprune.size import Shape
 from spikeprune.spiking import closed
 from spikeprune.spiking.closed import settled_value
@@ -158,7 +159,22 @@ def test_a_containers_quota_limits_the_threads(files, share, tmp_path) -> None:
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert parts.cpu_share(tmp_path) == (share or torch.get_num_threads())
+    assert processes.cpu_quota(tmp_path) == share
+
+
+@pytest.mark.parametrize(
+    ("given", "beside", "quota", "threads"),
+    [(None, 1, 4, 4), (None, 3, 4, 1), (None, 2, None, 8), (None, 2, 1, 1), (None, 2, 40, 8), (5, 2, 4, 5)],
+)
+def test_the_processes_of_a_machine_share_its_quota(given, beside, quota, threads, monkeypatch) -> None:
+    """Of eight threads that torch has; a run that is read again is measured by one process."""
+    found = []
+    monkeypatch.setattr(processes, "cpu_quota", lambda: quota)
+    monkeypatch.setattr(processes.ranks, "running", lambda: beside > 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", found.append)
+    processes.use_threads(Run(devices=max(2, beside), threads=given))
+    assert found == [threads]
 
 
 def test_stepwise_simulates(monkeypatch) -> None:

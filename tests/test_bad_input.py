@@ -16,7 +16,6 @@ ROOT = Path(__file__).resolve().parents[1]
 GLUE = str(ROOT / "experiments" / "glue.yaml")
 MICRO = (
     "preset=tiny",
-    "run.progress=false",
     "data.embedded_train=64",
     "data.embedded_dev=32",
     "stages.teacher.epochs=1",
@@ -64,12 +63,28 @@ def glue(tmp_path: Path) -> Path:
         ("student.coding=rate", ("student.coding = rate", "running_mean")),
         ("data.batch_size=many", ("data.batch_size", "whole number")),
         ("run.devices=0", ("run.devices = 0", "at least 1")),
-        ("run.strategy=fsdp", ("run.strategy = fsdp", "auto, ddp")),
     ],
 )
 def test_configuration(refuse, override: str, words: tuple[str, ...]) -> None:
     message = refuse(override)
     assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("gpus", "overrides", "words"),
+    [
+        (0, ["run.accelerator=gpu"], "run.accelerator = gpu: this machine has none"),
+        (0, ["run.accelerator=gpu", "run.devices=2"], "run.accelerator = gpu: this machine has none"),
+        (0, ["run.cuda_graphs=on"], "run.cuda_graphs = on: needs a CUDA device"),
+        (1, ["run.accelerator=auto", "run.devices=2"], "run.devices = 2: this machine has 1 GPU"),
+        (2, ["run.accelerator=gpu", "run.devices=3"], "run.devices = 3: this machine has 2 GPUs"),
+        (0, ["run.accelerator=tpu"], "run.accelerator = tpu: choose from auto, cpu, gpu"),
+    ],
+)
+def test_devices_that_are_not_there(refuse, monkeypatch, gpus: int, overrides: list[str], words: str) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpus > 0)
+    assert words in refuse("data.source=embedded", *overrides)
 
 
 def test_several_problems_come_in_one_message(refuse) -> None:
@@ -135,6 +150,62 @@ def test_checkpoints(refuse, tmp_path: Path) -> None:
     (bert / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
     message = refuse(f"teacher.checkpoint={bert}")
     assert "gpt2" in message and "BERT" in message
+
+
+def test_a_saved_tokenizer_cuts_to_what_the_model_reads(tmp_path: Path) -> None:
+    """The tokenizer of this checkpoint says 512 tokens, its model has 64 positions."""
+    from spikeprune.config import load
+    from spikeprune.parts import prepare
+
+    save_bert(tmp_path, ["the quick brown fox jumps over a lazy dog"] * 4)
+    known = [*MICRO, "data.source=embedded", "data.max_length=32", f"teacher.checkpoint={tmp_path}"]
+    tokenizer = prepare(load(GLUE, known)).tokenizer
+    assert len(tokenizer("fox " * 100, truncation=True)["input_ids"]) == 64
+
+
+def drop_weights(bert: Path) -> None:
+    (bert / "model.safetensors").write_bytes((bert / "model.safetensors").read_bytes()[:-50])
+
+
+def set_values(**values):
+    def change(bert: Path) -> None:
+        config = json.loads((bert / "config.json").read_text())
+        (bert / "config.json").write_text(json.dumps(config | values))
+
+    return change
+
+
+def move_a_token(bert: Path) -> None:
+    tree = json.loads((bert / "tokenizer.json").read_text())
+    tree["model"]["vocab"]["park"] = 9999
+    (bert / "tokenizer.json").write_text(json.dumps(tree))
+
+
+def drop_processor(bert: Path) -> None:
+    tree = json.loads((bert / "tokenizer.json").read_text())
+    (bert / "tokenizer.json").write_text(json.dumps(tree | {"post_processor": None}))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (drop_weights, ("weights", "cannot be loaded")),
+        (set_values(num_hidden_layers=3), ("lacks 16 of the encoder's weights",)),
+        (set_values(type_vocab_size=1), ("2 token types", "type_vocab_size")),
+        (set_values(num_attention_heads=5), ("5 heads", "hidden_size=12")),
+        (set_values(max_position_embeddings=16), ("16 positions", "data.max_length")),
+        (move_a_token, ("ids go up to 9999",)),
+        (drop_processor, ("[CLS] and [SEP]",)),
+    ],
+    ids=lambda value: getattr(value, "__name__", " ".join(value) if isinstance(value, tuple) else ""),
+)
+def test_a_checkpoint_that_does_not_fit_leaves_nothing(refuse, glue, tmp_path: Path, change, words) -> None:
+    bert = tmp_path / "bert"
+    save_bert(bert, ["the red fox and the dog barks runs saw a man in a park 0 1 2 3 4 5 6 7 8 9"] * 4)
+    change(bert)
+    given = ("task=mrpc", "data.source=dir", f"data.dir={glue.parent}", "data.max_length=24")
+    message = refuse(f"teacher.checkpoint={bert}", *given)
+    assert all(word in message for word in words) and len(message.strip().splitlines()) == 1, message
 
 
 def test_vocabulary_that_does_not_match(refuse, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import shlex
 import subprocess
 import sys
 import time
@@ -12,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from spikeprune import __version__, arguments, cli
+from spikeprune import __version__, arguments, cli, streams
 from spikeprune.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -104,9 +106,10 @@ def test_every_command_that_is_offered_does_something() -> None:
         (("train", GLUE, "--seed=1"), "usage: "),
         (("train",), "usage: "),
         (("evaluate", "runs/x", "--compact", "--stage", "spatial"), "usage: "),
-        (("trian",), "usage: "),
         (("launch", GLUE, "--seeds", "2-1", "sed=1"), "error: seeds = 2-1: write numbers"),
         (("launch", GLUE, "--gpus", "many"), "usage: "),
+        (("launch", GLUE, "--gpus", "1_0"), "usage: "),
+        (("sweep", "x.yaml", "--trials", "010"), "usage: "),
         ((), "usage: "),
     ],
 )
@@ -117,17 +120,83 @@ def test_bad_input_is_exit_2_and_no_traceback(args: tuple[str, ...], message: st
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (
+            ("trian", GLUE),
+            "unknown command trian; there are train, evaluate, compact, sync, sweep, launch, fetch (did you",
+        ),
+        (("train", GLUE, "--seed=1"), "unknown option --seed; there are --help; a key of the configuration is written"),
+        (("evaluate", "runs/x", "--stagge", "spatial"), "--json (did you mean --stage?)"),
+        (("sync", "runs/x", "--force"), "unknown option --force; there are --help"),
+        ((), "name a command, such as: spikeprune train experiments/glue.yaml"),
+    ],
+)
+def test_a_typo_is_told_in_a_sentence(args: tuple[str, ...], sentence: str, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(args)
+    printed = capsys.readouterr()
+    assert (ended.value.code, printed.out) == (2, "")
+    assert sentence in printed.err.splitlines()[-1] and printed.err.startswith("usage: ")
+    assert args or "train" in printed.err and "fetch" in printed.err  # the whole help
+
+
+SHOUTING = """if True:
+    import sys, types
+    import spikeprune.config
+    from spikeprune import cli
+    def shout(args):
+        for _ in range(100_000 if {many} else 1):
+            print("teacher \\u2192 student")
+    cli.ACTIONS["train"] = shout
+    sys.exit(cli.main(["train", "x"]))
+"""
+
+
+@pytest.mark.parametrize(
+    "environment", [{"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, {"PYTHONIOENCODING": "latin-1"}]
+)
+def test_what_the_terminal_cannot_show_is_replaced(environment: dict[str, str]) -> None:
+    code = SHOUTING.format(many=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, cwd=ROOT, env={**os.environ, **environment}
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(b"teacher ? student")
+
+
+@pytest.mark.parametrize("command", ["-c SHOUTING", "-m spikeprune launch --help"])
+@pytest.mark.parametrize("into", ["", "2>&1"])
+def test_a_reader_that_is_gone_ends_it_quietly(command: str, into: str, tmp_path) -> None:
+    """As `| head -1` does; the reader is gone before the first word comes."""
+    words = command.replace("SHOUTING", shlex.quote(SHOUTING.format(many=True)))
+    shell = f"({sys.executable} {words} {into}; echo $? > {tmp_path}/code) | true"
+    done = subprocess.run(["bash", "-c", f"{shell}; sleep 0"], capture_output=True, text=True, cwd=ROOT)
+    assert done.stderr == "" and (tmp_path / "code").read_text().strip() in ("141", "0")  # argparse hides it: 0
+
+
 def test_an_input_error_of_the_run_is_one_sentence(pipeline, capsys) -> None:
     pipeline.run = raising(InputError("MRPC/train.tsv: line 7 has no label"))
     assert cli.main(["train", GLUE]) == 2
     assert capsys.readouterr().err == "error: MRPC/train.tsv: line 7 has no label\n"
 
 
-@pytest.mark.parametrize("number", cli.UNWRITABLE)
+@pytest.mark.parametrize("number", streams.UNWRITABLE)
 def test_a_full_or_closed_disk_is_one_sentence(pipeline, capsys, number: int) -> None:
     pipeline.run = raising(OSError(number, "the reason", "runs/x/metrics.jsonl"))
     assert cli.main(["train", GLUE]) == 2
     assert capsys.readouterr().err == "error: runs/x/metrics.jsonl: cannot be written: the reason\n"
+
+
+@pytest.mark.parametrize("where", ["file", "file/below", "x" * 300])
+def test_a_sweeps_directory_that_cannot_be_is_one_sentence(where: str, tmp_path, capsys, monkeypatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(ROOT)
+    words = ["sweep", "experiments/sweeps/budget.yaml", "--local", "--trials", "1", "--dir", str(tmp_path / where)]
+    assert cli.main(words) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: {tmp_path / where}") and "cannot be written: " in printed
 
 
 def test_anything_else_keeps_its_traceback(pipeline) -> None:
@@ -158,8 +227,8 @@ def test_train_hands_on_the_configuration(pipeline) -> None:
 def test_evaluate_prints_json_or_a_table(pipeline, capsys, monkeypatch) -> None:
     seen, changed = [], []
 
-    def evaluate(run: str, stage, data_dir, progress: bool, compacted: bool, products, overrides: list[str]) -> dict:
-        seen.append((run, stage, data_dir, progress, compacted, products))
+    def evaluate(run: str, stage, data_dir, compacted: bool, stepwise: bool, overrides: list[str]) -> dict:
+        seen.append((run, stage, data_dir, compacted, stepwise))
         changed.extend(overrides)
         return {"task": "rte"}
 
@@ -170,9 +239,9 @@ def test_evaluate_prints_json_or_a_table(pipeline, capsys, monkeypatch) -> None:
     assert cli.main(["evaluate", "runs/x"]) == 0
     assert capsys.readouterr().out == "a table of rte\n"
     assert cli.main(["evaluate", "runs/x", "--compact"]) == 0
-    assert cli.main(["evaluate", "runs/x", "--products", "int8"]) == 0
-    assert seen[:2] == [("runs/x", "spatial", "glue", False, False, None), ("runs/x", None, None, True, False, None)]
-    assert seen[2:] == [("runs/x", None, None, True, True, None), ("runs/x", None, None, True, False, "int8")]
+    assert cli.main(["evaluate", "runs/x", "--stepwise"]) == 0
+    assert seen[:2] == [("runs/x", "spatial", "glue", False, False), ("runs/x", None, None, False, False)]
+    assert seen[2:] == [("runs/x", None, None, True, False), ("runs/x", None, None, False, True)]
     assert changed == []
-    assert cli.main(["evaluate", "runs/x", "time.dynamic=true", "--stage", "spatial", "--json"]) == 0
-    assert changed == ["time.dynamic=true"]
+    assert cli.main(["evaluate", "runs/x", "time.early_exit=asr", "--stage", "spatial", "--json"]) == 0
+    assert changed == ["time.early_exit=asr"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spikeprune import scalars
 from spikeprune.checks.rules import validate
 from spikeprune.config import Config, differences, load, read_resolved, to_yaml
 from spikeprune.errors import InputError
@@ -79,11 +81,47 @@ def test_numbers_written_with_an_exponent(write) -> None:
     assert isinstance(config.student.leak, float)
 
 
-def test_text_on_the_command_line_keeps_its_spelling(empty: Path) -> None:
-    config = load(empty, ["data.dir=007", "run.dir=on", "teacher.checkpoint=1e5", "data.hub='a b'"])
-    assert (config.data.dir, config.run.dir) == ("007", "on")
-    assert (config.teacher.checkpoint, config.data.hub) == ("1e5", "a b")
+TEXTS = [
+    "007",
+    "on",
+    "1e5",
+    "'a b'",
+    "exp #1",
+    "a: b",
+    "@scratch",
+    "%x",
+    "&x",
+    "*y",
+    "[1",
+    "{",
+    "-",
+    " x ",
+    "1:30",
+    "a=b",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_on_the_command_line_keeps_its_spelling(empty: Path, text: str) -> None:
+    config = load(empty, [f"data.dir={text}", f"run.dir={text}", f"data.hub={text}"])
+    assert config.data.dir == config.run.dir == config.data.hub == text
     assert load(empty, ["teacher.checkpoint=null"]).teacher.checkpoint is None
+
+
+def test_a_paths_leading_tilde_is_the_home(empty: Path, write, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    config = load(empty, ["run.dir=~/x", "data.dir=a/~/b", "data.corpus=[~/a.txt,b.txt]", "data.hub=~/x"])
+    assert (config.run.dir, config.data.dir) == ("/home/me/x", "a/~/b")
+    assert (config.data.corpus, config.data.hub) == (["/home/me/a.txt", "b.txt"], "~/x")
+    assert load(write("file.yaml", "run: {dir: ~/y}")).run.dir == "/home/me/y"
+
+
+def test_files_are_read_by_the_types_of_their_keys(write) -> None:
+    """Not as YAML 1.1, to which these are truth values, a sexagesimal number and an octal one."""
+    file = write("file.yaml", "data: {dir: 0o17, hub: on}\nteacher: {checkpoint: 1:30}\nstages: {teacher: {lr: 1e-5}}")
+    config = load(file)
+    assert (config.data.dir, config.data.hub, config.teacher.checkpoint) == ("0o17", "on", "1:30")
+    assert config.stages.teacher.lr == 1e-5
 
 
 def test_sections_and_lists_on_the_command_line(empty: Path) -> None:
@@ -100,9 +138,27 @@ def test_keys_that_wandb_adds_are_dropped(empty: Path) -> None:
 
 SPELLINGS = st.one_of(
     st.sampled_from(
-        ["on", "007", "1e5", "null", "None", "~", "a: b", "#x", "[1", "'q'", "{", "-", "yes", "2024-01-01"]
+        [
+            "on",
+            "007",
+            "1e5",
+            "null",
+            "None",
+            "~",
+            "a: b",
+            "#x",
+            "[1",
+            "'q'",
+            "{",
+            "-",
+            "yes",
+            "2024-01-01",
+            "<<",
+            "${x}",
+        ]
     ),
-    st.text(st.characters(min_codepoint=32, max_codepoint=0x2FF, exclude_characters="$\\\x7f\x85\xa0"), min_size=1),
+    st.text(st.sampled_from("\\${}a"), min_size=1),
+    st.text(st.characters(min_codepoint=32, max_codepoint=0x2FF), min_size=1),
 )
 
 
@@ -117,8 +173,28 @@ def test_what_is_written_reads_back_the_same(tmp_path_factory, name: str, lr: fl
     assert read_resolved(path) == config
 
 
+@settings(max_examples=20)
+@given(
+    path=SPELLINGS,
+    steps=st.integers(1, 9) | st.lists(st.integers(1, 9), min_size=3, max_size=3),
+    lr=st.floats(1e-12, 10),
+)
+def test_what_the_program_passes_on_reads_back_the_same(tmp_path_factory, path: str, steps, lr: float) -> None:
+    """A sweep's trials get their directory and their values on a command line."""
+    empty = tmp_path_factory.getbasetemp() / "empty.yaml"
+    empty.touch()
+    words = [scalars.of_path("run.dir", f"{path}/0"), scalars.of_path("data.dir", path)]
+    words += [scalars.spelt("student.t_steps", steps), scalars.spelt("stages.teacher.lr", lr)]
+    words += [scalars.spelt("run.wandb", True), scalars.spelt("run.threads", None)]
+    config = load(empty, words)
+    assert os.path.normpath(config.run.dir) == os.path.normpath(f"{path}/0")
+    assert os.path.normpath(config.data.dir) == os.path.normpath(path)
+    found = (config.student.t_steps, config.stages.teacher.lr, config.run.wandb, config.run.threads)
+    assert found == (steps, lr, True, None)
+
+
 def test_differences_name_key_and_values(empty: Path) -> None:
-    old, new = load(empty), load(empty, ["seed=3", "student.t_steps=[1,2,3]", "run.progress=false", "run.threads=2"])
+    old, new = load(empty), load(empty, ["seed=3", "student.t_steps=[1,2,3]", "run.log_every=2", "run.threads=2"])
     assert differences(old, old) == []
     assert differences(old, new) == ["seed: 0 → 3", "student.t_steps: 4 → [1, 2, 3]"]
     assert differences({"a": {"b": 1}}, {"a": {"b": 1}, "c": 2}) == ["c: (absent) → 2"]

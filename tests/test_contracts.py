@@ -20,7 +20,7 @@ from spikeprune.models.student import RESIDUALS, Student
 from spikeprune.operations import count
 from spikeprune.size import Shape
 from spikeprune.spiking.coding import CODINGS
-from spikeprune.spiking.neurons import NEURONS
+from spikeprune.spiking.neurons import LONGEST, NEURONS
 
 every_kind = pytest.mark.parametrize(("spikes", "coding"), list(itertools.product(NEURONS, CODINGS)))
 both_residuals = pytest.mark.parametrize("residual", RESIDUALS)
@@ -52,9 +52,29 @@ def test_simulated_and_in_closed_form(spikes, coding, residual) -> None:
         for t_steps in (4, 32, 256):
             student = student_of(spikes, coding, [t_steps] * 3, residual=residual)
             simulated = student(**batch, mode="spiking").hidden[-1]
-            student.set_t_steps(2**30)
+            student.set_t_steps(2**30 if NEURONS[spikes].settled else 1024)
             errors.append(real(simulated - student(**batch).hidden[-1], batch).abs().mean())
         assert errors[2] < 0.4 * errors[1] < 0.2 * errors[0], errors
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_a_neuron_without_a_closed_form_keeps_the_same_promise(coding, monkeypatch) -> None:
+    monkeypatch.setitem(NEURONS, "stepped", NEURONS["ternary"]._replace(settled=None))
+    test_simulated_and_in_closed_form("stepped", coding, "spikes")
+
+
+@pytest.mark.parametrize(
+    "how", [{"leak": 0.7}, {"spikes": "stepped"}, {"mode": "spiking"}, {"mode": "spiking", "settled": 0.1}], ids=str
+)
+@torch.no_grad()
+def test_trains_beyond_all_memory_are_refused_before_they_are_begun(how, monkeypatch) -> None:
+    monkeypatch.setitem(NEURONS, "stepped", NEURONS["ternary"]._replace(settled=None))
+    asked = {"mode": "equilibrium", "settled": None}
+    student = make(3, (3, 2**30, 4), **{key: value for key, value in how.items() if key not in asked})
+    asked |= {key: value for key, value in how.items() if key in asked}
+    for counted in (False, True):
+        with pytest.raises(ValueError, match=f"1073741824 time steps cannot .* at most {LONGEST}"):
+            student(**sentences(), **asked, count=counted)
 
 
 @every_kind

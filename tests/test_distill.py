@@ -6,8 +6,10 @@ import math
 
 import pytest
 import torch
+from micro import GLUE, micro
 
 from spikeprune import operations
+from spikeprune.config import load
 from spikeprune.distill import (
     additions_loss,
     falling,
@@ -19,6 +21,7 @@ from spikeprune.distill import (
     uniform_layer_map,
 )
 from spikeprune.models.student import RESIDUALS, Student, layer_of
+from spikeprune.parts import prepare
 from spikeprune.size import Shape
 
 BOTH = torch.tensor([[True, True]])
@@ -162,3 +165,16 @@ def test_a_limit_falls_by_equal_factors() -> None:
     assert [falling(at, begin=1.6, end=0.1) for at in (0, 0.25, 0.5, 1, 1.5)] == pytest.approx(
         [1.6, 0.8, 0.4, 0.1, 0.1]
     )
+
+
+@pytest.mark.parametrize(
+    ("layers", "taught_by"),
+    [("[0,1,2]", [0, 1, 2]), ("[1,4]", [1, 4]), ("3", [1, 3, 5]), ("null", [0, 1, 2, 3, 4, 5])],
+)
+def test_a_list_of_layers_is_taught_by_those_and_a_number_by_evenly_spread_ones(layers, taught_by, tmp_path) -> None:
+    given = [*micro(tmp_path), "task=mrpc", "teacher.layers=6", f"student.layers={layers}", "data.embedded_train=40"]
+    parts = prepare(load(GLUE, [*given, "data.embedded_dev=20"]))
+    assert parts.layers == parts.layer_map == taught_by
+    other = [5, 0, 3, 2, 1, 4][: len(taught_by)]
+    config = load(GLUE, [*given, "data.embedded_dev=20", f"distill.layer_map={other}"])
+    assert prepare(config).layer_map == other and parts.layers == taught_by

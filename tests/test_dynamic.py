@@ -14,7 +14,7 @@ from students import C, D, H, L, make, prune, sentences
 from spikeprune import cli, pipeline
 from spikeprune.config import load
 from spikeprune.cost import PRICES
-from spikeprune.dynamic import Anytime, dynamic, layer_by_layer, never
+from spikeprune.dynamic import BOUNDS, Anytime, dynamic, layer_by_layer, never
 from spikeprune.models.compact import compact
 from spikeprune.operations import count
 from spikeprune.rundir import RunDir
@@ -56,6 +56,15 @@ def work(student, batch):
 
 
 # -------------------------------------------------------------------------------------------------- synchronous codings
+
+
+@pytest.mark.parametrize(("bound", "logit", "stop"), [(0.99, 4.595118999481201, 2), (0.7, 0.8472979068756104, 1)])
+def test_no_confidence_passes_its_bound_by_rounding(bound, logit, stop) -> None:
+    """In float32 these probabilities, 0.98999999 and 0.70000001, are on the other side of their bounds."""
+    run = object.__new__(Anytime)
+    run.logits = torch.tensor([[[logit, 0.0]], [[9.0, 0.0]]])  # [T, B, C]
+    run.change, run.last, run.full = torch.full((2, 1), torch.inf), 2, 2
+    assert run.stops("confidence", bound).tolist() == [stop]
 
 
 @pytest.mark.parametrize("coding", SYNCHRONOUS)
@@ -303,7 +312,7 @@ def run(tmp_path_factory) -> RunDir:
     """Teacher and one distilled epoch, after which early answers are measured too."""
     folder = tmp_path_factory.mktemp("runs")
     stages = ["run.stages=[teacher,internal_kd]", "stages.internal_kd.epochs=1", "compress.t_steps=null"]
-    whole = ["compress.heads=1.0", "compress.ffn=1.0", "time.dynamic=true", "time.bounds=[0,0.2]"]
+    whole = ["compress.heads=1.0", "compress.ffn=1.0", "time.early_exit=asr"]
     pipeline.run(load(GLUE, [*micro(folder / "sst2", write_sst2(folder / "glue")), *stages, *whole]))
     return RunDir(folder / "sst2")
 
@@ -311,39 +320,37 @@ def run(tmp_path_factory) -> RunDir:
 @pytest.mark.filterwarnings("ignore")
 def test_the_command_measures_early_answers(run, capsys) -> None:
     record = run.record("internal_kd")
-    static, (never_stopped, stopped) = record["dynamic"]["static"], record["dynamic"]["bounds"]
-    assert static["metrics"] == never_stopped["metrics"] == record["metrics"]
+    static, stopped = record["dynamic"]["static"], record["dynamic"]["bounds"][0]
+    assert static["metrics"] == record["metrics"]
     for kind in ("ac", "mac", "elementwise", "energy_pj", "latency_steps", "bytes"):
-        assert static["cost"][kind] == never_stopped["cost"][kind] == record["cost"][kind], kind
+        assert static["cost"][kind] == record["cost"][kind], kind
     assert stopped["mean_steps"] < 4 and stopped["asking"]["ac"] > 0
-    options = ["student.coding=running_mean", "time.rule=confidence", "time.bounds=[0.6,0.9]", "--json"]
+    options = ["student.coding=running_mean", "time.early_exit=confidence", "--json"]
     assert cli.main(["evaluate", str(run.path), "--stage", "internal_kd", *options]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["changed"] == options[:3] and found["cost"]["latency_steps"] == 4
-    assert [row["bound"] for row in found["dynamic"]["bounds"]] == [0.6, 0.9]
+    assert found["changed"] == options[:2] and found["cost"]["latency_steps"] == 4
+    assert [row["bound"] for row in found["dynamic"]["bounds"]] == list(BOUNDS["confidence"])
     assert found["dynamic"]["static"]["cost"]["energy_pj"] == found["cost"]["energy_pj"]
     assert [row["steps"] for row in found["dynamic"]["curve"]] == [1, 2, 3, 4]
     assert cli.main(["evaluate", str(run.path)]) == 0
     printed = capsys.readouterr().out
     assert "asr < 0.2" in printed and "at most 4 steps" in printed and "never" in printed
-    assert cli.main(["evaluate", str(run.path), "time.dynamic=false"]) == 0
+    assert cli.main(["evaluate", str(run.path), "time.early_exit=none"]) == 0
     assert "asr <" not in capsys.readouterr().out
 
 
 def test_the_teacher_has_no_early_answers(run, capsys) -> None:
-    assert cli.main(["evaluate", str(run.path), "--stage", "teacher", "time.dynamic=true"]) == 2
-    assert (
-        capsys.readouterr().err == "error: time.dynamic=true: the teacher does not spike; name a stage of the student\n"
-    )
+    assert cli.main(["evaluate", str(run.path), "--stage", "teacher", "time.early_exit=asr"]) == 2
+    said = "error: time.early_exit=asr: the teacher does not spike; name a stage of the student\n"
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("time.rule=confidence", "time.rule = confidence: the coding accumulate has one answer, at the end; use"),
-        ("time.bounds=[2]", "time.bounds = [2.0]: must be a list of numbers from 0 to 1"),
-        ("time.bounds=[]", "time.bounds = []: must be a list of numbers from 0 to 1"),
-        ("time.dynamik=true", "time.dynamik: unknown key (did you mean time.dynamic"),
+        ("time.early_exit=confidence", "time.early_exit = confidence: the coding accumulate has one answer, at"),
+        ("time.early_exit=rate", "time.early_exit = rate: choose from"),
+        ("time.early_exti=asr", "time.early_exti: unknown key (did you mean time.early_exit"),
         ("seed=3", "seed: is fixed by the run; here may change "),
     ],
 )

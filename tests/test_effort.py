@@ -87,13 +87,3 @@ def test_the_equilibrium_costs_no_time_steps(spikes) -> None:
             student(**batch).logits.sum().backward()
         logs.append(log.names)
     assert logs[0] == logs[1] and len(logs[0]) > 100
-
-
-@pytest.mark.parametrize("coding", CODINGS)
-def test_dropout_draws_in_training_only(coding) -> None:
-    student, batch = make(0, (3, 4, 2), coding=coding, dropout=0.3), sentences()
-    with torch.no_grad():
-        once, again = (student(**batch, mode="spiking").logits for _ in range(2))
-        assert torch.equal(once, again)
-        student.train()
-        assert not torch.equal(student(**batch, mode="spiking").logits, once)

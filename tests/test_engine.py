@@ -344,7 +344,7 @@ def test_what_is_not_covered() -> None:
             assert not covered(student)
         for options in (
             {"query": "spiking"},
-            {"dead_zone": "channel"},
+            {"dead_zone": True},
             {"residual": "membrane"},
             {"feedback": True},
             {"act": "relu"},

@@ -73,9 +73,7 @@ def test_from_an_empty_cache_to_a_node_without_network(repositories, tmp_path) -
     node = Machine(tmp_path / "cache", hub.url)  # the stand-in is gone
     stages = ["run.stages=[teacher]", "stages.teacher.epochs=1", "stages.teacher.lr=1.0e-9"]
     size = ["compress.heads=1.0", "compress.ffn=1.0", "compress.t_steps=null", f"run.dir={tmp_path / 'run'}"]
-    code, out, error = node(
-        "train", *RUN, *stages, *size, "run.progress=false", "data.max_length=24", HF_HUB_OFFLINE="1"
-    )
+    code, out, error = node("train", *RUN, *stages, *size, "data.max_length=24", HF_HUB_OFFLINE="1")
     assert "data: mrpc from hub dataset nyu-mll/glue" in out and "[1/1] teacher" in out
     assert code == 2 and "no better than" in error  # after the only epoch that it was given
     assert json.loads((tmp_path / "run" / "data.json").read_text())["source"] == "hub"

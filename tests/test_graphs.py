@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from spikeprune.callbacks.synapses import SynapsePruning
 from spikeprune.distill import uniform_layer_map
-from spikeprune.graphs import PATIENCE
+from spikeprune.graphs import PATIENCE, GraphedNorms
 from spikeprune.models.outputs import INPUTS
 from spikeprune.models.student import RESIDUALS, Student
 from spikeprune.models.teacher import Teacher, scratch_config
@@ -20,7 +22,7 @@ from spikeprune.tasks import TASKS
 
 pytestmark = pytest.mark.gpu
 SIZES = {"hidden": 48, "layers": 2, "heads": 3, "ffn": 64, "classes": 2}
-LOSSES = LossWeights(hidden=1.0, scores=1.0, soft=1.0, additions=0.1)
+LOSSES = LossWeights(hidden=1.0, scores=1.0, soft=1.0, firing=0.1, additions=0.1)
 
 
 def common(graphs: bool) -> dict:
@@ -65,7 +67,7 @@ def evaluate(made: StudentModule) -> None:
 
 def learnt(made: StudentModule, here: dict, terms, precision: torch.dtype | None) -> dict[str, torch.Tensor]:
     """Each term of a step, and its gradients."""
-    with torch.autocast("cuda", precision or torch.bfloat16, enabled=precision is not None, cache_enabled=False):
+    with torch.autocast("cuda", precision or torch.bfloat16, enabled=precision is not None):
         out = terms(here)
     made.zero_grad()
     made.backward(out["loss"])
@@ -110,7 +112,8 @@ def test_graphed_steps_equal_plain_ones(coding: str, precision: torch.dtype | No
 
 
 def test_a_capture_leaves_the_random_state() -> None:
-    made, here = module(True, dropout=0.1), batch(16, 0)
+    teacher = Teacher.scratch(scratch_config(vocab=60, positions=32, dropout=0.3, **SIZES))
+    made, here = TeacherModule(teacher, **common(True)).cuda().train(), batch(16, 0)
     for _ in range(PATIENCE):
         made.graphed(here, None)
     before = torch.cuda.get_rng_state()
@@ -124,47 +127,6 @@ def test_dropout_draws_anew_at_each_replay() -> None:
     made, here = made.cuda().train(), batch(16, 0)
     losses = [made.graphed(here, None)["loss"].item() for _ in range(PATIENCE + 4)]
     assert len(set(losses[PATIENCE:])) == 4
-
-
-def test_an_adversarial_step_replays_as_it_is() -> None:
-    """Words that change between replays are moved from where they are then."""
-
-    def step(made: TeacherModule, here: dict[str, torch.Tensor]) -> float:
-        """By how much the move makes it worse. No loss outlives it: one with a history would be in a capture's way."""
-        terms = made.learn(here) if made.graphed is None else made.graphed(here, None)
-        made.backward(terms["loss"])
-        return (terms["adversarial"] - terms["hard"]).item()
-
-    learnt = []
-    for graphs in (False, True):
-        torch.manual_seed(0)
-        teacher = Teacher.scratch(scratch_config(vocab=60, positions=32, dropout=0.0, **SIZES))
-        made, here = TeacherModule(teacher, adversarial=0.5, **common(graphs)).cuda().train(), batch(16, 0)
-        optimizer = torch.optim.SGD(made.parameters(), 0.05)
-        for _ in range(PATIENCE + 4):
-            optimizer.zero_grad()
-            assert step(made, here) > 0
-            optimizer.step()
-        learnt.append(teacher.bert.get_input_embeddings().weight.detach())
-    torch.testing.assert_close(*learnt, rtol=1e-4, atol=1e-5)
-
-
-def test_a_student_s_adversarial_step_replays_as_it_is() -> None:
-    """On CUDA graphs and the fused kernels; the loss of the moved words and the gradients are those of plain steps."""
-    losses = LossWeights(soft=1.0, additions=0.1, temperature=1.0, adversarial=0.5)
-    made = module(True, losses=losses)
-    made.student.use_kernels("triton")
-    optimizer = torch.optim.SGD(made.student.parameters(), lr=0.05)
-    for step in range(PATIENCE + 4):
-        here = batch(16, step)
-        plain = learnt(made, here, made.learn, None)
-        graphed = learnt(made, here, lambda b: made.graphed(b, made.learn_state()), None)
-        assert list(plain) == list(graphed) and plain["adversarial"] != plain["soft"]
-        for name, expected in plain.items():
-            gap = (graphed[name] - expected).norm() / expected.norm().clamp(min=1e-6)
-            assert gap < 1e-4, f"step {step}, {name}: {gap:.2e}"
-        optimizer.step()
-    assert made.graphed.captured
 
 
 @pytest.mark.parametrize("kernels", ["torch", "triton"])
@@ -198,3 +160,19 @@ def test_graphed_answers_equal_plain_ones(coding: str, kernels: str, residual: s
         assert replayed[6:12] == [True] * 6 and replayed[12:16] == [False] * 4 and all(replayed[18:])
     else:
         assert not any(replayed)
+
+
+@pytest.mark.parametrize("order", [2, math.inf])
+def test_graphed_norms_are_those_of_the_tensors_as_they_are_now(order: float) -> None:
+    tensors = [torch.randn(shape, device="cuda", requires_grad=True) for shape in ((3, 4), (5,), (2, 7))]
+    found = GraphedNorms(order)
+    for _ in range(6):
+        with torch.no_grad():
+            torch._foreach_mul_(tensors, 1.5)
+        before = found(tensors, replay=True)
+        assert torch.equal(before, found.norms([tensor.detach() for tensor in tensors]))
+    assert len(found.captured) == 1
+    with torch.no_grad():
+        tensors[1][2] = math.nan
+    assert found(tensors, replay=True).isfinite().tolist() == [True, False, True]
+    assert before.isfinite().all()  # a new tensor each time

@@ -27,9 +27,6 @@ JOINT = (
     "stages.finetune.callbacks=[joint]",
     "compress.target=energy",
     "compress.target_value=0.06",
-    "compress.joint.sentences=24",
-    "compress.joint.block=4",
-    "compress.thresholds=follow",
 )
 QUANTIZED = ("compress.weights=ternary", "stages.joint.callbacks=[joint,quantize]")
 
@@ -69,8 +66,11 @@ def test_the_target_is_met_and_held(undisturbed) -> None:
     for name in ("joint", "finetune"):
         row = summary["stages"][name]
         share = row["cost"]["energy_pj"] / dense
-        assert row["budget"]["reported"] == pytest.approx(share) and row["budget"]["reached"] == pytest.approx(share)
-        assert share <= 0.06 and (share >= 0.06 * 0.98 or row["budget"]["why_not"])
+        reached = row["budget"]["reached"]  # on training sentences
+        assert reached <= 0.06 and (reached >= 0.06 * 0.98 or row["budget"]["why_not"])
+        assert row["budget"]["reported"] == pytest.approx(share) and share == pytest.approx(
+            reached, rel=0.2
+        )  # on a few dev sentences
         assert min(row["heads"]) >= 1 and min(row["ffn"]) >= 4 and min(row["t_steps"]) >= 1
         assert f"budget of {name}: energy {share:.4g} of the dense teacher's, target 0.06" in summary_table(summary)
     before, after = summary["stages"]["prediction_kd"], summary["stages"]["joint"]
@@ -193,7 +193,7 @@ def test_the_ablation_makes_one_table_and_only_what_is_missing(glue, tmp_path, m
 
     values = [v for v in micro(tmp_path, glue) if not v.startswith(("run.dir", "compress.heads", "compress.ffn"))]
     values = [v for v in values if not v.startswith("compress.t_steps")]
-    values += ["stages.joint.epochs=2", "compress.target_value=0.06", "compress.joint.sentences=24"]
+    values += ["stages.joint.epochs=2", "compress.target_value=0.06"]
     values += ["stages.teacher.epochs=3", "stages.quantize.epochs=2"]
     values = [values[0], "--tag", "small", *values[1:]]  # as from make, options among the keys
     first = ablation.main(["--only", "none joint", *values])

@@ -12,8 +12,11 @@ import pytest
 from micro import GLUE, ROOT, micro, write_cola, write_sst2
 
 from spikeprune import cli
+from spikeprune.config import load
 from spikeprune.errors import InputError
+from spikeprune.labels import label
 from spikeprune.launch import MOST, read_seeds
+from spikeprune.scalars import literal
 
 EMBEDDED = ("preset=tiny", "data.source=embedded")
 
@@ -70,7 +73,7 @@ def test_one_run(launch, tmp_path) -> None:
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
         assert re.search(rf"^export .*\b{name}=1\b", script, re.M)
     assert 'WANDB_MODE="${WANDB_MODE:-offline}"' in script and script.endswith("exit $?\n")
-    overrides = [*EMBEDDED, "student.t_steps=[4,2,2]", "run.accelerator=cpu", "run.progress=false"]
+    overrides = [*EMBEDDED, "student.t_steps=[4,2,2]", "run.accelerator=cpu"]
     expected = ["--kill-on-bad-exit=1", sys.executable, "-m", "spikeprune", "train", str(GLUE), *overrides]
     assert train_command(script) == [*expected, "task=rte", "seed=3"]
     assert "#   spikeprune launch " + shlex.quote(str(GLUE)) in script
@@ -101,12 +104,31 @@ def test_gpus_and_nodes(launch) -> None:
     assert "--gres" not in script and "run.accelerator=cpu" in train_command(script)
 
 
-def test_a_path_with_spaces_and_percent_signs(launch, tmp_path) -> None:
-    code, _, _ = launch(*EMBEDDED, "task=rte", "--gpus=0", "run.dir=my 100%j/a $run")
+def test_a_path_with_spaces_quotes_and_signs(launch, tmp_path) -> None:
+    name = """a b #1 %j 'q' "r" ${HOME} $x"""
+    code, _, _ = launch(*EMBEDDED, "task=rte", "--gpus=0", "run.dir=" + literal(f"my 100%j/{name}"))
     assert code == 0
-    script = (tmp_path / "my 100%j" / "a $run" / "job.sh").read_text()
-    assert "run.dir=my 100%j/a $run" in train_command(script)
-    assert f"--output='{tmp_path}/my 100%%j/a $run/slurm-%j.log'" in directives(script)
+    script = (tmp_path / "my 100%j" / name / "job.sh").read_text()
+    config = load(GLUE, [word for word in train_command(script) if "=" in word and not word.startswith("-")])
+    assert config.run.dir == f"my 100%j/{name}"
+    assert "--job-name=a-b-1-j-q-r-HOME-x" in directives(script)
+    output = next(line for line in directives(script) if line.startswith("--output="))
+    assert shlex.split(output) == [f"--output={tmp_path}/my 100%%j/{name.replace('%', '%%')}/slurm-%j.log"]
+    assert output.endswith('"') and "'q'" in output  # sbatch reads a backslash in single quotes as one that escapes
+
+
+def test_a_path_that_no_log_can_have_is_refused(launch, tmp_path) -> None:
+    for name in ("a\nb", "a\\b"):
+        code, text, _ = launch(*EMBEDDED, "task=rte", "--gpus=0", f"run.dir=runs/{name}")
+        assert code == 2 and "a job's log cannot have a backslash or a line break" in text
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_for_other_programs() -> None:
+    assert label(Path("x/sst2-tiny-spatial+temporal-s0"), "-student") == "sst2-tiny-spatial-temporal-s0-student"
+    assert label("a b #1 %j 'q'") == "a-b-1-j-q" and label("ü") == "run" and label("a--b") == "a-b"
+    assert len(label("x" * 300, "-student")) == 128 and label("x" * 300, "-student").endswith("x-student")
+    assert label(Path(".")) == label(Path.cwd())
 
 
 def test_a_template_of_ones_own(launch, tmp_path) -> None:

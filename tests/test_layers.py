@@ -13,10 +13,11 @@ PACKAGE = Path(__file__).resolve().parents[1] / "spikeprune"
 # From the bottom up. A room may import from the rows below it and from itself, not from its neighbours in the row.
 ROWS = (
     ("__init__",),
-    ("errors", "signals", "terminal", "importing"),
-    ("tasks", "schema", "spiking", "size", "report", "ranks", "slurm"),
-    ("plan", "gains"),
-    ("checks", "keys", "models", "operations", "activity", "distill", "graphs", "lock"),
+    ("errors", "signals", "terminal", "labels", "lightning_patches"),
+    ("jsonfile",),
+    ("streams", "tasks", "schema", "spiking", "size", "report", "ranks", "slurm", "tensors"),
+    ("plan", "gains", "keys"),
+    ("checks", "scalars", "models", "operations", "activity", "distill", "graphs", "lock"),
     ("config", "cost", "metrics", "data", "processes", "asking"),
     ("compress", "rundir", "parts", "dynamic", "fetch"),
     ("modules", "launch"),
@@ -31,7 +32,9 @@ ROWS = (
 )
 LEVEL = {room: level for level, row in enumerate(ROWS) for room in row}
 
-ONLY_IN = {"omegaconf": {"config"}, "optuna": {"sweeps"}, "wandb": {"tracking"}}
+EXPERIMENTS = sorted(PACKAGE.parent.joinpath("experiments").rglob("*.py"))
+
+ONLY_IN = {"json": {"jsonfile"}, "omegaconf": {"config"}, "optuna": {"sweeps"}, "wandb": {"tracking"}}
 NEVER_IN = {
     "lightning": {"spiking", "models", "size", "activity", "operations", "cost", "compress", "distill", "metrics"},
     "torch": {"errors", "tasks", "schema", "plan", "checks", "keys", "config", "arguments", "cli", "report"},
@@ -102,3 +105,34 @@ def test_imports_point_down(path: Path) -> None:
 )
 def test_the_test_sees(file: str, source: str, fault: str | None) -> None:
     assert faults(PACKAGE / file, source) == ([fault] if fault else [])
+
+
+def without_encoding(source: str) -> list[int]:
+    """Lines that open a text file, or a program's output as text, in whatever encoding the locale has."""
+    found = []
+    for node in (n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call)):
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        given = {keyword.arg: getattr(keyword.value, "value", None) for keyword in node.keywords}
+        modes = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+        binary = any("b" in mode and len(mode) <= 3 for mode in [*modes, str(given.get("mode", ""))])
+        on = getattr(getattr(node.func, "value", None), "id", "")
+        opens = name in ("read_text", "write_text", "open", "fdopen", "NamedTemporaryFile") and on not in (
+            "os",
+            "RunDir",
+        )
+        opens = opens and not (isinstance(node.func, ast.Name) and name == "read_text")  # a function of fetch.py
+        if (opens and not binary or given.get("text") is True) and "encoding" not in given:
+            found.append(node.lineno)
+    return found
+
+
+@pytest.mark.parametrize("path", [*FILES, *EXPERIMENTS], ids=lambda path: path.name)
+def test_text_files_are_utf8_wherever_the_program_runs(path: Path) -> None:
+    assert without_encoding(path.read_text(encoding="utf-8")) == []
+
+
+def test_an_open_without_encoding_is_found() -> None:
+    lines = ("p.read_text()", "open(p)", "p.open('a')", "run(c, text=True)", "p.write_text(t, 'x')")
+    assert all(without_encoding(line) == [1] for line in lines)
+    right = ("p.read_text(encoding='utf-8')", "open(p, 'rb')", "p.open('ab')", "p.read_bytes()", "os.open(p, 0)")
+    assert not any(without_encoding(line) for line in right)

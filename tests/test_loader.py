@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning
 import pytest
@@ -12,9 +13,11 @@ from tiny_data import glue, raw_of
 from tiny_data import mrpc as mrpc
 from tiny_data import tokenizer as tokenizer
 
+from spikeprune.builders import modules
 from spikeprune.data.glue import GlueData
 from spikeprune.data.loader import BatchLoader, encode
 from spikeprune.errors import InputError
+from spikeprune.schema import Config, Stage
 
 # -- batches ----------------------------------------------------------------------------------------------------------
 
@@ -31,6 +34,15 @@ def test_batches_are_padded_like_the_tokenizer_pads(mrpc, tokenizer):
     assert batch["labels"].tolist() == [split.labels[i] for i in rows] and batch["labels"].dtype == torch.long
     short = encode(tokenizer, *text, max_length=13).batch([0, 1, 2])
     assert short["input_ids"].shape == (3, 13) and "labels" not in short
+
+
+def test_a_text_of_which_no_token_is_left_is_refused(tokenizer):
+    nothing = "\u200b\u200b"  # zero-width spaces, which the normalizer drops
+    with pytest.raises(InputError, match=r"split x, example 1: the tokenizer leaves nothing of"):
+        encode(tokenizer, ["a dog", nothing], max_length=8, where="split x")
+    with pytest.raises(InputError, match=r"example 0: the tokenizer leaves nothing of"):
+        encode(tokenizer, [nothing], [""], max_length=8)
+    assert len(encode(tokenizer, ["a dog"], [""], max_length=8)) == 1  # as a few of QQP's pairs
 
 
 def test_regression_and_single_sentences(tokenizer):
@@ -179,3 +191,22 @@ def test_loader_state(mrpc, tokenizer):
         rest.load_state_dict({"epoch": 1, "yielded": 4, "length": 9})
     with pytest.raises(InputError, match="batch size"):
         glue(mrpc, tokenizer, batch_size=0).train_dataloader()
+
+
+def test_what_a_budget_is_measured_on_are_training_sentences(mrpc, tokenizer):
+    data = glue(mrpc, tokenizer)
+    size = len(data.encoded["train"])
+    rows = sum((batch["input_ids"].tolist() for batch in data.sample_batches(size, 16, 0)), [])
+    train = data.encoded["train"].batch(range(size))["input_ids"].tolist()
+
+    def tokens(examples: list[list[int]]) -> list[list[int]]:
+        return sorted([token for token in example if token != tokenizer.pad_token_id] for example in examples)
+
+    assert tokens(rows) == tokens(train)
+
+
+@pytest.mark.parametrize(("replayed", "multiple"), [(False, 8), (True, 32)])
+def test_training_batches_of_replayed_steps_have_fewer_shapes(replayed, multiple, monkeypatch) -> None:
+    monkeypatch.setattr(modules, "cuda_graphs", lambda config: replayed)
+    parts = SimpleNamespace(config=Config(), stage=lambda name: Stage(), data=SimpleNamespace())
+    assert modules.stage_data(parts, "finetune").pad_to == multiple

@@ -181,9 +181,12 @@ def test_a_signal_outside_the_queue_says_why_it_is_not_requeued(tmp_path, monkey
 
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setitem(cli.ACTIONS, "train", lambda args: os.kill(os.getpid(), signal.SIGUSR1))
-    with signals.caught():
-        assert cli.main(["train", str(GLUE)]) == 75
+
+    def stopped(args) -> None:
+        raise signals.Stopped(signal.SIGUSR1)
+
+    monkeypatch.setitem(cli.ACTIONS, "train", stopped)
+    assert cli.main(["train", str(GLUE)]) == 75
     message = capsys.readouterr().err
     assert message.startswith("stopped by SIGUSR1: the same command goes on")
     assert "job 12 is not requeued: scontrol is not on PATH" in message

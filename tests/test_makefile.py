@@ -3,8 +3,6 @@ test_launch.py has the targets `slurm` and `fetch` for real."""
 
 from __future__ import annotations
 
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,28 +11,6 @@ from micro import ROOT
 from spikeprune.arguments import parse
 from spikeprune.config import load
 from spikeprune.sweeps import spec
-
-
-@pytest.fixture
-def make(tmp_path, monkeypatch):
-    """`make` where both programs of the environment write down their words; returns (program, its words)."""
-    for name in ("spikeprune", "python"):
-        (tmp_path / name).write_text(f'#!/bin/sh\nprintf "%s\\0" {name} "$@" > {tmp_path}/words\n')
-        (tmp_path / name).chmod(0o755)
-    monkeypatch.chdir(ROOT)
-    # what a `make test ARGS=…` around all this was told is not for these
-    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-
-    def make(*arguments: str) -> tuple[str, list[str]]:
-        (tmp_path / "words").unlink(missing_ok=True)
-        command = ["make", "-s", "-o", ".venv/.installed", f"BIN={tmp_path}", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        if done.returncode:
-            return "", [done.stderr]
-        program, *words = (tmp_path / "words").read_text().split("\0")[:-1]
-        return program, words
-
-    return make
 
 
 def test_glue(make, tmp_path) -> None:
@@ -50,6 +26,23 @@ def test_glue(make, tmp_path) -> None:
     assert config.teacher.checkpoint == "me/bert"
     _, words = make("glue", "TASK=sst2", "PRESET=minilm")
     assert load(words[1], words[2:]).data.source == "auto"
+
+
+def test_values_keep_every_sign(make) -> None:
+    name = """a b #1 %j 'q' "r" `t`, \\"""
+    _, words = make(
+        "glue", "TASK=rte", f"DATA=./{name}", f"TEACHER=./{name}", "ARGS='run.dir=exp #1' \"data.hub=x 'y'\""
+    )
+    config = load(words[1], words[2:])
+    assert (config.data.dir, config.teacher.checkpoint) == (f"./{name}", f"./{name}")
+    assert (config.run.dir, config.data.hub) == ("exp #1", "x 'y'")
+
+
+@pytest.mark.parametrize("target", ["glue", "slurm", "fetch", "ablation", "sweep", "sweep-local"])
+def test_arguments_are_not_cut_off(make, target) -> None:
+    """To the shell an unquoted # begins a comment."""
+    program, said = make(target, "TASK=rte", "SWEEP=budget", "ARGS=run.dir=exp #1")
+    assert not program and "error: ARGS: put quotes around what holds a #" in said[0]
 
 
 @pytest.mark.parametrize("target", ["glue", "slurm", "fetch", "ablation"])

@@ -42,11 +42,11 @@ def test_a_run(tmp_path, capsys) -> None:
     run = RunDir(tmp_path / "run")
     record = run.record("finetune")
     assert saved.load_student(run, "finetune").values["residual"] == "membrane"
-    for how in ([], ["run.evaluation=stepwise"]):
-        found = evaluation.evaluate(run.path, overrides=how)
+    for stepwise in (False, True):
+        found = evaluation.evaluate(run.path, stepwise=stepwise)
         assert found["metrics"] == record["metrics"] and found["cost"]["ac"] == pytest.approx(record["cost"]["ac"])
     capsys.readouterr()
-    assert cli.main(["evaluate", str(run.path), "time.dynamic=true", "--json"]) == 0
+    assert cli.main(["evaluate", str(run.path), "time.early_exit=asr", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["dynamic"]["curve"]
     assert cli.main(["compact", str(run.path)]) == 0
     assert json.loads((run.compact / "student.json").read_text())["residual"] == "membrane"

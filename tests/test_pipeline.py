@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import lightning
 import pytest
 import torch
 from children import leg
@@ -12,11 +14,14 @@ from micro import BATCHES, GLUE, STAGES, micro, write_sst2
 
 from spikeprune import cli, evaluation, pipeline
 from spikeprune.callbacks.synops import SynOpsLogger
-from spikeprune.config import load, read_resolved
+from spikeprune.config import Config, load, read_resolved
+from spikeprune.data.glue import RawData, Split
 from spikeprune.errors import InputError
+from spikeprune.measure import check_teacher
 from spikeprune.report.table import summary_table
 from spikeprune.rundir import RunDir
 from spikeprune.summary import commit
+from spikeprune.tasks import get_task
 
 COST = {"ac", "mac", "elementwise", "energy_pj", "energy_full_pj", "norm_ops", "params", "bytes"}
 LATENCY = {"latency_steps", "latency_stages"}
@@ -65,7 +70,7 @@ def test_the_summary_says_what_was_made_of_what(finished, glue) -> None:
     assert list(summary["stages"]) == list(STAGES[1:])
     assert (summary["uncompressed"], summary["final"]) == ("prediction_kd", "finetune")
     config = read_resolved(run.config)
-    assert config.task == "sst2" and config.student.dropout == 0.1 and config.compress.ffn == 0.3
+    assert config.task == "sst2" and config.teacher.dropout == 0.1 and config.compress.ffn == 0.3
 
 
 def test_the_summary_says_what_it_costs(finished) -> None:
@@ -136,7 +141,7 @@ def test_the_last_line_of_each_stage_is_what_the_summary_says(finished) -> None:
 @pytest.mark.gpu
 def test_so_it_is_where_the_engine_answers(tmp_path, glue) -> None:
     """Several epochs a stage, by a fused optimizer, with heads of a size that the engine knows."""
-    sizes = ["teacher.hidden=32", "teacher.heads=2", "teacher.ffn=64", "student.dropout=0.0", "compress.heads=0.5"]
+    sizes = ["teacher.hidden=32", "teacher.heads=2", "teacher.ffn=64", "compress.heads=0.5"]
     epochs = ["stages.finetune.epochs=4", "stages.prediction_kd.epochs=3", "run.accelerator=gpu"]
     run = RunDir(tmp_path / "run")
     assert cli.main(["train", str(GLUE), *micro(run.path, glue), *sizes, *epochs]) == 0
@@ -171,8 +176,14 @@ def test_evaluate_on_the_command_line_and_on_other_data(finished, tmp_path, caps
     printed = json.loads(capsys.readouterr().out)
     record = run.record("temporal")
     assert printed["cost"] == record["cost"] and printed["metrics"] == record["metrics"]
-    other = evaluation.evaluate(run.path, data_dir=str(write_sst2(tmp_path / "other", dev=10)))
-    assert other["stage"] == "finetune" and other["data"]["fingerprint"] != record["data"]["fingerprint"]
+    assert printed["same_data"] is True and "run_data" not in printed
+    other = write_sst2(tmp_path / "other", dev=10)
+    assert cli.main(["evaluate", str(run.path), "--data", str(other), "--json"]) == 0
+    out, err = capsys.readouterr()
+    printed = json.loads(out)
+    assert printed["stage"] == "finetune" and printed["data"]["fingerprint"] != record["data"]["fingerprint"]
+    assert printed["same_data"] is False and printed["run_data"] == record["data"]
+    assert "warning: these are other data than the run's own" in err
 
 
 def test_evaluate_refuses_what_is_not_there(finished, tmp_path) -> None:
@@ -208,9 +219,9 @@ def test_a_moved_run_is_still_the_run(finished, glue, tmp_path) -> None:
 def test_another_configuration_is_refused_with_the_keys_that_differ(finished, glue, capsys) -> None:
     run, _ = finished
     before = contents(run.path)
-    assert cli.main(["train", str(GLUE), *micro(run.path, glue), "seed=3", "student.percentile=98.0"]) == 2
+    assert cli.main(["train", str(GLUE), *micro(run.path, glue), "seed=3", "student.calibration=16"]) == 2
     message = capsys.readouterr().err
-    assert "seed: 0 → 3" in message and "student.percentile: 99.0 → 98.0" in message
+    assert "seed: 0 → 3" in message and "student.calibration: 32 → 16" in message
     assert message.count("→") == 2
     assert contents(run.path) == before
 
@@ -238,6 +249,32 @@ def test_a_teacher_that_has_learnt_nothing_stops_the_run(epochs, tmp_path, capsy
     assert "no better than always giving the same answer" in message
     assert not run.finished("teacher") and not run.summary.exists()
     assert not any((run.path / "stages" / name).exists() for name in STAGES[1:])
+
+
+@pytest.mark.parametrize("name, taught, plain", [("sst2", 612, 611), ("stsb", 1e-4, 0.0)])
+def test_a_teacher_must_be_better_than_the_majority_not_level_with_it(name, taught, plain) -> None:
+    """611 of 1043 in float32 is above 611 / 1043 in float64."""
+    task = get_task(name)
+    labels = [1] * 611 + [0] * 432
+    parts = SimpleNamespace(task=task, raw=RawData(task, {"validation": Split([], None, labels)}, *[""] * 4))
+
+    def check(found: float) -> None:
+        value = found if task.regression else torch.tensor(found / len(labels)).item()
+        check_teacher(parts, {"metrics": {"pearson" if task.regression else "accuracy": value}})
+
+    check(taught)
+    with pytest.raises(InputError, match=r"no better than always giving the same answer \((611|0\.000)\)"):
+        check(plain)
+
+
+@pytest.mark.parametrize("seed", [0, 2**32 - 5000, 2**32 - 1])
+def test_every_seed_that_is_allowed_gives_stages_seeds_that_are_taken(seed, tmp_path) -> None:
+    (tmp_path / "empty.yaml").touch()
+    assert load(tmp_path / "empty.yaml", [f"seed={seed}"]).seed == seed
+    seeds = [pipeline.stage_seed(seed, stage) for stage in Config().run.stages]
+    assert len(set(seeds)) == len(seeds)
+    for found in seeds:
+        assert lightning.seed_everything(found, verbose=False) == found
 
 
 def test_generated_data_are_never_called_glue(tmp_path, monkeypatch) -> None:

@@ -149,17 +149,13 @@ def test_outside_a_run_the_signals_keep_their_meaning(tmp_path) -> None:
     assert [signal.getsignal(number) for number in signals.CODES] == before
 
 
-def test_a_kept_signal_waits_until_it_is_asked_for() -> None:
+def test_a_signal_waits_until_it_is_asked_for() -> None:
     with signals.caught():
-        with signals.kept():
-            os.kill(os.getpid(), TERM)
-            os.kill(os.getpid(), USR1)  # the first one counts
-            assert signals.received() == TERM
-            with pytest.raises(signals.Stopped) as stop:
-                signals.check()
-        assert (stop.value.signal, stop.value.code) == (TERM, 143)
+        os.kill(os.getpid(), TERM)
+        os.kill(os.getpid(), USR1)  # the first one counts
+        assert signals.received() == TERM
+        with pytest.raises(signals.Stopped) as stop:
+            signals.check()
+    assert (stop.value.signal, stop.value.code) == (TERM, 143)
     with signals.caught():
         signals.check()
-        with pytest.raises(signals.Stopped):
-            os.kill(os.getpid(), USR1)
-            time.sleep(1)

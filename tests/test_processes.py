@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def spikeprune(*args: str, **environment: str) -> subprocess.CompletedProcess[st
 def test_one_command_starts_both_and_logs_one_wandb_run(tmp_path, glue) -> None:
     stages = ["run.stages=[teacher,general_kd]", "compress.heads=1.0", "compress.ffn=1.0", "compress.t_steps=null"]
     (tmp_path / "corpus.txt").write_text("\n".join(["the film was a story of rain"] * 20))
-    stages += ["stages.general_kd.epochs=1", f"data.corpus=[{tmp_path / 'corpus.txt'}]", "run.wandb=true"]
+    stages += ["stages.general_kd.epochs=1", f"data.corpus=[{tmp_path / 'corpus.txt'}]", "run.wandb=auto"]
     overrides = [*micro(tmp_path / "run", glue), *stages, "run.devices=2"]
     done = spikeprune("train", str(GLUE), *overrides, WANDB_MODE="offline", WANDB_SILENT="true", WANDB_API_KEY="")
     assert done.returncode == 0, done.stderr
@@ -89,6 +90,28 @@ def no_data() -> None:
 def test_what_ranks_say_to_each_other(tmp_path) -> None:
     assert together(3, tmp_path / "log", speak, tmp_path) == [0, 0, 0], (tmp_path / "log").read_text()
     assert all((tmp_path / f"reached{rank}").exists() for rank in range(3)), (tmp_path / "log").read_text()
+
+
+PARENT = """
+import subprocess, sys, time
+from spikeprune.signals import end_with_parent
+child = subprocess.Popen(["sleep", "60"], preexec_fn=end_with_parent)
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's end")
+def test_a_process_ends_with_its_parent_however_that_goes() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    stat = Path(f"/proc/{int(parent.stdout.readline())}/stat")
+    assert stat.is_file()
+    parent.kill()
+    parent.wait()
+    until = time.monotonic() + 10
+    while stat.is_file() and ") Z" not in stat.read_text():
+        assert time.monotonic() < until, "it outlives its parent"
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_a_quantized_stage_loads_in_the_next_one_and_alone(runs) -> None:
     again, record = evaluation.evaluate(run.path), run.record("finetune")
     for key in ("metrics", "cost", "encoder_weights"):
         assert again[key] == record[key], key
-    assert " ternary" in evaluation_lines(again).splitlines()[-2]
+    assert " ternary" in evaluation_lines(again).splitlines()[-1]
 
 
 def test_the_summary_says_what_is_quantized(runs) -> None:

@@ -32,7 +32,7 @@ def summary(**changes) -> dict:
         "task": "sst2",
         "preset": "minilm",
         "seed": 0,
-        "data": {"source": "dir", "origin": "glue", "fingerprint": "0", "banner": None},
+        "data": {"source": "dir", "origin": "glue", "fingerprint": "0", "banner": "data: sst2"},
         "shape": {"layers": 2, "hidden": 64, "heads": 4, "ffn": 128},
         "main_metric": "accuracy",
         "settings": "a",
@@ -74,7 +74,9 @@ def test_a_run_is_kept_and_has_a_row_beside_published_ones(results, tmp_path) ->
 
 
 def test_generated_data_have_no_published_scores(results) -> None:
-    (row,) = results.setting_table([summary(data={"source": "synthetic"})]).splitlines()[2:]
+    (row,) = results.setting_table(
+        [summary(data={"source": "synthetic", "banner": "", "fingerprint": "0"})]
+    ).splitlines()[2:]
     assert "generated data (not GLUE)" in row and "SpikingBERT" not in row
 
 
@@ -103,6 +105,16 @@ def test_an_ablation_is_kept_and_shown_in_its_order(results, tmp_path) -> None:
     assert sorted(p.stem for p in results.ABLATIONS.iterdir()) == ["sst2-minilm-dir", "sst2-minilm-dir-at-0.07"]
     heads = [line for line in results.ablation_tables().splitlines() if line.startswith("sst2")]
     assert [head.endswith(" · at-0.07") for head in heads] == [False, True]
+
+
+def test_seeds_on_different_data_have_no_mean(results, capsys) -> None:
+    plain, other = summary(), summary(seed=1)
+    other["data"]["fingerprint"] = "another"
+    with pytest.raises(SystemExit):
+        results.have_a_mean([plain, other], "sst2")
+    assert "were run on different data" in capsys.readouterr().err
+    for changes in ({"source": "synthetic"}, {"banner": "9 training examples drawn with seed 1"}):  # each seed its own
+        results.have_a_mean([run | {"data": run["data"] | changes} for run in (plain, other)], "sst2")
 
 
 def test_a_folder_without_runs_is_refused(results, tmp_path, capsys) -> None:

@@ -9,7 +9,7 @@ import torch
 from pruning import L, Module, batches, known, make
 
 from spikeprune.builders.callbacks import CALLBACKS
-from spikeprune.callbacks.schedule import EpochSchedule, stage_epochs
+from spikeprune.callbacks.schedule import EpochSchedule, last_decision
 from spikeprune.callbacks.spatial import SpatialPruning
 from spikeprune.callbacks.temporal import TemporalPruning
 from spikeprune.checks import names
@@ -63,18 +63,9 @@ def test_a_schedule_that_cannot_be(begin, end) -> None:
         Diary(begin=begin, end=end)
 
 
-def test_stage_epochs_by_hand() -> None:
-    assert stage_epochs(0.0, 0.5, 6) == (0, 3)
-    assert stage_epochs(0.25, 0.75, 8) == (2, 6)
-    assert stage_epochs(0.0, 1.0, 6) == (0, 4)  # the last epoch only recovers
-    assert stage_epochs(1.0, 1.0, 6) == (4, 4)
-    assert stage_epochs(0.0, 0.5, 1) == (0, 0)
-    assert stage_epochs(0.0, 0.5, 2) == (0, 0)
-    for epochs in range(1, 12):
-        for i in range(5):
-            for j in range(i, 5):
-                begin, end = stage_epochs(i / 4, j / 4, epochs)
-                assert 0 <= begin <= end <= max(0, epochs - 2)
+def test_the_last_decision_by_hand() -> None:
+    assert [last_decision(end, 6) for end in (0.0, 0.5, 0.75, 1.0)] == [0, 3, 4, 4]  # the last epoch only recovers
+    assert [last_decision(0.5, epochs) for epochs in (1, 2, 3, 8)] == [0, 0, 1, 4]
 
 
 def play(callback, student: Student, epochs: int) -> list[tuple]:

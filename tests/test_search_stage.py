@@ -22,22 +22,24 @@ SHAPE = Shape(hidden=D, heads=H, ffn=F, layers=L, classes=3, vocab_size=23, posi
 FLOORS = {"heads": 1, "ffn": 4}
 
 
-KWON = ["compress.spatial.search=kwon", "compress.heads=1", "compress.ffn=1"]
+KWON = ["compress.spatial.criterion=kwon", "compress.heads=1", "compress.ffn=1"]
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (["compress.spatial.operations=0.5"], "compress.spatial.operations = 0.5: is for compress.spatial.search=kwon"),
-        ([*KWON, "compress.heads=0.5"], "compress.heads = 0.5: compress.spatial.search = kwon chooses heads"),
-        ([*KWON, "compress.spatial.criterion=rate"], "compress.spatial.criterion = rate: .*kwon is fisher"),
+        (
+            ["compress.spatial.operations=0.5"],
+            "compress.spatial.operations = 0.5: is for compress.spatial.criterion=kwon",
+        ),
+        ([*KWON, "compress.heads=0.5"], "compress.heads = 0.5: compress.spatial.criterion = kwon chooses heads"),
         ([*KWON, "compress.spatial.scope=layer"], "compress.spatial.scope = layer: .*kwon is global"),
         ([*KWON], "spatial has nothing to do; set a target in compress.spatial.operations"),
         ([*KWON, "compress.spatial.operations=0"], "must be above 0 and at most 1"),
         (
             [*KWON, "compress.spatial.operations=0.5", "compress.weights=ternary", "stages.quantize.epochs=1"]
             + ["run.stages=[teacher,prediction_kd,quantize,spatial,temporal]"],
-            "compress.spatial.tune = true: spatial comes after weights were quantized",
+            "compress.spatial.criterion = kwon: spatial comes after weights were quantized",
         ),
     ],
 )

@@ -100,7 +100,7 @@ def jobs(cluster, folder, glue, board) -> dict[str, tuple[str, Path]]:
     with pytest.MonkeyPatch.context() as patch:  # of the job, to which sbatch hands it on
         for name, value in {**online(board), "WANDB_MODE": "online", "WANDB_SILENT": "true"}.items():
             patch.setenv(name, value)
-        interrupted = one("interrupted", *LONG, *SHORT, *QUANTIZED, "run.wandb=true")
+        interrupted = one("interrupted", *LONG, *SHORT, *QUANTIZED, "run.wandb=auto")
     fails = one("fails", "stages.teacher.lr=1.0e-9")
     array = one("${task}-${seed}", *TWO_STAGES, "--array=sst2 cola", "--seeds=0-1")
     return {"endless": endless, "interrupted": interrupted, "fails": fails, "array": array}
@@ -149,7 +149,7 @@ def test_a_second_job_in_the_directory_is_told_of_the_first(cluster, jobs, inter
     assert f"is in use by another run (host {os.uname().nodename}, pid " in text and f"SLURM job {job})" in text
     assert "Traceback" not in text
     script = (run.path / "job.sh").read_text().split("spikeprune train ")[1].split(" task=")[0]
-    arguments = [word for word in shlex.split(script)[1:] if not word.startswith(("run.accelerator", "run.progress"))]
+    arguments = [word for word in shlex.split(script)[1:] if not word.startswith("run.accelerator")]
     before = cluster.queue()
     capsys.readouterr()
     assert cli.main(["launch", str(GLUE), *arguments, "run.accelerator=cpu", "task=sst2", *REQUEST]) == 2

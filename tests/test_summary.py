@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from spikeprune.config import load, read_resolved, to_yaml
+from spikeprune.schema import Student
 from spikeprune.summary import settings
 from tests.micro import GLUE
 
@@ -19,11 +20,11 @@ def digest(*changes: str) -> str:
     "changes",
     [
         ["seed=3"],
-        ["run.dir=elsewhere", "run.wandb=true", "run.threads=4"],
+        ["run.dir=elsewhere", "run.wandb=auto", "run.threads=4"],
         ["teacher.checkpoint=there/minilm", "data.dir=there/glue"],
         ["stages.joint.lr=1.0e-5"],  # does not run
         ["run.stages=[teacher,internal_kd,prediction_kd,spatial,temporal,finetune]"],  # what runs anyway
-        ["student.percentile=99.0"],  # the default
+        ["student.leak=1.0"],  # the default
     ],
     ids=str,
 )
@@ -35,7 +36,7 @@ def test_what_may_differ_between_seeds_of_a_mean(changes) -> None:
     "changes",
     [
         ["stages.finetune.lr=1.0e-5"],
-        ["stages.finetune.losses.adversarial=1"],
+        ["stages.finetune.losses.firing=1"],
         ["compress.heads=0.4"],
         ["task=cola"],
         ["run.precision=32-true"],
@@ -46,6 +47,15 @@ def test_what_may_differ_between_seeds_of_a_mean(changes) -> None:
 )
 def test_what_makes_another_run(changes) -> None:
     assert digest(*changes) != digest()
+
+
+def test_a_default_that_changes_makes_other_settings(monkeypatch) -> None:
+    """A run of another version, whose default was another, is not of these settings, though no file names the key."""
+    before = digest()
+    theirs = tuple(98.0 if value == Student.percentile else value for value in Student.__init__.__defaults__)
+    changed = load(GLUE, [*BASE, "student.percentile=98.0"])
+    monkeypatch.setattr(Student.__init__, "__defaults__", theirs)
+    assert Student().percentile == 98.0 and settings(changed) != before
 
 
 def test_a_saved_configuration_says_the_same(tmp_path) -> None:

@@ -40,7 +40,7 @@ def test_a_sweep_file_holds_keys_values_and_a_metric_that_are_there(path: Path, 
     monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
     words = sweep.tree["command"][6:-1]
     config = load(ROOT / sweep.experiment, [*words, *(f"{p.key}={p.samples()[0]}" for p in sweep.parameters)])
-    assert config.run.dir == f"runs/sweeps/{path.stem}/s1/r1" and config.run.wandb
+    assert config.run.dir == f"runs/sweeps/{path.stem}/s1/r1" and config.run.wandb == "auto"
 
 
 @pytest.mark.parametrize(("name", "last"), [(path.stem, 3) for path in FILES])
@@ -117,6 +117,37 @@ def test_each_trial_needs_its_own_directory_and_the_agents_macro(tmp_path, capsy
     assert "command: ${args}: write [" in refused({**tree, "command": hyphens}, tmp_path / "s.yaml", capsys)
 
 
+def test_values_are_read_by_the_types_of_their_keys(tmp_path, capsys) -> None:
+    """YAML 1.1 would take these for 8, true and 1e-3 as text; a directory keeps its spelling on the way to a trial."""
+    tree = tiny(method="random", run_cap=2)
+    tree["parameters"] |= {
+        "seed": {"value": "SEED"},
+        "data.hub": {"values": ["TEXT", "a #1"]},
+        "run.progress": {"value": "B"},
+    }
+    tree["parameters"] |= {"stages.spatial.lr": {"min": "LOW", "max": 0.1}, "student.t_steps": {"value": [4, 2, 2]}}
+
+    def written(seed: str, truth: str = "false") -> Path:
+        text = write(tmp_path / "s.yaml", tree).read_text(encoding="utf-8")
+        for word, meant in {"SEED": seed, "TEXT": "1_0", "LOW": "1e-3", "B": truth}.items():
+            text = text.replace(f": {word}\n", f": {meant}\n").replace(f"- {word}\n", f"- {meant}\n")
+        (tmp_path / "s.yaml").write_text(text, encoding="utf-8")
+        return tmp_path / "s.yaml"
+
+    sweep = spec.read(written("10"), ["data.dir=glue #1"])
+    found = {p.key: p.samples() for p in sweep.parameters}
+    assert (found["seed"], found["data.hub"], found["run.progress"]) == ([10], ["1_0", "a #1"], [False])
+    assert (found["stages.spatial.lr"][0], found["student.t_steps"]) == (1e-3, [[4, 2, 2]])
+    config = sweep.config({key: values[-1] for key, values in found.items()}, "run.dir=x")
+    assert (config.data.hub, config.data.dir, config.student.t_steps) == ("a #1", "glue #1", [4, 2, 2])
+    for seed, truth, words in (
+        ("010", "false", "seed = 010: must be"),
+        ("1", "yes", "run.progress = yes: must be true"),
+    ):
+        assert cli.main(["sweep", str(written(seed, truth)), "--local", "--dir", str(tmp_path / "out")]) == 2
+        assert words in capsys.readouterr().err
+
+
 def test_two_wrong_values_come_in_one_message(tmp_path, capsys) -> None:
     tree = tiny()
     tree["parameters"] |= {"compress.heads": {"values": [0.5, -1.0, 2.0]}}
@@ -188,7 +219,7 @@ def test_bayes_draws_near_what_was_good(tmp_path) -> None:
     for method in ("bayes", "random"):
         sweep = replace(SWEEP, method=method, parameters=(p,))
         (tmp_path / method).mkdir()
-        asked, values = study.open_study(sweep, tmp_path / method), []
+        (asked, _), values = study.open_study(sweep, tmp_path / method), []
         for _ in range(30):
             trial = asked.ask()
             values.append(study.draw(trial, sweep)["a"])

@@ -15,9 +15,9 @@ from tiny_sweep import FFN, HEADS, THREADS, begin, sweep, tiny, write
 from spikeprune import cli, pipeline
 from spikeprune.config import read_resolved
 from spikeprune.errors import InputError
+from spikeprune.lock import RunLock
 from spikeprune.report.results import results
 from spikeprune.rundir import RunDir
-from spikeprune.sweeps import folder as folders
 from spikeprune.sweeps import spec, study
 from spikeprune.sweeps.local import Driver
 from spikeprune.sweeps.trial import Trial
@@ -93,12 +93,12 @@ def test_another_sweep_in_its_folder_is_refused(swept, tmp_path, glue, capsys) -
     assert "was started with another sweep (metric differ); use another --dir" in capsys.readouterr().err
 
 
-def test_a_sweep_in_use_is_refused(swept, capsys, monkeypatch) -> None:
+def test_a_sweep_in_use_is_refused(swept, capsys) -> None:
     folder, _, _, words = swept
-    monkeypatch.setattr(folders, "PATIENCE", 0.0)
-    with folders.locked(folder):
+    with RunLock(folder):
         assert cli.main(["sweep", *words]) == 2
-    assert f"is being run by process {os.getpid()} on" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert f"--dir: {folder} is in use by another run (host" in message and f"pid {os.getpid()})" in message
 
 
 def test_a_stage_that_was_taken_over_is_the_one_that_would_have_been_made(swept, glue, tmp_path) -> None:
@@ -107,7 +107,7 @@ def test_a_stage_that_was_taken_over_is_the_one_that_would_have_been_made(swept,
     assert sum("taken over from" in log for log in logs.values()) >= 2
     taken = next(n for n in range(4) if "taken over" in logs[n])
     read = spec.read(folder.parent / "tiny.yaml")
-    pipeline.run(read.config(read.grid()[taken], f"run.dir={tmp_path / 'run'}", "run.wandb=false", THREADS))
+    pipeline.run(read.config(read.grid()[taken], f"run.dir={tmp_path / 'run'}", "run.wandb=off", THREADS))
     alone, shared = RunDir(tmp_path / "run"), RunDir(folder / "trials" / str(taken))
     for stage in ("teacher", "spatial"):
         assert alone.verified(stage) == shared.verified(stage)
@@ -123,7 +123,7 @@ RANGES = {
 def drawn(sweep: spec.Sweep, folder: Path, count: int) -> list[dict]:
     """What a sweep in an empty folder chooses for its first trials, of which none is run."""
     folder.mkdir()
-    driver = Driver(sweep, folder, count, 1, lock=-1)
+    driver = Driver(sweep, folder, count, 1)
     return [driver.choose().values for _ in range(count)]
 
 
@@ -161,10 +161,10 @@ def test_a_kill_while_values_are_drawn_changes_none_of_them(method, glue, tmp_pa
     read = spec.read(over_ranges(method, glue, tmp_path / "s.yaml"))
     wanted = drawn(read, tmp_path / "undisturbed", 3)
     drawn(read, tmp_path / "out", 1)
-    killed = Driver(read, tmp_path / "out", 3, 1, lock=-1).study
+    killed = Driver(read, tmp_path / "out", 3, 1).study
     study.draw(killed.ask(), replace(read, parameters=read.parameters[:2]))  # preset and heads
     killed.ask()
-    again = Driver(read, tmp_path / "out", 3, 1, lock=-1)
+    again = Driver(read, tmp_path / "out", 3, 1)
     assert [trial.values for trial in again.known] == wanted and again.left == again.known
 
 
@@ -175,7 +175,7 @@ def test_a_trial_from_before_its_metric_was_measured_is_named(swept, tmp_path) -
     for file in run.path.glob("stages/*/record.json"):
         file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "fidelity"}))
     assert len(trial.scores("result/main")) == trial.steps()
-    with pytest.raises(InputError, match="old: has no result/agreement"):
+    with pytest.raises(InputError, match="old: has no result/agreement of stage spatial"):
         trial.scores("result/agreement")
 
 

@@ -284,8 +284,8 @@ def test_a_run(runs, capsys) -> None:
     assert run.record("finetune")["synapses"] == pytest.approx(0.4, abs=0.02)
     assert json.loads(run.summary.read_text())["stages"]["temporal"]["synapses"] == pytest.approx(0.4, abs=0.02)
     assert "synapses" not in dense.record("finetune")
-    for how in ([], ["run.evaluation=stepwise"]):
-        found = evaluation.evaluate(run.path, overrides=how)
+    for stepwise in (False, True):
+        found = evaluation.evaluate(run.path, stepwise=stepwise)
         assert found["cost"]["ac"] == pytest.approx(run.record("finetune")["cost"]["ac"])
     capsys.readouterr()
     assert cli.main(["evaluate", str(run.path)]) == 0

@@ -102,6 +102,16 @@ def test_evaluation_lines_tell_it_too():
     assert [line.split() for line in told if line not in plain] == [["agreement", "94.5"], ["divergence", "0.123"]]
 
 
+def test_scores_on_other_data_are_told_first():
+    measured = {"main": 0.9, "metrics": {"accuracy": 0.9}, "cost": {"ac": 5}, "stage": "finetune", "compacted": False}
+    measured |= {"task": "mrpc", "run": "r", "data": {"source": "dir", "origin": "glue"}}
+    first = evaluation_lines(
+        measured | {"run_data": {"source": "embedded", "origin": "generated, seed 0"}}
+    ).splitlines()
+    assert first[0].startswith("warning: these are other data than the run's own. Measured on dir (glue), trained on ")
+    assert first[1:] == evaluation_lines(measured).splitlines()
+
+
 def test_embedded_scores_are_never_called_glue():
     assert "not GLUE scores" in summary_table(make_summary()).splitlines()[0]
     assert "GLUE" not in summary_table(make_summary(source="hub"))

@@ -28,8 +28,6 @@ WRONG = [
     ((*ENERGY, "compress.joint.candidates=[head]"), "compress.joint.candidates: unknown candidate head; choose from"),
     ((*ENERGY, "compress.joint.candidates=[]"), "compress.joint.candidates = []: nothing could be removed"),
     ((*ENERGY, "compress.joint.candidates=[ffn,ffn]"), "compress.joint.candidates = ['ffn', 'ffn']: names one twice"),
-    ((*ENERGY, "compress.joint.stride=0"), "compress.joint.stride = 0.0: must be above 0"),
-    ((*ENERGY, "compress.joint.begin=0.9"), "compress.joint.begin = 0.9: must not come after end"),
     (
         (*ENERGY, "compress.heads=0.5", "stages.joint.callbacks=[joint,spatial]"),
         "stages.joint.callbacks: spatial and joint would both decide on heads and ffn",

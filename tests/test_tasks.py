@@ -12,7 +12,7 @@ import sklearn.metrics
 import torch
 
 from spikeprune.errors import InputError
-from spikeprune.metrics import Fidelity, main_metric, task_metrics
+from spikeprune.metrics import Fidelity, main_metric, matthews, task_metrics
 from spikeprune.tasks import TASKS, get_task
 
 REFERENCE = {
@@ -61,26 +61,56 @@ def test_tasks_need_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def computed(name: str, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """In batches of 64."""
+    metrics = task_metrics(get_task(name))
+    for predicted, true in zip(*(torch.tensor(x).split(64) for x in (predictions, labels)), strict=True):
+        metrics.update(predicted, true)
+    return metrics.compute()
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_metrics_agree_with_scikit_learn(name):
     task, random = get_task(name), np.random.default_rng(7)
     if task.regression:
-        labels = random.integers(0, 26, size=301) / 5
-        predictions = labels + random.normal(size=301)
-        batches = (torch.tensor(predictions).float(), torch.tensor(labels).float())
+        labels = (random.integers(0, 26, size=301) / 5).astype(np.float32)
+        predictions = (labels + random.normal(size=301)).round(1).astype(np.float32)  # some are equal
     else:
         labels = random.integers(task.num_labels, size=301)
         predictions = np.where(random.random(301) < 0.6, labels, random.integers(task.num_labels, size=301))
-        batches = (torch.tensor(predictions), torch.tensor(labels))
-    metrics = task_metrics(task)
-    for predicted, true in zip(*(tensor.split(64) for tensor in batches), strict=True):
-        metrics.update(predicted, true)
-    results = metrics.compute()
+    results = computed(name, predictions, labels)
     assert set(results) == set(task.metrics)
-    for metric, value in results.items():
-        assert float(value) == pytest.approx(REFERENCE[metric](labels, predictions), abs=1e-5), metric
-    wanted = np.mean([REFERENCE[metric](labels, predictions) for metric in task.main])
-    assert main_metric(task, results) == pytest.approx(wanted, abs=1e-5)
+    labels, predictions = (x.astype(np.float64) if task.regression else x for x in (labels, predictions))
+    wanted = {metric: REFERENCE[metric](labels, predictions) for metric in task.metrics}
+    assert results == pytest.approx(wanted, abs=1e-12)
+    assert main_metric(task, results) == pytest.approx(np.mean([wanted[metric] for metric in task.main]), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["cola", "mrpc", "mnli"])
+@pytest.mark.parametrize("ones", [0, 1, 721, 1042, 1043])
+@pytest.mark.parametrize("answer", ["no", "yes", "right", "wrong"])
+@pytest.mark.filterwarnings("ignore")
+def test_metrics_of_degenerate_answers_are_scikit_learns(name, ones, answer):
+    labels = np.array([1] * ones + [0] * (1043 - ones))
+    made = {"no": 0 * labels, "yes": 0 * labels + 1, "right": labels, "wrong": 1 - labels}[answer]
+    wanted = {metric: REFERENCE[metric](labels, made) for metric in get_task(name).metrics}
+    assert computed(name, made, labels) == pytest.approx(wanted, abs=1e-12)
+
+
+def test_counts_of_a_large_split_do_not_overflow():
+    """The product of the four sums of Matthews' correlation has more than 64 bits."""
+    found = matthews([[3_000_000, 1_000_000], [2_000_000, 4_000_000]])
+    assert found == pytest.approx(10 / np.sqrt(600), abs=1e-12)  # (12 - 2) / √(4·6·5·5)
+
+
+def test_constant_scores_correlate_with_nothing():
+    scores = np.linspace(0, 5, 7, dtype=np.float32)
+    for predictions, wanted in ((0 * scores + 2.3, 0.0), (scores * 2, 1.0), (-scores, -1.0)):
+        assert computed("stsb", predictions.astype(np.float32), scores) == pytest.approx(
+            {"pearson": wanted, "spearman": wanted}, abs=1e-12
+        )
+    predictions = np.where(scores == 0, np.nan, scores).astype(np.float32)
+    assert np.isnan(list(computed("stsb", predictions, scores).values())).all()  # a broken network is not hidden
 
 
 def test_main_metric_wants_every_part():

@@ -83,8 +83,8 @@ def test_sensitivity_sees_what_steps_do_together() -> None:
 
 @pytest.mark.parametrize("coding", CODINGS)
 def test_the_loss_is_that_of_a_student_with_these_steps(coding) -> None:
-    student, data = make(4, (3, 4, 2), coding=coding, dropout=0.3), batches((3, 2))
-    losses, other = [], make(4, (2, 4, 1), coding=coding, dropout=0.3).eval()
+    student, data = make(4, (3, 4, 2), coding=coding), batches((3, 2))
+    losses, other = [], make(4, (2, 4, 1), coding=coding).eval()
     with torch.no_grad():
         for batch in data:
             losses += loss_of(batch, other(**inputs(batch), mode="spiking")).tolist()

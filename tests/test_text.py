@@ -6,7 +6,7 @@ import pytest
 from tiny_data import mrpc as mrpc
 from tiny_data import tokenizer as tokenizer
 
-from spikeprune.data.corpus import CorpusData, read_corpus
+from spikeprune.data.corpus import CorpusData, encode_pieces, read_corpus
 from spikeprune.data.tokenize import check_vocabulary, load_tokenizer, train_wordpiece
 from spikeprune.errors import InputError
 
@@ -87,3 +87,17 @@ def test_corpus_errors(tmp_path, tokenizer, monkeypatch):
     ):
         with pytest.raises(InputError, match=message):
             corpus(sources, tokenizer)
+
+
+def test_a_hub_corpus_of_something_else_than_text_is_refused(monkeypatch):
+    import datasets
+
+    table = datasets.DatasetDict(train=datasets.Dataset.from_dict({"text": ["a line", None]}))
+    monkeypatch.setattr("spikeprune.data.corpus.load_splits", lambda *_, **__: table)
+    with pytest.raises(InputError, match="owner/name, row 1: None is no text"):
+        read_corpus(["owner/name"], limit=None)
+
+
+def test_a_corpus_of_which_no_token_is_left_is_refused(tokenizer):
+    with pytest.raises(InputError, match="the tokenizer leaves nothing of its text"):
+        encode_pieces(tokenizer, ["\u200b"], max_length=8)

@@ -36,36 +36,34 @@ REAL = torch.tensor([[True] * 4 + [False]])
 
 
 @pytest.mark.parametrize(
-    ("channels", "percentile", "edges", "silent"),
+    ("percentile", "edges", "silent"),
     [
         # sizes 1 2 3 4 | 0 1 4 8
-        (2, 50, [2.5, 2.5], [[1, 0], [1, 0], [0, 1], [0, 1]]),
-        (2, 74, [2.5, 2.5], [[1, 0], [1, 0], [0, 1], [0, 1]]),
-        (2, 75, [3.5, 6], [[1, 0], [1, 1], [1, 1], [0, 1]]),
-        (2, 24, [0, 0], [[0, 0], [0, 0], [0, 0], [0, 1]]),
-        (1, 50, [2.5], [[1, 0], [1, 0], [0, 1], [0, 1]]),  # 0 1 1 2 (3) 4 4 8
+        (50, [2.5, 2.5], [[1, 0], [1, 0], [0, 1], [0, 1]]),
+        (74, [2.5, 2.5], [[1, 0], [1, 0], [0, 1], [0, 1]]),
+        (75, [3.5, 6], [[1, 0], [1, 1], [1, 1], [0, 1]]),
+        (24, [0, 0], [[0, 0], [0, 0], [0, 0], [0, 1]]),
     ],
 )
-def test_edges_by_hand(channels, percentile, edges, silent) -> None:
-    zone = DeadZone(channels)
+def test_edges_by_hand(percentile, edges, silent) -> None:
+    zone = DeadZone(2)
     assert torch.equal(zone(CURRENTS), CURRENTS)  # an edge of zero silences nothing
     zone.calibrate(CURRENTS, REAL, percentile)
     assert zone.edge.tolist() == edges
     assert zone(CURRENTS)[0, :4].eq(0).int().tolist() == silent
     if percentile in (50, 75):
-        again = DeadZone(channels)
+        again = DeadZone(2)
         again.calibrate(CURRENTS.expand(4, 1, 5, 2), REAL, percentile)  # the steps of a synchronous coding
         assert zone(CURRENTS).eq(0).equal(again(CURRENTS).eq(0))
 
 
 @pytest.mark.parametrize("coding", CODINGS)
-@pytest.mark.parametrize("dead_zone", ["channel", "site"])
 @torch.no_grad()
-def test_more_silence_costs_less_energy_and_moves_the_answer_further(coding, dead_zone) -> None:
+def test_more_silence_costs_less_energy_and_moves_the_answer_further(coding) -> None:
     student, batch = make(3, (4, 4, 4), coding=coding), sentences((8, 7, 6, 5))
     plain, costs, shifts = student(**batch, mode="spiking").logits, [], []
     for percentile in (0, 20, 50, 80, 95):
-        quiet = altered(student, dead_zone=dead_zone)
+        quiet = altered(student, dead_zone=True)
         deaden(quiet, batch, percentile)
         costs.append(energy_pj(work(quiet, batch), PRICES["fp32"]))
         shifts.append((quiet(**batch, mode="spiking").logits - plain).abs().mean().item())
@@ -77,7 +75,7 @@ def test_more_silence_costs_less_energy_and_moves_the_answer_further(coding, dea
 
 @torch.no_grad()
 def test_the_share_asked_for_is_silent_at_every_site() -> None:
-    student, batch = altered(make(3, (9, 9, 9)), dead_zone="channel"), sentences((8, 8, 8, 8))
+    student, batch = altered(make(3, (9, 9, 9)), dead_zone=True), sentences((8, 8, 8, 8))
     deaden(student, batch, 60)
     seen = {}
     for name, site in student.sites().items():
@@ -93,7 +91,7 @@ def test_the_share_asked_for_is_silent_at_every_site() -> None:
 @torch.no_grad()
 def test_a_deadened_student_is_one_network(leak, tmp_path) -> None:
     """Simulated as in closed form, saved and loaded, pruned and compacted."""
-    student, batch = altered(prune(make(3, (4, 3, 5), leak=leak)), dead_zone="channel"), sentences()
+    student, batch = altered(prune(make(3, (4, 3, 5), leak=leak)), dead_zone=True), sentences()
     deaden(student, batch, 40)
     closed, simulated = student(**batch), student(**batch, mode="spiking")
     torch.testing.assert_close(simulated.logits, closed.logits)
@@ -105,7 +103,7 @@ def test_a_deadened_student_is_one_network(leak, tmp_path) -> None:
 
 
 def test_no_gradient_reaches_a_silent_current() -> None:
-    site = Site("x", 3, neuron="ternary", leak=1.0, coding="accumulate", theta="tensor", dead_zone="channel")
+    site = Site("x", 3, neuron="ternary", leak=1.0, coding="accumulate", theta="tensor", dead_zone=True)
     site.dead_zone.edge.copy_(torch.tensor([0.5, 0.1, 0.2]))
     x = torch.tensor([[[0.4, 0.4, -0.2]]], requires_grad=True)
     signal = site(lambda: x, t_steps=64, run=Pass("equilibrium", torch.ones(1, 1, dtype=torch.bool)))
@@ -132,10 +130,9 @@ def test_on_a_finished_run_without_training(run, capsys) -> None:
     assert cli.main(["compact", str(run.path), "student.dead_zone=90"]) == 0
     assert cli.main(["evaluate", str(run.path), "--compact", "--json"]) == 0
     found = json.loads(capsys.readouterr().out.partition("{")[2].join(["{", ""]))
-    assert found["cost"]["energy_pj"] == pytest.approx(energies[2], rel=1e-3)
+    assert found["cost"]["energy_pj"] == pytest.approx(energies[2], rel=3e-3)  # a spike on the edge may differ
     assert cli.main(["evaluate", str(run.path), "student.dead_zone=100"]) == 2
     assert capsys.readouterr().err.startswith("error: student.dead_zone = 100.0: must be at least 0 and below 100")
-    assert cli.main(["evaluate", str(run.path), "student.dead_zone_per=token"]) == 2
 
 
 # ------------------------------------------------------------------------------------- thresholds that follow the input

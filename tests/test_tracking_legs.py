@@ -51,7 +51,7 @@ def test_legs_offline_and_online_killed_in_between_are_one_run(tmp_path, glue) -
         assert list(board.runs) == [name] == [(run.path / "wandb_id").read_text()]
         check_history(board.history(name), run)
         check_artifacts(board, run)
-        assert board.runs[name]["exit"] == 0 and board.config(name)["student"]["percentile"] == 99.0
+        assert board.runs[name]["exit"] == 0 and board.config(name)["student"]["leak"] == 1.0
         assert board.unknown == set()
 
 

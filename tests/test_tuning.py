@@ -31,7 +31,7 @@ def pruned_pair(coding: str = "accumulate", residual: str = "spikes"):
 def test_the_fit_is_the_least_squares_solution(layer, kind, residual) -> None:
     """Against torch's solver on the tall system itself, real tokens only."""
     (student, whole), data = pruned_pair(residual=residual), batches((3, 2))
-    fit = tuning.normal_equations(student, whole, data, layer, kind)
+    fit = tuning.normal_equations(student, whole, data, layer, kind, "equilibrium")
     name, site, size = ("out", "attention_site", D // H) if kind == "heads" else ("down", "output_site", 1)
     rows, targets = [], []
     for batch in data:
@@ -39,7 +39,7 @@ def test_the_fit_is_the_least_squares_solution(layer, kind, residual) -> None:
         seen = []
         with torch.no_grad():
             for net in (student, whole):
-                found = tuning.inputs_of(net, getattr(net.layers[layer], site), batch)
+                found = tuning.inputs_of(net, getattr(net.layers[layer], site), batch, "equilibrium")
                 seen.append([x[real] for x in found])
         linear = getattr(whole.layers[layer], name)
         (x, residual), (x0, residual0) = seen

@@ -33,7 +33,7 @@ def tiny(glue: Path | str = "glue", **changes) -> dict:
             "compress.heads": {"values": list(HEADS)},
             "compress.ffn": {"values": list(FFN)},
         },
-        "command": [*head, *small, f"run.dir={own}", "run.wandb=true", "${args_no_hyphens}"],
+        "command": [*head, *small, f"run.dir={own}", "run.wandb=auto", "${args_no_hyphens}"],
     }
     return {**tree, **changes}
 

@@ -91,11 +91,8 @@ def leg(overrides: list[str], watched: Path, kill: tuple[str, int] | None = None
 # nothing drawn at random in training, and digits enough that no rounding moves a rate to its neighbour
 EXACT = [
     "run.precision=64-true",
-    "student.dropout=0.0",
     "teacher.dropout=0.0",
     "distill.replace_words=0.0",
-    "distill.replace_by=batch",
-    "distill.join_sentences=0.0",
 ]
 EXACT += ["data.eval_batch_size=5", "stages.finetune.losses.additions=0.5", "stages.finetune.losses.firing=0.5"]
 EXACT += ["stages.finetune.losses.hard=0.5"]

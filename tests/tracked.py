@@ -23,7 +23,7 @@ SHORT = (
     "run.stages=[teacher,internal_kd,spatial]",
     "compress.t_steps=null",
     "stages.spatial.epochs=2",
-    "run.wandb=true",
+    "run.wandb=auto",
     "run.checkpoint_every=3",
 )
 

@@ -12,7 +12,6 @@ what it had.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -28,6 +27,7 @@ from experiments.bench.nets import BASE, MINILM, SMALL
 from experiments.bench.rooflines import ceilings
 from experiments.bench.rows import Row, Setting, evaluation, growth, profiles, simulation
 from experiments.bench.training import training
+from spikeprune import jsonfile, streams
 from spikeprune.spiking import kernels
 from spikeprune.summary import commit, hardware
 
@@ -85,8 +85,8 @@ def said(found: Row | dict) -> str:
 def write(results: dict[str, Any], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     name = f"bench-{results['made']['device']}"
-    (out / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
-    (out / f"{name}.md").write_text(report.markdown(results) + "\n")
+    (out / f"{name}.json").write_text(jsonfile.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (out / f"{name}.md").write_text(report.markdown(results) + "\n", encoding="utf-8")
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -106,13 +106,13 @@ def main(argv: list[str]) -> int:
     if args.keep or args.check:
         for path in args.keep or []:
             report.keep(path, args.parts)
-        page = report.PAGE.read_text()
+        page = report.PAGE.read_text(encoding="utf-8")
         made = report.with_results(page, report.kept_results())
         if args.check:
             words = "is what the results give" if made == page else "differs: --keep its results"
             print(f"docs/performance.md {words}")
             return int(made != page)
-        report.PAGE.write_text(made)
+        report.PAGE.write_text(made, encoding="utf-8")
         return 0
     lacking = kernels.lacking()
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -127,9 +127,9 @@ def main(argv: list[str]) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     run(torch.device(args.device), backend, args.out, args.parts)
-    print(f"\n{(args.out / f'bench-{args.device}.md').read_text()}")
+    print(f"\n{(args.out / f'bench-{args.device}.md').read_text(encoding='utf-8')}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(streams.spoken(lambda: main(sys.argv[1:])))

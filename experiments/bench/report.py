@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection
 from pathlib import Path
+
+from spikeprune import jsonfile
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = Path(__file__).parent / "kept"
@@ -95,13 +96,13 @@ def with_results(page: str, kept: list[dict]) -> str:
 
 
 def kept_results() -> list[dict]:
-    return [json.loads(path.read_text()) for path in sorted(KEPT.glob("*.json"))]
+    return [jsonfile.loads(path.read_text(encoding="utf-8")) for path in sorted(KEPT.glob("*.json"))]
 
 
 def keep(path: Path, parts: Collection[str]) -> None:
     """Take a benchmark's JSON into the page, under its device; of `parts` only, and under their names, where it has
     others as well or lacks some."""
-    results = json.loads(path.read_text())
+    results = jsonfile.loads(path.read_text(encoding="utf-8"))
     results["rows"] = [row for row in results["rows"] if row["group"].split()[0].rstrip(",") in parts]
     for part in ("profiles", "growth"):
         results[part] = results[part] if part in parts else []
@@ -109,4 +110,4 @@ def keep(path: Path, parts: Collection[str]) -> None:
     found |= {part for part in ("profiles", "growth") if results[part]}
     name = "-".join([results["made"]["device"], *([] if len(found) == len(PARTS) else sorted(found))])
     KEPT.mkdir(exist_ok=True)
-    (KEPT / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    (KEPT / f"{name}.json").write_text(jsonfile.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -26,9 +26,21 @@ def kernels(config: Config) -> str:
     return run.kernels
 
 
+def precision(config: Config) -> str:
+    """Lightning's name for the precision that is trained in. Raises InputError where the machine lacks it: Lightning
+    would train in another one."""
+    if config.run.precision == "16-mixed" and not on_gpu(config):
+        raise InputError("run.precision = 16-mixed: needs a GPU, which is not here; use bf16-mixed or 32-true")
+    return "32-true" if config.run.precision == "tf32" else config.run.precision
+
+
+def on_gpu(config: Config) -> bool:
+    return torch.cuda.is_available() and config.run.accelerator != "cpu"
+
+
 def cuda_graphs(config: Config) -> bool:
     """Whether training replays CUDA graphs. Raises InputError where they are asked for without a GPU."""
-    run, there = config.run, torch.cuda.is_available() and config.run.accelerator != "cpu"
+    run, there = config.run, on_gpu(config)
     if run.cuda_graphs == "on" and not there:
         raise InputError("run.cuda_graphs = on: needs a CUDA device, which is not here; use off or auto")
     # feedback looks at residuals on its way, and 16-mixed scales each loss before its gradient

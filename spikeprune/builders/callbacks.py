@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from spikeprune import ranks
 from spikeprune.builders.networks import student_shape, teacher_shape
+from spikeprune.callbacks.finite import StopOnNonFinite
 from spikeprune.callbacks.joint import JointPruning, cost_in_unit
 from spikeprune.callbacks.preempt import StopOnSignal
 from spikeprune.callbacks.quantize import WeightQuantization
 from spikeprune.callbacks.resume import ResumeState
-from spikeprune.callbacks.schedule import stage_epochs
+from spikeprune.callbacks.schedule import last_decision
 from spikeprune.callbacks.search import MaskSearch
 from spikeprune.callbacks.spatial import SpatialPruning
 from spikeprune.callbacks.synapses import HeldSynapses, SynapsePruning
@@ -21,12 +22,15 @@ from spikeprune.callbacks.temporal import TemporalPruning
 from spikeprune.cost import PRICES
 from spikeprune.parts import Parts
 from spikeprune.rundir import RunDir
-from spikeprune.schema import Config, Spatial, Stage, Temporal
+from spikeprune.schema import Spatial, Stage, Temporal
+
+SETTLED = 0.5  # share of a joint stage's epochs at which its target is reached; from there it is held
+RECOVER = 0.25  # last share of a joint stage's epochs that only trains: masks and steps stay as they are
 
 
 def spatial(parts: Parts, stage: Stage) -> SpatialPruning | MaskSearch:
     c = parts.config.compress
-    if c.spatial.search == "kwon":
+    if c.spatial.criterion == "kwon":
         return mask_search(parts, stage)
     floors = {"scope": c.spatial.scope, "min_heads": c.spatial.min_heads, "min_ffn": c.spatial.min_ffn}
     return SpatialPruning(heads=c.heads, ffn=c.ffn, **floors, **_decisions(parts, stage, c.spatial))
@@ -35,41 +39,35 @@ def spatial(parts: Parts, stage: Stage) -> SpatialPruning | MaskSearch:
 def mask_search(parts: Parts, stage: Stage) -> MaskSearch:
     how, floors = parts.config.compress.spatial, ("min_heads", "min_ffn")
     when = {key: value for key, value in _decisions(parts, stage, how).items() if key not in ("criterion", "end")}
-    when |= {"operations": how.operations, "tuned": how.tune, "alone": stage.epochs == 0}
+    when |= {"operations": how.operations, "alone": stage.epochs == 0}
     return MaskSearch(**when, **{name: getattr(how, name) for name in floors})
 
 
 def synapses(parts: Parts, stage: Stage) -> SynapsePruning:
     c = parts.config.compress
-    begin, end = stage_epochs(c.spatial.begin, c.spatial.end, stage.epochs)
-    return SynapsePruning(kept=c.synapses, begin=begin, end=end)
+    return SynapsePruning(kept=c.synapses, begin=0, end=last_decision(c.spatial.end, stage.epochs))
 
 
 def temporal(parts: Parts, stage: Stage) -> TemporalPruning:
     c = parts.config.compress
-    return TemporalPruning(t_steps=c.t_steps, thresholds=c.thresholds, **_decisions(parts, stage, c.temporal))
+    return TemporalPruning(t_steps=c.t_steps, **_decisions(parts, stage, c.temporal))
 
 
 def _decisions(parts: Parts, stage: Stage, how: Spatial | Temporal) -> dict[str, Any]:
     """When a pruning callback decides, by which criterion, on which batches."""
-    begin, end = stage_epochs(how.begin, how.end, stage.epochs)
     batch_size = stage.batch_size or parts.config.data.batch_size
-    data = {"batches": how.batches, "batch_size": batch_size, "seed": parts.config.seed}
-    return {"criterion": how.criterion, "begin": begin, "end": end, **data}
+    data = {"batch_size": batch_size, "seed": parts.config.seed}
+    return {"criterion": how.criterion, "begin": 0, "end": last_decision(how.end, stage.epochs), **data}
 
 
 def quantize(parts: Parts, stage: Stage) -> WeightQuantization:
-    c = parts.config.compress.quantize
-    begin, end = stage_epochs(c.begin, c.end, stage.epochs)
-    return WeightQuantization(begin=begin, end=end)
+    return WeightQuantization(begin=0, end=last_decision(parts.config.compress.quantize.end, stage.epochs))
 
 
 def joint(parts: Parts, stage: Stage) -> JointPruning:
     c, config = parts.config.compress, parts.config
     how, epochs = c.joint, stage.epochs
-    begin, settle = stage_epochs(how.begin, how.end, epochs)
-    recovers = max(1, round(how.recover * epochs)) if how.recover else 0
-    end = max(begin, epochs - 1 - recovers)
+    end = max(0, epochs - 1 - max(1, round(RECOVER * epochs)))
     return JointPruning(
         target=c.target,
         share=c.target_value,
@@ -77,20 +75,13 @@ def joint(parts: Parts, stage: Stage) -> JointPruning:
         candidates=how.candidates,
         min_heads=c.spatial.min_heads,
         min_ffn=c.spatial.min_ffn,
-        block=how.block,
-        stride=how.stride,
-        sentences=how.sentences,
-        split=how.split,
-        measured=how.measured,
         batch_size=config.data.eval_batch_size,
         seed=config.seed,
         shape=student_shape(parts),
         dense_shape=teacher_shape(parts),
         prices=PRICES[config.cost.prices],
-        rates=how.rates,
-        thresholds=c.thresholds,
-        begin=begin,
-        settle=min(settle, end),
+        begin=0,
+        settle=min(last_decision(SETTLED, epochs), end),
         end=end,
     )
 
@@ -99,7 +90,8 @@ CALLBACKS = {"spatial": spatial, "temporal": temporal, "quantize": quantize, "jo
 
 
 def stage_callbacks(parts: Parts, name: str, run: RunDir) -> list[Callback]:
-    """The stage's own callbacks, then what every stage has; the checkpoint comes last, so it sees their decisions."""
+    """What stops a stage at a number that is none, before anything is made of it, the stage's own callbacks, then what
+    every stage has; the checkpoint comes last, so it sees their decisions."""
     stage, every = parts.stage(name), parts.config.run.checkpoint_every
     when = {"every_n_train_steps": every} if every else {"every_n_epochs": 1, "save_on_train_epoch_end": True}
     names = sorted(stage.callbacks, key=lambda callback: callback == "joint")  # it measures what the others have made
@@ -114,7 +106,8 @@ def stage_callbacks(parts: Parts, name: str, run: RunDir) -> list[Callback]:
     if name not in ("teacher", "general_kd"):
         callbacks.append(synops(parts))
     resume = ModelCheckpoint(run.stage(name), "resume", save_top_k=1, enable_version_counter=False, **when)
-    return [*callbacks, *progress(parts.config), ResumeState(), StopOnSignal(run.resume(name)), resume]
+    finite = StopOnNonFinite(name, parts.config.run.precision)
+    return [finite, *callbacks, ResumeState(), StopOnSignal(run.resume(name)), resume]
 
 
 def reference(parts: Parts, run: RunDir) -> float | None:
@@ -130,7 +123,3 @@ def reference(parts: Parts, run: RunDir) -> float | None:
 
 def synops(parts: Parts) -> SynOpsLogger:
     return SynOpsLogger(shape=student_shape(parts), prices=PRICES[parts.config.cost.prices])
-
-
-def progress(config: Config) -> list[Callback]:
-    return [TQDMProgressBar(refresh_rate=10, leave=True)] if config.run.progress else []

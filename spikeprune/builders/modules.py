@@ -11,9 +11,9 @@ import lightning as L
 from spikeprune import ranks
 from spikeprune.builders.arithmetic import cuda_graphs, kernels
 from spikeprune.builders.networks import student_shape
-from spikeprune.checks.names import CHANGES
-from spikeprune.data.augment import Augment, token_kinds
+from spikeprune.data.augment import Augment, replaceable
 from spikeprune.data.corpus import CorpusData
+from spikeprune.data.loader import PAD_REPLAYED, PAD_TO
 from spikeprune.models.student import Student
 from spikeprune.models.teacher import Teacher
 from spikeprune.modules.objective import LossWeights
@@ -25,11 +25,12 @@ from spikeprune.schema import Stage
 
 
 def teacher_module(parts: Parts, learning: Teacher) -> TeacherModule:
-    common = _common(parts, parts.stage("teacher"))
-    return TeacherModule(learning, adversarial=parts.config.teacher.adversarial, **common)
+    return TeacherModule(learning, **_common(parts, parts.stage("teacher")))
 
 
-def student_module(parts: Parts, name: str, learning: Student, frozen: Teacher) -> StudentModule:
+def student_module(
+    parts: Parts, name: str, learning: Student, frozen: Teacher, *, stepwise: bool = False
+) -> StudentModule:
     stage = parts.stage(name)
     learning.use_kernels(kernels(parts.config))
     return StudentModule(
@@ -40,20 +41,15 @@ def student_module(parts: Parts, name: str, learning: Student, frozen: Teacher) 
         shape=student_shape(parts),
         forward_mode=parts.config.student.forward,
         augment=augment(parts),
-        stepwise=parts.config.run.evaluation == "stepwise",
-        chunk=parts.config.run.chunk,
+        stepwise=stepwise,
         graphed_answers=parts.config.run.cuda_graphs == "on",
         **_common(parts, stage),
     )
 
 
 def augment(parts: Parts) -> Augment | None:
-    how = parts.config.distill
-    shares = {name: getattr(how, name) for name in CHANGES}
-    if not any(shares.values()):
-        return None
-    tokens = {"pad": parts.tokenizer.pad_token_id, "kinds": token_kinds(parts.tokenizer)}
-    return Augment(**shares, replace_by=how.replace_by, max_length=parts.config.data.max_length, **tokens)
+    share = parts.config.distill.replace_words
+    return Augment(replace_words=share, words=replaceable(parts.tokenizer)) if share else None
 
 
 def _common(parts: Parts, stage: Stage) -> dict[str, Any]:
@@ -67,12 +63,14 @@ def _common(parts: Parts, stage: Stage) -> dict[str, Any]:
 
 
 def stage_data(parts: Parts, name: str) -> L.LightningDataModule:
-    """The task's sentences, or for general_kd the corpus."""
+    """The task's sentences, or for general_kd the corpus. Training batches are padded to a multiple of PAD_TO tokens,
+    where CUDA graphs replay their steps of PAD_REPLAYED."""
+    pad_to = PAD_REPLAYED if cuda_graphs(parts.config) else PAD_TO
     data, batch_size = parts.config.data, parts.stage(name).batch_size or parts.config.data.batch_size
     if name != "general_kd":
         mine = copy.copy(parts.data)  # the tokens are shared
-        mine.batch_size = batch_size
+        mine.batch_size, mine.pad_to = batch_size, pad_to
         return mine
     corpus = {"sources": data.corpus, "limit": data.corpus_limit, "tokenizer": parts.tokenizer}
     batches = {"max_length": data.max_length, "batch_size": batch_size, "seed": parts.config.seed}
-    return ranks.first(lambda: CorpusData(**corpus, **batches, pad_to=data.pad_to))
+    return ranks.first(lambda: CorpusData(**corpus, **batches, pad_to=pad_to))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from spikeprune.models.alter import deaden
+from spikeprune.models.outputs import INPUTS
 from spikeprune.models.student import Student
 from spikeprune.models.teacher import Teacher, copy_encoder
 from spikeprune.parts import Parts
@@ -18,12 +19,12 @@ def teacher(parts: Parts) -> Teacher:
     """The teacher before it has learnt the task."""
     checkpoint, dropout = parts.config.teacher.checkpoint, parts.config.teacher.dropout
     if checkpoint:
-        return Teacher.load(checkpoint, classes=parts.task.num_labels, dropout=dropout)
+        return Teacher.load(checkpoint, classes=parts.task.num_labels, labels=parts.task.labels, dropout=dropout)
     return Teacher.scratch(parts.teacher_config)
 
 
 def student_values(parts: Parts) -> dict[str, Any]:
-    """Everything that rebuilds the student's architecture: plain values, saved beside its weights."""
+    """What the configuration and the teacher make of a new student; from then on its own `values` count."""
     s, bert = parts.config.student, parts.teacher_config
     return {
         "vocab": bert.vocab_size,
@@ -34,6 +35,7 @@ def student_values(parts: Parts) -> dict[str, Any]:
         "heads": bert.num_attention_heads,
         "ffn": bert.intermediate_size,
         "classes": parts.task.num_labels,
+        "labels": parts.task.labels,
         "t_steps": s.t_steps,
         "spikes": s.spikes,
         "leak": s.leak,
@@ -43,11 +45,10 @@ def student_values(parts: Parts) -> dict[str, Any]:
         "pooling": s.pooling,
         "act": bert.hidden_act,
         "eps": bert.layer_norm_eps,
-        "dropout": s.dropout,
         "weights": parts.config.compress.weights,
         "feedback": s.feedback,
         "residual": s.residual,
-        "dead_zone": s.dead_zone_per if s.dead_zone else "none",
+        "dead_zone": bool(s.dead_zone),
         "fold": parts.config.compress.quantize.fold,
         "sparse": parts.config.compress.synapses < 1,
     }
@@ -60,13 +61,7 @@ def student(parts: Parts, frozen: Teacher, calibration: dict[str, torch.Tensor])
         copy_encoder(made, frozen, parts.layers)
     made.eval()
     with torch.no_grad():
-        made(
-            calibration["input_ids"],
-            calibration["attention_mask"],
-            calibration["token_type_ids"],
-            mode="calibrate",
-            percentile=parts.config.student.percentile,
-        )
+        made(*(calibration[name] for name in INPUTS), mode="calibrate")
     if parts.config.student.dead_zone:
         deaden(made, calibration, parts.config.student.dead_zone)
     return made.train()

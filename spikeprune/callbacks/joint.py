@@ -10,16 +10,20 @@ import lightning as L
 from torch import Tensor
 
 from spikeprune import ranks
-from spikeprune.callbacks.schedule import EpochSchedule, adopt
+from spikeprune.callbacks.schedule import EpochSchedule, adopt, agreed
 from spikeprune.compress.budget import cubic
+from spikeprune.compress.candidates import KINDS
+from spikeprune.compress.estimates import BLOCK
 from spikeprune.compress.joint import TOLERANCE, Budget
-from spikeprune.compress.meter import Meter
+from spikeprune.compress.meter import TARGETS, Meter
 from spikeprune.cost import Prices
 from spikeprune.distill import drawn_loss, soft_loss
-from spikeprune.errors import InputError
+from spikeprune.errors import InputError, known
 from spikeprune.models.outputs import Outputs
 from spikeprune.size import Shape
 
+SENTENCES = 512  # training sentences that losses are estimated on
+MEASURED = 1024  # training sentences that cost is measured on: the dev split is for the report
 SLACK = 0.1  # share of the goal above it that the losses are trusted to bring back
 MOST_PRESS = 16.0  # times the weight that the losses give to additions
 
@@ -29,10 +33,10 @@ class JointPruning(EpochSchedule):
     from epoch `begin` to epoch `settle`, and holds it there, since firing rates go on changing while the student
     trains. Two things lower and hold it:
 
-    - the losses, where they price additions and name no limit: at each epoch's start they get the limit that leads to
-      what the student should cost, and as long as that is not enough a larger weight. Up to `settle` firing rates are
-      to bring it `rates` of the way to the schedule's next value, in logarithms. Pressed to the goal at once they
-      bring it down nearly alone, in an epoch or two, and what the student knew goes with them;
+    - the losses, where they price additions and name no limit: at each epoch's start they get a limit. Up to `settle`
+      it is what the additions are, so that firing rates are held: pressed to the goal at once they bring the cost down
+      nearly alone, in an epoch or two, and what the student knew goes with them. From there on it is what keeps to the
+      goal, with a larger weight as long as that is not enough;
     - decisions, up to epoch `end`, after which the student only recovers: what is too dear leaves (from `settle` on,
       with such a limit, only what is too far above it), and where there is room again what is worth most comes back.
 
@@ -40,9 +44,8 @@ class JointPruning(EpochSchedule):
 
     `target` is one of `meter.TARGETS`; `relative_to` dense (the teacher) or student (the uncompressed one). `reference`
     is what the uncompressed student costs in the meter's unit, None where no earlier stage has measured it: then what
-    this one costs at the first decision. `measured` sentences of `split` show costs; `sentences` training sentences
-    show losses, varied as those that the stage trains on and answered once by the teacher. `thresholds`: where steps
-    leave they stay, or follow (see `Trains`).
+    this one costs at the first decision. `measured` training sentences show costs, `sentences` show losses,
+    varied as those that the stage trains on and answered once by the teacher.
     """
 
     CARRIED = ("start", "most_steps", "value", "held", "reference", "drift")  # by a checkpoint
@@ -57,31 +60,30 @@ class JointPruning(EpochSchedule):
         candidates: Sequence[str],
         min_heads: int,
         min_ffn: int,
-        block: int,
-        stride: float,
-        sentences: int,
-        split: str,
-        measured: int,
         batch_size: int,
         seed: int,
         shape: Shape,
         dense_shape: Shape,
         prices: Prices,
-        rates: float,
-        thresholds: str,
         begin: int,
         settle: int,
         end: int,
+        block: int = BLOCK,
+        sentences: int = SENTENCES,
+        measured: int = MEASURED,
         reference: float | None = None,
     ):
         super().__init__(begin=begin, end=end)
+        known("target", target, TARGETS)
+        known("relative_to", relative_to, ("dense", "student"))
+        for kind in candidates:
+            known("candidate", kind, KINDS)
         self.target, self.share, self.relative_to = target, share, relative_to
-        self.limits = {"kinds": tuple(candidates), "min_heads": min_heads, "min_ffn": min_ffn}
-        self.limits |= {"block": block, "stride": stride, "follow": thresholds == "follow"}
-        self.sentences, self.split, self.measured = sentences, split, measured
+        self.limits = {"kinds": tuple(candidates), "min_heads": min_heads, "min_ffn": min_ffn, "block": block}
+        self.sentences, self.measured = sentences, measured
         self.batch_size, self.seed = batch_size, seed
         self.costs = {"target": target, "shape": shape, "dense_shape": dense_shape, "prices": prices}
-        self.rates, self.settle, self.reference = rates, settle, reference
+        self.settle, self.reference = settle, reference
         self.start: float | None = None  # the cost before the first decision
         self.most_steps: list[int] | None = None  # the steps then
         self.value: float | None = None  # the cost as it was last measured
@@ -127,18 +129,16 @@ class JointPruning(EpochSchedule):
         proportional. The press: an epoch that began at the limit and ended above the goal had too little of it."""
         data, size = trainer.datamodule, self.batch_size
         batches = self.placed(data.fixed_batches(-(-self.sentences // size), size, self.seed), module)
-        additions = ranks.mean(module.objective.additions.mean(module.student, batches, module.forward_mode)).item()
+        additions = agreed(module.objective.additions.mean(module.student, batches, module.forward_mode)).item()
         if self.settled and self.value > self.goal:
             self.press = min(2 * self.press, MOST_PRESS)
         self.settled = self.held
-        self.limit = additions * self.way(trainer.current_epoch)
+        self.limit = additions * self.way()
         self.hand_over(module)
 
-    def way(self, epoch: int) -> float:
+    def way(self) -> float:
         """Of the present cost what firing rates are to leave by the next epoch's start."""
-        if self.held:
-            return self.goal * (1 - TOLERANCE / 2) / self.value
-        return (self.scheduled(epoch + 1) / self.value) ** self.rates
+        return self.goal * (1 - TOLERANCE / 2) / self.value if self.held else 1.0
 
     def hand_over(self, module: L.LightningModule) -> None:
         if self.limit is not None:
@@ -205,15 +205,14 @@ class JointPruning(EpochSchedule):
             self.metered(trainer, module),
             **self.limits,
             most_steps=self.most_steps or (),
-            mean=ranks.mean,
+            mode=module.forward_mode,
+            mean=agreed,
         )
 
     def metered(self, trainer: L.Trainer, module: L.LightningModule) -> Meter:
         if self.meter is None:
-            data = trainer.datamodule
-            split = data.dev_names[0] if self.split == "dev" else "train"
-            sentences = data.sample_batches(split, self.measured, self.batch_size, self.seed)
-            self.meter = Meter(self.placed(sentences, module), mean=ranks.mean, **self.costs)
+            sentences = trainer.datamodule.sample_batches(self.measured, self.batch_size, self.seed)
+            self.meter = Meter(self.placed(sentences, module), mean=agreed, **self.costs)
         return self.meter
 
     @staticmethod
@@ -247,7 +246,7 @@ class JointPruning(EpochSchedule):
 
     def report(self, reported: float) -> dict[str, Any]:
         """What the budget came to. `reported`: the student's cost in the meter's unit as the stage's record has it,
-        which is counted on the whole dev split."""
+        which is counted on the dev split."""
         unit = 1.0 if self.relative_to == "dense" else self.reference
         off = self.value / self.goal - 1
         why = ""
@@ -258,7 +257,7 @@ class JointPruning(EpochSchedule):
         elif -off > TOLERANCE:
             why = "the next candidate to come back would exceed the target or not lower the loss"
         elif abs(reported / self.goal - 1) > TOLERANCE:
-            why = f"the budget was measured on {self.meter.sentences} sentences of the {self.split} split only"
+            why = f"the budget was measured on {self.meter.sentences} training sentences, the report on the dev split"
         return {
             "target": self.target,
             "of": self.relative_to,

@@ -13,11 +13,10 @@ import lightning as L
 import torch
 
 from spikeprune import signals
+from spikeprune.lightning_patches import begin_validation_again
 from spikeprune.signals import Stopped
 
 ASK_EVERY = 10  # batches between two questions when several processes must agree on the answer
-# what Lightning's loop state says while a validation is under way; on resume it then begins that validation again
-_VALIDATING = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
 
 
 class StopOnSignal(L.Callback):
@@ -60,8 +59,7 @@ class StopOnSignal(L.Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if self.validating:
-            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
-            progress.update(total=dict(_VALIDATING), current=dict(_VALIDATING), is_last_batch=False)
+            begin_validation_again(checkpoint)
 
 
 def asked(trainer: L.Trainer, count: int) -> int:

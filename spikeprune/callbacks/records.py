@@ -1,8 +1,8 @@
-"""RecordsLogger: every logged metric as a line of the run's `metrics.jsonl`."""
+"""RecordsLogger: every logged metric as a line of the run's `metrics.jsonl`, and wherever else it is wanted."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger
@@ -12,11 +12,12 @@ from spikeprune.rundir import RunDir
 
 
 class RecordsLogger(Logger):
-    """Lines `{"stage", "step", "global_step", …}`: `step` counts in the stage, `global_step` over the whole run."""
+    """Lines `{"stage", "step", "global_step", …}`: `step` counts in the stage, `global_step` over the whole run.
+    `also` gets each of them, too."""
 
-    def __init__(self, run: RunDir, *, stage: str, offset: int):
+    def __init__(self, run: RunDir, *, stage: str, offset: int, also: Callable[[Mapping[str, Any]], None]):
         super().__init__()
-        self.run, self.stage, self.offset = run, stage, offset
+        self.run, self.stage, self.offset, self.also = run, stage, offset, also
 
     @property
     def name(self) -> str:
@@ -34,4 +35,6 @@ class RecordsLogger(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         step = step or 0
         values = {key: float(value) for key, value in metrics.items()}
-        self.run.append_metrics({"stage": self.stage, "step": step, "global_step": self.offset + step, **values})
+        record = {"stage": self.stage, "step": step, "global_step": self.offset + step, **values}
+        self.run.append_metrics(record)
+        self.also(record)

@@ -6,8 +6,10 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch import Tensor
 
 from spikeprune import ranks
+from spikeprune.errors import InputError
 from spikeprune.models.student import Student
 
 DECIDED = ("heads", "ffn", "t_steps", "strength", "log_theta")  # what a decision changes in a student, by last name
@@ -47,6 +49,22 @@ class EpochSchedule(L.Callback):
         self.decided = state["decided"]
 
 
+def agreed(x: Tensor) -> Tensor:
+    """`ranks.mean` of what a decision is made from. Raises InputError, on all processes, where it is not finite: scores
+    that are NaN have an order too."""
+    x = ranks.mean(x)
+    if not x.isfinite().all():
+        ranks.first(refuse)
+    return x
+
+
+def refuse() -> None:
+    raise InputError(
+        "a loss, gradient or cost that this stage's pruning would be decided by is not finite: its weights are too "
+        "large; lower the lr of the stages before, in a new run.dir"
+    )
+
+
 @torch.no_grad()
 def adopt(student: Student, weights: bool = False) -> None:
     """Every process takes over rank 0's masks, steps, thresholds and strength, with `weights` all that it has, though
@@ -60,11 +78,9 @@ def adopt(student: Student, weights: bool = False) -> None:
         tensor.copy_(decided[name])
 
 
-def stage_epochs(begin: float, end: float, epochs: int) -> tuple[int, int]:
-    """Shares of a stage -> first and last deciding epoch: `(0, 0.5, 6)` -> `(0, 3)`.
+def last_decision(end: float, epochs: int) -> int:
+    """Share of a stage -> last deciding epoch: `(0.5, 6)` -> 3.
 
     The last epoch never decides unless it is the only one, so that something is left to recover in.
     """
-    last = max(0, epochs - 2)
-    first = min(int(begin * epochs), last)
-    return first, max(first, min(int(end * epochs), last))
+    return min(int(end * epochs), max(0, epochs - 2))

@@ -6,31 +6,29 @@ import copy
 
 import lightning as L
 
-from spikeprune import ranks
-from spikeprune.callbacks.schedule import EpochSchedule, adopt
+from spikeprune.callbacks.schedule import EpochSchedule, adopt, agreed
 from spikeprune.compress.search import search
 from spikeprune.compress.tuning import tune
 
 
 class MaskSearch(EpochSchedule):
-    """Decides once, at epoch `begin`: masks within the share `operations`, then with `tuned` weights that make up for
-    what left (see `compress.search`). `alone`: the stage has no epochs, so it ends with the decision."""
+    """Decides once, at epoch `begin`: masks within the share `operations`, then weights that make up for what
+    left (see `compress.search`). `alone`: the stage has no epochs, so it ends with the decision."""
 
     def __init__(
         self,
         *,
         operations: float,
-        tuned: bool,
         min_heads: int,
         min_ffn: int,
-        batches: int,
         batch_size: int,
         seed: int,
         begin: int,
         alone: bool,
+        batches: int = 16,
     ):
         super().__init__(begin=begin, end=begin)
-        self.operations, self.tuned, self.alone = operations, tuned, alone
+        self.operations, self.alone = operations, alone
         self.floors = {"heads": min_heads, "ffn": min_ffn}
         self.batches, self.batch_size, self.seed = batches, batch_size, seed
 
@@ -49,12 +47,12 @@ class MaskSearch(EpochSchedule):
             batches = [module.varied(batch) for batch in batches]
 
         whole = copy.deepcopy(student)
-        how = {"operations": self.operations, "floors": self.floors, "mean": ranks.mean}
-        facts = search(student, batches, module.sample_loss, shape=module.shape, **how)
-        if self.tuned:
-            errors = tune(student, whole, batches, module.sample_loss, mean=ranks.mean)
-            adopt(student, weights=True)
-            facts |= {f"error_{key}": sum(pair[i] for pair in errors) for i, key in enumerate(("before", "after"))}
+        how = {"mode": module.forward_mode, "mean": agreed}
+        limits = {"operations": self.operations, "floors": self.floors}
+        facts = search(student, batches, module.sample_loss, shape=module.shape, **limits, **how)
+        errors = tune(student, whole, batches, module.sample_loss, **how)
+        adopt(student, weights=True)
+        facts |= {f"error_{key}": sum(pair[i] for pair in errors) for i, key in enumerate(("before", "after"))}
         facts |= {name: getattr(student, name).mean().item() for name in ("heads", "ffn")}
         for logger in trainer.loggers:
             logger.log_metrics({f"compress/{name}": value for name, value in facts.items()}, step=trainer.global_step)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import lightning as L
 import torch
 
-from spikeprune import ranks
-from spikeprune.callbacks.schedule import EpochSchedule
-from spikeprune.compress.budget import cubic, keep_highest
+from spikeprune.callbacks.schedule import EpochSchedule, agreed
+from spikeprune.compress.budget import SCOPES, cubic, keep_highest
 from spikeprune.compress.criteria import CRITERIA
 from spikeprune.compress.stats import collect
+from spikeprune.errors import known
 
 
 class SpatialPruning(EpochSchedule):
@@ -28,13 +28,15 @@ class SpatialPruning(EpochSchedule):
         scope: str,
         min_heads: int,
         min_ffn: int,
-        batches: int,
         batch_size: int,
         seed: int,
         begin: int,
         end: int,
+        batches: int = 16,
     ):
         super().__init__(begin=begin, end=end)
+        known("criterion", criterion, CRITERIA)
+        known("scope", scope, SCOPES)
         self.targets = {"heads": heads, "ffn": ffn}
         self.floors = {"heads": min_heads, "ffn": min_ffn}
         self.criterion, self.scope = CRITERIA[criterion], scope
@@ -46,13 +48,13 @@ class SpatialPruning(EpochSchedule):
         batches = ({key: value.to(module.device) for key, value in batch.items()} for batch in batches)
         if module.losses.soft:  # the teacher answers changed sentences too; a true label would not fit them
             batches = map(module.varied, batches)
-        stats = collect(student, batches, module.sample_loss, seed=self.seed)
+        stats = collect(student, batches, module.sample_loss, mode=module.forward_mode, seed=self.seed)
         scores = dict(zip(("heads", "ffn"), self.criterion(stats), strict=True))
         for name, target in self.targets.items():
             mask = getattr(student, name)
             share = cubic(progress, 1.0, target)
             keep = min(round(share * mask.numel()), int(mask.sum()))
-            score = ranks.mean(scores[name])  # every rank decides the same
+            score = agreed(scores[name])  # every rank decides the same
             with torch.no_grad():
                 mask.copy_(keep_highest(score, mask, keep, floor=self.floors[name], scope=self.scope))
 

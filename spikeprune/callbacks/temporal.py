@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import lightning as L
 
-from spikeprune import ranks
-from spikeprune.callbacks.schedule import EpochSchedule
+from spikeprune.callbacks.schedule import EpochSchedule, agreed
 from spikeprune.compress.criteria import TEMPORAL_CRITERIA
 from spikeprune.compress.stats import temporal_statistics
-from spikeprune.compress.trains import Trains
+from spikeprune.errors import known
 
 
 class TemporalPruning(EpochSchedule):
     """Lowers `t_steps` from its mean at the first decision to a mean of `t_steps`, linearly between `begin` and `end`.
 
     `criterion` is a name in TEMPORAL_CRITERIA; `batches` batches of `batch_size` show how fast the rates settle, or
-    what a step is worth. `thresholds`: stay, or follow (see `Trains`).
+    what a step is worth.
     """
 
     def __init__(
@@ -23,17 +22,16 @@ class TemporalPruning(EpochSchedule):
         *,
         t_steps: int,
         criterion: str,
-        batches: int,
         batch_size: int,
         seed: int,
         begin: int,
         end: int,
-        thresholds: str = "stay",
+        batches: int = 4,
     ):
         super().__init__(begin=begin, end=end)
+        known("criterion", criterion, TEMPORAL_CRITERIA)
         self.target, self.criterion = t_steps, TEMPORAL_CRITERIA[criterion]
         self.batches, self.batch_size, self.seed = batches, batch_size, seed
-        self.follow = thresholds == "follow"
         self.start: int | None = None  # sum of the steps before the first decision
 
     def decide(self, trainer: L.Trainer, module: L.LightningModule, progress: float) -> None:
@@ -45,9 +43,8 @@ class TemporalPruning(EpochSchedule):
         batches = trainer.datamodule.fixed_batches(self.batches, self.batch_size, self.seed)
         batches = [{key: value.to(module.device) for key, value in batch.items()} for batch in batches]
 
-        trains = Trains(student, follow=self.follow)
-        how = {"trains": trains, "mean": ranks.mean}  # all ranks decide the same
-        trains.set(self.criterion(temporal_statistics(student, batches, module.sample_loss, **how), total))
+        stats = temporal_statistics(student, batches, module.sample_loss, mean=agreed)  # all ranks decide the same
+        student.set_t_steps(self.criterion(stats, total))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """As in SpatialPruning."""

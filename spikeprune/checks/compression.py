@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from spikeprune.checks import budget
-from spikeprune.checks.names import CALLBACKS
 from spikeprune.errors import Problem
 from spikeprune.plan import active, is_int, is_ints, stage_rows, student_layers
 from spikeprune.schema import Config
@@ -25,10 +24,6 @@ _NOTHING = {
 
 def rules(config: Config) -> Iterator[Problem]:
     c, steps = config.compress, config.student.t_steps
-    for name in CALLBACKS:
-        part, key = getattr(c, name), f"compress.{name}.begin"
-        if part.begin > part.end:
-            yield (key, f"compress.{name}.end"), f"{key} = {part.begin}: must not come after end = {part.end}"
     mean = steps if is_int(steps, 1) else sum(steps) / len(steps) if is_ints(steps, 1) else None
     if c.t_steps is not None and mean is not None and c.t_steps > mean:
         text = f"must not be above student.t_steps = {steps}; compression only removes steps"
@@ -36,7 +31,7 @@ def rules(config: Config) -> Iterator[Problem]:
     space = {"compress.heads": c.heads, "compress.ffn": c.ffn, "compress.synapses": c.synapses}
     given = {key: share for key, share in space.items() if share < 1}
     yield from _search(config, given)
-    if c.spatial.search == "kwon":
+    if c.spatial.criterion == "kwon":
         space = {"compress.spatial.operations": c.spatial.operations}
         given = space if c.spatial.operations is not None else {}
     yield from _acting(config, "spatial", space, given)
@@ -47,7 +42,7 @@ def rules(config: Config) -> Iterator[Problem]:
     if c.synapses < 1 and c.weights != "float":
         text = f"single synapses leave among float weights, not {c.weights} ones; set compress.synapses=1"
         yield ("compress.synapses", "compress.weights"), f"compress.synapses = {c.synapses}: {text}"
-    yield from _integers(config)
+    yield from _fold(config)
     target = {"compress.target": c.target}
     yield from _acting(config, "joint", target, target if c.target is not None else {})
     yield from budget.rules(config)
@@ -55,9 +50,9 @@ def rules(config: Config) -> Iterator[Problem]:
 
 
 def _search(config: Config, shares: dict[str, float]) -> Iterator[Problem]:
-    """What goes with compress.spatial.search; `shares`: targets that belong to the ranking."""
-    spatial, key, target = config.compress.spatial, "compress.spatial.search", "compress.spatial.operations"
-    if spatial.search == "rank":
+    """What goes with the criterion kwon; `shares`: targets that belong to the ranking."""
+    spatial, key, target = config.compress.spatial, "compress.spatial.criterion", "compress.spatial.operations"
+    if spatial.criterion != "kwon":
         if spatial.operations is not None:
             yield (target, key), f"{target} = {spatial.operations}: is for {key}=kwon; set that, or leave it null"
         return
@@ -66,42 +61,25 @@ def _search(config: Config, shares: dict[str, float]) -> Iterator[Problem]:
         what = "thins out no weights" if name == "compress.synapses" else itself
         text = f"{key} = kwon {what}; set {name}=1"
         yield (name, key), f"{name} = {share}: {text}"
-    for name, value, right in (("criterion", spatial.criterion, "fisher"), ("scope", spatial.scope, "global")):
-        if value != right:
-            keys = (f"compress.spatial.{name}", key)
-            yield keys, f"compress.spatial.{name} = {value}: {key} = kwon is {right}; set {right}, or {key}=rank"
+    if spatial.scope != "global":
+        text = f"{key} = kwon is global; set global, or another criterion"
+        yield ("compress.spatial.scope", key), f"compress.spatial.scope = {spatial.scope}: {text}"
     order = [n for n in config.run.stages if hasattr(config.stages, n) and active(config, n)]
     few = [i for i, n in enumerate(order) if "quantize" in getattr(config.stages, n).callbacks]
     late = [n for i, n in enumerate(order) if few and i > few[0] and "spatial" in getattr(config.stages, n).callbacks]
-    if late and spatial.tune and config.compress.weights != "float":
-        text = f"{late[0]} comes after weights were quantized, and these cannot hold tuned masks"
-        keys = ("compress.spatial.tune", "run.stages", "compress.weights")
-        yield keys, f"compress.spatial.tune = true: {text}; put it before, or set compress.spatial.tune=false"
+    if late and config.compress.weights != "float":
+        text = f"{late[0]} comes after weights were quantized, and these cannot hold tuned masks; put it before"
+        yield (key, "run.stages", "compress.weights"), f"{key} = kwon: {text}"
 
 
-def _integers(config: Config) -> Iterator[Problem]:
-    """What products of whole numbers need (see models/integer.py)."""
-    s, c, steps = config.student, config.compress, config.student.t_steps
-    fold = "compress.quantize.fold"
+def _fold(config: Config) -> Iterator[Problem]:
+    s, c, fold = config.student, config.compress, "compress.quantize.fold"
     if c.quantize.fold and s.theta == "tensor":
         text = "student.theta = tensor has one threshold for all inputs, with nothing to fold; leave it false"
         yield (fold, "student.theta"), f"{fold} = true: {text}"
     if c.quantize.fold and c.weights == "float":
         text = "nothing is quantized; set compress.weights, or leave it false"
         yield (fold, "compress.weights"), f"{fold} = true: {text}"
-    if config.run.products == "float":
-        return
-    longest = steps if is_int(steps, 1) else max(steps) if is_ints(steps, 1) else 1
-    needs = (
-        (c.weights == "float", "compress.weights", "needs few-bit weights; set compress.weights"),
-        (s.theta == "channel" and not c.quantize.fold, fold, f"needs {fold}=true or student.theta=tensor"),
-        (s.leak != 1, "student.leak", "needs student.leak=1, since a leaky rate is no number of spikes"),
-        (s.spikes == "ternary_scaled", "student.spikes", "needs thresholds that do not follow the input"),
-        (longest > 127, "student.t_steps", "needs at most 127 time steps, since counts are int8"),
-    )
-    for missing, key, text in needs:
-        if missing:
-            yield ("run.products", key), f"run.products = int8: {text}; or use run.products=float"
 
 
 def _acting(config: Config, callback: str, targets: dict[str, Any], given: dict[str, Any]) -> Iterator[Problem]:

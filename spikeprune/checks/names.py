@@ -10,5 +10,5 @@ CODINGS = ("accumulate", "running_mean", "per_step")
 WEIGHTS = ("float", "binary", "ternary", "int8")
 TARGETS = ("ac", "energy", "latency")
 CANDIDATES = ("heads", "ffn", "steps")  # of a joint budget
-CHANGES = ("replace_words", "join_sentences", "swap_sentences", "copy_sentences")  # of training sentences
+LONGEST = 4096  # time steps of a train
 PRICES = ("fp32", "fp16", "int32", "int8")

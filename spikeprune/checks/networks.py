@@ -32,9 +32,6 @@ def student(config: Config) -> Iterator[Problem]:
     if s.feedback and s.coding == "accumulate":
         text = "in accumulate the first layer is done before the last begins; use running_mean or per_step"
         yield ("student.feedback", "student.coding"), f"student.feedback = true: {text}"
-    if s.feedback and s.dropout > 0:
-        text = "a network that changes from pass to pass has no fixed point; set student.dropout=0"
-        yield ("student.feedback", "student.dropout"), f"student.feedback = true: {text}"
     yield from _layer_lists(config)
 
 
@@ -55,12 +52,12 @@ def _layer_lists(config: Config) -> Iterator[Problem]:
 
 
 def early_answers(config: Config) -> Iterator[Problem]:
-    if not config.time.dynamic or config.time.rule != "confidence":
+    if config.time.early_exit != "confidence":
         return
-    instead = "use time.rule=asr"
+    key, instead = "time.early_exit", "use time.early_exit=asr"
     if config.student.coding == "accumulate":
         text = f"the coding accumulate has one answer, at the end; {instead}"
-        yield ("time.rule", "student.coding", "time.dynamic"), f"time.rule = confidence: {text}"
+        yield (key, "student.coding"), f"{key} = confidence: {text}"
     if config.task in TASKS and TASKS[config.task].regression:
         text = f"{config.task} is a regression, whose answer has no probability; {instead}"
-        yield ("time.rule", "task", "time.dynamic"), f"time.rule = confidence: {text}"
+        yield (key, "task"), f"{key} = confidence: {text}"

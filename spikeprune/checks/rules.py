@@ -13,7 +13,6 @@ COMBINATIONS = (
     resources.data,
     stages.order,
     stages.rows,
-    stages.sentences,
     compression.rules,
     networks.early_answers,
     resources.devices,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from spikeprune.checks.names import CALLBACKS, CHANGES
+from spikeprune.checks.names import CALLBACKS
 from spikeprune.errors import Problem, nearest
 from spikeprune.plan import active, stage_rows
-from spikeprune.schema import Config, Distill, Losses, Stage
-from spikeprune.tasks import TASKS
+from spikeprune.schema import Config, Losses, Stage
 
 
 def order(config: Config) -> Iterator[Problem]:
@@ -38,28 +37,7 @@ def rows(config: Config) -> Iterator[Problem]:
         if name == "teacher" and stage.callbacks:
             yield (key,), f"{key} = {stage.callbacks}: the teacher is not compressed"
         if active(config, name):
-            yield from _losses(name, stage.losses, config.distill)
-
-
-def sentences(config: Config) -> Iterator[Problem]:
-    share, keys = config.distill.join_sentences, ("distill.join_sentences", "task")
-    if share and config.task in TASKS and TASKS[config.task].pair:
-        yield keys, f"{keys[0]} = {share}: {config.task} is about pairs of sentences, which cannot go on; set it to 0"
-    for change in ("swap_sentences", "copy_sentences"):
-        share, keys = getattr(config.distill, change), (f"distill.{change}", "task")
-        if share and config.task in TASKS and not TASKS[config.task].pair:
-            yield keys, f"{keys[0]} = {share}: {config.task} is about single sentences, not pairs; set it to 0"
-    if config.distill.copy_sentences and not config.distill.replace_words:
-        keys = ("distill.copy_sentences", "distill.replace_words")
-        text = f"a sentence and its copy say nothing while {keys[1]} = 0; give that a share"
-        yield keys, f"{keys[0]} = {config.distill.copy_sentences}: {text}"
-    if config.distill.copy_sentences and config.distill.replace_by == "neighbours":
-        text = "neighbours replace the words of a sentence and of its copy alike; set distill.replace_by=batch"
-        yield ("distill.copy_sentences", "distill.replace_by"), f"distill.copy_sentences: {text}"
-    share, keys = config.distill.replace_words, ("distill.replace_by", "distill.replace_words")
-    if config.distill.replace_by != Distill().replace_by and not share:
-        text = f"replaces nothing while {keys[1]} = 0; give that a share"
-        yield keys, f"{keys[0]} = {config.distill.replace_by}: {text}"
+            yield from _losses(name, stage.losses, config.distill.replace_words)
 
 
 def _asks_for_loss(config: Config, stage: Stage) -> bool:
@@ -67,7 +45,7 @@ def _asks_for_loss(config: Config, stage: Stage) -> bool:
     return by_loss or "spatial" in stage.callbacks or "joint" in stage.callbacks
 
 
-def _losses(name: str, losses: Losses, distill: Distill) -> Iterator[Problem]:
+def _losses(name: str, losses: Losses, replaced: float) -> Iterator[Problem]:
     key = f"stages.{name}.losses"
     terms = {"hidden": losses.hidden, "scores": losses.scores, "soft": losses.soft, "hard": losses.hard}
     terms |= {"firing": losses.firing, "additions": losses.additions}
@@ -79,10 +57,9 @@ def _losses(name: str, losses: Losses, distill: Distill) -> Iterator[Problem]:
     for term in absent:
         if terms[term] > 0:
             yield (f"{key}.{term}",), f"{key}.{term} = {terms[term]}: does not apply to the stage {name}; {reason}"
-    for change in CHANGES:
-        if name != "teacher" and getattr(distill, change) > 0 and losses.hard > 0:
-            text = f"the true label is not that of a sentence changed by distill.{change}; set one of the two to 0"
-            yield (f"{key}.hard", f"distill.{change}"), f"{key}.hard = {losses.hard}: {text}"
+    if name != "teacher" and replaced > 0 and losses.hard > 0:
+        text = "the true label is not that of a sentence changed by distill.replace_words; set one of the two to 0"
+        yield (f"{key}.hard", "distill.replace_words"), f"{key}.hard = {losses.hard}: {text}"
     if losses.additions_from and not (losses.additions and 0 < (losses.additions_limit or 0) <= losses.additions_from):
         text = "falls to additions_limit, which must be above 0 and no more, with a weight in additions"
         keys = tuple(f"{key}.{term}" for term in ("additions_from", "additions_limit", "additions"))
@@ -93,12 +70,6 @@ def _losses(name: str, losses: Losses, distill: Distill) -> Iterator[Problem]:
             keys,
             f"{keys[0]} = {losses.additions_fall}: nothing falls while {keys[1]} = 0; give it a value to fall from",
         )
-    if losses.adversarial and name == "teacher":
-        text = "does not apply to the stage teacher, which has a key of its own; set teacher.adversarial"
-        yield (f"{key}.adversarial",), f"{key}.adversarial = {losses.adversarial}: {text}"
-    elif losses.adversarial and not (losses.soft or losses.hard):
-        text = f"there is no answer to move words against; give {key}.soft a weight, or set it to 0"
-        yield (f"{key}.adversarial", f"{key}.soft"), f"{key}.adversarial = {losses.adversarial}: {text}"
     if losses.additions_limit and not losses.additions:
         text = f"limits nothing while {key}.additions = 0; give that a weight, or set {key}.additions_limit=null"
         keys = (f"{key}.additions_limit", f"{key}.additions")

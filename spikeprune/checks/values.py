@@ -14,13 +14,10 @@ from spikeprune.tasks import TASKS
 CHOICES: dict[str, tuple[str, ...]] = {
     "task": tuple(TASKS),
     "run.accelerator": ("auto", "cpu", "gpu"),
-    "run.strategy": ("auto", "ddp"),
     "run.precision": ("32-true", "tf32", "bf16-mixed", "16-mixed", "64-true"),
     "run.kernels": ("auto", "torch", "triton"),
     "run.cuda_graphs": ("auto", "on", "off"),
-    "run.products": ("float", "int8"),
-    "run.evaluation": ("closed", "stepwise"),
-    "run.wandb_mode": ("auto", "online", "offline"),
+    "run.wandb": ("off", "auto", "online", "offline"),
     "data.source": ("auto", "hub", "dir", "embedded"),
     "student.init": ("teacher", "random"),
     "student.spikes": names.NEURONS,
@@ -29,19 +26,14 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "student.forward": ("equilibrium", "spiking"),
     "student.query": ("real", "spiking"),
     "student.pooling": ("mean", "cls"),
-    "distill.replace_by": ("batch", "neighbours"),
     "compress.weights": names.WEIGHTS,
-    "compress.thresholds": ("stay", "follow"),
-    "compress.spatial.search": ("rank", "kwon"),
     "compress.target": names.TARGETS,
     "compress.target_of": ("dense", "student"),
-    "compress.joint.split": ("dev", "train"),
-    "compress.spatial.criterion": names.SPATIAL_CRITERIA,
+    "compress.spatial.criterion": (*names.SPATIAL_CRITERIA, "kwon"),
     "compress.spatial.scope": ("global", "layer"),
     "compress.temporal.criterion": names.TEMPORAL_CRITERIA,
-    "student.dead_zone_per": ("channel", "site"),
     "student.residual": ("spikes", "membrane"),
-    "time.rule": ("asr", "confidence"),
+    "time.early_exit": ("none", "asr", "confidence"),
     "cost.prices": names.PRICES,
 }
 
@@ -53,28 +45,26 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         lambda v: v >= 0,
         "stages.*.epochs stages.*.weight_decay stages.*.theta_lr stages.*.losses.hidden stages.*.losses.scores"
         " stages.*.losses.soft stages.*.losses.hard stages.*.losses.firing stages.*.losses.additions"
-        " stages.*.losses.additions_limit stages.*.losses.additions_from stages.*.losses.adversarial"
-        " teacher.adversarial",
+        " stages.*.losses.additions_limit stages.*.losses.additions_from",
     ),
     (
         "must be at least 1",
         lambda v: v >= 1,
-        "run.devices run.num_nodes run.threads run.chunk data.pad_to run.validate_every run.log_every"
+        "run.devices run.num_nodes run.threads run.validate_every run.log_every"
         " run.checkpoint_every"
         " data.batch_size data.eval_batch_size data.train_limit data.embedded_train data.embedded_dev data.corpus_limit"
         " teacher.hidden teacher.layers"
         " teacher.heads teacher.ffn student.calibration stages.*.batch_size compress.spatial.min_heads"
-        " compress.spatial.min_ffn compress.spatial.batches compress.temporal.batches"
-        " compress.joint.block compress.joint.sentences compress.joint.measured",
+        " compress.spatial.min_ffn",
     ),
     ("must be at least 1: a network of no time steps says nothing", lambda v: v >= 1, "compress.t_steps"),
     ("must be at least 8: two sentences and three special tokens", lambda v: v >= 8, "data.max_length"),
     ("must be at least 100", lambda v: v >= 100, "teacher.vocab_size"),
-    ("must be above 0", lambda v: v > 0, "stages.*.lr stages.*.clip stages.*.losses.temperature"),
+    ("must be above 0", lambda v: v > 0, "stages.*.lr stages.*.losses.temperature"),
     (
         "must be above 0 and at most 1",
         lambda v: 0 < v <= 1,
-        "student.leak compress.joint.stride stages.*.losses.additions_fall",
+        "student.leak stages.*.losses.additions_fall",
     ),
     ("must be above 0 and at most 1: it is a share", lambda v: 0 < v <= 1, "compress.target_value"),
     (
@@ -83,22 +73,19 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "compress.heads compress.ffn compress.synapses",
     ),
     ("must be above 0 and at most 1: it is the share kept", lambda v: 0 < v <= 1, "compress.spatial.operations"),
-    ("must be above 0 and at most 100", lambda v: 0 < v <= 100, "student.percentile"),
-    ("must be at least 0 and below 1", lambda v: 0 <= v < 1, "teacher.dropout student.dropout distill.replace_words"),
-    (
-        "must be from 0 to 1",
-        lambda v: 0 <= v <= 1,
-        "compress.joint.rates distill.join_sentences distill.swap_sentences distill.copy_sentences",
-    ),
+    ("must be at least 0 and below 1", lambda v: 0 <= v < 1, "teacher.dropout distill.replace_words"),
     ("must be at least 0 and below 100", lambda v: 0 <= v < 100, "student.dead_zone"),
-    ("must be a list of numbers from 0 to 1", lambda v: v and all(0 <= b <= 1 for b in v), "time.bounds"),
     (
         "must be from 0 to 1",
         lambda v: 0 <= v <= 1,
-        "stages.*.warmup compress.spatial.begin compress.spatial.end compress.temporal.begin compress.temporal.end"
-        " compress.quantize.begin compress.quantize.end compress.joint.begin compress.joint.end compress.joint.recover",
+        "stages.*.warmup compress.spatial.end compress.temporal.end compress.quantize.end",
     ),
-    ("must not be empty", lambda v: v.strip() != "", "run.dir run.wandb_project data.hub"),
+    ("must not be empty", lambda v: v.strip() != "", "run.dir data.hub"),
+    (
+        "must not be empty; write null for no value",
+        lambda v: v.strip() != "",
+        "run.start_from data.dir teacher.checkpoint preset ablation",
+    ),
 )
 
 
@@ -120,3 +107,5 @@ def values(config: Config) -> Iterator[Problem]:
     if not (is_int(t_steps, 1) or is_ints(t_steps, 1)):
         words = "a whole number of at least 1, or a list of them (the embedding's, then each layer's)"
         yield ("student.t_steps",), f"student.t_steps = {t_steps}: must be {words}"
+    elif max([t_steps] if isinstance(t_steps, int) else t_steps) > names.LONGEST:
+        yield ("student.t_steps",), f"student.t_steps = {t_steps}: a train has at most {names.LONGEST} steps"

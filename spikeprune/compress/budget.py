@@ -5,6 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from spikeprune.errors import known
+
+SCOPES = ("global", "layer")
+
 
 def cubic(progress: float, start: float, end: float) -> float:
     """Share kept at `progress` 0..1: fast first, slow at the end (Zhu & Gupta 2017, arXiv 1710.01878)."""
@@ -19,6 +23,7 @@ def keep_highest(scores: Tensor, alive: Tensor, keep: int, *, floor: int, scope:
     whose next unit scores highest. What is pruned stays pruned; a layer with fewer than `floor` alive keeps those it
     has. Ties go to the earlier unit, so the mask is deterministic.
     """
+    known("scope", scope, SCOPES)
     layers = len(scores)
     mask = torch.zeros_like(alive)
     ranked = scores.masked_fill(alive == 0, -torch.inf)

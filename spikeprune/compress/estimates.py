@@ -4,9 +4,7 @@ Losses are of one unit for all kinds, since all are measured on the same sentenc
 the loss rises, or how far the answers move from those before where that is more. A few hundred sentences may well be
 answered better by a poorer student; what moves its answers was not idle.
 
-- one step of one layer is measured by itself, and counts for the share of it that is `lasting`, over the same share of
-  a step that leaves a train of one: that one, as heads and neurons, for which no share is known, counts in full (the
-  share itself let trains get too short; found by trial);
+- one step of one layer is measured by itself;
 - of each layer the heads or neurons that look cheapest (half the Fisher information, the second-order estimate of Kwon
   et al. 2022, eq. 8, over the saving) leave together for one measurement, which is shared out among them by their
   Fisher information. This is that of answers drawn from the student's own distribution: where it agrees with its
@@ -31,9 +29,10 @@ from torch import Tensor
 from spikeprune.compress.candidates import KINDS, Candidate
 from spikeprune.compress.meter import Meter, Reading
 from spikeprune.compress.stats import SampleLoss, Statistics, collect, loss_at
-from spikeprune.compress.trains import Trains, lasting
 from spikeprune.models.outputs import Outputs
 from spikeprune.models.student import Student
+
+BLOCK = 16  # feed-forward neurons that leave together
 
 
 @dataclass
@@ -50,13 +49,10 @@ class Estimates:
     min_heads: int = 1
     min_ffn: int = 8
     most_steps: Sequence[int] = ()  # what may come back goes up to this in each place; empty: what it has
-    block: int = 16  # neurons that leave together
-    follow: bool = False  # whether thresholds do, where steps leave: see `Trains`
+    block: int = BLOCK
+    mode: str | None = None  # the forward that the student is trained with, as in `stats.collect`
     mean: Callable[[Tensor], Tensor] = field(default=lambda x: x)  # over processes, so that all decide the same
     known: dict[tuple, Any] = field(default_factory=dict)  # (what, state) -> what was measured, of these weights
-
-    def __post_init__(self) -> None:
-        self.trains = Trains(self.student, follow=self.follow)
 
     # ------------------------------------------------------------------------------------------------ instruments
 
@@ -105,7 +101,7 @@ class Estimates:
     def restore(self, state: tuple[Tensor, Tensor, list[int]]) -> None:
         self.student.heads.copy_(state[0])
         self.student.ffn.copy_(state[1])
-        self.trains.set(state[2])
+        self.student.set_t_steps(state[2])
 
     @torch.no_grad()
     def apply(self, candidates: Iterable[Candidate], back: bool = False) -> None:
@@ -117,7 +113,7 @@ class Estimates:
                     steps[place] += 1 if back else -1
             else:
                 self.mask(c.kind)[c.layer, list(c.units)] = float(back)
-        self.trains.set(steps)
+        self.student.set_t_steps(steps)
 
     def loss_with(self, candidates: Iterable[Candidate], back: bool = False) -> float:
         return self.observed_with(candidates, back)[0]
@@ -150,13 +146,16 @@ class Estimates:
         """What may leave now (or come back), estimated anew; of each layer about `share` of the units that could."""
         reading, now, found = self.reading(), self.loss(), []
         if {"heads", "ffn"} & set(self.kinds) and self.meter.target != "latency":
-            stats = collect(self.student, self.batches, self.sample_loss if back else self.drawn_loss)
+            stats = self.statistics(self.sample_loss if back else self.drawn_loss)
             for kind in ("heads", "ffn"):
                 if kind in self.kinds:
                     found += self._units(kind, stats, reading, now, share, back)
         if "steps" in self.kinds:
             found += self._steps(reading, now, back)
         return found
+
+    def statistics(self, sample_loss: SampleLoss) -> Statistics:
+        return collect(self.student, self.batches, sample_loss, mode=self.mode)
 
     def _units(
         self, kind: str, stats: Statistics, reading: Reading, now: float, share: float, back: bool
@@ -205,14 +204,13 @@ class Estimates:
         for units in places:
             step = Candidate("steps", units[0], units, 0.0, 0.0)
             saving = abs(self.value_with([step], back) - reading.value)
-            share = 1.0 if back else lasting(steps[units[0]]) / lasting(2)
-            change = now - self.loss_with([step], back) if back else self.harm([step]) * share
+            change = now - self.loss_with([step], back) if back else self.harm([step])
             if saving > 0 and not (back and change <= 0):
                 yield Candidate("steps", units[0], units, change, saving)
 
     def lowest(self) -> float:
         """The measured cost with everything gone that may go, the student left as it is."""
-        before, stats = self.state(), collect(self.student, self.batches, self.drawn_loss)
+        before, stats = self.state(), self.statistics(self.drawn_loss)
         fisher = {"heads": stats.head_fisher, "ffn": stats.ffn_fisher}
         gone = []
         for kind in ("heads", "ffn"):
@@ -222,7 +220,7 @@ class Estimates:
         try:
             self.apply(gone)
             if "steps" in self.kinds:
-                self.trains.set([1] * len(before[2]))
+                self.student.set_t_steps([1] * len(before[2]))
             return self.value
         finally:
             self.restore(before)

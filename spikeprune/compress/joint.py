@@ -1,6 +1,6 @@
 """One budget over heads, blocks of feed-forward neurons and time steps: the least loss for what is saved leaves first.
 
-An estimate holds near the network that it was made on. Removal therefore goes in rounds: none takes more than `stride`
+An estimate holds near the network that it was made on. Removal therefore goes in rounds: none takes more than STRIDE
 of the present cost or a unit that was not part of a measured group, and the next begins with new estimates and a new
 measurement. The last round ends exactly: its list is cut where the measured cost first keeps to the goal.
 """
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from spikeprune.compress.candidates import Candidate, cheapest
 from spikeprune.compress.estimates import Estimates
 
+STRIDE = 0.2  # largest share of the present cost that leaves on one estimate
 TOLERANCE = 0.02  # of the goal: what is closer below it counts as reached
 CHOICE = 0.1  # share of a layer's units that even a small round may choose from
 TRIES = 8  # candidates that may turn out too large to come back before the search for one that fits ends
@@ -22,13 +23,11 @@ SPARE = 1.5  # how much more than it needs the last round's list promises to sav
 class Budget(Estimates):
     """The search: brings the student's measured cost to a goal, from above or from below."""
 
-    stride: float = 0.2
-
     def lower_to(self, goal: float) -> float:
         """Take candidates away until the measured cost is at most `goal`, or nothing may leave any more; the cost."""
         value = self.reading().value
         while value > goal:
-            need = min(value - goal, self.stride * value)
+            need = min(value - goal, STRIDE * value)
             found = self.candidates(min(1.0, 2 * need / value + CHOICE))
             if not found:
                 return value

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from spikeprune.cost import Prices, latency_steps
+from spikeprune.errors import known
 from spikeprune.models.answer import answer
 from spikeprune.models.outputs import INPUTS
 from spikeprune.models.student import Student
 from spikeprune.operations import Operations, count, dense
-from spikeprune.size import Shape, known
+from spikeprune.size import Shape
 
 TARGETS = ("ac", "energy", "latency")
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from spikeprune.compress.budget import keep_highest
-from spikeprune.compress.stats import SampleLoss, loss_at
+from spikeprune.compress.stats import SampleLoss, loss_at, trained_mode
 from spikeprune.errors import InputError
 from spikeprune.models.answer import answer
 from spikeprune.models.outputs import INPUTS
@@ -45,9 +45,11 @@ def same(x: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------------- what is known
 
 
-def fisher_blocks(student: Student, batches: Batches, sample_loss: SampleLoss) -> dict[str, Tensor]:
+def fisher_blocks(
+    student: Student, batches: Batches, sample_loss: SampleLoss, *, mode: str | None = None
+) -> dict[str, Tensor]:
     """`heads [L, H, H]`, `ffn [L, F, F]`: mean over samples of g gᵀ, g a sample's gradient with respect to a layer's
-    masks (eqs. 7 and 11), in evaluation mode. The diagonal is what `stats.collect` calls fisher."""
+    masks (eqs. 7 and 11), in evaluation mode. The diagonal is what `stats.collect` calls fisher; `mode` as there."""
     was_training, samples = student.training, 0
     student.eval()
     blocks = {k: torch.zeros(*m.shape, m.shape[1], dtype=m.dtype, device=m.device) for k, m in masks_of(student)}
@@ -55,7 +57,8 @@ def fisher_blocks(student: Student, batches: Batches, sample_loss: SampleLoss) -
         for batch in batches:
             size = len(batch["input_ids"])
             lent = {name: mask.expand(size, -1, -1).clone().requires_grad_() for name, mask in masks_of(student)}
-            loss = sample_loss(batch, student(**given(batch), **lent)).sum()
+            outputs = student(**given(batch), **lent, mode=mode or trained_mode(student))
+            loss = sample_loss(batch, outputs).sum()
             for name, grad in zip(lent, torch.autograd.grad(loss, list(lent.values())), strict=True):
                 blocks[name] += torch.einsum("bli,blj->lij", grad, grad)
             samples += size
@@ -195,15 +198,16 @@ def search(
     operations: float,
     floors: dict[str, int],
     rearranged: bool = True,
+    mode: str | None = None,
     mean: Mean = same,
 ) -> dict[str, float]:
     """Steps 1 and, if `rearranged`, 2: masks within the share `operations` of what all heads and neurons cost, into
-    `student`'s buffers.
+    `student`'s buffers. `mode`: the forward that it is trained with, as in `stats.collect`.
 
     Returns what was found: `operations` (share, at each unit's own price), `diagonal` and `block` (the loss expected by
     the layers' blocks after step 1, and after 2). Raises InputError for a share below the floors.
     """
-    blocks = {name: mean(block) for name, block in fisher_blocks(student, batches, sample_loss).items()}
+    blocks = {name: mean(block) for name, block in fisher_blocks(student, batches, sample_loss, mode=mode).items()}
     every = {name: mean(price) for name, price in unit_prices(student, batches, shape).items()}
     alive = {name: mask.clone() for name, mask in masks_of(student)}
     prices = {name: (every[name][alive[name] > 0]).mean().item() for name in KINDS}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from spikeprune.compress.trains import Trains
+from spikeprune.activity import kept_channels
 from spikeprune.models.outputs import INPUTS, Outputs
 from spikeprune.models.student import Student
 
@@ -35,10 +35,23 @@ class Statistics:
     seed: int  # of a criterion that draws
 
 
+def trained_mode(student: Student) -> str:
+    """The forward mode that a student of this coding is trained with where nobody says it: `per_step` has no closed
+    equilibrium, so only its simulation is the network."""
+    return "spiking" if student.coding == "per_step" else "equilibrium"
+
+
 def collect(
-    student: Student, batches: Iterable[dict[str, Tensor]], sample_loss: SampleLoss, *, seed: int = 0
+    student: Student,
+    batches: Iterable[dict[str, Tensor]],
+    sample_loss: SampleLoss,
+    *,
+    mode: str | None = None,
+    seed: int = 0,
 ) -> Statistics:
-    """One equilibrium forward and backward a batch, in evaluation mode; weights and their gradients stay untouched.
+    """One forward and backward a batch, in evaluation mode; weights and their gradients stay untouched.
+
+    `mode`: the forward that the student is trained with (None: `trained_mode`), since another one is another network.
 
     The masks are lent to the forward sample by sample, so their gradients are exactly per sample (as the diagonal
     Fisher information needs: Kwon et al. 2022, arXiv 2204.09656, eq. 8).
@@ -57,17 +70,17 @@ def collect(
                 "heads": student.heads.expand(size, -1, -1).clone().requires_grad_(),
                 "ffn": student.ffn.expand(size, -1, -1).clone().requires_grad_(),
             }
-            with Probe(student, batch["attention_mask"]) as probe:
-                outputs = student(**{key: batch[key] for key in INPUTS if key in batch}, **masks)
-                loss = sample_loss(batch, outputs).sum()
-                grads = torch.autograd.grad(loss, list(masks.values()))
+            given = {key: batch[key] for key in INPUTS if key in batch}
+            outputs = student(**given, **masks, mode=mode or trained_mode(student), rate=True)
+            grads = torch.autograd.grad(sample_loss(batch, outputs).sum(), list(masks.values()))
+            real = batch["attention_mask"].sum()
             for name, grad in zip(masks, grads, strict=True):
                 squares[name] += grad.square().sum(0)
                 sizes[name] += grad.abs().sum(0)
                 slopes[name] += grad.sum(0)
-                rates[name] += probe.activity[name]
+                rates[name] += unit_rates(student, outputs.rates, name) * real
             samples += size
-            tokens += batch["attention_mask"].sum()
+            tokens += real
     student.train(was_training)
     return Statistics(
         heads=student.heads.clone(),
@@ -85,35 +98,17 @@ def collect(
     )
 
 
-class Probe:
-    """Sums |ASR| over real tokens while open: `activity["heads"] [L, H]` (mean over channels), `["ffn"] [L, F]`."""
-
-    def __init__(self, student: Student, attention_mask: Tensor):
-        self.student, self.tokens = student, attention_mask[..., None]
-        self.activity = {"heads": torch.zeros_like(student.heads), "ffn": torch.zeros_like(student.ffn)}
-
-    def __enter__(self) -> Probe:
-        self.hooks = []
-        for i, layer in enumerate(self.student.layers):
-            for site, hook in (
-                (layer.context_site, self.add("heads", i, layer.heads)),
-                (layer.intermediate_site, self.add("ffn", i, None)),
-            ):
-                self.hooks.append(site.register_forward_hook(hook, with_kwargs=True))
-        return self
-
-    def add(self, name: str, layer: int, groups: int | None):
-        def hook(site, _, kwargs, signal):
-            if kwargs["run"].mode == "clip":  # on the way to a fixed point
-                return
-            rate = (signal.asr(site.theta).detach().abs() * self.tokens).sum((0, 1))
-            self.activity[name][layer] += rate if groups is None else rate.unflatten(0, (groups, -1)).mean(1)
-
-        return hook
-
-    def __exit__(self, *_) -> None:
-        for hook in self.hooks:
-            hook.remove()
+@torch.no_grad()
+def unit_rates(student: Student, rates: Mapping[str, Tensor], name: str) -> Tensor:
+    """Mean |ASR| of each head's context channels `[L, H]`, or of each feed-forward neuron `[L, F]`, as `Outputs.rates`
+    has them; 0 for what a compacted layer lacks."""
+    found = torch.zeros_like(getattr(student, name))
+    for i, layer in enumerate(student.layers):
+        if name == "heads":
+            found[i, : layer.heads] = rates[f"layers.{i}.context"].unflatten(0, (layer.heads, -1)).mean(1)
+        else:
+            found[i, : layer.ffn] = rates[f"layers.{i}.intermediate"]
+    return found
 
 
 @torch.no_grad()
@@ -134,8 +129,8 @@ def weight_norms(student: Student) -> dict[str, Tensor]:
 def convergence_profile(student: Student, batches: Iterable[dict[str, Tensor]]) -> list[Tensor]:
     """How far the ASR is from its final value after t steps: for the embedding's site and each layer a tensor `[T_l]`.
 
-    Entry t-1 is the mean over real tokens, channels and the layer's sites of |a[t] - a[T_l]|, relative to the mean
-    |a[T_l]|; the last entry is 0.
+    Entry t-1 is the mean over real tokens, kept channels and the layer's sites of |a[t] - a[T_l]|, relative to the mean
+    |a[T_l]|; the last entry is 0. A site of pruned units only is left out.
     """
     was_training = student.training
     student.eval()
@@ -147,9 +142,11 @@ def convergence_profile(student: Student, batches: Iterable[dict[str, Tensor]]) 
             totals[name] = totals[name] + pair if name in totals else pair
     student.train(was_training)
     relative = {name: error / size.clamp(min=1e-12) for name, (error, size) in totals.items()}
-    layers = [[error for name, error in relative.items() if name == "embedding"]]
+    widths = {name: site.channels for name, site in student.sites().items()}
+    kept, layers = kept_channels(widths, heads=student.heads, ffn=student.ffn), [[relative["embedding"]]]
     for i in range(len(student.layers)):
-        layers.append([error for name, error in relative.items() if name.startswith(f"layers.{i}.")])
+        names = [name for name in relative if name.startswith(f"layers.{i}.") and kept[name].any()]
+        layers.append([relative[name] for name in names])
     return [torch.stack(errors).mean(0) for errors in layers]
 
 
@@ -172,22 +169,16 @@ def temporal_statistics(
     batches: Sequence[dict[str, Tensor]],
     sample_loss: SampleLoss,
     *,
-    trains: Trains | None = None,
     mean: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> TemporalStatistics:
-    """On `batches`, which are gone through once for the profile and once for each loss, of which `trains` sets the
-    steps. `mean` is taken over processes, so that all decide the same."""
-    trains, own = trains or Trains(student), student.steps
+    """On `batches`, which are gone through once for the profile and once for each loss. `mean` is taken over processes,
+    so that all decide the same."""
 
     def profile() -> list[Tensor]:
         return [mean(layer) for layer in convergence_profile(student, batches)]
 
     def loss_of(t_steps: Sequence[int]) -> float:
-        trains.set(t_steps)
-        try:
-            return mean(loss_at(student, t_steps, batches, sample_loss)).item()
-        finally:
-            trains.set(own)
+        return mean(loss_at(student, t_steps, batches, sample_loss)).item()
 
     return TemporalStatistics(student.steps, profile, loss_of)
 
@@ -212,4 +203,4 @@ def loss_at(
     finally:
         student.set_t_steps(own)
         student.train(was_training)
-    return torch.cat(losses).mean()
+    return torch.cat(losses).double().mean()  # so that equal losses compare as equal

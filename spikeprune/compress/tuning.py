@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprune.compress.search import KINDS, Batches, Mean, given, loss_of, same
-from spikeprune.compress.stats import SampleLoss
+from spikeprune.compress.stats import SampleLoss, trained_mode
 from spikeprune.models.student import Student
 
 FAR = 10.0  # a mask beyond it is no longer a correction
@@ -23,25 +23,33 @@ FAR = 10.0  # a mask beyond it is no longer a correction
 
 @torch.no_grad()
 def tune(
-    student: Student, whole: Student, batches: Batches, sample_loss: SampleLoss, *, mean: Mean = same
+    student: Student,
+    whole: Student,
+    batches: Batches,
+    sample_loss: SampleLoss,
+    *,
+    mode: str | None = None,
+    mean: Mean = same,
 ) -> list[tuple[float, float]]:
     """Fold real masks into `student`'s columns so that each layer norm's input is nearest to `whole`'s (eq. 13).
 
     From the first layer to the last, attention then feed-forward, each seeing what is tuned below it. Returns for each
     the mean squared difference at a token before and after, with the ridge that keeps a unit of no effect at 1. A fit
     beyond ±FAR is left out, and so is one that the measured loss rises with: a sum that is nearer is no answer yet.
+    `mode`: the forward that both are trained with, as in `stats.collect`.
     Raises ValueError for quantized weights, which could not hold the product.
     """
     if student.quantized:
         raise ValueError("masks are tuned into float weights; these are quantized")
     was_training, errors = (student.training, whole.training), []
     student.eval(), whole.eval()
+    mode = mode or trained_mode(student)
     least = mean(loss_of(student, batches, sample_loss)).item()
     for layer in range(len(student.layers)):
         for kind in KINDS:
             linear, size = sublayer(student, layer, kind)
             weight = linear.weight.clone()
-            before, after = tune_sublayer(student, whole, batches, layer, kind, mean)
+            before, after = tune_sublayer(student, whole, batches, layer, kind, mode, mean)
             now = mean(loss_of(student, batches, sample_loss)).item()
             if now > least:
                 linear.weight.copy_(weight)
@@ -59,11 +67,11 @@ def sublayer(student: Student, layer: int, kind: str) -> tuple[nn.Linear, int]:
 
 
 def tune_sublayer(
-    student: Student, whole: Student, batches: Batches, layer: int, kind: str, mean: Mean
+    student: Student, whole: Student, batches: Batches, layer: int, kind: str, mode: str, mean: Mean
 ) -> tuple[float, float]:
     linear, size = sublayer(student, layer, kind)
     kept = getattr(student, kind)[layer, : linear.in_features // size].nonzero()[:, 0]
-    fit = normal_equations(student, whole, batches, layer, kind)
+    fit = normal_equations(student, whole, batches, layer, kind, mode)
     a, b, c = mean(fit.a)[kept][:, kept], mean(fit.b)[kept], mean(fit.c)
     ones = torch.ones_like(b)
     before = squares(a, b, c, ones)
@@ -93,7 +101,7 @@ class Fit:
     c: Tensor
 
 
-def normal_equations(student: Student, whole: Student, batches: Batches, layer: int, kind: str) -> Fit:
+def normal_equations(student: Student, whole: Student, batches: Batches, layer: int, kind: str, mode: str) -> Fit:
     """Least squares of Σ m_i o_i ≈ y, o_i `[tokens · D]` what unit i adds to the residual stream, y what `whole` has
     there less `student`'s bias and residual. W's columns, inputs x: XᵀX = (Σ x xᵀ) ∘ (WᵀW), Xᵀy = Σ x ∘ (Wᵀ y)."""
     name, site = ("out", "attention_site") if kind == "heads" else ("down", "output_site")
@@ -104,7 +112,7 @@ def normal_equations(student: Student, whole: Student, batches: Batches, layer: 
     for batch in batches:
         real = batch["attention_mask"].bool()
         (x, residual), (x0, residual0) = (
-            [signal[real].double() for signal in inputs_of(net, getattr(net.layers[layer], site), batch)]
+            [signal[real].double() for signal in inputs_of(net, getattr(net.layers[layer], site), batch, mode)]
             for net in (student, whole)
         )
         wanted = x0 @ theirs.weight.double().T + theirs.bias.double() + residual0  # [M, D]
@@ -117,12 +125,13 @@ def normal_equations(student: Student, whole: Student, batches: Batches, layer: 
     return Fit(a / tokens, rhs.unflatten(0, (-1, size)).sum(1) / tokens, square / tokens)
 
 
-def inputs_of(net: Student, site, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Values `[B, N, ·]` that a site behind a residual gets: the masked spikes below, and the residual."""
+def inputs_of(net: Student, site, batch: dict[str, Tensor], mode: str) -> tuple[Tensor, Tensor]:
+    """Values `[B, N, ·]` that a site behind a residual gets: the masked spikes below, and the residual, in the last of
+    the passes that feedback needs."""
     seen = []
     hook = site.register_forward_pre_hook(lambda _, args: seen.append((args[1].value, args[2].value)))
     try:
-        net(**given(batch))
+        net(**given(batch), mode=mode)
     finally:
         hook.remove()
-    return seen[0]
+    return seen[-1]

@@ -53,7 +53,10 @@ def _hub_lines(source: str) -> list[str]:
     loaded = load_splits(name, config or None, instead="give text files in data.corpus")
     if "train" not in loaded or "text" not in loaded["train"].column_names:
         raise InputError(f"data.corpus: {source} has no split train with a column text; give another corpus")
-    return [line for text in loaded["train"]["text"] for line in text.split("\n")]
+    texts = list(loaded["train"]["text"])
+    if wrong := [row for row, text in enumerate(texts) if not isinstance(text, str)]:
+        raise InputError(f"data.corpus: {source}, row {wrong[0]}: {texts[wrong[0]]!r} is no text; give another corpus")
+    return [line for text in texts for line in text.split("\n")]
 
 
 class CorpusData(LightningDataModule):
@@ -101,6 +104,8 @@ def encode_pieces(tokenizer, paragraphs: list[str], *, max_length: int) -> Encod
         for row in rows
         for at in range(0, len(row), room)
     ]
+    if not pieces:
+        raise InputError("data.corpus: the tokenizer leaves nothing of its text; give other files")
     ids = torch.from_numpy(np.concatenate([np.asarray(piece, dtype=np.int64) for piece in pieces]))
     offsets = torch.tensor(np.cumsum([0, *map(len, pieces)]), dtype=torch.long)
     return Encoded(ids, torch.zeros_like(ids), offsets, None, tokenizer.pad_token_id, max_length)

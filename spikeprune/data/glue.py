@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from lightning import LightningDataModule
 
+from spikeprune import jsonfile
 from spikeprune.data import embedded
+from spikeprune.data.cells import label, sentence
 from spikeprune.data.hub import HubUnavailable, load_splits
 from spikeprune.data.loader import PAD_TO, Batch, BatchLoader, Encoded, encode
 from spikeprune.data.tsv import read_tsv
 from spikeprune.errors import InputError, nearest
 from spikeprune.tasks import TRAIN, Task
+
+SOURCES = ("auto", "hub", "dir", "embedded")
 
 SOURCES = ("auto", "hub", "dir", "embedded")
 
@@ -56,17 +63,20 @@ def load_raw(
     train_limit: int | None,
     embedded_train: int,
     embedded_dev: int,
+    generated: bool = False,
 ) -> RawData:
     """The task's data from `source`: `dir` (a GLUE directory in the original TSV layout), `hub` (a dataset name, or a
     local dataset directory that `datasets.load_dataset` reads), `embedded` (generated from `seed`), or `auto`.
 
-    `auto` takes `directory` if there is one, else the hub or its cache, else the embedded corpus, whose banner says
-    so; only an unreachable or unknown hub dataset makes it go on, a fault in the data never does.
+    `auto` takes `directory` if there is one, else the hub or its cache. Only where `generated` allows it an unreachable
+    or unknown hub dataset makes it go on to the embedded corpus, whose banner says so; a fault in the data never does.
     `train_limit`: the first so many training examples of a shuffle by `seed`.
     Everything wrong with the data is an `InputError` that names file and line.
     """
     if source not in SOURCES:
         raise InputError(f"data.source is {source!r}; it must be one of {nearest(source, SOURCES)}")
+    if source not in SOURCES:
+        raise InputError(f"data.source={source}: choose from {nearest(source, SOURCES)}")
     if source == "dir" and not directory:
         raise InputError("data.source=dir needs data.dir, a GLUE directory in the original TSV layout")
     if directory and source in ("hub", "embedded"):
@@ -80,9 +90,10 @@ def load_raw(
         splits, note = _from_dir(task, Path(directory))
     elif source in ("hub", "auto"):
         try:
-            splits, source, origin = _from_hub(task, hub), "hub", hub
+            splits, note = _from_hub(task, hub)
+            source, origin = "hub", hub
         except HubUnavailable:
-            if source == "hub":
+            if source == "hub" or not generated:
                 raise
             source = "embedded"
     if source == "embedded":
@@ -99,13 +110,15 @@ def load_raw(
         "embedded": f"data: {task.name} from the EMBEDDED corpus ({origin}{note}): generated sentences, "
         "these are NOT GLUE scores",
     }[source]
-    return RawData(task, splits, source, origin, _fingerprint(task, splits), banner)
+    raw = RawData(task, splits, source, origin, _fingerprint(task, splits), banner)
+    _refuse_one_label(raw, train_limit)
+    return raw
 
 
 def _fingerprint(task: Task, splits: dict[str, Split]) -> str:
     digest = hashlib.sha256(task.name.encode())
     for name, split in splits.items():
-        digest.update(json.dumps([name, split.first, split.second, split.labels]).encode())
+        digest.update(jsonfile.dumps([name, split.first, split.second, split.labels]).encode())
     return digest.hexdigest()[:16]
 
 
@@ -122,30 +135,73 @@ def _from_dir(task: Task, directory: Path) -> tuple[dict[str, Split], str]:
     return splits, f", {skipped} unusable rows skipped" if skipped else ""
 
 
-def _from_hub(task: Task, hub: str) -> dict[str, Split]:
-    instead = "give data.dir=DIRECTORY with the TSV files, or data.source=embedded"
+def _from_hub(task: Task, hub: str) -> tuple[dict[str, Split], str]:
+    instead = "give data.dir=DIRECTORY with GLUE's TSV files, another data.hub, or data.source=embedded (generated)"
     loaded = load_splits(hub, task.name, instead=instead)
-    return {name: _hub_split(task, hub, name, loaded) for name in (TRAIN, *task.dev)}
+    splits, notes = {}, []
+    for name in (TRAIN, *task.dev):
+        if name not in loaded:
+            raise InputError(f"dataset {hub!r} ({task.name}) has no split {name!r}, only {', '.join(loaded)}")
+        splits[name], note = _hub_split(task, f"dataset {hub!r} ({task.name}), split {name}", loaded[name])
+        notes += [note] if note and note not in notes else []
+    return splits, "".join(notes)
 
 
-def _hub_split(task: Task, hub: str, name: str, loaded) -> Split:
-    if name not in loaded:
-        raise InputError(f"dataset {hub!r} ({task.name}) has no split {name!r}, only {', '.join(loaded)}")
-    rows = loaded[name]
+def _hub_split(task: Task, where: str, rows) -> tuple[Split, str]:
     for column in (*task.columns, "label"):
         if column not in rows.column_names:
-            raise InputError(f"dataset {hub!r} ({task.name}), split {name}: no column {column!r}")
+            raise InputError(f"{where}: no column {column!r}")
     if not len(rows):
-        raise InputError(f"dataset {hub!r} ({task.name}), split {name} is empty; choose another data.hub")
-    sentences = [[str(text).strip() for text in rows[column]] for column in task.columns]
-    labels = list(rows["label"])
-    for row, label in enumerate(labels):
-        low, high = task.range if task.regression else (0, task.num_labels - 1)
-        if label is None or not low <= label <= high:
-            raise InputError(
-                f"dataset {hub!r} ({task.name}), split {name}, row {row}: label {label!r} is not in {low:g} to {high:g}"
-            )
-    return Split(sentences[0], sentences[1] if task.pair else None, labels)
+        raise InputError(f"{where} is empty; choose another data.hub")
+    read, note = _label_reader(task, where, getattr(rows.features["label"], "names", None))
+
+    def cells(column: str, convert: Callable[[Any], Any]) -> list:
+        found = []
+        for row, value in enumerate(rows[column]):
+            try:
+                found.append(convert(value))
+            except ValueError as error:
+                raise InputError(
+                    f"{where}, row {row}, column {column!r}: {error}; correct it or choose another data.hub"
+                ) from None
+        return found
+
+    labels = cells("label", read)
+    first, *second = [cells(column, partial(sentence, task)) for column in task.columns]
+    return Split(first, second[0] if second else None, labels), note
+
+
+def _label_reader(task: Task, where: str, names: list[str] | None) -> tuple[Callable[[Any], int | float], str]:
+    """How the cells of a label column are read, and what the banner must say of it. `names`: of a column that stores
+    numbers for names, in an order that need not be the task's; where none is the task's, theirs is taken for it."""
+    read = partial(label, task)
+    if names is None or task.regression:
+        return read, ""
+    known = {}
+    for i, name in enumerate(names):
+        with contextlib.suppress(ValueError):
+            known[i] = label(task, name)
+    if not known:
+        own = ", ".join(task.labels)
+        return read, f", whose label names {', '.join(names)} are taken in this order for {own}"
+    if len(set(known.values())) < len(names):
+        raise InputError(
+            f"{where}: the label names {', '.join(names)} are not those of the task, {', '.join(task.labels)}"
+        )
+    return lambda value: known[value] if value in known else read(value), ""
+
+
+def _refuse_one_label(raw: RawData, limit: int | None) -> None:
+    """Nothing is learnt from examples that are all alike, and no metric says anything about them."""
+    for name, split in raw.splits.items():
+        if len(set(split.labels)) > 1:
+            continue
+        only = split.labels[0] if raw.task.regression else raw.task.labels[split.labels[0]]
+        drawn = f" that data.train_limit={limit} draws" if limit and name == TRAIN else ""
+        raise InputError(
+            f"data.{raw.source}={raw.origin}, task {raw.task.name}, split {name}: all {len(split)} examples{drawn} "
+            f"have the same label, {only}; give data with at least two"
+        )
 
 
 class GlueData(LightningDataModule):
@@ -153,9 +209,9 @@ class GlueData(LightningDataModule):
     (long[B], or float32[B] for regression).
 
     `raw`: from `load_raw`. `tokenizer`: a fast one. `max_length`: tokens of an example, special ones included.
-    `seed`: of the training order; `pad_to`: training batches are padded to a multiple of it. Build the Trainer with
-    `use_distributed_sampler=False`: the loaders share the examples between processes themselves (see `BatchLoader`,
-    also for resuming in the middle of an epoch).
+    `seed`: of the training order; attribute `pad_to`: training batches are padded to a multiple of it. Build the
+    Trainer with `use_distributed_sampler=False`: the loaders share the examples between processes themselves (see
+    `BatchLoader`, also for resuming in the middle of an epoch).
     """
 
     def __init__(
@@ -167,11 +223,10 @@ class GlueData(LightningDataModule):
         batch_size: int,
         eval_batch_size: int,
         seed: int,
-        pad_to: int = PAD_TO,
     ):
         super().__init__()
         self.raw, self.task = raw, raw.task
-        self.batch_size, self.eval_batch_size, self.seed, self.pad_to = batch_size, eval_batch_size, seed, pad_to
+        self.batch_size, self.eval_batch_size, self.seed, self.pad_to = batch_size, eval_batch_size, seed, PAD_TO
         self.dev_names = list(raw.task.dev)
         self.encoded: dict[str, Encoded] = {
             name: encode(
@@ -181,6 +236,7 @@ class GlueData(LightningDataModule):
                 split.labels,
                 max_length=max_length,
                 regression=raw.task.regression,
+                where=f"task {raw.task.name} from {raw.origin}, split {name}",
             )
             for name, split in raw.splits.items()
         }
@@ -206,9 +262,9 @@ class GlueData(LightningDataModule):
         rows = Random(seed).sample(rows, min(n_batches * batch_size, len(rows)))
         return [self.encoded[TRAIN].batch(rows[at : at + batch_size]) for at in range(0, len(rows), batch_size)]
 
-    def sample_batches(self, split: str, sentences: int, batch_size: int, seed: int) -> list[Batch]:
-        """Up to `sentences` examples of a split, the same for the same seed and on every process, sorted by length."""
-        data = self.encoded[split]
+    def sample_batches(self, sentences: int, batch_size: int, seed: int) -> list[Batch]:
+        """Up to `sentences` training examples, the same for the same seed and on every process, sorted by length."""
+        data = self.encoded[TRAIN]
         rows = Random(seed).sample(range(len(data)), min(sentences, len(data)))
         rows.sort(key=data.lengths.tolist().__getitem__)
         return [data.batch(rows[at : at + batch_size]) for at in range(0, len(rows), batch_size)]

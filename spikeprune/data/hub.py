@@ -66,11 +66,12 @@ def load_splits(name: str, config: str | None, *, instead: str):
     """The `DatasetDict` of a hub dataset or a local dataset directory: from the network if the hub answers, else from
     the cache, else `HubUnavailable`. Other faults are a plain `InputError`. `instead`: what the user could do."""
     import datasets
-    from datasets.exceptions import DatasetNotFoundError
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
     what = f"dataset {name!r}" + (f" ({config})" if config else "")
-    online = Path(name).is_dir() or reachable()
-    absent = (DatasetNotFoundError, ConnectionError, FileNotFoundError)
+    here = Path(name).is_dir()
+    online = here or reachable()
+    absent = () if here else (DatasetNotFoundError, ConnectionError, FileNotFoundError)
     if not online:
         absent += (ValueError,)  # cached, but not this config
     try:
@@ -80,7 +81,7 @@ def load_splits(name: str, config: str | None, *, instead: str):
         raise HubUnavailable(
             f"{what} was found neither on the hub nor in its cache ({_line(error)}); {instead}"
         ) from error
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, DatasetsError) as error:
         raise InputError(f"{what} cannot be read: {_line(error)}; {instead}") from error
 
 

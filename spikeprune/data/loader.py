@@ -17,6 +17,7 @@ from spikeprune import ranks
 from spikeprune.errors import InputError
 
 PAD_TO = 8  # what tensor cores like
+PAD_REPLAYED = 32  # fewer shapes, so fewer CUDA graphs
 POOL = 50  # batches that share one sorting by length: large enough to save padding, small enough to stay shuffled
 
 Batch = dict[str, Tensor]
@@ -63,12 +64,19 @@ class Encoded:
         return out
 
 
-def encode(tokenizer, first, second=None, labels=None, *, max_length: int, regression: bool = False) -> Encoded:
+def encode(
+    tokenizer, first, second=None, labels=None, *, max_length: int, regression: bool = False, where: str = "the texts"
+) -> Encoded:
     """Tokenizes sentences (pairs) once: `[CLS] first [SEP]` or `[CLS] first [SEP] second [SEP]`, cut to `max_length`
-    tokens, special ones included, from the longer of the two."""
+    tokens, special ones included, from the longer of the two. An example without any other token is an InputError,
+    which says `where`."""
     options = {"truncation": True, "max_length": max_length, "return_attention_mask": False}
     rows = tokenizer(list(first), None if second is None else list(second), return_token_type_ids=True, **options)
     lengths = [len(row) for row in rows["input_ids"]]
+    special = tokenizer.num_special_tokens_to_add(pair=second is not None)
+    if empty := [i for i, length in enumerate(lengths) if length <= special]:
+        text = first[empty[0]] if second is None else f"{first[empty[0]]} {second[empty[0]]}"
+        raise InputError(f"{where}, example {empty[0]}: the tokenizer leaves nothing of {text!r}; correct or drop it")
     kind = torch.float32 if regression else torch.long
     return Encoded(
         ids=_flat(rows["input_ids"]),

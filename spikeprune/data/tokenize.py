@@ -9,6 +9,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from spikeprune import jsonfile
 from spikeprune.data.hub import reachable
 from spikeprune.errors import InputError
 
@@ -21,6 +22,7 @@ SPECIAL = {
 }  # in the order of their ids
 UNKNOWN_LIMIT = 0.5  # share of [UNK] above which a vocabulary is taken not to belong to the data
 SAMPLE = 1000  # sentences looked at
+FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")  # that it may need
 
 
 def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerFast:
@@ -39,6 +41,12 @@ def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerFast:
             raise InputError(
                 f"the tokenizer of {checkpoint} has no {role}, so it is not a BERT's; choose a BERT checkpoint"
             )
+    row = tokenizer("a")["input_ids"]
+    if row[:1] != [tokenizer.cls_token_id] or row[-1:] != [tokenizer.sep_token_id]:
+        raise InputError(
+            f"the tokenizer of {checkpoint} does not put {tokenizer.cls_token} and {tokenizer.sep_token} around a "
+            "sentence, which a BERT reads; save it with its post-processor"
+        )
     return tokenizer
 
 
@@ -50,6 +58,13 @@ def _from_directory(checkpoint: str) -> PreTrainedTokenizerFast:
         )
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         raise InputError(f"{checkpoint} holds no tokenizer (neither tokenizer.json nor vocab.txt); copy it there")
+    remedy = f"copy it there again, or make {folder} again"
+    try:
+        for name in FILES:
+            if (folder / name).is_file():
+                jsonfile.read(folder / name, remedy)
+    except InputError as error:
+        raise InputError(f"the tokenizer in {checkpoint} cannot be read: {error}") from None
     try:
         return AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:

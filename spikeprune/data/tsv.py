@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from spikeprune.data.cells import label, sentence
 from spikeprune.errors import InputError
 from spikeprune.tasks import Task
 
@@ -41,9 +42,12 @@ def read_tsv(task: Task, path: Path) -> tuple[list[str], list[str] | None, list,
         if cells[label_at].strip() in task.skip_labels:
             skipped += 1
             continue
-        labels.append(_label(task, cells[label_at].strip(), path, number))
-        for column, at in zip(sentences, texts, strict=True):
-            column.append(cells[at].strip())
+        try:
+            labels.append(label(task, cells[label_at].strip()))
+            for column, at in zip(sentences, texts, strict=True):
+                column.append(sentence(task, cells[at]))
+        except ValueError as error:
+            raise InputError(f"{path}:{number}: {error}; correct it or drop this line") from None
     if not labels:
         raise InputError(f"{path} holds no examples; put the {task.name} data there or choose another data.dir")
     return sentences[0], (sentences[1] if task.pair else None), labels, skipped
@@ -61,19 +65,7 @@ def _columns(task: Task, path: Path, lines: list[str]) -> tuple[list[int], int, 
             f"{path}:1: no column {missing[0]!r} in the header ({', '.join(header)}); task {task.name} needs "
             f"{', '.join(names)}"
         )
+    twice = [name for name in names if header.count(name) > 1]
+    if twice:
+        raise InputError(f"{path}:1: the header has column {twice[0]!r} more than once; rename all but the right one")
     return [header.index(name) for name in names] if lines else [0] * len(names), len(header), 1
-
-
-def _label(task: Task, cell: str, path: Path, number: int) -> int | float:
-    if task.labels is not None:
-        if cell not in task.tsv_labels:
-            raise InputError(f"{path}:{number}: label {cell!r} is none of {', '.join(task.tsv_labels)}; correct it")
-        return task.tsv_labels.index(cell)
-    low, high = task.range
-    try:
-        value = float(cell)
-    except ValueError:
-        value = float("nan")
-    if not low <= value <= high:  # nan fails too
-        raise InputError(f"{path}:{number}: score {cell!r} is not a number from {low:g} to {high:g}; correct it")
-    return value

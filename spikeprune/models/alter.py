@@ -9,9 +9,9 @@ from spikeprune.models.outputs import INPUTS
 from spikeprune.models.student import Student
 
 
-def altered(student: Student, *, coding: str | None = None, dead_zone: str | None = None) -> Student:
-    """The same weights, masks and steps under another coding, or with other dead zones (none, channel, site), whose
-    edges then stand at zero until `deaden`. `student` stays as it is; what is None stays too."""
+def altered(student: Student, *, coding: str | None = None, dead_zone: bool | None = None) -> Student:
+    """The same weights, masks and steps under another coding, or with dead zones or without, whose edges then
+    stand at zero until `deaden`. `student` stays as it is; what is None stays too."""
     values = {**student.values, "t_steps": student.steps}
     state = student.state_dict()
     if coding is not None:

@@ -13,7 +13,7 @@ from spikeprune.models.outputs import Outputs
 from spikeprune.models.student import Student
 from spikeprune.spiking.flow import Pass
 
-CHUNK = 2**25  # 128 MiB of float32
+CHUNK = 2**25  # most numbers in one tensor of a simulation: 128 MiB of float32
 
 
 def answer(
@@ -53,7 +53,7 @@ def replayable(student: Student, tokens: Tensor, stepwise: bool) -> bool:
     """Whether `answer` sends nothing from the host to the device on its way, so that a CUDA graph can hold it."""
     if not student.classifier.weight.is_cuda or torch.is_autocast_enabled("cuda"):
         return False
-    if student.products != "float" or student.embedding.feedback is not None:
+    if student.embedding.feedback is not None:
         return False
     with torch.no_grad():
         run = Pass("spiking", tokens, count=True, scores=False)
@@ -64,7 +64,7 @@ def state(student: Student) -> Hashable:
     """What a CUDA graph of `answer` takes for granted; what the engine holds of weights is brought up to date."""
     with torch.inference_mode(False):
         stamps = held.stamps(student)
-    ways = (student.quantized, student.products, student.training, student.embedding.site.kernels)
+    ways = (student.quantized, student.training, student.embedding.site.kernels)
     places = tuple(tensor.data_ptr() for tensor in (*student.parameters(), *student.buffers()))
     return (*student.steps, *ways, stamps, places)
 

@@ -7,19 +7,22 @@ hidden size D and the head size d stay.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
+from spikeprune.errors import InputError
+from spikeprune.models.description import read_description
 from spikeprune.models.matrices import codes
 from spikeprune.models.packing import PackedLinear, pack, pack_sparse, unpack_sparse
 from spikeprune.models.quant import MATRICES
 from spikeprune.models.student import Student, first
+from spikeprune.tensors import misfit, not_finite
 
 ROWS = {"heads": ("query", "key", "value"), "ffn": ("up",)}  # matrices whose rows are heads' channels, or neurons
 THETAS = {"heads": ("query_site", "key_site", "value_site", "context_site"), "ffn": ("intermediate_site",)}
@@ -27,6 +30,7 @@ COLUMNS = {"heads": "out", "ffn": "down"}
 Cut = Callable[..., dict[str, Tensor]]  # (student, layer, matrix, rows, columns) -> its tensors in the smaller one
 PARTS = ("weight", "data", "scale")  # of a matrix, besides its bias
 SPARSE = ("places", "weights")  # of a matrix in the file of a student that has lost synapses
+AGAIN = "`spikeprune compact` makes it again"
 IMPLIED = ("heads", "ffn", "t_steps")  # of a state, which a compacted student's values already tell
 
 
@@ -81,7 +85,7 @@ def smaller_layer(student: Student, index: int, *, heads: Tensor, ffn: Tensor, m
             per_channel = student.values["theta"] == "channel"
             out[theta] = state[theta][units] if per_channel else state[theta][: len(units)]
             edge = theta.replace("log_theta", "dead_zone.edge")
-            if student.values["dead_zone"] == "channel":
+            if student.values["dead_zone"]:
                 out[edge] = state[edge][units]
     for name in MATRICES:
         out |= matrix(student, index, name, rows.get(name, slice(None)), columns.get(name, slice(None)))
@@ -188,22 +192,48 @@ def matrix_names(student: Student) -> list[str]:
     return [f"layers.{i}.{name}" for i in range(len(student.layers)) for name in MATRICES]
 
 
-def restored(values: dict[str, Any], tensors: dict[str, Tensor]) -> Student:
-    """A compacted student from its values and the tensors of its file, in evaluation mode."""
-    student, tensors = Student(**values), dict(tensors)
-    implied = {name: getattr(student, name) for name in IMPLIED}
+def restored(folder: Path, tensors: dict[str, Tensor]) -> Student:
+    """The compacted student whose values lie in `folder`, with the tensors of its file, in evaluation mode. Raises
+    InputError where the values cannot be read, or are another student's."""
+    path, tensors = folder / "student.json", dict(tensors)
+    values = read_description(folder)
+    student = built(path, values, AGAIN).to(tensors["classifier.weight"])
     for matrix in matrix_names(student) if values.get("sparse") else ():
         if f"{matrix}.{SPARSE[0]}" in tensors:  # with nearly all its synapses it is written as it is
             packed = [tensors.pop(f"{matrix}.{part}") for part in SPARSE]
             tensors[f"{matrix}.weight"] = unpack_sparse(*packed, student.get_submodule(matrix).weight.shape)
-    student.load_state_dict({**implied, **tensors})
+    fill(student, {**{name: getattr(student, name) for name in IMPLIED}, **tensors}, path, AGAIN)
     return student.eval()
 
 
 def load(folder: str | Path) -> Student:
-    """The student that `spikeprune compact` wrote to `folder`, in evaluation mode; its tokenizer lies beside it."""
-    values = json.loads((Path(folder) / "student.json").read_text())
-    return restored(values, safetensors.torch.load_file(Path(folder) / "model.safetensors"))
+    """The student that `spikeprune compact` wrote to `folder`, in evaluation mode; its tokenizer lies beside it.
+    Raises InputError for a file that is missing, damaged, or of another student."""
+    path = Path(folder) / "model.safetensors"
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: is missing or damaged ({error}); {AGAIN}") from None
+    return restored(Path(folder), tensors)
+
+
+def built(path: Path, values: dict[str, Any], remedy: str) -> Student:
+    """The student of these values, its weights at random. Raises InputError, which names their file, where there is
+    none."""
+    try:
+        return Student(**values)
+    except (TypeError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: describes no student ({error}); {remedy}") from None
+
+
+def fill(student: Student, state: dict[str, Tensor], path: Path, remedy: str) -> None:
+    """Load a state. Raises InputError where it is another network's than that of the values in `path`, and for a number
+    that is not finite, which a simulation would pass over: NaN reaches no threshold."""
+    if wrong := misfit(student.state_dict(), state):
+        raise InputError(f"{path}: does not describe the network in model.safetensors ({wrong}); {remedy}")
+    if wrong := not_finite(state):
+        raise InputError(f"{path.parent}: {wrong[0]} of the network is not finite; {remedy}")
+    student.load_state_dict(state)
 
 
 def parameter_count(student: Student) -> int:

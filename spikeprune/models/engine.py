@@ -59,7 +59,7 @@ def covers(student: Student, run: Pass) -> bool:
         timed = timed and (site.leak == 1.0 or student.coding == "per_step")
     else:
         return False
-    return timed and site.kind in KINDS and student.products == "float" and shaped(student)
+    return timed and site.kind in KINDS and shaped(student)
 
 
 def suits(like: Tensor) -> bool:
@@ -69,12 +69,11 @@ def suits(like: Tensor) -> bool:
 def shaped(student: Student) -> bool:
     """Whether the network itself is one that the engine's kernels know."""
     layers, values = student.layers, student.values
-    plain = student.query == "real" and student.embedding.feedback is None and values["dead_zone"] == "none"
+    plain = student.query == "real" and student.embedding.feedback is None and not values["dead_zone"]
     plain = plain and values["residual"] == "spikes"
     plain = plain and all(layer.act is gelu or isinstance(layer.act, GELUActivation) for layer in layers)
-    quiet = not student.training or not values["dropout"]
     sized = values["hidden"] <= WIDEST and values["hidden"] // values["heads"] in HEAD_SIZES
-    return plain and quiet and sized and all(layer.heads and layer.ffn for layer in layers)
+    return plain and sized and all(layer.heads and layer.ffn for layer in layers)
 
 
 @cache

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from spikeprune.models.outputs import check_length
 from spikeprune.models.quant import MATRICES
 from spikeprune.spiking.flow import Pass, Signal
 from spikeprune.spiking.site import Site
@@ -33,7 +34,6 @@ class SpikingEmbedding(nn.Module):
         segments: int,
         hidden: int,
         eps: float,
-        dropout: float,
         feedback: bool = False,
         residual: str = "spikes",
         **neuron,
@@ -43,7 +43,6 @@ class SpikingEmbedding(nn.Module):
         self.position = nn.Embedding(positions, hidden)
         self.segment = nn.Embedding(segments, hidden)
         self.norm = nn.LayerNorm(hidden, eps=eps)
-        self.dropout = nn.Dropout(dropout)
         self.site = Site("embedding", hidden, **neuron)
         self.site.shows_current = residual == "membrane"
         self.feedback = nn.Linear(hidden, hidden, bias=False) if feedback else None
@@ -52,8 +51,9 @@ class SpikingEmbedding(nn.Module):
 
     def current(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
         """What the words say, `[B, N, D]`."""
+        check_length(input_ids, self.position.num_embeddings)
         position = self.position.weight[: input_ids.shape[1]]  # [N, D]
-        return self.dropout(self.norm(self.word(input_ids) + position + self.segment(token_type_ids)))
+        return self.norm(self.word(input_ids) + position + self.segment(token_type_ids))
 
     def forward(
         self, input_ids: Tensor, token_type_ids: Tensor, *, t_steps: int, run: Pass, back: Signal | None = None
@@ -81,7 +81,6 @@ class SpikingLayer(nn.Module):
         query: str,
         eps: float,
         act: str,
-        dropout: float,
         linear: Callable[[int, int], nn.Module] = nn.Linear,
         residual: str = "spikes",
         **neuron,
@@ -98,7 +97,6 @@ class SpikingLayer(nn.Module):
         self.down = linear(ffn, hidden)
         self.output_norm = nn.LayerNorm(hidden, eps=eps)
         self.act = ACT2FN[act]
-        self.dropout = nn.Dropout(dropout)
 
         def site(name: str, channels: int, groups: int = 1) -> Site:
             return Site(f"layers.{index}.{name}", channels, groups=groups, **neuron)
@@ -128,11 +126,11 @@ class SpikingLayer(nn.Module):
     def attend(self, scores: Tensor, v: Tensor, tokens: Tensor) -> Tensor:
         """`softmax(scores + mask) v`: `[..., B, H, N, N]`, `[..., B, N, D]` -> `[..., B, N, D]`."""
         weights = scores.masked_fill(~tokens[:, None, None, :], -torch.inf).softmax(-1)
-        return (self.dropout(weights) @ self.split(v)).transpose(-3, -2).flatten(-2)
+        return (weights @ self.split(v)).transpose(-3, -2).flatten(-2)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, tokens: Tensor) -> Tensor:
         """`attend(scores(q, k), v)`, `[..., B, N, D]` each; without gradient torch's own, which keeps no scores."""
-        if not self.heads or torch.is_grad_enabled() or (self.training and self.dropout.p):
+        if not self.heads or torch.is_grad_enabled():
             return self.attend(self.scores(q, k), v, tokens)
         q, k, v = (self.split(x) for x in (q, k, v))  # [..., B, H, N, d]
         real = tokens[:, None, None, :].expand(*q.shape[:-3], 1, 1, tokens.shape[1])
@@ -165,7 +163,7 @@ class SpikingLayer(nn.Module):
             scores = self.scores(to_query(source.value), k.value)  # [B, H, N, N]
             y = self.attend(scores, v.value, run.tokens)
         c = self.context_site(context, source, k, v, mask=kept, y=y, **fire)
-        h = self.attention_site(lambda c, a: self.attention_norm(self.dropout(out(c)) + a), c, self.past(a), **fire)
+        h = self.attention_site(lambda c, a: self.attention_norm(out(c) + a), c, self.past(a), **fire)
         f = self.intermediate_site(lambda h: self.act(up(h)), h, mask=ffn, **fire)  # [B, N, F]
-        a = self.output_site(lambda f, h: self.output_norm(self.dropout(down(f)) + h), f, self.past(h), **fire)
+        a = self.output_site(lambda f, h: self.output_norm(down(f) + h), f, self.past(h), **fire)
         return a, scores

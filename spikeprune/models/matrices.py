@@ -1,4 +1,4 @@
-"""What each of the encoder's six matrices computes: stored floats, few-bit weights, packed ones, or integer products.
+"""What each of the encoder's six matrices computes: stored floats, few-bit weights or packed ones.
 
 A matrix is named by its layer and its name in `quant.MATRICES`.
 """
@@ -8,12 +8,10 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikeprune.models import quant
-from spikeprune.models.integer import integer_linear, steps_behind
 from spikeprune.models.packing import PackedLinear
 from spikeprune.spiking.site import Site
 
@@ -25,11 +23,11 @@ def matrix(student: Student, layer: int, name: str) -> nn.Linear | PackedLinear:
     return getattr(student.layers[layer], name)
 
 
-def source(student: Student, layer: int, name: str) -> tuple[Site, int]:
-    """The site whose spikes the matrix reads, and the steps of its train."""
+def source(student: Student, layer: int, name: str) -> Site:
+    """The site whose spikes the matrix reads."""
     here, below = student.layers[layer], student.layers[layer - 1].output_site if layer else student.embedding.site
     sites = {"out": here.context_site, "up": here.attention_site, "down": here.intermediate_site}
-    return sites.get(name, below), student.steps[layer + 1 if name in sites else layer]
+    return sites.get(name, below)
 
 
 def sizes(student: Student, layer: int, name: str) -> Tensor | None:
@@ -41,8 +39,7 @@ def sizes(student: Student, layer: int, name: str) -> Tensor | None:
         kept = student.ffn[layer, : here.ffn]
     if not student.fold:
         return kept
-    site, _ = source(student, layer, name)
-    theta = site.theta.detach().expand(matrix(student, layer, name).in_features)
+    theta = source(student, layer, name).theta.detach().expand(matrix(student, layer, name).in_features)
     return theta if kept is None else theta * kept
 
 
@@ -67,21 +64,6 @@ def acting_weight(student: Student, layer: int, name: str) -> Tensor:
 def acting(student: Student, layer: int, name: str) -> Map:
     """The matrix as a map, its weight worked out once however often the map is called."""
     linear = matrix(student, layer, name)
-    if student.products == "int8":
-        return integer(student, layer, name)
     if not student.quantized:
         return linear
     return partial(F.linear, weight=acting_weight(student, layer, name), bias=linear.bias)
-
-
-def integer(student: Student, layer: int, name: str) -> Map:
-    """The matrix as a product of its int8 codes with the spike counts of its source. Raises RuntimeError where a
-    gradient is wanted, which whole numbers do not have."""
-    if torch.is_grad_enabled():
-        raise RuntimeError("int8 products have no gradient: they are for evaluation under torch.no_grad()")
-    linear, (site, t_steps) = matrix(student, layer, name), source(student, layer, name)
-    numbers, scale = codes(student, layer, name)
-    theta, per_channel = site.theta, student.fold
-    unit = scale[:, 0] if per_channel or not theta.numel() else scale[:, 0] * theta
-    steps = partial(steps_behind, t_steps=t_steps, coding=student.coding)
-    return partial(integer_linear, codes=numbers.to(torch.int8), unit=unit, bias=linear.bias, theta=theta, steps=steps)

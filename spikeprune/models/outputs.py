@@ -6,7 +6,18 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from spikeprune.errors import InputError
+
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # of a batch, in the order that teacher and student take
+
+
+def check_length(input_ids: Tensor, positions: int) -> None:
+    """Raises InputError for texts `[B, N]` that a model with so many position embeddings cannot read."""
+    if not 1 <= input_ids.shape[1] <= positions:
+        raise InputError(
+            f"texts of {input_ids.shape[1]} tokens do not fit this model, which reads from 1 to {positions}; tokenize "
+            f"them with truncation=True, max_length={positions}"
+        )
 
 
 @dataclass

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from spikeprune.errors import known
 from spikeprune.models.quant import QUANTIZERS, Codes, Quantizer
-from spikeprune.size import known
 
 
 class PackedLinear(nn.Module):

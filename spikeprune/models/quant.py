@@ -6,7 +6,7 @@ are dead (no gradient reaches them, weight decay shrinks them), and what is dead
 matrix and the same matrix without its pruned columns have the same codes and scales.
 
 With `fold` it is W diag(theta) that is quantized, theta the thresholds of the site that the matrix reads: its synapses
-then see pure spikes, and a product of codes and spike counts is one of small whole numbers (see `integer`).
+then see pure spikes, and a product of codes and spike counts is one of small whole numbers.
 
 To add a quantizer: write one function `(w, inputs) -> (codes, scale)`, where `inputs` is the number of columns that
 count (null: all; the others hold zeros), and add one entry.
@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spikeprune.size import known
+from spikeprune.errors import known
 
 MATRICES = ("query", "key", "value", "out", "up", "down")  # of each layer; every other parameter stays float32
 Codes = tuple[Tensor, Tensor]

@@ -26,21 +26,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikeprune.errors import known
 from spikeprune.models import engine, matrices
+from spikeprune.models.checkpoint import ACTIVATIONS
 from spikeprune.models.feedback import close
-from spikeprune.models.integer import MOST_STEPS, PRODUCTS, exact
 from spikeprune.models.layer import Map, SpikingEmbedding, SpikingLayer, layer_of
 from spikeprune.models.outputs import Outputs
 from spikeprune.models.packing import PackedLinear
 from spikeprune.models.quant import QUANTIZERS, WEIGHTS
 from spikeprune.models.synapses import Synapses, counted
-from spikeprune.size import Links, known
+from spikeprune.size import Links
 from spikeprune.spiking.flow import Pass, Signal
-from spikeprune.spiking.site import Site
+from spikeprune.spiking.site import KERNELS, Site
 
-__all__ = ["DEAD_ZONES", "Student", "layer_of"]
-DEAD_ZONES = ("none", "channel", "site")
+__all__ = ["Student", "layer_of"]
 RESIDUALS = ("spikes", "membrane")
+QUERIES = ("real", "spiking")
+POOLINGS = ("mean", "cls")
 
 
 def unit_counts(layers: int, most: int, counts: Sequence[int] | None) -> list[int]:
@@ -54,6 +56,11 @@ def unit_counts(layers: int, most: int, counts: Sequence[int] | None) -> list[in
 def first(counts: Sequence[int], width: int) -> Tensor:
     """`[L, width]`: as many leading ones in each row as `counts` says, then zeros."""
     return (torch.arange(width) < torch.tensor(counts)[:, None]).float()
+
+
+def see_synapses(student: Student, _: Any) -> None:
+    """After a checkpoint was loaded. A function of the module, since a student is sent to other processes pickled."""
+    student.synapses.see(student)
 
 
 class Student(nn.Module):
@@ -70,7 +77,7 @@ class Student(nn.Module):
 
     `packed`: the encoder's matrices are held as few-bit codes and scales and are final. `fold`: thresholds per channel
     are folded into the matrices that read them before these are quantized (see `quant`). `sparse`: a weight of zero in
-    the encoder's matrices is no synapse (see `synapses`).
+    the encoder's matrices is no synapse (see `synapses`). `labels`: what the classes are called, in their order.
     """
 
     def __init__(
@@ -93,32 +100,37 @@ class Student(nn.Module):
         pooling: str = "mean",
         act: str = "gelu",
         eps: float = 1e-12,
-        dropout: float = 0.0,
         kernels: str = "torch",
         weights: str = "float",
         fold: bool = False,
         packed: bool = False,
         feedback: bool = False,
         residual: str = "spikes",
-        dead_zone: str = "none",
+        dead_zone: bool = False,
         sparse: bool = False,
         layer_heads: Sequence[int] | None = None,
         layer_ffn: Sequence[int] | None = None,
+        labels: Sequence[str] | None = None,
     ):
         values = {name: value for name, value in locals().items() if name not in ("self", "__class__", "kernels")}
         super().__init__()
         known("weights", weights, tuple(QUANTIZERS) if packed else WEIGHTS)
-        known("dead_zone", dead_zone, DEAD_ZONES)
         known("residual", residual, RESIDUALS)
+        known("query", query, QUERIES)
+        known("pooling", pooling, POOLINGS)
+        known("act", act, ACTIVATIONS)
+        if hidden % heads:
+            raise ValueError(f"hidden size {hidden} is no multiple of {heads} heads")
+        if labels is not None and len(labels) != classes:
+            raise ValueError(f"{classes} classes need as many labels, not {len(labels)}")
         if sparse and weights != "float":
             raise ValueError(f"a sparse student's weights are float, not {weights}")
         if feedback and coding == "accumulate":
             raise ValueError("feedback needs a synchronous coding: in accumulate the last layer fires after the first")
         self.values, self.packed = values, packed
         self.fold = fold and theta == "channel" and weights != "float"  # one theta for all is a matter of the scale
-        self.products = "float"
         own_heads, own_ffn = unit_counts(layers, heads, layer_heads), unit_counts(layers, ffn, layer_ffn)
-        common = {"neuron": spikes, "leak": leak, "coding": coding, "theta": theta, "eps": eps, "dropout": dropout}
+        common = {"neuron": spikes, "leak": leak, "coding": coding, "theta": theta, "eps": eps}
         common |= {"kernels": kernels, "dead_zone": dead_zone, "residual": residual}
         self.coding, self.pooling, self.query, self.weights = coding, pooling, query, weights
         sizes = {"vocab": vocab, "positions": positions, "segments": segments, "hidden": hidden}
@@ -133,7 +145,6 @@ class Student(nn.Module):
         self.pooler = nn.Linear(hidden, hidden) if pooling == "cls" else None
         self.layers[-1].output_site.count_first = pooling == "cls"
         self.layers[-1].output_site.sends_pulses = True
-        self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(hidden, classes)
         self.register_buffer("heads", first(own_heads, heads))
         self.register_buffer("ffn", first(own_ffn, ffn))
@@ -146,7 +157,7 @@ class Student(nn.Module):
         if sparse:
             self.synapses = Synapses(self)
             self.synapses.see(self)
-            self.register_load_state_dict_post_hook(lambda student, _: student.synapses.see(student))
+            self.register_load_state_dict_post_hook(see_synapses)
 
     @property
     def steps(self) -> list[int]:
@@ -164,6 +175,10 @@ class Student(nn.Module):
     def stored_bits(self) -> int:
         """Bits that a weight of the encoder's matrices takes when packed: float32 until it is quantized all the way."""
         return QUANTIZERS[self.weights].stored if self.quantized == 1 else 32
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the numbers read so far: they are known by a buffer's place in this process' memory."""
+        return {**self.__dict__, "_read": {}}
 
     def _numbers(self, name: str) -> Any:
         """A buffer as numbers; read from the device again only after it has changed."""
@@ -198,28 +213,6 @@ class Student(nn.Module):
     def acting_weight(self, layer: int, name: str) -> Tensor:
         return matrices.acting_weight(self, layer, name)
 
-    def use_products(self, products: str) -> None:
-        """How quantized matrices meet spikes in evaluation: `float`, or `int8` codes times whole spike counts. Part of
-        no checkpoint: it may be set any time. Raises ValueError, a sentence, where whole numbers cannot do it."""
-        known("products", products, PRODUCTS)
-        if products == "int8" and (problem := self.no_integers()):
-            raise ValueError(f"int8 products need {problem}")
-        self.products = products
-
-    def no_integers(self) -> str | None:
-        """What int8 products lack here; None where they can be used."""
-        if self.quantized < 1:
-            return f"quantized weights; these are {self.weights}, {self.quantized:.0%} quantized"
-        if self.values["theta"] == "channel" and not self.fold:
-            return "one threshold per tensor, or thresholds that were folded before quantizing"
-        if self.embedding.site.neuron.gain is not None:
-            return "thresholds that do not follow the input"
-        if self.values["leak"] != 1:
-            return "neurons without leak, whose rates are whole numbers of spikes"
-        if max(self.steps) > MOST_STEPS:
-            return f"trains of at most {MOST_STEPS} steps"
-        return None if exact(self.classifier.weight.device) else "a processor whose int8 products are exact"
-
     def links(self) -> list[Links] | None:
         """The synapses of each layer; None where every kept unit has all of them."""
         return None if self.synapses is None else [self.synapses.links(i) for i in range(len(self.layers))]
@@ -234,6 +227,7 @@ class Student(nn.Module):
 
     def use_kernels(self, kernels: str) -> None:
         """What every site computes with: torch or triton (see `Site`)."""
+        known("kernels", kernels, KERNELS)
         for site in self.sites().values():
             site.kernels = kernels
 
@@ -316,8 +310,6 @@ class Student(nn.Module):
         """The last layer's values `[..., B, N, D]` -> logits `[..., B, C]`: of [CLS] through BERT's pooler, or of the
         mean over the real `tokens [B, N]`."""
         if self.pooler is not None:
-            return self.classifier(self.dropout(self.pooler(a[..., 0, :]).tanh()))
+            return self.classifier(self.pooler(a[..., 0, :]).tanh())
         weights = tokens.to(a.dtype)
-        return self.classifier(
-            self.dropout(torch.einsum("...nd,...n->...d", a, weights) / weights.sum(1, keepdim=True))
-        )
+        return self.classifier(torch.einsum("...nd,...n->...d", a, weights) / weights.sum(1, keepdim=True))

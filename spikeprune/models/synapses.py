@@ -79,8 +79,8 @@ def among(student: Student, layer: int, name: str) -> Tensor:
 
 def said(student: Student, layer: int, name: str) -> Tensor:
     """`[out, in]`: the size of what a spike adds over each synapse, |w| theta of the neuron that it comes from."""
-    linear, (site, _) = matrix(student, layer, name), source(student, layer, name)
-    return linear.weight.detach().abs() * site.theta.detach().expand(linear.in_features)
+    linear = matrix(student, layer, name)
+    return linear.weight.detach().abs() * source(student, layer, name).theta.detach().expand(linear.in_features)
 
 
 def share(student: Student) -> float:

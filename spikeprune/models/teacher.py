@@ -3,43 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
 from spikeprune.errors import InputError
-from spikeprune.models.outputs import Outputs
-
-
-def read_config(checkpoint: str, *, classes: int) -> BertConfig:
-    """The configuration of a BERT checkpoint (hub name or directory). Raises InputError if it is none that fits."""
-    try:
-        config = AutoConfig.from_pretrained(checkpoint, num_labels=classes)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"teacher.checkpoint: no model configuration at {checkpoint!r}; give a BERT's hub name or a directory "
-            f"with config.json and model.safetensors ({first_line(error)})"
-        ) from None
-    if config.model_type != "bert":
-        raise InputError(
-            f"teacher.checkpoint: {checkpoint} holds a {config.model_type!r} model; SpikingBERT needs a BERT "
-            "(model_type 'bert')"
-        )
-    if getattr(config, "is_decoder", False):
-        raise InputError(f"teacher.checkpoint: {checkpoint} is a BERT decoder (is_decoder is true); use an encoder")
-    if config.hidden_act not in ("gelu", "gelu_new", "relu"):
-        raise InputError(
-            f"teacher.checkpoint: {checkpoint} is a BERT with hidden_act={config.hidden_act!r}; use one with gelu, "
-            "gelu_new or relu"
-        )
-    return config
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+from spikeprune.models.checkpoint import first_line, label_order, read_config, unread_weights
+from spikeprune.models.outputs import Outputs, check_length
+from spikeprune.tensors import not_finite, out_of_memory
 
 
 def scratch_config(
@@ -72,16 +47,26 @@ class Teacher(nn.Module):
         super().__init__()
         self.bert = bert
         self.frozen = False
+        self.note = ""  # on what was taken for granted about the checkpoint, a line
 
     def __reduce__(self):
         # transformers' own hooks, which answer with hidden states, do not survive a pickle
         return rebuilt, (self.bert.config, self.bert.state_dict(), self.frozen)
 
     @classmethod
-    def load(cls, checkpoint: str | Path, *, classes: int, dropout: float | None = None) -> Teacher:
+    def load(
+        cls,
+        checkpoint: str | Path,
+        *,
+        classes: int,
+        labels: Sequence[str] | None = None,
+        dropout: float | None = None,
+    ) -> Teacher:
         """Weights of a hub name or directory, in training mode; `dropout` in place of the configuration's, if any.
 
-        A missing classifier starts at random. Raises InputError for a missing or damaged encoder.
+        A missing classifier starts at random; the rows of one that is there are put in the order of `labels`, the
+        task's, where the checkpoint has the same names. Raises InputError for a missing or damaged encoder, for weights
+        that are not finite, and for one with weights that transformers would leave out.
         """
         config = read_config(str(checkpoint), classes=classes)
         if dropout is not None:
@@ -95,7 +80,9 @@ class Teacher(nn.Module):
                 dtype=torch.float32,
                 ignore_mismatched_sizes=True,  # another task's classifier is made anew, the rest refused
             )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError, MemoryError) as error:
+            if out_of_memory(error):
+                raise InputError(f"teacher.checkpoint: there is not enough memory to load {checkpoint}") from None
             raise InputError(
                 f"teacher.checkpoint: the weights at {checkpoint} cannot be loaded as a BERT with {classes} outputs "
                 f"({first_line(error)})"
@@ -107,11 +94,28 @@ class Teacher(nn.Module):
                 f"teacher.checkpoint: {checkpoint} lacks {len(lost)} of the encoder's weights or has them in another "
                 f"size, first {lost[0]}; is it a complete BERT?"
             )
-        return cls(bert.train())  # transformers loads for answers, and Lightning leaves modes as it finds them
+        if unread := unread_weights(list(info["unexpected_keys"])):
+            raise InputError(
+                f"teacher.checkpoint: {checkpoint} has {len(unread)} weights that a BERT of transformers does not "
+                f"read, first {unread[0]}; it is another architecture"
+            )
+        if broken := not_finite(bert.state_dict()):
+            raise InputError(f"teacher.checkpoint: {broken[0]} at {checkpoint} is not finite; give another checkpoint")
+        teacher = cls(bert.train())  # transformers loads for answers, and Lightning leaves modes as it finds them
+        if labels is not None and not any(key.startswith("classifier.") for key in wrong):
+            teacher.sort_classes(*label_order(str(checkpoint), labels))
+        return teacher
 
     @classmethod
     def scratch(cls, config: BertConfig) -> Teacher:
         return cls(BertForSequenceClassification(config))
+
+    @torch.no_grad()
+    def sort_classes(self, order: Sequence[int], note: str) -> None:
+        """Put the classifier's rows in this order; `note` says what is not known about it."""
+        classifier, self.note = self.bert.classifier, note
+        classifier.weight.copy_(classifier.weight[list(order)])
+        classifier.bias.copy_(classifier.bias[list(order)])
 
     def freeze(self) -> Teacher:
         self.frozen = True
@@ -125,6 +129,7 @@ class Teacher(nn.Module):
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None, *, features: bool = False
     ) -> Outputs:
         """`[B, N]` -> logits `[B, C]`, and with `features` the hidden states and raw attention scores of each layer."""
+        check_length(input_ids, self.bert.config.max_position_embeddings)
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         if not features:
             return Outputs(self.bert(**batch).logits)

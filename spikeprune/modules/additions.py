@@ -52,7 +52,7 @@ class AdditionsTerm(nn.Module):
 
     @torch.no_grad()
     def mean(self, student: Student, batches: Sequence[Mapping[str, Tensor]], mode: str) -> Tensor:
-        """The term on whole `batches` without limit and without dropout, scalar; `mode`: of the student's forward."""
+        """The term on whole `batches` without limit, scalar; `mode`: of the student's forward."""
         was_training = student.training
         student.eval()
         found = []

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprune import distill
+from spikeprune.activity import kept_channels
 from spikeprune.models.outputs import INPUTS, Outputs
 from spikeprune.models.student import Student
 from spikeprune.models.teacher import Teacher
@@ -17,7 +18,6 @@ from spikeprune.size import Shape
 
 # What each loss term is a mean over: a column of a batch's `share` (see `data.loader.shares`).
 MEAN_OVER = {"hard": 0, "soft": 0, "hidden": 1, "firing": 1, "additions": 1, "scores": 2}
-ANSWERS = ("soft", "hard")  # the terms that judge the answer alone
 
 
 def whole_batch(terms: dict[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -43,7 +43,6 @@ class LossWeights:
     additions_from: float = 0.0
     additions_fall: float = 0.5
     temperature: float = 2.0
-    adversarial: float = 0.0
 
 
 class Objective(nn.Module):
@@ -74,39 +73,28 @@ class Objective(nn.Module):
         teacher's, as above."""
         weights, tokens = self.weights, batch["attention_mask"].bool()
         terms: dict[str, Tensor] = {}
+        if weights.soft:
+            terms["soft"] = self.soft(outputs, lesson).mean()
+        if weights.hard:
+            terms["hard"] = self.hard(batch, outputs).mean()
         if weights.hidden:
             terms["hidden"] = distill.hidden_loss(outputs.hidden, lesson.hidden, tokens, self.layer_map)
         if weights.scores:
-            terms["scores"] = distill.scores_loss(outputs.scores, lesson.scores, tokens, self.layer_map)
-        terms |= self.answers(batch, outputs, lesson)
+            scores = outputs.scores, lesson.scores
+            terms["scores"] = distill.scores_loss(*scores, tokens, self.layer_map, heads=student.heads)
         if weights.firing:
-            terms["firing"] = distill.firing_loss(outputs.rates)
+            widths = {name: len(rate) for name, rate in outputs.rates.items()}
+            kept = kept_channels(widths, heads=student.heads, ffn=student.ffn)
+            terms["firing"] = distill.firing_loss(outputs.rates, kept)
         if weights.additions:
             mean = tokens.sum(1).float().mean()
             mean = batch["share"][3].to(mean.dtype) if "share" in batch else mean  # the whole batch's
             terms["additions"] = self.additions(student, outputs, mean)
         return whole_batch(terms, batch)
 
-    def answers(self, batch: Mapping[str, Tensor], outputs: Outputs, lesson: Outputs | None) -> dict[str, Tensor]:
-        """Those of the terms that judge the answer alone."""
-        terms: dict[str, Tensor] = {}
-        if self.weights.soft:
-            terms["soft"] = self.soft(outputs, lesson).mean()
-        if self.weights.hard:
-            terms["hard"] = self.hard(batch, outputs).mean()
-        return terms
-
-    def answered(self, terms: Mapping[str, Tensor]) -> Tensor:
-        """Their weighted sum, scalar."""
-        return sum(self.weight(name) * terms[name] for name in ANSWERS if name in terms)
-
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
-        """The loss, scalar. `adversarial`, the weighted answers' loss of a second look, counts half, the first half."""
-        rest = [self.weight(name) * term for name, term in terms.items() if name not in (*ANSWERS, "adversarial")]
-        answered = self.answered(terms)
-        if "adversarial" in terms:
-            answered = (answered + terms["adversarial"]) / 2
-        return sum(rest, start=answered)
+        """The loss, scalar."""
+        return sum(self.weight(name) * term for name, term in terms.items())
 
     def weight(self, term: str) -> Tensor | float:
         weight = getattr(self.weights, term)

@@ -30,6 +30,9 @@ def adamw(module: nn.Module, how: Optimization, total_steps: int) -> dict:
     ]
     fused = next(module.parameters()).is_cuda
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]], fused=fused)
+    # The fused one offers to unscale gradients in its step, and Lightning then refuses to clip them under mixed
+    # precision. Declined, they are unscaled before they are clipped, or were never scaled.
+    optimizer._step_supports_amp_scaling = False
     warm = max(1, round(how.warmup * total_steps))
 
     def share(step: int) -> float:

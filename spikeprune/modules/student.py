@@ -8,16 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from spikeprune.data.augment import Augment
+from spikeprune.errors import known
 from spikeprune.graphs import GraphedAnswers
 from spikeprune.metrics import Fidelity
-from spikeprune.models.answer import CHUNK, answer, replayable, state
+from spikeprune.models.answer import answer, replayable, state
 from spikeprune.models.outputs import INPUTS, Outputs
 from spikeprune.models.student import Student
 from spikeprune.models.teacher import Teacher
-from spikeprune.modules.adversarial import added, against, still
-from spikeprune.modules.objective import LossWeights, Objective, whole_batch
+from spikeprune.modules.objective import LossWeights, Objective
 from spikeprune.modules.task import TaskModule
 from spikeprune.size import Shape
+
+FORWARDS = ("equilibrium", "spiking")  # that training may use
 
 
 class StudentModule(TaskModule):
@@ -36,12 +38,12 @@ class StudentModule(TaskModule):
         forward_mode: str = "equilibrium",
         augment: Augment | None = None,
         stepwise: bool = False,
-        chunk: int = CHUNK,
         graphed_answers: bool = False,
         **common,
     ):
+        known("forward mode", forward_mode, FORWARDS)
         super().__init__(**common)
-        self.stepwise, self.chunk = stepwise, chunk
+        self.stepwise = stepwise
         self.answers = GraphedAnswers(self.measured) if graphed_answers else None
         self.student, self.shape = student, shape
         self.teacher = teacher.freeze()
@@ -58,24 +60,15 @@ class StudentModule(TaskModule):
         return self.answers(inputs, state(self.student))
 
     def measured(self, inputs: Mapping[str, Tensor]) -> Outputs:
-        return answer(self.student, *inputs.values(), stepwise=self.stepwise, chunk=self.chunk)
+        return answer(self.student, *inputs.values(), stepwise=self.stepwise)
 
     def models(self) -> list[nn.Module]:
         return [self.student, self.teacher]
 
     def learn(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         inputs, objective = [batch[name] for name in INPUTS], self.objective
-        words, length = self.student.embedding.word, self.losses.adversarial
-        unmoved = still(words, batch) if length else None
-        with added(words, unmoved):
-            outputs = self.student(*inputs, mode=self.forward_mode, rate=objective.reads_rates)
-        lesson = objective.lesson(batch, self.teacher)
-        terms = objective(batch, outputs, self.student, lesson)
-        if length:  # the lesson stays: what the teacher said of the words goes for words close by
-            with added(words, against(objective.answered(terms), unmoved, batch, length)):
-                again = self.student(*inputs, mode=self.forward_mode)
-            second = whole_batch(objective.answers(batch, again, lesson), batch)
-            terms["adversarial"] = objective.answered(second)
+        outputs = self.student(*inputs, mode=self.forward_mode, rate=objective.reads_rates)
+        terms = objective(batch, outputs, self.student, objective.lesson(batch, self.teacher))
         self.solved = outputs.solved
         return {"loss": objective.total(terms), **{name: term.detach() for name, term in terms.items()}}
 
@@ -88,11 +81,6 @@ class StudentModule(TaskModule):
     def on_after_backward(self) -> None:
         """Steps and residuals of the fixed points, where there is feedback: backward has found the second."""
         self.log_dict({f"train/feedback_{name}": float(value) for name, value in self.solved.items()})
-
-    def on_fit_start(self) -> None:
-        """On the device, where it is quick: what changed sentences are made of."""
-        if self.augment is not None:
-            self.augment.prepare(self.teacher.bert.get_input_embeddings().weight)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Outputs:
         outputs = super().validation_step(batch, batch_idx, dataloader_idx)

@@ -30,6 +30,7 @@ class TaskModule(L.LightningModule):
         self.graphed = GraphedTerms(self.learn, self.models) if graphs else None
         self.dev_splits = list(dev_splits)
         self.dev_metrics = nn.ModuleList(task_metrics(task) for _ in self.dev_splits)
+        self.found: dict[str, float] = {}  # of the last validation, without `val/`; what Lightning logs is float32
 
     def configure_optimizers(self):
         # not trainer.estimated_stepping_batches: that sets up the loader before a checkpoint is restored, and Lightning
@@ -60,9 +61,10 @@ class TaskModule(L.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         batch = self.varied(batch)
         terms = self.learn(batch) if self.graphed is None else self.graphed(batch, self.learn_state())
+        self.terms = {name: term.detach() for name, term in terms.items()}  # of this step; see callbacks/finite.py
         # between two records nothing reads them, and Lightning takes longer over each than the GPU over a layer
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
-            logged = self.over_ranks({name: term.detach() for name, term in terms.items()})
+            logged = self.over_ranks(self.terms)
             self.log("train/loss", logged.pop("loss"), prog_bar=True)
             self.log_dict({f"train/{name}": term for name, term in logged.items()})
         return terms["loss"]
@@ -85,6 +87,7 @@ class TaskModule(L.LightningModule):
         return outputs
 
     def on_validation_epoch_end(self) -> None:
+        self.found = {}
         for i, metrics in enumerate(self.dev_metrics):
             results = metrics.compute()
             metrics.reset()
@@ -92,7 +95,9 @@ class TaskModule(L.LightningModule):
             if i == 0:
                 self.log("val/main", main_metric(self.task, results), prog_bar=True, rank_zero_only=True)
 
-    def log_quality(self, i: int, results: Mapping[str, Tensor]) -> None:
+    def log_quality(self, i: int, results: Mapping[str, Tensor | float]) -> None:
         """What was found on the `i`-th dev split."""
-        prefix = "val" if i == 0 else f"val/{self.dev_splits[i]}"
-        self.log_dict({f"{prefix}/{name}": value for name, value in results.items()}, rank_zero_only=True)
+        prefix = "" if i == 0 else f"{self.dev_splits[i]}/"
+        found = {f"{prefix}{name}": float(value) for name, value in results.items()}
+        self.found |= found
+        self.log_dict({f"val/{name}": value for name, value in found.items()}, rank_zero_only=True)

@@ -20,14 +20,15 @@ def results(row: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, flo
     """`row`: a student stage's record or its row in `summary.json`, `teacher` that of the teacher.
 
     `heads` and `ffn` count what is left over all layers, `t_steps` is the mean of a layer, `energy_saving` the dense
-    teacher's energy over this one's. Records from before fidelity was measured have none.
+    teacher's energy over this one's. A number that is missing is left out: records from before fidelity was measured
+    have none, and null stands for one that is not finite.
     """
     cost, quality = row["cost"], {**row["metrics"], **row.get("fidelity", {})}
     found = {name: value for name, value in quality.items() if "/" not in name}  # of the first dev split
     found |= {"main": row["main"], **{name: cost[name] for name in COSTS}}
-    found["energy_saving"] = teacher["cost"]["energy_pj"] / cost["energy_pj"]
+    found["energy_saving"] = cost["energy_pj"] and teacher["cost"]["energy_pj"] / cost["energy_pj"]
     found |= {"heads": sum(row["heads"]), "ffn": sum(row["ffn"]), "t_steps": sum(row["t_steps"]) / len(row["t_steps"])}
-    return {PREFIX + name: float(value) for name, value in found.items()}
+    return {PREFIX + name: float(value) for name, value in found.items() if value is not None}
 
 
 def front(points: Iterable[tuple[float, float]]) -> list[int]:

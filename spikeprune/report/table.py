@@ -25,6 +25,17 @@ def banner(summary: Summary) -> str | None:
     return data.get("banner") or (NOT_GLUE if data["source"] == "embedded" else None)
 
 
+def other_data(measured: Summary) -> str | None:
+    """The warning that an evaluation's scores are on other data than the run's own; None where they are not."""
+    if "run_data" not in measured:
+        return None
+    now, own = measured["data"], measured["run_data"]
+    return (
+        f"warning: these are other data than the run's own. Measured on {now['source']} ({now['origin']}), trained on "
+        f"{own['source']} ({own['origin']}): the scores say how the model carries over, not how well it was made"
+    )
+
+
 def energy_unit(picojoules: Sequence[float]) -> tuple[str, float]:
     """(name, pJ in one) of the largest unit in which the smallest of these energies is at least one."""
     least = min(picojoules)
@@ -168,12 +179,15 @@ def evaluation_lines(measured: Summary) -> str:
     if "synapses" in measured:
         rows.append(("synapses", f"{100 * measured['synapses']:.1f} %"))
     if "encoder_weights" in measured:
-        rows += [
-            (name, measured["encoder_weights"][key]) for name, key in (("weights", "kind"), ("products", "products"))
-        ]
+        rows.append(("weights", measured["encoder_weights"]["kind"]))
     stage = measured["stage"] + (", compacted" if measured["compacted"] else "")
     changed = [f"with {' '.join(measured['changed'])}"] if "changed" in measured else []
-    lines = [banner(measured), " · ".join([measured["task"], measured["run"], stage, *changed]), ""]
+    lines = [
+        other_data(measured),
+        banner(measured),
+        " · ".join([measured["task"], measured["run"], stage, *changed]),
+        "",
+    ]
     lines = [line for line in lines if line is not None] + [f"{name:<16}{value:>12}" for name, value in rows]
     if "dynamic" in measured:
         lines += ["", *dynamic_lines(measured["dynamic"])]

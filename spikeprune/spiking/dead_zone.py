@@ -17,7 +17,7 @@ from spikeprune.spiking.flow import Pass
 
 
 class DeadZone(nn.Module):
-    """Currents of at most `edge` (per channel `[D]`, or one for the site `[1]`) count as zero; 0 silences nothing."""
+    """Currents of at most `edge [D]` count as zero; 0 silences nothing."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -38,13 +38,16 @@ class DeadZone(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, y: Tensor, tokens: Tensor, percentile: float) -> None:
-        """Put the edge where it silences `percentile` % of the currents `[..., B, N, D]` on real tokens, rounded down
-        to a whole number of them: of each channel, or of all together. It lies half-way to the next larger one, so
-        that rounding errors move nothing across it."""
+        """Put the edge where it silences `percentile` % of each channel's currents `[..., B, N, D]` on real tokens,
+        rounded down to a whole number of them. It lies half-way to the next larger one, so that rounding errors move
+        nothing across it."""
         if not y.shape[-1]:
             return
         sizes = y[..., tokens, :].abs().flatten(0, -2)  # [M, D]
-        if self.edge.numel() == 1:
-            sizes = sizes.reshape(-1, 1)
         k = math.floor(percentile / 100 * len(sizes))
         self.edge.copy_(sizes.sort(0).values[k - 1 : k + 1].mean(0) if k else torch.zeros_like(self.edge))
+
+
+def among(x: Tensor, alive: Tensor | None) -> Tensor:
+    """The channels of `x [..., D]` that are `alive [D]`; all of them where none is, or nobody says which."""
+    return x if alive is None or not alive.any() else x[..., alive > 0]

@@ -36,7 +36,7 @@ def until_settled(
     that are `alive` (0/1, `[D]` or `[B, 1, D]`). The first possible stop is at step 2; at the last step nothing is
     asked. What a stopped sample would have fired later changes nothing.
     """
-    weights = tokens[..., None].to(x.dtype)
+    weights = tokens[..., None].double()  # so that no bound is passed by rounding
     weights = weights.expand_as(x) if alive is None else weights * alive
     size = weights.sum((1, 2)).clamp(min=1)  # [B]
     live = torch.ones(len(x), dtype=torch.bool, device=x.device)

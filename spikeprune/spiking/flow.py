@@ -7,7 +7,11 @@ from functools import cached_property
 
 from torch import Tensor
 
+from spikeprune.errors import known
 from spikeprune.spiking.coding import Coding, hold
+
+# equilibrium: closed form | spiking: step by step | calibrate: sets theta, then clips | clip: as for T -> infinity
+MODES = ("equilibrium", "spiking", "calibrate", "clip")
 
 
 @dataclass
@@ -41,8 +45,7 @@ class Signal:
 class Pass:
     """One forward pass: how the sites answer, and what they leave behind under their names."""
 
-    # equilibrium: closed form | spiking: step by step | calibrate: sets theta, then clips | clip: as for T -> infinity
-    mode: str
+    mode: str  # one of MODES
     tokens: Tensor  # [B, N] bool, True where a token is no padding
     count: bool = False  # leave spike counts (spiking mode; equilibrium mode: of each train in all)
     rate: bool = False  # leave differentiable mean rates
@@ -56,6 +59,9 @@ class Pass:
     rates: dict[str, Tensor] = field(default_factory=dict)  # site -> mean |ASR| over real tokens [D]
     traces: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # see `simulation.settling`
     stops: dict[str, Tensor] = field(default_factory=dict)  # with `settled`: site -> steps that each sample took [B]
+
+    def __post_init__(self):
+        known("mode", self.mode, MODES)
 
     @cached_property
     def n_tokens(self) -> Tensor:

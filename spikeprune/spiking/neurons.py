@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+LONGEST = 4096  # time steps of a train that is simulated
 Step = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
@@ -81,8 +82,18 @@ NEURONS: dict[str, Neuron] = {
 }
 
 
+def simulable(t_steps: int) -> None:
+    """Raises ValueError for a train that is too long to be taken step by step."""
+    if t_steps > LONGEST:
+        raise ValueError(
+            f"{t_steps} time steps cannot be taken one by one: at most {LONGEST}; only a neuron with `settled` and "
+            "leak 1 answers for longer trains, in closed form"
+        )
+
+
 def leak_weights(t_steps: int, leak: float) -> Tensor:
     """`[T]` float64: `leak^(T-t)` for t = 1..T, the weight of step t in the ASR after T steps."""
+    simulable(t_steps)
     return torch.tensor([leak ** (t_steps - t) for t in range(1, t_steps + 1)], dtype=torch.float64)
 
 

@@ -32,9 +32,10 @@ def simulate(
     t_steps: int,
     run: Pass,
     mask: Tensor | None,
+    alive: Tensor | None,
 ) -> Signal:
     """Step by step without gradient; the value is the measured ASR, its gradient that of the equilibrium. The mask
-    is in the train, not yet in the value."""
+    is in the train, not yet in the value. A trace is of the channels that are `alive`."""
     theta = site.theta
     if site.kernels == "triton" and not run.trace and scans(theta, site.kind, site.way, mask):
         return simulate_fused(site, f, inputs, y, t_steps, run, mask)
@@ -58,7 +59,7 @@ def simulate(
                     first[t, rows] = s[:, 0].abs()
         a, mean = a / sum(weights), mean / sum(weights)
         if run.trace:
-            run.traces[site.name] = settling(keep / theta, run.tokens, site.leak)
+            run.traces[site.name] = settling(keep / theta, run.tokens, site.leak, alive)
         if keep is not None and mask is not None:
             keep.mul_(mask)
     if counts is not None:
@@ -143,8 +144,9 @@ def answers(site: Site, f: Callable[..., Tensor], inputs: tuple[Signal, ...], t_
     return seen.to(site.log_theta.dtype)
 
 
-def settling(spikes: Tensor, tokens: Tensor, leak: float) -> tuple[Tensor, Tensor]:
-    """`[T, B, N, D]` -> sums over real tokens and channels of |a[t] - a[T]|, `[T]`, and of |a[T]|, scalar."""
+def settling(spikes: Tensor, tokens: Tensor, leak: float, alive: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """`[T, B, N, D]` -> sums over real tokens and channels (those `alive`, if given) of |a[t] - a[T]|, `[T]`, and of
+    |a[T]|, scalar."""
     a = read_running_mean(spikes, len(spikes), leak)
-    weights = tokens[..., None].to(a.dtype)
+    weights = tokens[..., None].to(a.dtype) * (1.0 if alive is None else alive)
     return ((a - a[-1]).abs() * weights).flatten(1).sum(1), (a[-1].abs() * weights).sum()

@@ -22,14 +22,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from spikeprune.errors import known
 from spikeprune.spiking.closed import settled_value
 from spikeprune.spiking.coding import CODINGS
-from spikeprune.spiking.dead_zone import DeadZone
+from spikeprune.spiking.dead_zone import DeadZone, among
 from spikeprune.spiking.flow import Pass, Signal
 from spikeprune.spiking.kernels import covers, fused_equilibrium
-from spikeprune.spiking.neurons import NEURONS, Equilibrium, asr, settle
+from spikeprune.spiking.neurons import NEURONS, Equilibrium, asr, settle, simulable
 from spikeprune.spiking.scan import fused_totals, scans
 from spikeprune.spiking.simulation import shown, simulate, simulate_until_settled
+
+KERNELS = ("torch", "triton")
 
 
 class Site(nn.Module):
@@ -51,9 +54,13 @@ class Site(nn.Module):
         theta: str,
         kernels: str = "torch",
         groups: int = 1,
-        dead_zone: str = "none",
+        dead_zone: bool = False,
     ):
         super().__init__()
+        known("spikes", neuron, NEURONS)
+        known("coding", coding, CODINGS)
+        known("theta", theta, ("channel", "tensor"))
+        known("kernels", kernels, KERNELS)
         self.name, self.channels, self.kind, self.kernels = name, channels, neuron, kernels
         self.neuron = NEURONS[neuron]
         self.way, self.coding = coding, CODINGS[coding]
@@ -63,7 +70,7 @@ class Site(nn.Module):
         self.shows_current = False  # its signal carries what drove it too, `Signal.driven_by`
         self.groups = groups  # of channels, over each of which a neuron with a gain takes its own
         self.log_theta = nn.Parameter(torch.zeros(channels if theta == "channel" else min(channels, 1)))
-        self.dead_zone = None if dead_zone == "none" else DeadZone(channels if dead_zone == "channel" else 1)
+        self.dead_zone = DeadZone(channels) if dead_zone else None
 
     @property
     def theta(self) -> Tensor:
@@ -88,7 +95,8 @@ class Site(nn.Module):
         """
         alive = mask if alive is None else alive
         if self.dead_zone is not None:
-            f, y = self.dead_zone.after(f, run), None if y is None else self.dead_zone.measured(y, run)
+            y = None if y is None else self.dead_zone.measured(y, run)
+            f = self.dead_zone.after(f, run)
         if self.neuron.gain is None:
             return self.fire(f, *inputs, t_steps=t_steps, run=run, mask=mask, y=y, alive=alive)
         return self.scaled(f, *inputs, t_steps=t_steps, run=run, mask=mask, y=y, alive=alive)
@@ -98,16 +106,18 @@ class Site(nn.Module):
     ) -> Signal:
         """The answer of neurons whose theta is what it is, by the way that the table above gives for this pass."""
         theta = self.theta
+        if run.mode == "spiking":
+            simulable(t_steps)
         if y is None and (self.wants_value(run) or not inputs):
             y = f(*(signal.value for signal in inputs))
         if y is not None:
             y = y.to(theta.dtype)  # a half-precision current would miscount spikes
         closed = run.mode == "equilibrium" and not torch.is_grad_enabled()
-        flat = mask is None or mask.dim() == 1
+        flat = all(m is None or m.dim() == 1 for m in (mask, alive))
         fused = run.mode == "equilibrium" and not closed and self.kernels == "triton" and flat
         fused = fused and covers(y, self.kind, self.leak)
         if run.mode == "calibrate":
-            theta = self.calibrate(y, run)
+            theta = self.calibrate(y, run, alive)
             signal = Signal(y.clamp(self.neuron.low * theta, theta))
         elif run.mode == "clip":
             signal = Signal(y.clamp(self.neuron.low * theta, theta))
@@ -123,7 +133,7 @@ class Site(nn.Module):
         elif run.settled is not None and self.coding.stationary:
             signal = simulate_until_settled(self, y, t_steps, run, alive)
         else:
-            signal = simulate(self, f, inputs, y, t_steps, run, mask)
+            signal = simulate(self, f, inputs, y, t_steps, run, mask, alive)
         if mask is not None:
             if not closed and not fused:  # these have the mask in them
                 signal = replace(signal, value=signal.value * mask)
@@ -131,11 +141,14 @@ class Site(nn.Module):
                 run.counts[self.name] = run.counts[self.name] * (mask if mask.dim() == 1 else mask[:, 0])
         if self.shows_current and signal.driven_by is None:
             signal.driven_by = Signal(y)
-        if run.rate and fused:
+        if run.rate and not fused:
+            fired = signal.value.abs() * run.tokens[..., None]
+            fired = fired * alive if mask is None and alive is not None else fired
+            rates = fired.sum((0, 1)) / (theta * run.n_tokens)  # [D]
+        elif run.rate and alive is not None:
+            rates = rates * alive
+        if run.rate:  # of a pruned channel 0, whether or not its neuron fires
             run.rates[self.name] = rates
-        elif run.rate:
-            fired = (signal.value.abs() * run.tokens[..., None]).sum((0, 1))  # [D], in units of theta
-            run.rates[self.name] = fired / (theta * run.n_tokens)
         return signal
 
     def closed_form(self, y: Tensor, theta: Tensor, t_steps: int, run: Pass, mask: Tensor | None) -> Signal:
@@ -192,14 +205,15 @@ class Site(nn.Module):
         return run.mode != "spiking" or self.coding.stationary or torch.is_grad_enabled()
 
     @torch.no_grad()
-    def calibrate(self, y: Tensor, run: Pass) -> Tensor:
-        """Put theta at a percentile of the activation over real tokens; returns it. Binary spikes see y > 0 only."""
+    def calibrate(self, y: Tensor, run: Pass, alive: Tensor | None = None) -> Tensor:
+        """Put theta at a percentile of the activation over real tokens, one for all at that of the channels that are
+        `alive`; returns it. Binary spikes see y > 0 only."""
         if not self.log_theta.numel():
             return self.theta
         seen = y[run.tokens]  # [M, D]
         seen = seen.clamp(min=0) if self.neuron.low == 0 else seen.abs()
         if self.log_theta.numel() == 1:
-            seen = seen.reshape(-1, 1)
+            seen = among(seen, alive).reshape(-1, 1)
         k = max(1, math.ceil(run.percentile / 100 * len(seen)))
         theta = seen.kthvalue(k, dim=0).values
         # a channel that is silent on the calibration data still gets a threshold that it can reach

@@ -3,7 +3,7 @@
 DIR/sweep.json      the sweep as it was started; another one is refused
    journal.log      Optuna's storage: every trial's values, intermediate scores and state
    trials/<n>/      a run directory each, <n>.log what it printed
-   results.json     the finished trials; front.svg quality against energy
+   results.json     the finished trials and those that failed; front.svg quality against energy
 
 A trial that was interrupted goes on where its run stopped, with its values; one that failed is tried again on the next
 start. Trials take stages over from each other where the swept keys do not touch them (`sharing.py`).
@@ -11,19 +11,19 @@ start. Trials take stages over from each other where the swept keys do not touch
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
+from spikeprune import scalars
 from spikeprune.errors import InputError
+from spikeprune.lock import RunLock
 from spikeprune.report.results import results
-from spikeprune.rundir import RunDir
+from spikeprune.rundir import RunDir, write_json
 from spikeprune.sharing import common_stages
-from spikeprune.sweeps.folder import enter, locked
 from spikeprune.sweeps.machine import cores, gpus
 from spikeprune.sweeps.spec import Sweep
-from spikeprune.sweeps.study import draw, open_study
+from spikeprune.sweeps.study import begun_trial, draw, open_study
 from spikeprune.sweeps.trial import Trial
 
 POLL = 0.25  # seconds between two looks at the trials
@@ -41,24 +41,41 @@ def run_local(sweep: Sweep, folder: str | Path, trials: int | None = None, jobs:
     if sweep.size is not None:
         target = min(target, sweep.size)
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder) as lock:
+    with RunLock(folder, "--dir"):
         enter(sweep, folder)
-        driver = Driver(sweep, folder, target, jobs, lock)
+        driver = Driver(sweep, folder, target, jobs)
         driver.run()
     return driver
+
+
+def enter(sweep: Sweep, folder: Path) -> None:
+    """Note the sweep in its folder, or make sure that it is the one there; how many trials it has may change."""
+    now = {key: value for key, value in sweep.tree.items() if key not in ("run_cap", "description", "name")}
+    path = folder / "sweep.json"
+    if path.is_file():
+        before = jsonfile.read(path, "remove it if the sweep in this folder is the one to go on with")
+        now = jsonfile.loads(jsonfile.dumps(now))
+        changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        if changed:
+            raise InputError(
+                f"{folder}: was started with another sweep ({', '.join(changed)} differ); use another --dir, or the "
+                f"old file and values: {path}"
+            )
+        return
+    write_json(path, now)
 
 
 class Driver:
     """Starts trials as long as there are any to start, tells Optuna what becomes of them."""
 
-    def __init__(self, sweep: Sweep, folder: Path, target: int, jobs: int | None, lock: int):
-        self.sweep, self.folder, self.target, self.lock = sweep, folder, target, lock
+    def __init__(self, sweep: Sweep, folder: Path, target: int, jobs: int | None):
+        self.sweep, self.folder, self.target = sweep, folder, target
         self.devices = gpus()
         self.jobs = jobs or len(self.devices) or cores()
-        self.study = open_study(sweep, folder)
+        self.study, self.storage = open_study(sweep, folder)
         self.running: list[Trial] = []
         self.next: Trial | None = None  # chosen, but waiting for a stage that another one is making
-        self.known = [self.restore(frozen) for frozen in self.begun()]
+        self.known = [self.prepare(begun_trial(self.study, self.storage, t.number)) for t in self.begun()]
         self.failed: dict[int, str] = {}
         self.done_now = 0
         (folder / "trials").mkdir(exist_ok=True)
@@ -83,11 +100,6 @@ class Driver:
 
     def finished(self) -> int:
         return sum(t.state.is_finished() for t in self.begun())
-
-    def restore(self, frozen: Any) -> Trial:
-        import optuna
-
-        return self.prepare(optuna.trial.Trial(self.study, frozen._trial_id))
 
     def prepare(self, trial: Any) -> Trial:
         values = draw(trial, self.sweep)
@@ -128,16 +140,16 @@ class Driver:
         taken = {other.slot for other in self.running}
         trial.slot = next(i for i in range(self.jobs) if i not in taken)
         threads = max(1, cores() // self.jobs)
-        mine = [f"run.dir={trial.run.path}", "run.wandb=false"]
+        mine = [scalars.of_path("run.dir", trial.run.path), "run.wandb=off"]
         donor = max(self.known, key=lambda other: other.made_for(trial))
         if donor.made_for(trial) > trial.made_for(trial):
-            mine.append(f"run.start_from={donor.run.path}")
-        mine += ["run.progress=false", f"run.threads={threads}"]
+            mine.append(scalars.of_path("run.start_from", donor.run.path))
+        mine.append(f"run.threads={threads}")
         environment = {"OMP_NUM_THREADS": str(threads)}
         if self.devices:
             environment["CUDA_VISIBLE_DEVICES"] = self.devices[trial.slot % len(self.devices)]
         words = [self.sweep.experiment, *self.sweep.overrides(trial.values), *mine]
-        trial.start(words, environment, self.lock)
+        trial.start(words, environment)
         self.running.append(trial)
         trial.say(" ".join(f"{key}={trial.values[key]}" for key in self.sweep.swept))
 
@@ -146,7 +158,7 @@ class Driver:
     def look(self, trial: Trial) -> None:
         """Report the stages that a trial has finished since, stop it where it is not among the best, note its end."""
         code = trial.process.poll()  # before the reports: what a trial wrote before it ended is then among them
-        scores = trial.scores(self.sweep.metric)
+        scores, lacking = self.scored(trial)
         known = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
         for step, score in enumerate(scores, 1):
             if step not in known:
@@ -158,27 +170,35 @@ class Driver:
         elif code is None:
             return
         self.running.remove(trial)
-        self.end(trial, code, scores)
+        self.end(trial, code, scores, lacking)
 
-    def end(self, trial: Trial, code: int | None, scores: list[float]) -> None:
+    def scored(self, trial: Trial) -> tuple[list[float], str]:
+        """Its scores so far, and why they cannot be used."""
+        try:
+            return trial.scores(self.sweep.metric), ""
+        except InputError as error:
+            return [], str(error)
+
+    def end(self, trial: Trial, code: int | None, scores: list[float], lacking: str) -> None:
+        """A trial that ran to its end without a score to compare has failed too."""
         import optuna
 
         if trial.pruned:
             self.study.tell(trial.number, state=optuna.trial.TrialState.PRUNED)
             trial.say(f"stopped early after {trial.finished()[-1]}: {self.sweep.metric} {scores[-1]:.4g}")
-        elif code == 0 and trial.run.summary.is_file():
+        elif code == 0 and trial.run.summary.is_file() and scores:
             self.study.tell(trial.number, scores[-1])
             self.done_now += 1
             trial.say(f"{self.sweep.metric} {scores[-1]:.4g}")
         else:
-            self.failed[trial.number] = trial.why_failed(code)
+            self.failed[trial.number] = lacking or trial.why_failed(code)
             trial.say(f"failed with exit code {code} ({trial.log}): {self.failed[trial.number]}")
 
     def settle(self, trial: Trial) -> bool:
         """Note a trial that ended after the start that ran it; whether it has."""
         if not trial.run.summary.is_file():
             return False
-        self.end(trial, 0, trial.scores(self.sweep.metric))
+        self.end(trial, 0, *self.scored(trial))
         return True
 
     def stop(self) -> None:
@@ -193,13 +213,19 @@ class Driver:
         for trial in sorted(self.known, key=lambda trial: trial.number):
             if self.state(trial) != "COMPLETE":
                 continue
-            summary = json.loads(trial.run.summary.read_text())
+            summary = trial.run.read_summary()
             teacher = summary["teacher"]
             row = {"trial": trial.number, "values": {key: trial.values[key] for key in self.sweep.swept}}
             row["results"] = results(summary["stages"][summary["final"]], teacher)
             row["teacher"] = {"main": teacher["main"], "energy_pj": teacher["cost"]["energy_pj"]}
             found.append({**row, "task": summary["task"], "preset": summary["preset"], "data": summary["data"]})
         return found
+
+    def failures(self) -> list[dict[str, Any]]:
+        """The trials of this start that failed: number, swept values, and why."""
+        trials = {trial.number: trial for trial in self.known}
+        chosen = {n: {key: trials[n].values[key] for key in self.sweep.swept} for n in sorted(self.failed)}
+        return [{"trial": n, "values": values, "why": self.failed[n]} for n, values in chosen.items()]
 
     def pruned(self) -> int:
         return sum(t.state.name == "PRUNED" for t in self.begun())

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+from spikeprune import slurm
 from spikeprune.errors import InputError
+from spikeprune.labels import label
 from spikeprune.sweeps.machine import gpus
 from spikeprune.sweeps.spec import Sweep
 from spikeprune.tracking.sweeps import agent_command, create_sweep
@@ -46,30 +47,23 @@ def run_on_slurm(sweep: Sweep, trials: int | None, options: str) -> int:
     number = trials or sweep.run_cap or sweep.size
     if number is None:
         raise InputError(f"{sweep.path}: a {sweep.method} sweep has no end; give --trials N or run_cap in the file")
-    if shutil.which("sbatch") is None:
-        raise InputError(
-            "--slurm: sbatch is not on PATH: start the sweep on a machine that submits SLURM jobs, or without --slurm"
-        )
-    command = ["sbatch", *shlex.split(options), f"--array=1-{number}", str(JOB)]
-    refused = _sbatch([*command[:1], "--test-only", *command[1:], "NAME"])
-    if refused:
-        raise InputError(f"sbatch refuses the job: {refused}")
+    try:
+        given = shlex.split(options)
+    except ValueError as error:
+        raise InputError(f"--slurm={options}: {error}; write options as in a shell") from None
+    command = [*given, f"--array=1-{number}", str(JOB)]
+    slurm.sbatch("--test-only", *command, "NAME")
     name = start(sweep, trials)
-    print(shlex.join([*command, name]), flush=True)
-    return subprocess.run([*command, name], env=agent_environment()).returncode
-
-
-def _sbatch(command: list[str]) -> str:
-    """SLURM's own words where it refuses a command; empty where it takes it."""
-    done = subprocess.run(command, capture_output=True, text=True)
-    return (done.stderr or done.stdout).strip() if done.returncode else ""
+    print(shlex.join(["sbatch", *command, name]), flush=True)
+    print(slurm.sbatch(*command, name, environment=agent_environment()), flush=True)
+    return 0
 
 
 def start(sweep: Sweep, trials: int | None) -> str:
     """The sweep on the server, its size limited to `trials`; its name as agents take it."""
     tree = {**sweep.tree, **({"run_cap": trials} if trials else {})}
     project = tree.get("project") or os.environ.get("WANDB_PROJECT") or "spikeprune"
-    name = create_sweep({"name": sweep.path.stem, **tree}, project)
+    name = create_sweep({"name": label(sweep.path.stem), **tree}, project)
     print(f"sweep: {name}", flush=True)
     return name
 

@@ -15,37 +15,30 @@ from spikeprune.sweeps.local import Driver
 
 def report(driver: Driver) -> int:
     """Print and draw; returns the exit code, 1 where trials failed."""
-    rows = driver.rows()
+    rows, failed = driver.rows(), driver.failures()
+    kept = front([(row["results"][ENERGY], row["results"][QUALITY]) for row in rows])
+    if rows or failed:
+        front_trials = [rows[i]["trial"] for i in kept]
+        write_json(driver.folder / "results.json", {"trials": rows, "failed": failed, "front": front_trials})
+        print("\n" + trials_table(rows, kept, failed))
     if rows:
-        kept = front([(row["results"][ENERGY], row["results"][QUALITY]) for row in rows])
-        write_json(driver.folder / "results.json", {"trials": rows, "front": [rows[i]["trial"] for i in kept]})
         title = f"{driver.sweep.path.stem}: {rows[0]['task']}, preset {rows[0]['preset']}, {len(rows)} trials"
-        figure = front_figure(rows, kept, driver.folder / "front.svg", title)
-        print("\n" + trials_table(rows, kept) + f"\n\n{figure}")
+        print(f"\n{front_figure(rows, kept, driver.folder / 'front.svg', title)}")
     if stopped := driver.pruned():
         print(f"{stopped} trials were stopped early")
-    if not driver.failed:
+    if not failed:
         return 0
-    many = f"{len(driver.failed)} trial{'s' * (len(driver.failed) > 1)} failed"
+    many = f"{len(failed)} trial{'s' * (len(failed) > 1)} failed"
     print(f"error: {many}; the same command tries again: {driver.folder}/trials/N.log says why", file=sys.stderr)
     return 1
 
 
-def trials_table(rows: Sequence[dict[str, Any]], kept: Sequence[int]) -> str:
-    """One line a trial, cheapest first, `*` for those of the front; plain text."""
-    unit, size = energy_unit([row["results"][ENERGY] for row in rows])
-    keys = list(rows[0]["values"])
-    head = [
-        "",
-        "trial",
-        *(key.removeprefix("compress.") for key in keys),
-        "score",
-        f"E [{unit}]",
-        "× less",
-        "T",
-        "bytes",
-    ]
-    lines = []
+def trials_table(rows: Sequence[dict[str, Any]], kept: Sequence[int], failed: Sequence[dict[str, Any]] = ()) -> str:
+    """One line a trial, cheapest first, `*` for those of the front, those that failed last; plain text."""
+    unit, size = energy_unit([row["results"][ENERGY] for row in rows] or [0.0])
+    keys = list([*rows, *failed][0]["values"])
+    names = [key.removeprefix("compress.") for key in keys]
+    lines = [["", "trial", *names, "score", f"E [{unit}]", "× less", "T", "bytes"]]
     for i in sorted(range(len(rows)), key=lambda i: rows[i]["results"][ENERGY]):
         found, teacher = rows[i]["results"], rows[i]["teacher"]
         cells = [_short(rows[i]["values"][key]) for key in keys]
@@ -54,12 +47,14 @@ def trials_table(rows: Sequence[dict[str, Any]], kept: Sequence[int]) -> str:
         lines.append(
             ["*" if i in kept else "", str(rows[i]["trial"]), *cells, *quality, *cost, f"{found['result/bytes']:.0f}"]
         )
+    for row in failed:
+        lines.append(["", str(row["trial"]), *(_short(row["values"][key]) for key in keys), "failed", *"----"])
     notes = [
-        banner(rows[0]),
-        "",
-        *columns([head, *lines]),
+        *([banner(rows[0]), ""] if rows else []),
+        *columns(lines),
         "",
         "*: the Pareto front of score and energy E (per sentence).",
+        *(f"trial {row['trial']} failed: {row['why']}" for row in failed),
     ]
     return "\n".join(line for line in notes if line is not None)
 

@@ -8,15 +8,18 @@ keys, each `value`, `values`, or `min` and `max` with a `distribution`; `early_t
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from spikeprune import scalars
 from spikeprune.config import Config, load
 from spikeprune.errors import InputError, nearest
+from spikeprune.keys import type_of
 from spikeprune.report.results import names
 from spikeprune.tasks import TASKS
 
@@ -80,8 +83,8 @@ class Sweep:
         return [dict(zip((p.key for p in self.parameters), row, strict=True)) for row in values]
 
     def overrides(self, values: Mapping[str, Any]) -> list[str]:
-        """What stands behind the experiment's name, spelt as W&B's agent spells it."""
-        return [*self.fixed, *(f"{key}={value}" for key, value in values.items())]
+        """What stands behind the experiment's name."""
+        return [*self.fixed, *(scalars.spelt(key, value) for key, value in values.items())]
 
     def config(self, values: Mapping[str, Any], *more: str) -> Config:
         return load(self.experiment, [*self.overrides(values), *more])
@@ -105,21 +108,34 @@ def read(path: str | Path, given: Iterable[str] = ()) -> Sweep:
 
 
 def _tree(path: Path) -> dict[str, Any]:
+    tree = scalars.parse_file(path)
+    found = tree.get("parameters")
+    typed = isinstance(found, dict)
+    parameters = {key: _of_parameter(key, how) for key, how in found.items()} if typed else scalars.plain(found)
+    return {key: parameters if key == "parameters" else scalars.plain(value) for key, value in tree.items()}
+
+
+def _of_parameter(key: str, how: Any) -> Any:
+    """Its values by the type of its key, all else (`min`, `distribution`) as YAML 1.2 has it."""
+    if not isinstance(how, dict):
+        return scalars.plain(how)
+    found = scalars.plain(how)
+    if "value" in how:
+        found["value"] = _typed(key, how["value"])
+    if isinstance(how.get("values"), list):
+        found["values"] = [_typed(key, value) for value in how["values"]]
+    return found
+
+
+def _typed(key: str, value: Any) -> Any:
+    """What cannot be read stays text, which the configuration refuses."""
+    kind = type_of(key)
+    if kind is None or is_dataclass(kind):
+        return scalars.plain(value)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        there = sorted(p.name for p in path.parent.glob("*.yaml"))
-        beside = f"; {path.parent} has {nearest(path.name, there)}" if there else ""
-        raise InputError(f"{path}: no such file{beside}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise InputError(f"{where}: bad YAML: {getattr(error, 'problem', None) or error}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if not isinstance(tree, dict):
-        raise InputError(f"{path}: must hold keys and values")
-    return tree
+        return scalars.read(value, kind)
+    except scalars.Unreadable:
+        return value
 
 
 def _fixed(given: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -128,7 +144,10 @@ def _fixed(given: Iterable[str]) -> dict[str, dict[str, Any]]:
         key, equals, text = item.partition("=")
         if not equals or not key or key.startswith("-"):
             raise InputError(f"{item}: write key=value, such as task=rte")
-        found[key] = {"value": yaml.safe_load(text)}
+        try:
+            found[key] = {"value": _typed(key, scalars.of_override(key, text))}
+        except yaml.YAMLError:
+            raise InputError(f"{item}: the value is no YAML; is a bracket or a quote missing?") from None
     return found
 
 
@@ -206,8 +225,12 @@ def _parameter(key: str, how: Any, method: str) -> Parameter:
 
 def _range(key: str, how: Mapping[str, Any], method: str) -> Parameter:
     low, high, q = how.get("min"), how.get("max"), how.get("q", 1.0)
-    if any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in (low, high, q)) or not low < high or q <= 0:
-        raise InputError(f"{key}: needs min below max, both numbers (1.0e-5 is one, 1e-5 is text to YAML)")
+    if any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in (low, high, q)) or not low < high:
+        raise InputError(f"{key}: needs min below max, both numbers")
+    if not all(abs(v) <= sys.float_info.max for v in (low, high, q)):
+        raise InputError(f"{key}: min, max and q must be finite numbers")
+    if q <= 0:
+        raise InputError(f"{key}.q = {q}: must be above 0")
     if method == "grid":
         raise InputError(f"{key}: a grid has no ranges; list its values")
     whole = isinstance(low, int) and isinstance(high, int)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spikeprune import signals
 from spikeprune.config import Config
 from spikeprune.errors import InputError
-from spikeprune.report.results import results
+from spikeprune.plan import active_stages
+from spikeprune.report.results import ENERGY, QUALITY, results
 from spikeprune.rundir import RunDir
-from spikeprune.sharing import active, common_stages
-
-KILLED_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux' prctl
+from spikeprune.sharing import common_stages
 
 
 @dataclass
@@ -41,9 +39,8 @@ class Trial:
     def log(self) -> Path:
         return self.run.path.with_suffix(".log")
 
-    def start(self, words: Sequence[str], environment: dict[str, str], lock: int) -> None:
-        """`spikeprune train` with these words. It ends with this process, and holds its `lock` as long as it lives: a
-        start that finds trials of a killed one still at work is refused."""
+    def start(self, words: Sequence[str], environment: dict[str, str]) -> None:
+        """`spikeprune train` with these words. It ends with this process."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "spikeprune", "train", *words],
@@ -51,8 +48,7 @@ class Trial:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                pass_fds=[lock],
-                preexec_fn=_die_with_parent,
+                preexec_fn=signals.end_with_parent,
             )
 
     def kill(self) -> None:
@@ -66,34 +62,32 @@ class Trial:
 
     def finished(self) -> list[str]:
         """The stages that it has finished, in order."""
-        return [name for name in active(self.config) if self.run.finished(name)]
+        return [name for name in active_stages(self.config) if self.run.finished(name)]
 
     def steps(self) -> int:
         """How many scores it will have."""
-        return len([name for name in active(self.config) if name != "teacher"])
+        return len([name for name in active_stages(self.config) if name != "teacher"])
 
     def scores(self, metric: str) -> list[float]:
-        """The metric after each finished stage of the student, in order. Raises InputError where a run from before it
-        was measured lacks it."""
+        """The metric after each finished stage of the student, in order. Raises InputError where a stage's record is
+        damaged, or lacks it or what the front is made of."""
         students = [name for name in self.finished() if name != "teacher"]
         if not students:
             return []
         teacher = self.run.record("teacher")
         found = [results(self.run.record(name), teacher) for name in students]
-        if not all(metric in measured for measured in found):
-            raise InputError(f"{self.run.path}: has no {metric}, which older code did not measure; give another --dir")
+        for name, measured in zip(students, found, strict=True):
+            if lacking := [key for key in (metric, QUALITY, ENERGY) if key not in measured]:
+                raise InputError(
+                    f"{self.run.path}: has no {lacking[0]} of stage {name}: it is no finite number, or older code "
+                    "did not measure it; remove the trial's folder to run it again"
+                )
         return [measured[metric] for measured in found]
 
     def why_failed(self, code: int | None) -> str:
         """The last line that it printed."""
-        lines = self.log.read_text(errors="replace").strip().splitlines()
+        lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return lines[-1] if lines else f"exit code {code}"
 
     def say(self, text: str) -> None:
         print(f"[trial {self.number}] {text}", flush=True)
-
-
-def _die_with_parent() -> None:
-    """In the child, before it becomes the trial: Linux kills it when this process is gone, however it went."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(KILLED_WITH_PARENT, signal.SIGKILL)

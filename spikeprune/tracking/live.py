@@ -16,11 +16,9 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.utilities import rank_zero_only
-
-from spikeprune import ranks
+from spikeprune import jsonfile, ranks
 from spikeprune.errors import InputError
+from spikeprune.labels import label
 from spikeprune.report.results import layer_rows, results
 from spikeprune.rundir import WEIGHTS, RunDir, write_atomic
 from spikeprune.schema import Config
@@ -34,7 +32,9 @@ def wandb_id(run: RunDir) -> str:
     path = run.path / "wandb_id"
     if not path.is_file():
         write_atomic(path, os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
-    return path.read_text().strip()
+    if not (name := path.read_text(encoding="utf-8", errors="replace").strip()).isprintable() or not name:
+        raise InputError(f"{path}: is damaged; remove it, and the run gets a new name on W&B")
+    return name
 
 
 @contextmanager
@@ -68,9 +68,9 @@ def _open(config: Config, run: RunDir, mode: str, stages: list[str], patient: bo
 
     try:
         opened = wandb.init(
-            project=config.run.wandb_project,
+            project=os.environ.get("WANDB_PROJECT") or "spikeprune",
             id=wandb_id(run),
-            name=run.path.name,
+            name=label(run.path),
             resume="allow",
             dir=run.path,
             config=asdict(config),
@@ -78,7 +78,7 @@ def _open(config: Config, run: RunDir, mode: str, stages: list[str], patient: bo
             settings=wandb.Settings(init_timeout=INIT, finish_timeout=0 if patient else FINISH),
         )
     except wandb.errors.Error as error:
-        reason, otherwise = str(error).splitlines()[0], "mend the key, or use run.wandb_mode=offline"
+        reason, otherwise = str(error).splitlines()[0], "mend the key, or use run.wandb=offline"
         raise InputError(f"W&B ({online.server()}) refused the run: {reason}; {otherwise}") from None
     opened.define_metric("global_step", hidden=True)
     for group in (*stages, "result"):
@@ -94,10 +94,17 @@ def open_run() -> Any:
 
 
 def log(values: Mapping[str, Any], global_step: int) -> None:
-    """Into the row of that step, unless the server has it from an earlier leg."""
+    """Into the row of that step, unless the server has it from an earlier leg. A number that is none is left out."""
     run = open_run()
+    values = {key: value for key, value in values.items() if jsonfile.nulls(value) is not None}
     if run is not None and global_step >= run.starting_step:
         run.log({**values, "global_step": global_step}, step=global_step)
+
+
+def log_record(record: Mapping[str, Any]) -> None:
+    """A line of `metrics.jsonl`: its metrics under their stage's name."""
+    values = {key: value for key, value in record.items() if key not in ("stage", "step", "global_step")}
+    log({f"{record['stage']}/{key}": value for key, value in values.items()}, record["global_step"])
 
 
 def replay(run: RunDir, stage: str) -> None:
@@ -105,26 +112,7 @@ def replay(run: RunDir, stage: str) -> None:
     if open_run() is None:
         return
     for record in (r for r in run.read_metrics() if r["stage"] == stage):
-        values = {k: v for k, v in record.items() if k not in ("stage", "step", "global_step")}
-        log({f"{stage}/{key}": value for key, value in values.items()}, record["global_step"])
-
-
-class StageCharts(Logger):
-    """Lightning's metrics under the stage's name, against the step counted over all stages."""
-
-    name, version = "wandb", None
-
-    def __init__(self, *, stage: str, offset: int):
-        super().__init__()
-        self.stage, self.offset = stage, offset
-
-    @rank_zero_only
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """The whole configuration is the run's."""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        log({f"{self.stage}/{key}": float(value) for key, value in metrics.items()}, self.offset + (step or 0))
+        log_record(record)
 
 
 def stage_done(run: RunDir, stage: str, stages: list[str]) -> None:
@@ -167,7 +155,7 @@ def finished(config: Config, run: RunDir, summary: Mapping[str, Any]) -> None:
         folder = run.stage(summary["final"])
         kept = {key: summary["stages"][summary["final"]][key] for key in ("heads", "ffn", "t_steps")}
         facts = {"stage": summary["final"], "task": summary["task"], **kept}
-        artifact = wandb.Artifact(f"{run.path.name}-student", "model", metadata=facts)
+        artifact = wandb.Artifact(label(run.path, "-student"), "model", metadata=facts)
         for path in (folder / WEIGHTS, folder / "student.json", run.config, run.summary):
             artifact.add_file(str(path), policy="immutable", skip_cache=True)
         opened.log_artifact(artifact)

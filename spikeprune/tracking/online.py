@@ -17,12 +17,12 @@ LOOK = 5.0  # seconds that a server has to answer before the run goes on offline
 
 
 def chosen_mode(config: Config) -> str:
-    """`off`, `online` or `offline`. Raises InputError where `run.wandb_mode=online` cannot be.
+    """`off`, `online` or `offline`. Raises InputError where `run.wandb=online` cannot be.
 
     `auto` follows WANDB_MODE where that is set; else it is online with a key and a server that answers at once.
     """
-    wanted, said = config.run.wandb_mode, os.environ.get("WANDB_MODE", "")
-    if not config.run.wandb or (wanted == "auto" and said == "disabled"):
+    wanted, said = config.run.wandb, os.environ.get("WANDB_MODE", "")
+    if wanted == "off" or (wanted == "auto" and said == "disabled"):
         return "off"
     keep_files_in(config.run.dir)
     if wanted == "offline" or (wanted == "auto" and said in ("offline", "dryrun")):
@@ -31,7 +31,7 @@ def chosen_mode(config: Config) -> str:
     if not lacking:
         return "online"
     if wanted == "online":
-        raise InputError(f"run.wandb_mode = online: {lacking}, or use run.wandb_mode=offline")
+        raise InputError(f"run.wandb = online: {lacking}, or use run.wandb=offline")
     print(f"W&B: offline, since {lacking.partition(';')[0]}; `spikeprune sync {config.run.dir}` sends it", flush=True)
     return "offline"
 

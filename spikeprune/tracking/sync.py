@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from spikeprune.config import read_resolved
@@ -30,5 +29,5 @@ def sync(run_dir: str | Path) -> str:
         for stage in (name for name in stages if not run.finished(name)):
             replay(run, stage)
         if run.summary.is_file():
-            finished(config, run, json.loads(run.summary.read_text()))
+            finished(config, run, run.read_summary())
         return open_run().url or open_run().id

@@ -1,0 +1,67 @@
+"""How a program ends that a user has started: what cannot go on is one sentence, on whatever terminal there is."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import sys
+from collections.abc import Callable
+from typing import TextIO
+
+from spikeprune.errors import InputError
+
+NO_READER = 141  # as a shell reports a program that SIGPIPE ended
+INTERRUPTED = 130
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+UNWRITABLE += (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+GOES_ON = "; the same command goes on where this one stopped"
+
+
+def spoken(main: Callable[[], int], again: str = "") -> int:
+    """The exit code of `main`: 2 and a sentence for what a user can mend, 130 for Ctrl-C, to which `again` is added.
+
+    Characters that the terminal's encoding lacks are replaced; a reader that is gone, as in `… | head -1`, ends the
+    program without a word."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    try:
+        try:
+            return _told(main, again)
+        finally:
+            sys.stdout.flush()  # help too, or the interpreter would complain at its end
+    except BrokenPipeError:
+        gone = [stream for stream in (sys.stdout, sys.stderr) if _reader_is_gone(stream)]
+        if not gone:
+            raise
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in gone:
+            os.dup2(nowhere, stream.fileno())
+        return NO_READER
+
+
+def _told(main: Callable[[], int], again: str) -> int:
+    try:
+        return main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}cannot be written: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\ninterrupted{again}", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _reader_is_gone(stream: TextIO) -> bool:
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+    except (OSError, ValueError):  # no file at all
+        return False
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))

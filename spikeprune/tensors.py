@@ -1,0 +1,38 @@
+"""What is wrong with named tensors, in words: sizes that are not a network's, numbers that are not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+def misfit(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """The first difference of two states in names or sizes, such as `classifier.weight is [2, 24] and not [3, 24]`;
+    empty where there is none."""
+    for name, tensor in own.items():
+        if name not in given:
+            return f"{name} is missing"
+        if given[name].shape != tensor.shape:
+            return f"{name} is {list(given[name].shape)} and not {list(tensor.shape)}"
+    return next((f"{name} is unknown" for name in given if name not in own), "")
+
+
+def finite_flags(tensors: Mapping[str, Tensor]) -> tuple[list[str], Tensor]:
+    """The names of the floating-point tensors, and beside each whether all its numbers are finite, bool `[n]`."""
+    named = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    flags = [tensor.isfinite().all() for tensor in named.values()]
+    return list(named), torch.stack(flags) if flags else torch.ones(0, dtype=torch.bool)
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that hold a number which is not finite; waits for the device."""
+    names, flags = finite_flags(tensors)
+    return [name for name, finite in zip(names, flags.tolist(), strict=True) if not finite]
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether torch or Python ran out of memory; on the CPU torch says so in an ordinary RuntimeError."""
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)

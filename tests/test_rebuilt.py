@@ -1,0 +1,210 @@
+"""What the record of a stage says, `evaluate` and a compacted student say, whatever key of the student or of its
+compression was set: a checkpoint describes the student that lies in it, and no configuration has a say in it."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from micro import GLUE, micro
+
+from spikeprune.builders import networks
+from spikeprune.builders.modules import student_module
+from spikeprune.compaction import compact_run
+from spikeprune.config import load, to_yaml
+from spikeprune.errors import InputError
+from spikeprune.evaluation import evaluate
+from spikeprune.keys import every_key
+from spikeprune.measure import measure_student
+from spikeprune.models.description import read_description
+from spikeprune.models.student import Student
+from spikeprune.models.synapses import weights_of
+from spikeprune.models.teacher import Teacher
+from spikeprune.parts import Parts, prepare
+from spikeprune.plan import value_of
+from spikeprune.rundir import RunDir, write_json
+from spikeprune.saved import leave_student, leave_teacher, load_student
+from spikeprune.schema import Config
+from spikeprune.summary import data_facts
+
+PARENT, STAGE = "internal_kd", "prediction_kd"
+DEAD, FEW = "student.dead_zone=20", "compress.weights=ternary stages.quantize.epochs=2"
+ALONE = {  # overrides, the first the one that is tried, the rest what it needs
+    "student.layers=[1]": "",
+    "student.init=random": "",
+    "student.spikes=binary": "",
+    "student.spikes=ternary_scaled": "",
+    "student.leak=0.8": "",
+    "student.theta=tensor": "",
+    "student.coding=running_mean": "",
+    "student.coding=per_step": "student.forward=spiking",
+    "student.forward=spiking": "",
+    "student.query=spiking": "",
+    "student.pooling=cls": "",
+    "student.residual=membrane": "",
+    "student.t_steps=[3,5,2]": "",
+    "student.dropout=0.2": "",
+    "student.percentile=80": "",
+    "student.calibration=16": "",
+    "student.feedback=true": "student.coding=running_mean student.dropout=0",
+    "student.dead_zone=20": "",
+    "student.dead_zone_per=site": DEAD,
+    "compress.synapses=0.6": "",
+    "compress.weights=binary": "stages.quantize.epochs=2",
+    "compress.weights=int8": "stages.quantize.epochs=2",
+    "compress.quantize.fold=true": FEW,
+}
+OFF = "compress.heads=1 compress.ffn=1 compress.t_steps=null stages.spatial.epochs=0 stages.temporal.epochs=0"
+TOGETHER = {  # keys that say when and how a callback decides: many of them at once change nothing either
+    "ranked": "compress.heads=0.7 compress.ffn=0.6 compress.t_steps=3 compress.thresholds=follow"
+    " compress.spatial.criterion=taylor compress.spatial.begin=0.1 compress.spatial.end=0.7"
+    " compress.spatial.scope=layer compress.spatial.min_heads=2 compress.spatial.min_ffn=9 compress.spatial.batches=3"
+    " compress.temporal.criterion=uniform compress.temporal.begin=0.1 compress.temporal.end=0.8"
+    " compress.temporal.batches=2",
+    "quantized": f"{FEW} compress.quantize.begin=0.2 compress.quantize.end=0.9",
+    "searched": "compress.heads=1 compress.ffn=1 compress.spatial.search=kwon compress.spatial.operations=0.6"
+    " compress.spatial.tune=false",
+    "joint": f"{OFF} compress.target=energy compress.target_value=0.5 compress.target_of=student stages.joint.epochs=2"
+    " run.stages=[teacher,internal_kd,prediction_kd,joint]"
+    " compress.joint.candidates=[ffn,steps] compress.joint.begin=0.1 compress.joint.end=0.6 compress.joint.rates=0.4"
+    " compress.joint.recover=0.3 compress.joint.block=4 compress.joint.stride=0.3 compress.joint.sentences=20"
+    " compress.joint.split=train compress.joint.measured=20",
+}
+TRIED = {key: f"{key} {rest}".split() for key, rest in ALONE.items()} | {k: v.split() for k, v in TOGETHER.items()}
+
+
+def test_every_key_of_the_student_and_its_compression_is_tried() -> None:
+    """At a value that is not its default; a new key needs a row above."""
+    wanted = {key for key in every_key() if key.startswith(("student.", "compress."))}
+    configs = [load(GLUE, [*micro("runs/x", "glue"), *row]) for row in TRIED.values()]
+    assert not {key for key in wanted if all(value_of(c, key) == value_of(Config(), key) for c in configs)}
+
+
+@pytest.fixture(scope="module")
+def begun(glue, tmp_path_factory) -> SimpleNamespace:
+    """A teacher of random weights, which every run here learns from."""
+    folder = tmp_path_factory.mktemp("begun")
+    torch.manual_seed(0)
+    parts = prepare(load(GLUE, micro(folder, glue)))
+    return SimpleNamespace(glue=glue, parts=parts, teacher=Teacher.scratch(parts.teacher_config).freeze())
+
+
+def parts_of(begun, folder, overrides) -> Parts:
+    return prepare(load(GLUE, [*micro(folder, begun.glue), *overrides]))
+
+
+def begin(parts: Parts, begun) -> RunDir:
+    directory = RunDir(parts.config.run.dir)
+    directory.create(need=0)
+    directory.config.write_text(to_yaml(parts.config))
+    write_json(directory.path / "data.json", data_facts(parts))
+    leave_teacher(parts, directory, begun.teacher, {})
+    return directory
+
+
+def new_student(parts: Parts, begun) -> Student:
+    torch.manual_seed(1)
+    return networks.student(parts, begun.teacher, parts.data.calibration_batches(32, 0))
+
+
+@torch.no_grad()
+def train(student: Student) -> None:
+    """What stages may do to a student, quickly: other weights and thresholds, masks, steps, few bits, no synapses."""
+    torch.manual_seed(2)
+    for name, parameter in student.named_parameters():
+        parameter.add_((0.2 if name.endswith("log_theta") else 0.1) * torch.randn_like(parameter))
+    student.heads[0, 1] = 0
+    student.ffn[:, ::3] = 0
+    student.set_t_steps([max(1, t - i % 2) for i, t in enumerate(student.steps)])
+    if student.weights != "float":
+        student.set_strength(1.0)
+    if student.synapses is not None:
+        for *_, weight in weights_of(student):
+            weight.mul_(torch.rand_like(weight) < 0.6)
+        student.synapses.see(student)
+
+
+def said(measured: dict) -> dict:
+    """As JSON has it, without what only a clock tells."""
+    return json.loads(json.dumps({key: measured[key] for key in ("metrics", "main", "fidelity", "cost", "t_steps")}))
+
+
+@pytest.mark.parametrize("row", TRIED)
+def test_a_record_is_what_evaluate_and_the_compacted_student_say(row, begun, tmp_path) -> None:
+    """The stage before was finished under the configuration without the row's `compress` keys, as one that
+    `run.start_from` takes over."""
+    overrides = TRIED[row]
+    parts = parts_of(begun, tmp_path / "run", overrides)
+    directory = begin(parts, begun)
+    before = parts_of(begun, tmp_path / "run", [o for o in overrides if o.startswith("student.")])
+    leave_student(before, directory, PARENT, None, new_student(before, begun), {})
+    student = load_student(directory, PARENT, parts.config.compress)
+    train(student)
+    measured = measure_student(parts, student_module(parts, STAGE, student, begun.teacher))
+    leave_student(parts, directory, STAGE, PARENT, student, measured)
+
+    again = evaluate(directory.path, stage=STAGE, progress=False)
+    assert said(again) == said(measured)
+    compact_run(directory.path, stage=STAGE)
+    small = evaluate(directory.path, compacted=True, progress=False)
+    assert small["metrics"] == measured["metrics"] and small["t_steps"] == measured["t_steps"]
+    assert small["fidelity"] == pytest.approx(measured["fidelity"], abs=1e-4)
+    for folder in (directory.stage(STAGE), directory.compact):
+        described = json.loads((folder / "student.json").read_text())
+        assert described["id2label"] == {"0": "negative", "1": "positive"}
+        assert described["label2id"] == {"negative": 0, "positive": 1}
+    assert json.loads((directory.stage("teacher") / "config.json").read_text())["label2id"]["positive"] == 1
+
+
+def test_a_student_does_not_look_at_the_configuration_beside_it(begun, tmp_path) -> None:
+    """The saved configuration of the run changed under it: the student is the one that was saved."""
+    parts = parts_of(begun, tmp_path / "run", f"compress.quantize.fold=true {FEW}".split())
+    directory, student = begin(parts, begun), new_student(parts, begun)
+    train(student)
+    leave_student(parts, directory, PARENT, None, student, {})
+    batch = {k: v for k, v in parts.data.calibration_batches(8, 0).items() if k != "labels"}
+    again = load_student(directory, PARENT, Config().compress)  # has begun to be quantized: the rest is the student's
+    with torch.no_grad():
+        assert torch.equal(again.eval()(**batch).logits, student.eval()(**batch).logits)
+    assert again.fold and again.values["labels"] == ["negative", "positive"]
+
+
+def test_a_student_is_not_rounded_to_another_precision(begun, tmp_path) -> None:
+    parts = parts_of(begun, tmp_path / "run", ["run.precision=64-true"])
+    directory, student = begin(parts, begun), new_student(parts, begun).double()
+    train(student)
+    leave_student(parts, directory, PARENT, None, student, {})
+    again = load_student(directory, PARENT)
+    assert all(torch.equal(tensor, student.state_dict()[name]) for name, tensor in again.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "cannot be read"), ("[]", "holds no values"), ('{"hidden": 1, "wings": 2}', "holds wings, which is none")],
+)
+def test_a_damaged_description_is_one_sentence(text, message, tmp_path) -> None:
+    (tmp_path / "student.json").write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        read_description(tmp_path)
+    assert str(tmp_path / "student.json") in str(caught.value) and "remove" in str(caught.value)
+    (tmp_path / "student.json").unlink()
+    with pytest.raises(InputError, match="cannot be read"):
+        read_description(tmp_path)
+
+
+def test_a_compacted_student_is_measured_as_it_was_made(begun, tmp_path) -> None:
+    """Compacted under another coding it keeps that, unless the measurement asks for one."""
+    parts = parts_of(begun, tmp_path / "run", ["student.t_steps=3"])
+    directory, student = begin(parts, begun), new_student(parts, begun)
+    train(student)
+    leave_student(parts, directory, PARENT, None, student, {})
+    compact_run(directory.path, stage=PARENT, overrides=["student.coding=running_mean"])
+    own, back = (
+        evaluate(directory.path, compacted=True, progress=False, overrides=overrides)
+        for overrides in ([], ["student.coding=accumulate"])
+    )
+    masked = evaluate(directory.path, stage=PARENT, progress=False)
+    assert back["fidelity"] == pytest.approx(masked["fidelity"], abs=1e-4)
+    assert own["fidelity"] != pytest.approx(masked["fidelity"], abs=1e-4)

@@ -1,0 +1,117 @@
+"""Every feature in two processes: what is handed over survives a pickle, and both end with the same network."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from micro import GLUE, micro, write_sst2
+from students import make, prune, sentences
+from together import leg, together
+
+from spikeprune.builders import networks
+from spikeprune.config import load
+from spikeprune.models.student import Student
+from spikeprune.parts import prepare
+from spikeprune.rundir import RunDir
+from spikeprune.tasks import TASKS
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+STUDENTS = [
+    {"sparse": True},
+    {"spikes": "binary", "theta": "tensor", "query": "spiking", "pooling": "cls"},
+    {"spikes": "ternary_scaled", "leak": 0.9, "coding": "running_mean", "residual": "membrane"},
+    {"coding": "per_step", "feedback": True},
+    {"weights": "ternary", "fold": True, "dead_zone": "channel"},
+    {"weights": "binary"},
+    {"weights": "int8", "dead_zone": "site"},
+]
+
+
+@pytest.mark.parametrize("options", STUDENTS, ids=str)
+def test_a_student_sent_to_another_process_is_the_same(options) -> None:
+    """As torch.distributed sends it, and then it takes over what rank 0 decides."""
+    student = prune(make(**options))
+    sent: Student = pickle.loads(pickle.dumps(student))
+    assert not sent._read  # numbers known by a place in another process' memory
+    for name, tensor in student.state_dict().items():
+        assert torch.equal(sent.state_dict()[name], tensor), name
+    assert torch.equal(sent(**sentences(), mode="spiking").logits, student(**sentences(), mode="spiking").logits)
+    student.set_t_steps([2, 1, 2])
+    if student.weights != "float":
+        student.set_strength(1.0)
+    with torch.no_grad():
+        student.layers[0].up.weight[:5] = 0.0
+    sent.load_state_dict(student.state_dict())
+    assert (sent.steps, sent.quantized, sent.synapse_count()) == (student.steps, student.quantized, same_count(student))
+    assert torch.equal(sent(**sentences(), mode="spiking").logits, student(**sentences(), mode="spiking").logits)
+    torch.save(sent, io.BytesIO())
+
+
+def same_count(student: Student) -> int | None:
+    if student.synapses is not None:
+        student.synapses.see(student)
+    return student.synapse_count()
+
+
+SHORT = ["stages.teacher.epochs=3", "stages.internal_kd.epochs=1", "stages.prediction_kd.epochs=0"]
+SHORT += [f"stages.{name}.epochs=1" for name in ("spatial", "temporal", "finetune")]
+SHORT += ["student.t_steps=3", "compress.t_steps=2", "distill.replace_words=0.3"]
+QUANTIZED = ["run.stages=[teacher,internal_kd,spatial,temporal,quantize]", "stages.quantize.epochs=1"]
+UNSEARCHED = ["compress.heads=1", "compress.ffn=1", "compress.t_steps=null"]
+SPIKING = ["student.forward=spiking", "student.dropout=0"]
+
+RUNS = {
+    "synapses": ["compress.synapses=0.5", "compress.spatial.criterion=magnitude", "stages.finetune.losses.firing=0.5"]
+    + ["stages.finetune.losses.adversarial=0.3", "teacher.adversarial=0.3", "time.dynamic=true"]
+    + ["stages.finetune.losses.additions=1.0", "stages.finetune.losses.additions_limit=0.1"],
+    "feedback": [*SPIKING, "student.feedback=true", "student.coding=per_step", "compress.spatial.criterion=fisher"]
+    + ["compress.temporal.criterion=sensitivity", "time.dynamic=true", "time.rule=confidence"],
+    "kwon": [*UNSEARCHED, *QUANTIZED, "compress.spatial.search=kwon", "compress.spatial.operations=0.5"]
+    + ["compress.weights=ternary", "compress.quantize.fold=true", "run.products=int8", "stages.temporal.epochs=0"],
+    "joint": [*UNSEARCHED, "run.stages=[teacher,internal_kd,joint,quantize]", "stages.joint.epochs=2"]
+    + ["compress.target=ac", "compress.target_value=0.3", "compress.joint.sentences=24", "compress.joint.block=4"]
+    + ["stages.joint.losses.additions=1.0", "compress.weights=binary", "stages.quantize.epochs=1"],
+    "taylor": [*QUANTIZED, "compress.spatial.criterion=taylor", "compress.temporal.criterion=uniform"]
+    + ["compress.weights=int8", "student.query=spiking", "student.pooling=cls", "student.leak=0.9"],
+    "rate": ["compress.spatial.criterion=rate", "student.spikes=ternary_scaled", "student.dead_zone=20"]
+    + ["student.coding=running_mean", "student.residual=membrane", "compress.spatial.scope=layer"],
+    "random": ["compress.spatial.criterion=random", "student.spikes=binary", "student.theta=tensor"]
+    + ["compress.thresholds=follow", "student.init=random", "run.precision=bf16-mixed"],
+}
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in list(RUNS)[1:]]
+
+
+@pytest.fixture(scope="module")
+def sst2(tmp_path_factory) -> Path:
+    return write_sst2(tmp_path_factory.mktemp("glue"), train=31, dev=11)
+
+
+@pytest.mark.parametrize("name", ["synapses", *SLOW])
+def test_both_processes_have_the_same_masks_steps_and_weights(name, sst2, tmp_path) -> None:
+    """At each step of each stage; at a stage's end the run itself compares all that the module holds."""
+    run, log = RunDir(tmp_path / "run"), tmp_path / "log"
+    codes = together(2, log, leg, [*micro(run.path, sst2), *SHORT, *RUNS[name], "run.devices=2"], tmp_path)
+    assert codes == [0, 0], log.read_text()
+    one, two = ((tmp_path / f"rank{rank}.jsonl").read_text().splitlines() for rank in (0, 1))
+    assert one == two and len(one) >= 2 * 4
+    assert run.complete(["teacher"])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_a_run_has_read_is_sent_whole(task, tmp_path) -> None:
+    given = [*micro(tmp_path), f"task={task}", "data.embedded_train=40", "data.embedded_dev=20"]
+    parts = prepare(
+        load(GLUE, [*given, "student.t_steps=[1,2,3]", "compress.t_steps=null", "stages.temporal.epochs=0"])
+    )
+    sent = pickle.loads(pickle.dumps(parts))
+    assert (sent.config, sent.task, sent.layer_map) == (parts.config, parts.task, parts.layer_map)
+    for mine, theirs in zip(*(p.data.calibration_batches(8, 0).items() for p in (parts, sent)), strict=True):
+        assert mine[0] == theirs[0] and torch.equal(mine[1], theirs[1])
+    teacher = networks.teacher(parts)
+    for name, tensor in pickle.loads(pickle.dumps(teacher)).state_dict().items():
+        assert torch.equal(tensor, teacher.state_dict()[name]), name

@@ -16,11 +16,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from spikeprune import scalars, streams
-from spikeprune.config import load
+from spikeprune.config import scalars
+from spikeprune.config.load import load
 from spikeprune.errors import InputError
+from spikeprune.experiment import streams
+from spikeprune.experiment.run_directory import write_atomic
 from spikeprune.report.ablation import rows, to_csv, to_markdown
-from spikeprune.rundir import write_atomic
 
 HERE = Path(__file__).resolve().parent
 GLUE = HERE / "glue.yaml"
@@ -90,7 +91,7 @@ def run(seeds: list[int], names: list[str], overrides: list[str], tag: str = "")
                 GLUE, [*fitting(overrides, stages[name]), *own]
             )  # all of them are read before the first one runs
 
-    from spikeprune import pipeline
+    from spikeprune.experiment import pipeline
 
     found, failed = {}, {}
     for (name, seed), config in plans.items():

@@ -29,11 +29,13 @@ from typing import Any
 import lightning as L
 import torch
 
-from spikeprune import jsonfile, pipeline, ranks, streams
-from spikeprune.builders import trainers
-from spikeprune.config import load, read_resolved
+from spikeprune.config.load import load, read_resolved
 from spikeprune.errors import InputError
-from spikeprune.rundir import RunDir, write_json
+from spikeprune.experiment import pipeline, streams
+from spikeprune.experiment.build import trainers
+from spikeprune.experiment.run_directory import RunDir, write_json
+from spikeprune.files import jsonfile
+from spikeprune.training import distributed
 
 GLUE = Path(__file__).resolve().parent / "glue.yaml"
 STAGES = ("teacher", "internal_kd", "prediction_kd")
@@ -59,8 +61,8 @@ class Clock(L.Callback):
         self.sentences, self.since = 0, now
 
     def on_train_end(self, trainer, module) -> None:
-        every = ranks.gather(self.rates)
-        if ranks.rank() == 0:
+        every = distributed.gather(self.rates)
+        if distributed.rank() == 0:
             rates = [
                 sum(n for n, _ in block) / max(seconds for _, seconds in block) for block in zip(*every, strict=True)
             ]

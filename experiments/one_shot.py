@@ -17,18 +17,18 @@ from collections.abc import Iterator
 
 import torch
 
-from spikeprune import evaluation, saved, streams
-from spikeprune.builders.modules import student_module
-from spikeprune.builders.networks import student_shape
-from spikeprune.compress import search
-from spikeprune.compress.budget import keep_highest
-from spikeprune.compress.criteria import CRITERIA
-from spikeprune.compress.stats import collect
-from spikeprune.compress.tuning import tune
-from spikeprune.metrics import main_metric, task_metrics
-from spikeprune.models.answer import answer
+from spikeprune.experiment import checkpoints, evaluation, streams
+from spikeprune.experiment.build.modules import student_module
+from spikeprune.experiment.build.networks import student_shape
+from spikeprune.models.inference import answer
+from spikeprune.models.modeling import Student
 from spikeprune.models.outputs import INPUTS
-from spikeprune.models.student import Student
+from spikeprune.pruning import mask_search
+from spikeprune.pruning.criteria import CRITERIA
+from spikeprune.pruning.mask_tuning import tune
+from spikeprune.pruning.schedules import keep_highest
+from spikeprune.pruning.statistics import collect
+from spikeprune.training.metrics import main_metric, task_metrics
 
 BATCHES, BATCH_SIZE = 16, 32  # training sentences that decisions are made on
 
@@ -38,8 +38,8 @@ class OneShot:
         directory, self.parts = evaluation.reopen(run, None)
         self.stage = stage or evaluation.last_finished(self.parts, directory)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.student = saved.load_student(directory, self.stage)
-        teacher = saved.load_teacher(self.parts, directory)
+        self.student = checkpoints.load_student(directory, self.stage)
+        teacher = checkpoints.load_teacher(self.parts, directory)
         self.module = student_module(self.parts, self.stage, self.student, teacher).to(device).eval()
         self.mode = self.module.forward_mode
         self.parts.data.setup("fit")
@@ -50,7 +50,7 @@ class OneShot:
         self.shape, self.seed = student_shape(self.parts), seed
         spatial = self.parts.config.compress.spatial
         self.floors = {"heads": spatial.min_heads, "ffn": spatial.min_ffn}
-        self.prices = search.unit_prices(self.student, self.train, self.shape)
+        self.prices = mask_search.unit_prices(self.student, self.train, self.shape)
 
     @torch.no_grad()
     def score(self, student: Student) -> float:
@@ -62,13 +62,13 @@ class OneShot:
         return 100 * float(main_metric(self.parts.task, metrics.compute()))
 
     def operations(self, student: Student) -> float:
-        kept = sum((self.prices[name] * getattr(student, name)).sum() for name in search.KINDS)
+        kept = sum((self.prices[name] * getattr(student, name)).sum() for name in mask_search.KINDS)
         return (kept / sum(price.sum() for price in self.prices.values())).item()
 
     def ranked(self, criterion: str, share: float) -> Student:
         student = copy.deepcopy(self.student)
         stats = collect(student, self.train, self.module.sample_loss, mode=self.mode, seed=self.seed)
-        for name, scores in zip(search.KINDS, CRITERIA[criterion](stats), strict=True):
+        for name, scores in zip(mask_search.KINDS, CRITERIA[criterion](stats), strict=True):
             mask = getattr(student, name)
             keep = round(share * mask.numel())
             mask.copy_(keep_highest(scores, mask, keep, floor=self.floors[name], scope="global"))
@@ -77,7 +77,7 @@ class OneShot:
     def searched(self, share: float, rearranged: bool) -> Student:
         student, how = copy.deepcopy(self.student), {"operations": share, "floors": self.floors, "mode": self.mode}
         loss = self.module.sample_loss
-        search.search(student, self.train, loss, shape=self.shape, rearranged=rearranged, **how)
+        mask_search.search(student, self.train, loss, shape=self.shape, rearranged=rearranged, **how)
         return student
 
     def rows(self, share: float) -> Iterator[tuple[str, Student]]:
@@ -94,7 +94,7 @@ class OneShot:
             for name, student in self.rows(share):
                 before = self.score(student)
                 tune(student, self.student, self.train, self.module.sample_loss, mode=self.mode)
-                kept = [f"{100 * getattr(student, kind).mean().item():.0f} %" for kind in search.KINDS]
+                kept = [f"{100 * getattr(student, kind).mean().item():.0f} %" for kind in mask_search.KINDS]
                 found = [f"{self.operations(student):.3f}", *kept, f"{before:.1f}", f"{self.score(student):.1f}"]
                 yield " | ".join([f"| {share}", name, *found]) + " |"
 

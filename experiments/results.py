@@ -16,8 +16,8 @@ from itertools import groupby
 from pathlib import Path
 from statistics import mean, stdev
 
-from spikeprune import jsonfile
 from spikeprune.errors import InputError
+from spikeprune.files import jsonfile
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "experiments" / "results"
@@ -149,7 +149,7 @@ def few_bits(summary: dict) -> list[str]:
 
 def byte_saving(summary: dict) -> float:
     """The uncompressed student's encoder matrices in float32 over the compressed ones, as stored."""
-    from spikeprune.size import Shape, matrix_bytes
+    from spikeprune.cost.shapes import Shape, matrix_bytes
 
     whole = matrix_bytes(shape=Shape(**summary["shape"], classes=0))  # the encoder has no matrix of classes
     return whole / rows(summary)[2]["encoder_weights"]["bytes"]
@@ -300,7 +300,7 @@ def draw(found: list[dict]) -> None:
     if not found:
         FIGURE.unlink(missing_ok=True)
         return
-    from spikeprune.report.figure import results_figure
+    from spikeprune.report.figures import results_figure
 
     glue = [summary for summary in found if summary["data"]["source"] != "synthetic"]
     results_figure(glue or found, FIGURE)

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Sequence
 from os.path import expanduser
 
-from spikeprune import __version__, scalars
+from spikeprune import __version__
+from spikeprune.config import scalars
+from spikeprune.config.keys import type_of
 from spikeprune.errors import nearest
-from spikeprune.keys import type_of
 
 TRAIN_EXAMPLES = """\
 examples:

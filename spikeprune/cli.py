@@ -8,17 +8,19 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 
-from spikeprune import jsonfile, signals, slurm, streams
 from spikeprune.arguments import parse
+from spikeprune.experiment import slurm_job, streams
+from spikeprune.files import jsonfile
+from spikeprune.training import signals
 
 
 def _train(args: argparse.Namespace) -> None:
-    from spikeprune.config import load
+    from spikeprune.config.load import load
 
     with signals.caught():
         config = load(args.experiment, args.overrides)  # before the imports below: they take seconds
-        from spikeprune import pipeline
-        from spikeprune.report.table import summary_table
+        from spikeprune.experiment import pipeline
+        from spikeprune.report.tables import summary_table
 
         signals.check()
         summary = pipeline.run(config)
@@ -26,8 +28,8 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from spikeprune import evaluation
-    from spikeprune.report.table import evaluation_lines, other_data
+    from spikeprune.experiment import evaluation
+    from spikeprune.report.tables import evaluation_lines, other_data
 
     chosen = {"stage": args.stage, "compacted": args.compact, "stepwise": args.stepwise}
     measured = evaluation.evaluate(args.run, data_dir=args.data, overrides=args.overrides, **chosen)
@@ -37,32 +39,32 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _compact(args: argparse.Namespace) -> None:
-    from spikeprune import compaction
-    from spikeprune.report.table import compaction_lines
+    from spikeprune.experiment import compaction
+    from spikeprune.report.tables import compaction_lines
 
     chosen = {"stage": args.stage, "data_dir": args.data, "overrides": args.overrides}
     print(compaction_lines(compaction.compact_run(args.run, **chosen)))
 
 
 def _sync(args: argparse.Namespace) -> None:
-    from spikeprune.tracking.sync import sync
+    from spikeprune.integrations.wandb.sync import sync
 
     for run in args.runs:
         print(f"{run}: {sync(run)}")
 
 
 def _sweep(args: argparse.Namespace) -> int:
-    from spikeprune.sweeps import spec
+    from spikeprune.integrations.sweeps import spec
 
     sweep = spec.read(args.file, args.overrides)  # before the imports below: they take seconds
     if args.local:
-        from spikeprune.sweeps.local import run_local
-        from spikeprune.sweeps.report import report
+        from spikeprune.integrations.sweeps.local import run_local
+        from spikeprune.integrations.sweeps.report import report
 
         folder = args.dir or spec.default_folder(sweep)
         return report(run_local(sweep, folder, trials=args.trials, jobs=args.jobs))
 
-    from spikeprune.sweeps import online
+    from spikeprune.integrations.sweeps import online
 
     if args.slurm is not None:
         return online.run_on_slurm(sweep, args.trials, args.slurm)
@@ -70,7 +72,7 @@ def _sweep(args: argparse.Namespace) -> int:
 
 
 def _launch(args: argparse.Namespace) -> None:
-    from spikeprune.launch import Request, launch
+    from spikeprune.integrations.launch import Request, launch
 
     names = ("array", "seeds", "gpus", "nodes", "cpus", "time", "partition", "template")
     request = Request(options=args.sbatch, **{name: getattr(args, name) for name in names})
@@ -79,7 +81,7 @@ def _launch(args: argparse.Namespace) -> None:
 
 
 def _fetch(args: argparse.Namespace) -> None:
-    from spikeprune.fetch import fetch
+    from spikeprune.experiment.fetch import fetch
 
     for line in fetch(args.experiment, args.overrides, array=args.array, check=args.check):
         print(line, flush=True)
@@ -98,13 +100,13 @@ ACTIONS: dict[str, Callable[[argparse.Namespace], int | None]] = {
 
 def _stopped(stop: signals.Stopped) -> int:
     """Of several processes the first speaks and answers for all: one that ended in failure would end the others."""
-    if slurm.follows():
+    if slurm_job.follows():
         return 0
     print(f"stopped by {stop.signal.name}: the same command goes on where this one stopped", file=sys.stderr)
-    job = slurm.own_job()
+    job = slurm_job.own_job()
     if job and stop.signal is signals.COME_BACK:
         print(f"job {job[0]} goes back into the queue", file=sys.stderr, flush=True)  # while there is time to say so
-        if refused := slurm.requeue(job[0]):
+        if refused := slurm_job.requeue(job[0]):
             print(f"job {job[0]} is not requeued: {refused}", file=sys.stderr)
     return stop.code
 

@@ -16,8 +16,7 @@ import pytest
 from micro import GLUE
 
 from spikeprune import cli
-from spikeprune import pipeline as pipeline
-from spikeprune.builders import trainers
+from spikeprune.experiment.build import trainers
 
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["children", "wandb"])

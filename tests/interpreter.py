@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from spikeprune.spiking import kernels
+from spikeprune.kernels import equilibrium
 
 
 def run_interpreted(file: str) -> None:
-    if not kernels.INSTALLED:
+    if not equilibrium.INSTALLED:
         pytest.skip("triton is not installed")
     root = Path(__file__).resolve().parents[1]
     path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])

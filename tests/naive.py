@@ -11,7 +11,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from spikeprune.models.student import Student
+from spikeprune.models.modeling import Student
 
 
 class Naive:

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import torch
 
-from spikeprune.compress.stats import TemporalStatistics
-from spikeprune.distill import hard_loss
-from spikeprune.models.student import Student
+from spikeprune.models.modeling import Student
+from spikeprune.pruning.statistics import TemporalStatistics
+from spikeprune.training.losses import hard_loss
 
 D, H, F, N, L = 12, 3, 37, 8, 2
 

@@ -8,7 +8,7 @@ import math
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spikeprune.models.student import Student
+from spikeprune.models.modeling import Student
 
 F64 = torch.float64
 D, H, FFN, N, L, C, VOCAB = 12, 3, 37, 8, 2, 3, 23

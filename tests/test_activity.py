@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from spikeprune.activity import activity
+from spikeprune.cost.activity import activity
 
 
 def test_firing_rates():

@@ -9,15 +9,16 @@ import pytest
 import torch
 from students import CODINGS, F64, FFN, WAYS, N, Operations, make, prune, sentences
 
-from spikeprune import operations, processes
-from spikeprune.activity import activity
-from spikeprune.models import answer as answers
-from spikeprune.models.answer import answer, sentence_numbers
-from spikeprune.schema import Run
-from spikeprune.size import Shape
-from spikeprune.spiking import closed
-from spikeprune.spiking.closed import settled_value
-from spikeprune.spiking.neurons import NEURONS, settle, steps
+from spikeprune.config.schema import Run
+from spikeprune.cost import operations
+from spikeprune.cost.activity import activity
+from spikeprune.cost.shapes import Shape
+from spikeprune.experiment import processes
+from spikeprune.models import inference as answers
+from spikeprune.models.inference import answer, sentence_numbers
+from spikeprune.snn import closed_form
+from spikeprune.snn.closed_form import settled_value
+from spikeprune.snn.neurons import NEURONS, settle, steps
 
 SHAPE = Shape(pooling="cls", query="real", theta="channel", layers=2, hidden=12, heads=3, ffn=FFN, classes=3)
 
@@ -63,7 +64,7 @@ def test_blocks_and_masks_round_nothing(spikes, leak, monkeypatch) -> None:
     whole = settled_value(x, theta, mask=None, tokens=tokens, **how)
     assert torch.equal(whole[0], plain)
     for block in (1, 40, 10**6):  # one sample, two of seven, all
-        monkeypatch.setattr(closed, "BLOCK", block)
+        monkeypatch.setattr(closed_form, "BLOCK", block)
         value, counts = settled_value(x, theta, mask=None, tokens=tokens, **how)
         assert torch.equal(value, plain) and torch.equal(counts, whole[1])
         for mask in masks:

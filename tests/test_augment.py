@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from spikeprune.data.augment import Augment, replace_words, replaceable, words_of_batch
-from spikeprune.data.tokenize import train_wordpiece
+from spikeprune.data.augmentation import Augment, replace_words, replaceable, words_of_batch
+from spikeprune.data.tokenizer import train_wordpiece
 
 
 def replaced(ids: torch.Tensor, mask: torch.Tensor, *, share: float) -> torch.Tensor:

@@ -134,7 +134,7 @@ def save_bert(folder: Path, words: list[str]) -> None:
     """A tiny BERT with a vocabulary of its own."""
     from transformers import BertConfig, BertModel
 
-    from spikeprune.data.tokenize import train_wordpiece
+    from spikeprune.data.tokenizer import train_wordpiece
 
     tokenizer = train_wordpiece(words, vocab_size=200)
     tokenizer.save_pretrained(folder)
@@ -154,8 +154,8 @@ def test_checkpoints(refuse, tmp_path: Path) -> None:
 
 def test_a_saved_tokenizer_cuts_to_what_the_model_reads(tmp_path: Path) -> None:
     """The tokenizer of this checkpoint says 512 tokens, its model has 64 positions."""
-    from spikeprune.config import load
-    from spikeprune.parts import prepare
+    from spikeprune.config.load import load
+    from spikeprune.experiment.context import prepare
 
     save_bert(tmp_path, ["the quick brown fox jumps over a lazy dog"] * 4)
     known = [*MICRO, "data.source=embedded", "data.max_length=32", f"teacher.checkpoint={tmp_path}"]
@@ -247,7 +247,7 @@ def test_full_disk_is_seen_before_anything_is_written(refuse, small_disk) -> Non
 
 def test_disk_that_fills_up_on_the_way(small_disk, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     """Another program takes the space after the check: the run stops with one sentence, and what it wrote is whole."""
-    from spikeprune import pipeline
+    from spikeprune.experiment import pipeline
 
     disk, teach = small_disk(40), pipeline.teach
 

@@ -20,7 +20,7 @@ from experiments import bench_ddp  # noqa: E402
 from experiments.bench import __main__ as bench  # noqa: E402
 from experiments.bench import clock, nets, peers, report, rooflines, rows, training  # noqa: E402
 from spikeprune.errors import InputError  # noqa: E402
-from spikeprune.summary import commit, hardware  # noqa: E402
+from spikeprune.experiment.summary import commit, hardware  # noqa: E402
 
 CPU = torch.device("cpu")
 TINY = nets.Size("tiny", 24, 2, 3, 37, vocab=50)

@@ -12,15 +12,15 @@ import safetensors.torch
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
-from spikeprune.builders.networks import student_values
-from spikeprune.config import load
-from spikeprune.data.tokenize import train_wordpiece
+from spikeprune.config.load import load
+from spikeprune.config.tasks import get_task
+from spikeprune.data.tokenizer import train_wordpiece
 from spikeprune.errors import InputError
-from spikeprune.models.checkpoint import label_names, label_order, read_config
-from spikeprune.models.student import Student
+from spikeprune.experiment.build.networks import student_values
+from spikeprune.experiment.context import check_fit, tokens_of, types_of
+from spikeprune.models.checkpoint_facts import label_names, label_order, read_config
+from spikeprune.models.modeling import Student
 from spikeprune.models.teacher import Teacher, copy_encoder
-from spikeprune.parts import check_fit, tokens_of, types_of
-from spikeprune.tasks import get_task
 from tests.micro import GLUE
 
 MNLI = get_task("mnli")
@@ -77,7 +77,7 @@ REFUSED = [
 
 
 def write_checkpoint(folder: Path, **config) -> Path:
-    """A random BERT with these values of `config.json`, written as they are; its weights fit them where they can."""
+    """A random BERT with these values of `load.json`, written as they are; its weights fit them where they can."""
     torch.manual_seed(0)
     known = {key: value for key, value in config.items() if key in (*SIZE, "hidden_act", "type_vocab_size")}
     try:

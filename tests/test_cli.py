@@ -14,8 +14,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from spikeprune import __version__, arguments, cli, streams
+from spikeprune import __version__, arguments, cli
 from spikeprune.errors import InputError
+from spikeprune.experiment import streams
 
 ROOT = Path(__file__).resolve().parents[1]
 GLUE = str(ROOT / "experiments" / "glue.yaml")
@@ -31,7 +32,7 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     import spikeprune
 
     fake = SimpleNamespace(run=lambda config: None, evaluate=lambda run, **options: {})
-    monkeypatch.setattr("spikeprune.report.table.summary_table", str)
+    monkeypatch.setattr("spikeprune.report.tables.summary_table", str)
     for room in ("pipeline", "evaluation"):
         monkeypatch.setitem(sys.modules, f"spikeprune.{room}", fake)
         monkeypatch.setattr(spikeprune, room, fake, raising=False)
@@ -144,7 +145,7 @@ def test_a_typo_is_told_in_a_sentence(args: tuple[str, ...], sentence: str, caps
 
 SHOUTING = """if True:
     import sys, types
-    import spikeprune.config
+    import spikeprune.config.load
     from spikeprune import cli
     def shout(args):
         for _ in range(100_000 if {many} else 1):
@@ -233,7 +234,7 @@ def test_evaluate_prints_json_or_a_table(pipeline, capsys, monkeypatch) -> None:
         return {"task": "rte"}
 
     pipeline.evaluate = evaluate
-    monkeypatch.setattr("spikeprune.report.table.evaluation_lines", lambda found: f"a table of {found['task']}")
+    monkeypatch.setattr("spikeprune.report.tables.evaluation_lines", lambda found: f"a table of {found['task']}")
     assert cli.main(["evaluate", "runs/x", "--stage", "spatial", "--data", "glue", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"task": "rte"}
     assert cli.main(["evaluate", "runs/x"]) == 0

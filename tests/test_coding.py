@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spikeprune.spiking.coding import CODINGS
+from spikeprune.snn.coding import CODINGS
 
 F64 = torch.float64
 LEAKS = (1.0, 0.5)

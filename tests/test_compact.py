@@ -16,19 +16,20 @@ import safetensors.torch
 import torch
 from micro import GLUE, ROOT, micro, write_sst2
 
-from spikeprune import cli, compaction, evaluation, pipeline, saved
-from spikeprune.activity import activity
-from spikeprune.config import load
+from spikeprune import cli
+from spikeprune.config.load import load
+from spikeprune.cost.activity import activity
+from spikeprune.cost.operations import count
+from spikeprune.cost.shapes import Shape, parameters
 from spikeprune.errors import InputError
-from spikeprune.models.compact import compact, nbytes
-from spikeprune.models.compact import load as load_compact
-from spikeprune.models.quant import QUANTIZERS
-from spikeprune.models.student import Student
-from spikeprune.operations import count
-from spikeprune.rundir import RunDir
-from spikeprune.size import Shape, parameters
-from spikeprune.spiking.coding import CODINGS
-from spikeprune.spiking.neurons import NEURONS
+from spikeprune.experiment import checkpoints, compaction, evaluation, pipeline
+from spikeprune.experiment.run_directory import RunDir
+from spikeprune.models.compaction import compact, nbytes
+from spikeprune.models.compaction import load as load_compact
+from spikeprune.models.modeling import Student
+from spikeprune.models.quantization import QUANTIZERS
+from spikeprune.snn.coding import CODINGS
+from spikeprune.snn.neurons import NEURONS
 
 D, H, F, N, L, C, VOCAB = 12, 3, 37, 8, 3, 3, 23
 
@@ -267,7 +268,7 @@ def test_the_folder_alone_is_enough(compacted) -> None:
     from transformers import AutoTokenizer
 
     batch = AutoTokenizer.from_pretrained(run.compact)(["the film was good"], return_tensors="pt")
-    masked = saved.load_student(run, "spatial").eval()
+    masked = checkpoints.load_student(run, "spatial").eval()
     with torch.no_grad():
         torch.testing.assert_close(student(**batch, mode="spiking").logits, masked(**batch, mode="spiking").logits)
 

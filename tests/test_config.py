@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spikeprune import scalars
-from spikeprune.checks.rules import validate
-from spikeprune.config import Config, differences, load, read_resolved, to_yaml
+from spikeprune.config import scalars
+from spikeprune.config.load import Config, differences, load, read_resolved, to_yaml
+from spikeprune.config.validation.rules import validate
 from spikeprune.errors import InputError
 
 # --- merging ----------------------------------------------------------------------------------------------------------

@@ -10,17 +10,17 @@ import torch
 from students import FFN, H, L, make, prune, real, sentences
 from test_dynamic import shape_of
 
-from spikeprune.activity import activity
-from spikeprune.compress.criteria import CRITERIA, TEMPORAL_CRITERIA
-from spikeprune.compress.stats import collect, temporal_statistics
-from spikeprune.distill import hard_loss
-from spikeprune.models.compact import compact
-from spikeprune.models.quant import QUANTIZERS, acting_weight
-from spikeprune.models.student import RESIDUALS, Student
-from spikeprune.operations import count
-from spikeprune.size import Shape
-from spikeprune.spiking.coding import CODINGS
-from spikeprune.spiking.neurons import LONGEST, NEURONS
+from spikeprune.cost.activity import activity
+from spikeprune.cost.operations import count
+from spikeprune.cost.shapes import Shape
+from spikeprune.models.compaction import compact
+from spikeprune.models.modeling import RESIDUALS, Student
+from spikeprune.models.quantization import QUANTIZERS, acting_weight
+from spikeprune.pruning.criteria import CRITERIA, TEMPORAL_CRITERIA
+from spikeprune.pruning.statistics import collect, temporal_statistics
+from spikeprune.snn.coding import CODINGS
+from spikeprune.snn.neurons import LONGEST, NEURONS
+from spikeprune.training.losses import hard_loss
 
 every_kind = pytest.mark.parametrize(("spikes", "coding"), list(itertools.product(NEURONS, CODINGS)))
 both_residuals = pytest.mark.parametrize("residual", RESIDUALS)

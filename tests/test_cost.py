@@ -7,8 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForSequenceClassification
 
-from spikeprune import cost, operations
-from spikeprune.size import Shape
+from spikeprune.cost import energy, operations
+from spikeprune.cost.shapes import Shape
 
 # One layer of two heads of one channel, three neurons: D=2, H=2, d=1, F=3, C=2.
 TINY = Shape(hidden=2, heads=2, ffn=3, layers=1, classes=2)
@@ -282,26 +282,26 @@ def test_energy_and_normalized_operations():
     counts = silent(TINY, (1, 1))
     counts["layers.0.output"][0, 0, 0] = 4
     ops, dense = run(counts), operations.dense(torch.tensor([4]), shape=TINY)
-    fp32 = cost.PRICES["fp32"]
-    assert cost.energy_pj(ops, fp32) == pytest.approx(4 * 0.9 + 4 * 4.6)
-    assert cost.energy_full_pj(ops, fp32) == pytest.approx(4 * 0.9 + 4 * 4.6 + 68 * 4.6)
-    assert cost.norm_ops(ops, dense) == 8 / (64 + 64 + 48 + 4)
-    assert cost.energy_pj(dense, cost.PRICES["int8"]) == pytest.approx(180 * 0.23)
+    fp32 = energy.PRICES["fp32"]
+    assert energy.energy_pj(ops, fp32) == pytest.approx(4 * 0.9 + 4 * 4.6)
+    assert energy.energy_full_pj(ops, fp32) == pytest.approx(4 * 0.9 + 4 * 4.6 + 68 * 4.6)
+    assert energy.norm_ops(ops, dense) == 8 / (64 + 64 + 48 + 4)
+    assert energy.energy_pj(dense, energy.PRICES["int8"]) == pytest.approx(180 * 0.23)
 
 
 def test_latency():
     steps = [4, 2, 3]
-    assert [cost.latency_steps(steps, c) for c in ("accumulate", "running_mean", "per_step")] == [9, 4, 4]
-    assert [cost.latency_stages(steps, c) for c in ("accumulate", "running_mean", "per_step")] == [29, 4, 4]
+    assert [energy.latency_steps(steps, c) for c in ("accumulate", "running_mean", "per_step")] == [9, 4, 4]
+    assert [energy.latency_stages(steps, c) for c in ("accumulate", "running_mean", "per_step")] == [29, 4, 4]
 
 
 def test_summary_holds_every_cost():
     dense = operations.dense(torch.tensor([4]), shape=TINY)
-    teacher = cost.summarize(dense, dense_ops=dense, prices=cost.PRICES["fp32"], shape=TINY)
+    teacher = energy.summarize(dense, dense_ops=dense, prices=energy.PRICES["fp32"], shape=TINY)
     assert teacher["norm_ops"] == 1 and "latency_steps" not in teacher
     ops, masks = run(silent(TINY, (2, 1))), {"heads": torch.ones(1, 2), "ffn": torch.ones(1, 3)}
     time = {"t_steps": [2, 1], "coding": "accumulate"}
-    student = cost.summarize(ops, dense_ops=dense, prices=cost.PRICES["fp32"], shape=TINY, **masks, **time)
+    student = energy.summarize(ops, dense_ops=dense, prices=energy.PRICES["fp32"], shape=TINY, **masks, **time)
     assert set(student) - set(teacher) == {"latency_steps", "latency_stages"}
     assert (student["latency_steps"], student["latency_stages"], student["params"]) == (3, 7, teacher["params"])
 

@@ -14,10 +14,12 @@ import safetensors.torch
 import torch
 from micro import GLUE, micro
 
-from spikeprune import cli, jsonfile, stage
+from spikeprune import cli
 from spikeprune.errors import InputError
-from spikeprune.rundir import RunDir, write_json, write_weights
-from spikeprune.tensors import misfit, out_of_memory
+from spikeprune.experiment import stage
+from spikeprune.experiment.run_directory import RunDir, write_json, write_weights
+from spikeprune.files import jsonfile
+from spikeprune.models.tensors import misfit, out_of_memory
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SHORT = ["run.stages=[teacher,spatial]", "compress.t_steps=null", "stages.teacher.epochs=2", "stages.spatial.epochs=1"]

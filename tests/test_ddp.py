@@ -13,19 +13,19 @@ import torch
 from micro import BATCHES, STAGES, micro, write_sst2
 from together import EXACT, check_measurements, check_weights, leg, together
 
-from spikeprune import evaluation
-from spikeprune.data.loader import shares, sums
-from spikeprune.metrics import task_metrics
-from spikeprune.models.student import Student
+from spikeprune.config.tasks import get_task
+from spikeprune.cost.shapes import Shape
+from spikeprune.data.batching import shares, sums
+from spikeprune.experiment import evaluation
+from spikeprune.experiment.run_directory import RunDir
+from spikeprune.models.modeling import Student
 from spikeprune.models.teacher import Teacher, scratch_config
-from spikeprune.modules.objective import MEAN_OVER, LossWeights
-from spikeprune.modules.optimizer import Optimization
-from spikeprune.modules.student import StudentModule
-from spikeprune.modules.task import TaskModule
-from spikeprune.modules.teacher import TeacherModule
-from spikeprune.rundir import RunDir
-from spikeprune.size import Shape
-from spikeprune.tasks import get_task
+from spikeprune.training.metrics import task_metrics
+from spikeprune.training.modules.student import StudentModule
+from spikeprune.training.modules.task import TaskModule
+from spikeprune.training.modules.teacher import TeacherModule
+from spikeprune.training.objective import MEAN_OVER, LossWeights
+from spikeprune.training.optimizer import Optimization
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

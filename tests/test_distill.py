@@ -8,9 +8,12 @@ import pytest
 import torch
 from micro import GLUE, micro
 
-from spikeprune import operations
-from spikeprune.config import load
-from spikeprune.distill import (
+from spikeprune.config.load import load
+from spikeprune.cost import operations
+from spikeprune.cost.shapes import Shape
+from spikeprune.experiment.context import prepare
+from spikeprune.models.modeling import RESIDUALS, Student, layer_of
+from spikeprune.training.losses import (
     additions_loss,
     falling,
     firing_loss,
@@ -20,9 +23,6 @@ from spikeprune.distill import (
     soft_loss,
     uniform_layer_map,
 )
-from spikeprune.models.student import RESIDUALS, Student, layer_of
-from spikeprune.parts import prepare
-from spikeprune.size import Shape
 
 BOTH = torch.tensor([[True, True]])
 FIRST = torch.tensor([[True, False]])  # the second token is padding

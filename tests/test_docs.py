@@ -18,8 +18,8 @@ from conftest import MISSING
 from micro import GLUE, ROOT, micro, write_sst2
 
 from spikeprune.arguments import parse
-from spikeprune.config import Config, load, read_resolved, to_yaml
-from spikeprune.sweeps import spec
+from spikeprune.config.load import Config, load, read_resolved, to_yaml
+from spikeprune.integrations.sweeps import spec
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"(?:<!-- needs: (?P<needs>\w+) -->\s*\n)?^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.M | re.S)
@@ -89,7 +89,7 @@ def commands(block: Block) -> list[list[str]]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     """A folder with what the pages' programs are about: a run, and its compacted student."""
-    from spikeprune import compaction, pipeline
+    from spikeprune.experiment import compaction, pipeline
 
     folder = tmp_path_factory.mktemp("docs")
     run = folder / "runs" / "mrpc-tiny-s0"

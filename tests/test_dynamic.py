@@ -11,18 +11,19 @@ from micro import GLUE, micro, write_sst2
 from naive import Accumulate
 from students import C, D, H, L, make, prune, sentences
 
-from spikeprune import cli, pipeline
-from spikeprune.config import load
-from spikeprune.cost import PRICES
-from spikeprune.dynamic import BOUNDS, Anytime, dynamic, layer_by_layer, never
-from spikeprune.models.compact import compact
-from spikeprune.operations import count
-from spikeprune.rundir import RunDir
-from spikeprune.size import Shape
-from spikeprune.spiking.coding import CODINGS
-from spikeprune.spiking.early import until_settled
-from spikeprune.spiking.neurons import NEURONS
-from spikeprune.tasks import get_task
+from spikeprune import cli
+from spikeprune.config.load import load
+from spikeprune.config.tasks import get_task
+from spikeprune.cost.energy import PRICES
+from spikeprune.cost.operations import count
+from spikeprune.cost.shapes import Shape
+from spikeprune.experiment import pipeline
+from spikeprune.experiment.early_exit import BOUNDS, Anytime, dynamic, layer_by_layer, never
+from spikeprune.experiment.run_directory import RunDir
+from spikeprune.models.compaction import compact
+from spikeprune.snn.coding import CODINGS
+from spikeprune.snn.early_exit import until_settled
+from spikeprune.snn.neurons import NEURONS
 
 F64 = torch.float64
 SYNCHRONOUS = [name for name, coding in CODINGS.items() if not coding.stationary]

@@ -17,8 +17,8 @@ from students import (
     sentences,
 )
 
-from spikeprune.spiking.flow import Pass
-from spikeprune.spiking.site import Site
+from spikeprune.snn.context import Pass
+from spikeprune.snn.spiking_layer import Site
 
 
 @pytest.mark.parametrize("spikes", ["binary", "ternary"])

@@ -12,12 +12,12 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 from transformers import BertConfig, BertForSequenceClassification
 
-from spikeprune.data.embedded import ADJUNCTS, BAD, GOOD, NOUNS, REASONS, RULES, VERBS, generate
-from spikeprune.data.loader import BatchLoader, encode
-from spikeprune.data.tokenize import train_wordpiece
+from spikeprune.config.tasks import TASKS, Task, get_task
+from spikeprune.data.batching import BatchLoader, encode
+from spikeprune.data.synthetic import ADJUNCTS, BAD, GOOD, NOUNS, REASONS, RULES, VERBS, generate
+from spikeprune.data.tokenizer import train_wordpiece
 from spikeprune.errors import InputError
-from spikeprune.metrics import task_metrics
-from spikeprune.tasks import TASKS, Task, get_task
+from spikeprune.training.metrics import task_metrics
 
 SIZES = {"seed": 0, "train": 4000, "dev": 500}
 CHANCE = {"mnli": 1 / 3, "stsb": 0.0}  # one half for the others; stsb: correlation

@@ -13,18 +13,17 @@ import torch
 from interpreter import run_interpreted
 from torch.nn.functional import gelu
 
-from spikeprune.models import engine
-from spikeprune.models.answer import answer
-from spikeprune.models.compact import compact
-from spikeprune.models.student import Student
-from spikeprune.spiking import firing as firing_kernels
-from spikeprune.spiking import limbs, norm_attention
-from spikeprune.spiking.closed import tokens_sum
-from spikeprune.spiking.coding import drive_running_mean
-from spikeprune.spiking.firing import CLOSED, GELU, PER_STEP, RUNNING, Firing
-from spikeprune.spiking.flow import Pass
-from spikeprune.spiking.kernels import INSTALLED
-from spikeprune.spiking.neurons import NEURONS, leak_weights, steps
+from spikeprune.kernels import encoder, norm_attention, split_integer
+from spikeprune.kernels import firing as firing_kernels
+from spikeprune.kernels.equilibrium import INSTALLED
+from spikeprune.kernels.firing import CLOSED, GELU, PER_STEP, RUNNING, Firing
+from spikeprune.models.compaction import compact
+from spikeprune.models.inference import answer
+from spikeprune.models.modeling import Student
+from spikeprune.snn.closed_form import tokens_sum
+from spikeprune.snn.coding import drive_running_mean
+from spikeprune.snn.context import Pass
+from spikeprune.snn.neurons import NEURONS, leak_weights, steps
 
 if INSTALLED:
     import triton
@@ -36,7 +35,7 @@ if INSTALLED:
         tl.store(y + at, firing_kernels.gelu(tl.load(x + at)))
 
 
-CODINGS = ("accumulate", *engine.MODES)
+CODINGS = ("accumulate", *encoder.MODES)
 KINDS = ("binary", "ternary")
 SMALL = {"hidden": 64, "layers": 2, "heads": 4, "ffn": 100, "vocab": 50, "positions": 24, "segments": 2, "classes": 3}
 
@@ -46,7 +45,7 @@ def test_limbs_hold_a_weight_to_its_rows_24_bits(most) -> None:
     generator = torch.Generator().manual_seed(0)
     w = torch.randn(70, 300, generator=generator) * torch.logspace(-6, 3, 70)[:, None]
     w[3], w[4, :5] = 0, 0
-    made = limbs.split(w, None, most)
+    made = split_integer.split(w, None, most)
     assert made.codes.shape == (3, 128, 320) and made.codes.dtype == torch.int8
     whole = (made.codes.double() * torch.tensor([65536.0, 256.0, 1.0])[:, None, None]).sum(0) * made.scale[:, None]
     error = (whole[:70, :300] - w).abs().amax(1)
@@ -63,7 +62,7 @@ def test_powers_of_2_by_hand() -> None:
 
 def test_limbs_by_hand() -> None:
     """The largest weight of a row is 127 * 65536."""
-    made = limbs.split(torch.tensor([[127.0, 1.0, -1 / 128, 2.0**-16]]), torch.tensor([0.5]), 1)
+    made = split_integer.split(torch.tensor([[127.0, 1.0, -1 / 128, 2.0**-16]]), torch.tensor([0.5]), 1)
     assert made.scale[0] == 2.0**-16 and made.bias[0] == 0.5
     assert made.codes[:, 0, :4].tolist() == [[127, 1, 0, 0], [0, 0, -2, 0], [0, 0, 0, 1]]
 
@@ -75,7 +74,7 @@ def test_a_product_is_nearly_as_exact_as_float32s() -> None:
         n = torch.randint(0, most + 1, (1, 50, width), generator=generator)
         n = n * (torch.rand(n.shape, generator=generator) < 0.2)
         exact = n.double() @ w.double().t()
-        made = limbs.reference(n, limbs.split(w, None, most), torch.ones(1))
+        made = split_integer.reference(n, split_integer.split(w, None, most), torch.ones(1))
         own, other = ((x.double() - exact).square().mean() for x in (made, n.float() @ w.t()))
         assert own < (2.5 * 2.5) * other, (width, most)
 
@@ -115,18 +114,19 @@ def compare_products(device: str, sizes=((70, 64, 128), (130, 192, 64))) -> None
     for (mode, kind, leak, t), (rows, width, out) in cases(sizes):
         a = train_of(mode, t, rows, width, device)
         weights = [
-            limbs.split(torch.randn(out, width, device=device), torch.randn(out, device=device), t) for _ in "ab"
+            split_integer.split(torch.randn(out, width, device=device), torch.randn(out, device=device), t)
+            for _ in "ab"
         ]
-        both, site = limbs.joined(weights), firing(2 * out, mode, kind, leak, t, device)
-        units = engine.units(mode, len(a), t, a.device)
-        expected = limbs.reference(a, both, units)
-        real, train = limbs.product(a, both, units, steps=len(a), reals=out, site=site)
+        both, site = split_integer.joined(weights), firing(2 * out, mode, kind, leak, t, device)
+        units = encoder.units(mode, len(a), t, a.device)
+        expected = split_integer.reference(a, both, units)
+        real, train = split_integer.product(a, both, units, steps=len(a), reals=out, site=site)
         case = f"{mode}, {kind}, leak {leak}, T {t}, {rows} x {width} x {out}"
         assert torch.equal(real, expected[..., :out]), case
         behind = Firing(site.theta[out:], site.kept[out:], *site[2:])
         assert torch.equal(train.float(), fired(expected[..., out:], behind)), case
-        assert torch.equal(limbs.product(a, both, units, steps=len(a), reals=2 * out)[0], expected), case
-        own = limbs.product(a, both, units, steps=len(a), reals=0, site=site, activation=GELU)[1]
+        assert torch.equal(split_integer.product(a, both, units, steps=len(a), reals=2 * out)[0], expected), case
+        own = split_integer.product(a, both, units, steps=len(a), reals=0, site=site, activation=GELU)[1]
         assert differing(own, fired(gelu(expected), site)) < 1e-3, case
 
 
@@ -145,12 +145,12 @@ def compare_gelu(device: str) -> None:
 
 def compare_norms(device: str, sizes=((33, 100), (5, 384))) -> None:
     for (mode, kind, leak, t), (rows, columns) in cases(sizes):
-        width = limbs.padded(columns)
+        width = split_integer.padded(columns)
         residual = train_of(mode, t, rows, width, device)
         y = torch.randn(len(residual), rows, width, device=device)
         theta, norm = torch.rand(columns, device=device) + 0.3, torch.nn.LayerNorm(columns, device=device)
         torch.nn.init.normal_(norm.weight), torch.nn.init.normal_(norm.bias)
-        site, units = firing(columns, mode, kind, leak, t, device), engine.units(mode, len(y), t, y.device)
+        site, units = firing(columns, mode, kind, leak, t, device), encoder.units(mode, len(y), t, y.device)
         site = site._replace(kept=torch.ones_like(site.theta))
         back = residual[..., :columns] * theta * units[:, None, None]
         with torch.no_grad():
@@ -173,12 +173,12 @@ def compare_norms(device: str, sizes=((33, 100), (5, 384))) -> None:
 
 def compare_attention(device: str, sizes=((2, 20, 3, 16), (1, 150, 2, 32))) -> None:
     for (mode, kind, leak, t), (b, n, heads, size) in cases(sizes):
-        inner, width = heads * size, limbs.padded(heads * size)
+        inner, width = heads * size, split_integer.padded(heads * size)
         pair = train_of(mode, t, b * n, 2 * width, device)
         q = 2 * torch.randn(len(pair), b * n, width, device=device)
         thetas = [torch.rand(width, device=device) + 0.3 for _ in range(2)]
         tokens = torch.arange(n, device=device) < torch.tensor([n, n // 2], device=device)[:b, None]
-        site, units = firing(width, mode, kind, leak, t, device), engine.units(mode, len(q), t, q.device)
+        site, units = firing(width, mode, kind, leak, t, device), encoder.units(mode, len(q), t, q.device)
         site = site._replace(theta=site.theta / 3)
         how = {"steps": len(q), "heads": heads, "size": size}
         train = norm_attention.attended(q, pair, *thetas, units, tokens, site, **how)
@@ -274,9 +274,9 @@ def in_the_interpreter() -> None:
     compare_norms("cpu")
     compare_attention("cpu")
     compare_counts("cpu")
-    taken, encode = [], engine.encode
-    engine.suits = lambda like: like.dtype == torch.float32
-    engine.encode = lambda *args, **options: taken.append(True) or encode(*args, **options)
+    taken, encode = [], encoder.encode
+    encoder.suits = lambda like: like.dtype == torch.float32
+    encoder.encode = lambda *args, **options: taken.append(True) or encode(*args, **options)
     for coding in CODINGS:
         compare_students("cpu", coding)
     assert len(taken) == 3 * (2 * 3 + 3) + 2, len(taken)
@@ -329,13 +329,13 @@ def test_what_is_not_covered() -> None:
     class OnCuda:
         is_cuda, dtype = True, torch.float32
 
-    assert engine.suits(OnCuda) and not engine.suits(student.classifier.weight)
+    assert encoder.suits(OnCuda) and not encoder.suits(student.classifier.weight)
 
     def covered(student: Student, mode: str = "spiking", **asked) -> bool:
-        return engine.covers(student, Pass(mode, tokens, **{"scores": False, **asked}))
+        return encoder.covers(student, Pass(mode, tokens, **{"scores": False, **asked}))
 
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(engine, "suits", lambda like: like.dtype == torch.float32)
+        patch.setattr(encoder, "suits", lambda like: like.dtype == torch.float32)
         assert covered(student) and covered(student, "equilibrium")
         assert not covered(copy.deepcopy(student).double())
         for asked in ({"rate": True}, {"trace": True}, {"scores": True}, {"pulses": True}, {"settled": 0.1}):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from spikeprune.config import load
-from spikeprune.plan import student_layers
-from spikeprune.tasks import TASKS
+from spikeprune.config.derived import student_layers
+from spikeprune.config.load import load
+from spikeprune.config.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "experiments").rglob("*.yaml"))

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from tiny_sweep import tiny, write
 
-from spikeprune import jsonfile
 from spikeprune.errors import InputError
+from spikeprune.experiment.run_directory import write_json
+from spikeprune.files import jsonfile
+from spikeprune.integrations.sweeps import spec, study
+from spikeprune.integrations.sweeps.local import Driver
+from spikeprune.integrations.sweeps.report import report
 from spikeprune.report.results import COSTS
-from spikeprune.rundir import write_json
-from spikeprune.sweeps import spec, study
-from spikeprune.sweeps.local import Driver
-from spikeprune.sweeps.report import report
 
 RECORD = {"weights": "0", "steps": 1, "metrics": {"accuracy": 0.5}, "main": 0.5, "cost": dict.fromkeys(COSTS, 2.0)}
 STUDENT = {**RECORD, "heads": [1], "ffn": [4], "t_steps": [4, 4]}

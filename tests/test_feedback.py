@@ -11,18 +11,19 @@ from naive import Synchronous
 from students import D, L, make, prune, real, scalar, sentences
 from test_dynamic import shape_of
 
-from spikeprune import cli, evaluation, pipeline, saved
-from spikeprune.compress.stats import collect
-from spikeprune.config import load
-from spikeprune.distill import hard_loss
+from spikeprune import cli
+from spikeprune.config.load import load
+from spikeprune.cost.operations import count, fan_out
+from spikeprune.cost.shapes import Shape, parameters
 from spikeprune.errors import InputError
-from spikeprune.models.compact import compact
+from spikeprune.experiment import checkpoints, evaluation, pipeline
+from spikeprune.experiment.run_directory import RunDir
+from spikeprune.models.compaction import compact
 from spikeprune.models.feedback import anderson
-from spikeprune.operations import count, fan_out
-from spikeprune.rundir import RunDir
-from spikeprune.size import Shape, parameters
-from spikeprune.spiking.coding import CODINGS
-from spikeprune.spiking.neurons import NEURONS
+from spikeprune.pruning.statistics import collect
+from spikeprune.snn.coding import CODINGS
+from spikeprune.snn.neurons import NEURONS
+from spikeprune.training.losses import hard_loss
 
 F64 = torch.float64
 SYNCHRONOUS = [name for name, coding in CODINGS.items() if not coding.stationary]
@@ -274,7 +275,7 @@ def test_a_run_with_feedback(tmp_path, capsys) -> None:
     for name in ("steps", "residual", "adjoint_steps", "adjoint_residual"):
         assert all(f"train/feedback_{name}" in r for r in trained), name
     assert max(r["train/feedback_residual"] for r in trained) <= 1e-4
-    assert saved.load_student(run, "spatial").embedding.feedback.weight.abs().sum() > 0
+    assert checkpoints.load_student(run, "spatial").embedding.feedback.weight.abs().sum() > 0
     assert evaluation.evaluate(run.path)["cost"] == run.record("spatial")["cost"]
     capsys.readouterr()
     assert cli.main(["evaluate", str(run.path), "time.early_exit=asr", "--json"]) == 0

@@ -16,9 +16,9 @@ from micro import GLUE, ROOT, micro, write_sst2
 from test_bad_input import save_bert
 
 from spikeprune import cli
-from spikeprune.config import load
+from spikeprune.config.load import load
 from spikeprune.errors import InputError
-from spikeprune.fetch import local, needs, verify
+from spikeprune.experiment.fetch import local, needs, verify
 
 RUN = (str(GLUE), "task=mrpc", "preset=tiny", "data.source=hub", "teacher.checkpoint=me/bert")
 

@@ -14,15 +14,16 @@ from together import leg as rank_leg
 from together import together
 from torch.utils.data import DataLoader
 
-from spikeprune import cli, distill
-from spikeprune.callbacks import schedule
-from spikeprune.callbacks.finite import SKIPS, StopOnNonFinite, likely_key
+from spikeprune import cli
 from spikeprune.errors import InputError
-from spikeprune.measure import check_finite
+from spikeprune.experiment.measurement import check_finite
+from spikeprune.experiment.run_directory import RunDir
 from spikeprune.models.outputs import Outputs
 from spikeprune.models.teacher import Teacher, scratch_config
-from spikeprune.rundir import RunDir
-from spikeprune.tensors import not_finite
+from spikeprune.models.tensors import not_finite
+from spikeprune.training import losses
+from spikeprune.training.callbacks import schedule
+from spikeprune.training.callbacks.finite import SKIPS, StopOnNonFinite, likely_key
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -221,13 +222,13 @@ SHORT += ["run.checkpoint_every=2"]
 
 def spoilt(monkeypatch, call: int) -> None:
     """`hidden_loss` is NaN once."""
-    plain, calls = distill.hidden_loss, []
+    plain, calls = losses.hidden_loss, []
 
     def hidden_loss(*args):
         calls.append(None)
         return plain(*args) * (math.nan if len(calls) == call + 1 else 1.0)
 
-    monkeypatch.setattr(distill, "hidden_loss", hidden_loss)
+    monkeypatch.setattr(losses, "hidden_loss", hidden_loss)
 
 
 def test_a_stage_stops_and_resumes_from_its_last_good_checkpoint(tmp_path, glue, monkeypatch, capsys) -> None:
@@ -254,16 +255,16 @@ def test_thresholds_that_run_away_are_blamed_on_their_rate(tmp_path, glue, capsy
 
 
 def spoilt_rank(overrides: list[str], folder: Path) -> int:
-    from spikeprune import ranks
+    from spikeprune.training import distributed
 
-    plain = distill.hidden_loss
+    plain = losses.hidden_loss
     step = []
 
     def hidden_loss(*args):
         step.append(None)
-        return plain(*args) * (math.nan if ranks.rank() == 1 and len(step) == 4 else 1.0)
+        return plain(*args) * (math.nan if distributed.rank() == 1 and len(step) == 4 else 1.0)
 
-    distill.hidden_loss = hidden_loss
+    losses.hidden_loss = hidden_loss
     return rank_leg(overrides, folder)
 
 

@@ -10,10 +10,10 @@ import huggingface_hub
 import pytest
 from tiny_data import raw_of
 
+from spikeprune.config.tasks import TASKS, get_task
 from spikeprune.data import cells, hub
 from spikeprune.data.glue import RawData, Split
 from spikeprune.errors import InputError
-from spikeprune.tasks import TASKS, get_task
 
 ROWS = {  # one header and two rows per task, as the original files have them
     "cola": (None, ["gj04\t1\t\tThe cat sat.", 'gj04\t0\t*\tCat "the sat.']),

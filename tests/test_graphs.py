@@ -7,18 +7,18 @@ import math
 import pytest
 import torch
 
-from spikeprune.callbacks.synapses import SynapsePruning
-from spikeprune.distill import uniform_layer_map
-from spikeprune.graphs import PATIENCE, GraphedNorms
+from spikeprune.config.tasks import TASKS
+from spikeprune.cost.shapes import Shape
+from spikeprune.kernels.cuda_graphs import PATIENCE, GraphedNorms
+from spikeprune.models.modeling import RESIDUALS, Student
 from spikeprune.models.outputs import INPUTS
-from spikeprune.models.student import RESIDUALS, Student
 from spikeprune.models.teacher import Teacher, scratch_config
-from spikeprune.modules.objective import LossWeights
-from spikeprune.modules.optimizer import Optimization
-from spikeprune.modules.student import StudentModule
-from spikeprune.modules.teacher import TeacherModule
-from spikeprune.size import Shape
-from spikeprune.tasks import TASKS
+from spikeprune.training.callbacks.synapses import SynapsePruning
+from spikeprune.training.losses import uniform_layer_map
+from spikeprune.training.modules.student import StudentModule
+from spikeprune.training.modules.teacher import TeacherModule
+from spikeprune.training.objective import LossWeights
+from spikeprune.training.optimizer import Optimization
 
 pytestmark = pytest.mark.gpu
 SIZES = {"hidden": 48, "layers": 2, "heads": 3, "ffn": 64, "classes": 2}

@@ -8,9 +8,9 @@ import pytest
 import torch
 from test_engine import SMALL
 
-from spikeprune.models.held import held
-from spikeprune.models.student import Student
-from spikeprune.spiking import limbs
+from spikeprune.kernels import split_integer
+from spikeprune.kernels.weight_cache import held
+from spikeprune.models.modeling import Student
 
 
 @pytest.mark.parametrize("outside", [torch.no_grad, torch.inference_mode])
@@ -50,8 +50,8 @@ def test_what_is_held_follows_masks(weights, monkeypatch) -> None:
     student = Student(**SMALL, weights=weights, t_steps=3)
     if weights != "float":
         student.set_strength(1.0)
-    split, calls = limbs.split, []
-    monkeypatch.setattr(limbs, "split", lambda *args: calls.append(args) or split(*args))
+    split, calls = split_integer.split, []
+    monkeypatch.setattr(split_integer, "split", lambda *args: calls.append(args) or split(*args))
     held(student, counts=True)
     first = len(calls)
     student.heads[1, 2], student.ffn[0, 7:] = 0, 0

@@ -11,18 +11,18 @@ import torch
 from pruning import F, H, batches, make
 from test_joint import SHAPE, TEACHER, meter
 
-from spikeprune.builders.callbacks import joint
-from spikeprune.callbacks.joint import MOST_PRESS, SLACK, JointPruning
-from spikeprune.compress.joint import TOLERANCE
-from spikeprune.cost import PRICES
-from spikeprune.distill import soft_loss
+from spikeprune.config.schema import Config, Stage
+from spikeprune.config.tasks import TASKS
+from spikeprune.cost.energy import PRICES
+from spikeprune.experiment.build.callbacks import joint
 from spikeprune.models.teacher import Teacher, scratch_config
-from spikeprune.modules.additions import AdditionsTerm
-from spikeprune.modules.objective import LossWeights
-from spikeprune.modules.optimizer import Optimization
-from spikeprune.modules.student import StudentModule
-from spikeprune.schema import Config, Stage
-from spikeprune.tasks import TASKS
+from spikeprune.pruning.budget import TOLERANCE
+from spikeprune.training.additions import AdditionsTerm
+from spikeprune.training.callbacks.joint import MOST_PRESS, SLACK, JointPruning
+from spikeprune.training.losses import soft_loss
+from spikeprune.training.modules.student import StudentModule
+from spikeprune.training.objective import LossWeights
+from spikeprune.training.optimizer import Optimization
 
 EPOCHS = 8
 GOAL = 0.5  # of what the student costs at first
@@ -192,8 +192,8 @@ def test_a_resumed_leg_has_limit_and_press() -> None:
 
 @pytest.mark.parametrize(("epochs", "when"), [(8, (0, 4, 5)), (3, (0, 1, 1)), (1, (0, 0, 0)), (20, (0, 10, 14))])
 def test_when_it_decides(epochs, when, monkeypatch) -> None:
-    monkeypatch.setattr("spikeprune.builders.callbacks.student_shape", lambda _: SHAPE)
-    monkeypatch.setattr("spikeprune.builders.callbacks.teacher_shape", lambda _: TEACHER)
+    monkeypatch.setattr("spikeprune.experiment.build.callbacks.student_shape", lambda _: SHAPE)
+    monkeypatch.setattr("spikeprune.experiment.build.callbacks.teacher_shape", lambda _: TEACHER)
     config = Config()
     config.compress.target, config.compress.target_value = "energy", 0.1
     made = joint(SimpleNamespace(config=config), Stage(epochs=epochs))

@@ -13,18 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pruning import F, H, L, batches, make
 
-from spikeprune.checks import names
-from spikeprune.compress import estimates
-from spikeprune.compress.candidates import KINDS, Candidate, cheapest
-from spikeprune.compress.joint import Budget
-from spikeprune.compress.meter import TARGETS, Meter
-from spikeprune.cost import PRICES, summarize
-from spikeprune.distill import drawn_loss, soft_loss
+from spikeprune.config.validation import names
+from spikeprune.cost.energy import PRICES, summarize
+from spikeprune.cost.operations import count, dense
+from spikeprune.cost.shapes import Shape
+from spikeprune.models.modeling import Student
 from spikeprune.models.outputs import INPUTS
-from spikeprune.models.student import Student
-from spikeprune.operations import count, dense
-from spikeprune.size import Shape
-from spikeprune.spiking.coding import CODINGS
+from spikeprune.pruning import estimates
+from spikeprune.pruning.budget import Budget
+from spikeprune.pruning.candidates import KINDS, Candidate, cheapest
+from spikeprune.pruning.cost_meter import TARGETS, Meter
+from spikeprune.snn.coding import CODINGS
+from spikeprune.training.losses import drawn_loss, soft_loss
 
 SHAPE = Shape(hidden=12, heads=H, ffn=F, layers=L, classes=3, theta="channel", vocab_size=23, positions=8)
 TEACHER = Shape(hidden=12, heads=H, ffn=F, layers=3, classes=3, pooling="cls", vocab_size=23, positions=8)

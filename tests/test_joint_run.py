@@ -11,11 +11,12 @@ import pytest
 from children import leg
 from micro import BATCHES, GLUE, micro
 
-from spikeprune import cli, pipeline
-from spikeprune.config import load
+from spikeprune import cli
+from spikeprune.config.load import load
 from spikeprune.errors import InputError
-from spikeprune.report.table import summary_table
-from spikeprune.rundir import RunDir
+from spikeprune.experiment import pipeline
+from spikeprune.experiment.run_directory import RunDir
+from spikeprune.report.tables import summary_table
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SHARED = "[teacher,internal_kd,prediction_kd]"

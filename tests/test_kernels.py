@@ -11,17 +11,18 @@ import pytest
 import torch
 from interpreter import run_interpreted
 
-from spikeprune.builders import arithmetic
-from spikeprune.checks.rules import validate
+from spikeprune.config.schema import Config, Run
+from spikeprune.config.schema import Student as StudentConfig
+from spikeprune.config.validation.rules import validate
 from spikeprune.errors import InputError
-from spikeprune.models.student import Student
-from spikeprune.schema import Config, Run
-from spikeprune.schema import Student as StudentConfig
-from spikeprune.spiking import kernels, site
-from spikeprune.spiking.flow import Pass
-from spikeprune.spiking.kernels import KINDS, fused_equilibrium
-from spikeprune.spiking.neurons import NEURONS, Equilibrium, settle
-from spikeprune.spiking.site import Site
+from spikeprune.experiment.build import arithmetic
+from spikeprune.kernels import equilibrium
+from spikeprune.kernels.equilibrium import KINDS, fused_equilibrium
+from spikeprune.models.modeling import Student
+from spikeprune.snn import spiking_layer
+from spikeprune.snn.context import Pass
+from spikeprune.snn.neurons import NEURONS, Equilibrium, settle
+from spikeprune.snn.spiking_layer import Site
 
 STEPS = (1, 2, 3, 4, 7, 16, 125)
 SIZES = ((1, 37), (16, 128), (17, 384), (33, 1536), (700, 37), (257, 384))  # rows and channels, on and off the tiles
@@ -143,9 +144,9 @@ def in_the_interpreter() -> None:
     for size, kind, per_channel, masked in itertools.product(SIZES[:3], KINDS, (True, False), (True, False)):
         compare_rates(size, kind, 3, per_channel, masked, "cpu")
     compare_odd_values("cpu")
-    site.covers = lambda x, kind, leak: leak == 1.0
+    spiking_layer.covers = lambda x, kind, leak: leak == 1.0
     compare_site("cpu")
-    kernels.divides = lambda device: False  # as on CUDA: times the reciprocal
+    equilibrium.divides = lambda device: False  # as on CUDA: times the reciprocal
     x, theta, _ = inputs(5, 37, True, 41, "cpu")
     for kind in KINDS:
         expected = theta * (NEURONS[kind].settled(x / theta, 41) * torch.tensor(1 / 41, dtype=torch.float32))
@@ -199,7 +200,7 @@ def test_what_is_not_covered_is_torchs() -> None:
     made = Site("x", 3, neuron="binary", leak=0.9, coding="accumulate", theta="channel", kernels="triton")
     expected = made.theta * settle(x, made.theta, 4, NEURONS["binary"], 0.9)
     assert torch.equal(made(lambda: x, t_steps=4, run=run).value, expected)
-    assert not kernels.covers(x, "ternary", 1.0)  # the CPU
+    assert not equilibrium.covers(x, "ternary", 1.0)  # the CPU
 
 
 def test_a_student_is_told_and_does_not_save_it() -> None:
@@ -217,11 +218,11 @@ def test_the_configuration_decides(monkeypatch) -> None:
         return arithmetic.kernels(Config(run=Run(**keys), student=StudentConfig(leak=leak)))
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(kernels, "INSTALLED", True)
+    monkeypatch.setattr(equilibrium, "INSTALLED", True)
     assert resolved() == resolved(kernels="triton") == "triton"
     assert resolved(kernels="torch") == resolved(accelerator="cpu") == "torch"
     assert resolved(leak=0.9) == resolved(precision="64-true") == "torch"
-    monkeypatch.setattr(kernels, "INSTALLED", False)
+    monkeypatch.setattr(equilibrium, "INSTALLED", False)
     assert resolved() == "torch"
     with pytest.raises(InputError, match="run.kernels = triton: needs the package triton, which"):
         resolved(kernels="triton")

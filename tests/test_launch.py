@@ -12,11 +12,11 @@ import pytest
 from micro import GLUE, ROOT, micro, write_cola, write_sst2
 
 from spikeprune import cli
-from spikeprune.config import load
+from spikeprune.config.load import load
+from spikeprune.config.scalars import literal
 from spikeprune.errors import InputError
-from spikeprune.labels import label
-from spikeprune.launch import MOST, read_seeds
-from spikeprune.scalars import literal
+from spikeprune.integrations.labels import label
+from spikeprune.integrations.launch import MOST, read_seeds
 
 EMBEDDED = ("preset=tiny", "data.source=embedded")
 

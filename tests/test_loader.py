@@ -13,11 +13,11 @@ from tiny_data import glue, raw_of
 from tiny_data import mrpc as mrpc
 from tiny_data import tokenizer as tokenizer
 
-from spikeprune.builders import modules
+from spikeprune.config.schema import Config, Stage
+from spikeprune.data.batching import BatchLoader, encode
 from spikeprune.data.glue import GlueData
-from spikeprune.data.loader import BatchLoader, encode
 from spikeprune.errors import InputError
-from spikeprune.schema import Config, Stage
+from spikeprune.experiment.build import modules
 
 # -- batches ----------------------------------------------------------------------------------------------------------
 
@@ -74,8 +74,8 @@ def test_order_is_a_function_of_seed_and_epoch(mrpc, tokenizer):
 
 
 def of_process(monkeypatch, rank: int, world: int, data, **options) -> BatchLoader:
-    monkeypatch.setattr("spikeprune.ranks.rank", lambda: rank)
-    monkeypatch.setattr("spikeprune.ranks.world", lambda: world)
+    monkeypatch.setattr("spikeprune.training.distributed.rank", lambda: rank)
+    monkeypatch.setattr("spikeprune.training.distributed.world", lambda: world)
     return BatchLoader(data, **options)
 
 

@@ -17,12 +17,12 @@ from micro import GLUE, micro
 
 from spikeprune import cli
 from spikeprune.errors import InputError
-from spikeprune.lock import Holder, RunLock
+from spikeprune.experiment.lock import Holder, RunLock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from spikeprune.lock import RunLock
+from spikeprune.experiment.lock import RunLock
 with RunLock(Path(sys.argv[1])) as lock:
     print(lock.path.name, flush=True)
     time.sleep(60)
@@ -95,7 +95,7 @@ def test_a_zombie_is_dead() -> None:
     child = subprocess.Popen(["true"])
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     assert replace(Holder.me(), pid=child.pid, started="1").alive() is False
-    from spikeprune.lock import _started
+    from spikeprune.experiment.lock import _started
 
     assert _started(child.pid) == "" and _started(os.getpid()) != ""
     child.wait()
@@ -177,7 +177,7 @@ def test_train_says_so(tmp_path, capsys) -> None:
 
 def test_a_signal_outside_the_queue_says_why_it_is_not_requeued(tmp_path, monkeypatch, capsys) -> None:
     """In a job, but without SLURM's commands: the exit code asks for another start, and the reason is there."""
-    from spikeprune import signals
+    from spikeprune.training import signals
 
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -9,8 +9,8 @@ import pytest
 from micro import ROOT
 
 from spikeprune.arguments import parse
-from spikeprune.config import load
-from spikeprune.sweeps import spec
+from spikeprune.config.load import load
+from spikeprune.integrations.sweeps import spec
 
 
 def test_glue(make, tmp_path) -> None:

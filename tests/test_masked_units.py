@@ -8,15 +8,15 @@ import pytest
 import torch
 from students import FFN, VOCAB, C, D, H, L, N, make, prune, sentences
 
-from spikeprune.activity import activity
-from spikeprune.compress.stats import collect, convergence_profile
-from spikeprune.distill import firing_loss, scores_loss
-from spikeprune.models.alter import altered, deaden
-from spikeprune.models.compact import COLUMNS, ROWS, THETAS, smaller
-from spikeprune.models.student import Student
+from spikeprune.cost.activity import activity
+from spikeprune.cost.shapes import Shape
+from spikeprune.models.compaction import COLUMNS, ROWS, THETAS, smaller
+from spikeprune.models.modeling import Student
 from spikeprune.models.teacher import Teacher, scratch_config
-from spikeprune.modules.objective import MEAN_OVER, LossWeights, Objective
-from spikeprune.size import Shape
+from spikeprune.models.variants import altered, deaden
+from spikeprune.pruning.statistics import collect, convergence_profile
+from spikeprune.training.losses import firing_loss, scores_loss
+from spikeprune.training.objective import MEAN_OVER, LossWeights, Objective
 
 KINDS = [{}, {"spikes": "ternary_scaled"}, {"theta": "tensor", "query": "spiking"}, {"weights": "ternary"}]
 KINDS += [{"coding": "running_mean"}, {"coding": "per_step", "query": "spiking", "residual": "membrane"}]

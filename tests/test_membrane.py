@@ -10,10 +10,11 @@ import torch
 from micro import GLUE, micro, write_sst2
 from students import L, make, sentences
 
-from spikeprune import cli, evaluation, pipeline, saved
-from spikeprune.config import load
-from spikeprune.rundir import RunDir
-from spikeprune.spiking.coding import CODINGS
+from spikeprune import cli
+from spikeprune.config.load import load
+from spikeprune.experiment import checkpoints, evaluation, pipeline
+from spikeprune.experiment.run_directory import RunDir
+from spikeprune.snn.coding import CODINGS
 
 
 @pytest.mark.parametrize("coding", CODINGS)
@@ -41,7 +42,7 @@ def test_a_run(tmp_path, capsys) -> None:
     pipeline.run(load(GLUE, overrides))
     run = RunDir(tmp_path / "run")
     record = run.record("finetune")
-    assert saved.load_student(run, "finetune").values["residual"] == "membrane"
+    assert checkpoints.load_student(run, "finetune").values["residual"] == "membrane"
     for stepwise in (False, True):
         found = evaluation.evaluate(run.path, stepwise=stepwise)
         assert found["metrics"] == record["metrics"] and found["cost"]["ac"] == pytest.approx(record["cost"]["ac"])

@@ -8,22 +8,22 @@ import pytest
 import torch
 from students import make, sentences
 
-from spikeprune.callbacks.joint import JointPruning
-from spikeprune.callbacks.spatial import SpatialPruning
-from spikeprune.callbacks.temporal import TemporalPruning
-from spikeprune.checks import names
-from spikeprune.compress.budget import keep_highest
-from spikeprune.config import load
-from spikeprune.cost import latency_stages, latency_steps
-from spikeprune.data.augment import Augment
+from spikeprune.config.load import load
+from spikeprune.config.tasks import get_task
+from spikeprune.config.validation import names
+from spikeprune.cost.energy import latency_stages, latency_steps
+from spikeprune.data.augmentation import Augment
 from spikeprune.data.glue import load_raw
-from spikeprune.dynamic import dynamic
 from spikeprune.errors import InputError
-from spikeprune.models.answer import answer
-from spikeprune.models.student import Student
-from spikeprune.modules.student import StudentModule
-from spikeprune.spiking.neurons import LONGEST
-from spikeprune.tasks import get_task
+from spikeprune.experiment.early_exit import dynamic
+from spikeprune.models.inference import answer
+from spikeprune.models.modeling import Student
+from spikeprune.pruning.schedules import keep_highest
+from spikeprune.snn.neurons import LONGEST
+from spikeprune.training.callbacks.joint import JointPruning
+from spikeprune.training.callbacks.spatial import SpatialPruning
+from spikeprune.training.callbacks.temporal import TemporalPruning
+from spikeprune.training.modules.student import StudentModule
 from tests.micro import GLUE
 
 WRONG = "acumulate"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spikeprune.spiking.neurons import NEURONS, Equilibrium, asr, leak_weights, settle, steps
+from spikeprune.snn.neurons import NEURONS, Equilibrium, asr, leak_weights, settle, steps
 
 F64 = torch.float64
 

@@ -12,7 +12,7 @@ from micro import ROOT, micro, write_sst2
 from test_slurm import REQUEST, interrupt, launch, wait_for
 from together import EXACT, check_measurements, check_weights, leg, together
 
-from spikeprune.rundir import RunDir
+from spikeprune.experiment.run_directory import RunDir
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 

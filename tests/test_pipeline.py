@@ -12,16 +12,17 @@ import torch
 from children import leg
 from micro import BATCHES, GLUE, STAGES, micro, write_sst2
 
-from spikeprune import cli, evaluation, pipeline
-from spikeprune.callbacks.synops import SynOpsLogger
-from spikeprune.config import Config, load, read_resolved
+from spikeprune import cli
+from spikeprune.config.load import Config, load, read_resolved
+from spikeprune.config.tasks import get_task
 from spikeprune.data.glue import RawData, Split
 from spikeprune.errors import InputError
-from spikeprune.measure import check_teacher
-from spikeprune.report.table import summary_table
-from spikeprune.rundir import RunDir
-from spikeprune.summary import commit
-from spikeprune.tasks import get_task
+from spikeprune.experiment import evaluation, pipeline
+from spikeprune.experiment.measurement import check_teacher
+from spikeprune.experiment.run_directory import RunDir
+from spikeprune.experiment.summary import commit
+from spikeprune.report.tables import summary_table
+from spikeprune.training.callbacks.synops import SynOpsLogger
 
 COST = {"ac", "mac", "elementwise", "energy_pj", "energy_full_pj", "norm_ops", "params", "bytes"}
 LATENCY = {"latency_steps", "latency_stages"}
@@ -279,7 +280,7 @@ def test_every_seed_that_is_allowed_gives_stages_seeds_that_are_taken(seed, tmp_
 
 def test_generated_data_are_never_called_glue(tmp_path, monkeypatch) -> None:
     """MNLI, with its two dev splits; nothing is learnt in one epoch, and that is allowed here."""
-    monkeypatch.setattr("spikeprune.stage.check_teacher", lambda *_: None)
+    monkeypatch.setattr("spikeprune.experiment.stage.check_teacher", lambda *_: None)
     small = ["task=mnli", "data.embedded_train=24", "data.embedded_dev=12", "run.stages=[teacher,internal_kd,spatial]"]
     small += ["compress.t_steps=null", *(f"stages.{name}.epochs=1" for name in ("teacher", "internal_kd", "spatial"))]
     summary = pipeline.run(load(GLUE, [*micro(tmp_path / "run"), *small]))

@@ -10,14 +10,14 @@ from micro import GLUE, micro
 from pruning import batches
 from test_hold import module
 
-from spikeprune import pipeline
-from spikeprune.builders import arithmetic
-from spikeprune.config import load
+from spikeprune.config.load import load
 from spikeprune.errors import InputError
-from spikeprune.graphs import undisturbed
-from spikeprune.modules import optimizer
-from spikeprune.modules.student import StudentModule
-from spikeprune.rundir import RunDir
+from spikeprune.experiment import pipeline
+from spikeprune.experiment.build import arithmetic
+from spikeprune.experiment.run_directory import RunDir
+from spikeprune.kernels.cuda_graphs import undisturbed
+from spikeprune.training import optimizer
+from spikeprune.training.modules.student import StudentModule
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SHORT = ["run.stages=[teacher,internal_kd,spatial]", "compress.t_steps=null", "stages.spatial.epochs=1"]

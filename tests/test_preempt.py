@@ -17,10 +17,11 @@ from children import add_callback, run_command
 from micro import BATCHES, GLUE, STAGES, micro
 from test_resume import result, steps_of
 
-from spikeprune import cli, signals
-from spikeprune.builders import trainers
-from spikeprune.rundir import RunDir
-from spikeprune.stage import resume_step
+from spikeprune import cli
+from spikeprune.experiment.build import trainers
+from spikeprune.experiment.run_directory import RunDir
+from spikeprune.experiment.stage import resume_step
+from spikeprune.training import signals
 
 USR1, TERM = signal.SIGUSR1, signal.SIGTERM
 

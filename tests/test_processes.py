@@ -13,10 +13,11 @@ import torch
 from micro import GLUE, ROOT, micro
 from together import leg, together
 
-from spikeprune import processes, ranks
-from spikeprune.config import load
+from spikeprune.config.load import load
+from spikeprune.config.schema import Run
 from spikeprune.errors import InputError
-from spikeprune.schema import Run
+from spikeprune.experiment import processes
+from spikeprune.training import distributed
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -51,25 +52,25 @@ def test_bad_input_is_one_sentence_of_one_process(tmp_path) -> None:
 def speak(folder: Path) -> int:
     """What the ranks say to each other; run in each of them."""
     with processes.started(load(GLUE, [*micro(folder / "run"), "task=sst2", "run.devices=3"])):
-        me = ranks.rank()
-        assert (ranks.world(), ranks.gather(me), ranks.first(lambda: me)) == (3, [0, 1, 2], 0)
-        assert ranks.total(torch.tensor([float(me), 1.0])).tolist() == [3.0, 3.0]
-        means = ranks.gather(ranks.mean(torch.tensor([0.1, 0.7]) * (me + 0.3)).tolist())
+        me = distributed.rank()
+        assert (distributed.world(), distributed.gather(me), distributed.first(lambda: me)) == (3, [0, 1, 2], 0)
+        assert distributed.total(torch.tensor([float(me), 1.0])).tolist() == [3.0, 3.0]
+        means = distributed.gather(distributed.mean(torch.tensor([0.1, 0.7]) * (me + 0.3)).tolist())
         assert means[0] == means[1] == means[2] == pytest.approx([0.13, 0.91])
-        ranks.same("word", "a word")
+        distributed.same("word", "a word")
         try:
-            ranks.same(me // 2, "a number")
+            distributed.same(me // 2, "a number")
         except RuntimeError as error:
             assert str(error) == "a number of rank 2 is not that of rank 0"
         else:
             raise AssertionError("another number passed as the same")
         torch.manual_seed(5)
-        ranks.own_randomness()
-        assert len(set(ranks.gather(torch.rand(()).item()))) == 3
+        distributed.own_randomness()
+        assert len(set(distributed.gather(torch.rand(()).item()))) == 3
         torch.manual_seed(5)
         assert me or torch.rand(()).item() == ranks_first_draw()
         try:
-            ranks.first(no_data)
+            distributed.first(no_data)
         except SystemExit as quietly:
             assert me and quietly.code == 0
         except InputError:
@@ -94,7 +95,7 @@ def test_what_ranks_say_to_each_other(tmp_path) -> None:
 
 PARENT = """
 import subprocess, sys, time
-from spikeprune.signals import end_with_parent
+from spikeprune.training.signals import end_with_parent
 child = subprocess.Popen(["sleep", "60"], preexec_fn=end_with_parent)
 print(child.pid, flush=True)
 time.sleep(60)

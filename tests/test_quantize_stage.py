@@ -13,15 +13,16 @@ from children import leg, process, speak_into
 from micro import BATCHES, micro, write_sst2
 from pruning import Module, batches, inputs, make
 
-from spikeprune import cli, evaluation
-from spikeprune.callbacks.quantize import WeightQuantization
-from spikeprune.compaction import compact_run
-from spikeprune.models.compact import as_float, compact, nbytes, stored
-from spikeprune.models.compact import load as load_compact
-from spikeprune.models.student import Student
-from spikeprune.report.table import evaluation_lines, summary_table
-from spikeprune.rundir import RunDir
-from spikeprune.saved import load_student
+from spikeprune import cli
+from spikeprune.experiment import evaluation
+from spikeprune.experiment.checkpoints import load_student
+from spikeprune.experiment.compaction import compact_run
+from spikeprune.experiment.run_directory import RunDir
+from spikeprune.models.compaction import as_float, compact, nbytes, stored
+from spikeprune.models.compaction import load as load_compact
+from spikeprune.models.modeling import Student
+from spikeprune.report.tables import evaluation_lines, summary_table
+from spikeprune.training.callbacks.quantize import WeightQuantization
 
 
 def quantized(name: str, strength: float = 1.0, **options) -> Student:

@@ -10,14 +10,14 @@ import torch
 from pruning import D, F, H, L, batches, inputs, loss_of, make
 from weights import linear, matrix
 
-from spikeprune import cost
-from spikeprune.callbacks.synops import SynOpsLogger
-from spikeprune.compress.stats import collect
-from spikeprune.models.compact import compact, nbytes, stored
-from spikeprune.models.matrices import codes as codes_in
-from spikeprune.models.quant import MATRICES, QUANTIZERS, acting, acting_weight, codes_of, weight_of
-from spikeprune.models.student import Student
-from spikeprune.size import Shape, matrix_bytes, model_bytes
+from spikeprune.cost import energy
+from spikeprune.cost.shapes import Shape, matrix_bytes, model_bytes
+from spikeprune.models.compaction import compact, nbytes, stored
+from spikeprune.models.modeling import Student
+from spikeprune.models.quantization import MATRICES, QUANTIZERS, acting, acting_weight, codes_of, weight_of
+from spikeprune.models.weights import codes as codes_in
+from spikeprune.pruning.statistics import collect
+from spikeprune.training.callbacks.synops import SynOpsLogger
 
 every = pytest.mark.parametrize("name", QUANTIZERS)
 
@@ -218,7 +218,7 @@ def test_a_folded_student_learns_and_is_not_the_plain_one() -> None:
 def test_bytes_are_counted_as_stored_and_operations_as_before() -> None:
     rows = {}
     for student in (make(), quantized("ternary", 0.9), quantized("ternary")):
-        counter, batch = SynOpsLogger(shape=SHAPE, prices=cost.PRICES["fp32"]), batches((3,))[0]
+        counter, batch = SynOpsLogger(shape=SHAPE, prices=energy.PRICES["fp32"]), batches((3,))[0]
         with torch.no_grad():
             outputs = student.eval()(**inputs(batch), mode="spiking", count=True)
         module = SimpleNamespace(student=student, log_dict=lambda *_, **__: None)

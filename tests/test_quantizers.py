@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from weights import linear, matrix
 
+from spikeprune.cost.shapes import BITS
 from spikeprune.models.packing import pack, unpack
-from spikeprune.models.quant import QUANTIZERS, acting, acting_weight
-from spikeprune.size import BITS
+from spikeprune.models.quantization import QUANTIZERS, acting, acting_weight
 
 every = pytest.mark.parametrize("name", QUANTIZERS)
 

@@ -10,24 +10,24 @@ import pytest
 import torch
 from micro import GLUE, micro
 
-from spikeprune.builders import networks
-from spikeprune.builders.modules import student_module
-from spikeprune.compaction import compact_run
-from spikeprune.config import load, to_yaml
+from spikeprune.config.derived import value_of
+from spikeprune.config.keys import every_key
+from spikeprune.config.load import load, to_yaml
+from spikeprune.config.schema import Config
 from spikeprune.errors import InputError
-from spikeprune.evaluation import evaluate
-from spikeprune.keys import every_key
-from spikeprune.measure import measure_student
+from spikeprune.experiment.build import networks
+from spikeprune.experiment.build.modules import student_module
+from spikeprune.experiment.checkpoints import leave_student, leave_teacher, load_student
+from spikeprune.experiment.compaction import compact_run
+from spikeprune.experiment.context import Parts, prepare
+from spikeprune.experiment.evaluation import evaluate
+from spikeprune.experiment.measurement import measure_student
+from spikeprune.experiment.run_directory import RunDir, write_json
+from spikeprune.experiment.summary import data_facts
 from spikeprune.models.description import read_description
-from spikeprune.models.student import Student
-from spikeprune.models.synapses import weights_of
+from spikeprune.models.modeling import Student
+from spikeprune.models.sparsity import weights_of
 from spikeprune.models.teacher import Teacher
-from spikeprune.parts import Parts, prepare
-from spikeprune.plan import value_of
-from spikeprune.rundir import RunDir, write_json
-from spikeprune.saved import leave_student, leave_teacher, load_student
-from spikeprune.schema import Config
-from spikeprune.summary import data_facts
 
 PARENT, STAGE = "internal_kd", "prediction_kd"
 DEAD, FEW = "student.dead_zone=20", "compress.weights=ternary stages.quantize.epochs=2"

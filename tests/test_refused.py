@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from spikeprune.checks.values import CHOICES, RANGES
-from spikeprune.config import Config, load
+from spikeprune.config.derived import value_of
+from spikeprune.config.load import Config, load
+from spikeprune.config.validation.values import CHOICES, RANGES
 from spikeprune.errors import InputError
-from spikeprune.plan import value_of
 
 
 def problems(path: Path, *overrides: str) -> str:

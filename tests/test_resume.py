@@ -11,10 +11,10 @@ import pytest
 from children import leg
 from micro import BATCHES, GLUE, STAGES, micro
 
-from spikeprune import pipeline
-from spikeprune.config import load
+from spikeprune.config.load import load
 from spikeprune.errors import InputError
-from spikeprune.rundir import RunDir
+from spikeprune.experiment import pipeline
+from spikeprune.experiment.run_directory import RunDir
 
 # a limit that is still falling where runs are killed
 FALLING = ["stages.spatial.losses={additions: 2, additions_limit: 0.1, additions_from: 1, additions_fall: 1}"]

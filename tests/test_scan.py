@@ -13,14 +13,15 @@ import pytest
 import torch
 from interpreter import run_interpreted
 
-from spikeprune.models.answer import answer
-from spikeprune.models.student import Student
-from spikeprune.spiking import scan, simulation, site
-from spikeprune.spiking.coding import CODINGS
-from spikeprune.spiking.flow import Pass, Signal
-from spikeprune.spiking.neurons import NEURONS
-from spikeprune.spiking.scan import WAYS, fused_totals
-from spikeprune.spiking.site import Site
+from spikeprune.kernels import scan
+from spikeprune.kernels.scan import WAYS, fused_totals
+from spikeprune.models.inference import answer
+from spikeprune.models.modeling import Student
+from spikeprune.snn import simulation, spiking_layer
+from spikeprune.snn.coding import CODINGS
+from spikeprune.snn.context import Pass, Signal
+from spikeprune.snn.neurons import NEURONS
+from spikeprune.snn.spiking_layer import Site
 
 KINDS = ("binary", "ternary")
 LEAKS = (1.0, 0.7)
@@ -89,7 +90,7 @@ def compare_totals(device: str) -> None:
         mask = (torch.arange(size[2], device=device) % 3 > 0).float() if masked else None
         value, counts = fused_totals(x, theta, t_steps, kind, mask, tokens)
         neuron = NEURONS[kind]
-        expected, counts_ = site.settled_value(x, theta, t_steps, neuron, 1.0, mask, tokens)
+        expected, counts_ = spiking_layer.settled_value(x, theta, t_steps, neuron, 1.0, mask, tokens)
         assert torch.equal(value, expected) and torch.equal(counts, counts_), (size, kind, t_steps, masked)
         assert fused_totals(x, theta, t_steps, kind, mask, None)[1] is None
 
@@ -156,7 +157,7 @@ def in_the_interpreter() -> None:
         used.append(fits(OnCuda, kind, coding, mask))
         return used[-1]
 
-    site.scans = simulation.scans = scans
+    spiking_layer.scans = simulation.scans = scans
     compare_totals("cpu")
     compare_sites("cpu")
     assert all(used)

@@ -8,17 +8,17 @@ import pytest
 import torch
 from pruning import L, Module, batches, known, make
 
-from spikeprune.builders.callbacks import CALLBACKS
-from spikeprune.callbacks.schedule import EpochSchedule, last_decision
-from spikeprune.callbacks.spatial import SpatialPruning
-from spikeprune.callbacks.temporal import TemporalPruning
-from spikeprune.checks import names
-from spikeprune.compress.criteria import CRITERIA, TEMPORAL_CRITERIA, uniform
-from spikeprune.cost import PRICES
-from spikeprune.models.quant import WEIGHTS
-from spikeprune.models.student import Student
-from spikeprune.spiking.coding import CODINGS
-from spikeprune.spiking.neurons import NEURONS
+from spikeprune.config.validation import names
+from spikeprune.cost.energy import PRICES
+from spikeprune.experiment.build.callbacks import CALLBACKS
+from spikeprune.models.modeling import Student
+from spikeprune.models.quantization import WEIGHTS
+from spikeprune.pruning.criteria import CRITERIA, TEMPORAL_CRITERIA, uniform
+from spikeprune.snn.coding import CODINGS
+from spikeprune.snn.neurons import NEURONS
+from spikeprune.training.callbacks.schedule import EpochSchedule, last_decision
+from spikeprune.training.callbacks.spatial import SpatialPruning
+from spikeprune.training.callbacks.temporal import TemporalPruning
 
 # ----------------------------------------------------------------------------------------------------------- callbacks
 

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pruning import D, F, H, L, batches, inputs, loss_of, make
 
-from spikeprune.compress import search as kwon
-from spikeprune.compress.stats import collect
+from spikeprune.cost.operations import count
+from spikeprune.cost.shapes import Shape
 from spikeprune.errors import InputError
-from spikeprune.operations import count
-from spikeprune.size import Shape
+from spikeprune.pruning import mask_search as kwon
+from spikeprune.pruning.statistics import collect
 
 SHAPE = Shape(hidden=D, heads=H, ffn=F, layers=L, classes=3, vocab_size=23, positions=8, theta="channel")
 FLOORS = {"heads": 1, "ffn": 4}

@@ -12,11 +12,11 @@ from children import leg
 from micro import GLUE, micro, write_sst2
 from pruning import D, F, H, L
 
-from spikeprune import compaction, pipeline
-from spikeprune.config import load
+from spikeprune.config.load import load
+from spikeprune.cost.shapes import Shape
 from spikeprune.errors import InputError
-from spikeprune.rundir import RunDir
-from spikeprune.size import Shape
+from spikeprune.experiment import compaction, pipeline
+from spikeprune.experiment.run_directory import RunDir
 
 SHAPE = Shape(hidden=D, heads=H, ffn=F, layers=L, classes=3, vocab_size=23, positions=8, theta="channel")
 FLOORS = {"heads": 1, "ffn": 4}

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from spikeprune.models.student import Student
-from spikeprune.size import Shape, model_bytes, parameters
+from spikeprune.cost.shapes import Shape, model_bytes, parameters
+from spikeprune.models.modeling import Student
 
 
 def test_a_bert_has_as_many_parameters():

@@ -25,10 +25,11 @@ from test_resume import result, steps_of
 from tracked import check_history, online
 from wandb_server import Board, wandb_server
 
-from spikeprune import cli, slurm
-from spikeprune.lock import Holder
-from spikeprune.rundir import RunDir
-from spikeprune.stage import resume_step
+from spikeprune import cli
+from spikeprune.experiment import slurm_job
+from spikeprune.experiment.lock import Holder
+from spikeprune.experiment.run_directory import RunDir
+from spikeprune.experiment.stage import resume_step
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
@@ -158,8 +159,8 @@ def test_a_second_job_in_the_directory_is_told_of_the_first(cluster, jobs, inter
 
 def test_slurm_is_asked_whether_a_job_lives(cluster, jobs) -> None:
     job = jobs["endless"][0]
-    assert slurm.alive(job, 0) is True
-    assert slurm.alive(job, 1) is False and slurm.alive("99999", 0) is False
+    assert slurm_job.alive(job, 0) is True
+    assert slurm_job.alive(job, 1) is False and slurm_job.alive("99999", 0) is False
     elsewhere = Holder("another-host", "", 1, "1", job, 0, "")
     assert elsewhere.alive() is True and replace(elsewhere, job="99999").alive() is False
     assert replace(elsewhere, job=None).alive() is None

@@ -8,10 +8,10 @@ import pytest
 import torch
 from test_compact import make, sentences
 
-from spikeprune.models.compact import compact, give_back, smaller
-from spikeprune.models.student import Student
-from spikeprune.schema import Losses, Stage
-from spikeprune.stage import masks_are_final
+from spikeprune.config.schema import Losses, Stage
+from spikeprune.experiment.stage import masks_are_final
+from spikeprune.models.compaction import compact, give_back, smaller
+from spikeprune.models.modeling import Student
 
 
 def train(student: Student, steps: int = 5) -> None:

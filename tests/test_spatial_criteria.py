@@ -8,11 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pruning import D, F, H, L, batches, inputs, loss_of, make
 
-from spikeprune.compress.budget import cubic, keep_highest
-from spikeprune.compress.criteria import CRITERIA, random
-from spikeprune.compress.stats import (
-    collect,
-)
+from spikeprune.pruning.criteria import CRITERIA, random
+from spikeprune.pruning.schedules import cubic, keep_highest
+from spikeprune.pruning.statistics import collect
 
 # ------------------------------------------------------------------------------------------------------------- budgets
 

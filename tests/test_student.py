@@ -19,9 +19,9 @@ from students import (
     sentences,
 )
 
-from spikeprune.models.student import RESIDUALS
-from spikeprune.spiking.flow import Pass, Signal
-from spikeprune.spiking.site import Site
+from spikeprune.models.modeling import RESIDUALS
+from spikeprune.snn.context import Pass, Signal
+from spikeprune.snn.spiking_layer import Site
 
 # --------------------------------------------------------------------------------------------------------- comparisons
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from spikeprune.config import load, read_resolved, to_yaml
-from spikeprune.schema import Student
-from spikeprune.summary import settings
+from spikeprune.config.load import load, read_resolved, to_yaml
+from spikeprune.config.schema import Student
+from spikeprune.experiment.summary import settings
 from tests.micro import GLUE
 
 BASE = ["task=mrpc", "preset=minilm", "teacher.checkpoint=here/minilm", "data.source=dir", "data.dir=here/glue"]

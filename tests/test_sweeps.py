@@ -10,12 +10,12 @@ from micro import GLUE, ROOT, micro
 from tiny_sweep import tiny, write
 
 from spikeprune import cli
-from spikeprune.config import load
+from spikeprune.config.load import load
+from spikeprune.config.tasks import get_task
+from spikeprune.experiment.reuse import common_stages
+from spikeprune.integrations.sweeps import spec, study
+from spikeprune.integrations.sweeps.spec import Parameter
 from spikeprune.report.results import names
-from spikeprune.sharing import common_stages
-from spikeprune.sweeps import spec, study
-from spikeprune.sweeps.spec import Parameter
-from spikeprune.tasks import get_task
 
 FILES = sorted((ROOT / "experiments" / "sweeps").glob("*.yaml"))
 

@@ -12,15 +12,16 @@ from pathlib import Path
 import pytest
 from tiny_sweep import FFN, HEADS, THREADS, begin, sweep, tiny, write
 
-from spikeprune import cli, pipeline
-from spikeprune.config import read_resolved
+from spikeprune import cli
+from spikeprune.config.load import read_resolved
 from spikeprune.errors import InputError
-from spikeprune.lock import RunLock
+from spikeprune.experiment import pipeline
+from spikeprune.experiment.lock import RunLock
+from spikeprune.experiment.run_directory import RunDir
+from spikeprune.integrations.sweeps import spec, study
+from spikeprune.integrations.sweeps.local import Driver
+from spikeprune.integrations.sweeps.trial import Trial
 from spikeprune.report.results import results
-from spikeprune.rundir import RunDir
-from spikeprune.sweeps import spec, study
-from spikeprune.sweeps.local import Driver
-from spikeprune.sweeps.trial import Trial
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 

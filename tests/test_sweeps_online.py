@@ -13,9 +13,9 @@ from tiny_sweep import sweep, tiny, write
 from wandb_server import Board, wandb_server
 
 from spikeprune.errors import InputError
+from spikeprune.experiment.run_directory import RunDir
+from spikeprune.integrations.sweeps import spec
 from spikeprune.report.results import results
-from spikeprune.rundir import RunDir
-from spikeprune.sweeps import spec
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -14,18 +14,20 @@ from micro import GLUE, micro, write_sst2
 from students import D, H, L, make, prune, real, sentences
 from test_dynamic import shape_of
 
-from spikeprune import cli, evaluation, operations, pipeline, saved
-from spikeprune.callbacks.synapses import HeldSynapses, SynapsePruning
-from spikeprune.config import load
-from spikeprune.models.compact import compact, give_back, nbytes, restored, smaller, stored
+from spikeprune import cli
+from spikeprune.config.load import load
+from spikeprune.cost import operations
+from spikeprune.cost.shapes import matrix_bytes, model_bytes
+from spikeprune.experiment import checkpoints, evaluation, pipeline
+from spikeprune.experiment.run_directory import RunDir
+from spikeprune.models.compaction import compact, give_back, nbytes, restored, smaller, stored
+from spikeprune.models.modeling import Student
 from spikeprune.models.packing import pack_sparse, unpack_sparse
-from spikeprune.models.quant import MATRICES
-from spikeprune.models.student import Student
-from spikeprune.models.synapses import among, share, weights_of
-from spikeprune.report.table import summary_table
-from spikeprune.rundir import RunDir
-from spikeprune.size import matrix_bytes, model_bytes
-from spikeprune.spiking.coding import CODINGS
+from spikeprune.models.quantization import MATRICES
+from spikeprune.models.sparsity import among, share, weights_of
+from spikeprune.report.tables import summary_table
+from spikeprune.snn.coding import CODINGS
+from spikeprune.training.callbacks.synapses import HeldSynapses, SynapsePruning
 
 
 def thinned(seed: int = 0, kept: float = 0.6, **options) -> Student:
@@ -279,7 +281,7 @@ def test_a_run(runs, capsys) -> None:
     records = [r["compress/synapses"] for r in run.read_metrics() if "compress/synapses" in r]
     assert records == sorted(records, reverse=True) and records[-1] == pytest.approx(0.4, abs=0.02)
     for name in ("spatial", "temporal", "finetune"):
-        student = saved.load_student(run, name)
+        student = checkpoints.load_student(run, name)
         assert student.values["sparse"] and share(student) == pytest.approx(0.4, abs=0.02), name
     assert run.record("finetune")["synapses"] == pytest.approx(0.4, abs=0.02)
     assert json.loads(run.summary.read_text())["stages"]["temporal"]["synapses"] == pytest.approx(0.4, abs=0.02)
@@ -302,7 +304,7 @@ def test_a_run(runs, capsys) -> None:
 
 def test_every_matrix_has_lost_some(runs) -> None:
     _, run = runs
-    student = saved.load_student(run, "finetune")
+    student = checkpoints.load_student(run, "finetune")
     for i, name, weight in weights_of(student):
         assert ((weight == 0) & among(student, i, name).bool()).any(), (i, name)
     assert {name for _, name, _ in weights_of(student)} == set(MATRICES)

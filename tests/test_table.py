@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from spikeprune.report.table import energy_unit, evaluation_lines, si, summary_table
+from spikeprune.report.tables import energy_unit, evaluation_lines, si, summary_table
 
 
 def cost(energy, **more):
@@ -142,7 +142,7 @@ def test_two_dev_sets_are_told_apart():
 
 def test_figures_are_drawn_and_reproducible(tmp_path):
     matplotlib = pytest.importorskip("matplotlib")
-    from spikeprune.report.figure import pipeline_figure, results_figure
+    from spikeprune.report.figures import pipeline_figure, results_figure
 
     with matplotlib.rc_context({"svg.fonttype": "none"}):  # text stays text
         drawn = results_figure([make_summary()], tmp_path / "figures" / "a.svg").read_text()

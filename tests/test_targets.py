@@ -8,10 +8,10 @@ import io
 import pytest
 from micro import GLUE, ROOT
 
-from spikeprune.config import load
+from spikeprune.config.load import load
+from spikeprune.config.tasks import TASKS
 from spikeprune.errors import InputError
 from spikeprune.report.ablation import rows, spread, to_csv, to_markdown
-from spikeprune.tasks import TASKS
 
 STAGES = ("run.stages=[teacher,prediction_kd,joint]", "stages.joint.epochs=2")
 ENERGY = (*STAGES, "compress.target=energy", "compress.target_value=0.02")

@@ -11,9 +11,9 @@ import scipy.stats
 import sklearn.metrics
 import torch
 
+from spikeprune.config.tasks import TASKS, get_task
 from spikeprune.errors import InputError
-from spikeprune.metrics import Fidelity, main_metric, matthews, task_metrics
-from spikeprune.tasks import TASKS, get_task
+from spikeprune.training.metrics import Fidelity, main_metric, matthews, task_metrics
 
 REFERENCE = {
     "accuracy": sklearn.metrics.accuracy_score,
@@ -57,7 +57,7 @@ def test_an_unknown_task_lists_the_right_ones():
 
 
 def test_tasks_need_no_torch():
-    code = "import sys, spikeprune.tasks; sys.exit('torch' in sys.modules)"
+    code = "import sys, spikeprune.config.tasks; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -14,13 +14,13 @@ from transformers import (
     DistilBertForSequenceClassification,
 )
 
+from spikeprune.config.tasks import get_task
 from spikeprune.errors import InputError
-from spikeprune.models.checkpoint import read_config
-from spikeprune.models.student import Student
+from spikeprune.models.checkpoint_facts import read_config
+from spikeprune.models.modeling import Student
 from spikeprune.models.teacher import Teacher, copy_encoder, scratch_config
-from spikeprune.modules.optimizer import Optimization
-from spikeprune.modules.teacher import TeacherModule
-from spikeprune.tasks import get_task
+from spikeprune.training.modules.teacher import TeacherModule
+from spikeprune.training.optimizer import Optimization
 
 D, H, F, N, LAYERS = 12, 3, 37, 8, 3
 SIZE = {"vocab_size": 29, "hidden_size": D, "num_hidden_layers": LAYERS, "num_attention_heads": H}

@@ -8,13 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pruning import batches, inputs, known, loss_of, make
 
-from spikeprune.compress.criteria import TEMPORAL_CRITERIA, convergence, sensitivity, uniform
-from spikeprune.compress.stats import (
-    convergence_profile,
-    loss_at,
-    temporal_statistics,
-)
-from spikeprune.spiking.coding import CODINGS
+from spikeprune.pruning.criteria import TEMPORAL_CRITERIA, convergence, sensitivity, uniform
+from spikeprune.pruning.statistics import convergence_profile, loss_at, temporal_statistics
+from spikeprune.snn.coding import CODINGS
 
 
 @st.composite

@@ -8,7 +8,7 @@ import lightning as L
 import pytest
 from lightning.pytorch.demos.boring_classes import BoringModel
 
-from spikeprune.terminal import Bars, bars
+from spikeprune.experiment.terminal import Bars, bars
 
 
 @pytest.mark.filterwarnings("ignore")

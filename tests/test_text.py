@@ -7,7 +7,7 @@ from tiny_data import mrpc as mrpc
 from tiny_data import tokenizer as tokenizer
 
 from spikeprune.data.corpus import CorpusData, encode_pieces, read_corpus
-from spikeprune.data.tokenize import check_vocabulary, load_tokenizer, train_wordpiece
+from spikeprune.data.tokenizer import check_vocabulary, load_tokenizer, train_wordpiece
 from spikeprune.errors import InputError
 
 # -- tokenizer --------------------------------------------------------------------------------------------------------
@@ -37,7 +37,7 @@ def test_vocabulary_must_match_the_data(tokenizer, mrpc):
 
 
 def test_no_tokenizer_there(tmp_path, monkeypatch):
-    monkeypatch.setattr("spikeprune.data.tokenize.reachable", lambda: False)
+    monkeypatch.setattr("spikeprune.data.tokenizer.reachable", lambda: False)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "tokenizer.json").write_text("{")
     for checkpoint, message in (

@@ -12,20 +12,21 @@ from naive import Accumulate
 from students import FFN, D, L, make, prune, real, sentences
 from test_dynamic import shape_of, work
 
-from spikeprune import cli, pipeline
-from spikeprune.config import load
-from spikeprune.cost import PRICES, energy_pj
-from spikeprune.gains import gain_work
-from spikeprune.models.alter import altered, deaden
-from spikeprune.models.compact import compact
-from spikeprune.operations import count
-from spikeprune.rundir import RunDir
-from spikeprune.size import Shape
-from spikeprune.spiking.coding import CODINGS
-from spikeprune.spiking.dead_zone import DeadZone
-from spikeprune.spiking.flow import Pass
-from spikeprune.spiking.neurons import NEURONS, rms_gain
-from spikeprune.spiking.site import Site
+from spikeprune import cli
+from spikeprune.config.load import load
+from spikeprune.cost.adaptive_threshold import gain_work
+from spikeprune.cost.energy import PRICES, energy_pj
+from spikeprune.cost.operations import count
+from spikeprune.cost.shapes import Shape
+from spikeprune.experiment import pipeline
+from spikeprune.experiment.run_directory import RunDir
+from spikeprune.models.compaction import compact
+from spikeprune.models.variants import altered, deaden
+from spikeprune.snn.coding import CODINGS
+from spikeprune.snn.context import Pass
+from spikeprune.snn.dead_zone import DeadZone
+from spikeprune.snn.neurons import NEURONS, rms_gain
+from spikeprune.snn.spiking_layer import Site
 
 F64 = torch.float64
 

@@ -14,12 +14,12 @@ from micro import GLUE
 from tracked import KEY, STAGES, check_history, start, train
 
 from spikeprune import cli
-from spikeprune.config import load
+from spikeprune.config.load import load
+from spikeprune.config.tasks import get_task
 from spikeprune.errors import InputError
+from spikeprune.experiment.run_directory import RunDir
+from spikeprune.integrations.wandb import online as connection
 from spikeprune.report.results import front, layer_rows, names, results
-from spikeprune.rundir import RunDir
-from spikeprune.tasks import get_task
-from spikeprune.tracking import online as connection
 
 
 @pytest.fixture(scope="module")
@@ -211,5 +211,5 @@ def test_a_table_names_the_embeddings_steps() -> None:
 
 
 def test_without_wandb_nothing_of_it_is_loaded() -> None:
-    code = "import gc; gc.disable(); import sys; import spikeprune.pipeline; print('wandb' in sys.modules)"
+    code = "import gc; gc.disable(); import sys; import spikeprune.experiment.pipeline; print('wandb' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

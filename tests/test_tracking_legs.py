@@ -12,7 +12,7 @@ from micro import BATCHES
 from tracked import STAGES, check_history, launch, online, rows, start, train
 from wandb_server import Board, wandb_server
 
-from spikeprune.rundir import RunDir
+from spikeprune.experiment.run_directory import RunDir
 
 pytestmark = pytest.mark.slow
 

@@ -9,14 +9,14 @@ import torch
 from pruning import F, H, L, batches, inputs, loss_of, make
 from test_hold import DATA, callback, cost, module
 
-from spikeprune.callbacks.search import MaskSearch
-from spikeprune.callbacks.spatial import SpatialPruning
-from spikeprune.callbacks.temporal import TemporalPruning
-from spikeprune.compress.criteria import CRITERIA
-from spikeprune.compress.search import fisher_blocks
-from spikeprune.compress.stats import collect
-from spikeprune.compress.tuning import inputs_of
-from spikeprune.modules.student import StudentModule
+from spikeprune.pruning.criteria import CRITERIA
+from spikeprune.pruning.mask_search import fisher_blocks
+from spikeprune.pruning.mask_tuning import inputs_of
+from spikeprune.pruning.statistics import collect
+from spikeprune.training.callbacks.search import MaskSearch
+from spikeprune.training.callbacks.spatial import SpatialPruning
+from spikeprune.training.callbacks.temporal import TemporalPruning
+from spikeprune.training.modules.student import StudentModule
 
 KINDS = [{"coding": "per_step"}, {"coding": "running_mean", "residual": "membrane"}]
 KINDS += [{"coding": "per_step", "feedback": True}]

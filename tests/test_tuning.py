@@ -9,10 +9,10 @@ import pytest
 import torch
 from pruning import D, F, H, L, batches, inputs, loss_of, make
 
-from spikeprune.compress import search as kwon
-from spikeprune.compress import tuning
-from spikeprune.models.student import RESIDUALS
-from spikeprune.size import Shape
+from spikeprune.cost.shapes import Shape
+from spikeprune.models.modeling import RESIDUALS
+from spikeprune.pruning import mask_search as kwon
+from spikeprune.pruning import mask_tuning
 
 SHAPE = Shape(hidden=D, heads=H, ffn=F, layers=L, classes=3, vocab_size=23, positions=8, theta="channel")
 FLOORS = {"heads": 1, "ffn": 4}
@@ -31,7 +31,7 @@ def pruned_pair(coding: str = "accumulate", residual: str = "spikes"):
 def test_the_fit_is_the_least_squares_solution(layer, kind, residual) -> None:
     """Against torch's solver on the tall system itself, real tokens only."""
     (student, whole), data = pruned_pair(residual=residual), batches((3, 2))
-    fit = tuning.normal_equations(student, whole, data, layer, kind, "equilibrium")
+    fit = mask_tuning.normal_equations(student, whole, data, layer, kind, "equilibrium")
     name, site, size = ("out", "attention_site", D // H) if kind == "heads" else ("down", "output_site", 1)
     rows, targets = [], []
     for batch in data:
@@ -39,7 +39,7 @@ def test_the_fit_is_the_least_squares_solution(layer, kind, residual) -> None:
         seen = []
         with torch.no_grad():
             for net in (student, whole):
-                found = tuning.inputs_of(net, getattr(net.layers[layer], site), batch, "equilibrium")
+                found = mask_tuning.inputs_of(net, getattr(net.layers[layer], site), batch, "equilibrium")
                 seen.append([x[real] for x in found])
         linear = getattr(whole.layers[layer], name)
         (x, residual), (x0, residual0) = seen
@@ -56,7 +56,7 @@ def test_the_fit_is_the_least_squares_solution(layer, kind, residual) -> None:
     kept = getattr(student, kind)[layer].bool()
     best = torch.linalg.lstsq(x[kept].flatten(1).T, y.flatten()[:, None]).solution[:, 0]
     a, b = fit.a[kept][:, kept], fit.b[kept]
-    assert tuning.squares(a, b, fit.c, best) <= tuning.squares(a, b, fit.c, torch.ones_like(best))
+    assert mask_tuning.squares(a, b, fit.c, best) <= mask_tuning.squares(a, b, fit.c, torch.ones_like(best))
     torch.testing.assert_close(a @ best, b, atol=1e-9, rtol=1e-6)
 
 
@@ -90,7 +90,7 @@ def test_what_the_measured_loss_rises_with_is_left_out() -> None:
         return (outputs.logits - answers).square().sum(1)
 
     before = {name: x.clone() for name, x in student.state_dict().items()}
-    errors = tuning.tune(student, whole, data, stay)
+    errors = mask_tuning.tune(student, whole, data, stay)
     assert all(was == after for was, after in errors)
     blocks, alive = kwon.fisher_blocks(student, data, loss_of), dict(kwon.masks_of(whole))
     kwon.rearrange_measured(student, blocks, alive, lambda: kwon.loss_of(student, data, stay).item())
@@ -102,7 +102,7 @@ def test_what_the_measured_loss_rises_with_is_left_out() -> None:
 def test_tuning_brings_the_sums_nearer_and_leaves_the_rest_alone() -> None:
     (student, whole), data = pruned_pair(), batches((3, 2))
     before = {name: x.clone() for name, x in student.state_dict().items()}
-    errors = tuning.tune(student, whole, data, indifferent)
+    errors = mask_tuning.tune(student, whole, data, indifferent)
     assert len(errors) == 2 * L and all(after <= was for was, after in errors)
     assert sum(after for _, after in errors) < 0.9 * sum(was for was, _ in errors)
     for name, x in student.state_dict().items():
@@ -116,7 +116,7 @@ def test_tuning_brings_the_sums_nearer_and_leaves_the_rest_alone() -> None:
 def test_nothing_pruned_needs_no_tuning() -> None:
     whole = make().eval()
     student = copy.deepcopy(whole)
-    errors = tuning.tune(student, whole, batches((3,)), indifferent)
+    errors = mask_tuning.tune(student, whole, batches((3,)), indifferent)
     assert max(max(pair) for pair in errors) < 1e-12
     for (name, x), y in zip(student.state_dict().items(), whole.state_dict().values(), strict=True):
         torch.testing.assert_close(x, y, msg=name)
@@ -125,9 +125,9 @@ def test_nothing_pruned_needs_no_tuning() -> None:
 def test_a_layer_that_lost_everything_and_quantized_weights() -> None:
     student, whole = pruned_pair()
     student.heads[1] = student.ffn[0] = 0
-    tuning.tune(student, whole, batches((3,)), indifferent)
+    mask_tuning.tune(student, whole, batches((3,)), indifferent)
     assert all(x.isfinite().all() for x in student.state_dict().values())
     few = make(weights="ternary")
     few.set_strength(0.5)
     with pytest.raises(ValueError, match="masks are tuned into float weights; these are quantized"):
-        tuning.tune(few, whole, batches((3,)), indifferent)
+        mask_tuning.tune(few, whole, batches((3,)), indifferent)

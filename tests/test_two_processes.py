@@ -12,12 +12,12 @@ from micro import GLUE, micro, write_sst2
 from students import make, prune, sentences
 from together import leg, together
 
-from spikeprune.builders import networks
-from spikeprune.config import load
-from spikeprune.models.student import Student
-from spikeprune.parts import prepare
-from spikeprune.rundir import RunDir
-from spikeprune.tasks import TASKS
+from spikeprune.config.load import load
+from spikeprune.config.tasks import TASKS
+from spikeprune.experiment.build import networks
+from spikeprune.experiment.context import prepare
+from spikeprune.experiment.run_directory import RunDir
+from spikeprune.models.modeling import Student
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -6,9 +6,8 @@ import pytest
 import torch
 from test_engine import firing, train_of
 
-from spikeprune.models import engine
-from spikeprune.spiking import limbs, wgmma
-from spikeprune.spiking.firing import CLOSED, GELU, PER_STEP, PLAIN, RUNNING, Firing
+from spikeprune.kernels import encoder, split_integer, wgmma
+from spikeprune.kernels.firing import CLOSED, GELU, PER_STEP, PLAIN, RUNNING, Firing
 
 # mode, neuron, leak, T, activation
 SITES = (
@@ -26,16 +25,16 @@ def compare(width: int, rows: int, site: tuple, tile: dict | None = None, device
     """Three stretches of the columns, the last of which fires, and the currents of the first two."""
     (mode, kind, leak, t, activation), stretches = site, (64, 128, 192)
     most = {PER_STEP: 1, CLOSED: t, RUNNING: t}[mode]
-    maps = limbs.joined(
+    maps = split_integer.joined(
         [
-            limbs.split(torch.randn(n - 7, width, device=device), torch.randn(n - 7, device=device), most)
+            split_integer.split(torch.randn(n - 7, width, device=device), torch.randn(n - 7, device=device), most)
             for n in stretches
         ]
     )
     a, first = train_of(mode, t, rows, width, device), sum(stretches[:2])
     neurons = firing(sum(stretches), mode, kind, leak, t, device)
     neurons = neurons._replace(theta=neurons.theta * width**0.5)
-    units, case = engine.units(mode, len(a), t, a.device), f"{width} inputs, {rows} rows, {site}, {tile}"
+    units, case = encoder.units(mode, len(a), t, a.device), f"{width} inputs, {rows} rows, {site}, {tile}"
     steps = max(1, len(a) - 1)  # a source may fire for longer
 
     def same(first: int, last: int, site: Firing | None, **how) -> None:
@@ -43,7 +42,7 @@ def compare(width: int, rows: int, site: tuple, tile: dict | None = None, device
         assert wgmma.applies(a, site), case
         own, other = (
             wgmma.product(*given, steps=steps, **how),
-            limbs.triton_product(*given, steps=steps, activation=how["activation"]),
+            split_integer.triton_product(*given, steps=steps, activation=how["activation"]),
         )
         assert torch.equal(own, other) and (own != 0).any(), (case, (own != other).float().mean().item())
 

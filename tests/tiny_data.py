@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from spikeprune.config.tasks import get_task
 from spikeprune.data.glue import GlueData, RawData, load_raw
-from spikeprune.data.tokenize import train_wordpiece
-from spikeprune.tasks import get_task
+from spikeprune.data.tokenizer import train_wordpiece
 
 
 def raw_of(name: str, source: str = "embedded", directory: Path | None = None, **changes) -> RawData:

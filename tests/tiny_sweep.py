@@ -8,7 +8,7 @@ import children
 import yaml
 from micro import GLUE, ROOT, micro
 
-from spikeprune.sweeps import machine
+from spikeprune.integrations.sweeps import machine
 
 THREADS = f"run.threads={max(1, machine.cores() // 2)}"  # of a trial where two run at a time
 HEADS, FFN = (0.5, 0.8), (0.2, 0.4)

@@ -17,9 +17,10 @@ import torch
 from children import process, speak_into
 from micro import GLUE, STAGES
 
-from spikeprune import cli, ranks
-from spikeprune.builders import trainers
-from spikeprune.rundir import RunDir
+from spikeprune import cli
+from spikeprune.experiment.build import trainers
+from spikeprune.experiment.run_directory import RunDir
+from spikeprune.training import distributed
 
 
 def free_port() -> int:
@@ -63,7 +64,7 @@ class Watch(L.Callback):
         found = [s.heads.tolist(), s.ffn.tolist(), s.steps, s.embedding.site.theta.tolist()]
         additions = module.objective.additions
         found += [additions.limit.item(), additions.press.item()]
-        with (self.folder / f"rank{ranks.rank()}.jsonl").open("a") as file:
+        with (self.folder / f"rank{distributed.rank()}.jsonl").open("a") as file:
             file.write(json.dumps([self.stage, trainer.global_step, found]) + "\n")
 
 

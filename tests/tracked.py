@@ -13,9 +13,9 @@ from children import add_callback, begin
 from micro import GLUE, micro
 from wandb_server import Board
 
+from spikeprune.experiment.run_directory import RunDir
+from spikeprune.integrations.wandb import live
 from spikeprune.report.results import results
-from spikeprune.rundir import RunDir
-from spikeprune.tracking import live
 
 KEY = "0" * 40
 STAGES = ("teacher", "internal_kd", "spatial")

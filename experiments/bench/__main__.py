@@ -27,9 +27,10 @@ from experiments.bench.nets import BASE, MINILM, SMALL
 from experiments.bench.rooflines import ceilings
 from experiments.bench.rows import Row, Setting, evaluation, growth, profiles, simulation
 from experiments.bench.training import training
-from spikeprune import jsonfile, streams
-from spikeprune.spiking import kernels
-from spikeprune.summary import commit, hardware
+from spikeprune.experiment import streams
+from spikeprune.experiment.summary import commit, hardware
+from spikeprune.files import jsonfile
+from spikeprune.kernels import equilibrium
 
 
 def settings(device: torch.device, backend: str) -> dict[str, Setting]:
@@ -114,7 +115,7 @@ def main(argv: list[str]) -> int:
             return int(made != page)
         report.PAGE.write_text(made, encoding="utf-8")
         return 0
-    lacking = kernels.lacking()
+    lacking = equilibrium.lacking()
     if args.device == "cuda" and not torch.cuda.is_available():
         print("error: --device cuda: needs a CUDA device, which is not here", file=sys.stderr)
         return 2

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
-from spikeprune.models.compact import compact
-from spikeprune.models.student import Student
+from spikeprune.models.compaction import compact
+from spikeprune.models.modeling import Student
 from spikeprune.models.teacher import Teacher, copy_encoder
 
 

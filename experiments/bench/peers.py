@@ -18,7 +18,7 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from spikeprune.models.student import Student
+from spikeprune.models.modeling import Student
 
 Fire = Callable[[str, Tensor], Tensor]  # a site's name and its current -> its spikes, of the same shape
 

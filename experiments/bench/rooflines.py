@@ -8,7 +8,7 @@ import torch
 
 from experiments.bench.clock import timings
 from experiments.bench.nets import Size
-from spikeprune.spiking import limbs
+from spikeprune.kernels import split_integer
 
 
 def products(size: Size, *, t_steps: int, sentences: int, tokens: int, device: torch.device) -> Callable[[], None]:
@@ -40,8 +40,8 @@ def limb_products(size: Size, *, t_steps: int, sentences: int, tokens: int, devi
     rows, d = sentences * tokens, size.hidden // size.heads
     x, f = (torch.randint(0, 2, (t_steps, rows, w), device=device).to(torch.int8) for w in (size.hidden, size.ffn))
     shapes = ((3 * size.hidden, size.hidden), (size.hidden, size.hidden), (size.ffn, size.hidden))
-    weights = [limbs.split(torch.randn(shape, device=device), None, 1) for shape in shapes]
-    down = limbs.split(torch.randn(size.hidden, size.ffn, device=device), None, 1)
+    weights = [split_integer.split(torch.randn(shape, device=device), None, 1) for shape in shapes]
+    down = split_integer.split(torch.randn(size.hidden, size.ffn, device=device), None, 1)
     units = torch.ones(t_steps, device=device)
     heads = t_steps * sentences * size.heads
     q, k = (torch.randn(heads, *shape, device=device).half() for shape in ((tokens, d), (d, tokens)))
@@ -50,8 +50,8 @@ def limb_products(size: Size, *, t_steps: int, sentences: int, tokens: int, devi
     def run() -> None:
         for _ in range(size.layers):
             for weight in weights:
-                limbs.product(x, weight, units, steps=t_steps, reals=weight.codes.shape[1])
-            limbs.product(f, down, units, steps=t_steps, reals=size.hidden)
+                split_integer.product(x, weight, units, steps=t_steps, reals=weight.codes.shape[1])
+            split_integer.product(f, down, units, steps=t_steps, reals=size.hidden)
             for _ in range(2):
                 torch.bmm(q, k, out=scores)
                 torch.bmm(scores, q, out=context)

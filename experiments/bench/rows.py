@@ -15,8 +15,8 @@ from experiments.bench import nets, peers
 from experiments.bench.clock import Timing, Work, graphed, peak_bytes, shares, timings
 from experiments.bench.nets import Size
 from experiments.bench.rooflines import least_bytes, limb_products, operations, products
-from spikeprune.models.answer import answer
-from spikeprune.models.student import Student
+from spikeprune.models.inference import answer
+from spikeprune.models.modeling import Student
 
 EXACT = 1e-9  # of a logit's size, in float64: no spike differs
 # in float32 products of other shapes round otherwise, a spike on the edge falls either way, and what it excites differs

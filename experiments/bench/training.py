@@ -10,10 +10,10 @@ from torch import Tensor
 from experiments.bench.clock import Work, peak_bytes, timings
 from experiments.bench.nets import Size
 from experiments.bench.rows import Row, Setting
-from spikeprune import distill
-from spikeprune.graphs import GraphedTerms
+from spikeprune.kernels.cuda_graphs import GraphedTerms
 from spikeprune.models.outputs import INPUTS
 from spikeprune.models.teacher import Teacher
+from spikeprune.training import losses
 
 
 def distillation(at: Setting, size: Size, *, spiking: bool, t_steps: int = 4, graphs: bool = False) -> Work:
@@ -31,9 +31,9 @@ def distillation(at: Setting, size: Size, *, spiking: bool, t_steps: int = 4, gr
         with torch.no_grad():
             lesson = teacher(*inputs, features=True)
         outputs = learner(*inputs, **extra)
-        loss = distill.hidden_loss(outputs.hidden, lesson.hidden, tokens, layer_map)
-        loss = loss + distill.scores_loss(outputs.scores, lesson.scores, tokens, layer_map)
-        loss = loss + distill.soft_loss(outputs.logits, lesson.logits, temperature=2.0, regression=False).mean()
+        loss = losses.hidden_loss(outputs.hidden, lesson.hidden, tokens, layer_map)
+        loss = loss + losses.scores_loss(outputs.scores, lesson.scores, tokens, layer_map)
+        loss = loss + losses.soft_loss(outputs.logits, lesson.logits, temperature=2.0, regression=False).mean()
         return {"loss": loss}
 
     graphed = GraphedTerms(learn, lambda: [learner, teacher])

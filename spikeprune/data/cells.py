@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from spikeprune.tasks import Task
+from spikeprune.config.tasks import Task
 
 DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 

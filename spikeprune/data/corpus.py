@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from lightning import LightningDataModule
 
+from spikeprune.data.batching import PAD_TO, Batch, BatchLoader, Encoded
 from spikeprune.data.hub import load_splits
-from spikeprune.data.loader import PAD_TO, Batch, BatchLoader, Encoded
 from spikeprune.errors import InputError
 
 

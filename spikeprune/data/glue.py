@@ -13,14 +13,14 @@ from typing import Any
 
 from lightning import LightningDataModule
 
-from spikeprune import jsonfile
-from spikeprune.data import embedded
+from spikeprune.config.tasks import TRAIN, Task
+from spikeprune.data import synthetic
+from spikeprune.data.batching import PAD_TO, Batch, BatchLoader, Encoded, encode
 from spikeprune.data.cells import label, sentence
 from spikeprune.data.hub import HubUnavailable, load_splits
-from spikeprune.data.loader import PAD_TO, Batch, BatchLoader, Encoded, encode
 from spikeprune.data.tsv import read_tsv
 from spikeprune.errors import InputError, nearest
-from spikeprune.tasks import TRAIN, Task
+from spikeprune.files import jsonfile
 
 SOURCES = ("auto", "hub", "dir", "embedded")
 
@@ -97,7 +97,7 @@ def load_raw(
                 raise
             source = "embedded"
     if source == "embedded":
-        splits = embedded.generate(task, seed=seed, train=embedded_train, dev=embedded_dev)
+        splits = synthetic.generate(task, seed=seed, train=embedded_train, dev=embedded_dev)
         splits = {name: Split(*columns) for name, columns in splits.items()}
         origin = f"generated, seed {seed}, {embedded_train} + {embedded_dev} examples"
     if train_limit is not None and train_limit < len(splits[TRAIN]):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from spikeprune.config.tasks import Task
 from spikeprune.data.cells import label, sentence
 from spikeprune.errors import InputError
-from spikeprune.tasks import Task
 
 
 def read_tsv(task: Task, path: Path) -> tuple[list[str], list[str] | None, list, int]:

@@ -1,4 +1,4 @@
-"""`student.json`: everything that makes a student of the weights beside it, and what its classes are called."""
+"""`modeling.json`: everything that makes a student of the weights beside it, and what its classes are called."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from spikeprune import jsonfile
 from spikeprune.errors import InputError
-from spikeprune.models.checkpoint import label_names
-from spikeprune.models.student import Student
+from spikeprune.files import jsonfile
+from spikeprune.models.checkpoint_facts import label_names
+from spikeprune.models.modeling import Student
 
 FILE = "student.json"
 KNOWN = {*signature(Student).parameters, "id2label", "label2id"}

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from spikeprune.errors import InputError
-from spikeprune.spiking.flow import Pass, Signal
-from spikeprune.spiking.neurons import asr
+from spikeprune.snn.context import Pass, Signal
+from spikeprune.snn.neurons import asr
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-11}  # of the residual, relative to the point
 RIDGE = {torch.float32: 1e-5, torch.float64: 1e-11}  # of the least squares, relative to its matrix

@@ -1,4 +1,4 @@
-"""Quantized and sparse weights as bytes: exact both ways, and as many as `size.matrix_bytes` counts.
+"""Quantized and sparse weights as bytes: exact both ways, and as many as `shapes.matrix_bytes` counts.
 
 Codes are written row after row, the first in a byte's lowest bits, the last byte filled up with zeros: binary 8 to a
 byte (0 is -1, 1 is +1), ternary 4 to a byte (code + 1), int8 one (two's complement). A sparse matrix is packed as where
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from spikeprune.errors import known
-from spikeprune.models.quant import QUANTIZERS, Codes, Quantizer
+from spikeprune.models.quantization import QUANTIZERS, Codes, Quantizer
 
 
 class PackedLinear(nn.Module):
@@ -41,7 +41,7 @@ class PackedLinear(nn.Module):
         return self._unpacked[1]
 
     def codes_of(self) -> Codes:
-        """As `quant.codes_of` gave them, in the scale's dtype."""
+        """As `quantization.codes_of` gave them, in the scale's dtype."""
         scale = self.scale if self.shape[1] else self.scale.new_zeros(self.shape[0], 1)
         return self.codes.to(scale.dtype), scale
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
 from spikeprune.errors import InputError
-from spikeprune.models.checkpoint import first_line, label_order, read_config, unread_weights
+from spikeprune.models.checkpoint_facts import first_line, label_order, read_config, unread_weights
 from spikeprune.models.outputs import Outputs, check_length
-from spikeprune.tensors import not_finite, out_of_memory
+from spikeprune.models.tensors import not_finite, out_of_memory
 
 
 def scratch_config(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from spikeprune.report.results import front
-from spikeprune.report.table import banner, digits, energy_unit, si
+from spikeprune.report.tables import banner, digits, energy_unit, si
 
 Summary = Mapping[str, Any]
 COSTS = ("ac", "mac", "energy_pj", "latency_steps", "bytes")

@@ -21,22 +21,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from spikeprune import pipeline
-from spikeprune.compress.budget import keep_highest
-from spikeprune.compress.criteria import CRITERIA, TEMPORAL_CRITERIA
-from spikeprune.compress.joint import Budget
-from spikeprune.compress.meter import Meter
-from spikeprune.compress.search import search
-from spikeprune.compress.stats import collect, temporal_statistics
-from spikeprune.config import load
-from spikeprune.cost import PRICES, summarize
-from spikeprune.distill import drawn_loss, hard_loss, soft_loss
-from spikeprune.models.alter import deaden
-from spikeprune.models.compact import compact, nbytes, parameter_count, stored
-from spikeprune.models.student import Student
-from spikeprune.operations import Operations, count, dense
-from spikeprune.size import Shape
-from spikeprune.spiking.neurons import NEURONS
+from spikeprune.config.load import load
+from spikeprune.cost.energy import PRICES, summarize
+from spikeprune.cost.operations import Operations, count, dense
+from spikeprune.cost.shapes import Shape
+from spikeprune.experiment import pipeline
+from spikeprune.models.compaction import compact, nbytes, parameter_count, stored
+from spikeprune.models.modeling import Student
+from spikeprune.models.variants import deaden
+from spikeprune.pruning.budget import Budget
+from spikeprune.pruning.cost_meter import Meter
+from spikeprune.pruning.criteria import CRITERIA, TEMPORAL_CRITERIA
+from spikeprune.pruning.mask_search import search
+from spikeprune.pruning.schedules import keep_highest
+from spikeprune.pruning.statistics import collect, temporal_statistics
+from spikeprune.snn.neurons import NEURONS
+from spikeprune.training.losses import drawn_loss, hard_loss, soft_loss
 from tests.micro import GLUE, micro, write_sst2
 
 VOCABULARY, POSITIONS, SEGMENTS, CLASSES = 23, 16, 2, 2
@@ -435,7 +435,7 @@ def micro_run(task: str, folder: Path) -> dict[str, Any]:
     data = write_sst2(folder / "glue") if task == "sst2" else None
     overrides = [*micro(folder / "run", data), f"task={task}", "student.dropout=0.0", *MICRO_RUNS[task]]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("spikeprune.stage.check_teacher", lambda *_: None)  # chance is enough here
+        patch.setattr("spikeprune.experiment.stage.check_teacher", lambda *_: None)  # chance is enough here
         summary = pipeline.run(load(GLUE, overrides))
     stages = {"teacher": summary["teacher"], **summary["stages"]}
     return {name: stage_facts(row) for name, row in stages.items()}

@@ -1,0 +1,310 @@
+"""How a file, its preset and overrides become one typed configuration; the only file that knows OmegaConf.
+
+Every key is a field in `config/schema.py` with its default; an unknown key, a wrong type or an impossible combination is an
+`InputError` that lists every problem found, before anything is loaded. What values may be is in `checks/`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from spikeprune.config import scalars
+from spikeprune.config.keys import every_key, in_words, leaves, names, near_key, type_of
+from spikeprune.config.schema import Config
+from spikeprune.config.tasks import TASKS
+from spikeprune.config.validation import rules
+from spikeprune.errors import InputError, nearest
+
+__all__ = ["Config", "differences", "load", "read_resolved", "to_yaml"]
+
+# Keys that may differ between two legs of one run: its directory (moved, or spelt otherwise), what is shown and logged,
+# how often a leg can be resumed, and the threads that a machine happens to have. Device count, accelerator
+# and precision are not here: they change the numbers.
+MAY_DIFFER = (
+    "run.dir",
+    "run.start_from",
+    "run.threads",
+    "run.log_every",
+    "run.validate_every",
+    "run.checkpoint_every",
+    "run.wandb",
+    "run.wandb_artifact",
+    "time.early_exit",
+)
+# What a measurement of a finished stage may change: how it is measured, and what of the student needs no training.
+MEASURING = (
+    "run.accelerator",
+    "run.kernels",
+    "run.threads",
+    "data.eval_batch_size",
+    "student.coding",
+    "student.forward",
+    "student.dead_zone",
+    "time.early_exit",
+    "cost.prices",
+)
+SAVED = ("task", "seed", "run", "data", "teacher", "student", "stages", "compress", "cost")  # by every run
+COMMAND_LINE = "command line"
+BASE_DEPTH = 2
+Layer = tuple[str, dict]  # where it comes from, and its tree of keys
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Defaults, the `base:` chain, the file, its preset, their blocks `tasks: <task>:`, an ablation, the overrides;
+    later wins.
+
+    A preset is `presets/<name>.yaml` beside the file or one folder up, an ablation `ablations/<name>.yaml`.
+    """
+    merge, path = _Merge(), Path(path)
+    given = list(_overrides(overrides, merge))
+    layers = _chain(path, merge)
+    preset = _last("preset", layers, given)
+    if preset is not None:
+        layers += _named("preset", path, str(preset), merge)
+    ablation = _last("ablation", layers, given)
+    removed = [] if ablation is None else _named("ablation", path, str(ablation), merge)
+    task = str(_last("task", layers, given) or Config.task)
+    blocks = [(source, block) for source, tree in layers for block in [tree.pop("tasks", None)] if block is not None]
+    for source, tree in layers:
+        merge.add(tree, source)
+    for source, block in blocks:
+        _task_block(block, source, task, merge)
+    for source, tree in removed:  # after the tasks' blocks: what an ablation leaves out no task brings back
+        merge.add(tree, source)
+    for key, value in given:
+        merge.add({key: value}, COMMAND_LINE)
+    if merge.config.ablation is not None and "run.dir" not in merge.sources:
+        merge.config.run.dir = OmegaConf.to_container(merge.config.run)["dir"].replace("-s$", "-${ablation}-s$")
+    if merge.config.preset is None:  # then the file's own name stands in the run's
+        merge.config.run.dir = OmegaConf.to_container(merge.config.run)["dir"].replace("${preset}", path.stem)
+    return merge.finish()
+
+
+def read_resolved(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """The configuration that a run saved with `to_yaml`: its preset is already in it. `overrides`: of keys that a
+    measurement may change."""
+    merge = _Merge(resolved=True)
+    tree = _read(Path(path), merge)
+    if lost := [key for key in SAVED if key not in tree]:
+        whose = "it is not the whole configuration that a run has saved; restore it, or use another run.dir"
+        raise InputError("\n".join([*merge.problems, f"{path}: has no key {lost[0]!r}: {whose}"]))
+    merge.add(tree, str(path))
+    for key, value in _overrides(overrides, merge):
+        if key in MEASURING or type_of(key) is None:
+            merge.add({key: value}, COMMAND_LINE)
+        else:
+            merge.problem(f"{key}: is fixed by the run; here may change {', '.join(MEASURING)}", COMMAND_LINE)
+    return merge.finish()
+
+
+def to_yaml(config: Config) -> str:
+    """Not by OmegaConf, which would take a `${` in a resolved value for another interpolation."""
+    return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
+
+
+def differences(a: dict | Config, b: dict | Config, may_differ: Iterable[str] = MAY_DIFFER) -> list[str]:
+    """`key: old → new` for each key whose value is not the same; lists are compared whole."""
+    old, new = (dict(leaves(asdict(c) if is_dataclass(c) else c)) for c in (a, b))
+    missing = "(absent)"
+    keys = [k for k in dict.fromkeys([*old, *new]) if k not in set(may_differ)]
+    pairs = [(k, old.get(k, missing), new.get(k, missing)) for k in keys]
+    return [f"{k}: {before} → {after}" for k, before, after in pairs if before != after]
+
+
+@cache
+def _defaults() -> DictConfig:
+    """Only to be read and copied: a copy takes an eighth of the time."""
+    return OmegaConf.structured(Config)
+
+
+class _Merge:
+    """The configuration so far, where each value came from, and every problem met on the way.
+
+    `resolved`: the values are a run's own, in which `${` and ~ stand for themselves.
+    """
+
+    def __init__(self, resolved: bool = False) -> None:
+        self.resolved = resolved
+        self.config = copy.deepcopy(_defaults())
+        self.sources: dict[str, str] = {}
+        self.interpolated: dict[str, str] = {}
+        self.unread: set[str] = set()
+        self.problems: list[str] = []
+
+    def problem(self, text: str, source: str = "") -> None:
+        line = f"{text} [{source}]" if source else text
+        if line not in self.problems:
+            self.problems.append(line)
+
+    def add(self, tree: dict, source: str, prefix: str = "") -> None:
+        """Set each leaf on its own, so that one bad value hides no other."""
+        for name, value in tree.items():
+            key = f"{prefix}{name}"
+            kind = type_of(key)
+            if kind is None:
+                self.problem(f"{key}: unknown key{near_key(key)}", source)
+            elif not is_dataclass(kind):
+                self._set(key, value, kind, source)
+            elif isinstance(value, dict):
+                self.add(value, source, f"{key}.")
+            else:
+                self.problem(f"{key} = {value}: is a section, not a value; it holds {names(kind)}", source)
+
+    def _set(self, key: str, value: Any, kind: Any, source: str) -> None:
+        try:
+            made = scalars.read(scalars.literal(value) if self.resolved else value, kind)
+            if not self.resolved:
+                made = scalars.expanded(key, made)
+            OmegaConf.update(self.config, key, made, merge=False)
+            self.interpolated.pop(key, None)
+            if scalars.interpolated(value) and not self.resolved:
+                self.interpolated[key] = made
+            self.sources[key] = source
+            self.unread.discard(key)
+        except (OmegaConfBaseException, scalars.Unreadable, OverflowError) as error:
+            self.unread.add(key)
+            how = error if isinstance(error, scalars.Unreadable) else ""
+            shown = "null" if value is None else scalars.plain(value) if isinstance(value, list) else value
+            self.problem(f"{key} = {shown}: must be {in_words(kind)}{how}", source)
+
+    def finish(self) -> Config:
+        for key in every_key():
+            try:
+                value = OmegaConf.select(self.config, key)
+                self._check_interpolated(key)
+                if not _finite(value):
+                    self.problem(f"{key} = {value}: must be a finite number", self.sources.get(key, ""))
+                    self._default(key)
+            except (OmegaConfBaseException, scalars.Unreadable) as error:  # a `${…}` that leads nowhere, or to no value
+                self.problem(f"{key}: {str(error).splitlines()[0]}", self.sources.get(key, ""))
+                self._default(key)
+        config = OmegaConf.to_object(self.config)
+        for keys, text in rules.problems(config, frozenset(self.unread)):
+            self.problem(text, self._blame(keys))
+        if self.problems:
+            raise InputError(_message(self.problems))
+        return config
+
+    def _check_interpolated(self, key: str) -> None:
+        """Text that an interpolation gives is read as any other; OmegaConf alone would take yes for true."""
+        if key in self.interpolated:
+            found = OmegaConf.create({"value": self.interpolated[key]}, parent=self.config)["value"]
+            try:
+                scalars.read(found, type_of(key)) if isinstance(found, str) else None
+            except scalars.Unreadable as how:
+                raise scalars.Unreadable(f"is {found}: must be {in_words(type_of(key))}{how}") from None
+
+    def _default(self, key: str) -> None:
+        """In place of a value that is refused, so that what else is wrong comes out as well."""
+        self.unread.add(key)
+        OmegaConf.update(self.config, key, OmegaConf.select(_defaults(), key), merge=False)
+
+    def _blame(self, keys: tuple[str, ...]) -> str:
+        """Where the first of the keys that anybody set was set; a problem with defaults alone has no source."""
+        return next((self.sources[key] for key in keys if key in self.sources), "")
+
+
+def _finite(value: Any) -> bool:
+    """Whether no number in a value, however deep, is NaN or infinite."""
+    if isinstance(value, Mapping):
+        return all(map(_finite, value.values()))
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return all(map(_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _message(problems: list[str]) -> str:
+    if len(problems) == 1:
+        return problems[0]
+    return "\n".join([f"{len(problems)} problems in the configuration:", *(f"  {line}" for line in problems)])
+
+
+def _overrides(overrides: Iterable[str], merge: _Merge) -> Iterator[tuple[str, Any]]:
+    for item in overrides:
+        key, equals, text = item.partition("=")
+        if key.startswith("_wandb"):  # W&B adds these when it resumes a preempted run of a sweep
+            continue
+        if not equals or not key or key.startswith("-"):
+            merge.problem(f"{item}: write key=value, such as seed=1", COMMAND_LINE)
+            continue
+        try:
+            value = scalars.of_override(key, text)
+        except yaml.YAMLError:
+            merge.problem(f"{item}: the value is no YAML; is a bracket or a quote missing?", COMMAND_LINE)
+            continue
+        if text == "None":
+            merge.problem(f"{item}: write null for no value", COMMAND_LINE)
+        else:
+            yield key, value
+
+
+def _read(path: Path, merge: _Merge) -> dict:
+    """The tree of one file; {} with a problem noted when there is none to be had."""
+    try:
+        return scalars.parse_file(path)
+    except InputError as error:
+        merge.problem(str(error))
+        return {}
+
+
+def _chain(path: Path, merge: _Merge, depth: int = 0) -> list[Layer]:
+    tree = _read(path, merge)
+    base = tree.pop("base", None)
+    if base is None:
+        return [(str(path), tree)]
+    if depth == BASE_DEPTH:
+        merge.problem(f"base = {base}: the chain of base files is at most {BASE_DEPTH} deep", str(path))
+        return [(str(path), tree)]
+    return [*_chain(path.parent / str(base), merge, depth + 1), (str(path), tree)]
+
+
+def _named(kind: str, path: Path, name: str, merge: _Merge) -> list[Layer]:
+    """The layers of a preset or an ablation."""
+    folders = [path.parent / f"{kind}s", path.parent.parent / f"{kind}s"]
+    files = {p.stem: p for folder in reversed(folders) for p in sorted(folder.glob("*.yaml"))}
+    if name not in files:
+        known = f"choose from {nearest(name, files)}" if files else f"{folders[0]} and {folders[1]} hold no {kind}s"
+        merge.problem(f"{kind} = {name}: unknown; {known}")
+        return []
+    layers = _chain(files[name], merge)
+    for source, tree in layers:
+        if tree.pop(kind, name) != name:
+            merge.problem(
+                f"{kind}: {'an' if kind == 'ablation' else 'a'} {kind} cannot name another one; use base", source
+            )
+    return layers
+
+
+def _last(key: str, layers: list[Layer], given: list[tuple[str, Any]]) -> Any:
+    """The value of a top-level key that decides which files and blocks are read."""
+    values = [tree[key] for _, tree in layers if key in tree] + [value for name, value in given if name == key]
+    return values[-1] if values else None
+
+
+def _task_block(block: Any, source: str, task: str, merge: _Merge) -> None:
+    """`tasks: {mrpc: {…}}`. The blocks of the other tasks are checked too: a typo there is a typo now."""
+    if not isinstance(block, dict):
+        merge.problem("tasks: must hold a section for each task", source)
+        return
+    others = _Merge()
+    for name, tree in block.items():
+        here = f"{source}, tasks.{name}"
+        if name not in TASKS:
+            merge.problem(f"tasks.{name}: unknown task; choose from {nearest(name, TASKS)}", source)
+        elif not isinstance(tree, dict) or {"task", "preset", "ablation"} & set(tree):
+            merge.problem(f"tasks.{name}: must hold keys and values, without task, preset and ablation", source)
+        elif name == task:
+            merge.add(tree, here)
+        else:
+            others.add(tree, here)
+    merge.problems += [line for line in others.problems if line not in merge.problems]

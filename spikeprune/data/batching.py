@@ -1,0 +1,194 @@
+"""Tokenized examples in memory, and the loader that batches them: seeded, sharded by process, resumable mid-epoch.
+
+Shapes: B sentences (or pairs) of a batch, N tokens of its longest, rounded up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spikeprune.errors import InputError
+from spikeprune.training import distributed
+
+PAD_TO = 8  # what tensor cores like
+PAD_REPLAYED = 32  # fewer shapes, so fewer CUDA graphs
+POOL = 50  # batches that share one sorting by length: large enough to save padding, small enough to stay shuffled
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """All examples of a split, back to back. `offsets[i]:offsets[i+1]` are the tokens of example i."""
+
+    ids: Tensor  # long[tokens]
+    types: Tensor  # long[tokens], 0 in the first sentence, 1 in the second
+    offsets: Tensor  # long[examples + 1]
+    labels: Tensor | None  # long[examples], float32[examples] for regression, None for plain text
+    pad_id: int
+    max_length: int
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> Tensor:
+        """long[examples], in tokens."""
+        return self.offsets[1:] - self.offsets[:-1]
+
+    def batch(self, rows: Sequence[int] | np.ndarray, pad_to: int = PAD_TO) -> Batch:
+        """`input_ids`, `attention_mask`, `token_type_ids`: long[B, N]; `labels`: [B], where there are labels.
+
+        N is the longest example's length, rounded up to a multiple of `pad_to` but never above `max_length`.
+        """
+        rows = torch.as_tensor(rows, dtype=torch.long)
+        start, length = self.offsets[rows], self.lengths[rows]  # [B]
+        longest = int(length.max())
+        width = max(longest, min(-(-longest // pad_to) * pad_to, self.max_length))
+        at = torch.arange(width)  # [N]
+        mask = at < length[:, None]  # [B, N]
+        token = torch.where(mask, start[:, None] + at, 0)
+        out = {
+            "input_ids": torch.where(mask, self.ids[token], self.pad_id),
+            "attention_mask": mask.long(),
+            "token_type_ids": torch.where(mask, self.types[token], 0),
+        }
+        if self.labels is not None:
+            out["labels"] = self.labels[rows]
+        return out
+
+
+def encode(
+    tokenizer, first, second=None, labels=None, *, max_length: int, regression: bool = False, where: str = "the texts"
+) -> Encoded:
+    """Tokenizes sentences (pairs) once: `[CLS] first [SEP]` or `[CLS] first [SEP] second [SEP]`, cut to `max_length`
+    tokens, special ones included, from the longer of the two. An example without any other token is an InputError,
+    which says `where`."""
+    options = {"truncation": True, "max_length": max_length, "return_attention_mask": False}
+    rows = tokenizer(list(first), None if second is None else list(second), return_token_type_ids=True, **options)
+    lengths = [len(row) for row in rows["input_ids"]]
+    special = tokenizer.num_special_tokens_to_add(pair=second is not None)
+    if empty := [i for i, length in enumerate(lengths) if length <= special]:
+        text = first[empty[0]] if second is None else f"{first[empty[0]]} {second[empty[0]]}"
+        raise InputError(f"{where}, example {empty[0]}: the tokenizer leaves nothing of {text!r}; correct or drop it")
+    kind = torch.float32 if regression else torch.long
+    return Encoded(
+        ids=_flat(rows["input_ids"]),
+        types=_flat(rows["token_type_ids"]),
+        offsets=torch.tensor(np.concatenate([[0], np.cumsum(lengths)]), dtype=torch.long),
+        labels=None if labels is None else torch.tensor(labels, dtype=kind),
+        pad_id=tokenizer.pad_token_id,
+        max_length=max_length,
+    )
+
+
+def _flat(rows: list[list[int]]) -> Tensor:
+    return torch.from_numpy(np.concatenate([np.asarray(row, dtype=np.int64) for row in rows]))
+
+
+def sums(lengths: Tensor) -> Tensor:
+    """float64[3]: how many sentences, tokens and pairs of tokens."""
+    return torch.stack([torch.ones_like(lengths), lengths, lengths * lengths]).sum(1).double()
+
+
+def shares(own: Tensor, whole: Tensor, world: int) -> Tensor:
+    """float64[4], from the `sums` of one process' sentences and of the whole batch: by what a mean over the process'
+    sentences, tokens and pairs of tokens must be multiplied so that the mean over `world` processes is that over the
+    whole batch; and the whole batch's mean tokens of a sentence."""
+    return torch.cat([world * own / whole, whole[1:2] / whole[:1]])
+
+
+class BatchLoader:
+    """Yields `Encoded.batch` dicts; any number of processes, each its own share. Hence build the Trainer with
+    `use_distributed_sampler=False`.
+
+    With `shuffle`, for training, `batch_size` is that of all processes together: every epoch the examples are split
+    into `len(loader)` batches of nearly equal size, at most `batch_size`, none dropped and none repeated, the same for
+    any number of processes, and each batch is dealt out, longest sentences evenly. With several processes a batch also
+    has `share`, float64[4] (see `shares`), which makes the mean of their losses that of the whole batch. The order is a
+    pure function of (seed, epoch): a shuffle, sorted by length within pools of 50 batches to save padding, and the
+    batches shuffled again.
+
+    Without, for validation, `batch_size` is one process': each goes through its share of the examples sorted by length,
+    all in the same number of batches, since collectives must match.
+
+    Lightning saves `state_dict()` with its checkpoints and loads it on resume: the loader then goes on behind the last
+    batch that was yielded. Each further `iter()` is the next epoch; one that yielded nothing does not count.
+    With `limit_train_batches` a checkpoint taken at the end of a cut epoch resumes inside that epoch.
+    """
+
+    def __init__(
+        self, data: Encoded, *, batch_size: int, seed: int = 0, shuffle: bool = False, pad_to: int = PAD_TO
+    ) -> None:
+        if batch_size < 1:
+            raise InputError(f"the batch size must be at least 1, not {batch_size}")
+        self.rank, self.world = distributed.rank(), distributed.world()
+        smallest = len(data) // -(-len(data) // batch_size) if shuffle else len(data)
+        if smallest < self.world:
+            what = "a batch of" if shuffle else "a split of"
+            raise InputError(
+                f"{what} {smallest} examples cannot be shared by {self.world} processes; use fewer devices"
+            )
+        self.data, self.batch_size, self.seed, self.shuffle, self.pad_to = data, batch_size, seed, shuffle, pad_to
+        self.epoch, self.yielded = 0, 0
+        self._resumed = False
+
+    def __len__(self) -> int:
+        """Batches per epoch of one process."""
+        if self.shuffle:
+            return -(-len(self.data) // self.batch_size)
+        most, least = -(-len(self.data) // self.world), len(self.data) // self.world  # examples of a process
+        return min(-(-most // self.batch_size), least)
+
+    def batches(self, epoch: int) -> list[np.ndarray]:
+        """The row numbers of each of this process' batches in `epoch`; with `shuffle` of all processes' batches."""
+        lengths = self.data.lengths.numpy()
+        if not self.shuffle:
+            order = np.argsort(lengths, kind="stable")[self.rank :: self.world]
+            return np.array_split(order, len(self))
+        random = np.random.default_rng([self.seed, epoch])
+        order = random.permutation(len(self.data))
+        pool = POOL * self.batch_size
+        pools = [order[at : at + pool] for at in range(0, len(order), pool)]
+        order = np.concatenate([rows[np.argsort(lengths[rows], kind="stable")] for rows in pools])
+        batches = np.array_split(order, len(self))
+        return [batches[i] for i in random.permutation(len(batches))]
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.yielded and not self._resumed:
+            self.epoch, self.yielded = self.epoch + 1, 0
+        return self._run()
+
+    def _run(self) -> Iterator[Batch]:
+        for rows in self.batches(self.epoch)[self.yielded :]:
+            self._resumed = False
+            self.yielded += 1
+            yield self.batch(rows)
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        if self.world == 1 or not self.shuffle:
+            return self.data.batch(rows, self.pad_to)
+        own = rows[self.rank :: self.world]  # a batch's rows are sorted by length
+        share = shares(sums(self.data.lengths[own]), sums(self.data.lengths[rows]), self.world)
+        return {**self.data.batch(own, self.pad_to), "share": share}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loader is: `epoch`, batches `yielded` of it, and `length`, to notice another split into batches."""
+        if self.yielded == len(self):
+            return {"epoch": self.epoch + 1, "yielded": 0, "length": len(self)}
+        return {"epoch": self.epoch, "yielded": self.yielded, "length": len(self)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["yielded"] and state["length"] != len(self):
+            raise InputError(
+                f"the checkpoint stopped inside an epoch of {state['length']} batches, but an epoch now has "
+                f"{len(self)}; resume with the same data, batch size and number of processes"
+            )
+        self.epoch, self.yielded = state["epoch"], state["yielded"]
+        self._resumed = self.yielded > 0

@@ -1,0 +1,58 @@
+"""The arithmetic of a run: the kernels of its spiking sites, CUDA graphs, the precision of its products."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from spikeprune.config.schema import Config
+from spikeprune.errors import InputError
+from spikeprune.kernels import equilibrium as fused
+
+
+def kernels(config: Config) -> str:
+    """`torch` or `triton`: what the spiking sites compute with. Raises InputError for triton where it cannot run.
+
+    `auto` is triton where the machine has it and the kernels cover the run: not on the CPU, not LIF, not float64.
+    """
+    run, lacking = config.run, fused.lacking()
+    if run.kernels == "triton" and lacking:
+        raise InputError(f"run.kernels = triton: needs {lacking}, which is not here; use run.kernels=torch or auto")
+    covered = run.accelerator != "cpu" and run.precision != "64-true" and config.student.leak == 1.0
+    if run.kernels == "auto":
+        return "triton" if covered and not lacking else "torch"
+    return run.kernels
+
+
+def precision(config: Config) -> str:
+    """Lightning's name for the precision that is trained in. Raises InputError where the machine lacks it: Lightning
+    would train in another one."""
+    if config.run.precision == "16-mixed" and not on_gpu(config):
+        raise InputError("run.precision = 16-mixed: needs a GPU, which is not here; use bf16-mixed or 32-true")
+    return "32-true" if config.run.precision == "tf32" else config.run.precision
+
+
+def on_gpu(config: Config) -> bool:
+    return torch.cuda.is_available() and config.run.accelerator != "cpu"
+
+
+def cuda_graphs(config: Config) -> bool:
+    """Whether training replays CUDA graphs. Raises InputError where they are asked for without a GPU."""
+    run, there = config.run, on_gpu(config)
+    if run.cuda_graphs == "on" and not there:
+        raise InputError("run.cuda_graphs = on: needs a CUDA device, which is not here; use off or auto")
+    # feedback looks at residuals on its way, and 16-mixed scales each loss before its gradient
+    return there and run.cuda_graphs != "off" and not config.student.feedback and run.precision != "16-mixed"
+
+
+@contextmanager
+def products(config: Config) -> Iterator[None]:
+    """While it lasts, CUDA multiplies float32 matrices in TensorFloat-32 where the configuration says so."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if config.run.precision == "tf32" else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -1,0 +1,61 @@
+"""Trainers: one that fits a stage, one that measures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from spikeprune.config.schema import Config
+from spikeprune.experiment import processes
+from spikeprune.experiment.build import arithmetic
+from spikeprune.experiment.build.callbacks import stage_callbacks
+from spikeprune.experiment.context import Parts
+from spikeprune.experiment.run_directory import RunDir
+from spikeprune.experiment.terminal import bars
+from spikeprune.integrations.wandb import live
+from spikeprune.training.callbacks.preempt import StopOnSignal
+from spikeprune.training.callbacks.records import RecordsLogger
+from spikeprune.training.callbacks.resume import AtomicCheckpointIO
+from spikeprune.training.lightning_patches import without_sigterm_broadcast
+
+# the loaders share out batches among processes by themselves; a sanity check would count operations of nothing
+COMMON = {"use_distributed_sampler": False, "num_sanity_val_steps": 0}
+CLIP = 1.0  # gradient norm
+QUIET = {"enable_model_summary": False}
+
+
+def trainer(parts: Parts, name: str, run: RunDir, offset: int) -> L.Trainer:
+    """The Trainer of one stage. `offset`: optimizer steps of the stages before."""
+    config, stage, shown = parts.config, parts.stage(name), bars()
+    made = L.Trainer(
+        **processes.placement(config),
+        precision=arithmetic.precision(config),
+        max_epochs=max(1, stage.epochs),  # a stage of none stops itself (see training/callbacks/search.py)
+        gradient_clip_val=CLIP,
+        callbacks=[*shown, *stage_callbacks(parts, name, run)],
+        plugins=[AtomicCheckpointIO()],
+        logger=RecordsLogger(run, stage=name, offset=offset, also=live.log_record),
+        log_every_n_steps=config.run.log_every,
+        check_val_every_n_epoch=config.run.validate_every,
+        enable_progress_bar=bool(shown),
+        **COMMON,
+        **QUIET,
+    )
+    return without_sigterm_broadcast(made)
+
+
+def evaluator(config: Config, callbacks: Sequence[Callback] = ()) -> L.Trainer:
+    """A Trainer that measures: float32 whatever the training's precision was."""
+    shown = bars()
+    return L.Trainer(
+        **processes.placement(config),
+        precision="64-true" if config.run.precision == "64-true" else "32-true",
+        callbacks=[*callbacks, *shown, StopOnSignal()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=bool(shown),
+        **COMMON,
+        **QUIET,
+    )

@@ -1,0 +1,87 @@
+"""The networks that finished stages leave in the run directory, written and read back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from spikeprune.config.schema import Compress
+from spikeprune.experiment.context import Parts
+from spikeprune.experiment.run_directory import WEIGHTS, RunDir, read_verified, write_json, write_weights
+from spikeprune.experiment.summary import data_facts
+from spikeprune.files import jsonfile
+from spikeprune.models.checkpoint_facts import label_names
+from spikeprune.models.compaction import built, fill, restored
+from spikeprune.models.description import FILE, description, read_description
+from spikeprune.models.modeling import Student
+from spikeprune.models.teacher import Teacher
+
+
+def leave_teacher(parts: Parts, directory: RunDir, teacher: Teacher, facts: dict[str, Any]) -> None:
+    folder = directory.make_stage("teacher")
+    bert = teacher.bert
+    bert.config.architectures = [type(bert).__name__]
+    if parts.task.labels is not None:
+        bert.config.update(label_names(parts.task.labels))
+    bert.config.save_pretrained(folder)
+    parts.tokenizer.save_pretrained(folder)
+    sha = write_weights(folder / WEIGHTS, bert.state_dict())
+    record(parts, directory, "teacher", None, {**facts, "weights": sha})
+
+
+def leave_student(
+    parts: Parts, directory: RunDir, name: str, parent: str | None, student: Student, facts: dict[str, Any]
+) -> None:
+    folder = directory.make_stage(name)
+    write_json(folder / FILE, description(student))
+    sha = write_weights(folder / WEIGHTS, student.state_dict())
+    record(parts, directory, name, parent, {**facts, "weights": sha})
+
+
+def record(parts: Parts, directory: RunDir, name: str, parent: str | None, facts: dict[str, Any]) -> None:
+    made_from = None if parent is None else {"stage": parent, "weights": directory.record(parent)["weights"]}
+    if name != "teacher" and parent is None:
+        made_from = {"stage": "teacher", "weights": directory.record("teacher")["weights"]}
+    stage = asdict(parts.stage(name))
+    directory.finish(name, {"stage": name, "parent": made_from, "config": stage, "data": data_facts(parts), **facts})
+
+
+def load_teacher(parts: Parts, directory: RunDir) -> Teacher:
+    """The teacher as its stage left it, frozen."""
+    directory.verified("teacher")
+    folder = directory.stage("teacher")
+    jsonfile.read(folder / "config.json", f"remove {folder} to make the stage again", ("model_type",))
+    return Teacher.load(directory.stage("teacher"), classes=parts.task.num_labels).freeze()
+
+
+def load_student(directory: RunDir, name: str, compress: Compress | None = None) -> Student:
+    """The student that a finished stage left, as it left it. `compress`: what the stages that follow are to make of it,
+    where the finished one was told something else and has not begun with it (a run that takes over another's)."""
+    folder, state = directory.stage(name), directory.weights(name)
+    values, remedy = read_description(folder), f"remove {folder} to make the stage again"
+    if compress is not None:
+        state = adopt(values, state, compress)
+    student = built(folder / FILE, values, remedy)
+    student.to(state["classifier.weight"])  # rounded to another precision it would be another
+    fill(student, state, folder / FILE, remedy)
+    return student
+
+
+def adopt(values: dict[str, Any], state: dict[str, torch.Tensor], compress: Compress) -> dict[str, torch.Tensor]:
+    """Put in a student's `values` how it is to be quantized, unless it has begun to be, and whether it is to lose
+    synapses. Returns its `state` for these values."""
+    values["sparse"] = compress.synapses < 1 or values.get("sparse", False)
+    if state.get("strength", 0.0):
+        return state
+    values["weights"], values["fold"] = compress.weights, compress.quantize.fold
+    state = {key: value for key, value in state.items() if key != "strength"}
+    return state if compress.weights == "float" else {**state, "strength": torch.zeros(())}
+
+
+def load_compact(directory: RunDir) -> Student:
+    """The student that `spikeprune compact` left."""
+    data = read_verified(directory.compact / WEIGHTS, directory.compact_record()["weights"])
+    return restored(directory.compact, safetensors.torch.load(data))

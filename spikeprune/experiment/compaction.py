@@ -1,0 +1,81 @@
+"""A run's `compact/`: a student without its pruned heads and neurons, its answers compared with the masked one's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spikeprune.config.load import read_resolved
+from spikeprune.errors import InputError
+from spikeprune.experiment.checkpoints import load_student
+from spikeprune.experiment.context import Parts
+from spikeprune.experiment.evaluation import last_finished, reopen, untrained_changes
+from spikeprune.experiment.run_directory import WEIGHTS, write_json, write_weights
+from spikeprune.models.compaction import as_float, compact, nbytes, parameter_count, stored
+from spikeprune.models.description import FILE, description
+from spikeprune.models.modeling import Student
+from spikeprune.models.outputs import INPUTS
+
+SENTENCES = 8  # of the dev split, that a compacted student must answer like the masked one
+TOLERANCE = 1e-9  # of a logit in float64
+
+
+def compact_run(
+    run_dir: str | Path, stage: str | None = None, data_dir: str | None = None, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Write a finished stage's student (the last one's, unless `stage` names another) without what its masks prune to
+    the run's `compact/`, with its tokenizer, and return the record. `data_dir` and `overrides` as in `evaluate`."""
+    directory, parts = reopen(run_dir, data_dir, overrides)
+    name = stage or last_finished(parts, directory)
+    source = directory.record(name)["weights"]
+    if name == "teacher":
+        raise InputError(f"{run_dir}: the teacher has nothing to compact; finish or name a stage of the student")
+    masked = untrained_changes(load_student(directory, name), parts, read_resolved(directory.config))
+    small = compact(masked)
+    checked = same_answers(masked, small, parts)
+    folder = directory.compact
+    folder.mkdir(exist_ok=True)
+    (folder / "record.json").unlink(missing_ok=True)  # the last file to come is the first to go
+    parts.tokenizer.save_pretrained(folder)
+    write_json(folder / FILE, description(small))
+    tensors = stored(small)
+    weights = write_weights(folder / WEIGHTS, tensors)
+    files = {"bytes": folder / WEIGHTS, "masked_bytes": directory.stage(name) / WEIGHTS}
+    facts = {
+        "parent": {"stage": name, "weights": source},
+        "changed": list(overrides),
+        "weights": weights,
+        "t_steps": small.steps,
+        **{key: {"kept": small.values[f"layer_{key}"], "of": small.values[key]} for key in ("heads", "ffn")},
+        "encoder": {"weights": small.weights, "packed": small.packed, "bits": small.stored_bits},
+        "params": parameter_count(small),
+        "masked_params": parameter_count(masked),
+        **{key: path.stat().st_size for key, path in files.items()},
+        "tensor_bytes": nbytes(tensors),  # the rest of the file is its header
+        "check": checked,
+    }
+    write_json(folder / "record.json", facts)
+    return {"run": str(run_dir), **facts}
+
+
+@torch.no_grad()
+def same_answers(masked: Student, small: Student, parts: Parts) -> dict[str, Any]:
+    """The largest difference of two students' logits on a few dev sentences, spikes simulated step by step.
+
+    In float64: in float32 a current within rounding of its threshold may fire in one of the two and not in the other.
+    Quantized matrices go into it as the float32 that they act as: quantized again in float64 they were others.
+    Raises InputError where they are not finite, and RuntimeError where they differ, which no input may cause.
+    """
+    data = parts.data.val_dataloader()[0].data
+    batch = data.batch(range(min(SENTENCES, len(data))))
+    inputs = [batch[name] for name in INPUTS]
+    one, other = (as_float(s).double().eval()(*inputs, mode="spiking").logits for s in (masked, small))
+    if not one.isfinite().all():
+        raise InputError("the stage's answers are not finite numbers: its weights are damaged; make it again")
+    difference = (one - other).abs().max().item()
+    if not difference <= TOLERANCE:
+        raise RuntimeError(f"compaction changed a logit by {difference:.3g}")
+    return {"sentences": len(one), "dtype": "float64", "max_difference": difference}

@@ -1,0 +1,144 @@
+"""What every stage of a run shares, read and checked against each other before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from spikeprune.config.derived import active_stages
+from spikeprune.config.schema import Config, Stage
+from spikeprune.config.tasks import Task, get_task
+from spikeprune.data.glue import GlueData, RawData, load_raw
+from spikeprune.data.tokenizer import check_vocabulary, load_tokenizer, train_wordpiece
+from spikeprune.errors import InputError
+from spikeprune.experiment import processes
+from spikeprune.models.checkpoint_facts import read_config
+from spikeprune.models.teacher import scratch_config
+from spikeprune.training.losses import uniform_layer_map
+
+
+@dataclass
+class Parts:
+    """What every stage shares: read, checked against each other, and nothing written yet."""
+
+    config: Config
+    task: Task
+    raw: RawData
+    data: GlueData  # `raw` as tokens
+    tokenizer: Any
+    teacher_config: Any  # a transformers BertConfig
+    layers: list[int]  # teacher layer that each student layer starts from
+    layer_map: list[int]  # teacher layer that teaches each student layer
+
+    def stage(self, name: str) -> Stage:
+        return getattr(self.config.stages, name)
+
+    def active(self) -> list[str]:
+        """The stages that run, in order."""
+        return active_stages(self.config)
+
+
+def prepare(config: Config, *, tokenizer_from: str | None = None) -> Parts:
+    """Read data, vocabulary and the teacher's configuration. Raises InputError for what does not fit.
+
+    `tokenizer_from`: directory of a finished run's teacher, whose vocabulary then stands in for a new one.
+    """
+    processes.use_threads(config.run)
+    task, data = get_task(config.task), config.data
+    raw = load_raw(
+        task=task,
+        source=data.source,
+        directory=data.dir,
+        hub=data.hub,
+        seed=config.seed,
+        train_limit=data.train_limit,
+        embedded_train=data.embedded_train,
+        embedded_dev=data.embedded_dev,
+        generated=config.preset == "tiny",
+    )
+    train = raw.splits["train"]
+    texts = train.first + (train.second or [])
+    checkpoint = config.teacher.checkpoint
+    if tokenizer_from or checkpoint:
+        tokenizer = load_tokenizer(tokenizer_from or checkpoint)
+    else:
+        tokenizer = train_wordpiece(texts, vocab_size=config.teacher.vocab_size, max_length=data.max_length)
+    check_vocabulary(tokenizer, texts)
+    if tokenizer_from or checkpoint:
+        bert = read_config(tokenizer_from or checkpoint, classes=task.num_labels)
+    else:
+        t = config.teacher
+        size = {"hidden": t.hidden, "layers": t.layers, "heads": t.heads, "ffn": t.ffn}
+        size["dropout"] = 0.1 if t.dropout is None else t.dropout
+        bert = scratch_config(vocab=len(tokenizer), positions=data.max_length, classes=task.num_labels, **size)
+    check_fit(config, bert, tokens=tokens_of(tokenizer), types=types_of(tokenizer, task))
+    tokenizer.model_max_length = min(tokenizer.model_max_length, bert.max_position_embeddings)  # saved with every stage
+    layers = chosen_layers(config.student.layers, bert.num_hidden_layers)
+    layer_map = config.distill.layer_map or layers
+    tokens = GlueData(
+        raw=raw,
+        tokenizer=tokenizer,
+        max_length=data.max_length,
+        batch_size=data.batch_size,
+        eval_batch_size=data.eval_batch_size,
+        seed=config.seed,
+    )
+    return Parts(config, task, raw, tokens, tokenizer, bert, layers, layer_map)
+
+
+def tokens_of(tokenizer: Any) -> int:
+    """Word embeddings that its ids need; a vocabulary with gaps needs more than it has tokens."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def types_of(tokenizer: Any, task: Task) -> int:
+    """Token types that it marks the task's sentences with."""
+    row = tokenizer("a", "b" if task.pair else None, return_token_type_ids=True)["token_type_ids"]
+    return max(row) + 1
+
+
+def check_fit(config: Config, bert: Any, *, tokens: int, types: int) -> None:
+    """What only the checkpoint's own configuration can tell; all problems in one InputError."""
+    problems, total = [], bert.num_hidden_layers
+    if tokens > bert.vocab_size:
+        problems.append(
+            f"teacher.checkpoint: its tokenizer's ids go up to {tokens - 1} but the model has only {bert.vocab_size} "
+            "embeddings; give the checkpoint its own tokenizer's files"
+        )
+    if types > bert.type_vocab_size:
+        problems.append(
+            f"teacher.checkpoint: its tokenizer marks the sentences of {config.task} with {types} token types but the "
+            f"model has only {bert.type_vocab_size} (type_vocab_size); use a checkpoint made for pairs of sentences"
+        )
+    if config.data.max_length > bert.max_position_embeddings:
+        problems.append(
+            f"data.max_length = {config.data.max_length}: the teacher has {bert.max_position_embeddings} positions"
+        )
+    layers = config.student.layers
+    beyond = layers > total if isinstance(layers, int) else max(layers or [0]) >= total
+    if beyond:
+        problems.append(f"student.layers = {layers}: the teacher has {total} layers, counted from 0")
+        raise InputError("\n".join(problems))
+    count = len(chosen_layers(layers, total))
+    t_steps, layer_map = config.student.t_steps, config.distill.layer_map
+    if not isinstance(t_steps, int) and len(t_steps) != count + 1:
+        problems.append(
+            f"student.t_steps = {t_steps}: needs {count + 1} numbers, one for the embedding and each of {count} layers"
+        )
+    if layer_map and (len(layer_map) != count or max(layer_map) >= total):
+        problems.append(f"distill.layer_map = {layer_map}: needs {count} teacher layers from 0 to {total - 1}")
+    for name, width in (("heads", bert.num_attention_heads), ("ffn", bert.intermediate_size)):
+        share, floor = getattr(config.compress, name), getattr(config.compress.spatial, f"min_{name}")
+        if share < 1 and round(share * width * count) < floor * count:
+            problems.append(
+                f"compress.{name} = {share}: keeps fewer than compress.spatial.min_{name} = {floor} of {width} a layer"
+            )
+    if problems:
+        raise InputError("\n".join(problems))
+
+
+def chosen_layers(layers: Any, total: int) -> list[int]:
+    """`modeling.layers` -> teacher layers to start from: all, n of them evenly spread and with the last, or those."""
+    if layers is None:
+        return list(range(total))
+    return uniform_layer_map(layers, total) if isinstance(layers, int) else list(layers)

@@ -1,0 +1,96 @@
+"""A finished run opened again: its networks measured as they are, or with what needs no training changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from spikeprune.config.load import read_resolved
+from spikeprune.config.schema import Config
+from spikeprune.errors import InputError
+from spikeprune.experiment import processes
+from spikeprune.experiment.build.modules import student_module
+from spikeprune.experiment.checkpoints import load_compact, load_student, load_teacher
+from spikeprune.experiment.context import Parts, prepare
+from spikeprune.experiment.measurement import measure_student, measure_teacher
+from spikeprune.experiment.run_directory import RunDir
+from spikeprune.experiment.summary import data_facts
+from spikeprune.experiment.terminal import quiet
+from spikeprune.models.modeling import Student
+from spikeprune.models.variants import altered, deaden
+
+
+def evaluate(
+    run_dir: str | Path,
+    stage: str | None = None,
+    data_dir: str | None = None,
+    compacted: bool = False,
+    stepwise: bool = False,
+    overrides: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Measure a finished stage again from its saved checkpoint (the last one, unless `stage` names another), or with
+    `compacted` what `spikeprune compact` left. `data_dir`: a GLUE directory in place of the run's own data.
+    `stepwise`: spikes are simulated step by step also where a closed form gives the same. `overrides`: `key=value` of
+    the keys in `load.MEASURING`.
+    """
+    changed = RunDir.open(run_dir).compact_record().get("changed", []) if compacted else []  # of it when it was made
+    directory, parts = reopen(run_dir, data_dir, [*changed, *overrides])
+    name = stage or last_finished(parts, directory)
+    if compacted:
+        name = directory.compact_record()["parent"]["stage"]
+    directory.record(name)
+    idle = [key for key in overrides if key.startswith(("student.", "time."))] + ["--stepwise"] * stepwise
+    if idle and name == "teacher":
+        raise InputError(f"{' '.join(idle)}: the teacher does not spike; name a stage of the student")
+    teacher = load_teacher(parts, directory)
+    if name == "teacher":
+        measured = measure_teacher(parts, teacher)
+    else:
+        student = load_compact(directory) if compacted else load_student(directory, name)
+        student = untrained_changes(student, parts, read_resolved(directory.config, changed))
+        measured = measure_student(parts, student_module(parts, name, student, teacher, stepwise=stepwise), name)
+    facts = {"run": str(run_dir), "task": parts.config.task, "stage": name, "compacted": compacted}
+    if overrides:
+        facts["changed"] = list(overrides)
+    return {**facts, "data": data_facts(parts), **compared_data(directory, parts), **measured}
+
+
+def reopen(run_dir: str | Path, data_dir: str | None, overrides: Sequence[str] = ()) -> tuple[RunDir, Parts]:
+    """A run whose teacher is finished, with its own tokenizer; `data_dir`: a GLUE directory in place of its data.
+    `overrides`: of the keys that a measurement may change."""
+    quiet()
+    directory = RunDir.open(run_dir)
+    config = read_resolved(directory.config, overrides)
+    processes.check_devices(config.run.accelerator, devices=1)
+    if data_dir is not None:
+        config.data.source, config.data.dir = "dir", data_dir
+    directory.record("teacher")  # an unfinished teacher is the clearer complaint
+    return directory, prepare(config, tokenizer_from=str(directory.stage("teacher")))
+
+
+def compared_data(directory: RunDir, parts: Parts) -> dict[str, Any]:
+    """`same_data`: whether the data now are those that the run was made from; where not, `run_data` has those."""
+    own = directory.data_facts()
+    same = own["fingerprint"] == parts.raw.fingerprint
+    return {"same_data": same} if same else {"same_data": same, "run_data": own}
+
+
+def last_finished(parts: Parts, directory: RunDir) -> str:
+    return [s for s in parts.active() if directory.finished(s)][-1]
+
+
+def untrained_changes(student: Student, parts: Parts, made_under: Config) -> Student:
+    """The student with what overrides have changed of it since it was made: its coding, its dead zones."""
+    now, then = parts.config.student, made_under.student
+    changes: dict[str, Any] = {}
+    if now.coding != then.coding:
+        changes["coding"] = now.coding
+    if now.dead_zone != then.dead_zone:
+        changes["dead_zone"] = bool(now.dead_zone)
+    if not changes:
+        return student
+    made = altered(student, **changes)
+    if "dead_zone" in changes and now.dead_zone:
+        deaden(made, parts.data.calibration_batches(now.calibration, parts.config.seed), now.dead_zone)
+    return made

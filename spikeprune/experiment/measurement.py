@@ -1,0 +1,138 @@
+"""Quality and cost of a teacher or student on the dev split, in float32, from its spikes (see `models.answer`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from spikeprune.config.keys import leaves
+from spikeprune.cost.energy import PRICES, summarize
+from spikeprune.cost.operations import dense
+from spikeprune.cost.shapes import matrix_bytes
+from spikeprune.errors import InputError
+from spikeprune.experiment.build import trainers
+from spikeprune.experiment.build.callbacks import synops
+from spikeprune.experiment.build.modules import teacher_module
+from spikeprune.experiment.build.networks import student_shape, teacher_shape
+from spikeprune.experiment.context import Parts
+from spikeprune.experiment.early_exit import dynamic
+from spikeprune.models.modeling import Student
+from spikeprune.models.sparsity import share
+from spikeprune.models.teacher import Teacher
+from spikeprune.training.callbacks.finite import StopOnNonFinite
+from spikeprune.training.metrics import main_metric
+from spikeprune.training.modules.student import StudentModule
+from spikeprune.training.modules.task import TaskModule
+
+FLOAT32 = "embeddings, pooler, classifier, biases, layer norms, thresholds"  # what no quantizer touches
+Measured = dict[str, Any]  # {"metrics", "main", "cost", …}
+
+
+def measure_teacher(parts: Parts, teacher: Teacher) -> Measured:
+    module = teacher_module(parts, teacher)
+    evaluator = trainers.evaluator(parts.config, [StopOnNonFinite("teacher")])
+    evaluator.validate(module, datamodule=parts.data, verbose=False)
+    lengths = parts.data.val_dataloader()[0].data.lengths
+    shape = teacher_shape(parts)
+    operations = dense(lengths, shape=shape)
+    cost = summarize(operations, dense_ops=operations, prices=PRICES[parts.config.cost.prices], shape=shape)
+    return {**quality(parts, module), "cost": cost}
+
+
+def measure_student(parts: Parts, module: StudentModule, stage: str) -> Measured:
+    """Quality and cost on the dev split, in float32, from the student's spikes (see `models.answer`). Raises
+    InputError, which names the `stage`, where a number that is found is not finite."""
+    measured = _measure_student(parts, module, stage)
+    check_finite(measured, f"stage {stage}, split {parts.task.dev_splits[0]!r}")
+    return measured
+
+
+def _measure_student(parts: Parts, module: StudentModule, stage: str) -> Measured:
+    counter, student = synops(parts), module.student
+    evaluator = trainers.evaluator(parts.config, [StopOnNonFinite(stage), counter])
+    evaluator.validate(module, datamodule=parts.data, verbose=False)
+    early = {} if parts.config.time.early_exit == "none" else {"dynamic": measure_dynamic(parts, student)}
+    return {
+        **quality(parts, module),
+        "fidelity": validated(module, parts.task.fidelity),
+        **early,
+        "cost": counter.cost,
+        "t_steps": student.steps,
+        "heads": [int(n) for n in student.heads.sum(1).tolist()],
+        "ffn": [int(n) for n in student.ffn.sum(1).tolist()],
+        **({} if student.synapses is None else {"synapses": share(student)}),
+        "encoder_weights": encoder_weights(parts, student),
+    }
+
+
+def measure_dynamic(parts: Parts, student: Student) -> dict[str, Any]:
+    """Early answers on the first dev split, as `early_exit.dynamic` returns them; every process measures all of it."""
+    data = parts.data.val_dataloader()[0].data
+    order, size = data.lengths.argsort(stable=True), parts.config.data.eval_batch_size
+    home, device = student.classifier.weight.device, trainers.evaluator(parts.config).strategy.root_device
+
+    def batches() -> Iterator[dict[str, Tensor]]:
+        for rows in order.split(size):
+            yield {name: x.to(device) for name, x in data.batch(rows.tolist()).items()}
+
+    how = {"task": parts.task, "shape": student_shape(parts), "prices": PRICES[parts.config.cost.prices]}
+    found = dynamic(student.to(device), batches, **how, rule=parts.config.time.early_exit)
+    student.to(home)
+    return found
+
+
+def encoder_weights(parts: Parts, student: Student) -> dict[str, Any]:
+    """How the encoder's matrices act and what they take when packed, what was pruned left out, and what stays float."""
+    masks = {"heads": student.heads, "ffn": student.ffn}
+    stored = {"bits": (bits := student.stored_bits), "synapses": student.synapse_count()}
+    return {
+        "kind": student.weights if student.quantized else "float",
+        "strength": student.quantized,
+        "stored_bits": bits,
+        "bytes": matrix_bytes(shape=student_shape(parts), **masks, **stored),
+        "float32": FLOAT32 if student.quantized else "everything",
+    }
+
+
+def quality(parts: Parts, module: TaskModule) -> dict[str, Any]:
+    """The task's metrics as the module's last validation found them (further dev splits as `<split>/<metric>`)."""
+    metrics = validated(module, parts.task.metrics)
+    return {"metrics": metrics, "main": main_metric(parts.task, metrics)}
+
+
+def validated(module: TaskModule, names: Sequence[str]) -> dict[str, float]:
+    """What of it has these names, of further dev splits too."""
+    return {key: value for key, value in module.found.items() if key.rpartition("/")[2] in names}
+
+
+def check_finite(measured: Measured, where: str) -> None:
+    """Raises InputError for the first number of a student's quality or cost that is not finite."""
+    for key, value in leaves({name: measured[name] for name in ("metrics", "fidelity", "cost")}):
+        if isinstance(value, float) and not math.isfinite(value):
+            constant = ": all its answers are the same, and these have no correlation" * key.startswith("metrics.")
+            raise InputError(f"{where}: {key} is {value}{constant}; compress less or train longer, in a new run.dir")
+
+
+def check_teacher(parts: Parts, measured: Measured) -> None:
+    """Raises InputError for a teacher that has learnt nothing a constant answer does not know: which correlates with
+    nothing, or is right as often as the majority class. Right answers are compared as whole numbers."""
+    labels, metrics = parts.raw.splits[parts.task.dev_splits[0]].labels, measured["metrics"]
+    if parts.task.regression:
+        name, found, same = "pearson", metrics["pearson"], 0.0
+        better, words = found > same, f"{found:.3f}, no better than always giving the same answer ({same:.3f})"
+    else:
+        name, found = "accuracy", round(metrics["accuracy"] * len(labels))
+        same = max(map(labels.count, set(labels)))
+        better = found > same
+        words = (
+            f"{found / len(labels):.3f} ({found} of {len(labels)} right), no better than always giving the same answer "
+            f"({same})"
+        )
+    if not better:
+        raise InputError(
+            f"the teacher's {name} on {parts.task.name} is {words}; it cannot teach: train it longer or give a better "
+            "teacher.checkpoint, in a new run.dir"
+        )

@@ -1,0 +1,198 @@
+"""The processes of a run on several devices: who starts them, how they find each other, how they end.
+
+One process a device. `spikeprune train` on one machine starts the others itself, by Lightning's launcher: the same
+command again, with LOCAL_RANK set. Under srun or torchrun they are there already. Either way they meet before anything
+is read, go through the same stages side by side, and only rank 0 returns from the run.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
+
+from spikeprune.config.schema import Config, Run
+from spikeprune.errors import InputError
+from spikeprune.training import distributed, signals
+
+GRACE = 30.0  # seconds that the other processes get to end after rank 0
+CGROUP = Path("/sys/fs/cgroup")
+VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # that the launcher sets
+
+
+def size(run: Run) -> int:
+    """Processes of the run: one a device."""
+    return run.devices * run.num_nodes
+
+
+class Replicas(DDPStrategy):
+    """Data parallelism as this package's steps want it: when a step's gradients are there, all at once where a CUDA
+    graph has made them, they are averaged in one message. torch's wrapper would go through them one by one.
+
+    Every rank must have gradients of the same parameters: all do what the same configuration says. Masks and steps are
+    not sent: they change in decisions that all ranks share.
+    """
+
+    def configure_ddp(self) -> None:
+        """Every rank starts from rank 0's parameters and buffers."""
+        for tensor in self.model.state_dict().values():
+            torch.distributed.broadcast(tensor, src=0)
+
+    def post_backward(self, closure_loss: Tensor) -> None:
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        message = torch.cat([gradient.flatten() for gradient in gradients]).div_(self.world_size)
+        torch.distributed.all_reduce(message)
+        parts = message.split([gradient.numel() for gradient in gradients])
+        torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
+
+
+def placement(config: Config) -> dict[str, Any]:
+    """What a Trainer is told about devices; several once the processes of a run have met, else one."""
+    run = config.run
+    if not distributed.running():
+        return {"accelerator": run.accelerator, "devices": 1}
+    return {"accelerator": run.accelerator, "devices": run.devices, "num_nodes": run.num_nodes, "strategy": Replicas()}
+
+
+@contextmanager
+def started(config: Config) -> Iterator[None]:
+    """The body runs in each process of the run; past its end only rank 0 goes on, the others leave.
+
+    Raises InputError where the machine or the launcher does not offer what the configuration asks for. With one device
+    it does nothing else.
+    """
+    run = config.run
+    check_devices(run.accelerator, run.devices)
+    if size(run) == 1:
+        yield
+        return
+    check(run)
+    before = {name: os.environ.get(name) for name in VARIABLES}
+    children = meet(run)
+    try:
+        yield
+    except BaseException as error:
+        if distributed.rank() and isinstance(error, KeyboardInterrupt):
+            raise SystemExit(0) from None  # rank 0 says it
+        if isinstance(error, (InputError, OSError)):
+            distributed.dismiss()
+        end(children, patience=GRACE if isinstance(error, (InputError, OSError, KeyboardInterrupt)) else 1.0)
+        raise
+    leader = distributed.rank() == 0
+    torch.distributed.destroy_process_group()  # NCCL does it together, so before anybody waits
+    if not leader:
+        raise SystemExit(0)
+    end(children, patience=GRACE)
+    for name, value in before.items():  # or the next run in this interpreter would wait for processes
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+
+
+def meet(run: Run) -> list:
+    """Start the other processes of this machine if nobody has, and connect all; returns those started here."""
+    try:
+        trainer = L.Trainer(
+            accelerator=run.accelerator,
+            devices=run.devices,
+            num_nodes=run.num_nodes,
+            strategy=DDPStrategy(),
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except (ValueError, RuntimeError) as error:  # SLURM's tasks are not what Lightning can use
+        raise InputError(f"run.devices = {run.devices}: {' '.join(str(error).split())}") from None
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        signals.end_with_parent()  # a GPU would wait for it
+    launcher = trainer.strategy.launcher
+    try:
+        launcher.launch(trainer.strategy.setup_environment, trainer=trainer)
+    except torch.distributed.DistNetworkError as error:
+        raise InputError(
+            f"run.devices = {run.devices}: the processes cannot meet at {os.environ.get('MASTER_ADDR')}:"
+            f"{os.environ.get('MASTER_PORT')} ({' '.join(str(error).split())}); set MASTER_PORT to a free port"
+        ) from None
+    distributed.connect()
+    use_threads(run)
+    return launcher.procs
+
+
+def use_threads(run: Run) -> None:
+    """Torch's threads in this process: as many as the configuration says; else as it has, but no more than its part of
+    the CPUs that all processes of this machine may use."""
+    beside, quota = run.devices if distributed.running() else 1, cpu_quota()
+    allowed = torch.get_num_threads() if quota is None else max(1, quota // beside)
+    torch.set_num_threads(run.threads or min(torch.get_num_threads(), allowed))
+
+
+def cpu_quota(root: Path = CGROUP) -> int | None:
+    """CPUs that the control group lets its processes use, rounded up; None where it does not say. A container's quota
+    hides none of the host's cores, so torch would start a thread for each, and all of them would wait for each other.
+    """
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # version 2, version 1
+        if all((root / name).is_file() for name in files):
+            quota, period = " ".join((root / name).read_text(encoding="utf-8") for name in files).split()
+            return None if quota in ("max", "-1") else max(1, -(-int(quota) // int(period)))
+    return None
+
+
+def end(children: list, *, patience: float) -> None:
+    """Wait for the processes started here, and end those that do not by themselves."""
+    until = time.monotonic() + patience
+    while any(child.poll() is None for child in children) and time.monotonic() < until:
+        time.sleep(0.05)
+    for child in children:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+
+
+def environment() -> type[ClusterEnvironment]:
+    """Who starts processes here, found as Lightning's Trainer finds it."""
+    kinds = (SLURMEnvironment, TorchElasticEnvironment, LightningEnvironment)
+    return next(kind for kind in kinds if kind.detect())
+
+
+def check(run: Run) -> None:
+    """Raises InputError where this machine or this launcher does not fit the configuration."""
+    wanted = f"run.devices × run.num_nodes = {run.devices} × {run.num_nodes}"
+    where = environment()
+    if where is SLURMEnvironment:
+        if size(run) > 1 and "SLURM_STEP_ID" not in os.environ:
+            raise InputError(f"{wanted}: start it with srun, which makes a process for each device")
+        tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", os.environ["SLURM_NTASKS"]))
+        if tasks != size(run):
+            raise InputError(f"{wanted}: srun has started {tasks} tasks; give --ntasks-per-node={run.devices}")
+    elif where is TorchElasticEnvironment:
+        if int(os.environ["WORLD_SIZE"]) != size(run):
+            raise InputError(f"{wanted}: torchrun has started {os.environ['WORLD_SIZE']} processes; let both agree")
+    elif run.num_nodes > 1 and not {"MASTER_ADDR", "MASTER_PORT", "NODE_RANK"} <= set(os.environ):
+        raise InputError(
+            f"{wanted}: nobody has started it on several machines; use srun, torchrun, or the same command on each "
+            "with MASTER_ADDR, MASTER_PORT and NODE_RANK set"
+        )
+
+
+def check_devices(accelerator: str, devices: int) -> None:
+    """Raises InputError where this machine has not the GPUs that the configuration asks for."""
+    gpus = torch.cuda.device_count()
+    if accelerator == "gpu" and not gpus:
+        raise InputError("run.accelerator = gpu: this machine has none that torch can use; use cpu or auto")
+    if accelerator != "cpu" and gpus and gpus < devices:
+        raise InputError(f"run.devices = {devices}: this machine has {gpus} GPU{'s' * (gpus > 1)}")

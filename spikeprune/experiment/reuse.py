@@ -1,0 +1,115 @@
+"""`run.start_from`: a new run takes over another run's finished stages, as far as the same settings would make them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from itertools import takewhile
+from pathlib import Path
+
+from spikeprune.config.derived import active_stages
+from spikeprune.config.load import differences, read_resolved
+from spikeprune.config.schema import Config
+from spikeprune.errors import InputError
+from spikeprune.experiment.context import Parts
+from spikeprune.experiment.run_directory import WEIGHTS, RunDir
+
+# What decides on every stage alike. Of `run` only what changes the numbers; of `data` neither general_kd's text nor
+# where the task's lies, whose fingerprint is compared.
+COMMON = ("task", "seed", "data", "teacher", "cost")
+STUDENT = ("student", "distill")  # … on every stage but the teacher's
+RUN = ("run.accelerator", "run.devices", "run.precision", "run.kernels")
+CORPUS = ("data.corpus", "data.corpus_limit")
+PLACES = ("data.source", "data.dir", "data.hub")
+
+
+def shared_stages(parts: Parts) -> tuple[list[str], str]:
+    """The stages at the beginning of this run that `run.start_from` has finished under the same settings, and why the
+    next one is not among them (empty where the other run simply has no more). Reads only.
+
+    Raises InputError for a directory without a run, for other data, and where not even the first stage is the same.
+    """
+    source = RunDir.open(parts.config.run.start_from)
+    theirs, mine = read_resolved(source.config), parts.config
+    fingerprint = source.data_facts()["fingerprint"]
+    other = [line for line in differences(theirs, mine, ()) if _decides(line, (*COMMON, *RUN), but=(*CORPUS, *PLACES))]
+    if fingerprint != parts.raw.fingerprint:
+        other.append(f"data: fingerprint {fingerprint} → {parts.raw.fingerprint}")
+    if other:
+        raise InputError(
+            f"run.start_from = {source.path}: was made with other settings, so none of its stages are this run's:\n"
+            + "\n".join(f"  {line}" for line in other)
+        )
+    same, why = _same_stages(theirs, mine)
+    found = list(takewhile(source.finished, same))
+    if not found:
+        reason = "its first stage is not finished" if same else why
+        raise InputError(f"run.start_from = {source.path}: none of its stages can be taken over: {reason}")
+    return found, why if found == same else ""
+
+
+def common_stages(theirs: Config, mine: Config) -> list[str]:
+    """The stages at the beginning that two configurations on the same data make alike; reads nothing."""
+    if any(_decides(line, (*COMMON, *RUN), but=CORPUS) for line in differences(theirs, mine, ())):
+        return []
+    return _same_stages(theirs, mine)[0]
+
+
+def _same_stages(theirs: Config, mine: Config) -> tuple[list[str], str]:
+    """The stages at the beginning that have the same settings, and in what the next one differs."""
+    found: list[str] = []
+    for name, own in zip(active_stages(theirs), active_stages(mine), strict=False):
+        why = f"{own} instead of {name}" if name != own else "; ".join(_stage_differences(theirs, mine, name))
+        if why:
+            return found, why
+        found.append(name)
+    return found, ""
+
+
+def _stage_differences(theirs: Config, mine: Config, name: str) -> list[str]:
+    sections = [f"stages.{name}", *(STUDENT if name != "teacher" else ())]
+    if getattr(mine.stages, name).callbacks:
+        sections.append("compress")
+    if name == "general_kd":
+        sections += CORPUS
+    return [line for line in differences(theirs, mine, ()) if _decides(line, sections)]
+
+
+def _decides(line: str, sections, but=()) -> bool:
+    """Whether a line of `differences` is about a key of these sections."""
+    key = line.partition(":")[0]
+    return key not in but and any(key == section or key.startswith(f"{section}.") for section in sections)
+
+
+def take_over(parts: Parts, directory: RunDir, stages: list[str]) -> list[str]:
+    """Put the other run's `stages` into this one's directory, records last; those that it took now. Weights are linked
+    where the file system can (nothing writes into a finished file), copied where not.
+
+    Raises InputError for weights that are not the ones their record describes.
+    """
+    source, taken = RunDir(parts.config.run.start_from), []
+    for name in stages:
+        if directory.finished(name):
+            continue
+        source.verified(name)
+        logged = [r for r in directory.read_metrics() if r["stage"] != name]
+        logged += [r for r in source.read_metrics() if r["stage"] == name]
+        directory.write_metrics(logged)
+        folder = directory.make_stage(name)
+        for path in sorted(source.stage(name).iterdir()):
+            if path.name == WEIGHTS:
+                _link(path, folder / path.name)
+            elif path.is_file() and path.suffix != ".ckpt" and path.name != "record.json":
+                shutil.copyfile(path, folder / path.name)
+        record = source.record(name)
+        directory.finish(name, {**record, "taken_from": str(source.path)})
+        taken.append(name)
+    return taken
+
+
+def _link(path: Path, target: Path) -> None:
+    target.unlink(missing_ok=True)
+    try:
+        os.link(path, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(path, target)

@@ -1,0 +1,216 @@
+"""The run directory: what is finished, where everything lies, and writes that are whole or not there.
+
+runs/<name>/config.yaml        resolved configuration
+           metrics.jsonl       one record a line, in the order logged; metrics.csv the same as a table
+           summary.json        per stage quality, cost and shape
+           stages/<stage>/     model.safetensors + student.json (teacher: a transformers directory), record.json
+           stages/<stage>/resume.ckpt   only while the stage runs
+           compact/            the compacted student and its tokenizer, where `spikeprune compact` was asked for them
+           lock.<n>            only while a run is at work in it: host, process and SLURM job
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from spikeprune.errors import InputError
+from spikeprune.files import jsonfile
+from spikeprune.models.tensors import not_finite
+
+WEIGHTS = "model.safetensors"
+RECORD = ("weights", "steps")  # what every stage's record has
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """All of `content` under `path`, or nothing: a temporary file beside it is renamed when it is complete."""
+    data = content.encode() if isinstance(content, str) else content
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomic(path, jsonfile.dumps(value, indent=2) + "\n")
+
+
+def write_weights(path: Path, state: dict[str, Tensor]) -> str:
+    """Save as safetensors; returns the sha256 of the file. Raises InputError for a number that is not finite."""
+    if wrong := not_finite(state):
+        raise InputError(
+            f"{path}: is not written, since {wrong[0]} is not finite; lower the stage's lr, in a new run.dir"
+        )
+    data = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in state.items()}, {"format": "pt"})
+    write_atomic(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_verified(path: Path, sha: str) -> bytes:
+    """A file whose sha256 is known. Raises InputError where it is another one, or missing."""
+    data = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(data).hexdigest() != sha:
+        raise InputError(
+            f"{path}: is missing or not the file that record.json describes; remove {path.parent} to make it again"
+        )
+    return data
+
+
+class RunDir:
+    """One run's directory. Made by `create` or `open`; neither touches what a finished stage has left."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunDir:
+        """A directory that holds a run. Raises InputError where there is none."""
+        run = cls(path)
+        if not run.config.is_file():
+            raise InputError(
+                f"{path}: holds no run (config.yaml is missing); give a directory made by spikeprune train"
+            )
+        return run
+
+    def create(self, *, need: int) -> None:
+        """Make the directory. Raises InputError where it cannot be written or has fewer than `need` bytes left."""
+        existing = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
+        try:
+            free = shutil.disk_usage(existing).free
+            if free < need:
+                raise InputError(
+                    f"run.dir: {self.path} has {free / 1e6:.0f} MB left and the run needs about {need / 1e6:.0f} MB; "
+                    "free some space or choose another run.dir"
+                )
+            (self.path / "stages").mkdir(parents=True, exist_ok=True)
+            write_atomic(self.path / ".writable", "")
+            (self.path / ".writable").unlink(missing_ok=True)  # two runs that start together both look
+        except OSError as error:
+            raise InputError(
+                f"run.dir: {self.path} cannot be written ({error.strerror}); choose another run.dir or mend its rights"
+            ) from None
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    def read_summary(self) -> dict[str, Any]:
+        """Raises InputError for a damaged one."""
+        return jsonfile.read(self.summary, "remove it, and the same `train` writes it again", ("stages", "teacher"))
+
+    def data_facts(self) -> dict[str, str]:
+        """What the run's data were. Raises InputError where the file is missing or damaged."""
+        remedy = f"without it nobody can tell whether the data are still the same: remove {self.path} to begin again"
+        return jsonfile.read(self.path / "data.json", remedy, ("origin", "fingerprint"))
+
+    def stage(self, name: str) -> Path:
+        return self.path / "stages" / name
+
+    def make_stage(self, name: str) -> Path:
+        """A stage's folder, made if no checkpoint has made it yet."""
+        self.stage(name).mkdir(parents=True, exist_ok=True)
+        return self.stage(name)
+
+    def resume(self, name: str) -> Path:
+        return self.stage(name) / "resume.ckpt"
+
+    def finished(self, name: str) -> bool:
+        """A stage's record is the last file it writes."""
+        return (self.stage(name) / "record.json").is_file()
+
+    def complete(self, stages: Iterable[str]) -> bool:
+        """Whether a run of these stages has nothing left to do."""
+        return self.summary.is_file() and all(self.finished(name) for name in stages)
+
+    def record(self, name: str) -> dict[str, Any]:
+        """What a finished stage measured and was made from. Raises InputError for a stage that is not finished."""
+        path = self.stage(name) / "record.json"
+        if not path.is_file():
+            done = [p.parent.name for p in sorted((self.path / "stages").glob("*/record.json"))]
+            raise InputError(f"{self.path}: stage {name!r} is not finished; finished are: {', '.join(done) or 'none'}")
+        return jsonfile.read(path, f"remove {path.parent} to make the stage again", RECORD)
+
+    def finish(self, name: str, record: dict[str, Any]) -> None:
+        write_json(self.stage(name) / "record.json", record)
+        self.resume(name).unlink(missing_ok=True)
+
+    def weights(self, name: str) -> dict[str, Tensor]:
+        """Tensors of a finished stage. Raises InputError where the file is not the one that its record describes."""
+        return safetensors.torch.load(self.verified(name))
+
+    def verified(self, name: str) -> bytes:
+        """The weights file of a finished stage, if it is the one that its record describes."""
+        return read_verified(self.stage(name) / WEIGHTS, self.record(name)["weights"])
+
+    @property
+    def compact(self) -> Path:
+        return self.path / "compact"
+
+    def compact_record(self) -> dict[str, Any]:
+        """What `spikeprune compact` made of what. Raises InputError where there is none, or its stage has changed."""
+        path = self.compact / "record.json"
+        again = f"`spikeprune compact {self.path}` makes it"
+        if not path.is_file():
+            raise InputError(f"{self.path}: holds no compacted model; {again}")
+        record = jsonfile.read(path, f"{again} again", ("parent", "weights"))
+        stage, weights = record["parent"]["stage"], record["parent"]["weights"]
+        if not self.finished(stage) or self.record(stage)["weights"] != weights:
+            raise InputError(f"{self.compact}: its stage {stage!r} has changed since; {again} again")
+        return record
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(jsonfile.dumps(record) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Every record; a last line that a kill cut short is left out. Raises InputError for another broken line."""
+        lines = self.metrics.read_bytes().split(b"\n")[:-1] if self.metrics.is_file() else []
+        remedy, needs = "remove this line: a step's records are lost, nothing else", ("stage", "step", "global_step")
+        places = (f"{self.metrics}:{number}" for number in range(1, len(lines) + 1))
+        return [jsonfile.parsed(line, place, remedy, needs) for line, place in zip(lines, places, strict=True)]
+
+    def write_metrics(self, records: Iterable[dict[str, Any]]) -> None:
+        write_atomic(self.metrics, "".join(jsonfile.dumps(r) + "\n" for r in records))
+
+    def rewind_metrics(self, stages: Iterable[str], stage: str, step: int) -> None:
+        """Forget what a killed leg logged after the checkpoint that the next leg goes on from: records of stages that
+        are not in `stages`, but for those of the first `step` steps of `stage` (Lightning counts them from 0)."""
+        done = set(stages)
+        kept = [r for r in self.read_metrics() if r["stage"] in done or (r["stage"] == stage and r["step"] < step)]
+        self.write_metrics(kept)
+
+    def write_csv(self) -> None:
+        """`metrics.csv`, a column a metric, for tools that read no JSON lines."""
+        import csv
+        import io
+
+        records = self.read_metrics()
+        columns = list(dict.fromkeys(key for record in records for key in record))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns)
+        writer.writeheader()
+        writer.writerows(records)
+        write_atomic(self.path / "metrics.csv", text.getvalue())

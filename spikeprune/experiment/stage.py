@@ -1,0 +1,155 @@
+"""One stage of a run: one fit, one measurement, one record."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spikeprune.errors import InputError
+from spikeprune.experiment.build import arithmetic, modules, networks, trainers
+from spikeprune.experiment.checkpoints import leave_student, leave_teacher, load_student, load_teacher
+from spikeprune.experiment.context import Parts
+from spikeprune.experiment.measurement import check_teacher, measure_student, measure_teacher
+from spikeprune.experiment.run_directory import RunDir
+from spikeprune.experiment.terminal import say
+from spikeprune.integrations.wandb import live
+from spikeprune.models.compaction import give_back, smaller
+from spikeprune.models.modeling import Student
+from spikeprune.models.tensors import misfit, not_finite, out_of_memory
+from spikeprune.report.tables import budget_line
+from spikeprune.training import distributed
+from spikeprune.training.callbacks.joint import JointPruning, cost_in_unit
+from spikeprune.training.callbacks.resume import ResumeState
+from spikeprune.training.modules.task import TaskModule
+
+
+def teach(parts: Parts, directory: RunDir) -> None:
+    """Fine-tune the teacher, measure it, and stop the run if it has learnt nothing."""
+    teacher = distributed.first(lambda: networks.teacher(parts))
+    if teacher.note:
+        say(teacher.note)
+    module = modules.teacher_module(parts, teacher)
+    facts = fit(parts, directory, "teacher", module) if parts.stage("teacher").epochs else {"steps": 0, "seconds": 0.0}
+    measured = measure_teacher(parts, module.teacher)
+    distributed.first(lambda: check_teacher(parts, measured))
+    distributed.first(lambda: leave_teacher(parts, directory, module.teacher, {**measured, **facts}))
+
+
+def learn(parts: Parts, directory: RunDir, name: str, parent: str | None) -> None:
+    """One stage of the student: from its parent's weights, or calibrated from the teacher, to its own record."""
+    frozen = distributed.first(lambda: load_teacher(parts, directory))
+    if parent is None:
+        batch = parts.data.calibration_batches(parts.config.student.calibration, parts.config.seed)
+        student = distributed.first(lambda: networks.student(parts, frozen, batch))
+    else:
+        student = distributed.first(lambda: load_student(directory, parent, parts.config.compress))
+    learning = smaller(student) if masks_are_final(parts, name, student) else student
+    module = modules.student_module(parts, name, learning, frozen)
+    facts = fit(parts, directory, name, module)
+    if learning is not student:
+        give_back(learning, student.to(learning.classifier.weight))  # of the precision that it was trained in
+        module = modules.student_module(parts, name, student, frozen)
+    budget = facts.pop("budget", None)
+    measured = measure_student(parts, module, name)
+    if budget:
+        dense = distributed.first(lambda: directory.record("teacher")["cost"])
+        facts["budget"] = budget.report(cost_in_unit(budget.target, measured["cost"], dense))
+        say(budget_line(facts["budget"]))
+    distributed.first(lambda: leave_student(parts, directory, name, parent, student, {**measured, **facts}))
+
+
+def masks_are_final(parts: Parts, name: str, student: Student) -> bool:
+    """Whether a stage can train the student without its masked units, which takes less time: units have
+    left, the stage neither removes more nor compares heads with the teacher's, and no layer lost all."""
+    stage, masks = parts.stage(name), (student.heads, student.ffn)
+    trains = not {"spatial", "joint"} & set(stage.callbacks)
+    return (
+        trains
+        and not stage.losses.scores
+        and any(not mask.all() for mask in masks)
+        and all(mask.any(1).all() for mask in masks)
+    )
+
+
+def fit(parts: Parts, directory: RunDir, name: str, module: TaskModule) -> dict[str, Any]:
+    """One `Trainer.fit`, from the stage's last checkpoint if it was interrupted."""
+    done = distributed.first(lambda: {s: directory.record(s)["steps"] for s in parts.active() if directory.finished(s)})
+    trainer = trainers.trainer(parts, name, directory, offset=sum(done.values()))
+    checkpoint = directory.resume(name)
+    resumed = distributed.first(checkpoint.is_file)
+    step = distributed.first(lambda: resume_step(checkpoint, module)) if resumed else 0
+    distributed.first(lambda: directory.rewind_metrics(done, name, step))
+    if resumed:
+        say(f"goes on from step {step}")
+        live.replay(directory, name)
+    try:
+        with arithmetic.products(parts.config):
+            trainer.fit(module, datamodule=modules.stage_data(parts, name), ckpt_path=checkpoint if resumed else None)
+    except SystemExit:  # Lightning's answer to Ctrl-C
+        raise KeyboardInterrupt if trainer.interrupted else SystemExit from None
+    distributed.same(digest(module), f"the network that {name} left")
+    state = next(c for c in trainer.callbacks if isinstance(c, ResumeState))
+    budget = next((c for c in trainer.callbacks if isinstance(c, JointPruning)), None)
+    facts = {"steps": trainer.global_step, "seconds": round(state.seconds, 2)}
+    return {**facts, "budget": budget} if budget else facts
+
+
+def digest(module: TaskModule) -> str:
+    """sha256 of a module's tensors where processes must agree on them; alone there is nothing to compare."""
+    if distributed.world() == 1:
+        return ""
+    found = hashlib.sha256()
+    for tensor in module.state_dict().values():
+        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def resume_step(checkpoint: Path, module: TaskModule) -> int:
+    """Optimizer steps made when the checkpoint was written. Raises InputError for a damaged file, for one of another
+    network than the module's, and for weights that are not finite."""
+    again = "remove it, and the stage begins again"
+    saved = read_checkpoint(checkpoint, again)
+    own = module.state_dict()
+    own = {name: tensor for name, tensor in own.items() if name in saved["state_dict"] or not frozen(name, module)}
+    if wrong := misfit(own, saved["state_dict"]):
+        raise InputError(f"{checkpoint}: is of another network ({wrong}); {again}")
+    if wrong := not_finite(saved["state_dict"]):
+        raise InputError(f"{checkpoint}: {wrong[0]} is not finite; {again}")
+    return saved["global_step"]
+
+
+def frozen(name: str, module: TaskModule) -> bool:
+    """Whether a tensor is the frozen teacher's, which a student's checkpoint leaves out."""
+    return name.startswith("teacher.") and hasattr(module, "student")
+
+
+def read_checkpoint(path: Path, remedy: str) -> dict[str, Any]:
+    """A checkpoint of Lightning's. Raises InputError for a damaged file, one that is none, and for want of memory."""
+    if not whole(path):
+        raise InputError(f"{path}: is damaged; {remedy}")
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise InputError(f"{path}: there is not enough memory to load it; free some, and start again") from None
+    except (EOFError, KeyError, pickle.UnpicklingError):
+        saved = None
+    if not isinstance(saved, dict) or not {"global_step", "state_dict"} <= set(saved):
+        raise InputError(f"{path}: is no checkpoint of a stage; {remedy}")
+    return saved
+
+
+def whole(path: Path) -> bool:
+    """Whether all parts of a file of torch.save, a zip archive, have the checksums that they were written with; torch
+    itself loads a part that has changed."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, NotImplementedError, EOFError):
+        return False

@@ -1,0 +1,109 @@
+"""`summary.json`: what a run measured, beside what it was made from; read from the stages' records alone."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import subprocess
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spikeprune import __version__
+from spikeprune.config.derived import active
+from spikeprune.config.keys import leaves
+from spikeprune.config.load import MAY_DIFFER, Config
+from spikeprune.experiment.context import Parts
+from spikeprune.experiment.run_directory import RunDir
+from spikeprune.files import jsonfile
+
+# Of the keys that decide a result: what a summary names itself, or a machine spells in its own way.
+NAMED = ("seed", "data.source", "data.dir", "data.hub", "run.stages")
+
+
+def data_facts(parts: Parts) -> dict[str, str]:
+    raw = parts.raw
+    return {"source": raw.source, "origin": raw.origin, "fingerprint": raw.fingerprint, "banner": raw.banner}
+
+
+def summarize_run(parts: Parts, directory: RunDir) -> dict[str, Any]:
+    """What `summary.json` holds; read from the stages' records alone."""
+    stages = [s for s in parts.active() if s != "teacher"]
+    wanted = ("metrics", "main", "cost", "t_steps", "heads", "ffn", "encoder_weights", "steps", "seconds")
+    rows = {name: {key: directory.record(name)[key] for key in wanted} for name in stages}
+    for name, row in rows.items():
+        found = directory.record(name)  # without fidelity where an older run has left it
+        row |= {key: found[key] for key in ("fidelity", "budget", "synapses") if key in found}
+    teacher = directory.record("teacher")
+    dense_pj = teacher["cost"]["energy_pj"]
+    for row in rows.values():
+        row["energy_saving"] = dense_pj / row["cost"]["energy_pj"]  # the dense teacher's energy over this student's
+    compressing = [i for i, name in enumerate(stages) if parts.stage(name).callbacks]
+    uncompressed = stages[compressing[0] - 1] if compressing and compressing[0] else None
+    on_gpu = torch.cuda.is_available() and parts.config.run.accelerator != "cpu"
+    return {
+        "task": parts.task.name,
+        "preset": parts.config.preset,
+        "seed": parts.config.seed,
+        "data": data_facts(parts),
+        "main_metric": "+".join(parts.task.main),
+        "shape": {
+            "layers": len(parts.layers),
+            "hidden": parts.teacher_config.hidden_size,
+            "heads": parts.teacher_config.num_attention_heads,
+            "ffn": parts.teacher_config.intermediate_size,
+        },
+        "teacher": {key: teacher[key] for key in ("metrics", "main", "cost", "steps", "seconds")},
+        "stages": rows,
+        "uncompressed": uncompressed if compressing else (stages[-1] if stages else None),
+        "final": stages[-1] if stages else None,
+        "settings": settings(parts.config),
+        "commit": commit(),
+        "versions": versions(),
+        "hardware": hardware(torch.device("cuda" if on_gpu else "cpu")),
+    }
+
+
+def settings(config: Config) -> str:
+    """16 hexadecimal digits, the same for runs that differ in seed and places alone: of the complete configuration as
+    it is resolved, defaults among it, so that a default that changes makes other settings. Of the stages those that
+    run count; of the rest what only says where a run lies, what it shows and how often it can be resumed does not."""
+    idle = tuple(f"stages.{name}." for name in asdict(config.stages) if not active(config, name))
+    decides = {
+        key: value
+        for key, value in leaves(asdict(config))
+        if key not in (*MAY_DIFFER, *NAMED) and not key.startswith(idle)
+    }
+    if config.teacher.checkpoint:
+        decides["teacher.checkpoint"] = Path(config.teacher.checkpoint).name
+    order = [name for name in config.run.stages if active(config, name)]
+    return hashlib.sha256(jsonfile.dumps([order, decides], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def commit() -> str:
+    """The commit of this source tree, `-dirty` if it has changed since, or `unknown` outside a checkout."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def versions() -> dict[str, str]:
+    return {"spikeprune": __version__, **{name: version(name) for name in ("torch", "lightning", "transformers")}}
+
+
+def hardware(device: torch.device) -> str:
+    """What computes there: the GPU's name, or the processor's with torch's threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")  # of Linux, and silent about the name on some processors
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{(names or [f'{platform.machine()} CPU'])[0]}, {torch.get_num_threads()} threads"

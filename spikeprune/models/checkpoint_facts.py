@@ -1,0 +1,152 @@
+"""A BERT checkpoint's own facts, read before any weight: its sizes, what its attention computes, its label names.
+
+The teacher is transformers' own BERT and the student copies it, so what transformers leaves out of a checkpoint (it
+ignores an unknown field), or computes where a BERT classifier here would not, is refused in one sentence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, BertConfig, PreTrainedConfig
+
+from spikeprune.errors import InputError
+
+ACTIVATIONS = ("gelu", "gelu_new", "relu")  # what the student's layers compute as transformers does
+# Encoder tensors of a checkpoint that hold nothing learnt: older versions of transformers wrote these buffers.
+BUFFERS = ("position_ids", "token_type_ids")
+
+
+def read_config(checkpoint: str, *, classes: int) -> BertConfig:
+    """The configuration of a BERT checkpoint (hub name or directory). Raises InputError if it is none that fits."""
+    raw = raw_config(checkpoint)
+    kind = raw.get("model_type", "bert")  # without one, the next call explains it
+    if kind != "bert":
+        raise InputError(
+            f"teacher.checkpoint: {checkpoint} holds a {kind!r} model; SpikingBERT needs a BERT (model_type 'bert')"
+        )
+    try:
+        config = AutoConfig.from_pretrained(checkpoint, num_labels=classes)
+    except (OSError, ValueError, TypeError, AttributeError, StrictDataclassError) as error:
+        raise InputError(_unreadable(checkpoint, error)) from None
+    problem = next(problems(raw, config), None)
+    if problem is None and (Path(checkpoint) / "adapter_config.json").is_file():
+        problem = "holds an adapter (adapter_config.json), which is not loaded; merge it into the weights first"
+    if problem is not None:
+        raise InputError(f"teacher.checkpoint: {checkpoint} {problem}")
+    config.return_dict, config.chunk_size_feed_forward = True, 0  # how a forward answers, not what
+    return config
+
+
+def raw_config(checkpoint: str) -> dict[str, Any]:
+    """`load.json` as it is written: transformers forgets the fields that it no longer knows."""
+    try:
+        return PreTrainedConfig.get_config_dict(checkpoint)[0]
+    except (OSError, ValueError) as error:
+        raise InputError(_unreadable(checkpoint, error)) from None
+
+
+def _unreadable(checkpoint: str, error: Exception) -> str:
+    return (
+        f"teacher.checkpoint: no model configuration at {checkpoint!r}; give a BERT's hub name or a directory "
+        f"with config.json and model.safetensors ({first_line(error)})"
+    )
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+
+
+def problems(raw: dict[str, Any], config: BertConfig) -> Iterator[str]:
+    """What of a BERT's configuration would make another network of it here; each completes "<checkpoint> …"."""
+    positions, width = raw.get("position_embedding_type", "absolute"), raw.get("embedding_size", config.hidden_size)
+    if config.is_decoder:
+        yield "is a BERT decoder (is_decoder is true); use an encoder"
+    if config.add_cross_attention:
+        yield "is a BERT with cross-attention (add_cross_attention is true); use an encoder"
+    if config.hidden_act not in ACTIVATIONS:
+        yield f"is a BERT with hidden_act={config.hidden_act!r}; use one with gelu, gelu_new or relu"
+    if positions != "absolute":
+        yield f"is a BERT with position_embedding_type={positions!r}, which transformers ignores; use an absolute one"
+    if width != config.hidden_size:
+        yield f"has word embeddings of embedding_size={width} for hidden_size={config.hidden_size}; use one with equal"
+    for name in ("auto_map", "quantization_config", "per_layer_config", "pruned_heads"):
+        if raw.get(name):
+            yield f"has {name} in its config.json, which is not followed here; save it as a plain float BERT"
+    sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    for name in (*sizes, "max_position_embeddings", "type_vocab_size"):
+        if getattr(config, name) < 1:
+            yield f"has {name}={getattr(config, name)}; a BERT needs at least 1"
+            return
+    if config.hidden_size % config.num_attention_heads:
+        yield f"has {config.num_attention_heads} heads, which do not divide its hidden_size={config.hidden_size}"
+    if not (math.isfinite(config.layer_norm_eps) and config.layer_norm_eps > 0):
+        yield f"has layer_norm_eps={config.layer_norm_eps}; it must be above 0"
+    if config.pad_token_id is not None and not 0 <= config.pad_token_id < config.vocab_size:
+        yield f"has pad_token_id={config.pad_token_id}, which is none of its {config.vocab_size} word embeddings"
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+        if (rate := getattr(config, name)) is not None and not 0 <= rate < 1:
+            yield f"has {name}={rate}; it must be at least 0 and below 1"
+
+
+def unread_weights(keys: Sequence[str]) -> list[str]:
+    """Of a checkpoint's tensors that no module takes, those that belong to the encoder: what it computed with them
+    is lost. Heads of other tasks may go."""
+    parts = ("embeddings.", "encoder.")
+    own = [key for key in keys if key.removeprefix("bert.").startswith(parts)]
+    return sorted(key for key in own if not key.endswith(BUFFERS))
+
+
+# ------------------------------------------------------------------------------------------------------------ labels
+
+
+def label_names(labels: Sequence[str]) -> dict[str, dict]:
+    """The names of the classes as a transformers configuration has them."""
+    return {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
+
+
+def label_order(checkpoint: str, labels: Sequence[str]) -> tuple[list[int], str]:
+    """The checkpoint's class for each of the task's `labels`, and a line where its names are not the task's, so that
+    the order of its classes has to be taken as it is. Case and the kind of dash do not matter.
+
+    Raises InputError where `label2id` and `id2label` contradict each other.
+    """
+    raw, plain = raw_config(checkpoint), list(range(len(labels)))
+    named = _numbers(raw.get("label2id"))
+    numbered = _numbers({name: i for i, name in (raw.get("id2label") or {}).items()})
+    if _generic(named) and not _generic(numbered):
+        named = {}  # transformers' own, left there by whoever named the classes in id2label alone
+    elif _generic(numbered):
+        numbered = {}
+    if named and numbered and named != numbered:
+        raise InputError(
+            f"teacher.checkpoint: id2label and label2id in {checkpoint}'s config.json contradict each other "
+            f"({numbered} and {named}); mend the wrong one"
+        )
+    named = named or numbered
+    own = {_spelling(name): i for name, i in named.items()}
+    if set(own) == {_spelling(name) for name in labels} and sorted(own.values()) == plain:
+        return [own[_spelling(name)] for name in labels], ""
+    theirs = ", ".join(sorted(named, key=named.get)) or "not named"
+    return plain, f"labels: the classes of {checkpoint} ({theirs}) are taken to be, in this order, {', '.join(labels)}"
+
+
+def _numbers(table: Any) -> dict[str, int]:
+    """`label2id` as it should be; empty for one that numbers nothing."""
+    try:
+        return {str(name): int(i) for name, i in (table or {}).items()}
+    except (AttributeError, TypeError, ValueError):
+        return {}
+
+
+def _generic(table: dict[str, int]) -> bool:
+    """Whether these are the names that transformers gives to classes without any, or none at all."""
+    return all(_spelling(name) == f"label_{i}" for name, i in table.items())
+
+
+def _spelling(name: str) -> str:
+    return name.strip().lower().replace("-", "_").replace(" ", "_")

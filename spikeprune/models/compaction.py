@@ -1,0 +1,246 @@
+"""A masked student -> a physically smaller one with the same answers.
+
+A pruned head leaves its rows of Wq, Wk, Wv (and their biases and thresholds) and its columns of Wo; a pruned neuron its
+row of W1 (bias, threshold) and its column of W2. Layers may end up with different numbers of either, down to none. The
+hidden size D and the head size d stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from spikeprune.errors import InputError
+from spikeprune.models.description import read_description
+from spikeprune.models.modeling import Student, first
+from spikeprune.models.packing import PackedLinear, pack, pack_sparse, unpack_sparse
+from spikeprune.models.quantization import MATRICES
+from spikeprune.models.tensors import misfit, not_finite
+from spikeprune.models.weights import codes
+
+ROWS = {"heads": ("query", "key", "value"), "ffn": ("up",)}  # matrices whose rows are heads' channels, or neurons
+THETAS = {"heads": ("query_site", "key_site", "value_site", "context_site"), "ffn": ("intermediate_site",)}
+COLUMNS = {"heads": "out", "ffn": "down"}
+Cut = Callable[..., dict[str, Tensor]]  # (student, layer, matrix, rows, columns) -> its tensors in the smaller one
+PARTS = ("weight", "data", "scale")  # of a matrix, besides its bias
+SPARSE = ("places", "weights")  # of a matrix in the file of a student that has lost synapses
+AGAIN = "`spikeprune compact` makes it again"
+IMPLIED = ("heads", "ffn", "t_steps")  # of a state, which a compacted student's values already tell
+
+
+@torch.no_grad()
+def compact(student: Student) -> Student:
+    """A new student without the units that `student` has masked; `student` itself stays as it is.
+
+    Logits are the masked student's in the modes equilibrium and spiking, up to the order of sums: a current within
+    rounding of a threshold may fire in one and not in the other. Device, type, training mode and kernels are the same.
+    Weights that are quantized all the way are packed, exactly as they act; half-way ones become the floats that they
+    act as. It is there to answer and to be measured; for training see `smaller`.
+    """
+    return without_masked(student, written(student, student.quantized == 1), rest(student), smaller_matrix)
+
+
+@torch.no_grad()
+def smaller(student: Student) -> Student:
+    """A new student without the masked units, to go on training: as `compact`, but the weights are those that are
+    stored, and a quantizer goes on with them (its scales are over the inputs that are kept). See `give_back`."""
+    return without_masked(student, {"t_steps": student.steps}, student.state_dict(), stored_matrix)
+
+
+def without_masked(student: Student, values: dict[str, Any], state: dict[str, Tensor], matrix: Cut) -> Student:
+    """`values` and `state`: what differs from the student's own values, and the tensors that do not shrink."""
+    kept = {name: kept_units(student, name) for name in ("heads", "ffn")}
+    counts = {f"layer_{name}": [len(units) for units in layers] for name, layers in kept.items()}
+    small = Student(**{**student.values, **counts, **values})
+    small.to(student.classifier.weight)
+    for i in range(len(student.layers)):
+        state |= smaller_layer(student, i, heads=kept["heads"][i], ffn=kept["ffn"][i], matrix=matrix)
+    small.load_state_dict({**state, "heads": small.heads, "ffn": small.ffn})
+    small.use_kernels(student.embedding.site.kernels)
+    return small.train(student.training)
+
+
+def kept_units(student: Student, name: str) -> list[Tensor]:
+    """Numbers of the heads or neurons that are left in each layer, counted in the layer's own tensors."""
+    masks = getattr(student, name)
+    return [mask[: getattr(layer, name)].nonzero()[:, 0] for mask, layer in zip(masks, student.layers, strict=True)]
+
+
+def smaller_layer(student: Student, index: int, *, heads: Tensor, ffn: Tensor, matrix: Cut) -> dict[str, Tensor]:
+    """The tensors of one layer that shrink or are packed, by their names in the student's `state_dict`."""
+    layer, out = student.layers[index], {}
+    state, size = layer.state_dict(), layer.head_size
+    rows, columns = {}, {}
+    for name, units in (("heads", channels(heads, size)), ("ffn", ffn)):
+        rows |= dict.fromkeys(ROWS[name], units)
+        columns[COLUMNS[name]] = units
+        out |= {f"{row}.bias": state[f"{row}.bias"][units] for row in ROWS[name]}
+        for theta in (f"{site}.log_theta" for site in THETAS[name] if f"{site}.log_theta" in state):
+            per_channel = student.values["theta"] == "channel"
+            out[theta] = state[theta][units] if per_channel else state[theta][: len(units)]
+            edge = theta.replace("log_theta", "dead_zone.edge")
+            if student.values["dead_zone"]:
+                out[edge] = state[edge][units]
+    for name in MATRICES:
+        out |= matrix(student, index, name, rows.get(name, slice(None)), columns.get(name, slice(None)))
+    return {f"layers.{index}.{name}": tensor for name, tensor in out.items()}
+
+
+def smaller_matrix(student: Student, index: int, name: str, rows: Any, columns: Any) -> dict[str, Tensor]:
+    """Cut as it acts: codes and scales are the masked matrix's own, not worked out again on what is left."""
+    if student.quantized < 1:
+        return {f"{name}.weight": student.acting_weight(index, name)[rows][:, columns]}
+    numbers, scale = codes(student, index, name)
+    numbers, scale = numbers[rows][:, columns], scale[rows]
+    return {f"{name}.data": pack(numbers, student.weights), f"{name}.scale": scale if numbers.shape[1] else scale[:0]}
+
+
+def stored_matrix(student: Student, index: int, name: str, rows: Any, columns: Any) -> dict[str, Tensor]:
+    return {f"{name}.weight": getattr(student.layers[index], name).weight[rows][:, columns]}
+
+
+def written(student: Student, packed: bool) -> dict[str, Any]:
+    """Values of a student of `student`'s steps whose matrices are packed, or plain floats."""
+    few = {"weights": student.weights, "fold": student.fold, "packed": True}
+    return {"t_steps": student.steps, **(few if packed else {"weights": "float", "fold": False, "packed": False})}
+
+
+def rest(student: Student) -> dict[str, Tensor]:
+    """A state without what makes its matrices quantized."""
+    mine = {f"{matrix}.{part}" for matrix in matrix_names(student) for part in PARTS}
+    return {key: value for key, value in student.state_dict().items() if key not in mine | {"strength"}}
+
+
+@torch.no_grad()
+def give_back(small: Student, student: Student) -> None:
+    """Write what the `smaller` one has learnt, its time steps and how far it is quantized into the student that it was
+    made from; masks and what they silence stay as they are. Raises ValueError for one whose weights are packed."""
+    if small.packed:
+        raise ValueError("a compacted student has nothing to give back: its weights are final")
+    target, learnt = student.state_dict(), small.state_dict()
+    where = {}
+    for i, (heads, ffn) in enumerate(zip(kept_units(student, "heads"), kept_units(student, "ffn"), strict=True)):
+        units = {"heads": channels(heads, student.layers[i].head_size), "ffn": ffn}
+        for name, own in units.items():
+            where |= {f"layers.{i}.{row}": (0, own) for row in (*ROWS[name], *THETAS[name])}
+            where[f"layers.{i}.{COLUMNS[name]}.weight"] = (1, own)
+    for name, tensor in learnt.items():
+        if name in IMPLIED:
+            continue
+        part = next((part for part in where if name.startswith(part)), None)
+        if part is None or target[name].shape == tensor.shape:
+            target[name].copy_(tensor)
+        else:
+            target[name].index_copy_(*where[part], tensor)
+    student.set_t_steps(small.steps)
+
+
+def channels(heads: Tensor, size: int) -> Tensor:
+    """Of these heads, one after the other."""
+    return (heads[:, None] * size + torch.arange(size, device=heads.device)).flatten()
+
+
+@torch.no_grad()
+def as_float(student: Student) -> Student:
+    """The same student, its matrices stored as the floats that they act as: what a compacted one is compared with."""
+    same = Student(**{**student.values, **written(student, False)}).to(student.classifier.weight)
+    weights = {
+        f"layers.{i}.{name}.weight": student.acting_weight(i, name)
+        for i in range(len(student.layers))
+        for name in MATRICES
+    }
+    same.load_state_dict({**rest(student), **weights})
+    return same.train(student.training)
+
+
+# ---------------------------------------------------------------------------------------------------------- as a file
+
+
+def stored(student: Student) -> dict[str, Tensor]:
+    """The tensors of a compacted student's file: parameters, codes and scales, as `shapes.model_bytes` counts them; of a
+    sparse student's matrices their synapses' places and weights, where these are smaller.
+
+    Masks and steps are in its values. Raises ValueError for a student that has other ones, which must be compacted.
+    """
+    if student.values["layer_heads"] is None:
+        raise ValueError("only a compacted student is stored without its masks and steps")
+    masks = {name: first(student.values[f"layer_{name}"], student.values[name]) for name in ("heads", "ffn")}
+    same = all(torch.equal(getattr(student, name).cpu(), mask) for name, mask in masks.items())
+    if not same or student.steps != list(student.values["t_steps"]):
+        raise ValueError("only a compacted student is stored without its masks and steps")
+    tensors = {name: tensor for name, tensor in student.state_dict().items() if name not in IMPLIED}
+    if student.synapse_count() is not None:
+        plain = {f"{matrix}.weight": tensors[f"{matrix}.weight"] for matrix in matrix_names(student)}
+        packed = {
+            f"{matrix}.{part}": tensor
+            for matrix in matrix_names(student)
+            for part, tensor in zip(SPARSE, pack_sparse(plain[f"{matrix}.weight"]), strict=True)
+        }
+        if nbytes(packed) < nbytes(plain):
+            return {name: tensor for name, tensor in tensors.items() if name not in plain} | packed
+    return tensors
+
+
+def matrix_names(student: Student) -> list[str]:
+    """As `state_dict` has them."""
+    return [f"layers.{i}.{name}" for i in range(len(student.layers)) for name in MATRICES]
+
+
+def restored(folder: Path, tensors: dict[str, Tensor]) -> Student:
+    """The compacted student whose values lie in `folder`, with the tensors of its file, in evaluation mode. Raises
+    InputError where the values cannot be read, or are another student's."""
+    path, tensors = folder / "student.json", dict(tensors)
+    values = read_description(folder)
+    student = built(path, values, AGAIN).to(tensors["classifier.weight"])
+    for matrix in matrix_names(student) if values.get("sparse") else ():
+        if f"{matrix}.{SPARSE[0]}" in tensors:  # with nearly all its synapses it is written as it is
+            packed = [tensors.pop(f"{matrix}.{part}") for part in SPARSE]
+            tensors[f"{matrix}.weight"] = unpack_sparse(*packed, student.get_submodule(matrix).weight.shape)
+    fill(student, {**{name: getattr(student, name) for name in IMPLIED}, **tensors}, path, AGAIN)
+    return student.eval()
+
+
+def load(folder: str | Path) -> Student:
+    """The student that `spikeprune compact` wrote to `folder`, in evaluation mode; its tokenizer lies beside it.
+    Raises InputError for a file that is missing, damaged, or of another student."""
+    path = Path(folder) / "model.safetensors"
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: is missing or damaged ({error}); {AGAIN}") from None
+    return restored(Path(folder), tensors)
+
+
+def built(path: Path, values: dict[str, Any], remedy: str) -> Student:
+    """The student of these values, its weights at random. Raises InputError, which names their file, where there is
+    none."""
+    try:
+        return Student(**values)
+    except (TypeError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: describes no student ({error}); {remedy}") from None
+
+
+def fill(student: Student, state: dict[str, Tensor], path: Path, remedy: str) -> None:
+    """Load a state. Raises InputError where it is another network's than that of the values in `path`, and for a number
+    that is not finite, which a simulation would pass over: NaN reaches no threshold."""
+    if wrong := misfit(student.state_dict(), state):
+        raise InputError(f"{path}: does not describe the network in model.safetensors ({wrong}); {remedy}")
+    if wrong := not_finite(state):
+        raise InputError(f"{path.parent}: {wrong[0]} of the network is not finite; {remedy}")
+    student.load_state_dict(state)
+
+
+def parameter_count(student: Student) -> int:
+    """Packed weights count as parameters too."""
+    packed = (module.shape for module in student.modules() if isinstance(module, PackedLinear))
+    return sum(p.numel() for p in student.parameters()) + sum(rows * columns for rows, columns in packed)
+
+
+def nbytes(tensors: dict[str, Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

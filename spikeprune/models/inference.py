@@ -1,0 +1,89 @@
+"""How a student answers when its quality and cost are measured: in closed form where that is the simulation, a few
+sentences at a time where it has to be simulated."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+from spikeprune.kernels import encoder, weight_cache
+from spikeprune.models.modeling import Student
+from spikeprune.models.outputs import Outputs
+from spikeprune.snn.context import Pass
+
+CHUNK = 2**25  # most numbers in one tensor of a simulation: 128 MiB of float32
+
+
+def answer(
+    student: Student,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    token_type_ids: Tensor | None = None,
+    *,
+    stepwise: bool = False,
+    chunk: int = CHUNK,
+) -> Outputs:
+    """Logits, hidden states and spike counts of one batch, without gradient; no attention scores.
+
+    `accumulate` is evaluated in closed form: each train under its constant current, so neither time nor memory grows
+    with T, and counts are `[1, B, D]`, sums over the train. In exact arithmetic that is the simulation itself; in
+    floating point a membrane that is added up step by step can land on the other side of its threshold by rounding.
+
+    `stepwise`, the codings that tick together and students with feedback are simulated. So many sentences then go
+    together that the largest tensor, `[T, b, N, widest site]`, has at most `chunk` numbers, or one sentence. Sentences
+    do not see each other, so only the rounding of a product's sums can depend on it.
+    """
+    parts = [input_ids, attention_mask, *([] if token_type_ids is None else [token_type_ids])]
+    with torch.no_grad():
+        if in_closed_form(student, stepwise):
+            return student(*parts, mode="equilibrium", count=True, scores=False)
+        run = Pass("spiking", attention_mask, count=True, scores=False)
+        size = max(1, chunk // sentence_numbers(student, input_ids.shape[1], encoder.covers(student, run)))
+        chunks = zip(*(part.split(size) for part in parts), strict=True)
+        return joined([student(*rows, mode="spiking", count=True, scores=False) for rows in chunks])
+
+
+def in_closed_form(student: Student, stepwise: bool) -> bool:
+    return student.coding == "accumulate" and student.embedding.feedback is None and not stepwise
+
+
+def replayable(student: Student, tokens: Tensor, stepwise: bool) -> bool:
+    """Whether `answer` sends nothing from the host to the device on its way, so that a CUDA graph can hold it."""
+    if not student.classifier.weight.is_cuda or torch.is_autocast_enabled("cuda"):
+        return False
+    if student.embedding.feedback is not None:
+        return False
+    with torch.no_grad():
+        run = Pass("spiking", tokens, count=True, scores=False)
+        return in_closed_form(student, stepwise) or encoder.covers(student, run)
+
+
+def state(student: Student) -> Hashable:
+    """What a CUDA graph of `answer` takes for granted; what the engine holds of weights is brought up to date."""
+    with torch.inference_mode(False):
+        stamps = weight_cache.stamps(student)
+    ways = (student.quantized, student.training, student.embedding.site.kernels)
+    places = tuple(tensor.data_ptr() for tensor in (*student.parameters(), *student.buffers()))
+    return (*student.steps, *ways, stamps, places)
+
+
+def sentence_numbers(student: Student, tokens: int, in_bytes: bool = False) -> int:
+    """Numbers that one sentence of `tokens` takes in the widest site's spike train, four bytes each. `in_bytes`: trains
+    are bytes, and the only floats currents as wide as the layers' outputs."""
+    widest = max(layer.ffn for layer in student.layers)
+    widest = max(student.values["hidden"], -(-widest // 4) if in_bytes else widest)
+    return max(student.steps) * tokens * widest
+
+
+def joined(outputs: Sequence[Outputs]) -> Outputs:
+    """Outputs of parts of a batch, in order, as the whole batch's: logits, hidden states and counts."""
+    if len(outputs) == 1:
+        return outputs[0]
+    hidden = zip(*(output.hidden for output in outputs), strict=True)
+    return Outputs(
+        logits=torch.cat([output.logits for output in outputs]),
+        hidden=tuple(torch.cat(layer) for layer in hidden),
+        counts={site: torch.cat([o.counts[site] for o in outputs], dim=1) for site in outputs[0].counts},
+    )

@@ -1,0 +1,169 @@
+"""What a spiking student is made of: the embedding's site and the encoder layer. Legend and formulas: `modeling.py`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from spikeprune.models.outputs import check_length
+from spikeprune.models.quantization import MATRICES
+from spikeprune.snn.context import Pass, Signal
+from spikeprune.snn.spiking_layer import Site
+
+Map = Callable[[Tensor], Tensor]
+
+
+def layer_of(site: str) -> int:
+    """Encoder layer of a site's name, -1 for the embedding's."""
+    return -1 if site == "embedding" else int(site.split(".")[1])
+
+
+class SpikingEmbedding(nn.Module):
+    """Word, position and segment embeddings, their layer norm, and a first spiking site driven by the constant sum."""
+
+    def __init__(
+        self,
+        *,
+        vocab: int,
+        positions: int,
+        segments: int,
+        hidden: int,
+        eps: float,
+        feedback: bool = False,
+        residual: str = "spikes",
+        **neuron,
+    ):
+        super().__init__()
+        self.word = nn.Embedding(vocab, hidden)
+        self.position = nn.Embedding(positions, hidden)
+        self.segment = nn.Embedding(segments, hidden)
+        self.norm = nn.LayerNorm(hidden, eps=eps)
+        self.site = Site("embedding", hidden, **neuron)
+        self.site.shows_current = residual == "membrane"
+        self.feedback = nn.Linear(hidden, hidden, bias=False) if feedback else None
+        if feedback:
+            nn.init.zeros_(self.feedback.weight)  # at first the network is the one without
+
+    def current(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
+        """What the words say, `[B, N, D]`."""
+        check_length(input_ids, self.position.num_embeddings)
+        position = self.position.weight[: input_ids.shape[1]]  # [N, D]
+        return self.norm(self.word(input_ids) + position + self.segment(token_type_ids))
+
+    def forward(
+        self, input_ids: Tensor, token_type_ids: Tensor, *, t_steps: int, run: Pass, back: Signal | None = None
+    ) -> Signal:
+        """`back`: what the last layer sends to this site, where there is feedback."""
+        current = self.current(input_ids, token_type_ids)
+        if back is None:
+            return self.site(lambda: current, t_steps=t_steps, run=run)
+        return self.site(lambda a: current + self.feedback(a), back, t_steps=t_steps, run=run)
+
+
+class SpikingLayer(nn.Module):
+    """One encoder layer of `heads` heads of `head_size` channels and `ffn` neurons; of none of either, only the bias of
+    `out`, or `down`, joins the residual. The masks `heads [H]` and `ffn [F]` silence a head's context, or a neuron,
+    with 0."""
+
+    def __init__(
+        self,
+        index: int,
+        *,
+        hidden: int,
+        heads: int,
+        head_size: int,
+        ffn: int,
+        query: str,
+        eps: float,
+        act: str,
+        linear: Callable[[int, int], nn.Module] = nn.Linear,
+        residual: str = "spikes",
+        **neuron,
+    ):
+        super().__init__()
+        self.heads, self.head_size, self.ffn = heads, head_size, ffn
+        inner = heads * head_size  # channels of the attention: `hidden` until heads are taken out
+        self.query = linear(hidden, inner)
+        self.key = linear(hidden, inner)
+        self.value = linear(hidden, inner)
+        self.out = linear(inner, hidden)
+        self.attention_norm = nn.LayerNorm(hidden, eps=eps)
+        self.up = linear(hidden, ffn)
+        self.down = linear(ffn, hidden)
+        self.output_norm = nn.LayerNorm(hidden, eps=eps)
+        self.act = ACT2FN[act]
+
+        def site(name: str, channels: int, groups: int = 1) -> Site:
+            return Site(f"layers.{index}.{name}", channels, groups=groups, **neuron)
+
+        self.query_site = site("query", inner, heads) if query == "spiking" else None
+        self.key_site = site("key", inner, heads)
+        self.value_site = site("value", inner, heads)
+        self.context_site = site("context", inner, heads)
+        self.attention_site = site("attention", hidden)
+        self.intermediate_site = site("intermediate", ffn)
+        self.output_site = site("output", hidden)
+        self.residual = residual
+        self.attention_site.shows_current = self.output_site.shows_current = residual == "membrane"
+
+    def past(self, signal: Signal) -> Signal:
+        """What goes past a block: the spikes, or what the neurons that send them are driven by."""
+        return signal if self.residual == "spikes" else signal.driven_by
+
+    def split(self, x: Tensor) -> Tensor:
+        """`[..., N, D]` -> `[..., H, N, d]`."""
+        return x.unflatten(-1, (self.heads, self.head_size)).transpose(-3, -2)
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """`q k^T / sqrt d`: `[..., N, D]` twice -> `[..., H, N, N]`."""
+        return self.split(q) @ self.split(k).transpose(-1, -2) / math.sqrt(self.head_size)
+
+    def attend(self, scores: Tensor, v: Tensor, tokens: Tensor) -> Tensor:
+        """`softmax(scores + mask) v`: `[..., B, H, N, N]`, `[..., B, N, D]` -> `[..., B, N, D]`."""
+        weights = scores.masked_fill(~tokens[:, None, None, :], -torch.inf).softmax(-1)
+        return (weights @ self.split(v)).transpose(-3, -2).flatten(-2)
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, tokens: Tensor) -> Tensor:
+        """`attend(scores(q, k), v)`, `[..., B, N, D]` each; without gradient torch's own, which keeps no scores."""
+        if not self.heads or torch.is_grad_enabled():
+            return self.attend(self.scores(q, k), v, tokens)
+        q, k, v = (self.split(x) for x in (q, k, v))  # [..., B, H, N, d]
+        real = tokens[:, None, None, :].expand(*q.shape[:-3], 1, 1, tokens.shape[1])
+        flat = [x.flatten(0, -4) for x in (q, k, v, real)]  # time is one more batch axis
+        y = F.scaled_dot_product_attention(*flat)
+        return y.view_as(q).transpose(-3, -2).flatten(-2)
+
+    def forward(
+        self, a: Signal, *, heads: Tensor, ffn: Tensor, t_steps: int, run: Pass, acting: Callable[[str], Map]
+    ) -> tuple[Signal, Tensor | None]:
+        """-> the layer's output signal, and its attention scores `[B, H, N, N]` where this pass has values.
+
+        A line for each `spike(f(…))` of `modeling.py`: a site takes f, which maps tensors, and the signals that f reads.
+        f is given their values, or with time first what they say at every step. `acting` gives what a matrix computes,
+        by its name (see `Student.acting`).
+        """
+        fire = {"t_steps": t_steps, "run": run}
+        query, key, value, out, up, down = (acting(name) for name in MATRICES)
+        kept = heads.repeat_interleave(self.head_size, -1)  # [D] or [B, 1, D]
+        q = self.query_site(query, a, alive=kept, **fire) if self.query_site is not None else None
+        k = self.key_site(key, a, alive=kept, **fire)  # [B, N, D]
+        v = self.value_site(value, a, alive=kept, **fire)
+        source, to_query = (a, query) if q is None else (q, nn.Identity())
+
+        def context(source: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return self.attention(to_query(source), k, v, run.tokens)
+
+        scores = y = None
+        if self.context_site.wants_value(run) and run.scores:
+            scores = self.scores(to_query(source.value), k.value)  # [B, H, N, N]
+            y = self.attend(scores, v.value, run.tokens)
+        c = self.context_site(context, source, k, v, mask=kept, y=y, **fire)
+        h = self.attention_site(lambda c, a: self.attention_norm(out(c) + a), c, self.past(a), **fire)
+        f = self.intermediate_site(lambda h: self.act(up(h)), h, mask=ffn, **fire)  # [B, N, F]
+        a = self.output_site(lambda f, h: self.output_norm(down(f) + h), f, self.past(h), **fire)
+        return a, scores

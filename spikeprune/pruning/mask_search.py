@@ -1,0 +1,260 @@
+"""Heads and neurons chosen at once and without retraining (Kwon et al. 2022, arXiv 2204.09656), in three steps.
+
+1. Mask search: with the diagonal of the Fisher information as what a unit is worth, the masks of the greatest worth
+   within a budget of operations. A head has one price and a neuron another, so the best masks are found exactly: for
+   every number of heads the best of them and as many of the best neurons as the rest pays for (their algorithm 1).
+2. Rearrangement: within each layer, with its number of units fixed, the units whose removal together is cheapest by the
+   layer's whole block of the Fisher information: exactly where all choices can be tried, else by exchanges.
+3. Mask tuning: see `tuning`.
+
+Where this differs: prices are measured additions (and MACs) of this student, not the dense network's; every layer keeps
+its floor; step 2 exchanges until nothing improves; and since the estimates hold near the unpruned network only, what
+step 2 does to a layer stays only where the loss that is measured on the same sentences does not rise.
+
+Shapes: L layers, H heads, F neurons, D hidden, B batch, N tokens. A layer's Fisher block is `[H, H]` or `[F, F]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
+from math import comb
+
+import torch
+from torch import Tensor
+
+from spikeprune.cost.operations import count
+from spikeprune.cost.shapes import Shape
+from spikeprune.errors import InputError
+from spikeprune.models.inference import answer
+from spikeprune.models.modeling import Student
+from spikeprune.models.outputs import INPUTS
+from spikeprune.pruning.schedules import keep_highest
+from spikeprune.pruning.statistics import SampleLoss, loss_at, trained_mode
+
+KINDS = ("heads", "ffn")
+CHOICES = 20_000  # of units in a layer that are all tried, C(16, 8) is below
+Batches = Sequence[dict[str, Tensor]]
+Mean = Callable[[Tensor], Tensor]  # over processes, so that all decide the same
+
+
+def same(x: Tensor) -> Tensor:
+    return x
+
+
+# ------------------------------------------------------------------------------------------------------- what is known
+
+
+def fisher_blocks(
+    student: Student, batches: Batches, sample_loss: SampleLoss, *, mode: str | None = None
+) -> dict[str, Tensor]:
+    """`heads [L, H, H]`, `ffn [L, F, F]`: mean over samples of g gᵀ, g a sample's gradient with respect to a layer's
+    masks (eqs. 7 and 11), in evaluation mode. The diagonal is what `statistics.collect` calls fisher; `mode` as there."""
+    was_training, samples = student.training, 0
+    student.eval()
+    blocks = {k: torch.zeros(*m.shape, m.shape[1], dtype=m.dtype, device=m.device) for k, m in masks_of(student)}
+    with torch.enable_grad():
+        for batch in batches:
+            size = len(batch["input_ids"])
+            lent = {name: mask.expand(size, -1, -1).clone().requires_grad_() for name, mask in masks_of(student)}
+            outputs = student(**given(batch), **lent, mode=mode or trained_mode(student))
+            loss = sample_loss(batch, outputs).sum()
+            for name, grad in zip(lent, torch.autograd.grad(loss, list(lent.values())), strict=True):
+                blocks[name] += torch.einsum("bli,blj->lij", grad, grad)
+            samples += size
+    student.train(was_training)
+    return {name: block / samples for name, block in blocks.items()}
+
+
+def unit_prices(student: Student, batches: Batches, shape: Shape) -> dict[str, Tensor]:
+    """Operations (additions and MACs) of a sentence that each unit costs now, `heads [L, H]` and `ffn [L, F]` float64.
+
+    `operations.count` is linear in either mask at given spikes, so its gradient is the price of a unit.
+    """
+    was_training, samples = student.training, 0
+    student.eval()
+    masks = {name: mask.double().clone().requires_grad_() for name, mask in masks_of(student)}
+    prices = {name: torch.zeros_like(mask) for name, mask in masks.items()}
+    for batch in batches:
+        counts = answer(student, **given(batch)).counts
+        lengths = batch["attention_mask"].sum(1)
+        with torch.enable_grad():
+            how = {"t_steps": student.steps, "coding": student.coding, "links": student.links()}
+            found = count(counts, lengths, shape=shape, **how, **masks)
+            grads = torch.autograd.grad(found.ac.sum() + found.mac.sum(), list(masks.values()))
+        for name, grad in zip(masks, grads, strict=True):
+            prices[name] += grad
+        samples += len(lengths)
+    student.train(was_training)
+    return {name: price / samples for name, price in prices.items()}
+
+
+def masks_of(student: Student) -> Iterator[tuple[str, Tensor]]:
+    return ((name, getattr(student, name)) for name in KINDS)
+
+
+def given(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: batch[key] for key in INPUTS if key in batch}
+
+
+# -------------------------------------------------------------------------------------------------------- 1: the search
+
+
+def knapsack(
+    worth: dict[str, Tensor], alive: dict[str, Tensor], *, prices: dict[str, float], budget: float, floors: dict
+) -> dict[str, Tensor]:
+    """0/1 masks of the greatest worth whose units cost at most `budget`, exactly; at least `floors` units a layer.
+
+    `worth` `[L, K]` of at least 0, `prices` above 0, one for each kind. Of equal masks the one of most heads. What is
+    pruned stays pruned; a layer of fewer units than its floor keeps those that it has. Raises ValueError, with the
+    least that can be had, for a budget below the floors.
+    """
+    least = {name: int(alive[name].sum(1).clamp(max=floors[name]).sum()) for name in KINDS}
+    cheapest = sum(prices[name] * least[name] for name in KINDS)
+    slack = 1e-9 * max(budget, 1e-30)  # a budget for all of it must pay for all of it, however it was rounded
+    if cheapest > budget + slack:
+        raise ValueError(f"a budget of {budget:.6g} is below the {cheapest:.6g} of the floors")
+    gains = {name: worth_of_best(worth[name], alive[name], floors[name]) for name in KINDS}
+    best = None
+    for heads in range(least["heads"], len(gains["heads"])):
+        room = budget + slack - heads * prices["heads"]
+        ffn = min(int(room / prices["ffn"]), len(gains["ffn"]) - 1)
+        if room < 0 or ffn < least["ffn"]:
+            break
+        total = gains["heads"][heads] + gains["ffn"][ffn]
+        if best is None or total >= best[0]:
+            best = total, {"heads": heads, "ffn": ffn}
+    keep = best[1]
+    return {k: keep_highest(worth[k], alive[k], keep[k], floor=floors[k], scope="global") for k in KINDS}
+
+
+def worth_of_best(worth: Tensor, alive: Tensor, floor: int) -> list[float]:
+    """Entry n: the summed worth of what `keep_highest` keeps of n units (n from the floors' number on)."""
+    forced = keep_highest(worth, alive, 0, floor=floor, scope="global")
+    free = worth[(alive > 0) & (forced == 0)].double().sort(descending=True).values
+    start = int(forced.sum())
+    sums = (worth.double() * forced).sum() + torch.cat([free.new_zeros(1), free.cumsum(0)])
+    return [0.0] * start + sums.tolist()
+
+
+# ------------------------------------------------------------------------------------------------- 2: the rearrangement
+
+
+def removal_loss(block: Tensor, pruned: Tensor) -> float:
+    """Loss expected from removing the units with 1 in `pruned [K]` together: ½ zᵀ I z (eq. 6), in float64."""
+    z = pruned.double()
+    return 0.5 * (z @ block.double() @ z).item()
+
+
+def rearrange(block: Tensor, mask: Tensor, alive: Tensor) -> Tensor:
+    """As many units of one layer `[K]`, chosen by its Fisher block `[K, K]`: never dearer than `mask`.
+
+    The best choice where there are at most CHOICES of them; else a mask that no exchange of two units makes cheaper.
+    """
+    units = alive.nonzero()[:, 0]
+    gone = int(len(units) - mask.sum())
+    if gone in (0, len(units)):
+        return mask.clone()
+    inner, before = block[units][:, units].double(), (1 - mask[units]).double()
+    pruned = try_all(inner, gone) if comb(len(units), gone) <= CHOICES else exchange(inner, before)
+    if removal_loss(inner, pruned) >= removal_loss(inner, before):
+        return mask.clone()
+    out = torch.zeros_like(mask)
+    out[units] = (1 - pruned).to(mask)
+    return out
+
+
+def try_all(block: Tensor, gone: int) -> Tensor:
+    chosen = torch.tensor(list(combinations(range(len(block)), gone)), device=block.device)
+    pruned = block.new_zeros(len(chosen), len(block)).scatter(1, chosen, 1.0)
+    return pruned[torch.einsum("ci,ij,cj->c", pruned, block, pruned).argmin()]
+
+
+def exchange(block: Tensor, pruned: Tensor) -> Tensor:
+    """The exchange that saves most, again and again until none saves anything."""
+    z, diagonal, v = pruned.clone(), block.diagonal(), block @ pruned
+    least = 1e-12 * diagonal.sum()
+    while True:
+        back, away = diagonal - 2 * v, diagonal + 2 * v  # of taking a unit back, and of removing one instead
+        gone, there = z.nonzero()[:, 0], (z == 0).nonzero()[:, 0]
+        change = back[gone][:, None] + away[there] - 2 * block[gone][:, there]
+        i, j = divmod(int(change.argmin()), len(there))
+        if not change[i, j] < -least:
+            return z
+        z[gone[i]], z[there[j]] = 0.0, 1.0
+        v = v + block[there[j]] - block[gone[i]]
+
+
+# ---------------------------------------------------------------------------------------------------------- altogether
+
+
+@torch.no_grad()
+def search(
+    student: Student,
+    batches: Batches,
+    sample_loss: SampleLoss,
+    *,
+    shape: Shape,
+    operations: float,
+    floors: dict[str, int],
+    rearranged: bool = True,
+    mode: str | None = None,
+    mean: Mean = same,
+) -> dict[str, float]:
+    """Steps 1 and, if `rearranged`, 2: masks within the share `operations` of what all heads and neurons cost, into
+    `student`'s buffers. `mode`: the forward that it is trained with, as in `statistics.collect`.
+
+    Returns what was found: `operations` (share, at each unit's own price), `diagonal` and `block` (the loss expected by
+    the layers' blocks after step 1, and after 2). Raises InputError for a share below the floors.
+    """
+    blocks = {name: mean(block) for name, block in fisher_blocks(student, batches, sample_loss, mode=mode).items()}
+    every = {name: mean(price) for name, price in unit_prices(student, batches, shape).items()}
+    alive = {name: mask.clone() for name, mask in masks_of(student)}
+    prices = {name: (every[name][alive[name] > 0]).mean().item() for name in KINDS}
+    total = sum(prices[name] * alive[name].numel() for name in KINDS)
+    worth = {name: block.diagonal(dim1=1, dim2=2) for name, block in blocks.items()}
+    try:
+        masks = knapsack(worth, alive, prices=prices, budget=operations * total, floors=floors)
+    except ValueError:
+        least = sum(prices[k] * int(alive[k].sum(1).clamp(max=floors[k]).sum()) for k in KINDS) / total
+        raise InputError(
+            f"compress.spatial.operations = {operations}: the floors compress.spatial.min_heads = {floors['heads']} "
+            f"and min_ffn = {floors['ffn']} keep a share of {least:.3f}; ask for at least that, or lower a floor"
+        ) from None
+    for name in KINDS:
+        getattr(student, name).copy_(masks[name])
+    if rearranged:
+        rearrange_measured(student, blocks, alive, lambda: mean(loss_of(student, batches, sample_loss)).item())
+    found = dict(masks_of(student))
+    kept = sum((every[name] * found[name]).sum().item() for name in KINDS) / total
+    return {"operations": kept, **{k: blockwise(blocks, alive, m) for k, m in (("diagonal", masks), ("block", found))}}
+
+
+def rearrange_measured(
+    student: Student, blocks: dict[str, Tensor], alive: dict[str, Tensor], loss: Callable[[], float]
+) -> None:
+    """Every layer's heads, then every layer's neurons, each time only if `loss` does not rise."""
+    least = loss()
+    for name, mask in masks_of(student):
+        for layer in range(len(mask)):
+            before, after = mask[layer].clone(), rearrange(blocks[name][layer], mask[layer], alive[name][layer])
+            if torch.equal(before, after):
+                continue
+            mask[layer] = after
+            now = loss()
+            if now <= least:
+                least = now
+            else:
+                mask[layer] = before
+
+
+def loss_of(student: Student, batches: Batches, sample_loss: SampleLoss) -> Tensor:
+    return loss_at(student, student.steps, batches, sample_loss)
+
+
+def blockwise(blocks: dict[str, Tensor], alive: dict[str, Tensor], masks: dict[str, Tensor]) -> float:
+    return sum(
+        removal_loss(block, there - mask)
+        for name in KINDS
+        for block, there, mask in zip(blocks[name], alive[name], masks[name], strict=True)
+    )

@@ -1,0 +1,206 @@
+"""Statistics that pruning decisions are made from, collected on a few batches of training data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from spikeprune.cost.activity import kept_channels
+from spikeprune.models.modeling import Student
+from spikeprune.models.outputs import INPUTS, Outputs
+
+SampleLoss = Callable[[dict[str, Tensor], Outputs], Tensor]  # (batch, outputs) -> [B]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Per head `[L, H]` and per feed-forward neuron `[L, F]`, for masks that are all ones where a unit is alive."""
+
+    heads: Tensor  # the masks themselves
+    ffn: Tensor
+    head_fisher: Tensor  # mean over samples of (d loss / d mask)^2
+    ffn_fisher: Tensor
+    head_taylor: Tensor  # mean over samples of |d loss / d mask|
+    ffn_taylor: Tensor
+    head_slope: Tensor  # mean over samples of d loss / d mask, of pruned units too: below 0 where a return would help
+    ffn_slope: Tensor
+    head_rate: Tensor  # mean |ASR| of the context's channels
+    ffn_rate: Tensor
+    head_weight: Tensor  # |Wv| * |Wo|, Frobenius norms of the head's slices
+    ffn_weight: Tensor  # |W1 row| * |W2 column|
+    seed: int  # of a criterion that draws
+
+
+def trained_mode(student: Student) -> str:
+    """The forward mode that a student of this coding is trained with where nobody says it: `per_step` has no closed
+    equilibrium, so only its simulation is the network."""
+    return "spiking" if student.coding == "per_step" else "equilibrium"
+
+
+def collect(
+    student: Student,
+    batches: Iterable[dict[str, Tensor]],
+    sample_loss: SampleLoss,
+    *,
+    mode: str | None = None,
+    seed: int = 0,
+) -> Statistics:
+    """One forward and backward a batch, in evaluation mode; weights and their gradients stay untouched.
+
+    `mode`: the forward that the student is trained with (None: `trained_mode`), since another one is another network.
+
+    The masks are lent to the forward sample by sample, so their gradients are exactly per sample (as the diagonal
+    Fisher information needs: Kwon et al. 2022, arXiv 2204.09656, eq. 8).
+    """
+    was_training = student.training
+    student.eval()
+    squares = {name: torch.zeros_like(mask) for name, mask in (("heads", student.heads), ("ffn", student.ffn))}
+    sizes = {name: torch.zeros_like(mask) for name, mask in squares.items()}
+    slopes = {name: torch.zeros_like(mask) for name, mask in squares.items()}
+    rates = {name: torch.zeros_like(mask) for name, mask in squares.items()}
+    samples = tokens = 0
+    with torch.enable_grad():
+        for batch in batches:
+            size = len(batch["input_ids"])
+            masks = {
+                "heads": student.heads.expand(size, -1, -1).clone().requires_grad_(),
+                "ffn": student.ffn.expand(size, -1, -1).clone().requires_grad_(),
+            }
+            given = {key: batch[key] for key in INPUTS if key in batch}
+            outputs = student(**given, **masks, mode=mode or trained_mode(student), rate=True)
+            grads = torch.autograd.grad(sample_loss(batch, outputs).sum(), list(masks.values()))
+            real = batch["attention_mask"].sum()
+            for name, grad in zip(masks, grads, strict=True):
+                squares[name] += grad.square().sum(0)
+                sizes[name] += grad.abs().sum(0)
+                slopes[name] += grad.sum(0)
+                rates[name] += unit_rates(student, outputs.rates, name) * real
+            samples += size
+            tokens += real
+    student.train(was_training)
+    return Statistics(
+        heads=student.heads.clone(),
+        ffn=student.ffn.clone(),
+        head_fisher=squares["heads"] / samples,
+        ffn_fisher=squares["ffn"] / samples,
+        head_taylor=sizes["heads"] / samples,
+        ffn_taylor=sizes["ffn"] / samples,
+        head_slope=slopes["heads"] / samples,
+        ffn_slope=slopes["ffn"] / samples,
+        head_rate=rates["heads"] / tokens,
+        ffn_rate=rates["ffn"] / tokens,
+        **weight_norms(student),
+        seed=seed,
+    )
+
+
+@torch.no_grad()
+def unit_rates(student: Student, rates: Mapping[str, Tensor], name: str) -> Tensor:
+    """Mean |ASR| of each head's context channels `[L, H]`, or of each feed-forward neuron `[L, F]`, as `Outputs.rates`
+    has them; 0 for what a compacted layer lacks."""
+    found = torch.zeros_like(getattr(student, name))
+    for i, layer in enumerate(student.layers):
+        if name == "heads":
+            found[i, : layer.heads] = rates[f"layers.{i}.context"].unflatten(0, (layer.heads, -1)).mean(1)
+        else:
+            found[i, : layer.ffn] = rates[f"layers.{i}.intermediate"]
+    return found
+
+
+@torch.no_grad()
+def weight_norms(student: Student) -> dict[str, Tensor]:
+    """Norms of the weights that act: the quantized ones where they are."""
+
+    heads, ffn = [], []
+    for i, layer in enumerate(student.layers):
+        value, out, up, down = (student.acting_weight(i, name) for name in ("value", "out", "up", "down"))
+        v = value.unflatten(0, (layer.heads, -1)).flatten(1).norm(dim=1)  # [H]
+        o = out.unflatten(1, (layer.heads, -1)).transpose(0, 1).flatten(1).norm(dim=1)  # [H]
+        heads.append(v * o)
+        ffn.append(up.norm(dim=1) * down.norm(dim=0))  # [F]
+    return {"head_weight": torch.stack(heads), "ffn_weight": torch.stack(ffn)}
+
+
+@torch.no_grad()
+def convergence_profile(student: Student, batches: Iterable[dict[str, Tensor]]) -> list[Tensor]:
+    """How far the ASR is from its final value after t steps: for the embedding's site and each layer a tensor `[T_l]`.
+
+    Entry t-1 is the mean over real tokens, kept channels and the layer's sites of |a[t] - a[T_l]|, relative to the mean
+    |a[T_l]|; the last entry is 0. A site of pruned units only is left out.
+    """
+    was_training = student.training
+    student.eval()
+    totals: dict[str, Tensor] = {}
+    for batch in batches:
+        outputs = student(**{key: batch[key] for key in INPUTS if key in batch}, mode="spiking", trace=True)
+        for name, (error, size) in outputs.traces.items():
+            pair = torch.stack([error, size.expand_as(error)])
+            totals[name] = totals[name] + pair if name in totals else pair
+    student.train(was_training)
+    relative = {name: error / size.clamp(min=1e-12) for name, (error, size) in totals.items()}
+    widths = {name: site.channels for name, site in student.sites().items()}
+    kept, layers = kept_channels(widths, heads=student.heads, ffn=student.ffn), [[relative["embedding"]]]
+    for i in range(len(student.layers)):
+        names = [name for name in relative if name.startswith(f"layers.{i}.") and kept[name].any()]
+        layers.append([relative[name] for name in names])
+    return [torch.stack(errors).mean(0) for errors in layers]
+
+
+@dataclass(frozen=True)
+class TemporalStatistics:
+    """What a rule for time steps may ask about a student of `t_steps [L+1]`; measured only when it does ask."""
+
+    t_steps: Sequence[int]
+    measure_profile: Callable[[], list[Tensor]]
+    loss_of: Callable[[Sequence[int]], float]  # mean sample loss with these steps instead
+
+    @cached_property
+    def profile(self) -> list[Tensor]:
+        """As `convergence_profile`."""
+        return self.measure_profile()
+
+
+def temporal_statistics(
+    student: Student,
+    batches: Sequence[dict[str, Tensor]],
+    sample_loss: SampleLoss,
+    *,
+    mean: Callable[[Tensor], Tensor] = lambda x: x,
+) -> TemporalStatistics:
+    """On `batches`, which are gone through once for the profile and once for each loss. `mean` is taken over processes,
+    so that all decide the same."""
+
+    def profile() -> list[Tensor]:
+        return [mean(layer) for layer in convergence_profile(student, batches)]
+
+    def loss_of(t_steps: Sequence[int]) -> float:
+        return mean(loss_at(student, t_steps, batches, sample_loss)).item()
+
+    return TemporalStatistics(student.steps, profile, loss_of)
+
+
+@torch.no_grad()
+def loss_at(
+    student: Student, t_steps: Sequence[int], batches: Iterable[dict[str, Tensor]], sample_loss: SampleLoss
+) -> Tensor:
+    """Mean sample loss with other time steps, in evaluation mode; the student keeps its own. A scalar.
+
+    `accumulate` is what its closed form says; the other codings are simulated step by step.
+    """
+    was_training, own = student.training, student.steps
+    student.eval()
+    student.set_t_steps(t_steps)
+    mode = "equilibrium" if student.coding == "accumulate" else "spiking"
+    losses = []
+    try:
+        for batch in batches:
+            outputs = student(**{key: batch[key] for key in INPUTS if key in batch}, mode=mode, scores=False)
+            losses.append(sample_loss(batch, outputs))
+    finally:
+        student.set_t_steps(own)
+        student.train(was_training)
+    return torch.cat(losses).double().mean()  # so that equal losses compare as equal

@@ -1,0 +1,64 @@
+"""Resuming a stage after a kill: what Lightning's checkpoint leaves out, and a write that is whole or not there."""
+
+from __future__ import annotations
+
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+
+from spikeprune.experiment.run_directory import write_atomic
+from spikeprune.training import distributed
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its predecessor and renames it; Lightning's own goes by way of the temporary folder,
+    which may be another disk, and then a kill in the middle leaves half a file."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(Path(path), buffer.getvalue())
+
+
+class ResumeState(L.Callback):
+    """Carries torch's random states, those of each process, so that dropout goes on with the same draws, the epoch to
+    the loader, and the seconds spent in earlier legs."""
+
+    def __init__(self):
+        self.spent = 0.0
+        self.started = time.monotonic()
+        self.random: dict[str, Any] | None = None
+
+    @property
+    def seconds(self) -> float:
+        return self.spent + time.monotonic() - self.started
+
+    def state_dict(self) -> dict[str, Any]:
+        if distributed.world() > 1:  # every process comes here, and rank 0 alone writes
+            own = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
+            return {"seconds": self.seconds, "ranks": distributed.gather({"cpu": torch.get_rng_state(), "cuda": own})}
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        return {"seconds": self.seconds, "cpu": torch.get_rng_state(), "cuda": cuda}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.spent, self.random = state["seconds"], state
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.random is None:
+            distributed.own_randomness()
+            return
+        mine = self.random["ranks"][distributed.rank()] if distributed.world() > 1 else self.random
+        torch.set_rng_state(mine["cpu"].cpu())
+        if torch.cuda.is_available() and mine["cuda"]:
+            states = [state.cpu() for state in mine["cuda"]]
+            torch.cuda.set_rng_state(states[0]) if distributed.world() > 1 else torch.cuda.set_rng_state_all(states)
+        self.random = None
+        loader = trainer.train_dataloader
+        if not loader.yielded:  # Lightning restores the loader in the middle of an epoch only, not between two
+            loader.epoch = max(loader.epoch, trainer.current_epoch)

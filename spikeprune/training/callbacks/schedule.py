@@ -1,0 +1,86 @@
+"""The clock that pruning callbacks share: which epochs decide, how far along each is, and once only per epoch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from spikeprune.errors import InputError
+from spikeprune.models.modeling import Student
+from spikeprune.training import distributed
+
+DECIDED = ("heads", "ffn", "t_steps", "strength", "log_theta")  # what a decision changes in a student, by last name
+
+
+class EpochSchedule(L.Callback):
+    """Asks `decide` at the start of each epoch from `begin` to `end` (both included, counted from 0).
+
+    The first decision already removes something and the one at `end` has progress 1. A decision is remembered in the
+    callback's state, so a run resumed in the middle of an epoch does not decide twice.
+    """
+
+    def __init__(self, *, begin: int, end: int):
+        if not 0 <= begin <= end:
+            raise ValueError(f"begin and end must be epochs with 0 <= begin <= end, got {begin} and {end}")
+        self.begin, self.end = begin, end
+        self.decided = -1  # last epoch decided on
+
+    def progress(self, epoch: int) -> float:
+        return (epoch - self.begin + 1) / (self.end - self.begin + 1)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        epoch = trainer.current_epoch
+        if trainer.sanity_checking or not self.begin <= epoch <= self.end or epoch <= self.decided:
+            return
+        self.decide(trainer, pl_module, self.progress(epoch))
+        adopt(pl_module.student)
+        self.decided = epoch
+
+    def decide(self, trainer: L.Trainer, module: L.LightningModule, progress: float) -> None:
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"decided": self.decided}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.decided = state["decided"]
+
+
+def agreed(x: Tensor) -> Tensor:
+    """`distributed.mean` of what a decision is made from. Raises InputError, on all processes, where it is not finite: scores
+    that are NaN have an order too."""
+    x = distributed.mean(x)
+    if not x.isfinite().all():
+        distributed.first(refuse)
+    return x
+
+
+def refuse() -> None:
+    raise InputError(
+        "a loss, gradient or cost that this stage's pruning would be decided by is not finite: its weights are too "
+        "large; lower the lr of the stages before, in a new run.dir"
+    )
+
+
+@torch.no_grad()
+def adopt(student: Student, weights: bool = False) -> None:
+    """Every process takes over rank 0's masks, steps, thresholds and strength, with `weights` all that it has, though
+    all have decided from the same statistics: the last bit of a GPU's sum may differ."""
+    if distributed.world() == 1:
+        return
+    state = student.state_dict()
+    own = {name: tensor for name, tensor in state.items() if weights or name.rpartition(".")[2] in DECIDED}
+    decided = distributed.first(lambda: {name: tensor.cpu() for name, tensor in own.items()})
+    for name, tensor in own.items():
+        tensor.copy_(decided[name])
+
+
+def last_decision(end: float, epochs: int) -> int:
+    """Share of a stage -> last deciding epoch: `(0.5, 6)` -> 3.
+
+    The last epoch never decides unless it is the only one, so that something is left to recover in.
+    """
+    return min(int(end * epochs), max(0, epochs - 2))

@@ -1,0 +1,80 @@
+"""SynOpsLogger: operations, energy, rates and latency, measured on the dev split each time it is validated."""
+
+from __future__ import annotations
+
+import lightning as L
+import torch
+
+from spikeprune.cost.activity import Activity, activity
+from spikeprune.cost.energy import Prices, summarize
+from spikeprune.cost.operations import Operations, count, dense
+from spikeprune.cost.shapes import Shape
+from spikeprune.training import distributed
+
+
+class SynOpsLogger(L.Callback):
+    """Logs `cost/ac`, `cost/mac`, `cost/elementwise`, `cost/energy_pj` …, `cost/rate`, `cost/sparsity`, each for one
+    sentence, padding left out. Counts on the first dev split. After a validation `cost` holds all of it, with the
+    firing rate of each site under `rates`."""
+
+    def __init__(self, *, shape: Shape, prices: Prices):
+        self.shape, self.prices = shape, prices
+        self.reset()
+
+    def reset(self) -> None:
+        self.ops: Operations | None = None
+        self.dense: Operations | None = None
+        self.activity: Activity | None = None
+        self.cost: dict[str, float] = {}
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.reset()
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
+        if dataloader_idx:
+            return
+        student, lengths = pl_module.student, batch["attention_mask"].sum(1)
+        masks = {"heads": student.heads, "ffn": student.ffn, "t_steps": student.steps}
+        ops = count(outputs.counts, lengths, shape=self.shape, coding=student.coding, links=student.links(), **masks)
+        rates = activity(outputs.counts, lengths, **masks)
+        plain = dense(lengths, shape=self.shape)
+        self.ops = ops if self.ops is None else self.ops + ops
+        self.dense = plain if self.dense is None else self.dense + plain
+        self.activity = rates if self.activity is None else self.activity + rates
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        student = pl_module.student
+        self.cost = summarize(
+            summed(self.ops),
+            dense_ops=summed(self.dense),
+            prices=self.prices,
+            shape=self.shape,
+            heads=student.heads,
+            ffn=student.ffn,
+            t_steps=student.steps,
+            coding=student.coding,
+            bits=student.stored_bits,
+            synapses=student.synapse_count(),
+        )
+        active = everywhere(self.activity)
+        rate = active.rate()
+        self.cost |= {"rate": rate, "sparsity": 1 - rate, "rates": active.rates()}
+        logged = {f"cost/{name}": float(value) for name, value in self.cost.items() if name != "rates"}
+        pl_module.log_dict(logged, rank_zero_only=True)
+
+
+def summed(ops: Operations) -> Operations:
+    """The operations of all processes together."""
+    if distributed.world() == 1:
+        return ops
+    parts = [distributed.total(x) for x in (ops.ac, ops.mac, ops.elementwise, ops.ac_per_step)]
+    samples = distributed.total(torch.tensor(float(ops.samples), dtype=torch.float64, device=ops.ac.device))
+    return Operations(*parts, samples=int(samples))
+
+
+def everywhere(activity: Activity) -> Activity:
+    """The activity in all processes together."""
+    if distributed.world() == 1:
+        return activity
+    sums = ({site: distributed.total(n) for site, n in part.items()} for part in (activity.spikes, activity.places))
+    return Activity(*sums)

@@ -1,0 +1,120 @@
+"""The student learning from the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from spikeprune.cost.shapes import Shape
+from spikeprune.data.augmentation import Augment
+from spikeprune.errors import known
+from spikeprune.kernels.cuda_graphs import GraphedAnswers
+from spikeprune.models.inference import answer, replayable, state
+from spikeprune.models.modeling import Student
+from spikeprune.models.outputs import INPUTS, Outputs
+from spikeprune.models.teacher import Teacher
+from spikeprune.training.metrics import Fidelity
+from spikeprune.training.modules.task import TaskModule
+from spikeprune.training.objective import LossWeights, Objective
+
+FORWARDS = ("equilibrium", "spiking")  # that training may use
+
+
+class StudentModule(TaskModule):
+    """Trains the student against the frozen teacher. Validation answers as `models.answer` says: the simulation, or its
+    closed form where there is one and `stepwise` does not ask for the steps; how near that is to the teacher's
+    answers is logged beside the quality (see `metrics.Fidelity`)."""
+
+    def __init__(
+        self,
+        student: Student,
+        teacher: Teacher,
+        *,
+        losses: LossWeights,
+        layer_map: Sequence[int],
+        shape: Shape,
+        forward_mode: str = "equilibrium",
+        augment: Augment | None = None,
+        stepwise: bool = False,
+        graphed_answers: bool = False,
+        **common,
+    ):
+        known("forward mode", forward_mode, FORWARDS)
+        super().__init__(**common)
+        self.stepwise = stepwise
+        self.answers = GraphedAnswers(self.measured) if graphed_answers else None
+        self.student, self.shape = student, shape
+        self.teacher = teacher.freeze()
+        self.augment = augment
+        self.losses, self.forward_mode = losses, forward_mode
+        self.objective = Objective(losses, layer_map=layer_map, shape=shape, regression=self.task.regression)
+        self.fidelity = nn.ModuleList(Fidelity(regression=self.task.regression) for _ in self.dev_splits)
+        self.solved: dict[str, float] = {}  # of the last step's fixed points, where there is feedback
+
+    def answer(self, batch: Mapping[str, Tensor]) -> Outputs:
+        inputs = {name: batch[name] for name in INPUTS}
+        if self.answers is None or not replayable(self.student, inputs["attention_mask"], self.stepwise):
+            return self.measured(inputs)
+        return self.answers(inputs, state(self.student))
+
+    def measured(self, inputs: Mapping[str, Tensor]) -> Outputs:
+        return answer(self.student, *inputs.values(), stepwise=self.stepwise)
+
+    def models(self) -> list[nn.Module]:
+        return [self.student, self.teacher]
+
+    def learn(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        inputs, objective = [batch[name] for name in INPUTS], self.objective
+        outputs = self.student(*inputs, mode=self.forward_mode, rate=objective.reads_rates)
+        terms = objective(batch, outputs, self.student, objective.lesson(batch, self.teacher))
+        self.solved = outputs.solved
+        return {"loss": objective.total(terms), **{name: term.detach() for name, term in terms.items()}}
+
+    def learn_state(self) -> Hashable:
+        return tuple(self.student.steps), self.student.quantized
+
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self.objective.additions.fall(self.global_step / self.total_steps)
+
+    def on_after_backward(self) -> None:
+        """Steps and residuals of the fixed points, where there is feedback: backward has found the second."""
+        self.log_dict({f"train/feedback_{name}": float(value) for name, value in self.solved.items()})
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Outputs:
+        outputs = super().validation_step(batch, batch_idx, dataloader_idx)
+        self.fidelity[dataloader_idx].update(outputs.logits, self.lesson(batch).logits)
+        return outputs
+
+    def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()
+        for i, fidelity in enumerate(self.fidelity):
+            self.log_quality(i, fidelity.compute())
+            fidelity.reset()
+
+    def varied(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The batch with its sentences changed, where the configuration asks for it."""
+        return dict(batch) if self.augment is None else self.augment(batch)
+
+    def sample_loss(self, batch: dict[str, Tensor], outputs: Outputs, lesson: Outputs | None = None) -> Tensor:
+        """`[B]`: the prediction losses of this stage, which criteria differentiate; the true labels' if it has none.
+        `lesson`: what the teacher says to this batch, where it has been asked already."""
+        losses, objective = self.losses, self.objective
+        if not losses.soft:
+            return objective.hard(batch, outputs)
+        loss = losses.soft * objective.soft(outputs, self.lesson(batch) if lesson is None else lesson)
+        return loss + losses.hard * objective.hard(batch, outputs) if losses.hard else loss
+
+    @torch.no_grad()
+    def lesson(self, batch: Mapping[str, Tensor]) -> Outputs:
+        """What the teacher says to this batch."""
+        return self.teacher(*(batch[name] for name in INPUTS))
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """The frozen teacher is the teacher stage's to keep; a resume checkpoint need not carry it again."""
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("teacher.")}
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["state_dict"].update({f"teacher.{k}": v for k, v in self.teacher.state_dict().items()})

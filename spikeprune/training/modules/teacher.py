@@ -1,0 +1,33 @@
+"""The teacher learning the task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from spikeprune.models.outputs import INPUTS, Outputs
+from spikeprune.models.teacher import Teacher
+from spikeprune.training import losses
+from spikeprune.training.modules.task import TaskModule
+from spikeprune.training.objective import whole_batch
+
+
+class TeacherModule(TaskModule):
+    """Fine-tunes the teacher on true labels."""
+
+    def __init__(self, teacher: Teacher, **common):
+        super().__init__(**common)
+        self.teacher = teacher
+
+    def answer(self, batch: Mapping[str, Tensor]) -> Outputs:
+        return self.teacher(*(batch[name] for name in INPUTS))
+
+    def models(self) -> list[nn.Module]:
+        return [self.teacher]
+
+    def learn(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        logits = self.answer(batch).logits.float()
+        loss = losses.hard_loss(logits, batch["labels"], regression=self.task.regression).mean()
+        terms = whole_batch({"hard": loss}, batch)
+        return {"loss": terms["hard"], **terms}

@@ -1,0 +1,110 @@
+"""What a stage of the student minimises: the weighted sum of its loss terms, each a function of `training/losses.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from spikeprune.cost.activity import kept_channels
+from spikeprune.cost.shapes import Shape
+from spikeprune.models.modeling import Student
+from spikeprune.models.outputs import INPUTS, Outputs
+from spikeprune.models.teacher import Teacher
+from spikeprune.training import losses
+from spikeprune.training.additions import AdditionsTerm
+
+# What each loss term is a mean over: a column of a batch's `share` (see `data.loader.shares`).
+MEAN_OVER = {"hard": 0, "soft": 0, "hidden": 1, "firing": 1, "additions": 1, "scores": 2}
+
+
+def whole_batch(terms: dict[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The terms of one process' part of a batch, weighted so that their mean over the processes, which DDP takes of the
+    gradients, is the term of the whole batch; of a batch that is not shared the terms as they are. Exact but for
+    `additions` near their limit, with which each process compares its own part."""
+    if "share" not in batch:
+        return terms
+    return {name: term * batch["share"][MEAN_OVER[name]].to(term.dtype) for name, term in terms.items()}
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """See `schema.Losses`; zero leaves a term out."""
+
+    hidden: float = 0.0
+    scores: float = 0.0
+    soft: float = 0.0
+    hard: float = 0.0
+    firing: float = 0.0
+    additions: float = 0.0
+    additions_limit: float | None = None
+    additions_from: float = 0.0
+    additions_fall: float = 0.5
+    temperature: float = 2.0
+
+
+class Objective(nn.Module):
+    """The loss of a training batch, term by term. It has no parameters and leaves nothing in a checkpoint."""
+
+    def __init__(self, weights: LossWeights, *, layer_map: Sequence[int], shape: Shape, regression: bool):
+        super().__init__()
+        self.weights, self.layer_map, self.regression = weights, list(layer_map), regression
+        begin, end = weights.additions_from, weights.additions_limit or 0.0
+        self.additions = AdditionsTerm(shape, begin=begin, end=end, fall=weights.additions_fall)
+
+    @property
+    def reads_rates(self) -> bool:
+        """Whether a term needs the sites' rates, `Outputs.rates`."""
+        return bool(self.weights.firing or self.weights.additions)
+
+    @torch.no_grad()
+    def lesson(self, batch: Mapping[str, Tensor], teacher: Teacher) -> Outputs | None:
+        """What the terms need of the teacher, if anything."""
+        weights = self.weights
+        features = bool(weights.hidden or weights.scores)
+        return teacher(*(batch[name] for name in INPUTS), features=features) if features or weights.soft else None
+
+    def forward(
+        self, batch: Mapping[str, Tensor], outputs: Outputs, student: Student, lesson: Outputs | None
+    ) -> dict[str, Tensor]:
+        """Each term that has a weight, without it, scalar. `outputs`: the student's of this batch; `lesson`: the
+        teacher's, as above."""
+        weights, tokens = self.weights, batch["attention_mask"].bool()
+        terms: dict[str, Tensor] = {}
+        if weights.soft:
+            terms["soft"] = self.soft(outputs, lesson).mean()
+        if weights.hard:
+            terms["hard"] = self.hard(batch, outputs).mean()
+        if weights.hidden:
+            terms["hidden"] = losses.hidden_loss(outputs.hidden, lesson.hidden, tokens, self.layer_map)
+        if weights.scores:
+            scores = outputs.scores, lesson.scores
+            terms["scores"] = losses.scores_loss(*scores, tokens, self.layer_map, heads=student.heads)
+        if weights.firing:
+            widths = {name: len(rate) for name, rate in outputs.rates.items()}
+            kept = kept_channels(widths, heads=student.heads, ffn=student.ffn)
+            terms["firing"] = losses.firing_loss(outputs.rates, kept)
+        if weights.additions:
+            mean = tokens.sum(1).float().mean()
+            mean = batch["share"][3].to(mean.dtype) if "share" in batch else mean  # the whole batch's
+            terms["additions"] = self.additions(student, outputs, mean)
+        return whole_batch(terms, batch)
+
+    def total(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """The loss, scalar."""
+        return sum(self.weight(name) * term for name, term in terms.items())
+
+    def weight(self, term: str) -> Tensor | float:
+        weight = getattr(self.weights, term)
+        return weight * self.additions.press if term == "additions" else weight
+
+    def soft(self, outputs: Outputs, lesson: Outputs) -> Tensor:
+        """`[B]`: how far the student's answers are from the teacher's, `lesson`."""
+        answers = (outputs.logits.float(), lesson.logits.float())
+        return losses.soft_loss(*answers, temperature=self.weights.temperature, regression=self.regression)
+
+    def hard(self, batch: Mapping[str, Tensor], outputs: Outputs) -> Tensor:
+        """`[B]`: how far they are from the true labels."""
+        return losses.hard_loss(outputs.logits.float(), batch["labels"], regression=self.regression)

@@ -289,7 +289,8 @@ def between_marks(page: str, name: str, text: str) -> str:
 def pages() -> dict[Path, str]:
     """The complete text of each page that has tables of results."""
     found = summaries()
-    page = between_marks(PAGE.read_text(encoding="utf-8"), "settings", setting_table(found))
+    figure = f"![Quality against energy](figures/{FIGURE.name})\n\n" if found else ""
+    page = between_marks(PAGE.read_text(encoding="utf-8"), "settings", figure + setting_table(found))
     for name, table in (("runs", run_table(found)), ("ablation", ablation_tables()), ("published", published_table())):
         page = between_marks(page, name, table)
     return {PAGE: page, README: between_marks(README.read_text(encoding="utf-8"), "results", setting_table(found))}

@@ -33,7 +33,7 @@ from spikeprune.config.load import load, read_resolved
 from spikeprune.errors import InputError
 from spikeprune.experiment import pipeline, streams
 from spikeprune.experiment.build import trainers
-from spikeprune.experiment.run_directory import RunDir, write_json
+from spikeprune.experiment.run_directory import RunDirectory, write_json
 from spikeprune.files import jsonfile
 from spikeprune.training import distributed
 
@@ -126,7 +126,7 @@ def measure(args: argparse.Namespace, folder: Path, devices: int, batch: int, st
     done = subprocess.run([sys.executable, __file__, *plan, "--since", str(begin), *overrides])
     if done.returncode:
         sys.exit(done.returncode)  # it has said why
-    whole, run = time.time() - begin, RunDir(folder)
+    whole, run = time.time() - begin, RunDirectory(folder)
     if not teacher.is_dir():
         shutil.copytree(run.stage("teacher"), teacher)
     measured = {name: run.record(name) for name in stages}
@@ -143,7 +143,7 @@ def measure(args: argparse.Namespace, folder: Path, devices: int, batch: int, st
     }
 
 
-def made_on(run: RunDir) -> dict[str, Any]:
+def made_on(run: RunDirectory) -> dict[str, Any]:
     """What a leg ran on and learnt from, by its own word; all but its threads is the same in every leg."""
     summary, config = run.read_summary(), read_resolved(run.config)
     facts = {key: summary[key] for key in ("hardware", "commit", "preset")}

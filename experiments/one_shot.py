@@ -21,7 +21,7 @@ from spikeprune.experiment import checkpoints, evaluation, streams
 from spikeprune.experiment.build.modules import student_module
 from spikeprune.experiment.build.networks import student_shape
 from spikeprune.models.inference import answer
-from spikeprune.models.modeling import Student
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS
 from spikeprune.pruning import mask_search
 from spikeprune.pruning.criteria import CRITERIA
@@ -53,7 +53,7 @@ class OneShot:
         self.prices = mask_search.unit_prices(self.student, self.train, self.shape)
 
     @torch.no_grad()
-    def score(self, student: Student) -> float:
+    def score(self, student: SpikingBert) -> float:
         metrics = task_metrics(self.parts.task).to(self.dev[0]["labels"].device)
         for batch in self.dev:
             logits = answer(student.eval(), *(batch[name] for name in INPUTS)).logits
@@ -61,11 +61,11 @@ class OneShot:
             metrics.update(answers, batch["labels"])
         return 100 * float(main_metric(self.parts.task, metrics.compute()))
 
-    def operations(self, student: Student) -> float:
+    def operations(self, student: SpikingBert) -> float:
         kept = sum((self.prices[name] * getattr(student, name)).sum() for name in mask_search.KINDS)
         return (kept / sum(price.sum() for price in self.prices.values())).item()
 
-    def ranked(self, criterion: str, share: float) -> Student:
+    def ranked(self, criterion: str, share: float) -> SpikingBert:
         student = copy.deepcopy(self.student)
         stats = collect(student, self.train, self.module.sample_loss, mode=self.mode, seed=self.seed)
         for name, scores in zip(mask_search.KINDS, CRITERIA[criterion](stats), strict=True):
@@ -74,13 +74,13 @@ class OneShot:
             mask.copy_(keep_highest(scores, mask, keep, floor=self.floors[name], scope="global"))
         return student
 
-    def searched(self, share: float, rearranged: bool) -> Student:
+    def searched(self, share: float, rearranged: bool) -> SpikingBert:
         student, how = copy.deepcopy(self.student), {"operations": share, "floors": self.floors, "mode": self.mode}
         loss = self.module.sample_loss
         mask_search.search(student, self.train, loss, shape=self.shape, rearranged=rearranged, **how)
         return student
 
-    def rows(self, share: float) -> Iterator[tuple[str, Student]]:
+    def rows(self, share: float) -> Iterator[tuple[str, SpikingBert]]:
         for criterion in CRITERIA:
             yield f"{criterion}, ranked", self.ranked(criterion, share)
         yield "search", self.searched(share, rearranged=False)

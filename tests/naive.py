@@ -11,14 +11,20 @@ import math
 import torch
 import torch.nn.functional as F
 
-from spikeprune.models.modeling import Student
+from spikeprune.models.modeling import SpikingBert
 
 
 class Naive:
     """What both naive networks share: the formulas of a layer on plain tensors, one neuron's step, and the head."""
 
     def __init__(
-        self, student: Student, batch: dict[str, torch.Tensor], *, spikes: str, leak: float, residual: str = "spikes"
+        self,
+        student: SpikingBert,
+        batch: dict[str, torch.Tensor],
+        *,
+        spikes: str,
+        leak: float,
+        residual: str = "spikes",
     ):
         self.w = student.state_dict()
         self.past = "" if residual == "spikes" else "what drives "
@@ -51,7 +57,7 @@ class Naive:
         return out
 
     def functions(self, i):
-        """Site -> (the sites it reads, f, mask of its channels). "below" is the output of the layer before,
+        """SpikingLayer -> (the sites it reads, f, mask of its channels). "below" is the output of the layer before,
         "what drives" a site the currents that its neurons get."""
         p, ones = f"layers.{i}", self.w["heads"].new_ones(())
         heads = self.w["heads"][i].repeat_interleave(self.head_size)

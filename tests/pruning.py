@@ -6,17 +6,17 @@ from types import SimpleNamespace
 
 import torch
 
-from spikeprune.models.modeling import Student
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.pruning.statistics import TemporalStatistics
 from spikeprune.training.losses import hard_loss
 
 D, H, F, N, L = 12, 3, 37, 8, 2
 
 
-def make(seed: int = 0, t_steps=(3, 4, 2), **options) -> Student:
+def make(seed: int = 0, t_steps=(3, 4, 2), **options) -> SpikingBert:
     torch.manual_seed(seed)
     size = {"vocab": 23, "positions": N, "segments": 2, "hidden": D, "heads": H, "ffn": F, "classes": 3}
-    student = Student(**size, layers=len(t_steps) - 1, t_steps=list(t_steps), **options).double()
+    student = SpikingBert(**size, layers=len(t_steps) - 1, t_steps=list(t_steps), **options).double()
     with torch.no_grad():
         for name, parameter in student.named_parameters():
             if parameter.dim() == 2 and not name.startswith("embedding"):
@@ -58,7 +58,7 @@ class Module:
     losses = SimpleNamespace(soft=1.0)
     forward_mode = "equilibrium"
 
-    def __init__(self, student: Student):
+    def __init__(self, student: SpikingBert):
         self.student, self.logged = student, {}
 
     def log(self, name, value, **_) -> None:

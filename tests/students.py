@@ -8,7 +8,7 @@ import math
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spikeprune.models.modeling import Student
+from spikeprune.models.modeling import SpikingBert
 
 F64 = torch.float64
 D, H, FFN, N, L, C, VOCAB = 12, 3, 37, 8, 2, 3, 23
@@ -16,11 +16,11 @@ SYNCHRONOUS = ("running_mean", "per_step")
 CODINGS = ("accumulate", *SYNCHRONOUS)
 
 
-def make(seed: int = 0, t_steps=(3, 4, 2), dtype=F64, **options) -> Student:
+def make(seed: int = 0, t_steps=(3, 4, 2), dtype=F64, **options) -> SpikingBert:
     """A student with random weights and thresholds that make its neurons fire at all rates, some out of range."""
     torch.manual_seed(seed)
     values = {"vocab": VOCAB, "positions": 2 * N, "segments": 2, "hidden": D, "layers": len(t_steps) - 1, "heads": H}
-    student = Student(**values, ffn=FFN, classes=C, t_steps=list(t_steps), **options).to(dtype).eval()
+    student = SpikingBert(**values, ffn=FFN, classes=C, t_steps=list(t_steps), **options).to(dtype).eval()
     with torch.no_grad():
         for name, parameter in student.named_parameters():
             if name.endswith("log_theta"):
@@ -37,7 +37,7 @@ def make(seed: int = 0, t_steps=(3, 4, 2), dtype=F64, **options) -> Student:
     return student
 
 
-def prune(student: Student) -> Student:
+def prune(student: SpikingBert) -> SpikingBert:
     student.heads[0, 1] = 0
     student.heads[-1, 0] = 0
     student.ffn[:, ::5] = 0
@@ -67,7 +67,7 @@ WAYS = [  # theta, query, pooling, steps, pruned
 ]
 
 
-def scalar(student: Student, batch, mode="equilibrium") -> torch.Tensor:
+def scalar(student: SpikingBert, batch, mode="equilibrium") -> torch.Tensor:
     """A loss that depends on everything the student puts out."""
     outputs = student(**batch, mode=mode, rate=True)
     parts = [*outputs.scores, *(real(hidden, batch) for hidden in outputs.hidden), outputs.logits]

@@ -19,7 +19,7 @@ from spikeprune.errors import InputError
 from spikeprune.experiment.build.networks import student_values
 from spikeprune.experiment.context import check_fit, tokens_of, types_of
 from spikeprune.models.checkpoint_facts import label_names, label_order, read_config
-from spikeprune.models.modeling import Student
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.teacher import Teacher, copy_encoder
 from tests.micro import GLUE
 
@@ -120,7 +120,7 @@ def test_what_is_accepted_computes_what_transformers_computes(config, tmp_path) 
     bert, settings = read_config(str(folder), classes=3), load(GLUE, ["task=mnli", "preset=tiny"])
     settings.student.pooling, settings.student.t_steps = "cls", 2**40
     parts = SimpleNamespace(config=settings, teacher_config=bert, task=MNLI, layers=range(bert.num_hidden_layers))
-    student = Student(**student_values(parts)).double().eval()
+    student = SpikingBert(**student_values(parts)).double().eval()
     copy_encoder(student, teacher.double(), list(parts.layers))
     student(**batch, mode="calibrate", percentile=100.0)
     for name, parameter in student.named_parameters():

@@ -23,10 +23,10 @@ from spikeprune.cost.operations import count
 from spikeprune.cost.shapes import Shape, parameters
 from spikeprune.errors import InputError
 from spikeprune.experiment import checkpoints, compaction, evaluation, pipeline
-from spikeprune.experiment.run_directory import RunDir
+from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.models.compaction import compact, nbytes
 from spikeprune.models.compaction import load as load_compact
-from spikeprune.models.modeling import Student
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.quantization import QUANTIZERS
 from spikeprune.snn.coding import CODINGS
 from spikeprune.snn.neurons import NEURONS
@@ -34,11 +34,11 @@ from spikeprune.snn.neurons import NEURONS
 D, H, F, N, L, C, VOCAB = 12, 3, 37, 8, 3, 3, 23
 
 
-def make(t_steps=(3, 4, 1, 2), dtype=torch.float64, seed: int = 0, **options) -> Student:
+def make(t_steps=(3, 4, 1, 2), dtype=torch.float64, seed: int = 0, **options) -> SpikingBert:
     """A student that fires, with unequal layers: 2, 0 and 3 heads, 30, 8 and 0 neurons left of 3 and 37."""
     torch.manual_seed(seed)
     size = {"vocab": VOCAB, "positions": N, "segments": 2, "hidden": D, "layers": L, "heads": H, "ffn": F, "classes": C}
-    student = Student(**size, t_steps=list(t_steps), **options).to(dtype).eval()
+    student = SpikingBert(**size, t_steps=list(t_steps), **options).to(dtype).eval()
     with torch.no_grad():
         for name, parameter in student.named_parameters():
             if name.endswith("log_theta"):
@@ -64,12 +64,12 @@ def sentences(lengths=(8, 5, 2)) -> dict[str, torch.Tensor]:
     }
 
 
-def shape_of(student: Student) -> Shape:
+def shape_of(student: SpikingBert) -> Shape:
     names = ("hidden", "heads", "ffn", "layers", "classes", "positions", "pooling", "query", "theta")
     return Shape(vocab_size=VOCAB, types=2, **{name: student.values[name] for name in names})
 
 
-def masks(student: Student) -> dict:
+def masks(student: SpikingBert) -> dict:
     return {"heads": student.heads, "ffn": student.ffn, "t_steps": student.steps}
 
 
@@ -195,25 +195,25 @@ def test_nothing_is_said_about_empty_layers_and_their_thresholds_are_left_alone(
 @pytest.mark.parametrize("counts", [[3, 3], [3, 3, 4], [3, -1, 3]])
 def test_layers_that_cannot_be(counts) -> None:
     with pytest.raises(ValueError, match="units must be 3 numbers from 0 to 3"):
-        Student(**{**make().values, "layer_heads": counts})
+        SpikingBert(**{**make().values, "layer_heads": counts})
 
 
 # ----------------------------------------------------------------------------------------------------- on the disk
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> RunDir:
+def run(tmp_path_factory) -> RunDirectory:
     """Teacher, two distilled epochs and one with pruning."""
     folder = tmp_path_factory.mktemp("runs")
     stages = ["run.stages=[teacher,internal_kd,spatial]", "stages.internal_kd.epochs=1", "compress.t_steps=null"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pipeline.run(load(GLUE, [*micro(folder / "sst2", write_sst2(folder / "glue")), *stages]))
-    return RunDir(folder / "sst2")
+    return RunDirectory(folder / "sst2")
 
 
 @pytest.fixture(scope="module")
-def compacted(run) -> tuple[RunDir, str]:
+def compacted(run) -> tuple[RunDirectory, str]:
     """And what the command printed."""
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert cli.main(["compact", str(run.path)]) == 0
@@ -325,7 +325,7 @@ def test_a_wrong_compaction_writes_nothing(compacted, monkeypatch) -> None:
     run, _ = compacted
     before = (run.compact / "record.json").read_bytes()
 
-    def wrong(student: Student) -> Student:
+    def wrong(student: SpikingBert) -> SpikingBert:
         small = compact(student)
         torch.nn.init.constant_(small.classifier.bias, 1e-3)
         return small

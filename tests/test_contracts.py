@@ -14,7 +14,7 @@ from spikeprune.cost.activity import activity
 from spikeprune.cost.operations import count
 from spikeprune.cost.shapes import Shape
 from spikeprune.models.compaction import compact
-from spikeprune.models.modeling import RESIDUALS, Student
+from spikeprune.models.modeling import RESIDUALS, SpikingBert
 from spikeprune.models.quantization import QUANTIZERS, acting_weight
 from spikeprune.pruning.criteria import CRITERIA, TEMPORAL_CRITERIA
 from spikeprune.pruning.statistics import collect, temporal_statistics
@@ -30,7 +30,7 @@ def loss_of(batch, outputs) -> torch.Tensor:
     return hard_loss(outputs.logits, batch["labels"], regression=False)
 
 
-def student_of(spikes: str, coding: str, t_steps=(3, 5, 4), **options) -> Student:
+def student_of(spikes: str, coding: str, t_steps=(3, 5, 4), **options) -> SpikingBert:
     return prune(make(3, t_steps, spikes=spikes, coding=coding, **options))
 
 
@@ -129,7 +129,7 @@ def test_compacted_it_answers_and_costs_the_same(spikes, coding, residual) -> No
 @torch.no_grad()
 def test_the_state_is_the_whole_network_and_one_step_is_enough(spikes, coding) -> None:
     batch, student = sentences(), student_of(spikes, coding, (1, 1, 1))
-    again = Student(**student.values).double().eval()
+    again = SpikingBert(**student.values).double().eval()
     again.load_state_dict(student.state_dict())
     answers = [one(**batch, mode="spiking").logits for one in (student, again)]
     assert torch.equal(*answers) and answers[0].isfinite().all()

@@ -17,7 +17,7 @@ from micro import GLUE, micro
 from spikeprune import cli
 from spikeprune.errors import InputError
 from spikeprune.experiment import stage
-from spikeprune.experiment.run_directory import RunDir, write_json, write_weights
+from spikeprune.experiment.run_directory import RunDirectory, write_json, write_weights
 from spikeprune.files import jsonfile
 from spikeprune.models.tensors import misfit, out_of_memory
 
@@ -65,11 +65,11 @@ def test_what_is_no_json_is_named(tmp_path, text, reason) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, glue) -> RunDir:
+def finished(tmp_path_factory, glue) -> RunDirectory:
     folder = tmp_path_factory.mktemp("finished") / "run"
     assert cli.main(["train", str(GLUE), *micro(folder, glue), *SHORT]) == 0
     assert cli.main(["compact", str(folder)]) == 0
-    return RunDir(folder)
+    return RunDirectory(folder)
 
 
 def cut(name: str) -> Callable[[Path], None]:
@@ -137,7 +137,7 @@ def test_a_student_with_a_weight_that_is_not_finite_is_neither_read_nor_written(
     """A simulation would pass over it: NaN reaches no threshold."""
     folder = tmp_path / "run"
     shutil.copytree(finished.path, folder)
-    run = RunDir(folder)
+    run = RunDirectory(folder)
     state = run.weights("spatial")
     state["layers.0.down.weight"][0, 0] = math.nan
     data = safetensors.torch.save(state)

@@ -17,11 +17,11 @@ from spikeprune.config.tasks import get_task
 from spikeprune.cost.shapes import Shape
 from spikeprune.data.batching import shares, sums
 from spikeprune.experiment import evaluation
-from spikeprune.experiment.run_directory import RunDir
-from spikeprune.models.modeling import Student
+from spikeprune.experiment.run_directory import RunDirectory
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.teacher import Teacher, scratch_config
 from spikeprune.training.metrics import task_metrics
-from spikeprune.training.modules.student import StudentModule
+from spikeprune.training.modules.student import DistillationModule
 from spikeprune.training.modules.task import TaskModule
 from spikeprune.training.modules.teacher import TeacherModule
 from spikeprune.training.objective import MEAN_OVER, LossWeights
@@ -40,9 +40,9 @@ def glue(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def one_and_two(tmp_path_factory, glue) -> tuple[RunDir, RunDir]:
+def one_and_two(tmp_path_factory, glue) -> tuple[RunDirectory, RunDirectory]:
     folder = tmp_path_factory.mktemp("exact")
-    pair = RunDir(folder / "one"), RunDir(folder / "two")
+    pair = RunDirectory(folder / "one"), RunDirectory(folder / "two")
     for world, run in enumerate(pair, 1):
         devices = [f"run.devices={world}"]
         codes = together(world, folder / "log", leg, [*micro(run.path, glue), *EXACT, *devices], folder)
@@ -67,7 +67,7 @@ def test_two_processes_hold_one_budget(tmp_path, glue) -> None:
         "stages.finetune.callbacks=[joint]",
     ]
     budget += ["teacher.dropout=0.1", "stages.teacher.epochs=6"]
-    run = RunDir(tmp_path / "run")
+    run = RunDirectory(tmp_path / "run")
     codes = together(2, tmp_path / "log", leg, [*micro(run.path, glue), stages, *budget, "run.devices=2"], tmp_path)
     assert codes == [0, 0], (tmp_path / "log").read_text()
     found = [(tmp_path / f"rank{rank}.jsonl").read_text().splitlines() for rank in range(2)]
@@ -101,10 +101,10 @@ def small_module(losses: dict[str, float] | None) -> TaskModule:
     teacher = Teacher.scratch(config)
     if losses is None:
         return TeacherModule(teacher, **common).double()
-    student = Student(vocab=30, positions=16, segments=2, t_steps=4, **SIZES)
+    student = SpikingBert(vocab=30, positions=16, segments=2, t_steps=4, **SIZES)
     shape = Shape(pooling="mean", query="real", theta="channel", vocab_size=30, positions=16, types=2, **SIZES)
     options = {"losses": LossWeights(**losses), "layer_map": [0, 1], "shape": shape}
-    return StudentModule(student, teacher, **options, **common).double()
+    return DistillationModule(student, teacher, **options, **common).double()
 
 
 TERMS = [{term: 1.0} for term in ("hidden", "scores", "soft", "hard", "firing", "additions")]
@@ -173,8 +173,8 @@ def test_metrics_of_two_processes_are_those_of_one(tmp_path) -> None:
 @pytest.mark.parametrize("own", [True, False], ids=["its own teacher", "another teacher"])
 def test_validation_asks_the_teacher_once_a_batch(own) -> None:
     module, asked = small_module({"soft": 1.0}), []
-    teach = module.answer if own else module.lesson
-    module.lesson = lambda batch: asked.append(batch) or teach(batch)
+    teach = module.answer if own else module.teacher_outputs
+    module.teacher_outputs = lambda batch: asked.append(batch) or teach(batch)
     generator = torch.Generator().manual_seed(2)
     batches, apart, same = [], 0.0, 0
     for size in (4, 4, 1):
@@ -195,9 +195,9 @@ def test_validation_asks_the_teacher_once_a_batch(own) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, glue) -> RunDir:
+def undisturbed(tmp_path_factory, glue) -> RunDirectory:
     folder = tmp_path_factory.mktemp("undisturbed")
-    run = RunDir(folder / "run")
+    run = RunDirectory(folder / "run")
     assert together(2, folder / "log", leg, [*micro(run.path, glue), "run.devices=2"], folder) == [0, 0], (
         folder / "log"
     ).read_text()
@@ -218,7 +218,7 @@ def test_all_ranks_prune_the_same(undisturbed) -> None:
 
 def test_two_killed_ranks_go_on_as_if_undisturbed(undisturbed, glue, tmp_path) -> None:
     """In the middle of an epoch, with dropout and replaced words drawn by each rank for itself."""
-    run, log = RunDir(tmp_path / "run"), tmp_path / "log"
+    run, log = RunDirectory(tmp_path / "run"), tmp_path / "log"
     command = [*micro(run.path, glue), "run.devices=2", "run.checkpoint_every=3"]
     for kill in (("internal_kd", 5), ("spatial", BATCHES + 2)):
         assert together(2, log, leg, command, tmp_path, kill) == [-signal.SIGKILL] * 2, log.read_text()

@@ -12,7 +12,7 @@ from spikeprune.config.load import load
 from spikeprune.cost import operations
 from spikeprune.cost.shapes import Shape
 from spikeprune.experiment.context import prepare
-from spikeprune.models.modeling import RESIDUALS, Student, layer_of
+from spikeprune.models.modeling import RESIDUALS, SpikingBert, layer_of
 from spikeprune.training.losses import (
     additions_loss,
     falling,
@@ -134,7 +134,7 @@ def test_the_priced_firing_is_what_the_counter_counts(spikes, pooling, residual)
     how = {"pooling": pooling, "membrane": residual == "membrane"}
     shape = Shape(hidden=12, heads=3, ffn=37, layers=2, classes=2, vocab_size=23, positions=8, **how)
     size = {"vocab": 23, "positions": 8, "segments": 2, "hidden": 12, "heads": 3, "ffn": 37, "layers": 2, "classes": 2}
-    student = Student(**size, t_steps=[3, 4, 2], spikes=spikes, pooling=pooling, residual=residual)
+    student = SpikingBert(**size, t_steps=[3, 4, 2], spikes=spikes, pooling=pooling, residual=residual)
     student = student.double().eval()
     with torch.no_grad():
         for parameter in student.parameters():

@@ -19,7 +19,7 @@ from spikeprune.cost.operations import count
 from spikeprune.cost.shapes import Shape
 from spikeprune.experiment import pipeline
 from spikeprune.experiment.early_exit import BOUNDS, Anytime, dynamic, layer_by_layer, never
-from spikeprune.experiment.run_directory import RunDir
+from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.models.compaction import compact
 from spikeprune.snn.coding import CODINGS
 from spikeprune.snn.early_exit import until_settled
@@ -309,13 +309,13 @@ def test_confidence_where_there_is_none() -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> RunDir:
+def run(tmp_path_factory) -> RunDirectory:
     """Teacher and one distilled epoch, after which early answers are measured too."""
     folder = tmp_path_factory.mktemp("runs")
     stages = ["run.stages=[teacher,internal_kd]", "stages.internal_kd.epochs=1", "compress.t_steps=null"]
     whole = ["compress.heads=1.0", "compress.ffn=1.0", "time.early_exit=asr"]
     pipeline.run(load(GLUE, [*micro(folder / "sst2", write_sst2(folder / "glue")), *stages, *whole]))
-    return RunDir(folder / "sst2")
+    return RunDirectory(folder / "sst2")
 
 
 @pytest.mark.filterwarnings("ignore")

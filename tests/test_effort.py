@@ -17,8 +17,8 @@ from students import (
     sentences,
 )
 
-from spikeprune.snn.context import Pass
-from spikeprune.snn.spiking_layer import Site
+from spikeprune.snn.context import ForwardContext
+from spikeprune.snn.spiking_layer import SpikingLayer
 
 
 @pytest.mark.parametrize("spikes", ["binary", "ternary"])
@@ -67,8 +67,8 @@ def test_rates_are_the_mean_size_of_the_asr(coding) -> None:
 
 def test_traces_by_hand() -> None:
     """Spikes 1 1 0 1 of one neuron: ASR so far 1, 1, 2/3, 3/4; the padding beside it does not count."""
-    site = Site("x", 1, neuron="binary", leak=1.0, coding="accumulate", theta="tensor").to(F64)
-    run = Pass("spiking", torch.tensor([[True, False]]), trace=True)
+    site = SpikingLayer("x", 1, neuron="binary", leak=1.0, coding="accumulate", theta="tensor").to(F64)
+    run = ForwardContext("spiking", torch.tensor([[True, False]]), trace=True)
     with torch.no_grad():
         site(lambda: torch.tensor([[[0.75], [5.0]]], dtype=F64), t_steps=4, run=run)  # u: 1.25, 1, .75, 1.5
     errors, size = run.traces["x"]

@@ -19,10 +19,10 @@ from spikeprune.kernels.equilibrium import INSTALLED
 from spikeprune.kernels.firing import CLOSED, GELU, PER_STEP, RUNNING, Firing
 from spikeprune.models.compaction import compact
 from spikeprune.models.inference import answer
-from spikeprune.models.modeling import Student
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.snn.closed_form import tokens_sum
 from spikeprune.snn.coding import drive_running_mean
-from spikeprune.snn.context import Pass
+from spikeprune.snn.context import ForwardContext
 from spikeprune.snn.neurons import NEURONS, leak_weights, steps
 
 if INSTALLED:
@@ -203,10 +203,10 @@ def compare_counts(device: str) -> None:
         assert torch.equal(norm_attention.counted(train, tokens, 150, running=mode == RUNNING), expected)
 
 
-def student_and_batch(**options) -> tuple[Student, dict[str, torch.Tensor]]:
+def student_and_batch(**options) -> tuple[SpikingBert, dict[str, torch.Tensor]]:
     """A student that fires at all rates, some of it pruned, and sentences of several lengths."""
     torch.manual_seed(0)
-    student = Student(**{**SMALL, "t_steps": [4, 4, 3], "pooling": "cls", **options}).eval()
+    student = SpikingBert(**{**SMALL, "t_steps": [4, 4, 3], "pooling": "cls", **options}).eval()
     with torch.no_grad():
         for name, parameter in student.named_parameters():
             if parameter.dim() == 2 and not name.startswith("embedding"):
@@ -221,7 +221,7 @@ def student_and_batch(**options) -> tuple[Student, dict[str, torch.Tensor]]:
     return student, batch
 
 
-def same(student: Student, batch: dict[str, torch.Tensor], case: str) -> None:
+def same(student: SpikingBert, batch: dict[str, torch.Tensor], case: str) -> None:
     """With and without the engine: the same counts but for one spike in 2,000, and near logits."""
     stepwise, found = student.coding != "accumulate", {}
     for backend in ("torch", "triton"):
@@ -331,8 +331,8 @@ def test_what_is_not_covered() -> None:
 
     assert encoder.suits(OnCuda) and not encoder.suits(student.classifier.weight)
 
-    def covered(student: Student, mode: str = "spiking", **asked) -> bool:
-        return encoder.covers(student, Pass(mode, tokens, **{"scores": False, **asked}))
+    def covered(student: SpikingBert, mode: str = "spiking", **asked) -> bool:
+        return encoder.covers(student, ForwardContext(mode, tokens, **{"scores": False, **asked}))
 
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setattr(encoder, "suits", lambda like: like.dtype == torch.float32)
@@ -358,7 +358,7 @@ def test_what_is_not_covered() -> None:
             other, _ = (
                 student_and_batch(**{"coding": "per_step", **options})
                 if "layer_heads" not in options
-                else (Student(**{**SMALL, "t_steps": 2, "coding": "per_step", **options}), None)
+                else (SpikingBert(**{**SMALL, "t_steps": 2, "coding": "per_step", **options}), None)
             )
             other.use_kernels("triton")
             assert not covered(other), options

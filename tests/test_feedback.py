@@ -17,7 +17,7 @@ from spikeprune.cost.operations import count, fan_out
 from spikeprune.cost.shapes import Shape, parameters
 from spikeprune.errors import InputError
 from spikeprune.experiment import checkpoints, evaluation, pipeline
-from spikeprune.experiment.run_directory import RunDir
+from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.models.compaction import compact
 from spikeprune.models.feedback import anderson
 from spikeprune.pruning.statistics import collect
@@ -269,7 +269,7 @@ def test_a_run_with_feedback(tmp_path, capsys) -> None:
     options = ["student.feedback=true", "student.coding=running_mean", "compress.t_steps=null"]
     overrides = [*micro(tmp_path / "run", write_sst2(tmp_path / "glue")), *stages, *options]
     pipeline.run(load(GLUE, overrides))
-    run = RunDir(tmp_path / "run")
+    run = RunDirectory(tmp_path / "run")
     trained = [r for r in run.read_metrics() if r["stage"] == "internal_kd" and "train/loss" in r]
     assert len(trained) == BATCHES
     for name in ("steps", "residual", "adjoint_steps", "adjoint_residual"):

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from spikeprune import cli
 from spikeprune.errors import InputError
 from spikeprune.experiment.measurement import check_finite
-from spikeprune.experiment.run_directory import RunDir
+from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.models.outputs import Outputs
 from spikeprune.models.teacher import Teacher, scratch_config
 from spikeprune.models.tensors import not_finite
@@ -233,7 +233,7 @@ def spoilt(monkeypatch, call: int) -> None:
 
 def test_a_stage_stops_and_resumes_from_its_last_good_checkpoint(tmp_path, glue, monkeypatch, capsys) -> None:
     words = [*micro(tmp_path / "run", glue), *SHORT]
-    run = RunDir(tmp_path / "run")
+    run = RunDirectory(tmp_path / "run")
     with monkeypatch.context() as patch:
         spoilt(patch, BATCHES + 3)
         assert cli.main(["train", str(GLUE), *words]) == 2

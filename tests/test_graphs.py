@@ -10,12 +10,12 @@ import torch
 from spikeprune.config.tasks import TASKS
 from spikeprune.cost.shapes import Shape
 from spikeprune.kernels.cuda_graphs import PATIENCE, GraphedNorms
-from spikeprune.models.modeling import RESIDUALS, Student
+from spikeprune.models.modeling import RESIDUALS, SpikingBert
 from spikeprune.models.outputs import INPUTS
 from spikeprune.models.teacher import Teacher, scratch_config
 from spikeprune.training.callbacks.synapses import SynapsePruning
 from spikeprune.training.losses import uniform_layer_map
-from spikeprune.training.modules.student import StudentModule
+from spikeprune.training.modules.student import DistillationModule
 from spikeprune.training.modules.teacher import TeacherModule
 from spikeprune.training.objective import LossWeights
 from spikeprune.training.optimizer import Optimization
@@ -31,12 +31,12 @@ def common(graphs: bool) -> dict:
     return {"task": task, "dev_splits": task.dev_splits, "optimization": how, "graphs": graphs}
 
 
-def module(graphs: bool, losses: LossWeights = LOSSES, **student) -> StudentModule:
+def module(graphs: bool, losses: LossWeights = LOSSES, **student) -> DistillationModule:
     torch.manual_seed(0)
     teacher = Teacher.scratch(scratch_config(vocab=60, positions=32, dropout=0.1, **SIZES))
     values = {"vocab": 60, "positions": 32, "segments": 2, "t_steps": 3, **SIZES, **student}
-    made = StudentModule(
-        Student(**values),
+    made = DistillationModule(
+        SpikingBert(**values),
         teacher,
         losses=losses,
         layer_map=uniform_layer_map(2, 2),
@@ -54,7 +54,7 @@ def batch(width: int, seed: int) -> dict[str, torch.Tensor]:
     return {name: tensor.cuda() for name, tensor in {**made, "labels": ids[:, 0] % 2}.items()}
 
 
-def evaluate(made: StudentModule) -> None:
+def evaluate(made: DistillationModule) -> None:
     """As in a run, between two epochs: by the engine, which holds what it has worked out."""
     before = made.student.embedding.site.kernels
     made.student.use_kernels("triton")
@@ -65,7 +65,7 @@ def evaluate(made: StudentModule) -> None:
     made.student.use_kernels(before)
 
 
-def learnt(made: StudentModule, here: dict, terms, precision: torch.dtype | None) -> dict[str, torch.Tensor]:
+def learnt(made: DistillationModule, here: dict, terms, precision: torch.dtype | None) -> dict[str, torch.Tensor]:
     """Each term of a step, and its gradients."""
     with torch.autocast("cuda", precision or torch.bfloat16, enabled=precision is not None):
         out = terms(here)

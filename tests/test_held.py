@@ -10,14 +10,14 @@ from test_engine import SMALL
 
 from spikeprune.kernels import split_integer
 from spikeprune.kernels.weight_cache import held
-from spikeprune.models.modeling import Student
+from spikeprune.models.modeling import SpikingBert
 
 
 @pytest.mark.parametrize("outside", [torch.no_grad, torch.inference_mode])
 def test_what_is_held_has_no_history(outside) -> None:
     """A training step that is captured later would wait for the stream of whatever keeps its parameters' nodes."""
     torch.manual_seed(0)
-    student = Student(**SMALL, weights="ternary", t_steps=3)
+    student = SpikingBert(**SMALL, weights="ternary", t_steps=3)
     for strength in (0.5, 1.0):  # made, then brought up to date
         student.set_strength(strength)
         with outside():
@@ -31,7 +31,7 @@ def test_what_is_held_has_no_history(outside) -> None:
 def test_what_is_held_follows_every_optimizer(how) -> None:
     """A fused one leaves no trace in the parameters' versions."""
     torch.manual_seed(0)
-    student = Student(**SMALL, t_steps=3)
+    student = SpikingBert(**SMALL, t_steps=3)
     optimizer = torch.optim.AdamW(student.parameters(), lr=0.1, **how)
     for _ in range(2):
         before = [tensor.clone() for tensor in held(student, counts=True).layers[1].up]
@@ -47,7 +47,7 @@ def test_what_is_held_follows_every_optimizer(how) -> None:
 def test_what_is_held_follows_masks(weights, monkeypatch) -> None:
     """Float weights are not split again for them; a quantizer's scales are over the inputs that are kept."""
     torch.manual_seed(0)
-    student = Student(**SMALL, weights=weights, t_steps=3)
+    student = SpikingBert(**SMALL, weights=weights, t_steps=3)
     if weights != "float":
         student.set_strength(1.0)
     split, calls = split_integer.split, []

@@ -18,9 +18,9 @@ from spikeprune.experiment.build.callbacks import joint
 from spikeprune.models.teacher import Teacher, scratch_config
 from spikeprune.pruning.budget import TOLERANCE
 from spikeprune.training.additions import AdditionsTerm
-from spikeprune.training.callbacks.joint import MOST_PRESS, SLACK, JointPruning
+from spikeprune.training.callbacks.joint import MOST_PRESS, SLACK, BudgetPruning
 from spikeprune.training.losses import soft_loss
-from spikeprune.training.modules.student import StudentModule
+from spikeprune.training.modules.student import DistillationModule
 from spikeprune.training.objective import LossWeights
 from spikeprune.training.optimizer import Optimization
 
@@ -28,28 +28,28 @@ EPOCHS = 8
 GOAL = 0.5  # of what the student costs at first
 
 
-def module(**losses) -> StudentModule:
+def module(**losses) -> DistillationModule:
     task, student = TASKS["mnli"], make(1).float()
     torch.manual_seed(0)
     config = scratch_config(vocab=23, positions=8, hidden=12, layers=3, heads=H, ffn=F, classes=3, dropout=0.0)
     how = Optimization(lr=1e-3, theta_lr=1e-3, warmup=0.0, weight_decay=0.0)
     common = {"task": task, "dev_splits": task.dev_splits, "optimization": how, "shape": SHAPE, "layer_map": [0, 2]}
-    made = StudentModule(
+    made = DistillationModule(
         student, Teacher.scratch(config), losses=LossWeights(**({"soft": 1.0, "additions": 2.0} | losses)), **common
     )
     made.log = lambda *_: None
     return made.train()
 
 
-def term(made: StudentModule) -> AdditionsTerm:
+def term(made: DistillationModule) -> AdditionsTerm:
     return made.objective.additions
 
 
-def callback(share: float, **changes) -> JointPruning:
+def callback(share: float, **changes) -> BudgetPruning:
     options = {"target": "energy", "relative_to": "dense", "candidates": ("heads", "ffn", "steps"), "min_heads": 1}
     options |= {"min_ffn": 4, "block": 4, "sentences": 8, "measured": 7, "batch_size": 4}
     options |= {"shape": SHAPE, "dense_shape": TEACHER, "prices": PRICES["fp32"], "seed": 0}
-    return JointPruning(share=share, **options, **({"begin": 0, "settle": 3, "end": 5} | changes))
+    return BudgetPruning(share=share, **options, **({"begin": 0, "settle": 3, "end": 5} | changes))
 
 
 DATA = SimpleNamespace(
@@ -58,16 +58,16 @@ DATA = SimpleNamespace(
 )
 
 
-def cost(made: StudentModule) -> float:
+def cost(made: DistillationModule) -> float:
     return meter().value(made.student)
 
 
-def units(made: StudentModule) -> tuple:
+def units(made: DistillationModule) -> tuple:
     student = made.student
     return tuple(student.heads.flatten().tolist()), tuple(student.ffn.flatten().tolist()), tuple(student.steps)
 
 
-def play(made: StudentModule, mine: JointPruning, drift, epochs=range(EPOCHS)) -> list[SimpleNamespace]:
+def play(made: DistillationModule, mine: BudgetPruning, drift, epochs=range(EPOCHS)) -> list[SimpleNamespace]:
     """What each epoch trained with. `drift(epoch)`: by what share its spikes get dearer."""
     history = []
     for epoch in epochs:
@@ -111,7 +111,7 @@ def test_the_limit_is_first_what_the_additions_are() -> None:
     here = batches((4,), seed=2)[0]
     term(made).limit.mul_(0.5)
     outputs = made.student(here["input_ids"], here["attention_mask"], here["token_type_ids"], rate=True)
-    found = made.objective(here, outputs, made.student, made.lesson(here))["additions"]
+    found = made.objective(here, outputs, made.student, made.teacher_outputs(here))["additions"]
     whole = term(made).expected(made.student, outputs, here["attention_mask"].sum(1).float().mean())
     assert found.item() == pytest.approx(whole.item() - first.limit / 2, rel=1e-5)
     term(made).press.fill_(3.0)

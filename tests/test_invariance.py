@@ -17,8 +17,8 @@ from students import (
     sentences,
 )
 
-from spikeprune.snn.context import Pass
-from spikeprune.snn.spiking_layer import Site
+from spikeprune.snn.context import ForwardContext
+from spikeprune.snn.spiking_layer import SpikingLayer
 
 # -------------------------------------------------------------------------------------------------------- invariances
 
@@ -33,8 +33,10 @@ def test_masks_of_ones_change_nothing_bit_for_bit(coding, mode, spikes, monkeypa
     with torch.no_grad():
         buffers = student(**batch, mode=mode, count=True)
         lent = student(**batch, mode=mode, count=True, **masks)
-        forward = Site.forward
-        monkeypatch.setattr(Site, "forward", lambda self, f, *a, mask=None, **options: forward(self, f, *a, **options))
+        forward = SpikingLayer.forward
+        monkeypatch.setattr(
+            SpikingLayer, "forward", lambda self, f, *a, mask=None, **options: forward(self, f, *a, **options)
+        )
         without = student(**batch, mode=mode, count=True)
     for outputs in (buffers, lent):
         assert torch.equal(outputs.logits, without.logits)
@@ -147,8 +149,10 @@ ACTIVATION = torch.tensor([[1.0, -8.0, 0.0], [2.0, 4.0, -0.5], [3.0, 1.0, 0.0], 
     ],
 )
 def test_calibration_by_hand(spikes, percentile, theta) -> None:
-    site = Site("x", 3, neuron=spikes, leak=1.0, coding="accumulate", theta="channel")
-    run = Pass("calibrate", torch.tensor([[True] * 4 + [False]]), percentile=percentile)  # the last token is padding
+    site = SpikingLayer("x", 3, neuron=spikes, leak=1.0, coding="accumulate", theta="channel")
+    run = ForwardContext(
+        "calibrate", torch.tensor([[True] * 4 + [False]]), percentile=percentile
+    )  # the last token is padding
     value = site(lambda: ACTIVATION[None], t_steps=2, run=run).value
     assert site.theta.tolist() == pytest.approx(theta)
     low = torch.tensor(theta) * (0 if spikes == "binary" else -1)
@@ -156,8 +160,8 @@ def test_calibration_by_hand(spikes, percentile, theta) -> None:
 
 
 def test_calibration_of_one_theta_for_all_channels() -> None:
-    site = Site("x", 3, neuron="ternary", leak=1.0, coding="accumulate", theta="tensor")
-    run = Pass("calibrate", torch.tensor([[True] * 4 + [False]]), percentile=75.0)
+    site = SpikingLayer("x", 3, neuron="ternary", leak=1.0, coding="accumulate", theta="tensor")
+    run = ForwardContext("calibrate", torch.tensor([[True] * 4 + [False]]), percentile=75.0)
     site(lambda: ACTIVATION[None], t_steps=2, run=run)
     assert site.theta.tolist() == pytest.approx([3.0])  # 0 0 0 .5 1 1 2 2 (3) 4 4 8
 

@@ -17,12 +17,12 @@ from spikeprune.config.validation import names
 from spikeprune.cost.energy import PRICES, summarize
 from spikeprune.cost.operations import count, dense
 from spikeprune.cost.shapes import Shape
-from spikeprune.models.modeling import Student
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS
 from spikeprune.pruning import estimates
 from spikeprune.pruning.budget import Budget
 from spikeprune.pruning.candidates import KINDS, Candidate, cheapest
-from spikeprune.pruning.cost_meter import TARGETS, Meter
+from spikeprune.pruning.cost_meter import TARGETS, CostMeter
 from spikeprune.snn.coding import CODINGS
 from spikeprune.training.losses import drawn_loss, soft_loss
 
@@ -30,11 +30,11 @@ SHAPE = Shape(hidden=12, heads=H, ffn=F, layers=L, classes=3, theta="channel", v
 TEACHER = Shape(hidden=12, heads=H, ffn=F, layers=3, classes=3, pooling="cls", vocab_size=23, positions=8)
 
 
-def meter(target: str = "energy", shape: Shape = SHAPE) -> Meter:
-    return Meter(batches((4, 3), seed=3), target=target, shape=shape, dense_shape=TEACHER, prices=PRICES["fp32"])
+def meter(target: str = "energy", shape: Shape = SHAPE) -> CostMeter:
+    return CostMeter(batches((4, 3), seed=3), target=target, shape=shape, dense_shape=TEACHER, prices=PRICES["fp32"])
 
 
-def budget(student: Student, target: str = "energy", **options) -> Budget:
+def budget(student: SpikingBert, target: str = "energy", **options) -> Budget:
     """Of a student that is taught by what it was itself before anything was removed."""
     options = {"min_ffn": 4, "block": 4, "most_steps": student.steps} | options
     data, teacher = batches((8, 8), seed=2), copy.deepcopy(student).eval()
@@ -144,7 +144,7 @@ def test_a_last_layers_neurons_save_what_their_gradient_says(coding) -> None:
 # -------------------------------------------------------------------------------------------------------------- search
 
 
-def floors_hold(student: Student, min_heads: int = 1, min_ffn: int = 4) -> bool:
+def floors_hold(student: SpikingBert, min_heads: int = 1, min_ffn: int = 4) -> bool:
     return bool(
         (student.heads.sum(1) >= min_heads).all() and (student.ffn.sum(1) >= min_ffn).all() and min(student.steps) >= 1
     )
@@ -202,8 +202,8 @@ def test_a_state_is_measured_once(monkeypatch) -> None:
 
     mine = budget(make(0))
     goal = 0.3 * mine.meter.value(mine.student)
-    monkeypatch.setattr(Meter, "value", counted("cost", Meter.value, 1))
-    monkeypatch.setattr(Meter, "read", counted("reading", Meter.read, 1))
+    monkeypatch.setattr(CostMeter, "value", counted("cost", CostMeter.value, 1))
+    monkeypatch.setattr(CostMeter, "read", counted("reading", CostMeter.read, 1))
     monkeypatch.setattr(estimates, "loss_at", counted("loss", estimates.loss_at, 0))
     mine.lower_to(goal)
     mine.raise_to(goal)
@@ -215,7 +215,8 @@ def test_a_state_is_measured_once(monkeypatch) -> None:
 
 @pytest.mark.parametrize("coding", CODINGS)
 def test_what_moves_the_answers_is_not_free_though_the_loss_falls(coding) -> None:
-    """The same distances from the lesson with the sign turned: losses fall by what they rose by, estimates stay."""
+    """The same distances from the teacher_outputs with the sign turned: losses fall by what they rose by, estimates
+    stay."""
     student = make(0, coding=coding)
     mine, other = budget(student), budget(student)
     taught, mine.sample_loss = mine.sample_loss, lambda *args: -taught(*args)
@@ -259,7 +260,7 @@ def test_what_is_missing_comes_back_only_if_it_helps() -> None:
 # ------------------------------------------------------------------------------------------- a problem with an answer
 
 
-def toy(seed: int) -> tuple[Student, dict[str, torch.Tensor]]:
+def toy(seed: int) -> tuple[SpikingBert, dict[str, torch.Tensor]]:
     """A student of which known parts do nothing, and masks and steps without them: in each layer a head that `out` and
     a dozen neurons that `down` does not read, and the second step of the embedding, whose thresholds are so low that
     every neuron fires at each step."""

@@ -15,7 +15,7 @@ from spikeprune import cli
 from spikeprune.config.load import load
 from spikeprune.errors import InputError
 from spikeprune.experiment import pipeline
-from spikeprune.experiment.run_directory import RunDir
+from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.report.tables import summary_table
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -33,18 +33,18 @@ QUANTIZED = ("compress.weights=ternary", "stages.joint.callbacks=[joint,quantize
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory, glue) -> RunDir:
+def shared(tmp_path_factory, glue) -> RunDirectory:
     """Teacher and distilled student, made once."""
     folder = tmp_path_factory.mktemp("shared") / "run"
     pipeline.run(load(GLUE, [*micro(folder, glue), *NOTHING, f"run.stages={SHARED}"]))
-    return RunDir(folder)
+    return RunDirectory(folder)
 
 
-def command(folder: Path, glue: Path, shared: RunDir, *more: str) -> list[str]:
+def command(folder: Path, glue: Path, shared: RunDirectory, *more: str) -> list[str]:
     return [*micro(folder, glue), f"run.start_from={shared.path}", *more]
 
 
-def left(run: RunDir, stages) -> dict:
+def left(run: RunDirectory, stages) -> dict:
     """What a run leaves, but for the time it took."""
     records = {name: run.record(name) for name in stages}
     assert all(record.pop("seconds") > 0 for record in records.values())
@@ -53,12 +53,12 @@ def left(run: RunDir, stages) -> dict:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, glue, shared) -> RunDir:
+def undisturbed(tmp_path_factory, glue, shared) -> RunDirectory:
     folder = tmp_path_factory.mktemp("undisturbed")
     assert leg(command(folder / "run", glue, shared, *JOINT, *QUANTIZED), folder / "log") == 0, (
         folder / "log"
     ).read_text()
-    return RunDir(folder / "run")
+    return RunDirectory(folder / "run")
 
 
 def test_the_target_is_met_and_held(undisturbed) -> None:
@@ -87,7 +87,7 @@ def test_the_target_is_met_and_held(undisturbed) -> None:
     "kills", [[("joint", 5), ("joint", 2 * BATCHES + 2)], [("joint", BATCHES + 4), ("finetune", 4)]]
 )
 def test_killed_in_the_middle_equals_undisturbed(kills, undisturbed, glue, shared, tmp_path) -> None:
-    run, log = RunDir(tmp_path / "run"), tmp_path / "log"
+    run, log = RunDirectory(tmp_path / "run"), tmp_path / "log"
     again = [*command(run.path, glue, shared, *JOINT, *QUANTIZED), "run.checkpoint_every=3"]
     for kill in kills:
         assert leg(again, log, kill) == -signal.SIGKILL, log.read_text()
@@ -101,9 +101,9 @@ def test_any_order_runs_and_resumes(order, glue, shared, tmp_path) -> None:
     """Killed in the second of the three, against a run that was not."""
     more = ["compress.weights=ternary", f"run.stages=[teacher,internal_kd,prediction_kd,{','.join(order)}]"]
     more += [f"stages.{name}.epochs=2" for name in order]
-    whole = RunDir(tmp_path / "whole")
+    whole = RunDirectory(tmp_path / "whole")
     pipeline.run(load(GLUE, command(whole.path, glue, shared, *more)))
-    run, log = RunDir(tmp_path / "run"), tmp_path / "log"
+    run, log = RunDirectory(tmp_path / "run"), tmp_path / "log"
     again = [*command(run.path, glue, shared, *more), "run.checkpoint_every=3"]
     assert leg(again, log, (order[1], 5)) == -signal.SIGKILL, log.read_text()
     assert leg(again, log) == 0 and "goes on from step 3" in log.read_text(), log.read_text()
@@ -128,11 +128,11 @@ def test_a_target_out_of_reach_names_the_lowest(glue, shared, tmp_path) -> None:
     assert "compress.target_value = 0.0001: with everything removed" in text and "[steps]" in text
     lowest = float(text.split("still has ")[1].split()[0])
     assert 0.0001 < lowest < 1
-    assert not RunDir(tmp_path / "run").finished("joint")
+    assert not RunDirectory(tmp_path / "run").finished("joint")
 
 
 def test_stages_are_taken_over_once_and_linked(glue, shared, tmp_path, capsys) -> None:
-    mine = RunDir(tmp_path / "run")
+    mine = RunDirectory(tmp_path / "run")
     stages = "run.stages=[teacher,internal_kd,prediction_kd,finetune]"
     own = command(mine.path, glue, shared, *NOTHING, stages, "stages.prediction_kd.lr=1.0e-4")
     pipeline.run(load(GLUE, own))
@@ -158,10 +158,10 @@ def test_another_student_takes_over_the_teacher_alone(glue, shared, tmp_path, ca
     config = load(GLUE, command(tmp_path / "run", glue, shared, *own))
     assert pipeline.run(config)["stages"]["prediction_kd"]["t_steps"] == [5, 5, 5]
     assert f"taken over from {shared.path}: teacher (then " in capsys.readouterr().out
-    mine = RunDir(tmp_path / "run")
+    mine = RunDirectory(tmp_path / "run")
     assert [name for name in ("teacher", "internal_kd") if "taken_from" in mine.record(name)] == ["teacher"]
     pipeline.run(load(GLUE, [*micro(tmp_path / "alone", glue), *own]))
-    alone = RunDir(tmp_path / "alone")
+    alone = RunDirectory(tmp_path / "alone")
     for name in ("teacher", "internal_kd"):
         files = [run.stage(name) / "model.safetensors" for run in (mine, alone)]
         assert files[0].read_bytes() == files[1].read_bytes()

@@ -18,11 +18,11 @@ from spikeprune.errors import InputError
 from spikeprune.experiment.build import arithmetic
 from spikeprune.kernels import equilibrium
 from spikeprune.kernels.equilibrium import KINDS, fused_equilibrium
-from spikeprune.models.modeling import Student
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.snn import spiking_layer
-from spikeprune.snn.context import Pass
+from spikeprune.snn.context import ForwardContext
 from spikeprune.snn.neurons import NEURONS, Equilibrium, settle
-from spikeprune.snn.spiking_layer import Site
+from spikeprune.snn.spiking_layer import SpikingLayer
 
 STEPS = (1, 2, 3, 4, 7, 16, 125)
 SIZES = ((1, 37), (16, 128), (17, 384), (33, 1536), (700, 37), (257, 384))  # rows and channels, on and off the tiles
@@ -111,7 +111,7 @@ def compare_odd_values(device: str) -> None:
 
 def compare_site(device: str) -> None:
     """A site and a student answer alike under both, gradients of log(theta) included."""
-    made = Site("x", 37, neuron="ternary", leak=1.0, coding="accumulate", theta="channel").to(device)
+    made = SpikingLayer("x", 37, neuron="ternary", leak=1.0, coding="accumulate", theta="channel").to(device)
     x = torch.randn(2, 5, 37, device=device)
     tokens = torch.tensor([[True] * 5, [True] * 2 + [False] * 3], device=device)
     mask = (torch.arange(37, device=device) % 4 > 0).float()
@@ -119,7 +119,7 @@ def compare_site(device: str) -> None:
         answers, slopes = [], []
         for made.kernels in ("torch", "triton"):
             made.zero_grad()
-            run = Pass("equilibrium", tokens, rate=rate)
+            run = ForwardContext("equilibrium", tokens, rate=rate)
             answers.append(made(lambda: x, t_steps=4, run=run, mask=kept).value)
             (answers[-1].square().sum() + sum((rate**2).sum() for rate in run.rates.values())).backward()
             slopes.append((made.log_theta.grad.clone(), *run.rates.values()))
@@ -127,7 +127,7 @@ def compare_site(device: str) -> None:
         assert (type(answers[1].grad_fn).__name__ == "FusedEquilibriumBackward") == fused
         assert same_bits(*answers)
         torch.testing.assert_close(*slopes, rtol=1e-5, atol=1e-5)
-    student = Student(**SMALL, t_steps=3).to(device).eval()
+    student = SpikingBert(**SMALL, t_steps=3).to(device).eval()
     ids, mask = torch.randint(0, 50, (2, 9), device=device), torch.ones(2, 9, dtype=torch.long, device=device)
     plain = student(ids, mask).logits
     student.use_kernels("triton")
@@ -185,7 +185,7 @@ def test_odd_values_sites_and_students_on_cuda() -> None:
 @pytest.mark.gpu
 def test_half_precision_around_it_on_cuda() -> None:
     torch.manual_seed(0)
-    student = Student(**SMALL, t_steps=3, kernels="triton").cuda()
+    student = SpikingBert(**SMALL, t_steps=3, kernels="triton").cuda()
     ids, mask = torch.randint(0, 50, (2, 9), device="cuda"), torch.ones(2, 9, dtype=torch.long, device="cuda")
     with torch.autocast("cuda", torch.bfloat16):
         outputs = student(ids, mask)
@@ -196,15 +196,15 @@ def test_half_precision_around_it_on_cuda() -> None:
 
 def test_what_is_not_covered_is_torchs() -> None:
     x = torch.randn(2, 5, 3)
-    run = Pass("equilibrium", torch.ones(2, 5, dtype=torch.bool))
-    made = Site("x", 3, neuron="binary", leak=0.9, coding="accumulate", theta="channel", kernels="triton")
+    run = ForwardContext("equilibrium", torch.ones(2, 5, dtype=torch.bool))
+    made = SpikingLayer("x", 3, neuron="binary", leak=0.9, coding="accumulate", theta="channel", kernels="triton")
     expected = made.theta * settle(x, made.theta, 4, NEURONS["binary"], 0.9)
     assert torch.equal(made(lambda: x, t_steps=4, run=run).value, expected)
     assert not equilibrium.covers(x, "ternary", 1.0)  # the CPU
 
 
 def test_a_student_is_told_and_does_not_save_it() -> None:
-    student = Student(**SMALL, t_steps=3)
+    student = SpikingBert(**SMALL, t_steps=3)
     assert {s.kernels for s in student.sites().values()} == {"torch"}
     before = student.state_dict()
     student.use_kernels("triton")

@@ -11,7 +11,7 @@ from students import FFN, VOCAB, C, D, H, L, N, make, prune, sentences
 from spikeprune.cost.activity import activity
 from spikeprune.cost.shapes import Shape
 from spikeprune.models.compaction import COLUMNS, ROWS, THETAS, smaller
-from spikeprune.models.modeling import Student
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.teacher import Teacher, scratch_config
 from spikeprune.models.variants import altered, deaden
 from spikeprune.pruning.statistics import collect, convergence_profile
@@ -22,7 +22,7 @@ KINDS = [{}, {"spikes": "ternary_scaled"}, {"theta": "tensor", "query": "spiking
 KINDS += [{"coding": "running_mean"}, {"coding": "per_step", "query": "spiking", "residual": "membrane"}]
 
 
-def masked(**options) -> Student:
+def masked(**options) -> SpikingBert:
     student = prune(make(**options))
     if student.weights != "float":
         student.set_strength(1.0)
@@ -30,7 +30,7 @@ def masked(**options) -> Student:
 
 
 @torch.no_grad()
-def scrambled(student: Student) -> Student:
+def scrambled(student: SpikingBert) -> SpikingBert:
     """The same student but for what its masked units are."""
     other = copy.deepcopy(student)
     for i, layer in enumerate(other.layers):
@@ -50,7 +50,7 @@ def batch() -> dict[str, torch.Tensor]:
     return {**sentences(), "labels": torch.tensor([0, 2, 1])}
 
 
-def objective(term: str, student: Student) -> Objective:
+def objective(term: str, student: SpikingBert) -> Objective:
     sizes = {"hidden": D, "heads": H, "ffn": FFN, "layers": L, "classes": C}
     values = {name: student.values[name] for name in ("query", "theta", "pooling")}
     shape = Shape(
@@ -59,13 +59,13 @@ def objective(term: str, student: Student) -> Objective:
     return Objective(LossWeights(**{term: 1.0}), layer_map=[0, 1], shape=shape, regression=False)
 
 
-def learnt(student: Student, term: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def learnt(student: SpikingBert, term: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     torch.manual_seed(0)
     config = scratch_config(vocab=VOCAB, positions=2 * N, hidden=D, layers=L, heads=H, ffn=FFN, classes=C, dropout=0.0)
     here, teacher, mine = batch(), Teacher.scratch(config).double().freeze(), objective(term, student)
     mode = "equilibrium" if student.coding == "accumulate" else "spiking"
     outputs = student(*(here[name] for name in sentences()), mode=mode, rate=True)
-    loss = mine(here, outputs, student, mine.lesson(here, teacher))[term]
+    loss = mine(here, outputs, student, mine.teacher_outputs(here, teacher))[term]
     parameters = dict(student.named_parameters())
     grads = torch.autograd.grad(loss, parameters.values(), allow_unused=True)
     return loss.detach(), {
@@ -73,7 +73,7 @@ def learnt(student: Student, term: str) -> tuple[torch.Tensor, dict[str, torch.T
     }
 
 
-def silent(student: Student, gradients: dict[str, torch.Tensor]) -> None:
+def silent(student: SpikingBert, gradients: dict[str, torch.Tensor]) -> None:
     for i in range(L):
         gone = {"heads": student.heads[i].repeat_interleave(D // H) == 0, "ffn": student.ffn[i] == 0}
         for kind, units in gone.items():

@@ -13,7 +13,7 @@ from students import L, make, sentences
 from spikeprune import cli
 from spikeprune.config.load import load
 from spikeprune.experiment import checkpoints, evaluation, pipeline
-from spikeprune.experiment.run_directory import RunDir
+from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.snn.coding import CODINGS
 
 
@@ -40,7 +40,7 @@ def test_a_run(tmp_path, capsys) -> None:
     """Distilled, pruned in space and time, evaluated both ways, ended early, compacted."""
     overrides = [*micro(tmp_path / "run", write_sst2(tmp_path / "glue")), "student.residual=membrane"]
     pipeline.run(load(GLUE, overrides))
-    run = RunDir(tmp_path / "run")
+    run = RunDirectory(tmp_path / "run")
     record = run.record("finetune")
     assert checkpoints.load_student(run, "finetune").values["residual"] == "membrane"
     for stepwise in (False, True):

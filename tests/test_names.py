@@ -17,13 +17,13 @@ from spikeprune.data.glue import load_raw
 from spikeprune.errors import InputError
 from spikeprune.experiment.early_exit import dynamic
 from spikeprune.models.inference import answer
-from spikeprune.models.modeling import Student
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.pruning.schedules import keep_highest
 from spikeprune.snn.neurons import LONGEST
-from spikeprune.training.callbacks.joint import JointPruning
+from spikeprune.training.callbacks.joint import BudgetPruning
 from spikeprune.training.callbacks.spatial import SpatialPruning
 from spikeprune.training.callbacks.temporal import TemporalPruning
-from spikeprune.training.modules.student import StudentModule
+from spikeprune.training.modules.student import DistillationModule
 from tests.micro import GLUE
 
 WRONG = "acumulate"
@@ -65,7 +65,7 @@ CHOICES = [
     ("weights", student_with("weights"), "float, binary, ternary, int8"),
     ("kernels", student_with("kernels"), "torch, triton"),
     ("kernels", lambda: make().use_kernels(WRONG), "torch, triton"),
-    ("forward mode", lambda: StudentModule(None, None, **NOTHING, forward_mode=WRONG), "equilibrium, spiking"),
+    ("forward mode", lambda: DistillationModule(None, None, **NOTHING, forward_mode=WRONG), "equilibrium, spiking"),
     ("scope", keep, "global, layer"),
     ("rule", stops, "asr, confidence"),
     ("coding", lambda: latency_steps([1, 2], WRONG), "accumulate, running_mean, per_step"),
@@ -74,11 +74,11 @@ CHOICES = [
     ("scope", lambda: SpatialPruning(**{**SPATIAL, **BATCHES, "scope": WRONG}), "global, layer"),
     ("criterion", lambda: TemporalPruning(**{**TEMPORAL, **BATCHES, "criterion": WRONG}), "uniform, convergence"),
     ("thresholds", lambda: TemporalPruning(**{**TEMPORAL, **BATCHES, "thresholds": WRONG}), "stay, follow"),
-    ("target", lambda: JointPruning(**{**JOINT, "target": WRONG}), "ac, energy, latency"),
-    ("relative_to", lambda: JointPruning(**{**JOINT, "relative_to": WRONG}), "dense, student"),
-    ("split", lambda: JointPruning(**{**JOINT, "split": WRONG}), "dev, train"),
-    ("thresholds", lambda: JointPruning(**{**JOINT, "thresholds": WRONG}), "stay, follow"),
-    ("candidate", lambda: JointPruning(**{**JOINT, "candidates": [WRONG]}), "heads, ffn, steps"),
+    ("target", lambda: BudgetPruning(**{**JOINT, "target": WRONG}), "ac, energy, latency"),
+    ("relative_to", lambda: BudgetPruning(**{**JOINT, "relative_to": WRONG}), "dense, student"),
+    ("split", lambda: BudgetPruning(**{**JOINT, "split": WRONG}), "dev, train"),
+    ("thresholds", lambda: BudgetPruning(**{**JOINT, "thresholds": WRONG}), "stay, follow"),
+    ("candidate", lambda: BudgetPruning(**{**JOINT, "candidates": [WRONG]}), "heads, ffn, steps"),
     ("replace_by", lambda: Augment(**AUGMENT, replace_by=WRONG), "batch, neighbours"),
     ("data.source", lambda: load_raw(**RAW, source=WRONG), "auto, hub, dir, embedded"),
 ]
@@ -97,7 +97,7 @@ def test_a_wrong_name_lists_the_right_ones(what, call, right) -> None:
 
 def test_heads_that_do_not_divide_the_width_are_no_student() -> None:
     with pytest.raises(ValueError, match="12 is no multiple of 5 heads"):
-        Student(vocab=9, positions=9, segments=2, hidden=12, layers=1, heads=5, ffn=8, classes=2, t_steps=1)
+        SpikingBert(vocab=9, positions=9, segments=2, hidden=12, layers=1, heads=5, ffn=8, classes=2, t_steps=1)
     with pytest.raises(ValueError, match="3 classes need as many labels, not 2"):
         make(labels=("a", "b"))
 
@@ -112,6 +112,6 @@ def test_the_longest_train_of_a_configuration_is_the_longest_that_is_simulated()
 def test_the_right_names_are_taken() -> None:
     assert SimpleNamespace(**vars(SpatialPruning(**SPATIAL, **BATCHES))).scope == "global"
     TemporalPruning(**TEMPORAL, **BATCHES)
-    JointPruning(**JOINT)
+    BudgetPruning(**JOINT)
     Augment(**AUGMENT, replace_by="batch")
     answer(make(), **sentences())

@@ -12,7 +12,7 @@ from micro import ROOT, micro, write_sst2
 from test_slurm import REQUEST, interrupt, launch, wait_for
 from together import EXACT, check_measurements, check_weights, leg, together
 
-from spikeprune.experiment.run_directory import RunDir
+from spikeprune.experiment.run_directory import RunDirectory
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -47,7 +47,10 @@ def tasks(job: str) -> dict[int, tuple[str, str]]:
 
 
 def test_two_nodes_stop_together_and_learn_what_one_process_learns(cluster, tmp_path, capsys) -> None:
-    glue, pair = write_sst2(tmp_path / "glue", train=61, dev=21), (RunDir(tmp_path / "one"), RunDir(tmp_path / "two"))
+    glue, pair = (
+        write_sst2(tmp_path / "glue", train=61, dev=21),
+        (RunDirectory(tmp_path / "one"), RunDirectory(tmp_path / "two")),
+    )
     one, two = pair
     plain = [[*micro(run.path, glue), *EXACT, "stages.internal_kd.epochs=8"] for run in pair]
     job, log = launch(lambda: capsys.readouterr().out, *plain[1], "--nodes=2", *REQUEST)

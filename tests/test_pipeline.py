@@ -19,7 +19,7 @@ from spikeprune.data.glue import RawData, Split
 from spikeprune.errors import InputError
 from spikeprune.experiment import evaluation, pipeline
 from spikeprune.experiment.measurement import check_teacher
-from spikeprune.experiment.run_directory import RunDir
+from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.experiment.summary import commit
 from spikeprune.report.tables import summary_table
 from spikeprune.training.callbacks.synops import SynOpsLogger
@@ -32,12 +32,12 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, glue) -> tuple[RunDir, str]:
+def finished(tmp_path_factory, glue) -> tuple[RunDirectory, str]:
     """One run through the command line, and what it printed."""
     folder = tmp_path_factory.mktemp("runs")
     code = leg(micro(folder / "sst2", glue), folder / "log")
     assert code == 0, (folder / "log").read_text()
-    return RunDir(folder / "sst2"), (folder / "log").read_text()
+    return RunDirectory(folder / "sst2"), (folder / "log").read_text()
 
 
 def test_a_run_leaves_its_files(finished) -> None:
@@ -144,12 +144,12 @@ def test_so_it_is_where_the_engine_answers(tmp_path, glue) -> None:
     """Several epochs a stage, by a fused optimizer, with heads of a size that the engine knows."""
     sizes = ["teacher.hidden=32", "teacher.heads=2", "teacher.ffn=64", "compress.heads=0.5"]
     epochs = ["stages.finetune.epochs=4", "stages.prediction_kd.epochs=3", "run.accelerator=gpu"]
-    run = RunDir(tmp_path / "run")
+    run = RunDirectory(tmp_path / "run")
     assert cli.main(["train", str(GLUE), *micro(run.path, glue), *sizes, *epochs]) == 0
     check_last_lines(run)
 
 
-def check_last_lines(run: RunDir) -> None:
+def check_last_lines(run: RunDirectory) -> None:
     for name in STAGES[1:]:
         last = [r for r in run.read_metrics() if r["stage"] == name and "val/accuracy" in r][-1]
         record = run.record(name)
@@ -242,7 +242,7 @@ def test_other_data_under_the_same_name_are_refused(finished, tmp_path, glue) ->
 @pytest.mark.parametrize("epochs", [0, 1])
 def test_a_teacher_that_has_learnt_nothing_stops_the_run(epochs, tmp_path, capsys) -> None:
     """On generated data, which no network learns in one epoch at such a rate."""
-    run = RunDir(tmp_path / "run")
+    run = RunDirectory(tmp_path / "run")
     small = ["task=rte", "data.embedded_train=16", "data.embedded_dev=20", "stages.teacher.lr=1.0e-9"]
     assert cli.main(["train", str(GLUE), *micro(run.path), *small, f"stages.teacher.epochs={epochs}"]) == 2
     message = capsys.readouterr().err

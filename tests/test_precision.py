@@ -14,10 +14,10 @@ from spikeprune.config.load import load
 from spikeprune.errors import InputError
 from spikeprune.experiment import pipeline
 from spikeprune.experiment.build import arithmetic
-from spikeprune.experiment.run_directory import RunDir
+from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.kernels.cuda_graphs import undisturbed
 from spikeprune.training import optimizer
-from spikeprune.training.modules.student import StudentModule
+from spikeprune.training.modules.student import DistillationModule
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SHORT = ["run.stages=[teacher,internal_kd,spatial]", "compress.t_steps=null", "stages.spatial.epochs=1"]
@@ -34,12 +34,12 @@ def fused(monkeypatch) -> None:
 @pytest.mark.parametrize("precision", ["bf16-mixed", "tf32", "64-true"])
 def test_a_run_trains_in_it(precision, fused, glue, tmp_path) -> None:
     pipeline.run(load(GLUE, [*micro(tmp_path / "run", glue), *SHORT, f"run.precision={precision}"]))
-    weights = RunDir(tmp_path / "run").weights("spatial")
+    weights = RunDirectory(tmp_path / "run").weights("spatial")
     assert all(x.isfinite().all() for x in weights.values())
     assert weights["classifier.weight"].dtype == (torch.float64 if precision == "64-true" else torch.float32)
 
 
-class Steps(StudentModule):
+class Steps(DistillationModule):
     """Learns batches as they are, with nothing logged."""
 
     def configure_optimizers(self):
@@ -49,7 +49,7 @@ class Steps(StudentModule):
         return self.learn(batch)["loss"]
 
 
-def clipped(precision: str, scale: float = 1.0) -> tuple[StudentModule, torch.Tensor]:
+def clipped(precision: str, scale: float = 1.0) -> tuple[DistillationModule, torch.Tensor]:
     """A student after steps whose gradients are clipped, and the norms that the optimizer saw."""
     made = module(soft=1.0, additions=0.1, firing=0.1)
     made.__class__ = Steps
@@ -129,4 +129,4 @@ def test_a_gpu_trains_in_mixed_precision(precision, graphs, glue, tmp_path) -> N
     given = [f"run.precision={precision}", f"run.cuda_graphs={graphs}", "run.accelerator=gpu", "data.pad_to=24"]
     given += ["stages.teacher.epochs=8"]  # the first steps find the scale
     pipeline.run(load(GLUE, [*micro(tmp_path / "run", glue), *SHORT, *given]))
-    assert all(x.isfinite().all() for x in RunDir(tmp_path / "run").weights("spatial").values())
+    assert all(x.isfinite().all() for x in RunDirectory(tmp_path / "run").weights("spatial").values())

@@ -19,7 +19,7 @@ from test_resume import result, steps_of
 
 from spikeprune import cli
 from spikeprune.experiment.build import trainers
-from spikeprune.experiment.run_directory import RunDir
+from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.experiment.stage import resume_step
 from spikeprune.training import signals
 
@@ -58,10 +58,10 @@ def small(folder: Path, glue: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, glue) -> RunDir:
+def undisturbed(tmp_path_factory, glue) -> RunDirectory:
     folder = tmp_path_factory.mktemp("undisturbed")
     assert start(small(folder / "run", glue), folder / "log") == 0, (folder / "log").read_text()
-    return RunDir(folder / "run")
+    return RunDirectory(folder / "run")
 
 
 CHAIN = [
@@ -76,7 +76,7 @@ CHAIN = [
 
 
 def test_signalled_again_and_again_equals_undisturbed(undisturbed, glue, tmp_path) -> None:
-    run, log, arguments = RunDir(tmp_path / "run"), tmp_path / "log", small(tmp_path / "run", glue)
+    run, log, arguments = RunDirectory(tmp_path / "run"), tmp_path / "log", small(tmp_path / "run", glue)
     for stage, hook, count, number, code, step in CHAIN:
         log.write_text("")
         assert start(arguments, log, stage, hook, count, number) == code, log.read_text()

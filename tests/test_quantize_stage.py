@@ -17,21 +17,21 @@ from spikeprune import cli
 from spikeprune.experiment import evaluation
 from spikeprune.experiment.checkpoints import load_student
 from spikeprune.experiment.compaction import compact_run
-from spikeprune.experiment.run_directory import RunDir
+from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.models.compaction import as_float, compact, nbytes, stored
 from spikeprune.models.compaction import load as load_compact
-from spikeprune.models.modeling import Student
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.report.tables import evaluation_lines, summary_table
 from spikeprune.training.callbacks.quantize import WeightQuantization
 
 
-def quantized(name: str, strength: float = 1.0, **options) -> Student:
+def quantized(name: str, strength: float = 1.0, **options) -> SpikingBert:
     student = make(weights=name, **options)
     student.set_strength(strength)
     return student
 
 
-def play(callback: WeightQuantization, student: Student, epochs) -> list[float]:
+def play(callback: WeightQuantization, student: SpikingBert, epochs) -> list[float]:
     trainer, module, history = SimpleNamespace(sanity_checking=False, current_epoch=0), Module(student), []
     for trainer.current_epoch in epochs:
         callback.on_train_epoch_start(trainer, module)
@@ -71,7 +71,7 @@ def overrides(folder, glue) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> tuple[RunDir, RunDir]:
+def runs(tmp_path_factory) -> tuple[RunDirectory, RunDirectory]:
     """The same run undisturbed, and killed in the first and in the second quantizing epoch."""
     folder = tmp_path_factory.mktemp("runs")
     glue, log = write_sst2(folder / "glue"), folder / "log"
@@ -81,7 +81,7 @@ def runs(tmp_path_factory) -> tuple[RunDir, RunDir]:
     for step in (5, BATCHES + 3):
         assert leg(legs, log, ("quantize", step)) == -signal.SIGKILL, log.read_text()
     assert leg(legs, log) == 0, log.read_text()
-    return RunDir(folder / "whole"), RunDir(folder / "legs")
+    return RunDirectory(folder / "whole"), RunDirectory(folder / "legs")
 
 
 def test_killed_while_quantizing_equals_undisturbed(runs) -> None:

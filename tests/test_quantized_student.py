@@ -13,7 +13,7 @@ from weights import linear, matrix
 from spikeprune.cost import energy
 from spikeprune.cost.shapes import Shape, matrix_bytes, model_bytes
 from spikeprune.models.compaction import compact, nbytes, stored
-from spikeprune.models.modeling import Student
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.quantization import MATRICES, QUANTIZERS, acting, acting_weight, codes_of, weight_of
 from spikeprune.models.weights import codes as codes_in
 from spikeprune.pruning.statistics import collect
@@ -24,20 +24,20 @@ every = pytest.mark.parametrize("name", QUANTIZERS)
 # ------------------------------------------------------------------------------------------------- a quantized student
 
 
-def quantized(name: str, strength: float = 1.0, **options) -> Student:
+def quantized(name: str, strength: float = 1.0, **options) -> SpikingBert:
     student = make(weights=name, **options)
     student.set_strength(strength)
     return student
 
 
-def prune(student: Student) -> Student:
+def prune(student: SpikingBert) -> SpikingBert:
     student.heads[0, 1] = 0
     student.heads[1] = 0  # a layer without attention
     student.ffn[:, ::5] = 0
     return student
 
 
-def by_hand(student: Student) -> Student:
+def by_hand(student: SpikingBert) -> SpikingBert:
     """A float student that stores what `student` acts with."""
     values = {name: x for name, x in student.state_dict().items() if name != "strength"}
     for i in range(len(student.layers)):
@@ -52,7 +52,7 @@ def by_hand(student: Student) -> Student:
     return plain
 
 
-def answers(student: Student, mode: str = "equilibrium") -> torch.Tensor:
+def answers(student: SpikingBert, mode: str = "equilibrium") -> torch.Tensor:
     with torch.no_grad():
         return student.eval()(**inputs(batches((3,))[0]), mode=mode).logits
 
@@ -140,7 +140,7 @@ def test_magnitude_judges_the_weights_that_act() -> None:
 SHAPE = Shape(hidden=D, heads=H, ffn=F, layers=L, classes=3, vocab_size=23, positions=8, theta="channel")
 
 
-def cut(student: Student, layer: int, name: str, w: torch.Tensor) -> torch.Tensor:
+def cut(student: SpikingBert, layer: int, name: str, w: torch.Tensor) -> torch.Tensor:
     """What masks leave of a matrix."""
     channels, neurons = student.heads[layer].repeat_interleave(D // H).bool(), student.ffn[layer].bool()
     if name in ("query", "key", "value", "up"):

@@ -19,13 +19,13 @@ from spikeprune.experiment.build import networks
 from spikeprune.experiment.build.modules import student_module
 from spikeprune.experiment.checkpoints import leave_student, leave_teacher, load_student
 from spikeprune.experiment.compaction import compact_run
-from spikeprune.experiment.context import Parts, prepare
+from spikeprune.experiment.context import RunContext, prepare
 from spikeprune.experiment.evaluation import evaluate
 from spikeprune.experiment.measurement import measure_student
-from spikeprune.experiment.run_directory import RunDir, write_json
+from spikeprune.experiment.run_directory import RunDirectory, write_json
 from spikeprune.experiment.summary import data_facts
 from spikeprune.models.description import read_description
-from spikeprune.models.modeling import Student
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.sparsity import weights_of
 from spikeprune.models.teacher import Teacher
 
@@ -91,12 +91,12 @@ def begun(glue, tmp_path_factory) -> SimpleNamespace:
     return SimpleNamespace(glue=glue, parts=parts, teacher=Teacher.scratch(parts.teacher_config).freeze())
 
 
-def parts_of(begun, folder, overrides) -> Parts:
+def parts_of(begun, folder, overrides) -> RunContext:
     return prepare(load(GLUE, [*micro(folder, begun.glue), *overrides]))
 
 
-def begin(parts: Parts, begun) -> RunDir:
-    directory = RunDir(parts.config.run.dir)
+def begin(parts: RunContext, begun) -> RunDirectory:
+    directory = RunDirectory(parts.config.run.dir)
     directory.create(need=0)
     directory.config.write_text(to_yaml(parts.config))
     write_json(directory.path / "data.json", data_facts(parts))
@@ -104,13 +104,13 @@ def begin(parts: Parts, begun) -> RunDir:
     return directory
 
 
-def new_student(parts: Parts, begun) -> Student:
+def new_student(parts: RunContext, begun) -> SpikingBert:
     torch.manual_seed(1)
     return networks.student(parts, begun.teacher, parts.data.calibration_batches(32, 0))
 
 
 @torch.no_grad()
-def train(student: Student) -> None:
+def train(student: SpikingBert) -> None:
     """What stages may do to a student, quickly: other weights and thresholds, masks, steps, few bits, no synapses."""
     torch.manual_seed(2)
     for name, parameter in student.named_parameters():

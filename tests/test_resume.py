@@ -14,7 +14,7 @@ from micro import BATCHES, GLUE, STAGES, micro
 from spikeprune.config.load import load
 from spikeprune.errors import InputError
 from spikeprune.experiment import pipeline
-from spikeprune.experiment.run_directory import RunDir
+from spikeprune.experiment.run_directory import RunDirectory
 
 # a limit that is still falling where runs are killed
 FALLING = ["stages.spatial.losses={additions: 2, additions_limit: 0.1, additions_from: 1, additions_fall: 1}"]
@@ -25,13 +25,13 @@ def command_of(folder: Path, glue: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, glue) -> RunDir:
+def undisturbed(tmp_path_factory, glue) -> RunDirectory:
     folder = tmp_path_factory.mktemp("undisturbed")
     assert leg(command_of(folder / "run", glue), folder / "log") == 0, (folder / "log").read_text()
-    return RunDir(folder / "run")
+    return RunDirectory(folder / "run")
 
 
-def result(run: RunDir, stages: Sequence[str] = STAGES) -> dict:
+def result(run: RunDirectory, stages: Sequence[str] = STAGES) -> dict:
     """All that a run leaves, but for the time it took and its own path."""
     summary = json.loads(run.summary.read_text())
     records = {name: run.record(name) for name in stages}
@@ -42,7 +42,7 @@ def result(run: RunDir, stages: Sequence[str] = STAGES) -> dict:
     return {"files": files, "records": records, "summary": summary, "weights": weights}
 
 
-def steps_of(run: RunDir) -> list[tuple]:
+def steps_of(run: RunDirectory) -> list[tuple]:
     """(stage, step, what was logged) of every record."""
     return [(r["stage"], r["step"], tuple(sorted(set(r) - {"epoch"}))) for r in run.read_metrics()]
 
@@ -63,7 +63,7 @@ CHAINS = {
 @pytest.mark.parametrize("chain", CHAINS)
 def test_killed_and_resumed_equals_undisturbed(chain, undisturbed, glue, tmp_path) -> None:
     how, kills = CHAINS[chain]
-    run, log, command = RunDir(tmp_path / "run"), tmp_path / "log", [*command_of(tmp_path / "run", glue), *how]
+    run, log, command = RunDirectory(tmp_path / "run"), tmp_path / "log", [*command_of(tmp_path / "run", glue), *how]
     for stage, step in kills:
         assert leg(command, log, (stage, step)) == -signal.SIGKILL, log.read_text()
         assert run.resume(stage).is_file() and not run.finished(stage) and not run.summary.exists()
@@ -90,33 +90,33 @@ def test_what_was_pruned_differs_from_stage_to_stage(undisturbed) -> None:
 
 
 @pytest.fixture
-def half(undisturbed, tmp_path) -> RunDir:
+def half(undisturbed, tmp_path) -> RunDirectory:
     """A copy of the finished run whose last stage is still to be made."""
     import shutil
 
     shutil.copytree(undisturbed.path, tmp_path / "run")
-    run = RunDir(tmp_path / "run")
+    run = RunDirectory(tmp_path / "run")
     run.summary.unlink()
     shutil.rmtree(run.stage("finetune"))
     return run
 
 
-def config_of(run: RunDir, glue: Path):
+def config_of(run: RunDirectory, glue: Path):
     return load(GLUE, command_of(run.path, glue))
 
 
-def swap_weights(run: RunDir) -> None:
+def swap_weights(run: RunDirectory) -> None:
     """Another stage's weights, which fit the network but not the record."""
     data = (run.stage("spatial") / "model.safetensors").read_bytes()
     (run.stage("temporal") / "model.safetensors").write_bytes(data)
 
 
-def cut_weights(run: RunDir) -> None:
+def cut_weights(run: RunDirectory) -> None:
     path = run.stage("temporal") / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
 
 
-def remove_weights(run: RunDir) -> None:
+def remove_weights(run: RunDirectory) -> None:
     (run.stage("temporal") / "model.safetensors").unlink()
 
 
@@ -147,4 +147,4 @@ def test_ctrl_c_says_how_to_go_on_and_the_run_goes_on(tmp_path, glue, undisturbe
     assert leg(overrides, log, ("prediction_kd", 5), signal.SIGINT) == 130
     assert "the same command goes on" in log.read_text() and "Traceback" not in log.read_text()
     assert leg(overrides, log) == 0, log.read_text()
-    assert result(RunDir(tmp_path / "run"))["weights"] == result(undisturbed)["weights"]
+    assert result(RunDirectory(tmp_path / "run"))["weights"] == result(undisturbed)["weights"]

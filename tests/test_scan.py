@@ -16,12 +16,12 @@ from interpreter import run_interpreted
 from spikeprune.kernels import scan
 from spikeprune.kernels.scan import WAYS, fused_totals
 from spikeprune.models.inference import answer
-from spikeprune.models.modeling import Student
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.snn import simulation, spiking_layer
 from spikeprune.snn.coding import CODINGS
-from spikeprune.snn.context import Pass, Signal
+from spikeprune.snn.context import ForwardContext, SpikeTrain
 from spikeprune.snn.neurons import NEURONS
-from spikeprune.snn.spiking_layer import Site
+from spikeprune.snn.spiking_layer import SpikingLayer
 
 KINDS = ("binary", "ternary")
 LEAKS = (1.0, 0.7)
@@ -33,7 +33,7 @@ def close(a: torch.Tensor, b: torch.Tensor) -> None:
     torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
 
-def answers_of(made: Site, way: str, size, t_steps: int, masked: bool, grad: bool, constant: bool) -> tuple:
+def answers_of(made: SpikingLayer, way: str, size, t_steps: int, masked: bool, grad: bool, constant: bool) -> tuple:
     """Value, gradient, what readers of the same, fewer and more steps see of the spikes and of the currents, counts,
     counts of the first token."""
     generator = torch.Generator().manual_seed(t_steps)
@@ -41,9 +41,9 @@ def answers_of(made: Site, way: str, size, t_steps: int, masked: bool, grad: boo
     train = torch.randint(-1, 2, (t_steps + 1, b, n, d), generator=generator).float() * 0.37
     y = torch.randn(b, n, d, generator=generator)
     y, train = y.to(device).requires_grad_(grad), train.to(device)
-    run = Pass("spiking", torch.rand(b, n, generator=generator).to(device) < 0.7, count=True)
+    run = ForwardContext("spiking", torch.rand(b, n, generator=generator).to(device) < 0.7, count=True)
     mask = (torch.arange(d, device=device) % 3 > 0).float() if masked else None
-    inputs = () if constant else (Signal(y, train),)
+    inputs = () if constant else (SpikeTrain(y, train),)
     with torch.set_grad_enabled(grad):
         signal = made(lambda a=y: 1.5 * a + 0.1, *inputs, t_steps=t_steps, run=run, mask=mask)
     slopes = torch.autograd.grad(signal.value.sum(), (y, made.log_theta), retain_graph=True) if grad else ()
@@ -63,7 +63,7 @@ def compare_sites(device: str, sizes=SIZES, steps=(1, 2, 5, 16)) -> None:
     for i, (way, kind, leak, (masked, grad, constant)) in enumerate(cases):
         theta = ("channel", "tensor")[i // 2 % 2]
         size, t_steps = sizes[i % len(sizes)], steps[i % len(steps)]
-        made = Site("x", size[2], neuron=kind, leak=leak, coding=way, theta=theta).to(device)
+        made = SpikingLayer("x", size[2], neuron=kind, leak=leak, coding=way, theta=theta).to(device)
         made.count_first = made.shows_current = True
         torch.nn.init.normal_(made.log_theta, std=0.3)
         found = []
@@ -97,10 +97,10 @@ def compare_totals(device: str) -> None:
 
 def student_and_batch(
     coding: str, spikes: str, dtype=torch.float32, residual: str = "spikes"
-) -> tuple[Student, dict[str, torch.Tensor]]:
+) -> tuple[SpikingBert, dict[str, torch.Tensor]]:
     """A student that fires at all rates, some of it pruned, and sentences of several lengths."""
     torch.manual_seed(0)
-    student = Student(**SMALL, t_steps=[2, 3, 4], coding=coding, spikes=spikes, pooling="cls", residual=residual)
+    student = SpikingBert(**SMALL, t_steps=[2, 3, 4], coding=coding, spikes=spikes, pooling="cls", residual=residual)
     student = student.eval()
     with torch.no_grad():
         for name, parameter in student.named_parameters():

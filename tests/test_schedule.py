@@ -11,7 +11,7 @@ from pruning import L, Module, batches, known, make
 from spikeprune.config.validation import names
 from spikeprune.cost.energy import PRICES
 from spikeprune.experiment.build.callbacks import CALLBACKS
-from spikeprune.models.modeling import Student
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.quantization import WEIGHTS
 from spikeprune.pruning.criteria import CRITERIA, TEMPORAL_CRITERIA, uniform
 from spikeprune.snn.coding import CODINGS
@@ -68,7 +68,7 @@ def test_the_last_decision_by_hand() -> None:
     assert [last_decision(0.5, epochs) for epochs in (1, 2, 3, 8)] == [0, 0, 1, 4]
 
 
-def play(callback, student: Student, epochs: int) -> list[tuple]:
+def play(callback, student: SpikingBert, epochs: int) -> list[tuple]:
     """Heads, neurons and steps after each epoch's start."""
     data = SimpleNamespace(fixed_batches=lambda count, size, seed: batches((size,) * count, seed))
     strategy = SimpleNamespace(reduce=lambda x, reduce_op: x)

@@ -16,7 +16,7 @@ from spikeprune.config.load import load
 from spikeprune.cost.shapes import Shape
 from spikeprune.errors import InputError
 from spikeprune.experiment import compaction, pipeline
-from spikeprune.experiment.run_directory import RunDir
+from spikeprune.experiment.run_directory import RunDirectory
 
 SHAPE = Shape(hidden=D, heads=H, ffn=F, layers=L, classes=3, vocab_size=23, positions=8, theta="channel")
 FLOORS = {"heads": 1, "ffn": 4}
@@ -60,12 +60,12 @@ def start(folder, *more: str):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> RunDir:
+def run(tmp_path_factory) -> RunDirectory:
     folder = tmp_path_factory.mktemp("runs") / "sst2"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pipeline.run(start(folder, "stages.spatial.epochs=0"))
-    return RunDir(folder)
+    return RunDirectory(folder)
 
 
 def test_a_stage_of_no_epochs_prunes_and_learns_nothing(run) -> None:
@@ -91,7 +91,7 @@ def test_with_epochs_it_goes_on_learning_and_a_share_too_small_is_refused(run) -
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pipeline.run(start(run.path.parent / "more", "stages.spatial.epochs=2"))
-        more = RunDir(run.path.parent / "more").record("spatial")
+        more = RunDirectory(run.path.parent / "more").record("spatial")
         assert more["steps"] == 16 and sum(more["heads"]) < 6
         with pytest.raises(InputError, match="compress.spatial.operations = 0.02: the floors"):
             pipeline.run(
@@ -105,6 +105,6 @@ def test_killed_after_the_search_it_goes_on_as_undisturbed(run) -> None:
     legs = [*overrides(folder / "legs", "stages.spatial.epochs=2"), "run.checkpoint_every=3"]
     assert leg(legs, log, ("spatial", 5)) == -signal.SIGKILL, log.read_text()
     assert leg(legs, log) == 0, log.read_text()
-    mine, theirs = (RunDir(folder / name).weights("spatial") for name in ("legs", "more"))
+    mine, theirs = (RunDirectory(folder / name).weights("spatial") for name in ("legs", "more"))
     assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
-    assert sum("compress/operations" in record for record in RunDir(folder / "legs").read_metrics()) == 1
+    assert sum("compress/operations" in record for record in RunDirectory(folder / "legs").read_metrics()) == 1

@@ -5,7 +5,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from spikeprune.cost.shapes import Shape, model_bytes, parameters
-from spikeprune.models.modeling import Student
+from spikeprune.models.modeling import SpikingBert
 
 
 def test_a_bert_has_as_many_parameters():
@@ -28,7 +28,7 @@ def test_a_bert_has_as_many_parameters():
 def test_a_student_has_as_many_parameters(pooling, query, theta):
     sizes = {"hidden": 36, "heads": 3, "ffn": 37, "layers": 2, "classes": 3, "positions": 12}
     kind = {"pooling": pooling, "query": query, "theta": theta}
-    student = Student(vocab=41, segments=2, t_steps=1, **sizes, **kind)
+    student = SpikingBert(vocab=41, segments=2, t_steps=1, **sizes, **kind)
     assert parameters(shape=Shape(vocab_size=41, **sizes, **kind)).total == sum(p.numel() for p in student.parameters())
 
 

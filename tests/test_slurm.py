@@ -28,7 +28,7 @@ from wandb_server import Board, wandb_server
 from spikeprune import cli
 from spikeprune.experiment import slurm_job
 from spikeprune.experiment.lock import Holder
-from spikeprune.experiment.run_directory import RunDir
+from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.experiment.stage import resume_step
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
@@ -107,7 +107,7 @@ def jobs(cluster, folder, glue, board) -> dict[str, tuple[str, Path]]:
     return {"endless": endless, "interrupted": interrupted, "fails": fails, "array": array}
 
 
-def interrupt(cluster: Cluster, job: str, run: RunDir, stage: str) -> int:
+def interrupt(cluster: Cluster, job: str, run: RunDirectory, stage: str) -> int:
     """Send SIGUSR1 in the middle of a stage; returns the step that the next leg goes on from."""
     wait_for(lambda: any(r["stage"] == stage and r["step"] >= 20 for r in run.read_metrics()))
     cluster.signal(job, "USR1")
@@ -120,9 +120,9 @@ def interrupt(cluster: Cluster, job: str, run: RunDir, stage: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def twin(jobs, folder, glue) -> RunDir:
+def twin(jobs, folder, glue) -> RunDirectory:
     """What `interrupted` would have been, in a process beside the jobs."""
-    run = RunDir(folder / "twin")
+    run = RunDirectory(folder / "twin")
     code = leg([*micro(run.path, glue), *LONG, *SHORT, *QUANTIZED], folder / "twin.log")
     assert code == 0, (folder / "twin.log").read_text()
     return run
@@ -135,14 +135,14 @@ def interruptions(cluster, jobs, folder):
     numbers = {"interrupted": jobs["interrupted"][0], "cola-1": f"{jobs['array'][0]}_3"}
 
     def all_of(name: str) -> list[int]:
-        return [interrupt(cluster, numbers[name], RunDir(folder / name), stage) for stage in stages[name]]
+        return [interrupt(cluster, numbers[name], RunDirectory(folder / name), stage) for stage in stages[name]]
 
     with ThreadPoolExecutor(2) as threads:
         yield {name: threads.submit(all_of, name) for name in stages}
 
 
 def test_a_second_job_in_the_directory_is_told_of_the_first(cluster, jobs, interruptions, folder, capsys) -> None:
-    (job, _), run = jobs["endless"], RunDir(folder / "endless")
+    (job, _), run = jobs["endless"], RunDirectory(folder / "endless")
     wait_for(lambda: run.metrics.is_file())
     again = cluster.wait(cluster.sbatch(run.path / "job.sh"))
     assert (again["JobState"], again["ExitCode"]) == ("FAILED", "2:0")
@@ -167,7 +167,7 @@ def test_slurm_is_asked_whether_a_job_lives(cluster, jobs) -> None:
 
 
 def test_a_cancelled_job_leaves_a_checkpoint_and_no_lock(cluster, jobs, folder) -> None:
-    (job, log), run = jobs["endless"], RunDir(folder / "endless")
+    (job, log), run = jobs["endless"], RunDirectory(folder / "endless")
     wait_for(lambda: any(r["stage"] == "internal_kd" for r in run.read_metrics()))
     cluster.signal(job)
     assert cluster.wait(job)["JobState"] == "CANCELLED"
@@ -177,7 +177,7 @@ def test_a_cancelled_job_leaves_a_checkpoint_and_no_lock(cluster, jobs, folder) 
 
 
 def test_requeued_in_the_middle_of_three_stages_equals_undisturbed(cluster, jobs, interruptions, twin, folder) -> None:
-    (job, log), run = jobs["interrupted"], RunDir(folder / "interrupted")
+    (job, log), run = jobs["interrupted"], RunDirectory(folder / "interrupted")
     steps = interruptions["interrupted"].result(300)
     ended = cluster.wait(job)
     text = log.read_text()
@@ -199,7 +199,7 @@ def test_a_requeued_run_is_one_run_of_wandb_with_each_step_of_an_undisturbed_one
     cluster, jobs, interruptions, twin, folder, board
 ) -> None:
     """Online, of four legs, each of which is told by SIGUSR1, and its W&B client beside it, to stop."""
-    run = RunDir(folder / "interrupted")
+    run = RunDirectory(folder / "interrupted")
     interruptions["interrupted"].result(300)
     log = jobs["interrupted"][1]
     assert cluster.wait(jobs["interrupted"][0])["JobState"] == "COMPLETED", log.read_text()
@@ -259,7 +259,7 @@ def test_a_finished_run_is_not_run_again(cluster, jobs, folder, glue, capsys) ->
 def test_two_ranks_by_srun_stop_together_and_go_on(cluster, folder, glue, capsys) -> None:
     arguments = [*micro(folder / "two", glue), *TWO_STAGES, "run.devices=2"]
     job, log = launch(lambda: capsys.readouterr().out, *arguments, *REQUEST)
-    step = interrupt(cluster, job, RunDir(folder / "two"), "internal_kd")
+    step = interrupt(cluster, job, RunDirectory(folder / "two"), "internal_kd")
     ended, text = cluster.wait(job), log.read_text()
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "1"), text
     assert ended["NumTasks"] == "2" and text.count("[1/2] teacher: 5 epochs") == 1

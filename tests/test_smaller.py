@@ -10,11 +10,11 @@ from test_compact import make, sentences
 
 from spikeprune.config.schema import Losses, Stage
 from spikeprune.experiment.stage import masks_are_final
-from spikeprune.models.compaction import compact, give_back, smaller
-from spikeprune.models.modeling import Student
+from spikeprune.models.compaction import compact, scatter_into, smaller
+from spikeprune.models.modeling import SpikingBert
 
 
-def train(student: Student, steps: int = 5) -> None:
+def train(student: SpikingBert, steps: int = 5) -> None:
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
     batch = sentences()
     for _ in range(steps):
@@ -40,7 +40,7 @@ def test_what_a_smaller_student_learns_is_given_back(options) -> None:
     small = smaller(masked)
     train(masked), train(small)
     before = {name: tensor.clone() for name, tensor in returned.state_dict().items()}
-    give_back(small, returned)
+    scatter_into(small, returned)
     kept, learnt = smaller(masked).state_dict(), small.state_dict()
     for name, tensor in smaller(returned).state_dict().items():
         assert torch.equal(tensor, learnt[name]), name
@@ -53,7 +53,7 @@ def test_what_a_smaller_student_learns_is_given_back(options) -> None:
     small.set_t_steps([2, 3, 1, 1])
     if masked.weights != "float":
         small.set_strength(1.0)
-    give_back(small, returned)
+    scatter_into(small, returned)
     assert returned.steps == [2, 3, 1, 1] and returned.quantized == (masked.weights != "float")
 
 
@@ -61,7 +61,7 @@ def test_few_bit_weights_are_not_given_back() -> None:
     student = make(weights="ternary")
     student.set_strength(1.0)
     with pytest.raises(ValueError, match="are final"):
-        give_back(compact(student), student)
+        scatter_into(compact(student), student)
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ from students import (
 )
 
 from spikeprune.models.modeling import RESIDUALS
-from spikeprune.snn.context import Pass, Signal
-from spikeprune.snn.spiking_layer import Site
+from spikeprune.snn.context import ForwardContext, SpikeTrain
+from spikeprune.snn.spiking_layer import SpikingLayer
 
 # --------------------------------------------------------------------------------------------------------- comparisons
 
@@ -170,15 +170,15 @@ def test_the_spiking_forward_has_the_same_value_with_and_without_gradient(coding
 
 def test_the_synchronous_gradient_is_judged_at_the_measured_input() -> None:
     """per_step: f of the mean is 0.2 and inside, the mean of f over the steps is above theta: no gradient passes."""
-    site = Site("x", 1, neuron="binary", leak=1.0, coding="per_step", theta="tensor").to(F64)
+    site = SpikingLayer("x", 1, neuron="binary", leak=1.0, coding="per_step", theta="tensor").to(F64)
     below = torch.tensor([1.0, 0.0], dtype=F64)[:, None, None, None]  # [T, B, N, D]
     x = torch.tensor([[[0.5]]], dtype=F64, requires_grad=True)
-    run = Pass("spiking", torch.ones(1, 1, dtype=torch.bool))
+    run = ForwardContext("spiking", torch.ones(1, 1, dtype=torch.bool))
 
     def peaked(a):
         return 12.0 * (a - 0.5).abs() + 0.4 * a  # 0.2 at the mean 0.5; 6.4 and 6.0 at the single spikes
 
-    signal = site(peaked, Signal(x, below), t_steps=2, run=run)
+    signal = site(peaked, SpikeTrain(x, below), t_steps=2, run=run)
     assert signal.value.item() == 1.0
     signal.value.backward()
     assert x.grad.item() == 0.0

@@ -17,7 +17,7 @@ from spikeprune.config.load import read_resolved
 from spikeprune.errors import InputError
 from spikeprune.experiment import pipeline
 from spikeprune.experiment.lock import RunLock
-from spikeprune.experiment.run_directory import RunDir
+from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.integrations.sweeps import spec, study
 from spikeprune.integrations.sweeps.local import Driver
 from spikeprune.integrations.sweeps.trial import Trial
@@ -109,7 +109,7 @@ def test_a_stage_that_was_taken_over_is_the_one_that_would_have_been_made(swept,
     taken = next(n for n in range(4) if "taken over" in logs[n])
     read = spec.read(folder.parent / "tiny.yaml")
     pipeline.run(read.config(read.grid()[taken], f"run.dir={tmp_path / 'run'}", "run.wandb=off", THREADS))
-    alone, shared = RunDir(tmp_path / "run"), RunDir(folder / "trials" / str(taken))
+    alone, shared = RunDirectory(tmp_path / "run"), RunDirectory(folder / "trials" / str(taken))
     for stage in ("teacher", "spatial"):
         assert alone.verified(stage) == shared.verified(stage)
     assert alone.read_metrics() == shared.read_metrics()
@@ -170,7 +170,7 @@ def test_a_kill_while_values_are_drawn_changes_none_of_them(method, glue, tmp_pa
 
 
 def test_a_trial_from_before_its_metric_was_measured_is_named(swept, tmp_path) -> None:
-    run = RunDir(Path(shutil.copytree(swept[0] / "trials" / "0", tmp_path / "old")))
+    run = RunDirectory(Path(shutil.copytree(swept[0] / "trials" / "0", tmp_path / "old")))
     trial = Trial(None, {}, read_resolved(run.config), run)
     assert all(0 <= score <= 1 for score in trial.scores("result/agreement"))
     for file in run.path.glob("stages/*/record.json"):
@@ -191,7 +191,7 @@ def test_a_trial_far_from_the_best_is_stopped_early(glue, tmp_path) -> None:
     printed = sweep(tmp_path / "log", str(file), "--local", "--dir", str(tmp_path / "out"), "--jobs", "1")
     assert "[trial 1] stopped early after internal_kd: result/energy_pj" in printed
     assert "1 trials were stopped early" in printed
-    stopped = RunDir(tmp_path / "out" / "trials" / "1")
+    stopped = RunDirectory(tmp_path / "out" / "trials" / "1")
     assert stopped.finished("internal_kd") and not stopped.finished("spatial")
     assert [row["trial"] for row in json.loads((tmp_path / "out/results.json").read_text())["trials"]] == [0]
 

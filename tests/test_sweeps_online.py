@@ -13,7 +13,7 @@ from tiny_sweep import sweep, tiny, write
 from wandb_server import Board, wandb_server
 
 from spikeprune.errors import InputError
-from spikeprune.experiment.run_directory import RunDir
+from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.integrations.sweeps import spec
 from spikeprune.report.results import results
 
@@ -41,7 +41,7 @@ def test_a_grid_of_four_by_wandbs_agent(glue, tmp_path) -> None:
         assert set(board.runs) == set(given) == {"trial1", "trial2", "trial3", "trial4"}
         for name, values in given.items():
             assert board.runs[name]["exit"] == 0 and board.runs[name]["sweep"] == "sweep1"
-            run = RunDir(tmp_path / "runs" / "sweeps" / "tiny" / name)
+            run = RunDirectory(tmp_path / "runs" / "sweeps" / "tiny" / name)
             config = board.config(name)
             assert config["compress"]["heads"] == values["compress.heads"] == config["compress.heads"]
             found = results(run.record("spatial"), run.record("teacher"))

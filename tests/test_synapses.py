@@ -19,31 +19,31 @@ from spikeprune.config.load import load
 from spikeprune.cost import operations
 from spikeprune.cost.shapes import matrix_bytes, model_bytes
 from spikeprune.experiment import checkpoints, evaluation, pipeline
-from spikeprune.experiment.run_directory import RunDir
-from spikeprune.models.compaction import compact, give_back, nbytes, restored, smaller, stored
-from spikeprune.models.modeling import Student
+from spikeprune.experiment.run_directory import RunDirectory
+from spikeprune.models.compaction import compact, nbytes, restored, scatter_into, smaller, stored
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.packing import pack_sparse, unpack_sparse
 from spikeprune.models.quantization import MATRICES
 from spikeprune.models.sparsity import among, share, weights_of
 from spikeprune.report.tables import summary_table
 from spikeprune.snn.coding import CODINGS
-from spikeprune.training.callbacks.synapses import HeldSynapses, SynapsePruning
+from spikeprune.training.callbacks.synapses import KeepPrunedSynapses, SynapsePruning
 
 
-def thinned(seed: int = 0, kept: float = 0.6, **options) -> Student:
+def thinned(seed: int = 0, kept: float = 0.6, **options) -> SpikingBert:
     """A pruned student that has lost some of its synapses, by SynapsePruning, in a decision that goes all the way."""
     student = prune(make(seed, sparse=True, **options))
     SynapsePruning(kept=kept, begin=0, end=0).decide(None, SimpleNamespace(student=student), 1.0)
     return student
 
 
-def ac_of(student: Student, batch, links) -> torch.Tensor:
+def ac_of(student: SpikingBert, batch, links) -> torch.Tensor:
     counts = student(**batch, mode="spiking", count=True).counts
     kept = {"heads": student.heads, "ffn": student.ffn, "t_steps": student.steps, "coding": student.coding}
     return operations.count(counts, batch["attention_mask"].sum(1), shape=shape_of(student), links=links, **kept).ac
 
 
-def stored_shape(student: Student):
+def stored_shape(student: SpikingBert):
     return replace(shape_of(student), theta=student.values["theta"])
 
 
@@ -53,7 +53,7 @@ def stored_shape(student: Student):
 def test_a_matrix_by_hand() -> None:
     """W2 of a layer of two neurons and two channels, thresholds 1 and 3: a spike adds 5 and 1, or 3 times 2 and 0.5."""
     size = {"vocab": 5, "positions": 4, "segments": 1, "hidden": 2, "layers": 1, "heads": 1, "ffn": 2, "classes": 2}
-    student = Student(**size, t_steps=1, sparse=True)
+    student = SpikingBert(**size, t_steps=1, sparse=True)
     layer = student.layers[0]
     with torch.no_grad():
         layer.down.weight.copy_(torch.tensor([[5.0, 2.0], [-1.0, -0.5]]))
@@ -77,7 +77,7 @@ def test_the_smallest_leave_from_among_kept_units(theta) -> None:
     assert 0.59 < share(after) < 0.61
 
 
-def source_of(student: Student, layer: int, name: str):
+def source_of(student: SpikingBert, layer: int, name: str):
     here = student.layers[layer]
     below = student.layers[layer - 1].output_site if layer else student.embedding.site
     own = {"out": here.context_site, "up": here.attention_site, "down": here.intermediate_site}
@@ -119,7 +119,7 @@ def test_an_optimizer_brings_none_back() -> None:
     gone = [weight == 0 for *_, weight in weights_of(student)]
     step()
     assert any((weight[zero] != 0).any() for (*_, weight), zero in zip(weights_of(student), gone, strict=True))
-    HeldSynapses().on_train_batch_end(None, SimpleNamespace(student=student), None, None, 0)
+    KeepPrunedSynapses().on_train_batch_end(None, SimpleNamespace(student=student), None, None, 0)
     assert all((weight[zero] == 0).all() for (*_, weight), zero in zip(weights_of(student), gone, strict=True))
     assert all((weight[~zero] != 0).all() for (*_, weight), zero in zip(weights_of(student), gone, strict=True))
 
@@ -141,7 +141,7 @@ def test_a_smaller_student_learns_without_them_and_gives_back() -> None:
         for *_, weight in weights_of(small):
             weight += 0.1
     small.synapses.hold(small)
-    give_back(small, student)
+    scatter_into(small, student)
     assert all((weight[zero] == 0).all() for (*_, weight), zero in zip(weights_of(student), gone, strict=True))
 
 
@@ -270,7 +270,7 @@ def runs(tmp_path_factory):
     pipeline.run(load(GLUE, micro(folder / "all", glue)))
     more = [f"run.start_from={folder / 'all'}", "compress.synapses=0.4"]
     pipeline.run(load(GLUE, [*micro(folder / "few", glue), *more]))
-    return RunDir(folder / "all"), RunDir(folder / "few")
+    return RunDirectory(folder / "all"), RunDirectory(folder / "few")
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -17,7 +17,7 @@ from transformers import (
 from spikeprune.config.tasks import get_task
 from spikeprune.errors import InputError
 from spikeprune.models.checkpoint_facts import read_config
-from spikeprune.models.modeling import Student
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.teacher import Teacher, copy_encoder, scratch_config
 from spikeprune.training.modules.teacher import TeacherModule
 from spikeprune.training.optimizer import Optimization
@@ -87,9 +87,9 @@ def test_features_leave_no_hooks_behind() -> None:
     assert not attention.query._forward_hooks and not attention.key._forward_hooks
 
 
-def student_of(layers: int, **options) -> Student:
+def student_of(layers: int, **options) -> SpikingBert:
     size = {"vocab": 29, "positions": 16, "segments": 2, "hidden": D, "heads": H, "ffn": F, "classes": 3}
-    return Student(**size, layers=layers, t_steps=2**40, **options).double().eval()
+    return SpikingBert(**size, layers=layers, t_steps=2**40, **options).double().eval()
 
 
 @pytest.mark.parametrize("theta", ["channel", "tensor"])
@@ -117,7 +117,7 @@ def test_a_student_with_fine_steps_and_wide_thresholds_is_the_teacher(theta, que
 def test_a_text_that_does_not_fit_the_positions_is_refused(tokens) -> None:
     config = scratch_config(vocab=30, hidden=12, layers=2, heads=3, ffn=10, positions=16, dropout=0.0, classes=2)
     sizes = {"hidden": 12, "layers": 2, "heads": 3, "ffn": 10, "classes": 2}
-    student = Student(vocab=30, positions=16, segments=2, t_steps=4, **sizes)
+    student = SpikingBert(vocab=30, positions=16, segments=2, t_steps=4, **sizes)
     ids = torch.ones(2, tokens, dtype=torch.long)
     for model in (Teacher.scratch(config).eval(), student.eval()):
         with pytest.raises(InputError, match=rf"texts of {tokens} tokens do not fit .* from 1 to 16; .*max_length=16"):

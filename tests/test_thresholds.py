@@ -19,14 +19,14 @@ from spikeprune.cost.energy import PRICES, energy_pj
 from spikeprune.cost.operations import count
 from spikeprune.cost.shapes import Shape
 from spikeprune.experiment import pipeline
-from spikeprune.experiment.run_directory import RunDir
+from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.models.compaction import compact
 from spikeprune.models.variants import altered, deaden
 from spikeprune.snn.coding import CODINGS
-from spikeprune.snn.context import Pass
+from spikeprune.snn.context import ForwardContext
 from spikeprune.snn.dead_zone import DeadZone
 from spikeprune.snn.neurons import NEURONS, rms_gain
-from spikeprune.snn.spiking_layer import Site
+from spikeprune.snn.spiking_layer import SpikingLayer
 
 F64 = torch.float64
 
@@ -104,21 +104,21 @@ def test_a_deadened_student_is_one_network(leak, tmp_path) -> None:
 
 
 def test_no_gradient_reaches_a_silent_current() -> None:
-    site = Site("x", 3, neuron="ternary", leak=1.0, coding="accumulate", theta="tensor", dead_zone=True)
+    site = SpikingLayer("x", 3, neuron="ternary", leak=1.0, coding="accumulate", theta="tensor", dead_zone=True)
     site.dead_zone.edge.copy_(torch.tensor([0.5, 0.1, 0.2]))
     x = torch.tensor([[[0.4, 0.4, -0.2]]], requires_grad=True)
-    signal = site(lambda: x, t_steps=64, run=Pass("equilibrium", torch.ones(1, 1, dtype=torch.bool)))
+    signal = site(lambda: x, t_steps=64, run=ForwardContext("equilibrium", torch.ones(1, 1, dtype=torch.bool)))
     signal.value.sum().backward()
     assert x.grad.tolist() == [[[0, 1, 0]]] and signal.value[0, 0, 0] == signal.value[0, 0, 2] == 0
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> RunDir:
+def run(tmp_path_factory) -> RunDirectory:
     folder = tmp_path_factory.mktemp("runs")
     stages = ["run.stages=[teacher,internal_kd,spatial]", "stages.internal_kd.epochs=1", "compress.t_steps=null"]
     short = ["stages.spatial.epochs=1", "stages.teacher.epochs=2"]
     pipeline.run(load(GLUE, [*micro(folder / "sst2", write_sst2(folder / "glue")), *stages, *short]))
-    return RunDir(folder / "sst2")
+    return RunDirectory(folder / "sst2")
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -155,10 +155,10 @@ def test_the_gain_by_hand() -> None:
 @pytest.mark.parametrize("mode", ["equilibrium", "spiking"])
 @torch.no_grad()
 def test_a_token_twice_as_loud_fires_as_often(kind, mode) -> None:
-    site = Site("x", 5, neuron=kind, leak=1.0, coding="accumulate", theta="channel").double()
+    site = SpikingLayer("x", 5, neuron=kind, leak=1.0, coding="accumulate", theta="channel").double()
     y = torch.randn(1, 3, 5, generator=torch.Generator().manual_seed(0), dtype=F64)
     sizes = torch.tensor([1.0, 2.0, 7.0], dtype=F64)[:, None]
-    run = [Pass(mode, torch.ones(1, 3, dtype=torch.bool), count=True) for _ in range(2)]
+    run = [ForwardContext(mode, torch.ones(1, 3, dtype=torch.bool), count=True) for _ in range(2)]
     soft, loud = (site(lambda y=y: y, t_steps=6, run=r) for y, r in zip((y, y * sizes), run, strict=True))
     torch.testing.assert_close(loud.value, soft.value * sizes)
     torch.testing.assert_close(loud.asr(site.theta), soft.asr(site.theta))

@@ -17,19 +17,19 @@ from spikeprune import cli
 from spikeprune.config.load import load
 from spikeprune.config.tasks import get_task
 from spikeprune.errors import InputError
-from spikeprune.experiment.run_directory import RunDir
+from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.integrations.wandb import online as connection
 from spikeprune.report.results import front, layer_rows, names, results
 
 
 @pytest.fixture(scope="module")
-def offline(tmp_path_factory, glue) -> RunDir:
+def offline(tmp_path_factory, glue) -> RunDirectory:
     """A run without a key, finished."""
     folder = tmp_path_factory.mktemp("offline")
     arguments = train(folder / "run+1", glue, "run.wandb_artifact=true")
     assert start(arguments, folder / "log") == 0, (folder / "log").read_text()
     assert "W&B: offline, since there is no key for" in (folder / "log").read_text()
-    return RunDir(folder / "run+1")
+    return RunDirectory(folder / "run+1")
 
 
 def inspect(folder: Path) -> list[dict]:

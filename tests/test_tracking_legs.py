@@ -12,14 +12,14 @@ from micro import BATCHES
 from tracked import STAGES, check_history, launch, online, rows, start, train
 from wandb_server import Board, wandb_server
 
-from spikeprune.experiment.run_directory import RunDir
+from spikeprune.experiment.run_directory import RunDirectory
 
 pytestmark = pytest.mark.slow
 
 ARTIFACT = "run.wandb_artifact=true"
 
 
-def check_artifacts(board: Board, run: RunDir) -> None:
+def check_artifacts(board: Board, run: RunDirectory) -> None:
     """Tables and the student are there, whole and sent once, and the student's files byte for byte."""
     folder = run.stage("spatial")
     files = (folder / "model.safetensors", folder / "student.json", run.config, run.summary)
@@ -34,7 +34,7 @@ def check_artifacts(board: Board, run: RunDir) -> None:
 
 
 def test_legs_offline_and_online_killed_in_between_are_one_run(tmp_path, glue) -> None:
-    run, log, command = RunDir(tmp_path / "run"), tmp_path / "log", train(tmp_path / "run", glue, ARTIFACT)
+    run, log, command = RunDirectory(tmp_path / "run"), tmp_path / "log", train(tmp_path / "run", glue, ARTIFACT)
     with wandb_server() as board:
         assert start(command, log, kill=("internal_kd", BATCHES + 5)) == -signal.SIGKILL, log.read_text()
         assert board.runs == {}
@@ -56,7 +56,7 @@ def test_legs_offline_and_online_killed_in_between_are_one_run(tmp_path, glue) -
 
 
 def test_sync_makes_one_run_of_offline_legs_and_sends_nothing_twice(tmp_path, glue) -> None:
-    run, log, command = RunDir(tmp_path / "run"), tmp_path / "log", train(tmp_path / "run", glue, ARTIFACT)
+    run, log, command = RunDirectory(tmp_path / "run"), tmp_path / "log", train(tmp_path / "run", glue, ARTIFACT)
     assert start(command, log, kill=("spatial", 5)) == -signal.SIGKILL, log.read_text()
     with wandb_server() as board:
         sync = ["sync", str(run.path)]
@@ -74,7 +74,7 @@ def test_sync_makes_one_run_of_offline_legs_and_sends_nothing_twice(tmp_path, gl
 
 
 def test_a_server_that_goes_away_holds_no_run_up_and_gets_it_later(tmp_path, glue) -> None:
-    run, log, command = RunDir(tmp_path / "run"), tmp_path / "log", train(tmp_path / "run", glue)
+    run, log, command = RunDirectory(tmp_path / "run"), tmp_path / "log", train(tmp_path / "run", glue)
     with wandb_server() as board:
         child = launch(command, log, online(board), finish=2)
         while child.is_alive() and not run.finished("teacher"):

@@ -16,7 +16,7 @@ from spikeprune.pruning.statistics import collect
 from spikeprune.training.callbacks.search import MaskSearch
 from spikeprune.training.callbacks.spatial import SpatialPruning
 from spikeprune.training.callbacks.temporal import TemporalPruning
-from spikeprune.training.modules.student import StudentModule
+from spikeprune.training.modules.student import DistillationModule
 
 KINDS = [{"coding": "per_step"}, {"coding": "running_mean", "residual": "membrane"}]
 KINDS += [{"coding": "per_step", "feedback": True}]
@@ -70,7 +70,7 @@ def test_tuning_fits_what_the_forward_itself_adds_up(options, mode) -> None:
     torch.testing.assert_close(residual[real], outputs.hidden[1][real])
 
 
-def learning(coding: str, forward_mode: str) -> StudentModule:
+def learning(coding: str, forward_mode: str) -> DistillationModule:
     made = module(additions=0.0, hard=1.0)
     made.student, made.forward_mode = student(coding=coding).float(), forward_mode
     made.varied = dict
@@ -108,5 +108,5 @@ def test_every_decision_looks_through_the_forward_that_is_trained(coding, name, 
     assert seen and {mode for mode, slopes in seen if slopes or coding == "per_step"} <= {"spiking"}
 
 
-def masks(made: StudentModule) -> torch.Tensor:
+def masks(made: DistillationModule) -> torch.Tensor:
     return torch.cat([made.student.heads, made.student.ffn], 1)

@@ -16,8 +16,8 @@ from spikeprune.config.load import load
 from spikeprune.config.tasks import TASKS
 from spikeprune.experiment.build import networks
 from spikeprune.experiment.context import prepare
-from spikeprune.experiment.run_directory import RunDir
-from spikeprune.models.modeling import Student
+from spikeprune.experiment.run_directory import RunDirectory
+from spikeprune.models.modeling import SpikingBert
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -36,7 +36,7 @@ STUDENTS = [
 def test_a_student_sent_to_another_process_is_the_same(options) -> None:
     """As torch.distributed sends it, and then it takes over what rank 0 decides."""
     student = prune(make(**options))
-    sent: Student = pickle.loads(pickle.dumps(student))
+    sent: SpikingBert = pickle.loads(pickle.dumps(student))
     assert not sent._read  # numbers known by a place in another process' memory
     for name, tensor in student.state_dict().items():
         assert torch.equal(sent.state_dict()[name], tensor), name
@@ -52,7 +52,7 @@ def test_a_student_sent_to_another_process_is_the_same(options) -> None:
     torch.save(sent, io.BytesIO())
 
 
-def same_count(student: Student) -> int | None:
+def same_count(student: SpikingBert) -> int | None:
     if student.synapses is not None:
         student.synapses.see(student)
     return student.synapse_count()
@@ -94,7 +94,7 @@ def sst2(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("name", ["synapses", *SLOW])
 def test_both_processes_have_the_same_masks_steps_and_weights(name, sst2, tmp_path) -> None:
     """At each step of each stage; at a stage's end the run itself compares all that the module holds."""
-    run, log = RunDir(tmp_path / "run"), tmp_path / "log"
+    run, log = RunDirectory(tmp_path / "run"), tmp_path / "log"
     codes = together(2, log, leg, [*micro(run.path, sst2), *SHORT, *RUNS[name], "run.devices=2"], tmp_path)
     assert codes == [0, 0], log.read_text()
     one, two = ((tmp_path / f"rank{rank}.jsonl").read_text().splitlines() for rank in (0, 1))

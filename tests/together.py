@@ -19,7 +19,7 @@ from micro import GLUE, STAGES
 
 from spikeprune import cli
 from spikeprune.experiment.build import trainers
-from spikeprune.experiment.run_directory import RunDir
+from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.training import distributed
 
 
@@ -99,7 +99,7 @@ EXACT += ["data.eval_batch_size=5", "stages.finetune.losses.additions=0.5", "sta
 EXACT += ["stages.finetune.losses.hard=0.5"]
 
 
-def check_weights(one: RunDir, two: RunDir, rtol: float = 1e-6) -> None:
+def check_weights(one: RunDirectory, two: RunDirectory, rtol: float = 1e-6) -> None:
     for name in STAGES:
         found, wanted = (safetensors.torch.load_file(run.stage(name) / "model.safetensors") for run in (two, one))
         assert set(found) == set(wanted)
@@ -108,7 +108,7 @@ def check_weights(one: RunDir, two: RunDir, rtol: float = 1e-6) -> None:
             torch.testing.assert_close(found[key], value, rtol=0 if exact else rtol, atol=0 if exact else rtol / 100)
 
 
-def check_measurements(one: RunDir, two: RunDir) -> None:
+def check_measurements(one: RunDirectory, two: RunDirectory) -> None:
     for name in STAGES:
         found, wanted = two.record(name), one.record(name)
         for key in ("metrics", "main", "steps", *(("t_steps", "heads", "ffn") if name != "teacher" else ())):

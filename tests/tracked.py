@@ -13,7 +13,7 @@ from children import add_callback, begin
 from micro import GLUE, micro
 from wandb_server import Board
 
-from spikeprune.experiment.run_directory import RunDir
+from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.integrations.wandb import live
 from spikeprune.report.results import results
 
@@ -76,7 +76,7 @@ def train(folder: Path, glue: Path, *more: str) -> list[str]:
     return ["train", str(GLUE), *micro(folder, glue), *SHORT, *more]
 
 
-def rows(run: RunDir) -> dict[int, dict[str, float]]:
+def rows(run: RunDirectory) -> dict[int, dict[str, float]]:
     """What W&B should hold of `metrics.jsonl`: a row for each global step, keys under their stage."""
     found: dict[int, dict[str, float]] = {}
     for record in run.read_metrics():
@@ -85,7 +85,7 @@ def rows(run: RunDir) -> dict[int, dict[str, float]]:
     return found
 
 
-def check_history(history: list[dict], run: RunDir, stages: Sequence[str] = STAGES) -> None:
+def check_history(history: list[dict], run: RunDirectory, stages: Sequence[str] = STAGES) -> None:
     """Each step once, in order, with every value that the run logged, and the results in each stage's last row."""
     wanted = rows(run)
     assert [row["_step"] for row in history] == [row["global_step"] for row in history] == sorted(wanted)

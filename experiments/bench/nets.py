@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
 from spikeprune.models.compaction import compact
-from spikeprune.models.modeling import Student
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.teacher import Teacher, copy_encoder
 
 
@@ -60,12 +60,12 @@ def batch(size: Size, *, sentences: int, tokens: int, device: torch.device) -> d
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
 
 
-def student(size: Size, device: torch.device, *, unit_theta: bool = False, **options) -> Student:
+def student(size: Size, device: torch.device, *, unit_theta: bool = False, **options) -> SpikingBert:
     """A student that starts from `size.bert()`, thresholds calibrated or all 1, in evaluation mode."""
     values = {"vocab": size.vocab, "positions": 512, "segments": 2, "hidden": size.hidden, "layers": size.layers}
     values |= {"heads": size.heads, "ffn": size.ffn, "classes": 2}
     with device:  # initialized there: faster than on a CPU
-        made = Student(**values, **options).eval()
+        made = SpikingBert(**values, **options).eval()
     copy_encoder(made, Teacher(_bert(size)), list(range(size.layers)))
     if not unit_theta:
         with torch.no_grad():
@@ -73,7 +73,7 @@ def student(size: Size, device: torch.device, *, unit_theta: bool = False, **opt
     return made
 
 
-def compacted(made: Student, share: float) -> Student:
+def compacted(made: SpikingBert, share: float) -> SpikingBert:
     """The student with this share of every layer's heads and neurons kept, physically smaller."""
     masked = copy.deepcopy(made)
     masked.heads[:, round(share * masked.heads.shape[1]) :] = 0

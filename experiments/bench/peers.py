@@ -18,12 +18,12 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from spikeprune.models.modeling import Student
+from spikeprune.models.modeling import SpikingBert
 
 Fire = Callable[[str, Tensor], Tensor]  # a site's name and its current -> its spikes, of the same shape
 
 
-def current(student: Student, ids: Tensor) -> Tensor:
+def current(student: SpikingBert, ids: Tensor) -> Tensor:
     """What drives the embedding's neurons, `[B, N, D]`."""
     e = student.embedding
     return e.norm(e.word(ids) + e.position.weight[: ids.shape[1]] + e.segment.weight[0])
@@ -41,7 +41,7 @@ def plain_attention(layer, q: Tensor, k: Tensor, v: Tensor, tokens: Tensor) -> T
     return (scores.softmax(-1) @ v).transpose(-3, -2).flatten(-2)
 
 
-def tick(student: Student, x: Tensor, tokens: Tensor, fire: Fire, attention=fused_attention) -> Tensor:
+def tick(student: SpikingBert, x: Tensor, tokens: Tensor, fire: Fire, attention=fused_attention) -> Tensor:
     """Currents of the embedding `[..., B, N, D]` -> spikes of the last layer: one step, or with a leading T all."""
     a = fire("embedding", x)
     for i, layer in enumerate(student.layers):
@@ -53,12 +53,12 @@ def tick(student: Student, x: Tensor, tokens: Tensor, fire: Fire, attention=fuse
     return a
 
 
-def head(student: Student, rates: Tensor) -> Tensor:
+def head(student: SpikingBert, rates: Tensor) -> Tensor:
     """Mean over tokens (there is no padding) and classifier: `[B, N, D]` -> logits `[B, C]`."""
     return student.classifier(rates.mean(1))
 
 
-def spikingjelly(student: Student, t_steps: int) -> Callable[[Tensor, Tensor], Tensor]:
+def spikingjelly(student: SpikingBert, t_steps: int) -> Callable[[Tensor, Tensor], Tensor]:
     """Raises ImportError where SpikingJelly is not installed."""
     from spikingjelly.activation_based import functional, neuron
 
@@ -79,7 +79,7 @@ def spikingjelly(student: Student, t_steps: int) -> Callable[[Tensor, Tensor], T
     return run
 
 
-def snntorch(student: Student, t_steps: int) -> Callable[[Tensor, Tensor], Tensor]:
+def snntorch(student: SpikingBert, t_steps: int) -> Callable[[Tensor, Tensor], Tensor]:
     """Raises ImportError where snnTorch is not installed."""
     import snntorch as snn
 
@@ -105,7 +105,7 @@ def snntorch(student: Student, t_steps: int) -> Callable[[Tensor, Tensor], Tenso
     return run
 
 
-def loop(student: Student, t_steps: int) -> Callable[[Tensor, Tensor], Tensor]:
+def loop(student: SpikingBert, t_steps: int) -> Callable[[Tensor, Tensor], Tensor]:
     """SpikingBERT's structure (Bal & Sengupta 2024, arXiv 2308.10873): every site of every layer at every step, and at
     every site the weighted sum of its spikes, from which its rate is read."""
 

@@ -16,7 +16,7 @@ from experiments.bench.clock import Timing, Work, graphed, peak_bytes, shares, t
 from experiments.bench.nets import Size
 from experiments.bench.rooflines import least_bytes, limb_products, operations, products
 from spikeprune.models.inference import answer
-from spikeprune.models.modeling import Student
+from spikeprune.models.modeling import SpikingBert
 
 EXACT = 1e-9  # of a logit's size, in float64: no spike differs
 # in float32 products of other shapes round otherwise, a spike on the edge falls either way, and what it excites differs
@@ -45,7 +45,7 @@ class Setting:
         shape = {"sentences": sentences or self.sentences, "tokens": tokens or self.tokens}
         return nets.batch(size, **shape, device=self.device)
 
-    def student(self, size: Size, **options) -> Student:
+    def student(self, size: Size, **options) -> SpikingBert:
         made = nets.student(size, self.device, **options)
         made.use_kernels(self.kernels)
         return made
@@ -79,7 +79,7 @@ def difference(one: Tensor, other: Tensor) -> float:
     return ((one - other).norm() / one.norm()).item()
 
 
-def simulated(student: Student, batch: dict[str, Tensor]) -> Callable[[], Tensor]:
+def simulated(student: SpikingBert, batch: dict[str, Tensor]) -> Callable[[], Tensor]:
     def run() -> Tensor:
         with torch.no_grad():
             return student(**batch, mode="spiking", scores=False).logits
@@ -105,7 +105,7 @@ def shallow_difference(at: Setting, size: Size, name: str) -> float:
     return difference(simulated(student, batch)(), answers)
 
 
-def closed_differences(at: Setting, size: Size, student: Student) -> tuple[float, float]:
+def closed_differences(at: Setting, size: Size, student: SpikingBert) -> tuple[float, float]:
     """How far the closed form's logits are from the simulation's: in float64, and in float32 in two layers."""
     found = []
     for made, batch in (

@@ -29,11 +29,11 @@ def distillation(at: Setting, size: Size, *, spiking: bool, t_steps: int = 4, gr
     def learn(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         inputs, tokens = [batch[name] for name in INPUTS], batch["attention_mask"].bool()
         with torch.no_grad():
-            lesson = teacher(*inputs, features=True)
+            teacher_outputs = teacher(*inputs, features=True)
         outputs = learner(*inputs, **extra)
-        loss = losses.hidden_loss(outputs.hidden, lesson.hidden, tokens, layer_map)
-        loss = loss + losses.scores_loss(outputs.scores, lesson.scores, tokens, layer_map)
-        loss = loss + losses.soft_loss(outputs.logits, lesson.logits, temperature=2.0, regression=False).mean()
+        loss = losses.hidden_loss(outputs.hidden, teacher_outputs.hidden, tokens, layer_map)
+        loss = loss + losses.scores_loss(outputs.scores, teacher_outputs.scores, tokens, layer_map)
+        loss = loss + losses.soft_loss(outputs.logits, teacher_outputs.logits, temperature=2.0, regression=False).mean()
         return {"loss": loss}
 
     graphed = GraphedTerms(learn, lambda: [learner, teacher])

@@ -1,7 +1,7 @@
 """How a file, its preset and overrides become one typed configuration; the only file that knows OmegaConf.
 
-Every key is a field in `config/schema.py` with its default; an unknown key, a wrong type or an impossible combination is an
-`InputError` that lists every problem found, before anything is loaded. What values may be is in `checks/`.
+Every key is a field in `config/schema.py` with its default; an unknown key, a wrong type or an impossible combination
+is an `InputError` that lists every problem found, before anything is loaded. What values may be is in `checks/`.
 """
 
 from __future__ import annotations

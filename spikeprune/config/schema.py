@@ -130,7 +130,7 @@ class Stages:
 
 @dataclass
 class Spatial:
-    # ranks on a schedule: a name in config/validation/names.py, SPATIAL_CRITERIA | kwon: masks at once, for a share of operations
+    # a name in config/validation/names.py, SPATIAL_CRITERIA | kwon: masks at once, for a share of operations
     criterion: str = "fisher"
     operations: float | None = None  # kwon: share kept of the operations that heads and neurons cost
     end: float = 0.5  # share of the stage's epochs at which the target is reached; the rest of the stage recovers

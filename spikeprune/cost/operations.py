@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from spikeprune.cost.adaptive_threshold import gain_work
-from spikeprune.cost.shapes import Links, Shape, check_masks
+from spikeprune.cost.shapes import Shape, SynapseCounts, check_masks
 from spikeprune.errors import known
 
 CODINGS = ("accumulate", "running_mean", "per_step")
@@ -83,7 +83,7 @@ def _additions(spikes: Tensor, *, fan_out: Tensor | float = 1.0, keep: Tensor | 
 
 
 def readers(
-    *, shape: Shape, heads: Tensor, ffn: Tensor, links: Links | None
+    *, shape: Shape, heads: Tensor, ffn: Tensor, links: SynapseCounts | None
 ) -> tuple[Tensor, Tensor | float, Tensor, Tensor | float]:
     """The synapses of a layer by their source: from a channel below to q, k and v, from one of the context, of h and
     of the intermediate site. A number for all channels, or with `links` one for each; heads [H] and ffn [F] masks."""
@@ -102,13 +102,13 @@ def count(
     ffn: Tensor,
     t_steps: Sequence[int] | Tensor,
     coding: str,
-    links: Sequence[Links] | None = None,
+    links: Sequence[SynapseCounts] | None = None,
 ) -> Operations:
     """Operations of the spiking student on one batch.
 
     counts: site name → [T_site, B, channels], how many of a sample's real tokens spiked (a ternary −1 is one spike).
     lengths: [B] real tokens. heads: [L,H], ffn: [L,F], 0/1 masks, a compacted student's too. t_steps: L+1 ints.
-    links: the synapses of each layer, where single ones are missing (`Student.links`).
+    links: the synapses of each layer, where single ones are missing (`SpikingBert.links`).
 
     - A spike costs one addition per outgoing synapse, to all kept units or as `links` has it, and one for the residual
       where it has one. Pruned heads and neurons neither send nor receive. With `shape.membrane` a residual is D
@@ -219,7 +219,7 @@ def _head(counts, n, *, shape):
 
 
 def fan_out(
-    *, shape: Shape, heads: Tensor, ffn: Tensor, tokens: Tensor | float, links: Sequence[Links] | None = None
+    *, shape: Shape, heads: Tensor, ffn: Tensor, tokens: Tensor | float, links: Sequence[SynapseCounts] | None = None
 ) -> dict[str, Tensor | float]:
     """Additions that one spike of each site costs, by the rule of `count` for `accumulate` and `per_step`.
 

@@ -46,7 +46,7 @@ class Shape:
         return self.hidden // self.heads
 
 
-class Links(NamedTuple):
+class SynapseCounts(NamedTuple):
     """The synapses of one layer of a sparse student, counted where they begin; h heads and f neurons are those of the
     layer's own matrices, masked ones too."""
 

@@ -9,18 +9,18 @@ import safetensors.torch
 import torch
 
 from spikeprune.config.schema import Compress
-from spikeprune.experiment.context import Parts
-from spikeprune.experiment.run_directory import WEIGHTS, RunDir, read_verified, write_json, write_weights
+from spikeprune.experiment.context import RunContext
+from spikeprune.experiment.run_directory import WEIGHTS, RunDirectory, read_verified, write_json, write_weights
 from spikeprune.experiment.summary import data_facts
 from spikeprune.files import jsonfile
 from spikeprune.models.checkpoint_facts import label_names
 from spikeprune.models.compaction import built, fill, restored
 from spikeprune.models.description import FILE, description, read_description
-from spikeprune.models.modeling import Student
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.teacher import Teacher
 
 
-def leave_teacher(parts: Parts, directory: RunDir, teacher: Teacher, facts: dict[str, Any]) -> None:
+def leave_teacher(parts: RunContext, directory: RunDirectory, teacher: Teacher, facts: dict[str, Any]) -> None:
     folder = directory.make_stage("teacher")
     bert = teacher.bert
     bert.config.architectures = [type(bert).__name__]
@@ -33,7 +33,12 @@ def leave_teacher(parts: Parts, directory: RunDir, teacher: Teacher, facts: dict
 
 
 def leave_student(
-    parts: Parts, directory: RunDir, name: str, parent: str | None, student: Student, facts: dict[str, Any]
+    parts: RunContext,
+    directory: RunDirectory,
+    name: str,
+    parent: str | None,
+    student: SpikingBert,
+    facts: dict[str, Any],
 ) -> None:
     folder = directory.make_stage(name)
     write_json(folder / FILE, description(student))
@@ -41,7 +46,7 @@ def leave_student(
     record(parts, directory, name, parent, {**facts, "weights": sha})
 
 
-def record(parts: Parts, directory: RunDir, name: str, parent: str | None, facts: dict[str, Any]) -> None:
+def record(parts: RunContext, directory: RunDirectory, name: str, parent: str | None, facts: dict[str, Any]) -> None:
     made_from = None if parent is None else {"stage": parent, "weights": directory.record(parent)["weights"]}
     if name != "teacher" and parent is None:
         made_from = {"stage": "teacher", "weights": directory.record("teacher")["weights"]}
@@ -49,7 +54,7 @@ def record(parts: Parts, directory: RunDir, name: str, parent: str | None, facts
     directory.finish(name, {"stage": name, "parent": made_from, "config": stage, "data": data_facts(parts), **facts})
 
 
-def load_teacher(parts: Parts, directory: RunDir) -> Teacher:
+def load_teacher(parts: RunContext, directory: RunDirectory) -> Teacher:
     """The teacher as its stage left it, frozen."""
     directory.verified("teacher")
     folder = directory.stage("teacher")
@@ -57,7 +62,7 @@ def load_teacher(parts: Parts, directory: RunDir) -> Teacher:
     return Teacher.load(directory.stage("teacher"), classes=parts.task.num_labels).freeze()
 
 
-def load_student(directory: RunDir, name: str, compress: Compress | None = None) -> Student:
+def load_student(directory: RunDirectory, name: str, compress: Compress | None = None) -> SpikingBert:
     """The student that a finished stage left, as it left it. `compress`: what the stages that follow are to make of it,
     where the finished one was told something else and has not begun with it (a run that takes over another's)."""
     folder, state = directory.stage(name), directory.weights(name)
@@ -81,7 +86,7 @@ def adopt(values: dict[str, Any], state: dict[str, torch.Tensor], compress: Comp
     return state if compress.weights == "float" else {**state, "strength": torch.zeros(())}
 
 
-def load_compact(directory: RunDir) -> Student:
+def load_compact(directory: RunDirectory) -> SpikingBert:
     """The student that `spikeprune compact` left."""
     data = read_verified(directory.compact / WEIGHTS, directory.compact_record()["weights"])
     return restored(directory.compact, safetensors.torch.load(data))

@@ -11,12 +11,12 @@ import torch
 from spikeprune.config.load import read_resolved
 from spikeprune.errors import InputError
 from spikeprune.experiment.checkpoints import load_student
-from spikeprune.experiment.context import Parts
+from spikeprune.experiment.context import RunContext
 from spikeprune.experiment.evaluation import last_finished, reopen, untrained_changes
 from spikeprune.experiment.run_directory import WEIGHTS, write_json, write_weights
 from spikeprune.models.compaction import as_float, compact, nbytes, parameter_count, stored
 from spikeprune.models.description import FILE, description
-from spikeprune.models.modeling import Student
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS
 
 SENTENCES = 8  # of the dev split, that a compacted student must answer like the masked one
@@ -62,7 +62,7 @@ def compact_run(
 
 
 @torch.no_grad()
-def same_answers(masked: Student, small: Student, parts: Parts) -> dict[str, Any]:
+def same_answers(masked: SpikingBert, small: SpikingBert, parts: RunContext) -> dict[str, Any]:
     """The largest difference of two students' logits on a few dev sentences, spikes simulated step by step.
 
     In float64: in float32 a current within rounding of its threshold may fire in one of the two and not in the other.

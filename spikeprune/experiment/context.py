@@ -18,7 +18,7 @@ from spikeprune.training.losses import uniform_layer_map
 
 
 @dataclass
-class Parts:
+class RunContext:
     """What every stage shares: read, checked against each other, and nothing written yet."""
 
     config: Config
@@ -38,7 +38,7 @@ class Parts:
         return active_stages(self.config)
 
 
-def prepare(config: Config, *, tokenizer_from: str | None = None) -> Parts:
+def prepare(config: Config, *, tokenizer_from: str | None = None) -> RunContext:
     """Read data, vocabulary and the teacher's configuration. Raises InputError for what does not fit.
 
     `tokenizer_from`: directory of a finished run's teacher, whose vocabulary then stands in for a new one.
@@ -83,7 +83,7 @@ def prepare(config: Config, *, tokenizer_from: str | None = None) -> Parts:
         eval_batch_size=data.eval_batch_size,
         seed=config.seed,
     )
-    return Parts(config, task, raw, tokens, tokenizer, bert, layers, layer_map)
+    return RunContext(config, task, raw, tokens, tokenizer, bert, layers, layer_map)
 
 
 def tokens_of(tokenizer: Any) -> int:

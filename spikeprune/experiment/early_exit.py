@@ -8,8 +8,8 @@ read after t steps is what a run of t steps answers. `asr` looks at the rates th
 `accumulate` there is one answer, at the end; `asr` is asked at every site, whose train then ends early and whose sum so
 far is its mean (`spiking.early`).
 
-What asking costs is in `cost/exit_overhead.py`. A bound that no answer can pass (`asr` 0, `confidence` 1) is the static network,
-and nothing is asked.
+What asking costs is in `cost/exit_overhead.py`. A bound that no answer can pass (`asr` 0, `confidence` 1) is the
+static network, and nothing is asked.
 
 Shapes: T steps, B batch, n real tokens, D hidden, L layers, C classes.
 """
@@ -31,7 +31,7 @@ from spikeprune.cost.exit_overhead import extra, rate_checks
 from spikeprune.cost.operations import Operations, count, dense
 from spikeprune.cost.shapes import Shape
 from spikeprune.errors import known
-from spikeprune.models.modeling import Student, layer_of
+from spikeprune.models.modeling import SpikingBert, layer_of
 from spikeprune.models.outputs import INPUTS, Outputs
 from spikeprune.snn.coding import read_running_mean
 from spikeprune.training.metrics import main_metric, task_metrics
@@ -63,7 +63,7 @@ def never(rule: str, bound: float) -> bool:
 class Anytime:
     """One simulation of a batch in a synchronous coding, and where each sample of it may end."""
 
-    def __init__(self, student: Student, batch: Batch, shape: Shape):
+    def __init__(self, student: SpikingBert, batch: Batch, shape: Shape):
         self.student, self.shape = student, shape
         self.tokens, self.lengths = batch["attention_mask"].bool(), batch["attention_mask"].sum(1)
         outputs = simulate(student, batch, pulses=True)
@@ -117,7 +117,7 @@ class Anytime:
 # --------------------------------------------------------------------------------------------------------- accumulate
 
 
-def layer_by_layer(student: Student, batch: Batch, shape: Shape, bound: float | None) -> Ended:
+def layer_by_layer(student: SpikingBert, batch: Batch, shape: Shape, bound: float | None) -> Ended:
     """`accumulate`: each site's train ends for each sample once its rate has settled; `None`: never."""
     lengths = batch["attention_mask"].sum(1)
     asks = bound is not None and not never("asr", bound)
@@ -133,7 +133,7 @@ def layer_by_layer(student: Student, batch: Batch, shape: Shape, bound: float | 
     )
 
 
-def turns(student: Student, stops: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def turns(student: SpikingBert, stops: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Mean steps of a layer's five populations that fire in turn (the slowest of q, k and v is one of them), with the
     embedding's before them, [B, L+1]; and all of them one after the other, [B]."""
     columns, total = [stops["embedding"].double()], stops["embedding"].double()
@@ -149,7 +149,7 @@ def turns(student: Student, stops: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 SIDE_BY_SIDE = ("query", "key", "value")
 
 
-def site_checks(student: Student, stops: dict[str, Tensor], lengths: Tensor, shape: Shape) -> Operations:
+def site_checks(student: SpikingBert, stops: dict[str, Tensor], lengths: Tensor, shape: Shape) -> Operations:
     """Each site asks at every step but the first and the last of its T; what was pruned is not looked at."""
     looked_at: dict[int, Tensor] = {}
     for name, taken in stops.items():
@@ -167,7 +167,7 @@ def site_checks(student: Student, stops: dict[str, Tensor], lengths: Tensor, sha
 # ------------------------------------------------------------------------------------------------------------- prices
 
 
-def operations(student: Student, counts, lengths: Tensor, shape: Shape, steps: Sequence[int]) -> Operations:
+def operations(student: SpikingBert, counts, lengths: Tensor, shape: Shape, steps: Sequence[int]) -> Operations:
     """`operations.count`, on the CPU."""
     kept = {"heads": student.heads, "ffn": student.ffn, "t_steps": steps, "links": student.links()}
     found = count(counts, lengths, shape=shape, coding=student.coding, **kept)
@@ -175,7 +175,7 @@ def operations(student: Student, counts, lengths: Tensor, shape: Shape, steps: S
     return Operations(**kinds, samples=found.samples)
 
 
-def simulate(student: Student, batch: Batch, **asked: Any) -> Outputs:
+def simulate(student: SpikingBert, batch: Batch, **asked: Any) -> Outputs:
     return student(*(batch[name] for name in INPUTS), mode="spiking", count=True, **asked)
 
 
@@ -197,7 +197,7 @@ class Row:
         metrics = self.metrics.compute()
         return {"metrics": metrics, "main": main_metric(self.task, metrics)}
 
-    def result(self, student: Student, prices: Prices, plain: Operations, shape: Shape) -> dict[str, Any]:
+    def result(self, student: SpikingBert, prices: Prices, plain: Operations, shape: Shape) -> dict[str, Any]:
         work = reduce(add, (part.work for part in self.parts))
         asking = [part.asking for part in self.parts if part.asking is not None]
         price = reduce(add, asking) if asking else extra(shape, work.samples)
@@ -228,7 +228,7 @@ def sums(ops: Operations) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.no_grad()
 def dynamic(
-    student: Student,
+    student: SpikingBert,
     batches: Callable[[], Iterable[Batch]],
     *,
     task: Task,

@@ -12,12 +12,12 @@ from spikeprune.errors import InputError
 from spikeprune.experiment import processes
 from spikeprune.experiment.build.modules import student_module
 from spikeprune.experiment.checkpoints import load_compact, load_student, load_teacher
-from spikeprune.experiment.context import Parts, prepare
+from spikeprune.experiment.context import RunContext, prepare
 from spikeprune.experiment.measurement import measure_student, measure_teacher
-from spikeprune.experiment.run_directory import RunDir
+from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.experiment.summary import data_facts
 from spikeprune.experiment.terminal import quiet
-from spikeprune.models.modeling import Student
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.variants import altered, deaden
 
 
@@ -34,7 +34,9 @@ def evaluate(
     `stepwise`: spikes are simulated step by step also where a closed form gives the same. `overrides`: `key=value` of
     the keys in `load.MEASURING`.
     """
-    changed = RunDir.open(run_dir).compact_record().get("changed", []) if compacted else []  # of it when it was made
+    changed = (
+        RunDirectory.open(run_dir).compact_record().get("changed", []) if compacted else []
+    )  # of it when it was made
     directory, parts = reopen(run_dir, data_dir, [*changed, *overrides])
     name = stage or last_finished(parts, directory)
     if compacted:
@@ -56,11 +58,11 @@ def evaluate(
     return {**facts, "data": data_facts(parts), **compared_data(directory, parts), **measured}
 
 
-def reopen(run_dir: str | Path, data_dir: str | None, overrides: Sequence[str] = ()) -> tuple[RunDir, Parts]:
+def reopen(run_dir: str | Path, data_dir: str | None, overrides: Sequence[str] = ()) -> tuple[RunDirectory, RunContext]:
     """A run whose teacher is finished, with its own tokenizer; `data_dir`: a GLUE directory in place of its data.
     `overrides`: of the keys that a measurement may change."""
     quiet()
-    directory = RunDir.open(run_dir)
+    directory = RunDirectory.open(run_dir)
     config = read_resolved(directory.config, overrides)
     processes.check_devices(config.run.accelerator, devices=1)
     if data_dir is not None:
@@ -69,18 +71,18 @@ def reopen(run_dir: str | Path, data_dir: str | None, overrides: Sequence[str] =
     return directory, prepare(config, tokenizer_from=str(directory.stage("teacher")))
 
 
-def compared_data(directory: RunDir, parts: Parts) -> dict[str, Any]:
+def compared_data(directory: RunDirectory, parts: RunContext) -> dict[str, Any]:
     """`same_data`: whether the data now are those that the run was made from; where not, `run_data` has those."""
     own = directory.data_facts()
     same = own["fingerprint"] == parts.raw.fingerprint
     return {"same_data": same} if same else {"same_data": same, "run_data": own}
 
 
-def last_finished(parts: Parts, directory: RunDir) -> str:
+def last_finished(parts: RunContext, directory: RunDirectory) -> str:
     return [s for s in parts.active() if directory.finished(s)][-1]
 
 
-def untrained_changes(student: Student, parts: Parts, made_under: Config) -> Student:
+def untrained_changes(student: SpikingBert, parts: RunContext, made_under: Config) -> SpikingBert:
     """The student with what overrides have changed of it since it was made: its coding, its dead zones."""
     now, then = parts.config.student, made_under.student
     changes: dict[str, Any] = {}

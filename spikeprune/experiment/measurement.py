@@ -17,21 +17,21 @@ from spikeprune.experiment.build import trainers
 from spikeprune.experiment.build.callbacks import synops
 from spikeprune.experiment.build.modules import teacher_module
 from spikeprune.experiment.build.networks import student_shape, teacher_shape
-from spikeprune.experiment.context import Parts
+from spikeprune.experiment.context import RunContext
 from spikeprune.experiment.early_exit import dynamic
-from spikeprune.models.modeling import Student
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.sparsity import share
 from spikeprune.models.teacher import Teacher
 from spikeprune.training.callbacks.finite import StopOnNonFinite
 from spikeprune.training.metrics import main_metric
-from spikeprune.training.modules.student import StudentModule
+from spikeprune.training.modules.student import DistillationModule
 from spikeprune.training.modules.task import TaskModule
 
 FLOAT32 = "embeddings, pooler, classifier, biases, layer norms, thresholds"  # what no quantizer touches
 Measured = dict[str, Any]  # {"metrics", "main", "cost", …}
 
 
-def measure_teacher(parts: Parts, teacher: Teacher) -> Measured:
+def measure_teacher(parts: RunContext, teacher: Teacher) -> Measured:
     module = teacher_module(parts, teacher)
     evaluator = trainers.evaluator(parts.config, [StopOnNonFinite("teacher")])
     evaluator.validate(module, datamodule=parts.data, verbose=False)
@@ -42,7 +42,7 @@ def measure_teacher(parts: Parts, teacher: Teacher) -> Measured:
     return {**quality(parts, module), "cost": cost}
 
 
-def measure_student(parts: Parts, module: StudentModule, stage: str) -> Measured:
+def measure_student(parts: RunContext, module: DistillationModule, stage: str) -> Measured:
     """Quality and cost on the dev split, in float32, from the student's spikes (see `models.answer`). Raises
     InputError, which names the `stage`, where a number that is found is not finite."""
     measured = _measure_student(parts, module, stage)
@@ -50,7 +50,7 @@ def measure_student(parts: Parts, module: StudentModule, stage: str) -> Measured
     return measured
 
 
-def _measure_student(parts: Parts, module: StudentModule, stage: str) -> Measured:
+def _measure_student(parts: RunContext, module: DistillationModule, stage: str) -> Measured:
     counter, student = synops(parts), module.student
     evaluator = trainers.evaluator(parts.config, [StopOnNonFinite(stage), counter])
     evaluator.validate(module, datamodule=parts.data, verbose=False)
@@ -68,7 +68,7 @@ def _measure_student(parts: Parts, module: StudentModule, stage: str) -> Measure
     }
 
 
-def measure_dynamic(parts: Parts, student: Student) -> dict[str, Any]:
+def measure_dynamic(parts: RunContext, student: SpikingBert) -> dict[str, Any]:
     """Early answers on the first dev split, as `early_exit.dynamic` returns them; every process measures all of it."""
     data = parts.data.val_dataloader()[0].data
     order, size = data.lengths.argsort(stable=True), parts.config.data.eval_batch_size
@@ -84,7 +84,7 @@ def measure_dynamic(parts: Parts, student: Student) -> dict[str, Any]:
     return found
 
 
-def encoder_weights(parts: Parts, student: Student) -> dict[str, Any]:
+def encoder_weights(parts: RunContext, student: SpikingBert) -> dict[str, Any]:
     """How the encoder's matrices act and what they take when packed, what was pruned left out, and what stays float."""
     masks = {"heads": student.heads, "ffn": student.ffn}
     stored = {"bits": (bits := student.stored_bits), "synapses": student.synapse_count()}
@@ -97,7 +97,7 @@ def encoder_weights(parts: Parts, student: Student) -> dict[str, Any]:
     }
 
 
-def quality(parts: Parts, module: TaskModule) -> dict[str, Any]:
+def quality(parts: RunContext, module: TaskModule) -> dict[str, Any]:
     """The task's metrics as the module's last validation found them (further dev splits as `<split>/<metric>`)."""
     metrics = validated(module, parts.task.metrics)
     return {"metrics": metrics, "main": main_metric(parts.task, metrics)}
@@ -116,7 +116,7 @@ def check_finite(measured: Measured, where: str) -> None:
             raise InputError(f"{where}: {key} is {value}{constant}; compress less or train longer, in a new run.dir")
 
 
-def check_teacher(parts: Parts, measured: Measured) -> None:
+def check_teacher(parts: RunContext, measured: Measured) -> None:
     """Raises InputError for a teacher that has learnt nothing a constant answer does not know: which correlates with
     nothing, or is right as often as the majority class. Right answers are compared as whole numbers."""
     labels, metrics = parts.raw.splits[parts.task.dev_splits[0]].labels, measured["metrics"]

@@ -14,10 +14,10 @@ from spikeprune.errors import InputError
 from spikeprune.experiment import processes
 from spikeprune.experiment.build import arithmetic, networks
 from spikeprune.experiment.build.networks import teacher_shape
-from spikeprune.experiment.context import Parts, prepare
+from spikeprune.experiment.context import RunContext, prepare
 from spikeprune.experiment.lock import RunLock
 from spikeprune.experiment.reuse import shared_stages, take_over
-from spikeprune.experiment.run_directory import RunDir, write_atomic, write_json
+from spikeprune.experiment.run_directory import RunDirectory, write_atomic, write_json
 from spikeprune.experiment.stage import learn, teach
 from spikeprune.experiment.summary import data_facts, summarize_run
 from spikeprune.experiment.terminal import quiet, say
@@ -44,7 +44,7 @@ def run_here(config: Config) -> dict[str, Any]:
     graphs = distributed.first(lambda: arithmetic.cuda_graphs(config))
     mode = distributed.first(lambda: online.chosen_mode(config))
     parts = distributed.first(lambda: prepare(config))
-    directory = RunDir(config.run.dir)
+    directory = RunDirectory(config.run.dir)
     shared, why = distributed.first(lambda: shared_stages(parts) if config.run.start_from else ([], ""))
     if (
         config.teacher.checkpoint
@@ -74,7 +74,7 @@ def stop_if_told() -> None:
         raise signals.Stopped(signal)
 
 
-def begin(parts: Parts, directory: RunDir, lock: RunLock) -> bool:
+def begin(parts: RunContext, directory: RunDirectory, lock: RunLock) -> bool:
     """Take the run directory for this run, made if there is none; the lock comes before anything else is written.
     Returns whether nothing is left to do."""
     if not directory.config.is_file():
@@ -85,7 +85,7 @@ def begin(parts: Parts, directory: RunDir, lock: RunLock) -> bool:
     return directory.complete(parts.active())
 
 
-def enter(directory: RunDir, parts: Parts) -> None:
+def enter(directory: RunDirectory, parts: RunContext) -> None:
     """Begin a run in the directory, or make sure that it is this run's: same configuration, same data."""
     if directory.config.is_file():
         changed = differences(read_resolved(directory.config), parts.config)
@@ -105,14 +105,14 @@ def enter(directory: RunDir, parts: Parts) -> None:
     write_atomic(directory.config, to_yaml(parts.config))
 
 
-def bytes_needed(parts: Parts) -> int:
+def bytes_needed(parts: RunContext) -> int:
     """Upper bound of what a run writes: weights of each stage, and a resume checkpoint with Adam's two moments twice,
     since its predecessor goes only when it is whole."""
     weights = 4 * parameters(shape=teacher_shape(parts)).total
     return weights * (len(parts.active()) + 2 * 3) + 5_000_000
 
 
-def run_begun(parts: Parts, directory: RunDir, kernels: str, shared: list[str], why: str) -> dict[str, Any]:
+def run_begun(parts: RunContext, directory: RunDirectory, kernels: str, shared: list[str], why: str) -> dict[str, Any]:
     """Say what is run, take over the stages that are shared, and run the rest."""
     config = parts.config
     if shared and (taken := distributed.first(lambda: take_over(parts, directory, shared))):
@@ -120,7 +120,7 @@ def run_begun(parts: Parts, directory: RunDir, kernels: str, shared: list[str], 
     return run_stages(parts, directory, kernels)
 
 
-def run_stages(parts: Parts, directory: RunDir, kernels: str) -> dict[str, Any]:
+def run_stages(parts: RunContext, directory: RunDirectory, kernels: str) -> dict[str, Any]:
     """Every stage that is not finished, then `summary.json`. Raises Stopped where a signal asks for it."""
     stages = parts.active()
     for number, name in enumerate(stages, 1):
@@ -150,7 +150,7 @@ def before(stages: list[str], name: str) -> str | None:
     return students[index - 1] if index else None
 
 
-def finish(parts: Parts, directory: RunDir, facts: dict[str, Any]) -> dict[str, Any]:
+def finish(parts: RunContext, directory: RunDirectory, facts: dict[str, Any]) -> dict[str, Any]:
     """Write `summary.json` and `metrics.csv`."""
     summary = {**summarize_run(parts, directory), **facts}
     write_json(directory.summary, summary)

@@ -11,8 +11,8 @@ from spikeprune.config.derived import active_stages
 from spikeprune.config.load import differences, read_resolved
 from spikeprune.config.schema import Config
 from spikeprune.errors import InputError
-from spikeprune.experiment.context import Parts
-from spikeprune.experiment.run_directory import WEIGHTS, RunDir
+from spikeprune.experiment.context import RunContext
+from spikeprune.experiment.run_directory import WEIGHTS, RunDirectory
 
 # What decides on every stage alike. Of `run` only what changes the numbers; of `data` neither general_kd's text nor
 # where the task's lies, whose fingerprint is compared.
@@ -23,13 +23,13 @@ CORPUS = ("data.corpus", "data.corpus_limit")
 PLACES = ("data.source", "data.dir", "data.hub")
 
 
-def shared_stages(parts: Parts) -> tuple[list[str], str]:
+def shared_stages(parts: RunContext) -> tuple[list[str], str]:
     """The stages at the beginning of this run that `run.start_from` has finished under the same settings, and why the
     next one is not among them (empty where the other run simply has no more). Reads only.
 
     Raises InputError for a directory without a run, for other data, and where not even the first stage is the same.
     """
-    source = RunDir.open(parts.config.run.start_from)
+    source = RunDirectory.open(parts.config.run.start_from)
     theirs, mine = read_resolved(source.config), parts.config
     fingerprint = source.data_facts()["fingerprint"]
     other = [line for line in differences(theirs, mine, ()) if _decides(line, (*COMMON, *RUN), but=(*CORPUS, *PLACES))]
@@ -81,13 +81,13 @@ def _decides(line: str, sections, but=()) -> bool:
     return key not in but and any(key == section or key.startswith(f"{section}.") for section in sections)
 
 
-def take_over(parts: Parts, directory: RunDir, stages: list[str]) -> list[str]:
+def take_over(parts: RunContext, directory: RunDirectory, stages: list[str]) -> list[str]:
     """Put the other run's `stages` into this one's directory, records last; those that it took now. Weights are linked
     where the file system can (nothing writes into a finished file), copied where not.
 
     Raises InputError for weights that are not the ones their record describes.
     """
-    source, taken = RunDir(parts.config.run.start_from), []
+    source, taken = RunDirectory(parts.config.run.start_from), []
     for name in stages:
         if directory.finished(name):
             continue

@@ -71,14 +71,14 @@ def read_verified(path: Path, sha: str) -> bytes:
     return data
 
 
-class RunDir:
+class RunDirectory:
     """One run's directory. Made by `create` or `open`; neither touches what a finished stage has left."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
 
     @classmethod
-    def open(cls, path: str | Path) -> RunDir:
+    def open(cls, path: str | Path) -> RunDirectory:
         """A directory that holds a run. Raises InputError where there is none."""
         run = cls(path)
         if not run.config.is_file():

@@ -13,22 +13,22 @@ import torch
 from spikeprune.errors import InputError
 from spikeprune.experiment.build import arithmetic, modules, networks, trainers
 from spikeprune.experiment.checkpoints import leave_student, leave_teacher, load_student, load_teacher
-from spikeprune.experiment.context import Parts
+from spikeprune.experiment.context import RunContext
 from spikeprune.experiment.measurement import check_teacher, measure_student, measure_teacher
-from spikeprune.experiment.run_directory import RunDir
+from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.experiment.terminal import say
 from spikeprune.integrations.wandb import live
-from spikeprune.models.compaction import give_back, smaller
-from spikeprune.models.modeling import Student
+from spikeprune.models.compaction import scatter_into, smaller
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.tensors import misfit, not_finite, out_of_memory
 from spikeprune.report.tables import budget_line
 from spikeprune.training import distributed
-from spikeprune.training.callbacks.joint import JointPruning, cost_in_unit
+from spikeprune.training.callbacks.joint import BudgetPruning, cost_in_unit
 from spikeprune.training.callbacks.resume import ResumeState
 from spikeprune.training.modules.task import TaskModule
 
 
-def teach(parts: Parts, directory: RunDir) -> None:
+def teach(parts: RunContext, directory: RunDirectory) -> None:
     """Fine-tune the teacher, measure it, and stop the run if it has learnt nothing."""
     teacher = distributed.first(lambda: networks.teacher(parts))
     if teacher.note:
@@ -40,7 +40,7 @@ def teach(parts: Parts, directory: RunDir) -> None:
     distributed.first(lambda: leave_teacher(parts, directory, module.teacher, {**measured, **facts}))
 
 
-def learn(parts: Parts, directory: RunDir, name: str, parent: str | None) -> None:
+def learn(parts: RunContext, directory: RunDirectory, name: str, parent: str | None) -> None:
     """One stage of the student: from its parent's weights, or calibrated from the teacher, to its own record."""
     frozen = distributed.first(lambda: load_teacher(parts, directory))
     if parent is None:
@@ -52,7 +52,7 @@ def learn(parts: Parts, directory: RunDir, name: str, parent: str | None) -> Non
     module = modules.student_module(parts, name, learning, frozen)
     facts = fit(parts, directory, name, module)
     if learning is not student:
-        give_back(learning, student.to(learning.classifier.weight))  # of the precision that it was trained in
+        scatter_into(learning, student.to(learning.classifier.weight))  # of the precision that it was trained in
         module = modules.student_module(parts, name, student, frozen)
     budget = facts.pop("budget", None)
     measured = measure_student(parts, module, name)
@@ -63,7 +63,7 @@ def learn(parts: Parts, directory: RunDir, name: str, parent: str | None) -> Non
     distributed.first(lambda: leave_student(parts, directory, name, parent, student, {**measured, **facts}))
 
 
-def masks_are_final(parts: Parts, name: str, student: Student) -> bool:
+def masks_are_final(parts: RunContext, name: str, student: SpikingBert) -> bool:
     """Whether a stage can train the student without its masked units, which takes less time: units have
     left, the stage neither removes more nor compares heads with the teacher's, and no layer lost all."""
     stage, masks = parts.stage(name), (student.heads, student.ffn)
@@ -76,7 +76,7 @@ def masks_are_final(parts: Parts, name: str, student: Student) -> bool:
     )
 
 
-def fit(parts: Parts, directory: RunDir, name: str, module: TaskModule) -> dict[str, Any]:
+def fit(parts: RunContext, directory: RunDirectory, name: str, module: TaskModule) -> dict[str, Any]:
     """One `Trainer.fit`, from the stage's last checkpoint if it was interrupted."""
     done = distributed.first(lambda: {s: directory.record(s)["steps"] for s in parts.active() if directory.finished(s)})
     trainer = trainers.trainer(parts, name, directory, offset=sum(done.values()))
@@ -94,7 +94,7 @@ def fit(parts: Parts, directory: RunDir, name: str, module: TaskModule) -> dict[
         raise KeyboardInterrupt if trainer.interrupted else SystemExit from None
     distributed.same(digest(module), f"the network that {name} left")
     state = next(c for c in trainer.callbacks if isinstance(c, ResumeState))
-    budget = next((c for c in trainer.callbacks if isinstance(c, JointPruning)), None)
+    budget = next((c for c in trainer.callbacks if isinstance(c, BudgetPruning)), None)
     facts = {"steps": trainer.global_step, "seconds": round(state.seconds, 2)}
     return {**facts, "budget": budget} if budget else facts
 

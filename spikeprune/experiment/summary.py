@@ -16,20 +16,20 @@ from spikeprune import __version__
 from spikeprune.config.derived import active
 from spikeprune.config.keys import leaves
 from spikeprune.config.load import MAY_DIFFER, Config
-from spikeprune.experiment.context import Parts
-from spikeprune.experiment.run_directory import RunDir
+from spikeprune.experiment.context import RunContext
+from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.files import jsonfile
 
 # Of the keys that decide a result: what a summary names itself, or a machine spells in its own way.
 NAMED = ("seed", "data.source", "data.dir", "data.hub", "run.stages")
 
 
-def data_facts(parts: Parts) -> dict[str, str]:
+def data_facts(parts: RunContext) -> dict[str, str]:
     raw = parts.raw
     return {"source": raw.source, "origin": raw.origin, "fingerprint": raw.fingerprint, "banner": raw.banner}
 
 
-def summarize_run(parts: Parts, directory: RunDir) -> dict[str, Any]:
+def summarize_run(parts: RunContext, directory: RunDirectory) -> dict[str, Any]:
     """What `summary.json` holds; read from the stages' records alone."""
     stages = [s for s in parts.active() if s != "teacher"]
     wanted = ("metrics", "main", "cost", "t_steps", "heads", "ffn", "encoder_weights", "steps", "seconds")

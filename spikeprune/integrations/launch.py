@@ -23,7 +23,7 @@ from spikeprune.config.tasks import read_tasks
 from spikeprune.errors import InputError
 from spikeprune.experiment import fetch, slurm_job
 from spikeprune.experiment.lock import RunLock
-from spikeprune.experiment.run_directory import RunDir, write_atomic
+from spikeprune.experiment.run_directory import RunDirectory, write_atomic
 from spikeprune.integrations.labels import label
 
 T = TypeVar("T")
@@ -54,8 +54,8 @@ class Run:
     forced: tuple[str, ...]
 
     @property
-    def directory(self) -> RunDir:
-        return RunDir(self.config.run.dir)
+    def directory(self) -> RunDirectory:
+        return RunDirectory(self.config.run.dir)
 
     @property
     def finished(self) -> bool:

@@ -159,7 +159,7 @@ class GraphedNorms:
         return graph, norms
 
 
-class GraphedAnswers:
+class GraphedInference:
     """`answer(batch)`, tensors without gradient in a nest of tuples, dicts and dataclasses, replayed from CUDA graphs.
 
     One graph for each shape of a batch, captured at its third appearance. All go when `state` changes: it must name

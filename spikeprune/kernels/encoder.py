@@ -1,11 +1,11 @@
 """A whole student evaluated on the tensor cores: whole numbers between its layers, four kinds of kernels.
 
-`encode` stands in for `Student.encode` and all layers and sites where `covers` says so: on a GPU, without gradient, for
-the closed form and for the simulation of the codings that tick together. Per layer: one product for query, key and
-value with the neurons of the latter two behind it, attention and context, a product and a layer norm, a product, gelu
-and its neurons, a product and a layer norm. Between them spikes or counts travel as bytes (see `spiking.limbs`).
-`weight_cache.py` has weights, thresholds and masks as it reads them. The embedding's current and the answer are the student's
-own.
+`encode` stands in for `SpikingBert.encode` and all layers and sites where `covers` says so: on a GPU, without
+gradient, for the closed form and for the simulation of the codings that tick together. Per layer: one product for
+query, key and value with the neurons of the latter two behind it, attention and context, a product and a layer norm, a
+product, gelu and its neurons, a product and a layer norm. Between them spikes or counts travel as bytes (see
+`spiking.limbs`). `weight_cache.py` has weights, thresholds and masks as it reads them. The embedding's current and the
+answer are the student's own.
 
 The arithmetic is float32's or better, but not bit for bit that of the torch path: sums of spikes are exact here. A
 current within rounding of its threshold may fire on one side only.
@@ -27,18 +27,18 @@ from spikeprune.kernels.firing import CLOSED, GELU, PER_STEP, RUNNING, Firing
 from spikeprune.kernels.norm_attention import attended, constant, counted, normed
 from spikeprune.kernels.split_integer import MOST, padded
 from spikeprune.kernels.weight_cache import held
-from spikeprune.snn.context import Pass, Signal
+from spikeprune.snn.context import ForwardContext, SpikeTrain
 from spikeprune.snn.neurons import leak_weights
 
 if TYPE_CHECKING:
-    from spikeprune.models.modeling import Student
+    from spikeprune.models.modeling import SpikingBert
 
 MODES = {"per_step": PER_STEP, "running_mean": RUNNING}
 HEAD_SIZES = (16, 32, 64, 128)  # of which attention makes a tile
 WIDEST = 4096  # channels of a row that layer norm holds
 
 
-def covers(student: Student, run: Pass) -> bool:
+def covers(student: SpikingBert, run: ForwardContext) -> bool:
     """Whether the engine computes this pass; else the sites do, each by itself.
 
     It does without gradient and autocast, in float32 on CUDA with `kernels=triton`, where no more is asked for than
@@ -66,7 +66,7 @@ def suits(like: Tensor) -> bool:
     return like.is_cuda and like.dtype == torch.float32
 
 
-def shaped(student: Student) -> bool:
+def shaped(student: SpikingBert) -> bool:
     """Whether the network itself is one that the engine's kernels know."""
     layers, values = student.layers, student.values
     plain = student.query == "real" and student.embedding.feedback is None and not values["dead_zone"]
@@ -88,8 +88,10 @@ def asr_norm(steps: int, leak: float) -> float:
     return float(leak_weights(steps, leak).sum())
 
 
-def encode(student: Student, input_ids: Tensor, token_type_ids: Tensor, *, run: Pass) -> tuple[Signal, list, list]:
-    """As `Student.encode`, of a pass that is covered."""
+def encode(
+    student: SpikingBert, input_ids: Tensor, token_type_ids: Tensor, *, run: ForwardContext
+) -> tuple[SpikeTrain, list, list]:
+    """As `SpikingBert.encode`, of a pass that is covered."""
     closed, device = run.mode == "equilibrium", input_ids.device
     mode = CLOSED if closed else MODES[student.coding]
     ready, (total, *totals) = held(student, mode != PER_STEP), student.steps
@@ -137,13 +139,13 @@ def encode(student: Student, input_ids: Tensor, token_type_ids: Tensor, *, run: 
             counting.first(a.view(steps, *shape[:2], -1)[:, :, 0, : shape[-1]])
         hidden.append(value.view(shape))
         below = own.output[0], t
-    return Signal(hidden[-1]), hidden, [None] * len(totals)
+    return SpikeTrain(hidden[-1]), hidden, [None] * len(totals)
 
 
 class Counting:
     """Leaves spike counts in a pass that asks for them."""
 
-    def __init__(self, run: Pass, running: bool):
+    def __init__(self, run: ForwardContext, running: bool):
         self.run, self.running = run, running
 
     def __call__(self, trains: dict[str, tuple[Tensor, int]]) -> None:

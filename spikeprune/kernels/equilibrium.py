@@ -3,7 +3,7 @@
 | kernel | reference | launches on CUDA, kernel / reference |
 |---|---|---|
 | `fused_equilibrium` forward | `neurons.settle`, `Equilibrium.forward` | 1 / about 10 |
-| the same with mask and rates | and what `Site.fire` does with these | 2 / about 16 |
+| the same with mask and rates | and what `SpikingLayer.fire` does with these | 2 / about 16 |
 | `fused_equilibrium` backward | `Equilibrium.backward` | 2 / about 11 |
 | the same with mask and rates | and theirs | 2 / about 20 |
 

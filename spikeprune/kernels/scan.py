@@ -114,7 +114,8 @@ if INSTALLED:
         TERNARY: tl.constexpr, PER_CHANNEL: tl.constexpr, DIVIDES: tl.constexpr, MASKED: tl.constexpr,
         COUNT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
     ):  # fmt: skip
-        """`closed_form.settled_value`: the masked value `[B, N, D]`, and the spikes of this tile's tokens `[tiles, D]`."""
+        """`closed_form.settled_value`: the masked value `[B, N, D]`, and the spikes of this tile's tokens `[tiles,
+        D]`."""
         sentence, token, column, at, exists = sentence_tile(tokens, columns, ROWS, COLS)
         first = sentence * tokens * columns
         x, value = x + first, value + first

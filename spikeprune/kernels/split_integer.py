@@ -39,7 +39,7 @@ TILE = {"BM": 64, "BN": 64}  # rows and channels of one program; three accumulat
 LAUNCH = {"num_warps": 4, "num_stages": 3, "enable_fp_fusion": False}
 
 
-class Limbs(NamedTuple):
+class SplitIntegers(NamedTuple):
     codes: Tensor  # [3, out, in] int8, the highest first; padded
     scale: Tensor  # [out] float32: what the lowest bit is worth; padded
     bias: Tensor  # [out] float32; padded
@@ -49,7 +49,7 @@ def padded(width: int) -> int:
     return -(-width // PAD) * PAD
 
 
-def split(weight: Tensor, bias: Tensor | None, most: int) -> Limbs:
+def split(weight: Tensor, bias: Tensor | None, most: int) -> SplitIntegers:
     """`weight [out, in]`, theta folded into it, for operands of at most `most` in size."""
     w = weight.detach().double()
     rows, width = w.shape
@@ -64,19 +64,19 @@ def split(weight: Tensor, bias: Tensor | None, most: int) -> Limbs:
     codes = torch.stack([n, *reversed(limbs)]).to(torch.int8)
     beyond = padded(rows) - rows
     given = w.new_zeros(rows) if bias is None else bias.detach()
-    return Limbs(
+    return SplitIntegers(
         pad(codes, (0, padded(width) - width, 0, beyond)).contiguous(),
         pad(scale, (0, beyond)).contiguous(),
         pad(given.float(), (0, beyond)).contiguous(),
     )
 
 
-def joined(parts: list[Limbs]) -> Limbs:
+def joined(parts: list[SplitIntegers]) -> SplitIntegers:
     """Several maps of one operand as one; each starts at a multiple of PAD."""
-    return Limbs(torch.cat([p.codes for p in parts], 1), *(torch.cat([p[i] for p in parts]) for i in (1, 2)))
+    return SplitIntegers(torch.cat([p.codes for p in parts], 1), *(torch.cat([p[i] for p in parts]) for i in (1, 2)))
 
 
-def reference(n: Tensor, limbs: Limbs, unit: Tensor) -> Tensor:
+def reference(n: Tensor, limbs: SplitIntegers, unit: Tensor) -> Tensor:
     """Currents `[S, rows, out]` of the train `n [S, rows, in]`, each step's in units of `unit [S]`: exact sums, then
     the kernel's operations in its order."""
     high, middle, low = (n.double() @ code.double().t() for code in limbs.codes)  # exact: below 2^53
@@ -143,7 +143,7 @@ if INSTALLED:
 
 def product(
     a: Tensor,
-    limbs: Limbs,
+    limbs: SplitIntegers,
     units: Tensor,
     *,
     steps: int,
@@ -161,7 +161,15 @@ def product(
 
 
 def part(
-    a: Tensor, limbs: Limbs, units: Tensor, first: int, last: int, site: Firing | None, *, steps: int, activation: int
+    a: Tensor,
+    limbs: SplitIntegers,
+    units: Tensor,
+    first: int,
+    last: int,
+    site: Firing | None,
+    *,
+    steps: int,
+    activation: int,
 ) -> Tensor:
     """The columns from `first` to `last`, as `product`."""
     if wgmma.applies(a, site):
@@ -170,7 +178,15 @@ def part(
 
 
 def triton_product(
-    a: Tensor, limbs: Limbs, units: Tensor, first: int, last: int, site: Firing | None, *, steps: int, activation: int
+    a: Tensor,
+    limbs: SplitIntegers,
+    units: Tensor,
+    first: int,
+    last: int,
+    site: Firing | None,
+    *,
+    steps: int,
+    activation: int,
 ) -> Tensor:
     _, rows, width = a.shape
     sent = a.new_empty(steps, rows, last - first, dtype=torch.float32 if site is None else torch.int8)

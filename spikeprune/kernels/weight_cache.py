@@ -14,14 +14,14 @@ from torch.nn.functional import pad
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from spikeprune.kernels import split_integer
-from spikeprune.kernels.split_integer import MOST, Limbs, padded
+from spikeprune.kernels.split_integer import MOST, SplitIntegers, padded
 from spikeprune.models.quantization import MATRICES
 from spikeprune.models.weights import acting_weight, matrix
-from spikeprune.snn.spiking_layer import Site
+from spikeprune.snn.spiking_layer import SpikingLayer
 
 if TYPE_CHECKING:
-    from spikeprune.models.layers import SpikingLayer
-    from spikeprune.models.modeling import Student
+    from spikeprune.models.layers import EncoderLayer
+    from spikeprune.models.modeling import SpikingBert
 
 
 @dataclass
@@ -29,10 +29,10 @@ class Layer:
     """What the kernels read of an encoder layer; the tensors are refreshed in place, so that a CUDA graph may hold
     them."""
 
-    qkv: Limbs
-    out: Limbs
-    up: Limbs
-    down: Limbs
+    qkv: SplitIntegers
+    out: SplitIntegers
+    up: SplitIntegers
+    down: SplitIntegers
     # of each site, theta and which channels fire
     kv: tuple[Tensor, Tensor]  # behind the query's columns, which do not: theta 1, mask 0
     context: tuple[Tensor, Tensor]
@@ -42,7 +42,7 @@ class Layer:
 
 
 @dataclass
-class Held:
+class CachedWeights:
     """What the kernels read of a student."""
 
     version: tuple[tuple, tuple]
@@ -52,7 +52,7 @@ class Held:
 
 
 _SERIAL = itertools.count()
-_HELD: WeakKeyDictionary[Student, dict[bool, Held]] = WeakKeyDictionary()
+_HELD: WeakKeyDictionary[SpikingBert, dict[bool, CachedWeights]] = WeakKeyDictionary()
 _STEPS = [0]  # of all optimizers: a fused one changes parameters without a new `_version`
 
 
@@ -63,7 +63,7 @@ def stepped(*_) -> None:
 register_optimizer_step_post_hook(stepped)
 
 
-def version(student: Student) -> tuple[tuple, tuple]:
+def version(student: SpikingBert) -> tuple[tuple, tuple]:
     """Changes whenever a tensor that `prepare` reads has changed: the second part where it is a mask."""
     tensors = [*student.parameters()]
     tensors += [b for layer in student.layers for name in MATRICES for b in matrix_buffers(layer, name)]
@@ -72,11 +72,11 @@ def version(student: Student) -> tuple[tuple, tuple]:
     return (student.quantized, *_STEPS, *own), tuple(of_masks)
 
 
-def matrix_buffers(layer: SpikingLayer, name: str) -> list[Tensor]:
+def matrix_buffers(layer: EncoderLayer, name: str) -> list[Tensor]:
     return list(getattr(layer, name).buffers())
 
 
-def held(student: Student, counts: bool) -> Held:
+def held(student: SpikingBert, counts: bool) -> CachedWeights:
     """Weights and thresholds as the kernels read them, worked out again where anything has changed. `counts`: trains
     hold counts up to MOST, not single spikes."""
     # they outlive it, and are written again elsewhere; leaving it would allow gradients, whose history no training step
@@ -85,7 +85,7 @@ def held(student: Student, counts: bool) -> Held:
         return _held(student, counts)
 
 
-def _held(student: Student, counts: bool) -> Held:
+def _held(student: SpikingBert, counts: bool) -> CachedWeights:
     own, now = _HELD.setdefault(student, {}), version(student)
     if counts not in own:
         own[counts] = prepare(student, counts, now)
@@ -96,12 +96,12 @@ def _held(student: Student, counts: bool) -> Held:
     return own[counts]
 
 
-def stamps(student: Student) -> tuple:
+def stamps(student: SpikingBert) -> tuple:
     """Which tensors the engine holds of this student, after an update of each."""
     return tuple(held(student, counts).serial for counts in _HELD.get(student, ()))
 
 
-def refresh(old: Held, new: Held) -> None:
+def refresh(old: CachedWeights, new: CachedWeights) -> None:
     """Into the tensors that are there, unless shapes or devices are others."""
     olds, news = ([x.embedding, *(part for layer in x.layers for part in vars(layer).values())] for x in (old, new))
     same = [(a, b) for x, y in zip(olds, news, strict=True) for a, b in zip(x, y, strict=True)]
@@ -114,12 +114,12 @@ def refresh(old: Held, new: Held) -> None:
     old.version = new.version
 
 
-def prepare(student: Student, counts: bool, now: tuple, kept: Held | None = None) -> Held:
+def prepare(student: SpikingBert, counts: bool, now: tuple, kept: CachedWeights | None = None) -> CachedWeights:
     """`kept`: what was held under other masks, whose weights are the same."""
     most, source, made = MOST if counts else 1, student.embedding.site, []
     for i, layer in enumerate(student.layers):
 
-        def part(name: str, theta: Tensor, i: int = i) -> Limbs:
+        def part(name: str, theta: Tensor, i: int = i) -> SplitIntegers:
             return split_integer.split(acting_weight(student, i, name) * theta, matrix(student, i, name).bias, most)
 
         heads, ffn = student.heads[i, : layer.heads], student.ffn[i, : layer.ffn]
@@ -145,14 +145,14 @@ def prepare(student: Student, counts: bool, now: tuple, kept: Held | None = None
             )
         )
         source = layer.output_site
-    return Held(now, next(_SERIAL), wide(student.embedding.site), made)
+    return CachedWeights(now, next(_SERIAL), wide(student.embedding.site), made)
 
 
 def nothing(like: Tensor) -> tuple[Tensor, Tensor]:
     return torch.ones_like(like), torch.zeros_like(like)
 
 
-def wide(site: Site, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def wide(site: SpikingLayer, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Theta of each channel, 1 beyond the last; and which of them fire."""
     theta = site.theta.expand(site.channels).contiguous()
     kept = torch.ones_like(theta) if kept is None else kept.to(theta)

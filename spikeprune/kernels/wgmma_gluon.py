@@ -1,4 +1,5 @@
-"""The engine's products on Hopper's tensor cores: what `split_integer.limb_product` computes, to the same bits, in Gluon. Which
+"""The engine's products on Hopper's tensor cores: what `split_integer.limb_product` computes, to the same bits, in
+Gluon. Which
 of them runs, in which tiles: `wgmma.py`.
 
 Triton waits for each int8 product before it issues the next (`warp_group_dot_wait {pendings = 0}`, whatever the

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from spikeprune.errors import InputError
 from spikeprune.models.description import read_description
-from spikeprune.models.modeling import Student, first
+from spikeprune.models.modeling import SpikingBert, first
 from spikeprune.models.packing import PackedLinear, pack, pack_sparse, unpack_sparse
 from spikeprune.models.quantization import MATRICES
 from spikeprune.models.tensors import misfit, not_finite
@@ -35,7 +35,7 @@ IMPLIED = ("heads", "ffn", "t_steps")  # of a state, which a compacted student's
 
 
 @torch.no_grad()
-def compact(student: Student) -> Student:
+def compact(student: SpikingBert) -> SpikingBert:
     """A new student without the units that `student` has masked; `student` itself stays as it is.
 
     Logits are the masked student's in the modes equilibrium and spiking, up to the order of sums: a current within
@@ -47,17 +47,17 @@ def compact(student: Student) -> Student:
 
 
 @torch.no_grad()
-def smaller(student: Student) -> Student:
+def smaller(student: SpikingBert) -> SpikingBert:
     """A new student without the masked units, to go on training: as `compact`, but the weights are those that are
-    stored, and a quantizer goes on with them (its scales are over the inputs that are kept). See `give_back`."""
+    stored, and a quantizer goes on with them (its scales are over the inputs that are kept). See `scatter_into`."""
     return without_masked(student, {"t_steps": student.steps}, student.state_dict(), stored_matrix)
 
 
-def without_masked(student: Student, values: dict[str, Any], state: dict[str, Tensor], matrix: Cut) -> Student:
+def without_masked(student: SpikingBert, values: dict[str, Any], state: dict[str, Tensor], matrix: Cut) -> SpikingBert:
     """`values` and `state`: what differs from the student's own values, and the tensors that do not shrink."""
     kept = {name: kept_units(student, name) for name in ("heads", "ffn")}
     counts = {f"layer_{name}": [len(units) for units in layers] for name, layers in kept.items()}
-    small = Student(**{**student.values, **counts, **values})
+    small = SpikingBert(**{**student.values, **counts, **values})
     small.to(student.classifier.weight)
     for i in range(len(student.layers)):
         state |= smaller_layer(student, i, heads=kept["heads"][i], ffn=kept["ffn"][i], matrix=matrix)
@@ -66,13 +66,13 @@ def without_masked(student: Student, values: dict[str, Any], state: dict[str, Te
     return small.train(student.training)
 
 
-def kept_units(student: Student, name: str) -> list[Tensor]:
+def kept_units(student: SpikingBert, name: str) -> list[Tensor]:
     """Numbers of the heads or neurons that are left in each layer, counted in the layer's own tensors."""
     masks = getattr(student, name)
     return [mask[: getattr(layer, name)].nonzero()[:, 0] for mask, layer in zip(masks, student.layers, strict=True)]
 
 
-def smaller_layer(student: Student, index: int, *, heads: Tensor, ffn: Tensor, matrix: Cut) -> dict[str, Tensor]:
+def smaller_layer(student: SpikingBert, index: int, *, heads: Tensor, ffn: Tensor, matrix: Cut) -> dict[str, Tensor]:
     """The tensors of one layer that shrink or are packed, by their names in the student's `state_dict`."""
     layer, out = student.layers[index], {}
     state, size = layer.state_dict(), layer.head_size
@@ -92,7 +92,7 @@ def smaller_layer(student: Student, index: int, *, heads: Tensor, ffn: Tensor, m
     return {f"layers.{index}.{name}": tensor for name, tensor in out.items()}
 
 
-def smaller_matrix(student: Student, index: int, name: str, rows: Any, columns: Any) -> dict[str, Tensor]:
+def smaller_matrix(student: SpikingBert, index: int, name: str, rows: Any, columns: Any) -> dict[str, Tensor]:
     """Cut as it acts: codes and scales are the masked matrix's own, not worked out again on what is left."""
     if student.quantized < 1:
         return {f"{name}.weight": student.acting_weight(index, name)[rows][:, columns]}
@@ -101,24 +101,24 @@ def smaller_matrix(student: Student, index: int, name: str, rows: Any, columns: 
     return {f"{name}.data": pack(numbers, student.weights), f"{name}.scale": scale if numbers.shape[1] else scale[:0]}
 
 
-def stored_matrix(student: Student, index: int, name: str, rows: Any, columns: Any) -> dict[str, Tensor]:
+def stored_matrix(student: SpikingBert, index: int, name: str, rows: Any, columns: Any) -> dict[str, Tensor]:
     return {f"{name}.weight": getattr(student.layers[index], name).weight[rows][:, columns]}
 
 
-def written(student: Student, packed: bool) -> dict[str, Any]:
+def written(student: SpikingBert, packed: bool) -> dict[str, Any]:
     """Values of a student of `student`'s steps whose matrices are packed, or plain floats."""
     few = {"weights": student.weights, "fold": student.fold, "packed": True}
     return {"t_steps": student.steps, **(few if packed else {"weights": "float", "fold": False, "packed": False})}
 
 
-def rest(student: Student) -> dict[str, Tensor]:
+def rest(student: SpikingBert) -> dict[str, Tensor]:
     """A state without what makes its matrices quantized."""
     mine = {f"{matrix}.{part}" for matrix in matrix_names(student) for part in PARTS}
     return {key: value for key, value in student.state_dict().items() if key not in mine | {"strength"}}
 
 
 @torch.no_grad()
-def give_back(small: Student, student: Student) -> None:
+def scatter_into(small: SpikingBert, student: SpikingBert) -> None:
     """Write what the `smaller` one has learnt, its time steps and how far it is quantized into the student that it was
     made from; masks and what they silence stay as they are. Raises ValueError for one whose weights are packed."""
     if small.packed:
@@ -147,9 +147,9 @@ def channels(heads: Tensor, size: int) -> Tensor:
 
 
 @torch.no_grad()
-def as_float(student: Student) -> Student:
+def as_float(student: SpikingBert) -> SpikingBert:
     """The same student, its matrices stored as the floats that they act as: what a compacted one is compared with."""
-    same = Student(**{**student.values, **written(student, False)}).to(student.classifier.weight)
+    same = SpikingBert(**{**student.values, **written(student, False)}).to(student.classifier.weight)
     weights = {
         f"layers.{i}.{name}.weight": student.acting_weight(i, name)
         for i in range(len(student.layers))
@@ -162,8 +162,9 @@ def as_float(student: Student) -> Student:
 # ---------------------------------------------------------------------------------------------------------- as a file
 
 
-def stored(student: Student) -> dict[str, Tensor]:
-    """The tensors of a compacted student's file: parameters, codes and scales, as `shapes.model_bytes` counts them; of a
+def stored(student: SpikingBert) -> dict[str, Tensor]:
+    """The tensors of a compacted student's file: parameters, codes and scales, as `shapes.model_bytes` counts them; of
+    a
     sparse student's matrices their synapses' places and weights, where these are smaller.
 
     Masks and steps are in its values. Raises ValueError for a student that has other ones, which must be compacted.
@@ -187,12 +188,12 @@ def stored(student: Student) -> dict[str, Tensor]:
     return tensors
 
 
-def matrix_names(student: Student) -> list[str]:
+def matrix_names(student: SpikingBert) -> list[str]:
     """As `state_dict` has them."""
     return [f"layers.{i}.{name}" for i in range(len(student.layers)) for name in MATRICES]
 
 
-def restored(folder: Path, tensors: dict[str, Tensor]) -> Student:
+def restored(folder: Path, tensors: dict[str, Tensor]) -> SpikingBert:
     """The compacted student whose values lie in `folder`, with the tensors of its file, in evaluation mode. Raises
     InputError where the values cannot be read, or are another student's."""
     path, tensors = folder / "student.json", dict(tensors)
@@ -206,7 +207,7 @@ def restored(folder: Path, tensors: dict[str, Tensor]) -> Student:
     return student.eval()
 
 
-def load(folder: str | Path) -> Student:
+def load(folder: str | Path) -> SpikingBert:
     """The student that `spikeprune compact` wrote to `folder`, in evaluation mode; its tokenizer lies beside it.
     Raises InputError for a file that is missing, damaged, or of another student."""
     path = Path(folder) / "model.safetensors"
@@ -217,16 +218,16 @@ def load(folder: str | Path) -> Student:
     return restored(Path(folder), tensors)
 
 
-def built(path: Path, values: dict[str, Any], remedy: str) -> Student:
+def built(path: Path, values: dict[str, Any], remedy: str) -> SpikingBert:
     """The student of these values, its weights at random. Raises InputError, which names their file, where there is
     none."""
     try:
-        return Student(**values)
+        return SpikingBert(**values)
     except (TypeError, ValueError, KeyError) as error:
         raise InputError(f"{path}: describes no student ({error}); {remedy}") from None
 
 
-def fill(student: Student, state: dict[str, Tensor], path: Path, remedy: str) -> None:
+def fill(student: SpikingBert, state: dict[str, Tensor], path: Path, remedy: str) -> None:
     """Load a state. Raises InputError where it is another network's than that of the values in `path`, and for a number
     that is not finite, which a simulation would pass over: NaN reaches no threshold."""
     if wrong := misfit(student.state_dict(), state):
@@ -236,7 +237,7 @@ def fill(student: Student, state: dict[str, Tensor], path: Path, remedy: str) ->
     student.load_state_dict(state)
 
 
-def parameter_count(student: Student) -> int:
+def parameter_count(student: SpikingBert) -> int:
     """Packed weights count as parameters too."""
     packed = (module.shape for module in student.modules() if isinstance(module, PackedLinear))
     return sum(p.numel() for p in student.parameters()) + sum(rows * columns for rows, columns in packed)

@@ -9,13 +9,13 @@ from typing import Any
 from spikeprune.errors import InputError
 from spikeprune.files import jsonfile
 from spikeprune.models.checkpoint_facts import label_names
-from spikeprune.models.modeling import Student
+from spikeprune.models.modeling import SpikingBert
 
 FILE = "student.json"
-KNOWN = {*signature(Student).parameters, "id2label", "label2id"}
+KNOWN = {*signature(SpikingBert).parameters, "id2label", "label2id"}
 
 
-def description(student: Student) -> dict[str, Any]:
+def description(student: SpikingBert) -> dict[str, Any]:
     """The student as it is, whatever configuration it was made under: its values and time steps, and with `labels`
     transformers' `id2label` and `label2id`."""
     values = {**student.values, "t_steps": student.steps}

@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 
 from spikeprune.errors import InputError
-from spikeprune.snn.context import Pass, Signal
+from spikeprune.snn.context import ForwardContext, SpikeTrain
 from spikeprune.snn.neurons import asr
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-11}  # of the residual, relative to the point
 RIDGE = {torch.float32: 1e-5, torch.float64: 1e-11}  # of the least squares, relative to its matrix
 MOST = 100  # evaluations of the map
 MEMORY = 6  # earlier points that a step looks back at
-Encode = Callable[..., tuple]  # (run=, back=) -> (last signal, …): see `Student.encode`
+Encode = Callable[..., tuple]  # (run=, back=) -> (last signal, …): see `SpikingBert.encode`
 
 
 class Solution(NamedTuple):
@@ -76,7 +76,9 @@ def solve(f: Callable[[Tensor], Tensor], z: Tensor, what: str) -> Solution:
     return found
 
 
-def close(encode: Encode, run: Pass, zero: Tensor, *, t_steps: int, leak: float, solved: dict[str, float]) -> Signal:
+def close(
+    encode: Encode, run: ForwardContext, zero: Tensor, *, t_steps: int, leak: float, solved: dict[str, float]
+) -> SpikeTrain:
     """What the last layer sends back in the pass `run`. `zero [B, N, D]`: where to start; `t_steps`: the embedding's.
 
     Writes into `solved`: `steps` and `residual` of the fixed point, and once a gradient has come back the adjoint's. In
@@ -84,24 +86,24 @@ def close(encode: Encode, run: Pass, zero: Tensor, *, t_steps: int, leak: float,
     the mean of what arrived at the first layer and the mean of what the last one sent.
     """
     if run.mode == "calibrate":  # before training, when the feedback is zero
-        return Signal(zero)
+        return SpikeTrain(zero)
     with torch.autocast(zero.device.type, enabled=False):
         if run.mode == "spiking":
             return arrived(encode, run, zero, t_steps, leak, solved)
         return settled(encode, run, zero, solved)
 
 
-def settled(encode: Encode, run: Pass, zero: Tensor, solved: dict[str, float]) -> Signal:
+def settled(encode: Encode, run: ForwardContext, zero: Tensor, solved: dict[str, float]) -> SpikeTrain:
     """The fixed point, with its implicit gradient."""
     real = run.tokens[..., None].to(zero.dtype)
 
     def again(z: Tensor) -> Tensor:
-        return encode(run=Pass("clip", run.tokens), back=Signal(z))[0].value * real
+        return encode(run=ForwardContext("clip", run.tokens), back=SpikeTrain(z))[0].value * real
 
     with torch.no_grad():
         found = solve(again, zero, "the equilibrium")
     solved |= {"steps": found.steps, "residual": found.residual}
-    return Signal(implicit(again, found.z, solved) if torch.is_grad_enabled() else found.z)
+    return SpikeTrain(implicit(again, found.z, solved) if torch.is_grad_enabled() else found.z)
 
 
 def implicit(again: Callable[[Tensor], Tensor], z: Tensor, solved: dict[str, float]) -> Tensor:
@@ -123,7 +125,9 @@ def implicit(again: Callable[[Tensor], Tensor], z: Tensor, solved: dict[str, flo
     return out
 
 
-def arrived(encode: Encode, run: Pass, zero: Tensor, t_steps: int, leak: float, solved: dict[str, float]) -> Signal:
+def arrived(
+    encode: Encode, run: ForwardContext, zero: Tensor, t_steps: int, leak: float, solved: dict[str, float]
+) -> SpikeTrain:
     """The spikes of the last layer as they reach the first in a simulation, each one step after it was sent.
 
     The sites work through all their steps at once, so the train is built up sweep by sweep: what was fed back is right
@@ -132,17 +136,17 @@ def arrived(encode: Encode, run: Pass, zero: Tensor, t_steps: int, leak: float, 
     pulses = zero[None]
     with torch.no_grad():
         for _ in range(t_steps - 1):
-            signal = encode(run=Pass("spiking", run.tokens), back=Signal(zero, pulses))[0]
+            signal = encode(run=ForwardContext("spiking", run.tokens), back=SpikeTrain(zero, pulses))[0]
             pulses = torch.cat([zero[None], signal.pulses])  # the first step hears nothing
     if not torch.is_grad_enabled():
-        return Signal(zero, pulses)  # a simulation without gradient looks at no values
+        return SpikeTrain(zero, pulses)  # a simulation without gradient looks at no values
     real = run.tokens[..., None].to(zero.dtype)
     with torch.no_grad():
-        sent = encode(run=Pass("spiking", run.tokens), back=Signal(zero, pulses))[0].value * real
+        sent = encode(run=ForwardContext("spiking", run.tokens), back=SpikeTrain(zero, pulses))[0].value * real
         gap = (asr(pulses[:t_steps], leak) * real - sent).norm() / sent.norm().clamp(min=1e-12)
     solved |= {"steps": 0, "residual": gap.item()}
 
     def again(z: Tensor) -> Tensor:
-        return encode(run=Pass("spiking", run.tokens), back=Signal(z, pulses))[0].value * real
+        return encode(run=ForwardContext("spiking", run.tokens), back=SpikeTrain(z, pulses))[0].value * real
 
-    return Signal(implicit(again, sent, solved), pulses)
+    return SpikeTrain(implicit(again, sent, solved), pulses)

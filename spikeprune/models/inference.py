@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from spikeprune.kernels import encoder, weight_cache
-from spikeprune.models.modeling import Student
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import Outputs
-from spikeprune.snn.context import Pass
+from spikeprune.snn.context import ForwardContext
 
 CHUNK = 2**25  # most numbers in one tensor of a simulation: 128 MiB of float32
 
 
 def answer(
-    student: Student,
+    student: SpikingBert,
     input_ids: Tensor,
     attention_mask: Tensor,
     token_type_ids: Tensor | None = None,
@@ -39,28 +39,28 @@ def answer(
     with torch.no_grad():
         if in_closed_form(student, stepwise):
             return student(*parts, mode="equilibrium", count=True, scores=False)
-        run = Pass("spiking", attention_mask, count=True, scores=False)
+        run = ForwardContext("spiking", attention_mask, count=True, scores=False)
         size = max(1, chunk // sentence_numbers(student, input_ids.shape[1], encoder.covers(student, run)))
         chunks = zip(*(part.split(size) for part in parts), strict=True)
         return joined([student(*rows, mode="spiking", count=True, scores=False) for rows in chunks])
 
 
-def in_closed_form(student: Student, stepwise: bool) -> bool:
+def in_closed_form(student: SpikingBert, stepwise: bool) -> bool:
     return student.coding == "accumulate" and student.embedding.feedback is None and not stepwise
 
 
-def replayable(student: Student, tokens: Tensor, stepwise: bool) -> bool:
+def replayable(student: SpikingBert, tokens: Tensor, stepwise: bool) -> bool:
     """Whether `answer` sends nothing from the host to the device on its way, so that a CUDA graph can hold it."""
     if not student.classifier.weight.is_cuda or torch.is_autocast_enabled("cuda"):
         return False
     if student.embedding.feedback is not None:
         return False
     with torch.no_grad():
-        run = Pass("spiking", tokens, count=True, scores=False)
+        run = ForwardContext("spiking", tokens, count=True, scores=False)
         return in_closed_form(student, stepwise) or encoder.covers(student, run)
 
 
-def state(student: Student) -> Hashable:
+def state(student: SpikingBert) -> Hashable:
     """What a CUDA graph of `answer` takes for granted; what the engine holds of weights is brought up to date."""
     with torch.inference_mode(False):
         stamps = weight_cache.stamps(student)
@@ -69,7 +69,7 @@ def state(student: Student) -> Hashable:
     return (*student.steps, *ways, stamps, places)
 
 
-def sentence_numbers(student: Student, tokens: int, in_bytes: bool = False) -> int:
+def sentence_numbers(student: SpikingBert, tokens: int, in_bytes: bool = False) -> int:
     """Numbers that one sentence of `tokens` takes in the widest site's spike train, four bytes each. `in_bytes`: trains
     are bytes, and the only floats currents as wide as the layers' outputs."""
     widest = max(layer.ffn for layer in student.layers)

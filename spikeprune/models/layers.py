@@ -12,8 +12,8 @@ from transformers.activations import ACT2FN
 
 from spikeprune.models.outputs import check_length
 from spikeprune.models.quantization import MATRICES
-from spikeprune.snn.context import Pass, Signal
-from spikeprune.snn.spiking_layer import Site
+from spikeprune.snn.context import ForwardContext, SpikeTrain
+from spikeprune.snn.spiking_layer import SpikingLayer
 
 Map = Callable[[Tensor], Tensor]
 
@@ -43,7 +43,7 @@ class SpikingEmbedding(nn.Module):
         self.position = nn.Embedding(positions, hidden)
         self.segment = nn.Embedding(segments, hidden)
         self.norm = nn.LayerNorm(hidden, eps=eps)
-        self.site = Site("embedding", hidden, **neuron)
+        self.site = SpikingLayer("embedding", hidden, **neuron)
         self.site.shows_current = residual == "membrane"
         self.feedback = nn.Linear(hidden, hidden, bias=False) if feedback else None
         if feedback:
@@ -56,8 +56,14 @@ class SpikingEmbedding(nn.Module):
         return self.norm(self.word(input_ids) + position + self.segment(token_type_ids))
 
     def forward(
-        self, input_ids: Tensor, token_type_ids: Tensor, *, t_steps: int, run: Pass, back: Signal | None = None
-    ) -> Signal:
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor,
+        *,
+        t_steps: int,
+        run: ForwardContext,
+        back: SpikeTrain | None = None,
+    ) -> SpikeTrain:
         """`back`: what the last layer sends to this site, where there is feedback."""
         current = self.current(input_ids, token_type_ids)
         if back is None:
@@ -65,7 +71,7 @@ class SpikingEmbedding(nn.Module):
         return self.site(lambda a: current + self.feedback(a), back, t_steps=t_steps, run=run)
 
 
-class SpikingLayer(nn.Module):
+class EncoderLayer(nn.Module):
     """One encoder layer of `heads` heads of `head_size` channels and `ffn` neurons; of none of either, only the bias of
     `out`, or `down`, joins the residual. The masks `heads [H]` and `ffn [F]` silence a head's context, or a neuron,
     with 0."""
@@ -98,8 +104,8 @@ class SpikingLayer(nn.Module):
         self.output_norm = nn.LayerNorm(hidden, eps=eps)
         self.act = ACT2FN[act]
 
-        def site(name: str, channels: int, groups: int = 1) -> Site:
-            return Site(f"layers.{index}.{name}", channels, groups=groups, **neuron)
+        def site(name: str, channels: int, groups: int = 1) -> SpikingLayer:
+            return SpikingLayer(f"layers.{index}.{name}", channels, groups=groups, **neuron)
 
         self.query_site = site("query", inner, heads) if query == "spiking" else None
         self.key_site = site("key", inner, heads)
@@ -111,7 +117,7 @@ class SpikingLayer(nn.Module):
         self.residual = residual
         self.attention_site.shows_current = self.output_site.shows_current = residual == "membrane"
 
-    def past(self, signal: Signal) -> Signal:
+    def past(self, signal: SpikeTrain) -> SpikeTrain:
         """What goes past a block: the spikes, or what the neurons that send them are driven by."""
         return signal if self.residual == "spikes" else signal.driven_by
 
@@ -139,13 +145,20 @@ class SpikingLayer(nn.Module):
         return y.view_as(q).transpose(-3, -2).flatten(-2)
 
     def forward(
-        self, a: Signal, *, heads: Tensor, ffn: Tensor, t_steps: int, run: Pass, acting: Callable[[str], Map]
-    ) -> tuple[Signal, Tensor | None]:
+        self,
+        a: SpikeTrain,
+        *,
+        heads: Tensor,
+        ffn: Tensor,
+        t_steps: int,
+        run: ForwardContext,
+        acting: Callable[[str], Map],
+    ) -> tuple[SpikeTrain, Tensor | None]:
         """-> the layer's output signal, and its attention scores `[B, H, N, N]` where this pass has values.
 
-        A line for each `spike(f(…))` of `modeling.py`: a site takes f, which maps tensors, and the signals that f reads.
-        f is given their values, or with time first what they say at every step. `acting` gives what a matrix computes,
-        by its name (see `Student.acting`).
+        A line for each `spike(f(…))` of `modeling.py`: a site takes f, which maps tensors, and the signals that f
+        reads. f is given their values, or with time first what they say at every step. `acting` gives what a matrix
+        computes, by its name (see `SpikingBert.acting`).
         """
         fire = {"t_steps": t_steps, "run": run}
         query, key, value, out, up, down = (acting(name) for name in MATRICES)

@@ -11,9 +11,9 @@ membrane shortcut of Hu et al. (arXiv 2112.08954) and of Spike-driven Transforme
 
 Every matrix product but q k^T and the softmax's with v has a spiking operand on its own; those two have k and v.
 
-`forward` makes a `Pass`, which says what is asked for; `encode` goes once through embedding and layers, each site
-firing by itself (`snn/spiking_layer.py`), or has `encoder.py` do all of that on a GPU; `answer` turns the last values into
-logits.
+`forward` makes a `ForwardContext`, which says what is asked for; `encode` goes once through embedding and layers, each
+site firing by itself (`snn/spiking_layer.py`), or has `encoder.py` do all of that on a GPU; `answer` turns the last
+values into logits.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeprune.cost.shapes import Links
+from spikeprune.cost.shapes import SynapseCounts
 from spikeprune.errors import known
 from spikeprune.kernels import encoder
 from spikeprune.models import weights
 from spikeprune.models.checkpoint_facts import ACTIVATIONS
 from spikeprune.models.feedback import close
-from spikeprune.models.layers import Map, SpikingEmbedding, SpikingLayer, layer_of
+from spikeprune.models.layers import EncoderLayer, Map, SpikingEmbedding, layer_of
 from spikeprune.models.outputs import Outputs
 from spikeprune.models.packing import PackedLinear
 from spikeprune.models.quantization import QUANTIZERS, WEIGHTS
 from spikeprune.models.sparsity import Synapses, counted
-from spikeprune.snn.context import Pass, Signal
-from spikeprune.snn.spiking_layer import KERNELS, Site
+from spikeprune.snn.context import ForwardContext, SpikeTrain
+from spikeprune.snn.spiking_layer import KERNELS, SpikingLayer
 
-__all__ = ["Student", "layer_of"]
+__all__ = ["SpikingBert", "layer_of"]
 RESIDUALS = ("spikes", "membrane")
 QUERIES = ("real", "spiking")
 POOLINGS = ("mean", "cls")
@@ -59,12 +59,12 @@ def first(counts: Sequence[int], width: int) -> Tensor:
     return (torch.arange(width) < torch.tensor(counts)[:, None]).float()
 
 
-def see_synapses(student: Student, _: Any) -> None:
+def see_synapses(student: SpikingBert, _: Any) -> None:
     """After a checkpoint was loaded. A function of the module, since a student is sent to other processes pickled."""
     student.synapses.see(student)
 
 
-class Student(nn.Module):
+class SpikingBert(nn.Module):
     """Token ids to logits through spikes.
 
     `state_dict` holds all that changes the output: weights, thresholds (as logarithms), the masks `heads [L, H]` and
@@ -141,7 +141,7 @@ class Student(nn.Module):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Initializing zero-element")  # a layer of no heads, or no neurons
             self.layers = nn.ModuleList(
-                SpikingLayer(i, heads=own_heads[i], ffn=own_ffn[i], **common) for i in range(layers)
+                EncoderLayer(i, heads=own_heads[i], ffn=own_ffn[i], **common) for i in range(layers)
             )
         self.pooler = nn.Linear(hidden, hidden) if pooling == "cls" else None
         self.layers[-1].output_site.count_first = pooling == "cls"
@@ -214,7 +214,7 @@ class Student(nn.Module):
     def acting_weight(self, layer: int, name: str) -> Tensor:
         return weights.acting_weight(self, layer, name)
 
-    def links(self) -> list[Links] | None:
+    def links(self) -> list[SynapseCounts] | None:
         """The synapses of each layer; None where every kept unit has all of them."""
         return None if self.synapses is None else [self.synapses.links(i) for i in range(len(self.layers))]
 
@@ -223,11 +223,11 @@ class Student(nn.Module):
         kept, possible = (0, 0) if self.synapses is None else counted(self)
         return None if kept == possible else kept
 
-    def sites(self) -> dict[str, Site]:
-        return {module.name: module for module in self.modules() if isinstance(module, Site)}
+    def sites(self) -> dict[str, SpikingLayer]:
+        return {module.name: module for module in self.modules() if isinstance(module, SpikingLayer)}
 
     def use_kernels(self, kernels: str) -> None:
-        """What every site computes with: torch or triton (see `Site`)."""
+        """What every site computes with: torch or triton (see `SpikingLayer`)."""
         known("kernels", kernels, KERNELS)
         for site in self.sites().values():
             site.kernels = kernels
@@ -257,14 +257,14 @@ class Student(nn.Module):
         In equilibrium mode `count` needs the coding `accumulate`, and counts each train as a whole, `[1, B, D]`: the
         closed form knows no steps. Without `scores` attention may be fused where no gradient is wanted.
         `heads [B, L, H]` and `ffn [B, L, F]` stand in for the masks, sample by sample, when their gradient is wanted.
-        `deaden`, `settled`: see `Pass`; `pulses` keeps the last layer's, which a synchronous coding's answers so far
-        are read from.
+        `deaden`, `settled`: see `ForwardContext`; `pulses` keeps the last layer's, which a synchronous coding's
+        answers so far are read from.
         """
         if count and mode == "equilibrium" and self.coding != "accumulate":
             raise ValueError(f"the closed form does not count the spikes of coding {self.coding}; use mode='spiking'")
         asked = {"count": count, "rate": rate, "trace": trace, "scores": scores, "percentile": percentile}
         asked["pulses"] = pulses
-        run = Pass(mode, attention_mask.bool(), **asked, deaden=deaden, settled=settled)
+        run = ForwardContext(mode, attention_mask.bool(), **asked, deaden=deaden, settled=settled)
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
         encode = partial(self.encode, input_ids, token_type_ids, heads=heads, ffn=ffn)
@@ -286,11 +286,11 @@ class Student(nn.Module):
         input_ids: Tensor,
         token_type_ids: Tensor,
         *,
-        run: Pass,
+        run: ForwardContext,
         heads: Tensor | None,
         ffn: Tensor | None,
-        back: Signal | None = None,
-    ) -> tuple[Signal, list[Tensor], list[Tensor | None]]:
+        back: SpikeTrain | None = None,
+    ) -> tuple[SpikeTrain, list[Tensor], list[Tensor | None]]:
         """Once through embedding and layers -> the last signal, the values `[B, N, D]` of each, attention scores.
         `back`: what the last layer sends to the first. The engine gives the same up to rounding, faster."""
         if back is None and heads is None and ffn is None and encoder.covers(self, run):

@@ -17,7 +17,7 @@ from spikeprune.models.quantization import QUANTIZERS, Codes, Quantizer
 
 class PackedLinear(nn.Module):
     """A linear map of `outputs` channels whose weights are final: `data` uint8 as `pack` makes it, `scale` [out, 1],
-    and a bias. The student works out what it computes (see `Student.acting`)."""
+    and a bias. The student works out what it computes (see `SpikingBert.acting`)."""
 
     def __init__(self, inputs: int, outputs: int, *, weights: str):
         super().__init__()

@@ -41,7 +41,7 @@ def scratch_config(
 
 class Teacher(nn.Module):
     """`Outputs` of a BERT classifier. Dropout and gradients are the trainer's business while it learns the task; once
-    frozen it stays in evaluation mode whatever `train()` says, and so gives the same lesson twice."""
+    frozen it stays in evaluation mode whatever `train()` says, and so gives the same teacher_outputs twice."""
 
     def __init__(self, bert: BertForSequenceClassification):
         super().__init__()

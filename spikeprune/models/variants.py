@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spikeprune.models.modeling import Student
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS
 
 
-def altered(student: Student, *, coding: str | None = None, dead_zone: bool | None = None) -> Student:
+def altered(student: SpikingBert, *, coding: str | None = None, dead_zone: bool | None = None) -> SpikingBert:
     """The same weights, masks and steps under another coding, or with dead zones or without, whose edges then
     stand at zero until `deaden`. `student` stays as it is; what is None stays too."""
     values = {**student.values, "t_steps": student.steps}
@@ -19,7 +19,7 @@ def altered(student: Student, *, coding: str | None = None, dead_zone: bool | No
     if dead_zone is not None:
         values["dead_zone"] = dead_zone
         state = {key: tensor for key, tensor in state.items() if not key.endswith("dead_zone.edge")}
-    made = Student(**values).to(student.classifier.weight)
+    made = SpikingBert(**values).to(student.classifier.weight)
     edges = {key: x for key, x in made.state_dict().items() if dead_zone is not None and key.endswith("dead_zone.edge")}
     made.load_state_dict({**state, **edges})
     made.use_kernels(student.embedding.site.kernels)
@@ -27,7 +27,7 @@ def altered(student: Student, *, coding: str | None = None, dead_zone: bool | No
 
 
 @torch.no_grad()
-def deaden(student: Student, batch: dict[str, Tensor], percentile: float) -> None:
+def deaden(student: SpikingBert, batch: dict[str, Tensor], percentile: float) -> None:
     """Put the end of every dead zone at a percentile of the currents that its site sees on `batch`, from the embedding
     upwards, each with those before it in place. Nothing is trained."""
     was_training = student.training

@@ -13,25 +13,26 @@ from torch import Tensor, nn
 
 from spikeprune.models import quantization
 from spikeprune.models.packing import PackedLinear
-from spikeprune.snn.spiking_layer import Site
+from spikeprune.snn.spiking_layer import SpikingLayer
 
 if TYPE_CHECKING:
-    from spikeprune.models.modeling import Map, Student
+    from spikeprune.models.modeling import Map, SpikingBert
 
 
-def matrix(student: Student, layer: int, name: str) -> nn.Linear | PackedLinear:
+def matrix(student: SpikingBert, layer: int, name: str) -> nn.Linear | PackedLinear:
     return getattr(student.layers[layer], name)
 
 
-def source(student: Student, layer: int, name: str) -> Site:
+def source(student: SpikingBert, layer: int, name: str) -> SpikingLayer:
     """The site whose spikes the matrix reads."""
     here, below = student.layers[layer], student.layers[layer - 1].output_site if layer else student.embedding.site
     sites = {"out": here.context_site, "up": here.attention_site, "down": here.intermediate_site}
     return sites.get(name, below)
 
 
-def sizes(student: Student, layer: int, name: str) -> Tensor | None:
-    """`[in]`, as in `quantization.codes_of`; None where every input is kept by the matrix's nature and no theta is folded."""
+def sizes(student: SpikingBert, layer: int, name: str) -> Tensor | None:
+    """`[in]`, as in `quantization.codes_of`; None where every input is kept by the matrix's nature and no theta is
+    folded."""
     here, kept = student.layers[layer], None
     if name == "out":
         kept = student.heads[layer, : here.heads].repeat_interleave(here.head_size)
@@ -43,7 +44,7 @@ def sizes(student: Student, layer: int, name: str) -> Tensor | None:
     return theta if kept is None else theta * kept
 
 
-def codes(student: Student, layer: int, name: str) -> quantization.Codes:
+def codes(student: SpikingBert, layer: int, name: str) -> quantization.Codes:
     """Codes `[out, in]` and scale `[out, 1]` of a quantized student's matrix, whatever its strength."""
     linear = matrix(student, layer, name)
     if isinstance(linear, PackedLinear):
@@ -51,7 +52,7 @@ def codes(student: Student, layer: int, name: str) -> quantization.Codes:
     return quantization.codes_of(linear.weight, student.weights, sizes(student, layer, name))
 
 
-def acting_weight(student: Student, layer: int, name: str) -> Tensor:
+def acting_weight(student: SpikingBert, layer: int, name: str) -> Tensor:
     """`[out, in]`: what the matrix computes with."""
     linear = matrix(student, layer, name)
     if isinstance(linear, PackedLinear):
@@ -61,7 +62,7 @@ def acting_weight(student: Student, layer: int, name: str) -> Tensor:
     return quantization.acting_weight(linear.weight, student.weights, student.quantized, sizes(student, layer, name))
 
 
-def acting(student: Student, layer: int, name: str) -> Map:
+def acting(student: SpikingBert, layer: int, name: str) -> Map:
     """The matrix as a map, its weight worked out once however often the map is called."""
     linear = matrix(student, layer, name)
     if not student.quantized:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from spikeprune.pruning.candidates import Candidate, cheapest
-from spikeprune.pruning.estimates import Estimates
+from spikeprune.pruning.estimates import RemovalEstimates
 
 STRIDE = 0.2  # largest share of the present cost that leaves on one estimate
 TOLERANCE = 0.02  # of the goal: what is closer below it counts as reached
@@ -20,7 +20,7 @@ SPARE = 1.5  # how much more than it needs the last round's list promises to sav
 
 
 @dataclass
-class Budget(Estimates):
+class Budget(RemovalEstimates):
     """The search: brings the student's measured cost to a goal, from above or from below."""
 
     def lower_to(self, goal: float) -> float:

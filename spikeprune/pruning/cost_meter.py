@@ -13,14 +13,14 @@ from spikeprune.cost.operations import Operations, count, dense
 from spikeprune.cost.shapes import Shape
 from spikeprune.errors import known
 from spikeprune.models.inference import answer
-from spikeprune.models.modeling import Student
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS
 
 TARGETS = ("ac", "energy", "latency")
 
 
 @dataclass(frozen=True)
-class Reading:
+class CostReading:
     """`value`: the student's cost. `heads [L, H]`, `ffn [L, F]`: how much of it leaves with one unit when every other
     site keeps firing as it does; of a pruned unit only the part that others pay for it (it does not fire)."""
 
@@ -29,7 +29,7 @@ class Reading:
     ffn: Tensor
 
 
-class Meter:
+class CostMeter:
     """A student's spikes on `batches`, answered as by `models.answer` and counted as by `operations.count`, padding
     left out.
 
@@ -56,22 +56,22 @@ class Meter:
         macs = dense(lengths, shape=dense_shape).mac.sum()
         self.unit = macs * (prices.mac if target == "energy" else 1.0)
 
-    def value(self, student: Student) -> float:
+    def value(self, student: SpikingBert) -> float:
         if self.target == "latency":
             return float(latency_steps(student.steps, student.coding))
         return self.mean(self._total(student, student.heads, student.ffn)).item()
 
-    def read(self, student: Student) -> Reading:
+    def read(self, student: SpikingBert) -> CostReading:
         """The count is linear in each mask while spikes are held, so its gradient is what a unit's leaving saves."""
         if self.target == "latency":
-            return Reading(self.value(student), torch.zeros_like(student.heads), torch.zeros_like(student.ffn))
+            return CostReading(self.value(student), torch.zeros_like(student.heads), torch.zeros_like(student.ffn))
         masks = [mask.double().requires_grad_() for mask in (student.heads.clone(), student.ffn.clone())]
         with torch.enable_grad():
             total = self._total(student, *masks)
             heads, ffn = torch.autograd.grad(total, masks)
-        return Reading(self.mean(total.detach()).item(), self.mean(heads), self.mean(ffn))
+        return CostReading(self.mean(total.detach()).item(), self.mean(heads), self.mean(ffn))
 
-    def _total(self, student: Student, heads: Tensor, ffn: Tensor) -> Tensor:
+    def _total(self, student: SpikingBert, heads: Tensor, ffn: Tensor) -> Tensor:
         was_training = student.training
         student.eval()
         total: Tensor | float = 0.0

@@ -26,25 +26,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spikeprune.models.modeling import Student
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import Outputs
 from spikeprune.pruning.candidates import KINDS, Candidate
-from spikeprune.pruning.cost_meter import Meter, Reading
+from spikeprune.pruning.cost_meter import CostMeter, CostReading
 from spikeprune.pruning.statistics import SampleLoss, Statistics, collect, loss_at
 
 BLOCK = 16  # feed-forward neurons that leave together
 
 
 @dataclass
-class Estimates:
+class RemovalEstimates:
     """A student, what it may lose, and the two instruments: sentences that show losses, a meter that shows costs."""
 
-    student: Student
+    student: SpikingBert
     batches: Sequence[dict[str, Tensor]]
     sample_loss: SampleLoss
     drawn_loss: SampleLoss  # as `sample_loss`, of an answer drawn from the outputs: its squared gradient is curvature
     distance: Callable[[Tensor, Tensor], Tensor]  # [S] of answers [S, C] from others, in the unit of `sample_loss`
-    meter: Meter
+    meter: CostMeter
     kinds: Sequence[str] = KINDS
     min_heads: int = 1
     min_ffn: int = 8
@@ -60,7 +60,7 @@ class Estimates:
     def value(self) -> float:
         return self._once("cost", lambda: self.meter.value(self.student))
 
-    def reading(self) -> Reading:
+    def reading(self) -> CostReading:
         """The cost with what each unit has in it, for little more than the cost alone."""
         reading = self._once("reading", lambda: self.meter.read(self.student))
         self._once("cost", lambda: reading.value)
@@ -158,7 +158,7 @@ class Estimates:
         return collect(self.student, self.batches, sample_loss, mode=self.mode)
 
     def _units(
-        self, kind: str, stats: Statistics, reading: Reading, now: float, share: float, back: bool
+        self, kind: str, stats: Statistics, reading: CostReading, now: float, share: float, back: bool
     ) -> Iterator[Candidate]:
         name = "head" if kind == "heads" else "ffn"
         worth = self.mean(getattr(stats, f"{name}_fisher")).double() / 2
@@ -195,7 +195,7 @@ class Estimates:
         kept = [unit for unit in order if alive[unit]]
         return kept[: max(0, len(kept) - floor)]
 
-    def _steps(self, reading: Reading, now: float, back: bool) -> Iterator[Candidate]:
+    def _steps(self, reading: CostReading, now: float, back: bool) -> Iterator[Candidate]:
         steps, most = self.student.steps, self.most_steps or self.student.steps
         places = [(i,) for i, t in enumerate(steps) if (t < most[i] if back else t > 1)]
         if self.meter.target == "latency" and self.student.coding != "accumulate" and not back:

@@ -27,7 +27,7 @@ from spikeprune.cost.operations import count
 from spikeprune.cost.shapes import Shape
 from spikeprune.errors import InputError
 from spikeprune.models.inference import answer
-from spikeprune.models.modeling import Student
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS
 from spikeprune.pruning.schedules import keep_highest
 from spikeprune.pruning.statistics import SampleLoss, loss_at, trained_mode
@@ -46,10 +46,11 @@ def same(x: Tensor) -> Tensor:
 
 
 def fisher_blocks(
-    student: Student, batches: Batches, sample_loss: SampleLoss, *, mode: str | None = None
+    student: SpikingBert, batches: Batches, sample_loss: SampleLoss, *, mode: str | None = None
 ) -> dict[str, Tensor]:
     """`heads [L, H, H]`, `ffn [L, F, F]`: mean over samples of g gᵀ, g a sample's gradient with respect to a layer's
-    masks (eqs. 7 and 11), in evaluation mode. The diagonal is what `statistics.collect` calls fisher; `mode` as there."""
+    masks (eqs. 7 and 11), in evaluation mode. The diagonal is what `statistics.collect` calls fisher; `mode` as
+    there."""
     was_training, samples = student.training, 0
     student.eval()
     blocks = {k: torch.zeros(*m.shape, m.shape[1], dtype=m.dtype, device=m.device) for k, m in masks_of(student)}
@@ -66,7 +67,7 @@ def fisher_blocks(
     return {name: block / samples for name, block in blocks.items()}
 
 
-def unit_prices(student: Student, batches: Batches, shape: Shape) -> dict[str, Tensor]:
+def unit_prices(student: SpikingBert, batches: Batches, shape: Shape) -> dict[str, Tensor]:
     """Operations (additions and MACs) of a sentence that each unit costs now, `heads [L, H]` and `ffn [L, F]` float64.
 
     `operations.count` is linear in either mask at given spikes, so its gradient is the price of a unit.
@@ -89,7 +90,7 @@ def unit_prices(student: Student, batches: Batches, shape: Shape) -> dict[str, T
     return {name: price / samples for name, price in prices.items()}
 
 
-def masks_of(student: Student) -> Iterator[tuple[str, Tensor]]:
+def masks_of(student: SpikingBert) -> Iterator[tuple[str, Tensor]]:
     return ((name, getattr(student, name)) for name in KINDS)
 
 
@@ -190,7 +191,7 @@ def exchange(block: Tensor, pruned: Tensor) -> Tensor:
 
 @torch.no_grad()
 def search(
-    student: Student,
+    student: SpikingBert,
     batches: Batches,
     sample_loss: SampleLoss,
     *,
@@ -231,7 +232,7 @@ def search(
 
 
 def rearrange_measured(
-    student: Student, blocks: dict[str, Tensor], alive: dict[str, Tensor], loss: Callable[[], float]
+    student: SpikingBert, blocks: dict[str, Tensor], alive: dict[str, Tensor], loss: Callable[[], float]
 ) -> None:
     """Every layer's heads, then every layer's neurons, each time only if `loss` does not rise."""
     least = loss()
@@ -248,7 +249,7 @@ def rearrange_measured(
                 mask[layer] = before
 
 
-def loss_of(student: Student, batches: Batches, sample_loss: SampleLoss) -> Tensor:
+def loss_of(student: SpikingBert, batches: Batches, sample_loss: SampleLoss) -> Tensor:
     return loss_at(student, student.steps, batches, sample_loss)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from spikeprune.models.modeling import Student
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.pruning.mask_search import KINDS, Batches, Mean, given, loss_of, same
 from spikeprune.pruning.statistics import SampleLoss, trained_mode
 
@@ -23,8 +23,8 @@ FAR = 10.0  # a mask beyond it is no longer a correction
 
 @torch.no_grad()
 def tune(
-    student: Student,
-    whole: Student,
+    student: SpikingBert,
+    whole: SpikingBert,
     batches: Batches,
     sample_loss: SampleLoss,
     *,
@@ -60,14 +60,14 @@ def tune(
     return errors
 
 
-def sublayer(student: Student, layer: int, kind: str) -> tuple[nn.Linear, int]:
+def sublayer(student: SpikingBert, layer: int, kind: str) -> tuple[nn.Linear, int]:
     """The matrix behind the units, and its columns for each."""
     here = student.layers[layer]
     return (here.out, here.head_size) if kind == "heads" else (here.down, 1)
 
 
 def tune_sublayer(
-    student: Student, whole: Student, batches: Batches, layer: int, kind: str, mode: str, mean: Mean
+    student: SpikingBert, whole: SpikingBert, batches: Batches, layer: int, kind: str, mode: str, mean: Mean
 ) -> tuple[float, float]:
     linear, size = sublayer(student, layer, kind)
     kept = getattr(student, kind)[layer, : linear.in_features // size].nonzero()[:, 0]
@@ -101,7 +101,9 @@ class Fit:
     c: Tensor
 
 
-def normal_equations(student: Student, whole: Student, batches: Batches, layer: int, kind: str, mode: str) -> Fit:
+def normal_equations(
+    student: SpikingBert, whole: SpikingBert, batches: Batches, layer: int, kind: str, mode: str
+) -> Fit:
     """Least squares of Σ m_i o_i ≈ y, o_i `[tokens · D]` what unit i adds to the residual stream, y what `whole` has
     there less `student`'s bias and residual. W's columns, inputs x: XᵀX = (Σ x xᵀ) ∘ (WᵀW), Xᵀy = Σ x ∘ (Wᵀ y)."""
     name, site = ("out", "attention_site") if kind == "heads" else ("down", "output_site")
@@ -125,7 +127,7 @@ def normal_equations(student: Student, whole: Student, batches: Batches, layer: 
     return Fit(a / tokens, rhs.unflatten(0, (-1, size)).sum(1) / tokens, square / tokens)
 
 
-def inputs_of(net: Student, site, batch: dict[str, Tensor], mode: str) -> tuple[Tensor, Tensor]:
+def inputs_of(net: SpikingBert, site, batch: dict[str, Tensor], mode: str) -> tuple[Tensor, Tensor]:
     """Values `[B, N, ·]` that a site behind a residual gets: the masked spikes below, and the residual, in the last of
     the passes that feedback needs."""
     seen = []

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spikeprune.cost.activity import kept_channels
-from spikeprune.models.modeling import Student
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS, Outputs
 
 SampleLoss = Callable[[dict[str, Tensor], Outputs], Tensor]  # (batch, outputs) -> [B]
@@ -35,14 +35,14 @@ class Statistics:
     seed: int  # of a criterion that draws
 
 
-def trained_mode(student: Student) -> str:
+def trained_mode(student: SpikingBert) -> str:
     """The forward mode that a student of this coding is trained with where nobody says it: `per_step` has no closed
     equilibrium, so only its simulation is the network."""
     return "spiking" if student.coding == "per_step" else "equilibrium"
 
 
 def collect(
-    student: Student,
+    student: SpikingBert,
     batches: Iterable[dict[str, Tensor]],
     sample_loss: SampleLoss,
     *,
@@ -99,7 +99,7 @@ def collect(
 
 
 @torch.no_grad()
-def unit_rates(student: Student, rates: Mapping[str, Tensor], name: str) -> Tensor:
+def unit_rates(student: SpikingBert, rates: Mapping[str, Tensor], name: str) -> Tensor:
     """Mean |ASR| of each head's context channels `[L, H]`, or of each feed-forward neuron `[L, F]`, as `Outputs.rates`
     has them; 0 for what a compacted layer lacks."""
     found = torch.zeros_like(getattr(student, name))
@@ -112,7 +112,7 @@ def unit_rates(student: Student, rates: Mapping[str, Tensor], name: str) -> Tens
 
 
 @torch.no_grad()
-def weight_norms(student: Student) -> dict[str, Tensor]:
+def weight_norms(student: SpikingBert) -> dict[str, Tensor]:
     """Norms of the weights that act: the quantized ones where they are."""
 
     heads, ffn = [], []
@@ -126,7 +126,7 @@ def weight_norms(student: Student) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def convergence_profile(student: Student, batches: Iterable[dict[str, Tensor]]) -> list[Tensor]:
+def convergence_profile(student: SpikingBert, batches: Iterable[dict[str, Tensor]]) -> list[Tensor]:
     """How far the ASR is from its final value after t steps: for the embedding's site and each layer a tensor `[T_l]`.
 
     Entry t-1 is the mean over real tokens, kept channels and the layer's sites of |a[t] - a[T_l]|, relative to the mean
@@ -165,7 +165,7 @@ class TemporalStatistics:
 
 
 def temporal_statistics(
-    student: Student,
+    student: SpikingBert,
     batches: Sequence[dict[str, Tensor]],
     sample_loss: SampleLoss,
     *,
@@ -185,7 +185,7 @@ def temporal_statistics(
 
 @torch.no_grad()
 def loss_at(
-    student: Student, t_steps: Sequence[int], batches: Iterable[dict[str, Tensor]], sample_loss: SampleLoss
+    student: SpikingBert, t_steps: Sequence[int], batches: Iterable[dict[str, Tensor]], sample_loss: SampleLoss
 ) -> Tensor:
     """Mean sample loss with other time steps, in evaluation mode; the student keeps its own. A scalar.
 

@@ -15,7 +15,7 @@ MODES = ("equilibrium", "spiking", "calibrate", "clip")
 
 
 @dataclass
-class Signal:
+class SpikeTrain:
     """What a site sends on. `value [B, N, D]` is `theta * ASR` and carries the gradient; `pulses [T, B, N, D]` are
     `theta * s[t]`, kept only where a synchronous coding reads them, and not where a kernel made the running `means` of
     them at once."""
@@ -24,7 +24,9 @@ class Signal:
     pulses: Tensor | None = None
     gain: Tensor | None = None  # [B, N, D] by which a neuron with a gain has multiplied theta
     means: Tensor | None = None
-    driven_by: Signal | None = None  # what f gave its neurons, read in place of their spikes (see `Site.shows_current`)
+    driven_by: SpikeTrain | None = (
+        None  # what f gave its neurons, read in place of their spikes (see `SpikingLayer.shows_current`)
+    )
     seen: dict[int, Tensor] = field(default_factory=dict)
 
     def read(self, coding: Coding, t_steps: int, leak: float) -> Tensor:
@@ -42,7 +44,7 @@ class Signal:
 
 
 @dataclass
-class Pass:
+class ForwardContext:
     """One forward pass: how the sites answer, and what they leave behind under their names."""
 
     mode: str  # one of MODES

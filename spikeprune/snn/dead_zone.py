@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from spikeprune.snn.context import Pass
+from spikeprune.snn.context import ForwardContext
 
 
 class DeadZone(nn.Module):
@@ -26,11 +26,11 @@ class DeadZone(nn.Module):
     def forward(self, y: Tensor) -> Tensor:
         return y * (y.abs() > self.edge)
 
-    def after(self, f: Callable[..., Tensor], run: Pass) -> Callable[..., Tensor]:
+    def after(self, f: Callable[..., Tensor], run: ForwardContext) -> Callable[..., Tensor]:
         """`f`, and then the dead zone."""
         return lambda *inputs: self.measured(f(*inputs), run)
 
-    def measured(self, y: Tensor, run: Pass) -> Tensor:
+    def measured(self, y: Tensor, run: ForwardContext) -> Tensor:
         """`forward`, with the edge first put where `run` asks for it."""
         if run.deaden is not None:
             self.calibrate(y, run.tokens, run.deaden)

@@ -16,24 +16,24 @@ from torch import Tensor
 from spikeprune.kernels.scan import WAYS, fused_scan, scans
 from spikeprune.snn.closed_form import blocks, tokens_sum
 from spikeprune.snn.coding import drive_constant, read_running_mean
-from spikeprune.snn.context import Pass, Signal
+from spikeprune.snn.context import ForwardContext, SpikeTrain
 from spikeprune.snn.early_exit import until_settled
 from spikeprune.snn.neurons import Equilibrium, asr, leak_weights, steps
 
 if TYPE_CHECKING:
-    from spikeprune.snn.spiking_layer import Site
+    from spikeprune.snn.spiking_layer import SpikingLayer
 
 
 def simulate(
-    site: Site,
+    site: SpikingLayer,
     f: Callable[..., Tensor],
-    inputs: tuple[Signal, ...],
+    inputs: tuple[SpikeTrain, ...],
     y: Tensor | None,
     t_steps: int,
-    run: Pass,
+    run: ForwardContext,
     mask: Tensor | None,
     alive: Tensor | None,
-) -> Signal:
+) -> SpikeTrain:
     """Step by step without gradient; the value is the measured ASR, its gradient that of the equilibrium. The mask
     is in the train, not yet in the value. A trace is of the channels that are `alive`."""
     theta = site.theta
@@ -66,10 +66,10 @@ def simulate(
         run.counts[site.name] = counts
     if first is not None:
         run.counts["pooled"] = first
-    return Signal(measured(site, y, a, mean), keep, driven_by=shown(site, told, y))
+    return SpikeTrain(measured(site, y, a, mean), keep, driven_by=shown(site, told, y))
 
 
-def measured(site: Site, y: Tensor | None, a: Tensor, mean: Tensor | None) -> Tensor:
+def measured(site: SpikingLayer, y: Tensor | None, a: Tensor, mean: Tensor | None) -> Tensor:
     """The measured ASR as a value; its gradient, where one is wanted, is the equilibrium's."""
     if not torch.is_grad_enabled():
         return site.theta * a
@@ -78,14 +78,14 @@ def measured(site: Site, y: Tensor | None, a: Tensor, mean: Tensor | None) -> Te
 
 
 def simulate_fused(
-    site: Site,
+    site: SpikingLayer,
     f: Callable[..., Tensor],
-    inputs: tuple[Signal, ...],
+    inputs: tuple[SpikeTrain, ...],
     y: Tensor | None,
     t_steps: int,
-    run: Pass,
+    run: ForwardContext,
     mask: Tensor | None,
-) -> Signal:
+) -> SpikeTrain:
     """`simulate` with the membranes' steps in one kernel."""
     constant, (wrapped, seen) = site.coding.stationary or not inputs, WAYS[site.way]
     seen = "pulses" if seen and site.sends_pulses else seen
@@ -101,10 +101,12 @@ def simulate_fused(
             first = torch.ones_like(run.tokens[:, :1])
             run.counts["pooled"] = fused_scan(x[..., :1, :], **how, tokens=first).counts
     value, told = measured(site, y, done.a, done.mean), y.detach()[None] if constant else x
-    return Signal(value, **{} if seen is None else {seen: done.seen}, driven_by=shown(site, told, y))
+    return SpikeTrain(value, **{} if seen is None else {seen: done.seen}, driven_by=shown(site, told, y))
 
 
-def simulate_until_settled(site: Site, y: Tensor, t_steps: int, run: Pass, alive: Tensor | None) -> Signal:
+def simulate_until_settled(
+    site: SpikingLayer, y: Tensor, t_steps: int, run: ForwardContext, alive: Tensor | None
+) -> SpikeTrain:
     """As `simulate`, but each sample's train ends once it has settled; its sum so far is its mean. No gradient."""
     theta = site.theta
     how = {"neuron": site.neuron, "leak": site.leak, "tokens": run.tokens, "alive": alive, "bound": run.settled}
@@ -114,11 +116,11 @@ def simulate_until_settled(site: Site, y: Tensor, t_steps: int, run: Pass, alive
         run.counts[site.name] = trains.counts
         if site.count_first:
             run.counts["pooled"] = trains.first
-    return Signal(theta * trains.a)
+    return SpikeTrain(theta * trains.a)
 
 
 def currents(
-    site: Site, f: Callable[..., Tensor], inputs: tuple[Signal, ...], y: Tensor | None, t_steps: int
+    site: SpikingLayer, f: Callable[..., Tensor], inputs: tuple[SpikeTrain, ...], y: Tensor | None, t_steps: int
 ) -> tuple[Tensor, Tensor]:
     """What f says, `[T, B, N, D]` or once for all steps `[1, B, N, D]`, and the neurons' input currents `[T, …]`."""
     if site.coding.stationary or not inputs:
@@ -127,7 +129,7 @@ def currents(
     return told, site.coding.drive(told, t_steps, site.leak)
 
 
-def shown(site: Site, told: Tensor, y: Tensor | None) -> Signal | None:
+def shown(site: SpikingLayer, told: Tensor, y: Tensor | None) -> SpikeTrain | None:
     """What f has said, `told [R, B, N, D]`, as a signal whose readers see it step by step as they see a train; its
     value is the mean that they end with, its gradient that of y. None where nobody reads it."""
     if not site.shows_current or site.coding.stationary:
@@ -135,10 +137,10 @@ def shown(site: Site, told: Tensor, y: Tensor | None) -> Signal | None:
     means = site.way == "running_mean"
     end = told[-1] if means else asr(told, site.leak)
     value = end if y is None else y + (end - y).detach()
-    return Signal(value, **{"means" if means else "pulses": told})
+    return SpikeTrain(value, **{"means" if means else "pulses": told})
 
 
-def answers(site: Site, f: Callable[..., Tensor], inputs: tuple[Signal, ...], t_steps: int) -> Tensor:
+def answers(site: SpikingLayer, f: Callable[..., Tensor], inputs: tuple[SpikeTrain, ...], t_steps: int) -> Tensor:
     """What f says to what it sees, step by step `[T, B, N, D]`: one pass of f over all steps."""
     seen = f(*(signal.read(site.coding, t_steps, site.leak) for signal in inputs))
     return seen.to(site.log_theta.dtype)

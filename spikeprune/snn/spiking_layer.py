@@ -1,8 +1,9 @@
 """A spiking site: a non-linear step of the network followed by a layer of spiking neurons.
 
-`Site.forward` asks `f` for a current where the pass needs it, and `Site.fire` has it answered by one of these:
+`SpikingLayer.forward` asks `f` for a current where the pass needs it, and `SpikingLayer.fire` has it answered by one
+of these:
 
-| pass (`context.Pass`) | with torch | with triton, on a GPU |
+| pass (`context.ForwardContext`) | with torch | with triton, on a GPU |
 |---|---|---|
 | equilibrium, with gradient: training | `neurons.settle`, `Equilibrium` | `equilibrium.fused_equilibrium` |
 | equilibrium, without: closed form, with counts | `closed_form.settled_value` | `scan.fused_totals` |
@@ -27,7 +28,7 @@ from spikeprune.kernels.equilibrium import covers, fused_equilibrium
 from spikeprune.kernels.scan import fused_totals, scans
 from spikeprune.snn.closed_form import settled_value
 from spikeprune.snn.coding import CODINGS
-from spikeprune.snn.context import Pass, Signal
+from spikeprune.snn.context import ForwardContext, SpikeTrain
 from spikeprune.snn.dead_zone import DeadZone, among
 from spikeprune.snn.neurons import NEURONS, Equilibrium, asr, settle, simulable
 from spikeprune.snn.simulation import shown, simulate, simulate_until_settled
@@ -35,12 +36,12 @@ from spikeprune.snn.simulation import shown, simulate, simulate_until_settled
 KERNELS = ("torch", "triton")
 
 
-class Site(nn.Module):
+class SpikingLayer(nn.Module):
     """`spike(f(inputs))` under one of the codings; `theta` is learnt through its logarithm, so it stays positive.
 
-    `kernels`: torch, or triton for the equilibrium forward where `equilibrium.covers` it (IF in float32 on CUDA) and the
-    simulation where `scan.scans` does (LIF too); float64, the CPU and calibration are torch's under either. No part of
-    the architecture: it may be set any time.
+    `kernels`: torch, or triton for the equilibrium forward where `equilibrium.covers` it (IF in float32 on CUDA) and
+    the simulation where `scan.scans` does (LIF too); float64, the CPU and calibration are torch's under either. No
+    part of the architecture: it may be set any time.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Site(nn.Module):
         self.leak = leak
         self.count_first = False  # count the first token's spikes by themselves too, as "pooled"
         self.sends_pulses = False  # its train is read as it is, whatever the coding's readers see
-        self.shows_current = False  # its signal carries what drove it too, `Signal.driven_by`
+        self.shows_current = False  # its signal carries what drove it too, `SpikeTrain.driven_by`
         self.groups = groups  # of channels, over each of which a neuron with a gain takes its own
         self.log_theta = nn.Parameter(torch.zeros(channels if theta == "channel" else min(channels, 1)))
         self.dead_zone = DeadZone(channels) if dead_zone else None
@@ -80,13 +81,13 @@ class Site(nn.Module):
     def forward(
         self,
         f: Callable[..., Tensor],
-        *inputs: Signal,
+        *inputs: SpikeTrain,
         t_steps: int,
-        run: Pass,
+        run: ForwardContext,
         mask: Tensor | None = None,
         y: Tensor | None = None,
         alive: Tensor | None = None,
-    ) -> Signal:
+    ) -> SpikeTrain:
         """Fire for `t_steps` on `f(*inputs)`; `f` maps tensors `[..., B, N, D_in]` to `[..., B, N, D]`.
 
         No inputs: `f()` is a constant current. `mask`, broadcast to `[B, N, D]`, silences pruned channels. `y` may hand
@@ -102,8 +103,15 @@ class Site(nn.Module):
         return self.scaled(f, *inputs, t_steps=t_steps, run=run, mask=mask, y=y, alive=alive)
 
     def fire(
-        self, f, *inputs: Signal, t_steps: int, run: Pass, mask: Tensor | None, y: Tensor | None, alive: Tensor | None
-    ) -> Signal:
+        self,
+        f,
+        *inputs: SpikeTrain,
+        t_steps: int,
+        run: ForwardContext,
+        mask: Tensor | None,
+        y: Tensor | None,
+        alive: Tensor | None,
+    ) -> SpikeTrain:
         """The answer of neurons whose theta is what it is, by the way that the table above gives for this pass."""
         theta = self.theta
         if run.mode == "spiking":
@@ -118,18 +126,18 @@ class Site(nn.Module):
         fused = fused and covers(y, self.kind, self.leak)
         if run.mode == "calibrate":
             theta = self.calibrate(y, run, alive)
-            signal = Signal(y.clamp(self.neuron.low * theta, theta))
+            signal = SpikeTrain(y.clamp(self.neuron.low * theta, theta))
         elif run.mode == "clip":
-            signal = Signal(y.clamp(self.neuron.low * theta, theta))
+            signal = SpikeTrain(y.clamp(self.neuron.low * theta, theta))
         elif closed:
             signal = self.closed_form(y, theta, t_steps, run, mask)
         elif fused:
             shares = run.shares if run.rate else None
             value, rates = fused_equilibrium(y, theta, t_steps, self.kind, mask, shares)
-            signal = Signal(value)
+            signal = SpikeTrain(value)
         elif run.mode == "equilibrium":
             a = settle(y.detach(), theta.detach(), t_steps, self.neuron, self.leak)
-            signal = Signal(Equilibrium.apply(y, theta, a, self.neuron.low))
+            signal = SpikeTrain(Equilibrium.apply(y, theta, a, self.neuron.low))
         elif run.settled is not None and self.coding.stationary:
             signal = simulate_until_settled(self, y, t_steps, run, alive)
         else:
@@ -140,7 +148,7 @@ class Site(nn.Module):
             if self.name in run.counts:
                 run.counts[self.name] = run.counts[self.name] * (mask if mask.dim() == 1 else mask[:, 0])
         if self.shows_current and signal.driven_by is None:
-            signal.driven_by = Signal(y)
+            signal.driven_by = SpikeTrain(y)
         if run.rate and not fused:
             fired = signal.value.abs() * run.tokens[..., None]
             fired = fired * alive if mask is None and alive is not None else fired
@@ -151,7 +159,9 @@ class Site(nn.Module):
             run.rates[self.name] = rates
         return signal
 
-    def closed_form(self, y: Tensor, theta: Tensor, t_steps: int, run: Pass, mask: Tensor | None) -> Signal:
+    def closed_form(
+        self, y: Tensor, theta: Tensor, t_steps: int, run: ForwardContext, mask: Tensor | None
+    ) -> SpikeTrain:
         """The equilibrium where no gradient is wanted, mask included, and what it takes: the spikes of each train."""
         tokens = run.tokens if run.count else None
         how = {"t_steps": t_steps, "neuron": self.neuron, "leak": self.leak}
@@ -164,11 +174,18 @@ class Site(nn.Module):
         if run.count and self.count_first:
             first = torch.ones_like(run.tokens[:, :1])
             run.counts["pooled"] = settled_value(y[:, :1], theta, mask=None, tokens=first, **how)[1]
-        return Signal(value)
+        return SpikeTrain(value)
 
     def scaled(
-        self, f, *inputs: Signal, t_steps: int, run: Pass, mask: Tensor | None, y: Tensor | None, alive: Tensor | None
-    ) -> Signal:
+        self,
+        f,
+        *inputs: SpikeTrain,
+        t_steps: int,
+        run: ForwardContext,
+        mask: Tensor | None,
+        y: Tensor | None,
+        alive: Tensor | None,
+    ) -> SpikeTrain:
         """`fire` of neurons whose theta follows their input: on currents in units of the gain, by which all that is
         sent is then multiplied. In the synchronous codings the gain is that of each step."""
         dtype, gains, told = self.log_theta.dtype, [], []
@@ -188,24 +205,26 @@ class Site(nn.Module):
         stationary = run.mode != "spiking" or self.coding.stationary
         driven_by = None
         if self.shows_current:
-            driven_by = Signal(y) if stationary else shown(self, told[-1].detach() if inputs else y.detach()[None], y)
+            driven_by = (
+                SpikeTrain(y) if stationary else shown(self, told[-1].detach() if inputs else y.detach()[None], y)
+            )
         if signal.pulses is None or self.coding.stationary:
-            return Signal(signal.value * gain, signal.pulses, gain, driven_by=driven_by)
+            return SpikeTrain(signal.value * gain, signal.pulses, gain, driven_by=driven_by)
         at_steps = gains[-1] if gains else gain  # [T, B, N, D], constant where the current is
         pulses = signal.pulses * at_steps.detach()
         mean = asr(pulses, self.leak)
         if gain is None:
-            return Signal(mean, pulses, at_steps[-1], driven_by=driven_by)
+            return SpikeTrain(mean, pulses, at_steps[-1], driven_by=driven_by)
         value = signal.value * gain
-        return Signal(value + (mean - value).detach(), pulses, gain, driven_by=driven_by)
+        return SpikeTrain(value + (mean - value).detach(), pulses, gain, driven_by=driven_by)
 
-    def wants_value(self, run: Pass) -> bool:
+    def wants_value(self, run: ForwardContext) -> bool:
         """Whether this pass evaluates f on the inputs' mean values: always, but for a synchronous simulation without
         gradient, which needs f step by step only."""
         return run.mode != "spiking" or self.coding.stationary or torch.is_grad_enabled()
 
     @torch.no_grad()
-    def calibrate(self, y: Tensor, run: Pass, alive: Tensor | None = None) -> Tensor:
+    def calibrate(self, y: Tensor, run: ForwardContext, alive: Tensor | None = None) -> Tensor:
         """Put theta at a percentile of the activation over real tokens, one for all at that of the channels that are
         `alive`; returns it. Binary spikes see y > 0 only."""
         if not self.log_theta.numel():

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from spikeprune.cost import operations
 from spikeprune.cost.shapes import Shape
-from spikeprune.models.modeling import Student, layer_of
+from spikeprune.models.modeling import SpikingBert, layer_of
 from spikeprune.models.outputs import INPUTS, Outputs
 from spikeprune.training import losses
 
@@ -19,7 +19,7 @@ class AdditionsTerm(nn.Module):
     multiplies the term's weight.
 
     Both are tensors, so that what CUDA graphs replay reads them anew; no checkpoint holds them. `limit` falls from
-    `begin` to `end` over the share `fall` of all steps, or is `end` throughout where `begin` is 0; a `JointPruning`
+    `begin` to `end` over the share `fall` of all steps, or is `end` throughout where `begin` is 0; a `BudgetPruning`
     that holds a budget sets both.
     """
 
@@ -29,11 +29,11 @@ class AdditionsTerm(nn.Module):
         self.register_buffer("limit", torch.tensor(end), persistent=False)
         self.register_buffer("press", torch.tensor(1.0), persistent=False)
 
-    def forward(self, student: Student, outputs: Outputs, tokens: Tensor) -> Tensor:
+    def forward(self, student: SpikingBert, outputs: Outputs, tokens: Tensor) -> Tensor:
         """Scalar; `tokens`: mean of a sentence."""
         return self.expected(student, outputs, tokens, self.limit)
 
-    def expected(self, student: Student, outputs: Outputs, tokens: Tensor, limit: Tensor | float = 0.0) -> Tensor:
+    def expected(self, student: SpikingBert, outputs: Outputs, tokens: Tensor, limit: Tensor | float = 0.0) -> Tensor:
         shape = self.shape
         steps = {name: student.steps[layer_of(name) + 1] for name in outputs.rates}
         units = {"heads": student.heads, "ffn": student.ffn, "links": student.links()}
@@ -52,7 +52,7 @@ class AdditionsTerm(nn.Module):
             self.limit.fill_(losses.falling(progress / self.share, begin=self.begin, end=self.end))
 
     @torch.no_grad()
-    def mean(self, student: Student, batches: Sequence[Mapping[str, Tensor]], mode: str) -> Tensor:
+    def mean(self, student: SpikingBert, batches: Sequence[Mapping[str, Tensor]], mode: str) -> Tensor:
         """The term on whole `batches` without limit, scalar; `mode`: of the student's forward."""
         was_training = student.training
         student.eval()

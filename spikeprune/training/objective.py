@@ -1,4 +1,5 @@
-"""What a stage of the student minimises: the weighted sum of its loss terms, each a function of `training/losses.py`."""
+"""What a stage of the student minimises: the weighted sum of its loss terms, each a function of `training/losses.py`.
+What a stage of the student minimises: the weighted sum of its loss terms, each a function of `training/losses.py`."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from spikeprune.cost.activity import kept_channels
 from spikeprune.cost.shapes import Shape
-from spikeprune.models.modeling import Student
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS, Outputs
 from spikeprune.models.teacher import Teacher
 from spikeprune.training import losses
@@ -60,27 +61,28 @@ class Objective(nn.Module):
         return bool(self.weights.firing or self.weights.additions)
 
     @torch.no_grad()
-    def lesson(self, batch: Mapping[str, Tensor], teacher: Teacher) -> Outputs | None:
+    def teacher_outputs(self, batch: Mapping[str, Tensor], teacher: Teacher) -> Outputs | None:
         """What the terms need of the teacher, if anything."""
         weights = self.weights
         features = bool(weights.hidden or weights.scores)
         return teacher(*(batch[name] for name in INPUTS), features=features) if features or weights.soft else None
 
     def forward(
-        self, batch: Mapping[str, Tensor], outputs: Outputs, student: Student, lesson: Outputs | None
+        self, batch: Mapping[str, Tensor], outputs: Outputs, student: SpikingBert, teacher_outputs: Outputs | None
     ) -> dict[str, Tensor]:
-        """Each term that has a weight, without it, scalar. `outputs`: the student's of this batch; `lesson`: the
+        """Each term that has a weight, without it, scalar. `outputs`: the student's of this batch; `teacher_outputs`:
+        the
         teacher's, as above."""
         weights, tokens = self.weights, batch["attention_mask"].bool()
         terms: dict[str, Tensor] = {}
         if weights.soft:
-            terms["soft"] = self.soft(outputs, lesson).mean()
+            terms["soft"] = self.soft(outputs, teacher_outputs).mean()
         if weights.hard:
             terms["hard"] = self.hard(batch, outputs).mean()
         if weights.hidden:
-            terms["hidden"] = losses.hidden_loss(outputs.hidden, lesson.hidden, tokens, self.layer_map)
+            terms["hidden"] = losses.hidden_loss(outputs.hidden, teacher_outputs.hidden, tokens, self.layer_map)
         if weights.scores:
-            scores = outputs.scores, lesson.scores
+            scores = outputs.scores, teacher_outputs.scores
             terms["scores"] = losses.scores_loss(*scores, tokens, self.layer_map, heads=student.heads)
         if weights.firing:
             widths = {name: len(rate) for name, rate in outputs.rates.items()}
@@ -100,9 +102,9 @@ class Objective(nn.Module):
         weight = getattr(self.weights, term)
         return weight * self.additions.press if term == "additions" else weight
 
-    def soft(self, outputs: Outputs, lesson: Outputs) -> Tensor:
-        """`[B]`: how far the student's answers are from the teacher's, `lesson`."""
-        answers = (outputs.logits.float(), lesson.logits.float())
+    def soft(self, outputs: Outputs, teacher_outputs: Outputs) -> Tensor:
+        """`[B]`: how far the student's answers are from the teacher's, `teacher_outputs`."""
+        answers = (outputs.logits.float(), teacher_outputs.logits.float())
         return losses.soft_loss(*answers, temperature=self.weights.temperature, regression=self.regression)
 
     def hard(self, batch: Mapping[str, Tensor], outputs: Outputs) -> Tensor:

@@ -27,10 +27,10 @@ from spikeprune.cost.operations import Operations, count, dense
 from spikeprune.cost.shapes import Shape
 from spikeprune.experiment import pipeline
 from spikeprune.models.compaction import compact, nbytes, parameter_count, stored
-from spikeprune.models.modeling import Student
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.variants import deaden
 from spikeprune.pruning.budget import Budget
-from spikeprune.pruning.cost_meter import Meter
+from spikeprune.pruning.cost_meter import CostMeter
 from spikeprune.pruning.criteria import CRITERIA, TEMPORAL_CRITERIA
 from spikeprune.pruning.mask_search import search
 from spikeprune.pruning.schedules import keep_highest
@@ -47,7 +47,7 @@ MASKED_HEADS, MASKED_FFN = ((0, 1), (1, 0)), slice(None, None, 5)  # (layer, hea
 EDGE = 0.2  # of the dead zones, where asked for
 SPARSE = 0.3  # weights of the encoder's matrices below this size are no synapses, where asked for
 
-Network, Batch = Student, dict[str, Tensor]
+Network, Batch = SpikingBert, dict[str, Tensor]
 
 # ------------------------------------------------------------------------------------------------- names of parameters
 
@@ -148,7 +148,7 @@ def network(
 ) -> Network:
     """In float64, so that rounding hardly ever decides whether a neuron fires."""
     leak, _, kind = neuron.partition(" ")
-    student = Student(
+    student = SpikingBert(
         vocab=VOCABULARY,
         positions=POSITIONS,
         segments=SEGMENTS,
@@ -398,7 +398,7 @@ def joint_plan(target: str, share: float, **options: Any) -> dict[str, Any]:
     torch.manual_seed(0)
     distance = partial(soft_loss, temperature=1.0, regression=False)
     shapes = {"shape": shape_of(student), "dense_shape": dense_shape()}
-    meter = Meter(batches, target=target, prices=PRICES["fp32"], **shapes)
+    meter = CostMeter(batches, target=target, prices=PRICES["fp32"], **shapes)
     floors = {"min_heads": 1, "min_ffn": 4, "most_steps": student.steps, "block": 4}
     budget = Budget(student, batches, taught, of_drawn_answers, distance, meter, **floors)
     whole = budget.value

@@ -14,26 +14,26 @@ from spikeprune.data.batching import PAD_REPLAYED, PAD_TO
 from spikeprune.data.corpus import CorpusData
 from spikeprune.experiment.build.arithmetic import cuda_graphs, kernels
 from spikeprune.experiment.build.networks import student_shape
-from spikeprune.experiment.context import Parts
-from spikeprune.models.modeling import Student
+from spikeprune.experiment.context import RunContext
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.teacher import Teacher
 from spikeprune.training import distributed
-from spikeprune.training.modules.student import StudentModule
+from spikeprune.training.modules.student import DistillationModule
 from spikeprune.training.modules.teacher import TeacherModule
 from spikeprune.training.objective import LossWeights
 from spikeprune.training.optimizer import Optimization
 
 
-def teacher_module(parts: Parts, learning: Teacher) -> TeacherModule:
+def teacher_module(parts: RunContext, learning: Teacher) -> TeacherModule:
     return TeacherModule(learning, **_common(parts, parts.stage("teacher")))
 
 
 def student_module(
-    parts: Parts, name: str, learning: Student, frozen: Teacher, *, stepwise: bool = False
-) -> StudentModule:
+    parts: RunContext, name: str, learning: SpikingBert, frozen: Teacher, *, stepwise: bool = False
+) -> DistillationModule:
     stage = parts.stage(name)
     learning.use_kernels(kernels(parts.config))
-    return StudentModule(
+    return DistillationModule(
         learning,
         frozen,
         losses=LossWeights(**asdict(stage.losses)),
@@ -47,12 +47,12 @@ def student_module(
     )
 
 
-def augment(parts: Parts) -> Augment | None:
+def augment(parts: RunContext) -> Augment | None:
     share = parts.config.distill.replace_words
     return Augment(replace_words=share, words=replaceable(parts.tokenizer)) if share else None
 
 
-def _common(parts: Parts, stage: Stage) -> dict[str, Any]:
+def _common(parts: RunContext, stage: Stage) -> dict[str, Any]:
     how = Optimization(stage.lr, stage.theta_lr, stage.warmup, stage.weight_decay)
     return {
         "task": parts.task,
@@ -62,7 +62,7 @@ def _common(parts: Parts, stage: Stage) -> dict[str, Any]:
     }
 
 
-def stage_data(parts: Parts, name: str) -> L.LightningDataModule:
+def stage_data(parts: RunContext, name: str) -> L.LightningDataModule:
     """The task's sentences, or for general_kd the corpus. Training batches are padded to a multiple of PAD_TO tokens,
     where CUDA graphs replay their steps of PAD_REPLAYED."""
     pad_to = PAD_REPLAYED if cuda_graphs(parts.config) else PAD_TO

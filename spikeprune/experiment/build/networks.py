@@ -7,15 +7,15 @@ from typing import Any
 import torch
 
 from spikeprune.cost.shapes import Shape
-from spikeprune.experiment.context import Parts
-from spikeprune.models.modeling import Student
+from spikeprune.experiment.context import RunContext
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS
 from spikeprune.models.teacher import Teacher, copy_encoder
 from spikeprune.models.variants import deaden
 from spikeprune.snn.neurons import NEURONS
 
 
-def teacher(parts: Parts) -> Teacher:
+def teacher(parts: RunContext) -> Teacher:
     """The teacher before it has learnt the task."""
     checkpoint, dropout = parts.config.teacher.checkpoint, parts.config.teacher.dropout
     if checkpoint:
@@ -23,7 +23,7 @@ def teacher(parts: Parts) -> Teacher:
     return Teacher.scratch(parts.teacher_config)
 
 
-def student_values(parts: Parts) -> dict[str, Any]:
+def student_values(parts: RunContext) -> dict[str, Any]:
     """What the configuration and the teacher make of a new student; from then on its own `values` count."""
     s, bert = parts.config.student, parts.teacher_config
     return {
@@ -54,9 +54,9 @@ def student_values(parts: Parts) -> dict[str, Any]:
     }
 
 
-def student(parts: Parts, frozen: Teacher, calibration: dict[str, torch.Tensor]) -> Student:
+def student(parts: RunContext, frozen: Teacher, calibration: dict[str, torch.Tensor]) -> SpikingBert:
     """The student before it has learnt anything: the teacher's weights or random ones, thetas set from one batch."""
-    made = Student(**student_values(parts))
+    made = SpikingBert(**student_values(parts))
     if parts.config.student.init == "teacher":
         copy_encoder(made, frozen, parts.layers)
     made.eval()
@@ -67,18 +67,18 @@ def student(parts: Parts, frozen: Teacher, calibration: dict[str, torch.Tensor])
     return made.train()
 
 
-def student_shape(parts: Parts) -> Shape:
+def student_shape(parts: RunContext) -> Shape:
     s = parts.config.student
     options = {"gain": NEURONS[s.spikes].gain is not None, "feedback": s.feedback}
     options["membrane"] = s.residual == "membrane"
     return Shape(pooling=s.pooling, query=s.query, theta=s.theta, **options, **_sizes(parts, len(parts.layers)))
 
 
-def teacher_shape(parts: Parts) -> Shape:
+def teacher_shape(parts: RunContext) -> Shape:
     return Shape(pooling="cls", query="real", theta="none", **_sizes(parts, parts.teacher_config.num_hidden_layers))
 
 
-def _sizes(parts: Parts, layers: int) -> dict[str, Any]:
+def _sizes(parts: RunContext, layers: int) -> dict[str, Any]:
     bert = parts.teacher_config
     return {
         "hidden": bert.hidden_size,

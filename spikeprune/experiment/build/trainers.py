@@ -11,8 +11,8 @@ from spikeprune.config.schema import Config
 from spikeprune.experiment import processes
 from spikeprune.experiment.build import arithmetic
 from spikeprune.experiment.build.callbacks import stage_callbacks
-from spikeprune.experiment.context import Parts
-from spikeprune.experiment.run_directory import RunDir
+from spikeprune.experiment.context import RunContext
+from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.experiment.terminal import bars
 from spikeprune.integrations.wandb import live
 from spikeprune.training.callbacks.preempt import StopOnSignal
@@ -26,7 +26,7 @@ CLIP = 1.0  # gradient norm
 QUIET = {"enable_model_summary": False}
 
 
-def trainer(parts: Parts, name: str, run: RunDir, offset: int) -> L.Trainer:
+def trainer(parts: RunContext, name: str, run: RunDirectory, offset: int) -> L.Trainer:
     """The Trainer of one stage. `offset`: optimizer steps of the stages before."""
     config, stage, shown = parts.config, parts.stage(name), bars()
     made = L.Trainer(

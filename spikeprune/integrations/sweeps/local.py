@@ -19,7 +19,7 @@ from spikeprune.config import scalars
 from spikeprune.errors import InputError
 from spikeprune.experiment.lock import RunLock
 from spikeprune.experiment.reuse import common_stages
-from spikeprune.experiment.run_directory import RunDir, write_json
+from spikeprune.experiment.run_directory import RunDirectory, write_json
 from spikeprune.files import jsonfile
 from spikeprune.integrations.sweeps.machine import cores, gpus
 from spikeprune.integrations.sweeps.spec import Sweep
@@ -105,7 +105,7 @@ class Driver:
     def prepare(self, trial: Any) -> Trial:
         values = draw(trial, self.sweep)
         config = self.sweep.config(values, "run.dir=check")
-        return Trial(trial, values, config, RunDir(self.folder / "trials" / str(trial.number)))
+        return Trial(trial, values, config, RunDirectory(self.folder / "trials" / str(trial.number)))
 
     # ------------------------------------------------------------------------------------------------- starting trials
 

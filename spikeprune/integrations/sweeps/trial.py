@@ -14,7 +14,7 @@ from spikeprune.config.derived import active_stages
 from spikeprune.config.load import Config
 from spikeprune.errors import InputError
 from spikeprune.experiment.reuse import common_stages
-from spikeprune.experiment.run_directory import RunDir
+from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.report.results import ENERGY, QUALITY, results
 from spikeprune.training import signals
 
@@ -26,7 +26,7 @@ class Trial:
     trial: Any  # optuna.Trial
     values: dict[str, Any]
     config: Config
-    run: RunDir
+    run: RunDirectory
     process: subprocess.Popen | None = None
     slot: int = 0
     pruned: bool = False

@@ -18,7 +18,7 @@ from typing import Any
 
 from spikeprune.config.schema import Config
 from spikeprune.errors import InputError
-from spikeprune.experiment.run_directory import WEIGHTS, RunDir, write_atomic
+from spikeprune.experiment.run_directory import WEIGHTS, RunDirectory, write_atomic
 from spikeprune.files import jsonfile
 from spikeprune.integrations.labels import label
 from spikeprune.integrations.wandb import online
@@ -28,7 +28,7 @@ from spikeprune.training import distributed
 INIT, FINISH = 30, 30  # seconds for a run's first and last words; wandb's own are 90 and no end
 
 
-def wandb_id(run: RunDir) -> str:
+def wandb_id(run: RunDirectory) -> str:
     """One id for the life of a run directory: every leg continues one W&B run. A sweep's agent has chosen it."""
     path = run.path / "wandb_id"
     if not path.is_file():
@@ -39,7 +39,7 @@ def wandb_id(run: RunDir) -> str:
 
 
 @contextmanager
-def tracked(config: Config, run: RunDir, mode: str, stages: list[str], patient: bool = False) -> Iterator[None]:
+def tracked(config: Config, run: RunDirectory, mode: str, stages: list[str], patient: bool = False) -> Iterator[None]:
     """The W&B run of this directory, open; none where `mode` is `off`. Raises InputError where the server refuses it.
 
     `patient` waits at the end until all is sent; else a lost server costs FINISH seconds and `sync` sends the rest.
@@ -64,7 +64,7 @@ def tracked(config: Config, run: RunDir, mode: str, stages: list[str], patient: 
         open_run().finish()
 
 
-def _open(config: Config, run: RunDir, mode: str, stages: list[str], patient: bool) -> None:
+def _open(config: Config, run: RunDirectory, mode: str, stages: list[str], patient: bool) -> None:
     import wandb
 
     try:
@@ -108,7 +108,7 @@ def log_record(record: Mapping[str, Any]) -> None:
     log({f"{record['stage']}/{key}": value for key, value in values.items()}, record["global_step"])
 
 
-def replay(run: RunDir, stage: str) -> None:
+def replay(run: RunDirectory, stage: str) -> None:
     """Log again what earlier legs have left of a stage in `metrics.jsonl`."""
     if open_run() is None:
         return
@@ -116,7 +116,7 @@ def replay(run: RunDir, stage: str) -> None:
         log_record(record)
 
 
-def stage_done(run: RunDir, stage: str, stages: list[str]) -> None:
+def stage_done(run: RunDirectory, stage: str, stages: list[str]) -> None:
     """Log what a finished stage measured: quality beside cost as `result/…`, and each layer's heads, neurons, steps."""
     if open_run() is None:
         return
@@ -143,7 +143,7 @@ def _can_store(what: str) -> bool:
     return False
 
 
-def finished(config: Config, run: RunDir, summary: Mapping[str, Any]) -> None:
+def finished(config: Config, run: RunDirectory, summary: Mapping[str, Any]) -> None:
     """Mark what the run ended with, and where asked for store the compressed student."""
     opened = open_run()
     if opened is None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from spikeprune.config.load import read_resolved
 from spikeprune.errors import InputError
-from spikeprune.experiment.run_directory import RunDir
+from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.integrations.wandb.live import finished, open_run, replay, tracked
 from spikeprune.integrations.wandb.online import keep_files_in, unready
 
@@ -17,7 +17,7 @@ def sync(run_dir: str | Path) -> str:
     From the run's own records, so that any number of offline legs, killed ones too, are one run with each step once.
     Raises InputError where there is no run, no key or no server.
     """
-    run = RunDir.open(run_dir)
+    run = RunDirectory.open(run_dir)
     keep_files_in(run_dir)
     lacking = unready()
     if lacking:

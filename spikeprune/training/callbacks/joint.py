@@ -1,4 +1,4 @@
-"""JointPruning: heads, neurons and time steps leave between epochs under one measured budget."""
+"""BudgetPruning: heads, neurons and time steps leave between epochs under one measured budget."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from spikeprune.errors import InputError, known
 from spikeprune.models.outputs import Outputs
 from spikeprune.pruning.budget import TOLERANCE, Budget
 from spikeprune.pruning.candidates import KINDS
-from spikeprune.pruning.cost_meter import TARGETS, Meter
+from spikeprune.pruning.cost_meter import TARGETS, CostMeter
 from spikeprune.pruning.estimates import BLOCK
 from spikeprune.pruning.schedules import cubic
 from spikeprune.training import distributed
@@ -28,7 +28,7 @@ SLACK = 0.1  # share of the goal above it that the losses are trusted to bring b
 MOST_PRESS = 16.0  # times the weight that the losses give to additions
 
 
-class JointPruning(EpochSchedule):
+class BudgetPruning(EpochSchedule):
     """Lowers the student's cost from what it is at the first decision to `share` of a reference, on a cubic schedule
     from epoch `begin` to epoch `settle`, and holds it there, since firing rates go on changing while the student
     trains. Two things lower and hold it:
@@ -42,10 +42,10 @@ class JointPruning(EpochSchedule):
 
     When the last epoch ends the cost is measured, and what is still too dear leaves, as little as possible.
 
-    `target` is one of `cost_meter.TARGETS`; `relative_to` dense (the teacher) or student (the uncompressed one). `reference`
-    is what the uncompressed student costs in the meter's unit, None where no earlier stage has measured it: then what
-    this one costs at the first decision. `measured` training sentences show costs, `sentences` show losses,
-    varied as those that the stage trains on and answered once by the teacher.
+    `target` is one of `cost_meter.TARGETS`; `relative_to` dense (the teacher) or student (the uncompressed one).
+    `reference` is what the uncompressed student costs in the meter's unit, None where no earlier stage has measured
+    it: then what this one costs at the first decision. `measured` training sentences show costs, `sentences` show
+    losses, varied as those that the stage trains on and answered once by the teacher.
     """
 
     CARRIED = ("start", "most_steps", "value", "held", "reference", "drift")  # by a checkpoint
@@ -93,7 +93,7 @@ class JointPruning(EpochSchedule):
         self.settled = False  # whether the epoch before began with the cost held
         self.limited = -1  # last epoch that the limit was set for
         self.drift = 0.0  # by what share of the goal the cost was above it after the last step
-        self.meter: Meter | None = None
+        self.meter: CostMeter | None = None
 
     @property
     def goal(self) -> float:
@@ -187,7 +187,7 @@ class JointPruning(EpochSchedule):
         batches = self.placed(batches, module)
         if module.losses.soft:  # the teacher answers changed sentences too; a true label would not fit them
             batches = [module.varied(batch) for batch in batches]
-        lessons = {id(batch): module.lesson(batch) for batch in batches} if module.losses.soft else {}
+        lessons = {id(batch): module.teacher_outputs(batch) for batch in batches} if module.losses.soft else {}
 
         def sample_loss(batch: dict[str, Tensor], outputs: Outputs) -> Tensor:
             return module.sample_loss(batch, outputs, lessons.get(id(batch)))
@@ -209,10 +209,10 @@ class JointPruning(EpochSchedule):
             mean=agreed,
         )
 
-    def metered(self, trainer: L.Trainer, module: L.LightningModule) -> Meter:
+    def metered(self, trainer: L.Trainer, module: L.LightningModule) -> CostMeter:
         if self.meter is None:
             sentences = trainer.datamodule.sample_batches(self.measured, self.batch_size, self.seed)
-            self.meter = Meter(self.placed(sentences, module), mean=agreed, **self.costs)
+            self.meter = CostMeter(self.placed(sentences, module), mean=agreed, **self.costs)
         return self.meter
 
     @staticmethod
@@ -280,7 +280,7 @@ class JointPruning(EpochSchedule):
 
 
 def cost_in_unit(target: str, cost: dict[str, float], dense: dict[str, float]) -> float:
-    """A measured student's `cost` in the unit of `Meter`, given its dense teacher's."""
+    """A measured student's `cost` in the unit of `CostMeter`, given its dense teacher's."""
     if target == "latency":
         return float(cost["latency_steps"])
     return cost["ac"] / dense["mac"] if target == "ac" else cost["energy_pj"] / dense["energy_pj"]

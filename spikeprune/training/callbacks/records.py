@@ -8,14 +8,14 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from spikeprune.experiment.run_directory import RunDir
+from spikeprune.experiment.run_directory import RunDirectory
 
 
 class RecordsLogger(Logger):
     """Lines `{"stage", "step", "global_step", …}`: `step` counts in the stage, `global_step` over the whole run.
     `also` gets each of them, too."""
 
-    def __init__(self, run: RunDir, *, stage: str, offset: int, also: Callable[[Mapping[str, Any]], None]):
+    def __init__(self, run: RunDirectory, *, stage: str, offset: int, also: Callable[[Mapping[str, Any]], None]):
         super().__init__()
         self.run, self.stage, self.offset, self.also = run, stage, offset, also
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spikeprune.errors import InputError
-from spikeprune.models.modeling import Student
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.training import distributed
 
 DECIDED = ("heads", "ffn", "t_steps", "strength", "log_theta")  # what a decision changes in a student, by last name
@@ -50,7 +50,8 @@ class EpochSchedule(L.Callback):
 
 
 def agreed(x: Tensor) -> Tensor:
-    """`distributed.mean` of what a decision is made from. Raises InputError, on all processes, where it is not finite: scores
+    """`distributed.mean` of what a decision is made from. Raises InputError, on all processes, where it is not finite:
+    scores
     that are NaN have an order too."""
     x = distributed.mean(x)
     if not x.isfinite().all():
@@ -66,7 +67,7 @@ def refuse() -> None:
 
 
 @torch.no_grad()
-def adopt(student: Student, weights: bool = False) -> None:
+def adopt(student: SpikingBert, weights: bool = False) -> None:
     """Every process takes over rank 0's masks, steps, thresholds and strength, with `weights` all that it has, though
     all have decided from the same statistics: the last bit of a GPU's sum may differ."""
     if distributed.world() == 1:

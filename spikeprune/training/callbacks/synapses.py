@@ -1,4 +1,4 @@
-"""SynapsePruning: single weights leave on a cubic schedule; HeldSynapses: what has left stays away."""
+"""SynapsePruning: single weights leave on a cubic schedule; KeepPrunedSynapses: what has left stays away."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class SynapsePruning(EpochSchedule):
         pl_module.log("compress/synapses", share(pl_module.student))
 
 
-class HeldSynapses(L.Callback):
+class KeepPrunedSynapses(L.Callback):
     """After each step weights without a synapse are zero again: an optimizer's momentum moves them. Comes before what
     writes checkpoints, which a student reads its synapses from."""
 

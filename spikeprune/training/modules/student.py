@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from spikeprune.cost.shapes import Shape
 from spikeprune.data.augmentation import Augment
 from spikeprune.errors import known
-from spikeprune.kernels.cuda_graphs import GraphedAnswers
+from spikeprune.kernels.cuda_graphs import GraphedInference
 from spikeprune.models.inference import answer, replayable, state
-from spikeprune.models.modeling import Student
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS, Outputs
 from spikeprune.models.teacher import Teacher
 from spikeprune.training.metrics import Fidelity
@@ -22,14 +22,14 @@ from spikeprune.training.objective import LossWeights, Objective
 FORWARDS = ("equilibrium", "spiking")  # that training may use
 
 
-class StudentModule(TaskModule):
+class DistillationModule(TaskModule):
     """Trains the student against the frozen teacher. Validation answers as `models.answer` says: the simulation, or its
     closed form where there is one and `stepwise` does not ask for the steps; how near that is to the teacher's
     answers is logged beside the quality (see `metrics.Fidelity`)."""
 
     def __init__(
         self,
-        student: Student,
+        student: SpikingBert,
         teacher: Teacher,
         *,
         losses: LossWeights,
@@ -44,7 +44,7 @@ class StudentModule(TaskModule):
         known("forward mode", forward_mode, FORWARDS)
         super().__init__(**common)
         self.stepwise = stepwise
-        self.answers = GraphedAnswers(self.measured) if graphed_answers else None
+        self.answers = GraphedInference(self.measured) if graphed_answers else None
         self.student, self.shape = student, shape
         self.teacher = teacher.freeze()
         self.augment = augment
@@ -68,7 +68,7 @@ class StudentModule(TaskModule):
     def learn(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         inputs, objective = [batch[name] for name in INPUTS], self.objective
         outputs = self.student(*inputs, mode=self.forward_mode, rate=objective.reads_rates)
-        terms = objective(batch, outputs, self.student, objective.lesson(batch, self.teacher))
+        terms = objective(batch, outputs, self.student, objective.teacher_outputs(batch, self.teacher))
         self.solved = outputs.solved
         return {"loss": objective.total(terms), **{name: term.detach() for name, term in terms.items()}}
 
@@ -84,7 +84,7 @@ class StudentModule(TaskModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Outputs:
         outputs = super().validation_step(batch, batch_idx, dataloader_idx)
-        self.fidelity[dataloader_idx].update(outputs.logits, self.lesson(batch).logits)
+        self.fidelity[dataloader_idx].update(outputs.logits, self.teacher_outputs(batch).logits)
         return outputs
 
     def on_validation_epoch_end(self) -> None:
@@ -97,17 +97,19 @@ class StudentModule(TaskModule):
         """The batch with its sentences changed, where the configuration asks for it."""
         return dict(batch) if self.augment is None else self.augment(batch)
 
-    def sample_loss(self, batch: dict[str, Tensor], outputs: Outputs, lesson: Outputs | None = None) -> Tensor:
+    def sample_loss(self, batch: dict[str, Tensor], outputs: Outputs, teacher_outputs: Outputs | None = None) -> Tensor:
         """`[B]`: the prediction losses of this stage, which criteria differentiate; the true labels' if it has none.
-        `lesson`: what the teacher says to this batch, where it has been asked already."""
+        `teacher_outputs`: what the teacher says to this batch, where it has been asked already."""
         losses, objective = self.losses, self.objective
         if not losses.soft:
             return objective.hard(batch, outputs)
-        loss = losses.soft * objective.soft(outputs, self.lesson(batch) if lesson is None else lesson)
+        loss = losses.soft * objective.soft(
+            outputs, self.teacher_outputs(batch) if teacher_outputs is None else teacher_outputs
+        )
         return loss + losses.hard * objective.hard(batch, outputs) if losses.hard else loss
 
     @torch.no_grad()
-    def lesson(self, batch: Mapping[str, Tensor]) -> Outputs:
+    def teacher_outputs(self, batch: Mapping[str, Tensor]) -> Outputs:
         """What the teacher says to this batch."""
         return self.teacher(*(batch[name] for name in INPUTS))
 

@@ -90,7 +90,7 @@ def have_a_mean(found: list[dict], where: str) -> None:
     if len(seeds) > 1:
         apart = " and ".join(f"seeds {', '.join(own)}" for own in seeds.values())
         refuse(f"{where}: {apart} were run with different settings and have no mean; run one of the two again")
-    data = [summary["data"] for summary in found if summary["data"]["source"] != "synthetic"]
+    data = [summary["data"] for summary in found if summary["data"]["source"] != "embedded"]
     if len({own["fingerprint"] for own in data if "drawn with seed" not in own["banner"]}) > 1:
         refuse(f"{where}: the seeds were run on different data and have no mean; run them on the same")
 
@@ -157,7 +157,7 @@ def byte_saving(summary: dict) -> float:
 
 def source(summary: dict) -> str:
     found, kind = summary["data"]["source"], "".join(f", {kind} weights" for kind in few_bits(summary))
-    data = "generated data (not GLUE)" if found == "synthetic" else "GLUE dev"
+    data = "generated data (not GLUE)" if found == "embedded" else "GLUE dev"
     return f"{summary['preset']}, {data}{kind}"
 
 
@@ -230,7 +230,7 @@ def setting_table(found: list[dict]) -> str:
 
 def peers(summary: dict) -> str:
     """`Sorbet 90.4, …` on the same task; none for generated data, which has no published scores."""
-    if summary["data"]["source"] == "synthetic":
+    if summary["data"]["source"] == "embedded":
         return "-"
     return ", ".join(f"{peer['name']} {score(peer, summary['task'])}" for peer in published() if _has(peer, summary))
 
@@ -303,7 +303,7 @@ def draw(found: list[dict]) -> None:
         return
     from spikeprune.report.figures import results_figure
 
-    glue = [summary for summary in found if summary["data"]["source"] != "synthetic"]
+    glue = [summary for summary in found if summary["data"]["source"] != "embedded"]
     results_figure(glue or found, FIGURE)
 
 

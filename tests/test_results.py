@@ -75,7 +75,7 @@ def test_a_run_is_kept_and_has_a_row_beside_published_ones(results, tmp_path) ->
 
 def test_generated_data_have_no_published_scores(results) -> None:
     (row,) = results.setting_table(
-        [summary(data={"source": "synthetic", "banner": "", "fingerprint": "0"})]
+        [summary(data={"source": "embedded", "banner": "", "fingerprint": "0"})]
     ).splitlines()[2:]
     assert "generated data (not GLUE)" in row and "SpikingBERT" not in row
 
@@ -113,7 +113,7 @@ def test_seeds_on_different_data_have_no_mean(results, capsys) -> None:
     with pytest.raises(SystemExit):
         results.have_a_mean([plain, other], "sst2")
     assert "were run on different data" in capsys.readouterr().err
-    for changes in ({"source": "synthetic"}, {"banner": "9 training examples drawn with seed 1"}):  # each seed its own
+    for changes in ({"source": "embedded"}, {"banner": "9 training examples drawn with seed 1"}):  # each seed its own
         results.have_a_mean([run | {"data": run["data"] | changes} for run in (plain, other)], "sst2")
 
 

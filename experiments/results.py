@@ -24,6 +24,7 @@ KEPT = ROOT / "experiments" / "results"
 ABLATIONS = KEPT / "ablation"
 PUBLISHED = ROOT / "experiments" / "published.json"
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "results.md"
+FIRST_RUN = "mrpc-tiny-embedded-s0.json"  # kept, its table stands at the head of the README
 FIGURE = ROOT / "docs" / "figures" / "quality-energy.svg"
 TABLE_READS = ("ac", "mac", "energy_pj", "latency_steps", "bytes")  # of a cost
 NOTHING = "No run of the present version has been kept yet."
@@ -293,7 +294,17 @@ def pages() -> dict[Path, str]:
     page = between_marks(PAGE.read_text(encoding="utf-8"), "settings", figure + setting_table(found))
     for name, table in (("runs", run_table(found)), ("ablation", ablation_tables()), ("published", published_table())):
         page = between_marks(page, name, table)
-    return {PAGE: page, README: between_marks(README.read_text(encoding="utf-8"), "results", setting_table(found))}
+    readme = between_marks(README.read_text(encoding="utf-8"), "results", setting_table(found))
+    if (KEPT / FIRST_RUN).is_file():
+        readme = between_marks(readme, "first run", terminal(jsonfile.loads((KEPT / FIRST_RUN).read_text("utf-8"))))
+    return {PAGE: page, README: readme}
+
+
+def terminal(summary: dict) -> str:
+    """The README's block of the first run: the command, and the table that it ends with."""
+    from spikeprune.report.tables import summary_table
+
+    return f"```console\n$ make glue TASK={summary['task']}\n…\n{summary_table(summary)}\n```"
 
 
 def draw(found: list[dict]) -> None:

@@ -189,3 +189,12 @@ def test_a_page_without_marks_is_an_error(results) -> None:
     assert results.between_marks("a <!-- x: begin -->old<!-- x: end --> b", "x", "new").split("\n")[1] == "new"
     with pytest.raises(ValueError, match="marks"):
         results.between_marks("a page", "x", "new")
+
+
+def test_the_readme_shows_the_table_of_the_first_run(results) -> None:
+    from test_table import make_summary
+
+    shown = results.terminal(make_summary())
+    assert shown.startswith("```console\n$ make glue TASK=mrpc\n…\n") and shown.endswith("\n```")
+    assert "temporal: 93.0, 2.5 below the dense teacher" in shown
+    assert "make glue" in results.between_marks(results.README.read_text(encoding="utf-8"), "first run", shown)

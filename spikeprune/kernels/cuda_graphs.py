@@ -1,4 +1,5 @@
-"""CUDA graphs: a thousand launches from Python become one replay, of an evaluation or of a training step."""
+"""CUDA graphs: the thousand kernel launches of a training step, or of an evaluation, become one replay. Training
+modules do not import these classes: `experiment.build` hands them on."""
 
 from __future__ import annotations
 
@@ -17,39 +18,39 @@ from spikeprune.models.tensors import norms
 Batch = Mapping[str, Tensor]
 Terms = dict[str, Tensor]
 
-PATIENCE = 2  # steps of a shape that run as they are: a capture costs about four steps, and a rare shape never pays
-SHAPES = 64  # of an evaluation that are captured at most: each graph keeps what it puts out
+PATIENCE = 2  # steps of a shape before its capture, which takes as long as four steps: rare shapes are not captured
+SHAPES = 64  # most shapes of an evaluation that are captured: each graph keeps its outputs
 
 
 class GraphedTerms:
-    """`terms(batch)`, scalars of which only `loss` carries a gradient, and that gradient, replayed as one CUDA graph.
+    """`terms(batch)`, scalars of which only `loss` has a gradient, and that gradient, replayed as one CUDA graph.
 
-    There is one graph for each shape of a batch, captured at its third appearance, and all go when `state` changes: it
-    must name whatever `terms` reads from Python (time steps, strength). What is read from tensors (weights, masks) may
-    change in place at any time. `modules()` hold the parameters that learn. The sums are the same as without graphs,
-    and so are the random draws of a resumed run: a capture leaves the generator as it found it.
+    There is one graph for each shape of a batch, captured at its third appearance. All are dropped when `state`
+    changes: it must contain whatever `terms` reads from Python (time steps, strength). Tensors that `terms` reads
+    (weights, masks) may change in place at any time. `modules()` own the parameters that are trained. Results are those
+    without graphs, and so are the random draws of a resumed run: a capture restores the generator's state.
 
-    After a replay the loss has no history: `backward` hands out the gradients that came with it. They are neither
-    scaled nor summed over calls. Raises RuntimeError, CUDA's, where `terms` waits for the device in its middle.
+    After a replay the loss has no autograd history: `backward` gives the parameters the gradients that were computed
+    with it. They are neither scaled nor summed over calls. Raises CUDA's RuntimeError where `terms` synchronizes.
     """
 
     def __init__(self, terms: Callable[[Batch], Terms], modules: Callable[[], Sequence[nn.Module]]):
         self.terms, self.modules = terms, modules
-        self.met: Counter[Hashable] = Counter()
+        self.seen: Counter[Hashable] = Counter()  # calls of each shape
         self.captured: dict[Hashable, Step] = {}
-        self.gradients: dict[nn.Parameter, Tensor] = {}  # where every graph leaves them
-        self.learnt: Sequence[nn.Parameter] = ()  # those that the last replay has a gradient for
+        self.gradients: dict[nn.Parameter, Tensor] = {}  # every graph writes them here
+        self.learnt: Sequence[nn.Parameter] = ()  # those with a gradient in the last replay
         self.state: Hashable = None
         self.pool = None  # of device memory: one step at a time, so all graphs share it
 
     def __call__(self, batch: Batch, state: Hashable) -> Terms:
         if state != self.state:
-            self.state, self.captured, self.pool = state, {}, None  # a pool without graphs is gone for good
-            self.met.clear()
+            self.state, self.captured, self.pool = state, {}, None  # a pool whose graphs are gone cannot be used again
+            self.seen.clear()
         shape = tuple((name, tensor.shape) for name, tensor in batch.items())
         if shape not in self.captured:
-            self.met[shape] += 1
-            if self.met[shape] <= PATIENCE:
+            self.seen[shape] += 1
+            if self.seen[shape] <= PATIENCE:
                 return self.terms(batch)
             self.captured[shape] = self.capture(batch)
         step = self.captured[shape]
@@ -57,7 +58,7 @@ class GraphedTerms:
             tensor.copy_(batch[name])
         step.graph.replay()
         self.learnt = step.learnt
-        # the next replay writes over what this one put out
+        # the next replay overwrites these outputs
         return dict(zip(step.terms, torch.stack(list(step.terms.values())).unbind(), strict=True))
 
     def backward(self, loss: Tensor) -> None:
@@ -80,7 +81,7 @@ class GraphedTerms:
         graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
         with undisturbed():
             side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):  # what is worked out once, is by now
+            with torch.cuda.stream(side):  # warm-up: what is computed once and cached is not captured
                 self.learn(inputs, learning)
             torch.cuda.current_stream().wait_stream(side)
             with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
@@ -96,7 +97,7 @@ class GraphedTerms:
 
 
 class Step(NamedTuple):
-    """A captured step: the tensors it reads its batch from and puts its terms into, and which parameters it moves."""
+    """A captured training step: its input tensors, its output terms, and the parameters that have a gradient."""
 
     graph: torch.cuda.CUDAGraph
     inputs: dict[str, Tensor]
@@ -106,9 +107,9 @@ class Step(NamedTuple):
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """No garbage collection while it lasts: a dropped graph that is collected during a capture makes it invalid. And no
-    casts from autocast's cache: one made before the capture is not in the graph, whose replays would go on with the
-    weights of then; one made in it would lie in the graph's memory when later steps find it."""
+    """For a capture: no garbage collection, since collecting a dropped graph makes the capture invalid; and no casts
+    from autocast's cache, since one made before the capture would be replayed with the weights of then, and one made in
+    it would be found by later steps in the graph's memory."""
     gc.collect()
     enabled, cached = gc.isenabled(), torch.is_autocast_cache_enabled()
     gc.disable()
@@ -133,16 +134,16 @@ class GraphedNorms:
         self.order = order
         self.captured: dict[Hashable, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self.last: Hashable = None
-        self.met = 0
+        self.repeats = 0
 
     @torch.no_grad()
     def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
         """A new tensor each time."""
         places = tuple((tensor.data_ptr(), tensor.shape) for tensor in tensors)
-        self.met = self.met + 1 if places == self.last else 1
+        self.repeats = self.repeats + 1 if places == self.last else 1
         self.last = places
         if places not in self.captured:
-            if self.met <= PATIENCE or len(self.captured) == self.MOST:
+            if self.repeats <= PATIENCE or len(self.captured) == self.MOST:
                 return norms(tensors, self.order)
             self.captured[places] = self.capture(tensors)
         graph, found = self.captured[places]
@@ -157,15 +158,16 @@ class GraphedNorms:
 
 
 class GraphedInference:
-    """`answer(batch)`, tensors without gradient in a nest of tuples, dicts and dataclasses, replayed from CUDA graphs.
+    """`compute(batch)`, tensors without gradient in nested tuples, dicts and dataclasses, replayed from CUDA graphs.
 
-    One graph for each shape of a batch, captured at its third appearance. All go when `state` changes: it must name
-    what `answer` reads from Python, and where in memory the tensors lie that it reads. Their numbers may change.
+    There is one graph for each shape of a batch, captured at its third appearance. All are dropped when `state`
+    changes: it must contain what `compute` reads from Python, and the addresses of the tensors that it reads, whose
+    values may change in place.
     """
 
-    def __init__(self, answer: Callable[[Batch], Any]):
-        self.answer = answer
-        self.met: Counter[Hashable] = Counter()
+    def __init__(self, compute: Callable[[Batch], Any]):
+        self.compute = compute
+        self.seen: Counter[Hashable] = Counter()
         self.captured: dict[Hashable, tuple[torch.cuda.CUDAGraph, dict[str, Tensor], Any]] = {}
         self.state: Hashable = None
         self.pool = None
@@ -173,18 +175,18 @@ class GraphedInference:
     def __call__(self, batch: Batch, state: Hashable) -> Any:
         if state != self.state:
             self.state, self.captured, self.pool = state, {}, None
-            self.met.clear()
+            self.seen.clear()
         shape = tuple((name, tensor.shape) for name, tensor in batch.items())
         if shape not in self.captured:
-            self.met[shape] += 1
-            if self.met[shape] <= PATIENCE or len(self.captured) == SHAPES:
-                return self.answer(batch)
+            self.seen[shape] += 1
+            if self.seen[shape] <= PATIENCE or len(self.captured) == SHAPES:
+                return self.compute(batch)
             self.captured[shape] = self.capture(batch)
         graph, inputs, outputs = self.captured[shape]
         for name, tensor in inputs.items():
             tensor.copy_(batch[name])
         graph.replay()
-        return copied(outputs)  # the next replay writes over what this one put out
+        return copied(outputs)  # the next replay overwrites these outputs
 
     def capture(self, batch: Batch) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor], Any]:
         if self.pool is None:
@@ -193,11 +195,11 @@ class GraphedInference:
         with undisturbed(), torch.inference_mode(False), torch.no_grad():
             inputs = {name: tensor.clone() for name, tensor in batch.items()}
             side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):  # what is worked out once, is by now
-                self.answer(inputs)
+            with torch.cuda.stream(side):  # warm-up: what is computed once and cached is not captured
+                self.compute(inputs)
             torch.cuda.current_stream().wait_stream(side)
             with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-                outputs = self.answer(inputs)
+                outputs = self.compute(inputs)
         return graph, inputs, outputs
 
 

@@ -64,11 +64,11 @@ def split(weight: Tensor, bias: Tensor | None, most: int) -> SplitIntegers:
     middle = (n + 128) % 256 - 128
     codes = torch.stack([(n - middle) // 256, middle, low]).to(torch.int8)
     beyond = padded(rows) - rows
-    given = w.new_zeros(rows) if bias is None else bias.detach()
+    shift = w.new_zeros(rows) if bias is None else bias.detach()
     return SplitIntegers(
         pad(codes, (0, padded(width) - width, 0, beyond)).contiguous(),
         pad(scale, (0, beyond)).contiguous(),
-        pad(given.float(), (0, beyond)).contiguous(),
+        pad(shift.float(), (0, beyond)).contiguous(),
     )
 
 

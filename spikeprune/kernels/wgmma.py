@@ -22,7 +22,7 @@ if GLUON:
 
 
 def applies(a: Tensor, neurons: Firing | None) -> bool:
-    """Whether a train `a [S, rows, in]` goes through these kernels: on compute capability 9.0, with a release of Triton
+    """Whether these kernels compute a train `a [S, rows, in]`: on compute capability 9.0, with a release of Triton
     whose Gluon they are written in, and of no more inputs than `resident_product` can keep the weights of."""
     chunks = a.shape[-1] <= RESIDENT or neurons is None or neurons.mode == CLOSED
     return GLUON and a.is_cuda and capability(a.device) == (9, 0) and chunks

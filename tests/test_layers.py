@@ -100,6 +100,42 @@ def test_imports_point_down(path: Path) -> None:
     assert [fault for fault in faults(path, path.read_text(encoding="utf-8")) if not allowed(fault)] == []
 
 
+def module_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def circles(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that import themselves, through whatever others."""
+
+    def reachable(start: str) -> set[str]:
+        found, ahead = set(), list(graph[start])
+        while ahead:
+            if (module := ahead.pop()) not in found:
+                found.add(module)
+                ahead.extend(graph[module])
+        return found
+
+    return sorted(module for module in graph if module in reachable(module))
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    """Not inside functions and not for types either. Circles that are left are listed; the list may only shrink."""
+    modules = {module_of(path): path for path in FILES}
+    graph: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        names = imports(path, path.read_text(encoding="utf-8"))
+        graph[module] = {
+            next((name for name in (full, full.rpartition(".")[0]) if name in modules), module) for full in names
+        } - {module}
+    left = {f"spikeprune.models.{name}" for name in ("modeling", "sparsity", "weights")}
+    assert set(circles(graph)) <= left
+
+
+def test_a_circle_is_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == ["b", "c"]
+
+
 def test_at_most_five_modules_lie_loose() -> None:
     assert len(list(PACKAGE.glob("*.py"))) <= 5
 

@@ -15,6 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 from micro import GLUE, ROOT, micro, write_sst2
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from spikeprune import cli
 from spikeprune.config.load import load
@@ -24,10 +25,10 @@ from spikeprune.cost.shapes import Shape, parameters
 from spikeprune.errors import InputError
 from spikeprune.experiment import checkpoints, compaction, evaluation, pipeline
 from spikeprune.experiment.run_directory import RunDirectory
-from spikeprune.models.compaction import compact, nbytes
-from spikeprune.models.compaction import load as load_compact
+from spikeprune.models.compaction import compact
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.quantization import QUANTIZERS
+from spikeprune.models.serialization import nbytes
 from spikeprune.snn.coding import CODINGS
 from spikeprune.snn.neurons import NEURONS
 
@@ -262,11 +263,9 @@ def test_nothing_is_trained_or_quantized_from_it(key, compacted, glue, tmp_path,
 
 
 def test_the_folder_alone_is_enough(compacted) -> None:
-    """What a user of the model writes: the class, its values, its weights, its tokenizer."""
+    """Configuration, weights and tokenizer lie in it."""
     run, _ = compacted
-    student = load_compact(run.compact)
-    from transformers import AutoTokenizer
-
+    student = AutoModelForSequenceClassification.from_pretrained(run.compact).spiking_bert
     batch = AutoTokenizer.from_pretrained(run.compact)(["the film was good"], return_tensors="pt")
     masked = checkpoints.load_student(run, "spatial").eval()
     with torch.no_grad():

@@ -50,5 +50,5 @@ def test_a_run(tmp_path, capsys) -> None:
     assert cli.main(["evaluate", str(run.path), "time.early_exit=asr", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["dynamic"]["curve"]
     assert cli.main(["compact", str(run.path)]) == 0
-    assert json.loads((run.compact / "student.json").read_text())["residual"] == "membrane"
+    assert json.loads((run.compact / "config.json").read_text())["residual"] == "membrane"
     assert cli.main(["evaluate", str(run.path), "--compact", "--json"]) == 0

@@ -45,12 +45,9 @@ def test_a_run_leaves_its_files(finished) -> None:
     files = {str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file()}
     wanted = {"config.yaml", "data.json", "metrics.jsonl", "metrics.csv", "summary.json"}
     wanted |= {f"stages/{name}/{file}" for name in STAGES for file in ("model.safetensors", "record.json")}
-    wanted |= {f"stages/{name}/student.json" for name in STAGES[1:]}
-    extra = files - wanted
-    assert wanted <= files
-    assert all(name.startswith("stages/teacher/") for name in extra), (
-        extra
-    )  # its config and tokenizer, for transformers
+    tokenizer = ("tokenizer.json", "tokenizer_config.json")
+    wanted |= {f"stages/{name}/{file}" for name in STAGES for file in ("config.json", *tokenizer)}
+    assert files == wanted
 
 
 def test_the_terminal_ends_with_the_table(finished) -> None:

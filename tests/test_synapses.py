@@ -20,10 +20,11 @@ from spikeprune.cost import operations
 from spikeprune.cost.shapes import matrix_bytes, model_bytes
 from spikeprune.experiment import checkpoints, evaluation, pipeline
 from spikeprune.experiment.run_directory import RunDirectory
-from spikeprune.models.compaction import compact, nbytes, restored, scatter_into, smaller, stored
+from spikeprune.models.compaction import compact, scatter_into, smaller
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.packing import pack_sparse, unpack_sparse
 from spikeprune.models.quantization import MATRICES
+from spikeprune.models.serialization import full_state, nbytes, network, stored_tensors
 from spikeprune.models.sparsity import among, share, weights_of
 from spikeprune.report.tables import summary_table
 from spikeprune.snn.coding import CODINGS
@@ -213,13 +214,13 @@ def test_its_file_holds_no_zeros_and_is_read_exactly(units) -> None:
     if units == "none":
         student.heads[0], student.ffn[0] = 0, 0
     small = compact(student)
-    tensors = stored(small)
+    tensors = stored_tensors(small)
     assert small.synapse_count() == student.synapse_count() == sum(int((w != 0).sum()) for *_, w in weights_of(small))
     masks = {"heads": student.heads, "ffn": student.ffn, "synapses": student.synapse_count()}
     assert nbytes(tensors) == model_bytes(shape=stored_shape(student), **masks)
     packed = {key: x for key, x in tensors.items() if key.endswith((".places", ".weights"))}
     assert nbytes(packed) == matrix_bytes(shape=shape_of(student), **masks)
-    again = restored(small.values, tensors)
+    again = network(small.values, full_state(small.values, tensors, "here", "mend it"))
     assert all(torch.equal(x, again.state_dict()[name]) for name, x in small.state_dict().items())
 
 
@@ -227,22 +228,22 @@ def test_its_file_holds_no_zeros_and_is_read_exactly(units) -> None:
 def test_a_few_zeros_are_written_out() -> None:
     """A checkpoint may have some; a bit for each place would be more."""
     student = thinned(kept=0.99).float()
-    tensors = stored(compact(student))
+    tensors = stored_tensors(compact(student))
     assert not any(key.endswith(".places") for key in tensors)
     masks = {"heads": student.heads, "ffn": student.ffn}
     dense = model_bytes(shape=stored_shape(student), **masks)
     assert (
         dense == nbytes(tensors) == model_bytes(shape=stored_shape(student), **masks, synapses=student.synapse_count())
     )
-    again = restored(compact(student).values, tensors)
+    again = network(values := compact(student).values, full_state(values, tensors, "here", "mend it"))
     assert again.synapse_count() == student.synapse_count()
 
 
 @torch.no_grad()
 def test_with_all_synapses_its_file_is_what_it_was() -> None:
     student = prune(make(0, sparse=True)).float()
-    tensors = stored(compact(student))
-    assert student.synapse_count() is None and set(tensors) == set(stored(compact(prune(make(0)))))
+    tensors = stored_tensors(compact(student))
+    assert student.synapse_count() is None and set(tensors) == set(stored_tensors(compact(prune(make(0)))))
     assert nbytes(tensors) == model_bytes(shape=stored_shape(student), heads=student.heads, ffn=student.ffn)
 
 

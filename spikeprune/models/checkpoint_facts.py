@@ -143,6 +143,11 @@ def _numbers(table: Any) -> dict[str, int]:
         return {}
 
 
+def generic_names(names: Sequence[str]) -> bool:
+    """Whether these are the names that transformers gives to classes without any."""
+    return all(name == f"LABEL_{i}" for i, name in enumerate(names))
+
+
 def _generic(table: dict[str, int]) -> bool:
     """Whether these are the names that transformers gives to classes without any, or none at all."""
     return all(_spelling(name) == f"label_{i}" for name, i in table.items())

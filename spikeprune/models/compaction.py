@@ -8,29 +8,21 @@ hidden size D and the head size d stay.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from spikeprune.errors import InputError
-from spikeprune.models.description import read_description
-from spikeprune.models.modeling import SpikingBert, first
-from spikeprune.models.packing import PackedLinear, pack, pack_sparse, unpack_sparse
+from spikeprune.models.modeling import SpikingBert
+from spikeprune.models.packing import pack
 from spikeprune.models.quantization import MATRICES
-from spikeprune.models.tensors import misfit, not_finite
-from spikeprune.models.weights import codes
+from spikeprune.models.weights import codes, matrix_names
 
 ROWS = {"heads": ("query", "key", "value"), "ffn": ("up",)}  # matrices whose rows are heads' channels, or neurons
 THETAS = {"heads": ("query_site", "key_site", "value_site", "context_site"), "ffn": ("intermediate_site",)}
 COLUMNS = {"heads": "out", "ffn": "down"}
 Cut = Callable[..., dict[str, Tensor]]  # (student, layer, matrix, rows, columns) -> its tensors in the smaller one
 PARTS = ("weight", "data", "scale")  # of a matrix, besides its bias
-SPARSE = ("places", "weights")  # of a matrix in the file of a student that has lost synapses
-AGAIN = "`spikeprune compact` makes it again"
 IMPLIED = ("heads", "ffn", "t_steps")  # of a state, which a compacted student's values already tell
 
 
@@ -157,91 +149,3 @@ def as_float(student: SpikingBert) -> SpikingBert:
     }
     same.load_state_dict({**rest(student), **weights})
     return same.train(student.training)
-
-
-# ---------------------------------------------------------------------------------------------------------- as a file
-
-
-def stored(student: SpikingBert) -> dict[str, Tensor]:
-    """The tensors of a compacted student's file: parameters, codes and scales, as `shapes.model_bytes` counts them; of
-    a
-    sparse student's matrices their synapses' places and weights, where these are smaller.
-
-    Masks and steps are in its values. Raises ValueError for a student that has other ones, which must be compacted.
-    """
-    if student.values["layer_heads"] is None:
-        raise ValueError("only a compacted student is stored without its masks and steps")
-    masks = {name: first(student.values[f"layer_{name}"], student.values[name]) for name in ("heads", "ffn")}
-    same = all(torch.equal(getattr(student, name).cpu(), mask) for name, mask in masks.items())
-    if not same or student.steps != list(student.values["t_steps"]):
-        raise ValueError("only a compacted student is stored without its masks and steps")
-    tensors = {name: tensor for name, tensor in student.state_dict().items() if name not in IMPLIED}
-    if student.synapse_count() is not None:
-        plain = {f"{matrix}.weight": tensors[f"{matrix}.weight"] for matrix in matrix_names(student)}
-        packed = {
-            f"{matrix}.{part}": tensor
-            for matrix in matrix_names(student)
-            for part, tensor in zip(SPARSE, pack_sparse(plain[f"{matrix}.weight"]), strict=True)
-        }
-        if nbytes(packed) < nbytes(plain):
-            return {name: tensor for name, tensor in tensors.items() if name not in plain} | packed
-    return tensors
-
-
-def matrix_names(student: SpikingBert) -> list[str]:
-    """As `state_dict` has them."""
-    return [f"layers.{i}.{name}" for i in range(len(student.layers)) for name in MATRICES]
-
-
-def restored(folder: Path, tensors: dict[str, Tensor]) -> SpikingBert:
-    """The compacted student whose values lie in `folder`, with the tensors of its file, in evaluation mode. Raises
-    InputError where the values cannot be read, or are another student's."""
-    path, tensors = folder / "student.json", dict(tensors)
-    values = read_description(folder)
-    student = built(path, values, AGAIN).to(tensors["classifier.weight"])
-    for matrix in matrix_names(student) if values.get("sparse") else ():
-        if f"{matrix}.{SPARSE[0]}" in tensors:  # with nearly all its synapses it is written as it is
-            packed = [tensors.pop(f"{matrix}.{part}") for part in SPARSE]
-            tensors[f"{matrix}.weight"] = unpack_sparse(*packed, student.get_submodule(matrix).weight.shape)
-    fill(student, {**{name: getattr(student, name) for name in IMPLIED}, **tensors}, path, AGAIN)
-    return student.eval()
-
-
-def load(folder: str | Path) -> SpikingBert:
-    """The student that `spikeprune compact` wrote to `folder`, in evaluation mode; its tokenizer lies beside it.
-    Raises InputError for a file that is missing, damaged, or of another student."""
-    path = Path(folder) / "model.safetensors"
-    try:
-        tensors = safetensors.torch.load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: is missing or damaged ({error}); {AGAIN}") from None
-    return restored(Path(folder), tensors)
-
-
-def built(path: Path, values: dict[str, Any], remedy: str) -> SpikingBert:
-    """The student of these values, its weights at random. Raises InputError, which names their file, where there is
-    none."""
-    try:
-        return SpikingBert(**values)
-    except (TypeError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: describes no student ({error}); {remedy}") from None
-
-
-def fill(student: SpikingBert, state: dict[str, Tensor], path: Path, remedy: str) -> None:
-    """Load a state. Raises InputError where it is another network's than that of the values in `path`, and for a number
-    that is not finite, which a simulation would pass over: NaN reaches no threshold."""
-    if wrong := misfit(student.state_dict(), state):
-        raise InputError(f"{path}: does not describe the network in model.safetensors ({wrong}); {remedy}")
-    if wrong := not_finite(state):
-        raise InputError(f"{path.parent}: {wrong[0]} of the network is not finite; {remedy}")
-    student.load_state_dict(state)
-
-
-def parameter_count(student: SpikingBert) -> int:
-    """Packed weights count as parameters too."""
-    packed = (module.shape for module in student.modules() if isinstance(module, PackedLinear))
-    return sum(p.numel() for p in student.parameters()) + sum(rows * columns for rows, columns in packed)
-
-
-def nbytes(tensors: dict[str, Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

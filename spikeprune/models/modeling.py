@@ -54,14 +54,14 @@ def unit_counts(layers: int, most: int, counts: Sequence[int] | None) -> list[in
     return counts
 
 
-def first(counts: Sequence[int], width: int) -> Tensor:
+def leading_ones(counts: Sequence[int], width: int) -> Tensor:
     """`[L, width]`: as many leading ones in each row as `counts` says, then zeros."""
-    return (torch.arange(width) < torch.tensor(counts)[:, None]).float()
+    return (torch.arange(width) < torch.tensor(counts)[:, None]).to(torch.get_default_dtype())
 
 
 def see_synapses(student: SpikingBert, _: Any) -> None:
     """After a checkpoint was loaded. A function of the module, since a student is sent to other processes pickled."""
-    student.synapses.see(student)
+    student.refresh_synapses()
 
 
 class SpikingBert(nn.Module):
@@ -113,7 +113,6 @@ class SpikingBert(nn.Module):
         layer_ffn: Sequence[int] | None = None,
         labels: Sequence[str] | None = None,
     ):
-        values = {name: value for name, value in locals().items() if name not in ("self", "__class__", "kernels")}
         super().__init__()
         known("weights", weights, tuple(QUANTIZERS) if packed else WEIGHTS)
         known("residual", residual, RESIDUALS)
@@ -128,7 +127,15 @@ class SpikingBert(nn.Module):
             raise ValueError(f"a sparse student's weights are float, not {weights}")
         if feedback and coding == "accumulate":
             raise ValueError("feedback needs a synchronous coding: in accumulate the last layer fires after the first")
-        self.values, self.packed = values, packed
+        self.values: dict[str, Any] = {
+            **{"vocab": vocab, "positions": positions, "segments": segments, "hidden": hidden, "layers": layers},
+            **{"heads": heads, "ffn": ffn, "classes": classes, "t_steps": t_steps, "spikes": spikes, "leak": leak},
+            **{"theta": theta, "coding": coding, "query": query, "pooling": pooling, "act": act, "eps": eps},
+            **{"weights": weights, "fold": fold, "packed": packed, "feedback": feedback, "residual": residual},
+            **{"dead_zone": dead_zone, "sparse": sparse, "layer_heads": layer_heads, "layer_ffn": layer_ffn},
+            "labels": labels,
+        }
+        self.packed = packed
         self.fold = fold and theta == "channel" and weights != "float"  # one theta for all is a matter of the scale
         own_heads, own_ffn = unit_counts(layers, heads, layer_heads), unit_counts(layers, ffn, layer_ffn)
         common = {"neuron": spikes, "leak": leak, "coding": coding, "theta": theta, "eps": eps}
@@ -147,8 +154,8 @@ class SpikingBert(nn.Module):
         self.layers[-1].output_site.count_first = pooling == "cls"
         self.layers[-1].output_site.sends_pulses = True
         self.classifier = nn.Linear(hidden, classes)
-        self.register_buffer("heads", first(own_heads, heads))
-        self.register_buffer("ffn", first(own_ffn, ffn))
+        self.register_buffer("heads", leading_ones(own_heads, heads))
+        self.register_buffer("ffn", leading_ones(own_ffn, ffn))
         self.register_buffer("t_steps", torch.ones(layers + 1, dtype=torch.long))
         if weights != "float" and not packed:
             self.register_buffer("strength", torch.zeros(()))
@@ -157,7 +164,7 @@ class SpikingBert(nn.Module):
         self.synapses = None
         if sparse:
             self.synapses = Synapses(self)
-            self.synapses.see(self)
+            self.refresh_synapses()
             self.register_load_state_dict_post_hook(see_synapses)
 
     @property
@@ -213,6 +220,11 @@ class SpikingBert(nn.Module):
 
     def acting_weight(self, layer: int, name: str) -> Tensor:
         return weights.acting_weight(self, layer, name)
+
+    def refresh_synapses(self) -> None:
+        """Read from the weights which synapses a sparse network has; on the meta device there are no weights yet."""
+        if self.synapses is not None and not self.classifier.weight.is_meta:
+            self.synapses.see(self)
 
     def links(self) -> list[SynapseCounts] | None:
         """The synapses of each layer; None where every kept unit has all of them."""

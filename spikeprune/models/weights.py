@@ -23,6 +23,11 @@ def matrix(student: SpikingBert, layer: int, name: str) -> nn.Linear | PackedLin
     return getattr(student.layers[layer], name)
 
 
+def matrix_names(student: SpikingBert) -> list[str]:
+    """All of them as `state_dict` names them, without `.weight`."""
+    return [f"layers.{i}.{name}" for i in range(len(student.layers)) for name in quantization.MATRICES]
+
+
 def source(student: SpikingBert, layer: int, name: str) -> SpikingLayer:
     """The site whose spikes the matrix reads."""
     here, below = student.layers[layer], student.layers[layer - 1].output_site if layer else student.embedding.site

@@ -26,8 +26,9 @@ from spikeprune.cost.energy import PRICES, summarize
 from spikeprune.cost.operations import Operations, count, dense
 from spikeprune.cost.shapes import Shape
 from spikeprune.experiment import pipeline
-from spikeprune.models.compaction import compact, nbytes, parameter_count, stored
+from spikeprune.models.compaction import compact
 from spikeprune.models.modeling import SpikingBert
+from spikeprune.models.serialization import nbytes, parameter_count, stored_tensors
 from spikeprune.models.variants import deaden
 from spikeprune.pruning.budget import Budget
 from spikeprune.pruning.cost_meter import CostMeter
@@ -244,7 +245,7 @@ compacted: Callable[[Network], Network] = compact
 
 def size_of_compacted(student: Network) -> dict[str, int]:
     small = compact(student)
-    return {"parameters": parameter_count(small), "bytes in its file": nbytes(stored(small))}
+    return {"parameters": parameter_count(small), "bytes in its file": nbytes(stored_tensors(small))}
 
 
 def gradients(student: Network, mode: str) -> list[float | None]:

@@ -6,36 +6,46 @@ A matrix is named by its layer and its name in `quantization.MATRICES`.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikeprune.models import quantization
+from spikeprune.models.layers import Map, SpikingEmbedding
 from spikeprune.models.packing import PackedLinear
 from spikeprune.snn.spiking_layer import SpikingLayer
 
-if TYPE_CHECKING:
-    from spikeprune.models.modeling import Map, SpikingBert
+
+class Encoder(Protocol):
+    """The attributes of a network that its matrices depend on; `modeling.SpikingBert` has them."""
+
+    embedding: SpikingEmbedding
+    layers: nn.ModuleList  # L times an EncoderLayer
+    heads: Tensor  # [L, H], 0 for a pruned head
+    ffn: Tensor  # [L, F], 0 for a pruned neuron
+    weights: str  # one of quantization.WEIGHTS
+    quantized: float  # how far the matrices act quantized, 0 to 1
+    fold: bool  # whether thresholds are folded into the matrices before they are quantized
 
 
-def matrix(student: SpikingBert, layer: int, name: str) -> nn.Linear | PackedLinear:
+def matrix(student: Encoder, layer: int, name: str) -> nn.Linear | PackedLinear:
     return getattr(student.layers[layer], name)
 
 
-def matrix_names(student: SpikingBert) -> list[str]:
+def matrix_names(student: Encoder) -> list[str]:
     """All of them as `state_dict` names them, without `.weight`."""
     return [f"layers.{i}.{name}" for i in range(len(student.layers)) for name in quantization.MATRICES]
 
 
-def source(student: SpikingBert, layer: int, name: str) -> SpikingLayer:
+def source(student: Encoder, layer: int, name: str) -> SpikingLayer:
     """The site whose spikes the matrix reads."""
     here, below = student.layers[layer], student.layers[layer - 1].output_site if layer else student.embedding.site
     sites = {"out": here.context_site, "up": here.attention_site, "down": here.intermediate_site}
     return sites.get(name, below)
 
 
-def sizes(student: SpikingBert, layer: int, name: str) -> Tensor | None:
+def sizes(student: Encoder, layer: int, name: str) -> Tensor | None:
     """`[in]`, as in `quantization.codes_of`; None where every input is kept by the matrix's nature and no theta is
     folded."""
     here, kept = student.layers[layer], None
@@ -49,7 +59,7 @@ def sizes(student: SpikingBert, layer: int, name: str) -> Tensor | None:
     return theta if kept is None else theta * kept
 
 
-def codes(student: SpikingBert, layer: int, name: str) -> quantization.Codes:
+def codes(student: Encoder, layer: int, name: str) -> quantization.Codes:
     """Codes `[out, in]` and scale `[out, 1]` of a quantized student's matrix, whatever its strength."""
     linear = matrix(student, layer, name)
     if isinstance(linear, PackedLinear):
@@ -57,7 +67,7 @@ def codes(student: SpikingBert, layer: int, name: str) -> quantization.Codes:
     return quantization.codes_of(linear.weight, student.weights, sizes(student, layer, name))
 
 
-def acting_weight(student: SpikingBert, layer: int, name: str) -> Tensor:
+def acting_weight(student: Encoder, layer: int, name: str) -> Tensor:
     """`[out, in]`: what the matrix computes with."""
     linear = matrix(student, layer, name)
     if isinstance(linear, PackedLinear):
@@ -67,7 +77,7 @@ def acting_weight(student: SpikingBert, layer: int, name: str) -> Tensor:
     return quantization.acting_weight(linear.weight, student.weights, student.quantized, sizes(student, layer, name))
 
 
-def acting(student: SpikingBert, layer: int, name: str) -> Map:
+def acting(student: Encoder, layer: int, name: str) -> Map:
     """The matrix as a map, its weight worked out once however often the map is called."""
     linear = matrix(student, layer, name)
     if not student.quantized:

@@ -206,6 +206,11 @@ def test_compacted_it_answers_and_costs_the_same(coding) -> None:
     assert real(student(**batch).hidden[-1], batch).abs().sum() > 0
 
 
+def read_back(small: SpikingBert, tensors: dict[str, torch.Tensor]) -> SpikingBert:
+    """The network that is loaded from these tensors of its file."""
+    return network(small.values, full_state(small.values, tensors, "here", "mend it"))
+
+
 @pytest.mark.parametrize("units", ["some", "none"])
 @torch.no_grad()
 def test_its_file_holds_no_zeros_and_is_read_exactly(units) -> None:
@@ -220,7 +225,7 @@ def test_its_file_holds_no_zeros_and_is_read_exactly(units) -> None:
     assert nbytes(tensors) == model_bytes(shape=stored_shape(student), **masks)
     packed = {key: x for key, x in tensors.items() if key.endswith((".places", ".weights"))}
     assert nbytes(packed) == matrix_bytes(shape=shape_of(student), **masks)
-    again = network(small.values, full_state(small.values, tensors, "here", "mend it"))
+    again = read_back(small, tensors)
     assert all(torch.equal(x, again.state_dict()[name]) for name, x in small.state_dict().items())
 
 
@@ -235,7 +240,7 @@ def test_a_few_zeros_are_written_out() -> None:
     assert (
         dense == nbytes(tensors) == model_bytes(shape=stored_shape(student), **masks, synapses=student.synapse_count())
     )
-    again = network(values := compact(student).values, full_state(values, tensors, "here", "mend it"))
+    again = read_back(compact(student), tensors)
     assert again.synapse_count() == student.synapse_count()
 
 

@@ -139,7 +139,7 @@ def test_a_student_with_a_weight_that_is_not_finite_is_neither_read_nor_written(
     shutil.copytree(finished.path, folder)
     run = RunDirectory(folder)
     state = run.weights("spatial")
-    state["layers.0.down.weight"][0, 0] = math.nan
+    state["spiking_bert.layers.0.down.weight"][0, 0] = math.nan
     data = safetensors.torch.save(state)
     (run.stage("spatial") / "model.safetensors").write_bytes(data)
     write_json(run.stage("spatial") / "record.json", {**run.record("spatial"), "weights": sha256(data).hexdigest()})
@@ -147,7 +147,7 @@ def test_a_student_with_a_weight_that_is_not_finite_is_neither_read_nor_written(
         assert cli.main([command[0], str(folder), *command[1:]]) == 2
         said = capsys.readouterr()
         assert "stages/spatial: layers.0.down.weight of the network is not finite" in said.err and not said.out
-    with pytest.raises(InputError, match="x.safetensors: is not written, since layers.0.down.weight is not finite"):
+    with pytest.raises(InputError, match="x.safetensors: is not written, since .*down.weight is not finite"):
         write_weights(tmp_path / "x.safetensors", state)
     assert not (tmp_path / "x.safetensors").exists()
 

@@ -24,7 +24,9 @@ def layer_of(site: str) -> int:
 
 
 class SpikingEmbedding(nn.Module):
-    """Word, position and segment embeddings, their layer norm, and a first spiking site driven by the constant sum."""
+    """Word, position and segment embeddings, their layer norm, and a first spiking layer driven by the constant sum.
+
+    `spiking(name, channels, groups=1)` makes a spiking layer, here and in `EncoderLayer`."""
 
     def __init__(
         self,
@@ -34,16 +36,16 @@ class SpikingEmbedding(nn.Module):
         segments: int,
         hidden: int,
         eps: float,
+        spiking: Callable[..., SpikingLayer],
         feedback: bool = False,
         residual: str = "spikes",
-        **neuron,
     ):
         super().__init__()
         self.word = nn.Embedding(vocab, hidden)
         self.position = nn.Embedding(positions, hidden)
         self.segment = nn.Embedding(segments, hidden)
         self.norm = nn.LayerNorm(hidden, eps=eps)
-        self.site = SpikingLayer("embedding", hidden, **neuron)
+        self.site = spiking("embedding", hidden)
         self.site.shows_current = residual == "membrane"
         self.feedback = nn.Linear(hidden, hidden, bias=False) if feedback else None
         if feedback:
@@ -87,9 +89,9 @@ class EncoderLayer(nn.Module):
         query: str,
         eps: float,
         act: str,
+        spiking: Callable[..., SpikingLayer],
         linear: Callable[[int, int], nn.Module] = nn.Linear,
         residual: str = "spikes",
-        **neuron,
     ):
         super().__init__()
         self.heads, self.head_size, self.ffn = heads, head_size, ffn
@@ -104,16 +106,14 @@ class EncoderLayer(nn.Module):
         self.output_norm = nn.LayerNorm(hidden, eps=eps)
         self.act = ACT2FN[act]
 
-        def site(name: str, channels: int, groups: int = 1) -> SpikingLayer:
-            return SpikingLayer(f"layers.{index}.{name}", channels, groups=groups, **neuron)
-
-        self.query_site = site("query", inner, heads) if query == "spiking" else None
-        self.key_site = site("key", inner, heads)
-        self.value_site = site("value", inner, heads)
-        self.context_site = site("context", inner, heads)
-        self.attention_site = site("attention", hidden)
-        self.intermediate_site = site("intermediate", ffn)
-        self.output_site = site("output", hidden)
+        name = f"layers.{index}"
+        self.query_site = spiking(f"{name}.query", inner, groups=heads) if query == "spiking" else None
+        self.key_site = spiking(f"{name}.key", inner, groups=heads)
+        self.value_site = spiking(f"{name}.value", inner, groups=heads)
+        self.context_site = spiking(f"{name}.context", inner, groups=heads)
+        self.attention_site = spiking(f"{name}.attention", hidden)
+        self.intermediate_site = spiking(f"{name}.intermediate", ffn)
+        self.output_site = spiking(f"{name}.output", hidden)
         self.residual = residual
         self.attention_site.shows_current = self.output_site.shows_current = residual == "membrane"
 

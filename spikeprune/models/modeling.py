@@ -59,6 +59,23 @@ def leading_ones(counts: Sequence[int], width: int) -> Tensor:
     return (torch.arange(width) < torch.tensor(counts)[:, None]).to(torch.get_default_dtype())
 
 
+def check(values: dict[str, Any]) -> None:
+    """Raises ValueError for arguments of `SpikingBert` that are unknown or do not fit each other."""
+    known("weights", values["weights"], tuple(QUANTIZERS) if values["packed"] else WEIGHTS)
+    known("residual", values["residual"], RESIDUALS)
+    known("query", values["query"], QUERIES)
+    known("pooling", values["pooling"], POOLINGS)
+    known("act", values["act"], ACTIVATIONS)
+    if values["hidden"] % values["heads"]:
+        raise ValueError(f"hidden size {values['hidden']} is no multiple of {values['heads']} heads")
+    if values["labels"] is not None and len(values["labels"]) != values["classes"]:
+        raise ValueError(f"{values['classes']} classes need as many labels, not {len(values['labels'])}")
+    if values["sparse"] and values["weights"] != "float":
+        raise ValueError(f"a sparse student's weights are float, not {values['weights']}")
+    if values["feedback"] and values["coding"] == "accumulate":
+        raise ValueError("feedback needs a synchronous coding: in accumulate the last layer fires after the first")
+
+
 def see_synapses(student: SpikingBert, _: Any) -> None:
     """After a checkpoint was loaded. A function of the module, since a student is sent to other processes pickled."""
     student.refresh_synapses()
@@ -114,41 +131,69 @@ class SpikingBert(nn.Module):
         labels: Sequence[str] | None = None,
     ):
         super().__init__()
-        known("weights", weights, tuple(QUANTIZERS) if packed else WEIGHTS)
-        known("residual", residual, RESIDUALS)
-        known("query", query, QUERIES)
-        known("pooling", pooling, POOLINGS)
-        known("act", act, ACTIVATIONS)
-        if hidden % heads:
-            raise ValueError(f"hidden size {hidden} is no multiple of {heads} heads")
-        if labels is not None and len(labels) != classes:
-            raise ValueError(f"{classes} classes need as many labels, not {len(labels)}")
-        if sparse and weights != "float":
-            raise ValueError(f"a sparse student's weights are float, not {weights}")
-        if feedback and coding == "accumulate":
-            raise ValueError("feedback needs a synchronous coding: in accumulate the last layer fires after the first")
         self.values: dict[str, Any] = {
-            **{"vocab": vocab, "positions": positions, "segments": segments, "hidden": hidden, "layers": layers},
-            **{"heads": heads, "ffn": ffn, "classes": classes, "t_steps": t_steps, "spikes": spikes, "leak": leak},
-            **{"theta": theta, "coding": coding, "query": query, "pooling": pooling, "act": act, "eps": eps},
-            **{"weights": weights, "fold": fold, "packed": packed, "feedback": feedback, "residual": residual},
-            **{"dead_zone": dead_zone, "sparse": sparse, "layer_heads": layer_heads, "layer_ffn": layer_ffn},
+            "vocab": vocab,
+            "positions": positions,
+            "segments": segments,
+            "hidden": hidden,
+            "layers": layers,
+            "heads": heads,
+            "ffn": ffn,
+            "classes": classes,
+            "t_steps": t_steps,
+            "spikes": spikes,
+            "leak": leak,
+            "theta": theta,
+            "coding": coding,
+            "query": query,
+            "pooling": pooling,
+            "act": act,
+            "eps": eps,
+            "weights": weights,
+            "fold": fold,
+            "packed": packed,
+            "feedback": feedback,
+            "residual": residual,
+            "dead_zone": dead_zone,
+            "sparse": sparse,
+            "layer_heads": layer_heads,
+            "layer_ffn": layer_ffn,
             "labels": labels,
         }
-        self.packed = packed
+        check(self.values)
+        self.coding, self.pooling, self.query, self.weights, self.packed = coding, pooling, query, weights, packed
         self.fold = fold and theta == "channel" and weights != "float"  # one theta for all is a matter of the scale
         own_heads, own_ffn = unit_counts(layers, heads, layer_heads), unit_counts(layers, ffn, layer_ffn)
-        common = {"neuron": spikes, "leak": leak, "coding": coding, "theta": theta, "eps": eps}
-        common |= {"kernels": kernels, "dead_zone": dead_zone, "residual": residual}
-        self.coding, self.pooling, self.query, self.weights = coding, pooling, query, weights
-        sizes = {"vocab": vocab, "positions": positions, "segments": segments, "hidden": hidden}
-        self.embedding = SpikingEmbedding(**sizes, feedback=feedback, **common)
-        common |= {"hidden": hidden, "head_size": hidden // heads, "query": query, "act": act}
-        common |= {"linear": partial(PackedLinear, weights=weights)} if packed else {}
+        spiking = partial(
+            SpikingLayer, neuron=spikes, leak=leak, coding=coding, theta=theta, kernels=kernels, dead_zone=dead_zone
+        )
+        self.embedding = SpikingEmbedding(
+            vocab=vocab,
+            positions=positions,
+            segments=segments,
+            hidden=hidden,
+            eps=eps,
+            feedback=feedback,
+            residual=residual,
+            spiking=spiking,
+        )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Initializing zero-element")  # a layer of no heads, or no neurons
             self.layers = nn.ModuleList(
-                EncoderLayer(i, heads=own_heads[i], ffn=own_ffn[i], **common) for i in range(layers)
+                EncoderLayer(
+                    i,
+                    hidden=hidden,
+                    heads=own_heads[i],
+                    head_size=hidden // heads,
+                    ffn=own_ffn[i],
+                    query=query,
+                    eps=eps,
+                    act=act,
+                    residual=residual,
+                    spiking=spiking,
+                    linear=partial(PackedLinear, weights=weights) if packed else nn.Linear,
+                )
+                for i in range(layers)
             )
         self.pooler = nn.Linear(hidden, hidden) if pooling == "cls" else None
         self.layers[-1].output_site.count_first = pooling == "cls"

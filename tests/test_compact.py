@@ -140,7 +140,7 @@ def test_shapes_and_masks_say_what_is_left() -> None:
     assert torch.equal(small.ffn.sum(1), masked.ffn.sum(1)) and small.ffn[1].tolist() == [1] * 8 + [0] * 29
     first, second, third = small.layers
     assert first.query.weight.shape == first.value.weight.shape == (8, D) and first.out.weight.shape == (D, 8)
-    assert second.key.weight.shape == (0, D) and second.query_site.log_theta.shape == (0,)
+    assert second.key.weight.shape == (0, D) and second.query_neurons.log_theta.shape == (0,)
     assert third.up.weight.shape == (0, D) and third.down.weight.shape == (D, 0)
     assert all(torch.equal(tensor, before[name]) for name, tensor in masked.state_dict().items())
     assert not small.training and compact(masked.train()).training
@@ -153,7 +153,7 @@ def test_what_is_left_are_the_units_that_were_kept() -> None:
     rows = [*range(d), *range(2 * d, 3 * d)]  # heads 0 and 2
     assert torch.equal(other.key.weight, one.key.weight[rows]) and torch.equal(other.value.bias, one.value.bias[rows])
     assert torch.equal(other.out.weight, one.out.weight[:, rows]) and torch.equal(other.out.bias, one.out.bias)
-    assert torch.equal(other.context_site.log_theta, one.context_site.log_theta[rows])
+    assert torch.equal(other.context_neurons.log_theta, one.context_neurons.log_theta[rows])
     assert torch.equal(other.up.weight, torch.cat([one.up.weight[:3], one.up.weight[10:]]))
 
 
@@ -190,7 +190,7 @@ def test_nothing_is_said_about_empty_layers_and_their_thresholds_are_left_alone(
         small = compact(make(theta="tensor"))
         with torch.no_grad():
             small(**sentences(), mode="calibrate")
-    assert small.layers[1].key_site.log_theta.shape == (0,)
+    assert small.layers[1].key_neurons.log_theta.shape == (0,)
 
 
 @pytest.mark.parametrize("counts", [[3, 3], [3, 3, 4], [3, -1, 3]])

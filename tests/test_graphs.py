@@ -56,7 +56,7 @@ def batch(width: int, seed: int) -> dict[str, torch.Tensor]:
 
 def evaluate(made: DistillationModule) -> None:
     """As in a run, between two epochs: by the engine, which holds what it has worked out."""
-    before = made.student.embedding.site.kernels
+    before = made.student.embedding.neurons.kernels
     made.student.use_kernels("triton")
     made.eval()
     with torch.inference_mode():
@@ -142,7 +142,7 @@ def test_graphed_answers_equal_plain_ones(coding: str, kernels: str, residual: s
         with torch.no_grad():
             if step == 8:
                 made.student.layers[0].up.weight.mul_(1.1)
-                made.student.layers[1].key_site.log_theta.add_(0.1)
+                made.student.layers[1].key_neurons.log_theta.add_(0.1)
             if step == 10:
                 made.student.heads[0, 1] = 0
                 made.student.ffn[1, ::2] = 0

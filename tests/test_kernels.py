@@ -191,7 +191,7 @@ def test_half_precision_around_it_on_cuda() -> None:
         outputs = student(ids, mask)
     outputs.logits.float().square().sum().backward()
     assert all(hidden.dtype == torch.float32 for hidden in outputs.hidden)
-    assert all(s.log_theta.grad.isfinite().all() for s in student.sites().values())
+    assert all(s.log_theta.grad.isfinite().all() for s in student.spiking_layers().values())
 
 
 def test_what_is_not_covered_is_torchs() -> None:
@@ -205,10 +205,10 @@ def test_what_is_not_covered_is_torchs() -> None:
 
 def test_a_student_is_told_and_does_not_save_it() -> None:
     student = SpikingBert(**SMALL, t_steps=3)
-    assert {s.kernels for s in student.sites().values()} == {"torch"}
+    assert {s.kernels for s in student.spiking_layers().values()} == {"torch"}
     before = student.state_dict()
     student.use_kernels("triton")
-    assert {s.kernels for s in student.sites().values()} == {"triton"}
+    assert {s.kernels for s in student.spiking_layers().values()} == {"triton"}
     assert student.state_dict().keys() == before.keys()
 
 

@@ -61,7 +61,7 @@ def test_what_a_run_leaves_is_loaded_by_the_package_and_by_transformers(finished
     folder = run.stage("finetune")
     model, student = spikeprune.load(run.path), load_student(run, "finetune").eval()
     batch = AutoTokenizer.from_pretrained(folder)(["the film was good", "bad"], padding=True, return_tensors="pt")
-    expected = inference.answer(student, **batch).logits
+    expected = inference.infer(student, **batch).logits
     assert not model.training and torch.equal(model(**batch).logits, expected)
     assert torch.equal(spikeprune.load(folder)(**batch).logits, expected)
     assert model.config.id2label == {0: "negative", 1: "positive"} and model.config.t_steps == student.steps

@@ -213,7 +213,7 @@ def test_a_folded_student_learns_and_is_not_the_plain_one() -> None:
     assert not torch.equal(answers(folded), answers(plain))
     folded.train()(**inputs(batches((3,))[0])).logits.square().sum().backward()
     assert folded.layers[0].down.weight.grad.abs().max() > 0
-    assert folded.layers[0].intermediate_site.log_theta.grad.abs().max() > 0
+    assert folded.layers[0].intermediate_neurons.log_theta.grad.abs().max() > 0
 
 
 def test_bytes_are_counted_as_stored_and_operations_as_before() -> None:

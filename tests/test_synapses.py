@@ -20,7 +20,7 @@ from spikeprune.cost import operations
 from spikeprune.cost.shapes import matrix_bytes, model_bytes
 from spikeprune.experiment import checkpoints, evaluation, pipeline
 from spikeprune.experiment.run_directory import RunDirectory
-from spikeprune.models.compaction import compact, scatter_into, smaller
+from spikeprune.models.compaction import compact, compacted, scatter_into
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.packing import pack_sparse, unpack_sparse
 from spikeprune.models.quantization import MATRICES
@@ -58,7 +58,7 @@ def test_a_matrix_by_hand() -> None:
     layer = student.layers[0]
     with torch.no_grad():
         layer.down.weight.copy_(torch.tensor([[5.0, 2.0], [-1.0, -0.5]]))
-        layer.intermediate_site.log_theta.copy_(torch.tensor([1.0, 3.0]).log())
+        layer.intermediate_neurons.log_theta.copy_(torch.tensor([1.0, 3.0]).log())
     decide = SynapsePruning(kept=0.5, begin=0, end=0).decide
     decide(None, SimpleNamespace(student=student), 1.0)
     assert layer.down.weight.tolist() == [[5.0, 2.0], [0.0, 0.0]]  # 5 and 6 stay, 1 and 1.5 leave
@@ -80,8 +80,8 @@ def test_the_smallest_leave_from_among_kept_units(theta) -> None:
 
 def source_of(student: SpikingBert, layer: int, name: str):
     here = student.layers[layer]
-    below = student.layers[layer - 1].output_site if layer else student.embedding.site
-    own = {"out": here.context_site, "up": here.attention_site, "down": here.intermediate_site}
+    below = student.layers[layer - 1].output_neurons if layer else student.embedding.neurons
+    own = {"out": here.context_neurons, "up": here.attention_neurons, "down": here.intermediate_neurons}
     return own.get(name, below)
 
 
@@ -137,7 +137,7 @@ def test_a_loaded_student_knows_its_synapses() -> None:
 def test_a_smaller_student_learns_without_them_and_gives_back() -> None:
     student = thinned()
     gone = [(weight == 0) & among(student, i, name).bool() for i, name, weight in weights_of(student)]
-    small = smaller(student)
+    small = compacted(student)
     with torch.no_grad():
         for *_, weight in weights_of(small):
             weight += 0.1

@@ -45,7 +45,7 @@ def covers(student: SpikingBert, run: ForwardContext) -> bool:
     values and counts, of a network that is `shaped`: the closed form of IF neurons, and the simulation in `per_step` or
     (IF) `running_mean` where no layer fires longer than the one below it; trains that hold counts up to MOST steps.
     """
-    site, steps = student.embedding.site, student.steps
+    site, steps = student.embedding.neurons, student.steps
     asked = run.rate or run.trace or run.scores or run.pulses or run.deaden is not None or run.settled is not None
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cuda") or asked:
         return False
@@ -96,7 +96,7 @@ def encode(
     mode = CLOSED if closed else MODES[student.coding]
     ready, (total, *totals) = held(student, mode != PER_STEP), student.steps
     tokens, shape = run.tokens, (*input_ids.shape, student.values["hidden"])
-    site = student.embedding.site
+    site = student.embedding.neurons
     leak, counting = site.leak, Counting(run, mode == RUNNING)
 
     def firing(arrays: tuple[Tensor, Tensor], t: int) -> Firing:
@@ -131,11 +131,11 @@ def encode(
         y, _ = split_integer.product(f, own.down, unit, steps=steps, reals=own.down.codes.shape[1])
         last = {"value": True, **how}
         a, value = normed(y, h, own.attention[0], unit, layer.output_norm, fires(own.output), **last)
-        name = layer.output_site.name.removesuffix("output")
+        name = layer.output_neurons.name.removesuffix("output")
         sites = {"key": (kv, inner), "value": (kv, inner), "context": (c, inner), "attention": (h, shape[-1])}
         sites |= {"intermediate": (f, layer.ffn), "output": (a, shape[-1])}
         counting({name + key: found for key, found in sites.items()})
-        if run.count and layer.output_site.count_first:
+        if run.count and layer.output_neurons.count_first:
             counting.first(a.view(steps, *shape[:2], -1)[:, :, 0, : shape[-1]])
         hidden.append(value.view(shape))
         below = own.output[0], t

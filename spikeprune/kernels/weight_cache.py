@@ -116,7 +116,7 @@ def refresh(old: CachedWeights, new: CachedWeights) -> None:
 
 def prepare(student: SpikingBert, counts: bool, now: tuple, kept: CachedWeights | None = None) -> CachedWeights:
     """`kept`: what was held under other masks, whose weights are the same."""
-    most, source, made = MOST if counts else 1, student.embedding.site, []
+    most, source, made = MOST if counts else 1, student.embedding.neurons, []
     for i, layer in enumerate(student.layers):
 
         def part(name: str, theta: Tensor, i: int = i) -> SplitIntegers:
@@ -124,13 +124,13 @@ def prepare(student: SpikingBert, counts: bool, now: tuple, kept: CachedWeights 
 
         heads, ffn = student.heads[i, : layer.heads], student.ffn[i, : layer.ffn]
         alive = heads.repeat_interleave(layer.head_size)
-        key, value = wide(layer.key_site), wide(layer.value_site)
+        key, value = wide(layer.key_neurons), wide(layer.value_neurons)
         if kept is None:
             weights = {
                 "qkv": split_integer.joined([part(name, source.theta) for name in ("query", "key", "value")]),
-                "out": part("out", layer.context_site.theta),
-                "up": part("up", layer.attention_site.theta),
-                "down": part("down", layer.intermediate_site.theta),
+                "out": part("out", layer.context_neurons.theta),
+                "up": part("up", layer.attention_neurons.theta),
+                "down": part("down", layer.intermediate_neurons.theta),
             }
         else:
             weights = {name: getattr(kept.layers[i], name) for name in ("qkv", "out", "up", "down")}
@@ -138,14 +138,14 @@ def prepare(student: SpikingBert, counts: bool, now: tuple, kept: CachedWeights 
             Layer(
                 **weights,
                 kv=tuple(torch.cat([fill, k, v]) for fill, k, v in zip(nothing(key[0]), key, value, strict=True)),
-                context=wide(layer.context_site, alive),
-                attention=wide(layer.attention_site),
-                intermediate=wide(layer.intermediate_site, ffn),
-                output=wide(layer.output_site),
+                context=wide(layer.context_neurons, alive),
+                attention=wide(layer.attention_neurons),
+                intermediate=wide(layer.intermediate_neurons, ffn),
+                output=wide(layer.output_neurons),
             )
         )
-        source = layer.output_site
-    return CachedWeights(now, next(_SERIAL), wide(student.embedding.site), made)
+        source = layer.output_neurons
+    return CachedWeights(now, next(_SERIAL), wide(student.embedding.neurons), made)
 
 
 def nothing(like: Tensor) -> tuple[Tensor, Tensor]:

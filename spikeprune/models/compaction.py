@@ -19,7 +19,10 @@ from spikeprune.models.quantization import MATRICES
 from spikeprune.models.weights import codes, matrix_names
 
 ROWS = {"heads": ("query", "key", "value"), "ffn": ("up",)}  # matrices whose rows are heads' channels, or neurons
-THETAS = {"heads": ("query_site", "key_site", "value_site", "context_site"), "ffn": ("intermediate_site",)}
+THETAS = {
+    "heads": ("query_neurons", "key_neurons", "value_neurons", "context_neurons"),
+    "ffn": ("intermediate_neurons",),
+}
 COLUMNS = {"heads": "out", "ffn": "down"}
 Cut = Callable[..., dict[str, Tensor]]  # (student, layer, matrix, rows, columns) -> its tensors in the smaller one
 PARTS = ("weight", "data", "scale")  # of a matrix, besides its bias
@@ -33,13 +36,13 @@ def compact(student: SpikingBert) -> SpikingBert:
     Logits are the masked student's in the modes equilibrium and spiking, up to the order of sums: a current within
     rounding of a threshold may fire in one and not in the other. Device, type, training mode and kernels are the same.
     Weights that are quantized all the way are packed, exactly as they act; half-way ones become the floats that they
-    act as. It is there to answer and to be measured; for training see `smaller`.
+    act as. It is there to answer and to be measured; for training see `compacted`.
     """
     return without_masked(student, written(student, student.quantized == 1), rest(student), smaller_matrix)
 
 
 @torch.no_grad()
-def smaller(student: SpikingBert) -> SpikingBert:
+def compacted(student: SpikingBert) -> SpikingBert:
     """A new student without the masked units, to go on training: as `compact`, but the weights are those that are
     stored, and a quantizer goes on with them (its scales are over the inputs that are kept). See `scatter_into`."""
     return without_masked(student, {"t_steps": student.steps}, student.state_dict(), stored_matrix)
@@ -54,7 +57,7 @@ def without_masked(student: SpikingBert, values: dict[str, Any], state: dict[str
     for i in range(len(student.layers)):
         state |= smaller_layer(student, i, heads=kept["heads"][i], ffn=kept["ffn"][i], matrix=matrix)
     small.load_state_dict({**state, "heads": small.heads, "ffn": small.ffn})
-    small.use_kernels(student.embedding.site.kernels)
+    small.use_kernels(student.embedding.neurons.kernels)
     return small.train(student.training)
 
 
@@ -111,8 +114,8 @@ def rest(student: SpikingBert) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def scatter_into(small: SpikingBert, student: SpikingBert) -> None:
-    """Write what the `smaller` one has learnt, its time steps and how far it is quantized into the student that it was
-    made from; masks and what they silence stay as they are. Raises ValueError for one whose weights are packed."""
+    """Copy the parameters, time steps and quantization strength of a `compacted` network into the `student` that it
+    was made from; masks and the parameters of masked units stay. Raises ValueError for packed weights."""
     if small.packed:
         raise ValueError("a compacted student has nothing to give back: its weights are final")
     target, learnt = student.state_dict(), small.state_dict()

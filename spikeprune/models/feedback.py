@@ -45,13 +45,13 @@ def anderson(f: Callable[[Tensor], Tensor], z: Tensor, *, tolerance: float, most
     points: list[Tensor] = []  # f(z) and
     gaps: list[Tensor] = []  # f(z) - z of the last MEMORY + 1 evaluations
     for step in range(1, most + 1):
-        answer = f(z.view(shape)).flatten(1)
-        gap = answer - z
-        residual = gap.norm(dim=1) / answer.norm(dim=1).clamp(min=1e-12)
+        value = f(z.view(shape)).flatten(1)
+        gap = value - z
+        residual = gap.norm(dim=1) / value.norm(dim=1).clamp(min=1e-12)
         if not (residual > tolerance).any() or step == most:
             break
-        points, gaps = [*points[-MEMORY:], answer], [*gaps[-MEMORY:], gap]
-        new = answer
+        points, gaps = [*points[-MEMORY:], value], [*gaps[-MEMORY:], gap]
+        new = value
         if len(gaps) > 1:
             moves = torch.stack([b - a for a, b in zip(gaps, gaps[1:], strict=False)], -1)  # [B, M, m]
             strides = torch.stack([b - a for a, b in zip(points, points[1:], strict=False)], -1)
@@ -59,7 +59,7 @@ def anderson(f: Callable[[Tensor], Tensor], z: Tensor, *, tolerance: float, most
             size = gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
             ridge = (size * RIDGE[z.dtype] + 1e-30) * torch.eye(gram.shape[-1]).to(gram)
             shares = torch.linalg.solve_ex(gram + ridge, moves.mT @ gap[..., None])[0]  # [B, m, 1]
-            new = answer - (strides @ shares)[..., 0]
+            new = value - (strides @ shares)[..., 0]
         z = torch.where((residual > tolerance)[:, None], new, z)
     return Solution(z.view(shape), step, residual.max().item())
 

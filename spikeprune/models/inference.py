@@ -16,7 +16,7 @@ from spikeprune.snn.context import ForwardContext
 CHUNK = 2**25  # most numbers in one tensor of a simulation: 128 MiB of float32
 
 
-def answer(
+def infer(
     student: SpikingBert,
     input_ids: Tensor,
     attention_mask: Tensor,
@@ -50,7 +50,7 @@ def in_closed_form(student: SpikingBert, stepwise: bool) -> bool:
 
 
 def replayable(student: SpikingBert, tokens: Tensor, stepwise: bool) -> bool:
-    """Whether `answer` sends nothing from the host to the device on its way, so that a CUDA graph can hold it."""
+    """Whether `infer` sends nothing from the host to the device on its way, so that a CUDA graph can hold it."""
     if not student.classifier.weight.is_cuda or torch.is_autocast_enabled("cuda"):
         return False
     if student.embedding.feedback is not None:
@@ -61,10 +61,10 @@ def replayable(student: SpikingBert, tokens: Tensor, stepwise: bool) -> bool:
 
 
 def state(student: SpikingBert) -> Hashable:
-    """What a CUDA graph of `answer` takes for granted; what the engine holds of weights is brought up to date."""
+    """What a CUDA graph of `infer` takes for granted; what the engine holds of weights is brought up to date."""
     with torch.inference_mode(False):
         stamps = weight_cache.stamps(student)
-    ways = (student.quantized, student.training, student.embedding.site.kernels)
+    ways = (student.quantized, student.training, student.embedding.neurons.kernels)
     places = tuple(tensor.data_ptr() for tensor in (*student.parameters(), *student.buffers()))
     return (*student.steps, *ways, stamps, places)
 

@@ -45,8 +45,8 @@ class SpikingEmbedding(nn.Module):
         self.position = nn.Embedding(positions, hidden)
         self.segment = nn.Embedding(segments, hidden)
         self.norm = nn.LayerNorm(hidden, eps=eps)
-        self.site = spiking("embedding", hidden)
-        self.site.shows_current = residual == "membrane"
+        self.neurons = spiking("embedding", hidden)
+        self.neurons.shows_current = residual == "membrane"
         self.feedback = nn.Linear(hidden, hidden, bias=False) if feedback else None
         if feedback:
             nn.init.zeros_(self.feedback.weight)  # at first the network is the one without
@@ -69,8 +69,8 @@ class SpikingEmbedding(nn.Module):
         """`back`: what the last layer sends to this site, where there is feedback."""
         current = self.current(input_ids, token_type_ids)
         if back is None:
-            return self.site(lambda: current, t_steps=t_steps, run=run)
-        return self.site(lambda a: current + self.feedback(a), back, t_steps=t_steps, run=run)
+            return self.neurons(lambda: current, t_steps=t_steps, run=run)
+        return self.neurons(lambda a: current + self.feedback(a), back, t_steps=t_steps, run=run)
 
 
 class EncoderLayer(nn.Module):
@@ -107,15 +107,15 @@ class EncoderLayer(nn.Module):
         self.act = ACT2FN[act]
 
         name = f"layers.{index}"
-        self.query_site = spiking(f"{name}.query", inner, groups=heads) if query == "spiking" else None
-        self.key_site = spiking(f"{name}.key", inner, groups=heads)
-        self.value_site = spiking(f"{name}.value", inner, groups=heads)
-        self.context_site = spiking(f"{name}.context", inner, groups=heads)
-        self.attention_site = spiking(f"{name}.attention", hidden)
-        self.intermediate_site = spiking(f"{name}.intermediate", ffn)
-        self.output_site = spiking(f"{name}.output", hidden)
+        self.query_neurons = spiking(f"{name}.query", inner, groups=heads) if query == "spiking" else None
+        self.key_neurons = spiking(f"{name}.key", inner, groups=heads)
+        self.value_neurons = spiking(f"{name}.value", inner, groups=heads)
+        self.context_neurons = spiking(f"{name}.context", inner, groups=heads)
+        self.attention_neurons = spiking(f"{name}.attention", hidden)
+        self.intermediate_neurons = spiking(f"{name}.intermediate", ffn)
+        self.output_neurons = spiking(f"{name}.output", hidden)
         self.residual = residual
-        self.attention_site.shows_current = self.output_site.shows_current = residual == "membrane"
+        self.attention_neurons.shows_current = self.output_neurons.shows_current = residual == "membrane"
 
     def past(self, signal: SpikeTrain) -> SpikeTrain:
         """What goes past a block: the spikes, or what the neurons that send them are driven by."""
@@ -163,20 +163,20 @@ class EncoderLayer(nn.Module):
         fire = {"t_steps": t_steps, "run": run}
         query, key, value, out, up, down = (acting(name) for name in MATRICES)
         kept = heads.repeat_interleave(self.head_size, -1)  # [D] or [B, 1, D]
-        q = self.query_site(query, a, alive=kept, **fire) if self.query_site is not None else None
-        k = self.key_site(key, a, alive=kept, **fire)  # [B, N, D]
-        v = self.value_site(value, a, alive=kept, **fire)
+        q = self.query_neurons(query, a, alive=kept, **fire) if self.query_neurons is not None else None
+        k = self.key_neurons(key, a, alive=kept, **fire)  # [B, N, D]
+        v = self.value_neurons(value, a, alive=kept, **fire)
         source, to_query = (a, query) if q is None else (q, nn.Identity())
 
         def context(source: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return self.attention(to_query(source), k, v, run.tokens)
 
         scores = y = None
-        if self.context_site.wants_value(run) and run.scores:
+        if self.context_neurons.wants_value(run) and run.scores:
             scores = self.scores(to_query(source.value), k.value)  # [B, H, N, N]
             y = self.attend(scores, v.value, run.tokens)
-        c = self.context_site(context, source, k, v, mask=kept, y=y, **fire)
-        h = self.attention_site(lambda c, a: self.attention_norm(out(c) + a), c, self.past(a), **fire)
-        f = self.intermediate_site(lambda h: self.act(up(h)), h, mask=ffn, **fire)  # [B, N, F]
-        a = self.output_site(lambda f, h: self.output_norm(down(f) + h), f, self.past(h), **fire)
+        c = self.context_neurons(context, source, k, v, mask=kept, y=y, **fire)
+        h = self.attention_neurons(lambda c, a: self.attention_norm(out(c) + a), c, self.past(a), **fire)
+        f = self.intermediate_neurons(lambda h: self.act(up(h)), h, mask=ffn, **fire)  # [B, N, F]
+        a = self.output_neurons(lambda f, h: self.output_norm(down(f) + h), f, self.past(h), **fire)
         return a, scores

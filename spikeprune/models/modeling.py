@@ -12,7 +12,7 @@ membrane shortcut of Hu et al. (arXiv 2112.08954) and of Spike-driven Transforme
 Every matrix product but q k^T and the softmax's with v has a spiking operand on its own; those two have k and v.
 
 `forward` makes a `ForwardContext`, which says what is asked for; `encode` goes once through embedding and layers, each
-site firing by itself (`snn/spiking_layer.py`), or has `encoder.py` do all of that on a GPU; `answer` turns the last
+site firing by itself (`snn/spiking_layer.py`), or has `encoder.py` do all of that on a GPU; `classify` turns the last
 values into logits.
 """
 
@@ -196,8 +196,8 @@ class SpikingBert(nn.Module):
                 for i in range(layers)
             )
         self.pooler = nn.Linear(hidden, hidden) if pooling == "cls" else None
-        self.layers[-1].output_site.count_first = pooling == "cls"
-        self.layers[-1].output_site.sends_pulses = True
+        self.layers[-1].output_neurons.count_first = pooling == "cls"
+        self.layers[-1].output_neurons.sends_pulses = True
         self.classifier = nn.Linear(hidden, classes)
         self.register_buffer("heads", leading_ones(own_heads, heads))
         self.register_buffer("ffn", leading_ones(own_ffn, ffn))
@@ -280,13 +280,13 @@ class SpikingBert(nn.Module):
         kept, possible = (0, 0) if self.synapses is None else counted(self)
         return None if kept == possible else kept
 
-    def sites(self) -> dict[str, SpikingLayer]:
+    def spiking_layers(self) -> dict[str, SpikingLayer]:
         return {module.name: module for module in self.modules() if isinstance(module, SpikingLayer)}
 
     def use_kernels(self, kernels: str) -> None:
         """What every site computes with: torch or triton (see `SpikingLayer`)."""
         known("kernels", kernels, KERNELS)
-        for site in self.sites().values():
+        for site in self.spiking_layers().values():
             site.kernels = kernels
 
     def forward(
@@ -330,10 +330,10 @@ class SpikingBert(nn.Module):
             signal, hidden, all_scores = encode(run=run)
         else:
             zero = self.classifier.weight.new_zeros(*input_ids.shape, self.classifier.in_features)
-            how = {"t_steps": self.steps[0], "leak": self.embedding.site.leak, "solved": solved}
+            how = {"t_steps": self.steps[0], "leak": self.embedding.neurons.leak, "solved": solved}
             back = close(encode, run, zero, **how)
             signal, hidden, all_scores = encode(run=run, back=back)
-        logits = self.answer(signal.value, run.tokens)  # [B, C]
+        logits = self.classify(signal.value, run.tokens)  # [B, C]
         at_values = tuple(scores for scores in all_scores if scores is not None)
         left = {"rates": run.rates, "counts": run.counts, "traces": run.traces, "stops": run.stops, "solved": solved}
         return Outputs(logits, tuple(hidden), at_values, **left, pulses=signal.pulses if pulses else None)
@@ -364,7 +364,7 @@ class SpikingBert(nn.Module):
             all_scores.append(scores)
         return signal, hidden, all_scores
 
-    def answer(self, a: Tensor, tokens: Tensor) -> Tensor:
+    def classify(self, a: Tensor, tokens: Tensor) -> Tensor:
         """The last layer's values `[..., B, N, D]` -> logits `[..., B, C]`: of [CLS] through BERT's pooler, or of the
         mean over the real `tokens [B, N]`."""
         if self.pooler is not None:

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import cached_file
 
 from spikeprune.models.configuration import MODEL_NAMES, SpikingBertConfig
-from spikeprune.models.inference import answer
+from spikeprune.models.inference import infer
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.serialization import PREFIX, WEIGHTS, config_of, file_tensors, full_state, read_tensors
 
@@ -30,7 +30,7 @@ class SpikingBertForSequenceClassification(PreTrainedModel):
 
     In training mode a forward computes the neurons' equilibrium, with gradient. In evaluation mode it computes what
     `spikeprune evaluate` measures, without gradient: the closed form of the spikes where the coding has one, else a
-    simulation step by step (`inference.answer`).
+    simulation step by step (`inference.infer`).
 
     Example:
         model = SpikingBertForSequenceClassification.from_pretrained("runs/sst2/stages/finetune")
@@ -78,7 +78,7 @@ class SpikingBertForSequenceClassification(PreTrainedModel):
         if self.training:
             outputs = self.spiking_bert(input_ids, attention_mask, token_type_ids, scores=False)
         else:
-            outputs = answer(self.spiking_bert, input_ids, attention_mask, token_type_ids)
+            outputs = infer(self.spiking_bert, input_ids, attention_mask, token_type_ids)
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=outputs.logits, config=self.config)

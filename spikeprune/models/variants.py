@@ -22,7 +22,7 @@ def altered(student: SpikingBert, *, coding: str | None = None, dead_zone: bool 
     made = SpikingBert(**values).to(student.classifier.weight)
     edges = {key: x for key, x in made.state_dict().items() if dead_zone is not None and key.endswith("dead_zone.edge")}
     made.load_state_dict({**state, **edges})
-    made.use_kernels(student.embedding.site.kernels)
+    made.use_kernels(student.embedding.neurons.kernels)
     return made.train(student.training)
 
 

@@ -40,8 +40,11 @@ def matrix_names(student: Encoder) -> list[str]:
 
 def source(student: Encoder, layer: int, name: str) -> SpikingLayer:
     """The site whose spikes the matrix reads."""
-    here, below = student.layers[layer], student.layers[layer - 1].output_site if layer else student.embedding.site
-    sites = {"out": here.context_site, "up": here.attention_site, "down": here.intermediate_site}
+    here, below = (
+        student.layers[layer],
+        student.layers[layer - 1].output_neurons if layer else student.embedding.neurons,
+    )
+    sites = {"out": here.context_neurons, "up": here.attention_neurons, "down": here.intermediate_neurons}
     return sites.get(name, below)
 
 

@@ -11,7 +11,7 @@ from spikeprune.cost.shapes import Shape
 from spikeprune.data.augmentation import Augment
 from spikeprune.errors import known
 from spikeprune.kernels.cuda_graphs import GraphedInference
-from spikeprune.models.inference import answer, replayable, state
+from spikeprune.models.inference import infer, replayable, state
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS, Outputs
 from spikeprune.models.teacher import Teacher
@@ -23,9 +23,9 @@ FORWARDS = ("equilibrium", "spiking")  # that training may use
 
 
 class DistillationModule(TaskModule):
-    """Trains the student against the frozen teacher. Validation answers as `models.answer` says: the simulation, or its
-    closed form where there is one and `stepwise` does not ask for the steps; how near that is to the teacher's
-    answers is logged beside the quality (see `metrics.Fidelity`)."""
+    """Trains the student against the frozen teacher. Validation is `models.inference.infer`: the simulation, or its
+    closed form where there is one and `stepwise` is false; how near its outputs are to the teacher's is logged beside
+    the quality (see `metrics.Fidelity`)."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class DistillationModule(TaskModule):
         return self.answers(inputs, state(self.student))
 
     def measured(self, inputs: Mapping[str, Tensor]) -> Outputs:
-        return answer(self.student, *inputs.values(), stepwise=self.stepwise)
+        return infer(self.student, *inputs.values(), stepwise=self.stepwise)
 
     def models(self) -> list[nn.Module]:
         return [self.student, self.teacher]

@@ -1,6 +1,7 @@
-"""What each of the encoder's six matrices computes: stored floats, few-bit weights or packed ones.
+"""The effective weights of the encoder's six matrices per layer, whether stored as floats, quantized in training or
+packed.
 
-A matrix is named by its layer and its name in `quantization.MATRICES`.
+A matrix is given by its layer's number and its name in `quantization.MATRICES`.
 """
 
 from __future__ import annotations
@@ -39,18 +40,16 @@ def matrix_names(student: Encoder) -> list[str]:
 
 
 def source(student: Encoder, layer: int, name: str) -> SpikingLayer:
-    """The site whose spikes the matrix reads."""
-    here, below = (
-        student.layers[layer],
-        student.layers[layer - 1].output_neurons if layer else student.embedding.neurons,
-    )
-    sites = {"out": here.context_neurons, "up": here.attention_neurons, "down": here.intermediate_neurons}
-    return sites.get(name, below)
+    """The spiking layer whose spikes the matrix multiplies."""
+    here = student.layers[layer]
+    below = student.layers[layer - 1].output_neurons if layer else student.embedding.neurons
+    inside = {"out": here.context_neurons, "up": here.attention_neurons, "down": here.intermediate_neurons}
+    return inside.get(name, below)
 
 
 def sizes(student: Encoder, layer: int, name: str) -> Tensor | None:
-    """`[in]`, as in `quantization.codes_of`; None where every input is kept by the matrix's nature and no theta is
-    folded."""
+    """The sizes `[in]` of the inputs' spikes for `quantization.codes_of`: 0 for a pruned input, else theta if it is
+    folded, or 1. None for a matrix whose inputs cannot be pruned, without folding."""
     here, kept = student.layers[layer], None
     if name == "out":
         kept = student.heads[layer, : here.heads].repeat_interleave(here.head_size)
@@ -63,7 +62,7 @@ def sizes(student: Encoder, layer: int, name: str) -> Tensor | None:
 
 
 def codes(student: Encoder, layer: int, name: str) -> quantization.Codes:
-    """Codes `[out, in]` and scale `[out, 1]` of a quantized student's matrix, whatever its strength."""
+    """Codes `[out, in]` and scale `[out, 1]` of a matrix under the network's quantizer, at full strength."""
     linear = matrix(student, layer, name)
     if isinstance(linear, PackedLinear):
         return linear.codes_of()
@@ -71,7 +70,7 @@ def codes(student: Encoder, layer: int, name: str) -> quantization.Codes:
 
 
 def acting_weight(student: Encoder, layer: int, name: str) -> Tensor:
-    """`[out, in]`: what the matrix computes with."""
+    """The effective weight `[out, in]`: moved towards its quantized value by the network's strength."""
     linear = matrix(student, layer, name)
     if isinstance(linear, PackedLinear):
         return quantization.weight_of(*linear.codes_of(), sizes(student, layer, name))
@@ -81,7 +80,7 @@ def acting_weight(student: Encoder, layer: int, name: str) -> Tensor:
 
 
 def acting(student: Encoder, layer: int, name: str) -> Map:
-    """The matrix as a map, its weight worked out once however often the map is called."""
+    """The matrix as a function, whose effective weight is computed once for all of its calls."""
     linear = matrix(student, layer, name)
     if not student.quantized:
         return linear

@@ -1,5 +1,5 @@
-"""How a student answers when its quality and cost are measured: in closed form where that is the simulation, a few
-sentences at a time where it has to be simulated."""
+"""Inference as it is measured: in closed form where that equals the simulation, else simulated a few sentences at a
+time, so that spike trains fit into memory."""
 
 from __future__ import annotations
 

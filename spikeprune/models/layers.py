@@ -1,4 +1,4 @@
-"""What a spiking student is made of: the embedding's site and the encoder layer. Legend and formulas: `modeling.py`."""
+"""The embedding and the encoder layer of a spiking BERT. Legend of shapes and formulas: `modeling.py`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Map = Callable[[Tensor], Tensor]
 
 
 def layer_of(site: str) -> int:
-    """Encoder layer of a site's name, -1 for the embedding's."""
+    """Encoder layer of a spiking layer's name such as `layers.3.key`; -1 for the embedding's."""
     return -1 if site == "embedding" else int(site.split(".")[1])
 
 
@@ -52,7 +52,7 @@ class SpikingEmbedding(nn.Module):
             nn.init.zeros_(self.feedback.weight)  # at first the network is the one without
 
     def current(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
-        """What the words say, `[B, N, D]`."""
+        """The normed sum of the embeddings `[B, N, D]`, a current that is constant in time."""
         check_length(input_ids, self.position.num_embeddings)
         position = self.position.weight[: input_ids.shape[1]]  # [N, D]
         return self.norm(self.word(input_ids) + position + self.segment(token_type_ids))
@@ -74,9 +74,9 @@ class SpikingEmbedding(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """One encoder layer of `heads` heads of `head_size` channels and `ffn` neurons; of none of either, only the bias of
-    `out`, or `down`, joins the residual. The masks `heads [H]` and `ffn [F]` silence a head's context, or a neuron,
-    with 0."""
+    """One encoder layer of `heads` heads of `head_size` channels and `ffn` neurons. Without any heads, or neurons, only
+    the bias of `out`, or `down`, is added to the shortcut. In `forward` the masks `heads [H]` and `ffn [F]` zero the
+    context of a head, or a neuron's spikes."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class EncoderLayer(nn.Module):
         self.attention_neurons.shows_current = self.output_neurons.shows_current = residual == "membrane"
 
     def past(self, signal: SpikeTrain) -> SpikeTrain:
-        """What goes past a block: the spikes, or what the neurons that send them are driven by."""
+        """The shortcut: the spike train, or with `residual="membrane"` the current that drives its neurons."""
         return signal if self.residual == "spikes" else signal.driven_by
 
     def split(self, x: Tensor) -> Tensor:

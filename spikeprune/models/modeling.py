@@ -1,4 +1,5 @@
-"""SpikingBERT, embeddings to logits.
+"""SpikingBERT, embeddings to logits. As a model of transformers it is `SpikingBertForSequenceClassification`, in
+`sequence_classification.py`; its spiking layers are in `snn/spiking_layer.py`, the encoder layer in `layers.py`.
 
 Shapes: T steps, B batch, N tokens, D hidden, H heads, d = D/H, F feed-forward neurons, L layers, C classes; time first.
 Per layer (Bal & Sengupta 2024, arXiv 2308.10873, section 3; the query is a current unless it spikes too):
@@ -6,10 +7,10 @@ Per layer (Bal & Sengupta 2024, arXiv 2308.10873, section 3; the query is a curr
     k = spike(Wk a)   v = spike(Wv a)   c = spike(softmax(q k^T / sqrt d + mask) v), q = Wq a
     h = spike(LN(Wo c + a))   f = spike(gelu(W1 h))   a' = spike(LN(W2 f + h))
 
-With `residual="membrane"` what goes past a block is not the spikes a and h but the currents inside spike(…), as in the
-membrane shortcut of Hu et al. (arXiv 2112.08954) and of Spike-driven Transformer (Yao et al. 2023, arXiv 2307.01694).
+With `residual="membrane"` the shortcuts carry the currents inside spike(…) in place of the spikes a and h: the membrane
+shortcut of Hu et al. (arXiv 2112.08954) and of Spike-driven Transformer (Yao et al. 2023, arXiv 2307.01694).
 
-Every matrix product but q k^T and the softmax's with v has a spiking operand on its own; those two have k and v.
+Every matrix product has a spiking operand: a, c, h or f with the weights, k and v in the attention.
 
 `forward` makes a `ForwardContext`, which says what is asked for; `encode` goes once through embedding and layers, each
 site firing by itself (`snn/spiking_layer.py`), or has `encoder.py` do all of that on a GPU; `classify` turns the last
@@ -47,7 +48,7 @@ POOLINGS = ("mean", "cls")
 
 
 def unit_counts(layers: int, most: int, counts: Sequence[int] | None) -> list[int]:
-    """Units of each layer: `most` everywhere unless `counts` says. Raises ValueError for a wrong number of them."""
+    """Heads or neurons of each layer: `counts`, or `most` everywhere. Raises ValueError for counts that do not fit."""
     counts = [most] * layers if counts is None else list(counts)
     if len(counts) != layers or not all(0 <= n <= most for n in counts):
         raise ValueError(f"units must be {layers} numbers from 0 to {most}, got {counts}")
@@ -55,7 +56,7 @@ def unit_counts(layers: int, most: int, counts: Sequence[int] | None) -> list[in
 
 
 def leading_ones(counts: Sequence[int], width: int) -> Tensor:
-    """`[L, width]`: as many leading ones in each row as `counts` says, then zeros."""
+    """`[L, width]`: row l has `counts[l]` ones, then zeros."""
     return (torch.arange(width) < torch.tensor(counts)[:, None]).to(torch.get_default_dtype())
 
 
@@ -85,17 +86,31 @@ class SpikingBert(nn.Module):
     """Token ids to logits through spikes.
 
     `state_dict` holds all that changes the output: weights, thresholds (as logarithms), the masks `heads [L, H]` and
-    `ffn [L, F]` (1 kept, 0 pruned), `t_steps [L+1]` (the embedding's site, then each layer), and with `weights` other
-    than float the scalar `strength`: 0, the matrices of the encoder act as they are stored, to 1, they act quantized.
-    A float student has no `strength`, so it refuses a quantized one's checkpoint.
+    `ffn [L, F]` (1 kept, 0 pruned), `t_steps [L+1]` (the embedding's spiking layer, then each encoder layer), and with
+    a quantizer the scalar `strength`: the encoder's matrices move from their stored weights (0) to the quantized ones
+    (1). A float network has no `strength`, so it refuses the checkpoint of a quantized one.
 
-    `heads` and `ffn` are the uncompressed architecture's. A layer may have fewer: `layer_heads` and `layer_ffn`, a
-    number each (see `compact`). The masks stay `[L, H]` and `[L, F]`, with 1 for the units that a layer has, which come
-    first, and 0 for what it lacks: shares and costs still compare with the whole. `values` rebuilds the student.
+    Args:
+        vocab, positions, segments: rows of the word, position and segment embeddings
+        hidden, layers, heads, ffn, classes: D, L, H, F and C of the uncompressed architecture
+        t_steps: time steps, one number or L+1
+        spikes, leak, theta, coding: the neurons (`snn.neurons.NEURONS`), their leak, thresholds per channel or tensor,
+            and what non-linear steps see of a spike train (`snn.coding.CODINGS`)
+        query: real or spiking; pooling: mean or cls; act, eps: the activation and layer norm of the teacher
+        weights: float, or the quantizer of the encoder's matrices (`quantization.QUANTIZERS`)
+        fold: thresholds per channel are folded into the matrices that read them before these are quantized
+        packed: the encoder's matrices are stored as few-bit codes and scales and are final
+        feedback: a connection from the last layer to the first (`feedback.py`)
+        residual: what the shortcuts carry, spikes or membrane
+        dead_zone: currents below a bound count as zero (`snn/dead_zone.py`)
+        sparse: a weight of zero in the encoder's matrices is no synapse (`sparsity.py`)
+        layer_heads, layer_ffn: heads and neurons that each layer of a compacted network has. The masks keep their
+            shapes, with ones for these and zeros for the missing ones: shares and costs refer to the uncompressed
+            architecture.
+        labels: names of the classes, in order
 
-    `packed`: the encoder's matrices are held as few-bit codes and scales and are final. `fold`: thresholds per channel
-    are folded into the matrices that read them before these are quantized (see `quant`). `sparse`: a weight of zero in
-    the encoder's matrices is no synapse (see `synapses`). `labels`: what the classes are called, in their order.
+    Raises ValueError for arguments that are unknown or do not fit each other. `SpikingBert(**student.values)` has the
+    same architecture with random weights.
     """
 
     def __init__(
@@ -226,11 +241,11 @@ class SpikingBert(nn.Module):
 
     @property
     def stored_bits(self) -> int:
-        """Bits that a weight of the encoder's matrices takes when packed: float32 until it is quantized all the way."""
+        """Bits of a packed weight of the encoder's matrices: those of the quantizer at strength 1, else float32's."""
         return QUANTIZERS[self.weights].stored if self.quantized == 1 else 32
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the numbers read so far: they are known by a buffer's place in this process' memory."""
+        """Without the cache of `_numbers`, whose keys are addresses in this process."""
         return {**self.__dict__, "_read": {}}
 
     def _numbers(self, name: str) -> Any:
@@ -249,8 +264,8 @@ class SpikingBert(nn.Module):
         self.t_steps.copy_(torch.tensor(numbers))
 
     def set_strength(self, strength: float) -> None:
-        """How far the encoder's matrices act quantized. Raises ValueError outside 0 to 1, for a float student, and for
-        a packed one, whose weights are final."""
+        """Move the encoder's matrices towards their quantized weights: 0 not at all, 1 fully. Raises ValueError outside
+        0 to 1, and for float and packed networks."""
         if self.packed:
             raise ValueError("a packed student's weights are final; quantize the masked student that it was made from")
         if self.weights == "float":
@@ -260,7 +275,7 @@ class SpikingBert(nn.Module):
         self.strength.fill_(strength)
 
     def acting(self, layer: int, name: str) -> Map:
-        """What a matrix of the encoder computes: as it is stored, or as far quantized as it now is."""
+        """A matrix of the encoder as a function, with its effective weight (see `weights.py`)."""
         return weights.acting(self, layer, name)
 
     def acting_weight(self, layer: int, name: str) -> Tensor:
@@ -272,11 +287,11 @@ class SpikingBert(nn.Module):
             self.synapses.see(self)
 
     def links(self) -> list[SynapseCounts] | None:
-        """The synapses of each layer; None where every kept unit has all of them."""
+        """The synapses of each layer; None for a network that is not sparse."""
         return None if self.synapses is None else [self.synapses.links(i) for i in range(len(self.layers))]
 
     def synapse_count(self) -> int | None:
-        """Between kept units of all layers; None where they have all of them."""
+        """Synapses between kept units of all layers; None where none is missing."""
         kept, possible = (0, 0) if self.synapses is None else counted(self)
         return None if kept == possible else kept
 

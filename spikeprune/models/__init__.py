@@ -1,1 +1,1 @@
-"""The teacher and the spiking student as torch modules: architecture, weights and files, but no training and no data."""
+"""The teacher and the spiking student as torch modules: architecture, weights and files; no training and no data."""

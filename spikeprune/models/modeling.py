@@ -324,19 +324,32 @@ class SpikingBert(nn.Module):
     ) -> Outputs:
         """`[B, N]` ids and mask (1 real, 0 padding) -> `Outputs`.
 
-        `mode`: equilibrium (what training uses; costs no T), spiking (step by step), calibrate (sets every theta from
-        this batch). `count`, `rate` and `trace` ask for spike counts, differentiable rates, how fast each ASR settles.
-        In equilibrium mode `count` needs the coding `accumulate`, and counts each train as a whole, `[1, B, D]`: the
-        closed form knows no steps. Without `scores` attention may be fused where no gradient is wanted.
-        `heads [B, L, H]` and `ffn [B, L, F]` stand in for the masks, sample by sample, when their gradient is wanted.
-        `deaden`, `settled`: see `ForwardContext`; `pulses` keeps the last layer's, which a synchronous coding's
-        answers so far are read from.
+        Args:
+            mode: equilibrium (closed form, for training; its cost does not grow with T), spiking (simulated step by
+                step), clip (as for T -> infinity) or calibrate (sets every theta from this batch)
+            count, rate, trace: return spike counts, differentiable rates, how fast each ASR settles. In equilibrium
+                mode `count` needs the coding `accumulate` and gives sums over time `[1, B, D]`.
+            scores: return attention scores; without them and without gradient attention may be fused
+            pulses: return the last layer's spike train, from which a synchronous coding gives logits at every step
+            percentile, deaden, settled: see `ForwardContext`
+            heads, ffn: `[B, L, H]` and `[B, L, F]`, masks of each sample in place of the network's, for their gradient
+
+        Raises ValueError for an unknown mode, InputError for texts longer than the position embeddings.
         """
         if count and mode == "equilibrium" and self.coding != "accumulate":
             raise ValueError(f"the closed form does not count the spikes of coding {self.coding}; use mode='spiking'")
-        asked = {"count": count, "rate": rate, "trace": trace, "scores": scores, "percentile": percentile}
-        asked["pulses"] = pulses
-        run = ForwardContext(mode, attention_mask.bool(), **asked, deaden=deaden, settled=settled)
+        run = ForwardContext(
+            mode,
+            attention_mask.bool(),
+            count=count,
+            rate=rate,
+            trace=trace,
+            scores=scores,
+            pulses=pulses,
+            percentile=percentile,
+            deaden=deaden,
+            settled=settled,
+        )
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
         encode = partial(self.encode, input_ids, token_type_ids, heads=heads, ffn=ffn)
@@ -344,14 +357,22 @@ class SpikingBert(nn.Module):
         if self.embedding.feedback is None:
             signal, hidden, all_scores = encode(run=run)
         else:
-            zero = self.classifier.weight.new_zeros(*input_ids.shape, self.classifier.in_features)
-            how = {"t_steps": self.steps[0], "leak": self.embedding.neurons.leak, "solved": solved}
-            back = close(encode, run, zero, **how)
+            zero = self.classifier.weight.new_zeros(*input_ids.shape, self.classifier.in_features)  # [B, N, D]
+            back = close(encode, run, zero, t_steps=self.steps[0], leak=self.embedding.neurons.leak, solved=solved)
             signal, hidden, all_scores = encode(run=run, back=back)
         logits = self.classify(signal.value, run.tokens)  # [B, C]
         at_values = tuple(scores for scores in all_scores if scores is not None)
-        left = {"rates": run.rates, "counts": run.counts, "traces": run.traces, "stops": run.stops, "solved": solved}
-        return Outputs(logits, tuple(hidden), at_values, **left, pulses=signal.pulses if pulses else None)
+        return Outputs(
+            logits,
+            tuple(hidden),
+            at_values,
+            rates=run.rates,
+            counts=run.counts,
+            traces=run.traces,
+            stops=run.stops,
+            solved=solved,
+            pulses=signal.pulses if pulses else None,
+        )
 
     def encode(
         self,
@@ -363,8 +384,9 @@ class SpikingBert(nn.Module):
         ffn: Tensor | None,
         back: SpikeTrain | None = None,
     ) -> tuple[SpikeTrain, list[Tensor], list[Tensor | None]]:
-        """Once through embedding and layers -> the last signal, the values `[B, N, D]` of each, attention scores.
-        `back`: what the last layer sends to the first. The engine gives the same up to rounding, faster."""
+        """Embedding and layers -> the last layer's spike train, the values `[B, N, D]` of embedding and layers, and the
+        attention scores. `back`: the train fed back to the embedding. The fused encoder's values are the same up to
+        rounding."""
         if back is None and heads is None and ffn is None and encoder.covers(self, run):
             return encoder.encode(self, input_ids, token_type_ids, run=run)
         t_embedding, *t_layers = self.steps
@@ -373,8 +395,14 @@ class SpikingBert(nn.Module):
         for i, layer in enumerate(self.layers):
             head_mask = self.heads[i] if heads is None else heads[:, i, None]  # [H] or [B, 1, H]
             ffn_mask = self.ffn[i] if ffn is None else ffn[:, i, None]  # [F] or [B, 1, F]
-            masks = {"heads": head_mask[..., : layer.heads], "ffn": ffn_mask[..., : layer.ffn]}
-            signal, scores = layer(signal, **masks, t_steps=t_layers[i], run=run, acting=partial(self.acting, i))
+            signal, scores = layer(
+                signal,  # [B, N, D], or with time first [T, B, N, D]
+                heads=head_mask[..., : layer.heads],
+                ffn=ffn_mask[..., : layer.ffn],
+                t_steps=t_layers[i],
+                run=run,
+                acting=partial(self.acting, i),
+            )  # [B, N, D], [B, H, N, N]
             hidden.append(signal.value)
             all_scores.append(scores)
         return signal, hidden, all_scores

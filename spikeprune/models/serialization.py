@@ -19,8 +19,9 @@ from torch import Tensor
 
 from spikeprune.errors import InputError
 from spikeprune.files import jsonfile
+from spikeprune.models.architecture import leading_ones
 from spikeprune.models.configuration import SpikingBertConfig
-from spikeprune.models.modeling import SpikingBert, leading_ones
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.packing import PackedLinear, pack_sparse, unpack_sparse
 from spikeprune.models.tensors import misfit, not_finite
 from spikeprune.models.weights import matrix_names

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from spikeprune.config.schema import Compress
+from spikeprune.config.derived import folds, prunes_synapses, weights
+from spikeprune.config.schema import Config
 from spikeprune.errors import InputError
 from spikeprune.experiment.context import RunContext
 from spikeprune.experiment.run_directory import WEIGHTS, RunDirectory, read_verified, write_json, write_weights
@@ -80,27 +81,27 @@ def load_teacher(parts: RunContext, directory: RunDirectory) -> Teacher:
     return Teacher.load(directory.stage("teacher"), classes=parts.task.num_labels).freeze()
 
 
-def load_student(directory: RunDirectory, name: str, compress: Compress | None = None) -> SpikingBert:
-    """The student that a finished stage left, as it left it. `compress`: what the stages that follow are to make of it,
+def load_student(directory: RunDirectory, name: str, config: Config | None = None) -> SpikingBert:
+    """The student that a finished stage left, as it left it. `config`: what the stages that follow are to make of it,
     where the finished one was told something else and has not begun with it (a run that takes over another's)."""
     folder, tensors = directory.stage(name), directory.weights(name)
     remedy = f"remove {folder} to make the stage again"
     values = read_config(folder, remedy).model_values()
     state = full_state(values, tensors, str(folder), remedy)
-    if compress is not None:
-        state = adopt(values, state, compress)
+    if config is not None:
+        state = adopt(values, state, config)
     return network(values, state)
 
 
-def adopt(values: dict[str, Any], state: dict[str, Tensor], compress: Compress) -> dict[str, Tensor]:
+def adopt(values: dict[str, Any], state: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
     """Put in a student's `values` how it is to be quantized, unless it has begun to be, and whether it is to lose
     synapses. Returns its `state` for these values."""
-    values["sparse"] = compress.synapses < 1 or values["sparse"]
+    values["sparse"] = prunes_synapses(config) or values["sparse"]
     if state.get("strength", 0.0):
         return state
-    values["weights"], values["fold"] = compress.weights, compress.quantize.fold
+    values["weights"], values["fold"] = weights(config), folds(config)
     state = {key: value for key, value in state.items() if key != "strength"}
-    return state if compress.weights == "float" else {**state, "strength": torch.zeros(())}
+    return state if values["weights"] == "float" else {**state, "strength": torch.zeros(())}
 
 
 def load_compact(directory: RunDirectory) -> SpikingBert:

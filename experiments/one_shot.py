@@ -21,7 +21,7 @@ from spikeprune.config.derived import least_neurons
 from spikeprune.experiment import checkpoints, evaluation, streams
 from spikeprune.experiment.build.modules import student_module
 from spikeprune.experiment.build.networks import student_shape
-from spikeprune.models.inference import answer
+from spikeprune.models.inference import infer
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS
 from spikeprune.pruning import mask_search
@@ -56,7 +56,7 @@ class OneShot:
     def score(self, student: SpikingBert) -> float:
         metrics = task_metrics(self.parts.task).to(self.dev[0]["labels"].device)
         for batch in self.dev:
-            logits = answer(student.eval(), *(batch[name] for name in INPUTS)).logits
+            logits = infer(student.eval(), *(batch[name] for name in INPUTS)).logits
             answers = logits[:, 0] if self.parts.task.regression else logits.argmax(-1)
             metrics.update(answers, batch["labels"])
         return 100 * float(main_metric(self.parts.task, metrics.compute()))

@@ -61,7 +61,7 @@ class Naive:
         "what drives" a site the currents that its neurons get."""
         p, ones = f"layers.{i}", self.w["heads"].new_ones(())
         heads = self.w["heads"][i].repeat_interleave(self.head_size)
-        spiking_query = f"{p}.query_site.log_theta" in self.w
+        spiking_query = f"{p}.query_neurons.log_theta" in self.w
 
         def context(a, k, v):
             return self.attend(a if spiking_query else self.linear(f"{p}.query", a), k, v)
@@ -88,7 +88,7 @@ class Naive:
         return table
 
     def theta(self, site):
-        key = "embedding.site" if site == "embedding" else f"{site}_site"
+        key = "embedding.neurons" if site == "embedding" else f"{site}_neurons"
         return self.w[f"{key}.log_theta"].exp()
 
     def rest(self, site, like):

@@ -25,7 +25,9 @@ def make(seed: int = 0, t_steps=(3, 4, 2), dtype=F64, **options) -> SpikingBert:
         for name, parameter in student.named_parameters():
             if name.endswith("log_theta"):
                 scale = (
-                    1.0 if name.startswith("embedding") or "attention_site" in name or "output_site" in name else 0.4
+                    1.0
+                    if name.startswith("embedding") or "attention_neurons" in name or "output_neurons" in name
+                    else 0.4
                 )
                 parameter.copy_(math.log(scale) + 0.3 * torch.randn_like(parameter))
             elif "norm.weight" in name:

@@ -15,7 +15,7 @@ from spikeprune.cost.activity import activity
 from spikeprune.cost.shapes import Shape
 from spikeprune.experiment import processes
 from spikeprune.models import inference as answers
-from spikeprune.models.inference import answer, sentence_numbers
+from spikeprune.models.inference import infer, sentence_numbers
 from spikeprune.snn import closed_form
 from spikeprune.snn.closed_form import settled_value
 from spikeprune.snn.neurons import NEURONS, settle, steps
@@ -32,7 +32,7 @@ def test_the_closed_form_is_the_simulation(spikes, leak, theta, query, pooling, 
     student, batch = make(1, t_steps, **options), sentences()
     if pruned:
         prune(student)
-    one, other = answer(student, **batch), answer(student, **batch, stepwise=True)
+    one, other = infer(student, **batch), infer(student, **batch, stepwise=True)
     torch.testing.assert_close(one.logits, other.logits)
     assert one.counts.keys() == other.counts.keys() and ("pooled" in one.counts) == (pooling == "cls")
     for site, counts in one.counts.items():
@@ -78,7 +78,7 @@ def test_what_is_reported_is_the_same() -> None:
     masks = {"heads": student.heads, "ffn": student.ffn, "t_steps": student.steps}
     found = []
     for stepwise in (False, True):
-        counts = answer(student, **batch, stepwise=stepwise).counts
+        counts = infer(student, **batch, stepwise=stepwise).counts
         ops = operations.count(counts, lengths, shape=SHAPE, coding="accumulate", **masks)
         found.append((ops.per_sample(), ops.per_layer(), activity(counts, lengths, **masks).rates()))
     assert found[0] == found[1] and found[0][0]["ac"] > 0
@@ -90,9 +90,9 @@ def test_the_evaluation_costs_no_time_steps(spikes) -> None:
     batch, logs = sentences(), []
     for t_steps in (1, 1000):
         student = make(0, [t_steps] * 3, spikes=spikes)
-        answer(student, **batch)  # reads t_steps once
+        infer(student, **batch)  # reads t_steps once
         with Operations() as log:
-            answer(student, **batch)
+            infer(student, **batch)
         logs.append(log.names)
     assert logs[0] == logs[1] and len(logs[0]) > 100
 
@@ -102,7 +102,7 @@ def test_chunks_are_the_whole_batch(coding, monkeypatch) -> None:
     student, batch = prune(make(4, (3, 4, 2), coding=coding, pooling="cls")), sentences((8, 8, 8, 5, 2))
     one = sentence_numbers(student, N)
     assert one == 4 * N * FFN  # the longest train, all tokens, the widest site
-    whole = answer(student, **batch, stepwise=True)
+    whole = infer(student, **batch, stepwise=True)
     sizes = []
     forward = type(student).forward
     monkeypatch.setattr(
@@ -110,7 +110,7 @@ def test_chunks_are_the_whole_batch(coding, monkeypatch) -> None:
     )
     for chunk, expected in ((1, [1] * 5), (2 * one, [2, 2, 1]), (5 * one - 1, [4, 1]), (5 * one, [5])):
         sizes.clear()
-        parts = answer(student, **batch, stepwise=True, chunk=chunk)
+        parts = infer(student, **batch, stepwise=True, chunk=chunk)
         assert sizes == expected
         torch.testing.assert_close(parts.logits, whole.logits)
         assert all(map(torch.allclose, parts.hidden, whole.hidden))
@@ -136,7 +136,7 @@ def test_the_closed_form_counts_accumulate_only() -> None:
 def test_single_precision_differs_from_the_simulation_by_single_spikes() -> None:
     """A membrane summed up over 64 steps is rounded 64 times; few trains gain or lose a spike by it."""
     student = make(3, (64, 64, 64), torch.float32)
-    x, theta = torch.randn(4, 500, 12), student.layers[0].attention_site.theta.detach()
+    x, theta = torch.randn(4, 500, 12), student.layers[0].attention_neurons.theta.detach()
     tokens = torch.ones(4, 500, dtype=torch.bool)
     neuron = NEURONS["ternary"]
     value, _ = settled_value(x, theta, 64, neuron, 1.0, None, tokens)
@@ -186,6 +186,6 @@ def test_stepwise_simulates(monkeypatch) -> None:
         type(student), "forward", lambda self, *a, mode, **k: modes.append(mode) or forward(self, *a, mode=mode, **k)
     )
     for stepwise in (False, True):
-        answers.answer(student, **batch, stepwise=stepwise)
+        answers.infer(student, **batch, stepwise=stepwise)
     assert modes == ["equilibrium", "spiking"]
-    assert math.isfinite(answers.answer(student, **batch).logits.sum()) and student.classifier.weight.dtype == F64
+    assert math.isfinite(answers.infer(student, **batch).logits.sum()) and student.classifier.weight.dtype == F64

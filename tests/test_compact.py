@@ -15,6 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 from micro import GLUE, ROOT, micro, only, write_sst2
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from spikeprune import cli
 from spikeprune.config.load import load
@@ -24,10 +25,10 @@ from spikeprune.cost.shapes import Shape, parameters
 from spikeprune.errors import InputError
 from spikeprune.experiment import checkpoints, compaction, evaluation, pipeline
 from spikeprune.experiment.run_directory import RunDirectory
-from spikeprune.models.compaction import compact, nbytes
-from spikeprune.models.compaction import load as load_compact
+from spikeprune.models.compaction import compact
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.quantization import QUANTIZERS
+from spikeprune.models.serialization import nbytes
 from spikeprune.snn.coding import CODINGS
 from spikeprune.snn.neurons import NEURONS
 
@@ -139,7 +140,7 @@ def test_shapes_and_masks_say_what_is_left() -> None:
     assert torch.equal(small.ffn.sum(1), masked.ffn.sum(1)) and small.ffn[1].tolist() == [1] * 8 + [0] * 29
     first, second, third = small.layers
     assert first.query.weight.shape == first.value.weight.shape == (8, D) and first.out.weight.shape == (D, 8)
-    assert second.key.weight.shape == (0, D) and second.query_site.log_theta.shape == (0,)
+    assert second.key.weight.shape == (0, D) and second.query_neurons.log_theta.shape == (0,)
     assert third.up.weight.shape == (0, D) and third.down.weight.shape == (D, 0)
     assert all(torch.equal(tensor, before[name]) for name, tensor in masked.state_dict().items())
     assert not small.training and compact(masked.train()).training
@@ -152,7 +153,7 @@ def test_what_is_left_are_the_units_that_were_kept() -> None:
     rows = [*range(d), *range(2 * d, 3 * d)]  # heads 0 and 2
     assert torch.equal(other.key.weight, one.key.weight[rows]) and torch.equal(other.value.bias, one.value.bias[rows])
     assert torch.equal(other.out.weight, one.out.weight[:, rows]) and torch.equal(other.out.bias, one.out.bias)
-    assert torch.equal(other.context_site.log_theta, one.context_site.log_theta[rows])
+    assert torch.equal(other.context_neurons.log_theta, one.context_neurons.log_theta[rows])
     assert torch.equal(other.up.weight, torch.cat([one.up.weight[:3], one.up.weight[10:]]))
 
 
@@ -189,7 +190,7 @@ def test_nothing_is_said_about_empty_layers_and_their_thresholds_are_left_alone(
         small = compact(make(theta="tensor"))
         with torch.no_grad():
             small(**sentences(), mode="calibrate")
-    assert small.layers[1].key_site.log_theta.shape == (0,)
+    assert small.layers[1].key_neurons.log_theta.shape == (0,)
 
 
 @pytest.mark.parametrize("counts", [[3, 3], [3, 3, 4], [3, -1, 3]])
@@ -262,11 +263,9 @@ def test_nothing_is_trained_or_quantized_from_it(key, compacted, glue, tmp_path,
 
 
 def test_the_folder_alone_is_enough(compacted) -> None:
-    """What a user of the model writes: the class, its values, its weights, its tokenizer."""
+    """Configuration, weights and tokenizer lie in it."""
     run, _ = compacted
-    student = load_compact(run.compact)
-    from transformers import AutoTokenizer
-
+    student = AutoModelForSequenceClassification.from_pretrained(run.compact).spiking_bert
     batch = AutoTokenizer.from_pretrained(run.compact)(["the film was good"], return_tensors="pt")
     masked = checkpoints.load_student(run, "spatial").eval()
     with torch.no_grad():

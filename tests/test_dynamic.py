@@ -105,7 +105,7 @@ def test_the_rules_by_their_definitions(coding) -> None:
         student.set_t_steps(t)
         outputs = student(**batch, mode="spiking")
         logits.append(outputs.logits)
-        rates.append(outputs.hidden[-1] / student.layers[-1].output_site.theta)
+        rates.append(outputs.hidden[-1] / student.layers[-1].output_neurons.theta)
     for b in range(3):
         sure = [answer.softmax(-1)[b].max() > 0.5 for answer in logits]
         n = tokens[b].sum() * D

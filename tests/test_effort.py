@@ -59,7 +59,7 @@ def test_rates_are_the_mean_size_of_the_asr(coding) -> None:
     with torch.no_grad():
         outputs = student(**batch, mode="spiking", count=True, rate=True)
     tokens = batch["attention_mask"].sum()
-    assert outputs.rates.keys() == outputs.counts.keys() == student.sites().keys()
+    assert outputs.rates.keys() == outputs.counts.keys() == student.spiking_layers().keys()
     for name, counts in outputs.counts.items():
         wanted = counts.sum((0, 1)) / (len(counts) * tokens)  # [D]
         torch.testing.assert_close(outputs.rates[name], wanted)

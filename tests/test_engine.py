@@ -18,7 +18,7 @@ from spikeprune.kernels import firing as firing_kernels
 from spikeprune.kernels.equilibrium import INSTALLED
 from spikeprune.kernels.firing import CLOSED, GELU, PER_STEP, RUNNING, Firing
 from spikeprune.models.compaction import compact
-from spikeprune.models.inference import answer
+from spikeprune.models.inference import infer
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.snn.closed_form import tokens_sum
 from spikeprune.snn.coding import drive_running_mean
@@ -226,7 +226,7 @@ def same(student: SpikingBert, batch: dict[str, torch.Tensor], case: str) -> Non
     stepwise, found = student.coding != "accumulate", {}
     for backend in ("torch", "triton"):
         attach(student, backend)
-        found[backend] = answer(student, **batch, stepwise=stepwise)
+        found[backend] = infer(student, **batch, stepwise=stepwise)
     plain, own = found["torch"], found["triton"]
     torch.testing.assert_close(own.logits, plain.logits, rtol=0, atol=0.05, msg=case)
     assert list(own.counts) == list(plain.counts), case
@@ -258,7 +258,7 @@ def compare_students(device: str, coding: str) -> None:
             continue
         with torch.no_grad():  # the weight cache follows the student
             student.layers[0].up.weight.mul_(0.9)
-            student.layers[1].key_site.log_theta.add_(0.1)
+            student.layers[1].key_neurons.log_theta.add_(0.1)
             student.heads[1, 0] = 0
         same(student, batch, f"{coding}, {kind}, changed")
         student.set_t_steps([3, 2, 2])

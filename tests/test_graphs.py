@@ -149,7 +149,7 @@ def test_graphed_answers_equal_plain_ones(coding: str, kernels: str, residual: s
         with torch.no_grad():
             if step == 8:
                 made.student.layers[0].up.weight.mul_(1.1)
-                made.student.layers[1].key_site.log_theta.add_(0.1)
+                made.student.layers[1].key_neurons.log_theta.add_(0.1)
             if step == 10:
                 made.student.heads[0, 1] = 0
                 made.student.ffn[1, ::2] = 0

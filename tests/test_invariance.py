@@ -61,14 +61,14 @@ def test_what_is_pruned_may_hold_any_weights(coding, mode, query) -> None:
             linear.weight[channels].normal_()
             linear.bias[channels].normal_()
         layer.out.weight[:, channels].normal_()
-        for site in (layer.key_site, layer.value_site, layer.context_site, layer.query_site):
+        for site in (layer.key_neurons, layer.value_neurons, layer.context_neurons, layer.query_neurons):
             if site is not None:
                 site.log_theta[channels].normal_()
         layer = student.layers[1]
         layer.up.weight[neuron].normal_()
         layer.up.bias[neuron].normal_()
         layer.down.weight[:, neuron].normal_()
-        layer.intermediate_site.log_theta[neuron].normal_()
+        layer.intermediate_neurons.log_theta[neuron].normal_()
         after = student(**batch, mode=mode)
     assert torch.equal(before.logits, after.logits)
     assert not torch.allclose(before.logits, whole)  # the pruned parts mattered
@@ -175,5 +175,5 @@ def test_a_calibrated_network_is_the_one_that_calibration_saw(spikes, theta) -> 
     with torch.no_grad():
         seen = student(**batch, mode="calibrate", percentile=90.0)
         settled = student(**batch)
-    assert all((site.theta > 0).all() and site.theta.isfinite().all() for site in student.sites().values())
+    assert all((site.theta > 0).all() and site.theta.isfinite().all() for site in student.spiking_layers().values())
     torch.testing.assert_close(settled.logits, seen.logits, atol=1e-6, rtol=1e-6)

@@ -271,7 +271,7 @@ def toy(seed: int) -> tuple[SpikingBert, dict[str, torch.Tensor]]:
             layer.out.weight[:, silent * size : (silent + 1) * size] = 0
             layer.down.weight[:, 5 * i : 5 * i + 12] = 0
             heads[i, silent], ffn[i, 5 * i : 5 * i + 12] = 0, 0
-        student.embedding.site.log_theta.fill_(-16)
+        student.embedding.neurons.log_theta.fill_(-16)
         for linear in (student.layers[0].query, student.layers[0].key, student.layers[0].value):
             linear.weight.mul_(math.exp(16))
     return student, {"heads": heads, "ffn": ffn, "t_steps": torch.tensor([1, 2, 2])}

@@ -195,7 +195,7 @@ def test_half_precision_around_it_on_cuda() -> None:
         outputs = student(ids, mask)
     outputs.logits.float().square().sum().backward()
     assert all(hidden.dtype == torch.float32 for hidden in outputs.hidden)
-    assert all(s.log_theta.grad.isfinite().all() for s in student.sites().values())
+    assert all(s.log_theta.grad.isfinite().all() for s in student.spiking_layers().values())
 
 
 def test_what_is_not_covered_is_torchs() -> None:
@@ -215,10 +215,10 @@ def test_a_backend_is_attached_copied_and_not_saved() -> None:
     attach(student, "triton")
     layers = BACKENDS["triton"].layers
     for made in (student, compact(student), altered(student, dead_zone=True), copy.deepcopy(student)):
-        assert attached(made) == "triton" and all(layer.backend == layers for layer in made.sites().values())
+        assert attached(made) == "triton" and all(layer.backend == layers for layer in made.spiking_layers().values())
     assert student.state_dict().keys() == before.keys() and attached(SpikingBert(**student.values)) == "torch"
     detach(student)
-    assert attached(student) == "torch" and all(layer.backend is None for layer in student.sites().values())
+    assert attached(student) == "torch" and all(layer.backend is None for layer in student.spiking_layers().values())
 
 
 class Halved:

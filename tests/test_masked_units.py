@@ -10,7 +10,7 @@ from students import FFN, VOCAB, C, D, H, L, N, make, prune, sentences
 
 from spikeprune.cost.activity import activity, kept_channels
 from spikeprune.cost.shapes import Shape
-from spikeprune.models.compaction import COLUMNS, ROWS, THETAS, smaller
+from spikeprune.models.compaction import COLUMNS, ROWS, THETAS, compacted
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.teacher import Teacher, scratch_config
 from spikeprune.models.variants import altered, deaden
@@ -93,7 +93,7 @@ def test_no_loss_has_anything_of_them(term, options) -> None:
     torch.testing.assert_close(other, loss)
     assert loss > 0 and any(x.abs().max() > 1e-9 for x in gradients.values())
     if term != "scores":  # which the smaller one's heads have no numbers for
-        small, left = learnt(smaller(student), term)
+        small, left = learnt(compacted(student), term)
         torch.testing.assert_close(small, loss)
         torch.testing.assert_close(left["layers.0.attention_norm.weight"], gradients["layers.0.attention_norm.weight"])
     torch.testing.assert_close(moved["layers.0.attention_norm.weight"], gradients["layers.0.attention_norm.weight"])
@@ -134,13 +134,13 @@ def test_no_calibration_has_anything_of_them() -> None:
     for net in (student, other):
         net(**here, mode="calibrate", percentile=60.0)
         deaden(net, here, 30.0)
-    widths = {name: len(site.dead_zone.edge) for name, site in student.sites().items()}
+    widths = {name: len(site.dead_zone.edge) for name, site in student.spiking_layers().items()}
     kept = kept_channels(widths, heads=student.heads, ffn=student.ffn)
-    for name, site in student.sites().items():
-        torch.testing.assert_close(site.theta, other.sites()[name].theta, msg=name)
-        edges = (net.sites()[name].dead_zone.edge[kept[name] > 0] for net in (student, other))
+    for name, site in student.spiking_layers().items():
+        torch.testing.assert_close(site.theta, other.spiking_layers()[name].theta, msg=name)
+        edges = (net.spiking_layers()[name].dead_zone.edge[kept[name] > 0] for net in (student, other))
         torch.testing.assert_close(*edges, msg=name)
-    assert any(site.dead_zone.edge.any() for site in student.sites().values())
+    assert any(site.dead_zone.edge.any() for site in student.spiking_layers().values())
 
 
 def test_firing_by_hand() -> None:

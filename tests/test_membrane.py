@@ -26,7 +26,7 @@ def test_layers_that_are_silent_let_words_through(coding) -> None:
     different = {}
     for residual in ("spikes", "membrane"):
         student = make(0, (3, 3, 3), coding=coding, residual=residual)
-        for name, site in student.sites().items():
+        for name, site in student.spiking_layers().items():
             if name != f"layers.{L - 1}.output":
                 site.log_theta.fill_(20.0)
         out = student(**batch, mode="spiking", count=True)
@@ -50,5 +50,5 @@ def test_a_run(tmp_path, capsys) -> None:
     assert cli.main(["evaluate", str(run.path), "cost.early_exit=asr", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["dynamic"]["curve"]
     assert cli.main(["compact", str(run.path)]) == 0
-    assert json.loads((run.compact / "student.json").read_text())["residual"] == "membrane"
+    assert json.loads((run.compact / "config.json").read_text())["residual"] == "membrane"
     assert cli.main(["evaluate", str(run.path), "--compact", "--json"]) == 0

@@ -16,7 +16,7 @@ from spikeprune.data.glue import load_raw
 from spikeprune.errors import InputError
 from spikeprune.experiment.early_exit import dynamic
 from spikeprune.kernels import attach
-from spikeprune.models.inference import answer
+from spikeprune.models.inference import infer
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.pruning.schedules import keep_highest
 from spikeprune.snn.neurons import LONGEST
@@ -106,4 +106,4 @@ def test_the_right_names_are_taken() -> None:
     assert SimpleNamespace(**vars(SpatialPruning(**SPATIAL, **BATCHES))).scope == "global"
     TemporalPruning(**TEMPORAL, **BATCHES)
     BudgetPruning(**JOINT)
-    answer(make(), **sentences())
+    infer(make(), **sentences())

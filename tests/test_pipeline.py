@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,9 +11,12 @@ from types import SimpleNamespace
 import lightning
 import pytest
 import torch
+import transformers
 from children import leg
 from micro import BATCHES, GLUE, STAGES, micro, only, write_sst2
+from transformers import AutoTokenizer
 
+import spikeprune
 from spikeprune import cli
 from spikeprune.config.load import load, read_resolved
 from spikeprune.config.schema import Config
@@ -20,9 +24,11 @@ from spikeprune.config.tasks import get_task
 from spikeprune.data.glue import RawData, Split
 from spikeprune.errors import InputError
 from spikeprune.experiment import evaluation, pipeline
+from spikeprune.experiment.checkpoints import load_student
 from spikeprune.experiment.measurement import check_teacher
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.experiment.summary import commit
+from spikeprune.models import inference
 from spikeprune.report.tables import summary_table
 from spikeprune.training.callbacks.synops import SynOpsLogger
 
@@ -47,12 +53,44 @@ def test_a_run_leaves_its_files(finished) -> None:
     files = {str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file()}
     wanted = {"config.yaml", "data.json", "metrics.jsonl", "metrics.csv", "summary.json"}
     wanted |= {f"stages/{name}/{file}" for name in STAGES for file in ("model.safetensors", "record.json")}
-    wanted |= {f"stages/{name}/student.json" for name in STAGES[1:]}
-    extra = files - wanted
-    assert wanted <= files
-    assert all(name.startswith("stages/teacher/") for name in extra), (
-        extra
-    )  # its config and tokenizer, for transformers
+    tokenizer = ("tokenizer.json", "tokenizer_config.json")
+    wanted |= {f"stages/{name}/{file}" for name in STAGES for file in ("config.json", *tokenizer)}
+    assert files == wanted
+
+
+def test_what_a_run_leaves_is_loaded_by_the_package_and_by_transformers(finished, tmp_path) -> None:
+    run, _ = finished
+    folder = run.stage("finetune")
+    model, student = spikeprune.load(run.path), load_student(run, "finetune").eval()
+    batch = AutoTokenizer.from_pretrained(folder)(["the film was good", "bad"], padding=True, return_tensors="pt")
+    expected = inference.infer(student, **batch).logits
+    assert not model.training and torch.equal(model(**batch).logits, expected)
+    assert torch.equal(spikeprune.load(folder)(**batch).logits, expected)
+    assert model.config.id2label == {0: "negative", 1: "positive"} and model.config.t_steps == student.steps
+    model.save_pretrained(tmp_path / "exported")
+    assert torch.equal(spikeprune.load(tmp_path / "exported")(**batch).logits, expected)
+    answers = transformers.pipeline("text-classification", str(folder))(["the film was good", "bad"])
+    assert [a["label"] for a in answers] == [model.config.id2label[int(i)] for i in expected.argmax(1)]
+    assert [a["score"] for a in answers] == pytest.approx(expected.softmax(-1).amax(1).tolist(), abs=1e-4)
+    assert isinstance(spikeprune.load(run.stage("teacher")), transformers.BertForSequenceClassification)
+
+
+def test_only_the_weights_of_the_record_are_loaded(finished, tmp_path) -> None:
+    run, _ = finished
+    copy = RunDirectory(shutil.copytree(run.path, tmp_path / "run"))
+    shutil.copy(copy.stage("spatial") / "model.safetensors", copy.stage("finetune") / "model.safetensors")
+    for path in (copy.path, copy.stage("finetune")):
+        with pytest.raises(InputError, match="not the file that record.json describes"):
+            spikeprune.load(path)
+    (copy.stage("internal_kd") / "config.json").unlink()
+    with pytest.raises(InputError, match="config.json is missing"):
+        spikeprune.load(copy.stage("internal_kd"))
+    for name in STAGES[1:]:
+        shutil.rmtree(copy.stage(name))
+    with pytest.raises(InputError, match="no finished student yet"):
+        spikeprune.load(copy.path)
+    with pytest.raises(InputError, match="holds no model"):
+        spikeprune.load(tmp_path / "nowhere")
 
 
 def test_the_terminal_ends_with_the_table(finished) -> None:

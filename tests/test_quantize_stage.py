@@ -15,12 +15,12 @@ from pruning import Module, batches, inputs, make
 
 from spikeprune import cli
 from spikeprune.experiment import evaluation
-from spikeprune.experiment.checkpoints import load_student
+from spikeprune.experiment.checkpoints import load, load_compact, load_student
 from spikeprune.experiment.compaction import compact_run
 from spikeprune.experiment.run_directory import RunDirectory
-from spikeprune.models.compaction import as_float, compact, nbytes, stored
-from spikeprune.models.compaction import load as load_compact
+from spikeprune.models.compaction import as_float, compact
 from spikeprune.models.modeling import SpikingBert
+from spikeprune.models.serialization import nbytes, stored_tensors
 from spikeprune.report.tables import evaluation_lines, summary_table
 from spikeprune.training.callbacks.quantize import WeightQuantization
 
@@ -113,7 +113,7 @@ def test_the_summary_says_what_is_quantized(runs) -> None:
     rows = summary["stages"]
     found = rows["finetune"]["encoder_weights"]
     assert (found["kind"], found["strength"], found["stored_bits"]) == ("ternary", 1.0, 2)
-    packed = stored(compact(load_student(run, "finetune")))
+    packed = stored_tensors(compact(load_student(run, "finetune")))
     assert found["bytes"] == nbytes({key: x for key, x in packed.items() if key.endswith((".data", ".scale"))})
     assert rows["finetune"]["cost"]["bytes"] == nbytes(packed)
     assert "embeddings" in found["float32"] and "classifier" in found["float32"]
@@ -128,7 +128,7 @@ def measured(run: Path, batch: dict[str, torch.Tensor], log: Path) -> None:
     """What the command says of the packed model, and its answers as JSON; in a process of its own."""
     speak_into(log)
     assert cli.main(["evaluate", str(run), "--compact", "--json"]) == 0
-    print(json.dumps(load_compact(run / "compact")(**batch, mode="spiking").logits.tolist()), flush=True)
+    print(json.dumps(load(run / "compact").spiking_bert(**batch, mode="spiking").logits.tolist()), flush=True)
 
 
 def test_a_quantized_run_is_packed_on_the_disk_and_measured_the_same(runs, tmp_path) -> None:
@@ -149,7 +149,7 @@ def test_a_quantized_run_is_packed_on_the_disk_and_measured_the_same(runs, tmp_p
         assert found[key] == source[key], key
     assert found["cost"]["bytes"] == source["cost"]["bytes"] and found["cost"]["params"] == source["cost"]["params"]
     assert found["cost"]["ac"] == pytest.approx(source["cost"]["ac"], rel=1e-3)
-    masked, small = load_student(run, "finetune"), load_compact(run.compact)
+    masked, small = load_student(run, "finetune"), load_compact(run)
     one, other = (as_float(net).double().eval() for net in (masked, small))
     with torch.no_grad():
         torch.testing.assert_close(torch.tensor(json.loads(logits)), small(**batch, mode="spiking").logits)

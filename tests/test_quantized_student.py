@@ -12,9 +12,10 @@ from weights import linear, matrix
 
 from spikeprune.cost import energy
 from spikeprune.cost.shapes import Shape, matrix_bytes, model_bytes
-from spikeprune.models.compaction import compact, nbytes, stored
+from spikeprune.models.compaction import compact
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.quantization import MATRICES, QUANTIZERS, acting, acting_weight, codes_of, weight_of
+from spikeprune.models.serialization import nbytes, stored_tensors
 from spikeprune.models.weights import codes as codes_in
 from spikeprune.pruning.statistics import collect
 from spikeprune.training.callbacks.synops import SynOpsLogger
@@ -159,7 +160,7 @@ def test_the_packed_encoder_is_the_one_that_acts_and_as_large_as_counted(name, p
     for i in range(L):
         for key in MATRICES:
             assert torch.equal(small.acting_weight(i, key), cut(student, i, key, student.acting_weight(i, key))), key
-    bits, tensors = QUANTIZERS[name].stored, stored(small)
+    bits, tensors = QUANTIZERS[name].stored, stored_tensors(small)
     packed = {key: x for key, x in tensors.items() if key.endswith((".data", ".scale"))}
     assert nbytes(packed) == matrix_bytes(shape=SHAPE, **masks, bits=bits)
     assert nbytes(tensors) == model_bytes(shape=SHAPE, **masks, bits=bits)
@@ -167,12 +168,12 @@ def test_the_packed_encoder_is_the_one_that_acts_and_as_large_as_counted(name, p
         small.set_strength(1.0)
 
 
-def test_what_is_not_compacted_is_not_stored_without_its_masks() -> None:
+def test_masks_are_stored_unless_the_sizes_of_a_compacted_network_imply_them() -> None:
     small = compact(quantized("ternary"))
+    assert not {"heads", "ffn", "t_steps"} & set(stored_tensors(small))
     small.ffn[0, 0] = 0
     for student in (small, make()):
-        with pytest.raises(ValueError, match="only a compacted student is stored without"):
-            stored(student)
+        assert set(stored_tensors(student)) == set(student.state_dict())
 
 
 @every
@@ -212,7 +213,7 @@ def test_a_folded_student_learns_and_is_not_the_plain_one() -> None:
     assert not torch.equal(answers(folded), answers(plain))
     folded.train()(**inputs(batches((3,))[0])).logits.square().sum().backward()
     assert folded.layers[0].down.weight.grad.abs().max() > 0
-    assert folded.layers[0].intermediate_site.log_theta.grad.abs().max() > 0
+    assert folded.layers[0].intermediate_neurons.log_theta.grad.abs().max() > 0
 
 
 def test_bytes_are_counted_as_stored_and_operations_as_before() -> None:

@@ -24,8 +24,8 @@ from spikeprune.experiment.evaluation import evaluate
 from spikeprune.experiment.measurement import measure_student
 from spikeprune.experiment.run_directory import RunDirectory, write_json
 from spikeprune.experiment.summary import data_facts
-from spikeprune.models.description import read_description
 from spikeprune.models.modeling import SpikingBert
+from spikeprune.models.serialization import read_config
 from spikeprune.models.sparsity import weights_of
 from spikeprune.models.teacher import Teacher
 
@@ -149,7 +149,7 @@ def test_a_record_is_what_evaluate_and_the_compacted_student_say(row, begun, tmp
     assert small["metrics"] == measured["metrics"] and small["t_steps"] == measured["t_steps"]
     assert small["fidelity"] == pytest.approx(measured["fidelity"], abs=1e-4)
     for folder in (directory.stage(STAGE), directory.compact):
-        described = json.loads((folder / "student.json").read_text())
+        described = json.loads((folder / "config.json").read_text())
         assert described["id2label"] == {"0": "negative", "1": "positive"}
         assert described["label2id"] == {"negative": 0, "positive": 1}
     assert json.loads((directory.stage("teacher") / "config.json").read_text())["label2id"]["positive"] == 1
@@ -180,19 +180,20 @@ def test_a_student_is_not_rounded_to_another_precision(begun, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is damaged .no JSON."),
-        ("[]", "is damaged .no JSON object."),
-        ('{"hidden": 1, "weights": "float", "wings": 2}', "holds wings, which is none"),
+        ("{", "is damaged"),
+        ("[]", "is damaged"),
+        ('{"model_type": "bert"}', "describes a 'bert' model and not a spiking BERT"),
+        ('{"model_type": "spiking_bert", "wings": 2}', "'wings' is no value of a spiking BERT"),
     ],
 )
 def test_a_damaged_description_is_one_sentence(text, message, tmp_path) -> None:
-    (tmp_path / "student.json").write_text(text)
+    (tmp_path / "config.json").write_text(text)
     with pytest.raises(InputError, match=message) as caught:
-        read_description(tmp_path)
-    assert str(tmp_path / "student.json") in str(caught.value) and "remove" in str(caught.value)
-    (tmp_path / "student.json").unlink()
+        read_config(tmp_path, "remove it")
+    assert str(tmp_path / "config.json") in str(caught.value) and "remove" in str(caught.value)
+    (tmp_path / "config.json").unlink()
     with pytest.raises(InputError, match="is missing"):
-        read_description(tmp_path)
+        read_config(tmp_path, "remove it")
 
 
 def test_a_compacted_student_is_measured_as_it_was_made(begun, tmp_path) -> None:

@@ -15,7 +15,7 @@ from interpreter import run_interpreted
 
 from spikeprune.kernels import BACKENDS, attach, scan
 from spikeprune.kernels.scan import fused_totals
-from spikeprune.models.inference import answer
+from spikeprune.models.inference import infer
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.snn.closed_form import settled_value
 from spikeprune.snn.coding import CODINGS
@@ -124,17 +124,17 @@ def compare_students(devices: tuple[str, ...]) -> None:
     kinds = [*((spikes, "spikes") for spikes in KINDS), (KINDS[-1], "membrane")]
     for (coding, stepwise), (spikes, residual) in itertools.product(ways, kinds):
         student, batch = student_and_batch(coding, spikes, residual=residual)
-        exact = answer(copy.deepcopy(student).double(), **batch, stepwise=stepwise)
-        plain = answer(student, **batch, stepwise=stepwise)
+        exact = infer(copy.deepcopy(student).double(), **batch, stepwise=stepwise)
+        plain = infer(student, **batch, stepwise=stepwise)
         for device in devices:
             inputs = {name: x.to(device) for name, x in batch.items()}
-            double = answer(copy.deepcopy(student).to(device, torch.float64), **inputs, stepwise=stepwise)
+            double = infer(copy.deepcopy(student).to(device, torch.float64), **inputs, stepwise=stepwise)
             torch.testing.assert_close(double.logits.cpu(), exact.logits, rtol=0, atol=1e-9)
             assert all(torch.equal(double.counts[name].cpu(), counts) for name, counts in exact.counts.items())
             for backend in ("torch", "triton"):
                 other = copy.deepcopy(student).to(device)
                 attach(other, backend)
-                found = answer(other, **inputs, stepwise=stepwise)
+                found = infer(other, **inputs, stepwise=stepwise)
                 case = f"{coding}, {spikes}, residual {residual}, {backend} on {device}"
                 torch.testing.assert_close(found.logits.cpu(), plain.logits, rtol=0, atol=0.05, msg=case)
                 spikes_, differing = 0.0, 0.0

@@ -10,7 +10,7 @@ from test_compact import make, sentences
 
 from spikeprune.config.schema import Losses, Stage
 from spikeprune.experiment.stage import masks_are_final
-from spikeprune.models.compaction import compact, scatter_into, smaller
+from spikeprune.models.compaction import compact, compacted, scatter_into
 from spikeprune.models.modeling import SpikingBert
 
 
@@ -37,12 +37,12 @@ def test_what_a_smaller_student_learns_is_given_back(options) -> None:
         masked.set_strength(0.6)
     returned = make(**options)
     returned.load_state_dict(masked.state_dict())
-    small = smaller(masked)
+    small = compacted(masked)
     train(masked), train(small)
     before = {name: tensor.clone() for name, tensor in returned.state_dict().items()}
     scatter_into(small, returned)
-    kept, learnt = smaller(masked).state_dict(), small.state_dict()
-    for name, tensor in smaller(returned).state_dict().items():
+    kept, learnt = compacted(masked).state_dict(), small.state_dict()
+    for name, tensor in compacted(returned).state_dict().items():
         assert torch.equal(tensor, learnt[name]), name
         assert torch.allclose(tensor, kept[name], rtol=1e-9, atol=1e-11), name
     gone = returned.layers[0].up.weight[3:10]

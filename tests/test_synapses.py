@@ -6,7 +6,6 @@ import itertools
 import json
 import re
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -21,11 +20,11 @@ from spikeprune.cost import operations
 from spikeprune.cost.shapes import matrix_bytes, model_bytes
 from spikeprune.experiment import checkpoints, evaluation, pipeline
 from spikeprune.experiment.run_directory import RunDirectory
-from spikeprune.models.compaction import compact, nbytes, restored, scatter_into, smaller, stored
-from spikeprune.models.description import FILE, description
+from spikeprune.models.compaction import compact, compacted, scatter_into
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.packing import pack_sparse, unpack_sparse
 from spikeprune.models.quantization import MATRICES
+from spikeprune.models.serialization import full_state, nbytes, network, stored_tensors
 from spikeprune.models.sparsity import among, share, weights_of
 from spikeprune.report.tables import summary_table
 from spikeprune.snn.coding import CODINGS
@@ -59,7 +58,7 @@ def test_a_matrix_by_hand() -> None:
     layer = student.layers[0]
     with torch.no_grad():
         layer.down.weight.copy_(torch.tensor([[5.0, 2.0], [-1.0, -0.5]]))
-        layer.intermediate_site.log_theta.copy_(torch.tensor([1.0, 3.0]).log())
+        layer.intermediate_neurons.log_theta.copy_(torch.tensor([1.0, 3.0]).log())
     decide = SynapsePruning(kept=0.5, begin=0, end=0).decide
     decide(None, SimpleNamespace(student=student), 1.0)
     assert layer.down.weight.tolist() == [[5.0, 2.0], [0.0, 0.0]]  # 5 and 6 stay, 1 and 1.5 leave
@@ -81,8 +80,8 @@ def test_the_smallest_leave_from_among_kept_units(theta) -> None:
 
 def source_of(student: SpikingBert, layer: int, name: str):
     here = student.layers[layer]
-    below = student.layers[layer - 1].output_site if layer else student.embedding.site
-    own = {"out": here.context_site, "up": here.attention_site, "down": here.intermediate_site}
+    below = student.layers[layer - 1].output_neurons if layer else student.embedding.neurons
+    own = {"out": here.context_neurons, "up": here.attention_neurons, "down": here.intermediate_neurons}
     return own.get(name, below)
 
 
@@ -138,7 +137,7 @@ def test_a_loaded_student_knows_its_synapses() -> None:
 def test_a_smaller_student_learns_without_them_and_gives_back() -> None:
     student = thinned()
     gone = [(weight == 0) & among(student, i, name).bool() for i, name, weight in weights_of(student)]
-    small = smaller(student)
+    small = compacted(student)
     with torch.no_grad():
         for *_, weight in weights_of(small):
             weight += 0.1
@@ -207,49 +206,49 @@ def test_compacted_it_answers_and_costs_the_same(coding) -> None:
     assert real(student(**batch).hidden[-1], batch).abs().sum() > 0
 
 
-def read_back(student: SpikingBert, tensors: dict, folder: Path) -> SpikingBert:
-    (folder / FILE).write_text(json.dumps(description(student)))
-    return restored(folder, tensors)
+def read_back(small: SpikingBert, tensors: dict[str, torch.Tensor]) -> SpikingBert:
+    """The network that is loaded from these tensors of its file."""
+    return network(small.values, full_state(small.values, tensors, "here", "mend it"))
 
 
 @pytest.mark.parametrize("units", ["some", "none"])
 @torch.no_grad()
-def test_its_file_holds_no_zeros_and_is_read_exactly(units, tmp_path) -> None:
+def test_its_file_holds_no_zeros_and_is_read_exactly(units) -> None:
     """A bit for each place and a float for each synapse; a layer may have lost all of its heads and neurons."""
     student = thinned().float()
     if units == "none":
         student.heads[0], student.ffn[0] = 0, 0
     small = compact(student)
-    tensors = stored(small)
+    tensors = stored_tensors(small)
     assert small.synapse_count() == student.synapse_count() == sum(int((w != 0).sum()) for *_, w in weights_of(small))
     masks = {"heads": student.heads, "ffn": student.ffn, "synapses": student.synapse_count()}
     assert nbytes(tensors) == model_bytes(shape=stored_shape(student), **masks)
     packed = {key: x for key, x in tensors.items() if key.endswith((".places", ".weights"))}
     assert nbytes(packed) == matrix_bytes(shape=shape_of(student), **masks)
-    again = read_back(small, tensors, tmp_path)
+    again = read_back(small, tensors)
     assert all(torch.equal(x, again.state_dict()[name]) for name, x in small.state_dict().items())
 
 
 @torch.no_grad()
-def test_a_few_zeros_are_written_out(tmp_path) -> None:
+def test_a_few_zeros_are_written_out() -> None:
     """A checkpoint may have some; a bit for each place would be more."""
     student = thinned(kept=0.99).float()
-    tensors = stored(compact(student))
+    tensors = stored_tensors(compact(student))
     assert not any(key.endswith(".places") for key in tensors)
     masks = {"heads": student.heads, "ffn": student.ffn}
     dense = model_bytes(shape=stored_shape(student), **masks)
     assert (
         dense == nbytes(tensors) == model_bytes(shape=stored_shape(student), **masks, synapses=student.synapse_count())
     )
-    again = read_back(compact(student), tensors, tmp_path)
+    again = read_back(compact(student), tensors)
     assert again.synapse_count() == student.synapse_count()
 
 
 @torch.no_grad()
 def test_with_all_synapses_its_file_is_what_it_was() -> None:
     student = prune(make(0, sparse=True)).float()
-    tensors = stored(compact(student))
-    assert student.synapse_count() is None and set(tensors) == set(stored(compact(prune(make(0)))))
+    tensors = stored_tensors(compact(student))
+    assert student.synapse_count() is None and set(tensors) == set(stored_tensors(compact(prune(make(0)))))
     assert nbytes(tensors) == model_bytes(shape=stored_shape(student), heads=student.heads, ffn=student.ffn)
 
 

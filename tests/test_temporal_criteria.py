@@ -111,7 +111,7 @@ def test_the_profile_is_the_distance_to_the_last_asr() -> None:
     student, data = make(2, (5, 1, 1)).eval(), batches((3, 2))
     profile = convergence_profile(student, data)
     assert [len(layer) for layer in profile] == [5, 1, 1]
-    theta, error, size = student.embedding.site.theta, torch.zeros(5).double(), 0.0
+    theta, error, size = student.embedding.neurons.theta, torch.zeros(5).double(), 0.0
     with torch.no_grad():
         for batch in data:
             real = batch["attention_mask"].bool()

@@ -71,7 +71,7 @@ def test_more_silence_costs_less_energy_and_moves_the_answer_further(coding) -> 
     assert shifts[0] == 0 and costs[0] == energy_pj(work(student, batch), PRICES["fp32"])
     assert costs[-1] < costs[2] < costs[0] and costs[-1] < 0.75 * costs[0]
     assert shifts[-1] > shifts[1] > 0
-    assert all(site.dead_zone is None for site in student.sites().values())
+    assert all(site.dead_zone is None for site in student.spiking_layers().values())
 
 
 @torch.no_grad()
@@ -79,13 +79,13 @@ def test_the_share_asked_for_is_silent_at_every_site() -> None:
     student, batch = altered(make(3, (9, 9, 9)), dead_zone=True), sentences((8, 8, 8, 8))
     deaden(student, batch, 60)
     seen = {}
-    for name, site in student.sites().items():
+    for name, site in student.spiking_layers().items():
         forward = site.dead_zone.forward
         site.dead_zone.forward = lambda y, name=name, forward=forward: seen.setdefault(name, forward(y))
     student(**batch)
     for name, currents in seen.items():
         assert (currents == 0).double().mean() == pytest.approx(math.floor(0.6 * 32) / 32, abs=0.01), name
-    assert seen.keys() == student.sites().keys()
+    assert seen.keys() == student.spiking_layers().keys()
 
 
 @pytest.mark.parametrize("leak", [1.0, 0.7])

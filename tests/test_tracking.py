@@ -111,7 +111,7 @@ def test_the_compressed_student_is_an_artifact_where_asked_for(offline, records)
     [model] = [a for a in of_type(records, "artifact") if a["type"] == "model"]
     assert model["name"] == "run-1-student"  # W&B takes no +
     files = {entry["path"]: Path(entry["local_path"]) for entry in model["manifest"]["contents"]}
-    assert set(files) == {"model.safetensors", "student.json", "config.yaml", "summary.json"}
+    assert set(files) == {"model.safetensors", "config.json", "config.yaml", "summary.json"}
     assert files["model.safetensors"] == offline.stage("spatial") / "model.safetensors"
     staged = [e["local_path"] for a in of_type(records, "artifact") for e in a["manifest"]["contents"]]
     assert all(str(offline.path) in path for path in staged), "nothing that sync needs lies outside the run"

@@ -22,7 +22,7 @@ ARTIFACT = "run.wandb_artifact=true"
 def check_artifacts(board: Board, run: RunDirectory) -> None:
     """Tables and the student are there, whole and sent once, and the student's files byte for byte."""
     folder = run.stage("spatial")
-    files = (folder / "model.safetensors", folder / "student.json", run.config, run.summary)
+    files = (folder / "model.safetensors", folder / "config.json", run.config, run.summary)
     tables = [f"{stage}/layers.table.json" for stage in STAGES[1:]]
     assert sorted(board.uploads) == sorted([*tables, *(path.name for path in files)])
     for artifact in board.artifacts.values():

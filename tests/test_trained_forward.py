@@ -64,7 +64,7 @@ def test_statistics_are_those_of_the_simulation(options) -> None:
 def test_tuning_fits_what_the_forward_itself_adds_up(options, mode) -> None:
     net, batch = student(**options), batches((3,))[0]
     with torch.no_grad():
-        residual = inputs_of(net, net.layers[1].attention_site, batch, mode)[1]
+        residual = inputs_of(net, net.layers[1].attention_neurons, batch, mode)[1]
         outputs = net(**inputs(batch), mode=mode)
     real = batch["attention_mask"].bool()
     torch.testing.assert_close(residual[real], outputs.hidden[1][real])

@@ -32,7 +32,7 @@ def test_the_fit_is_the_least_squares_solution(layer, kind, residual) -> None:
     """Against torch's solver on the tall system itself, real tokens only."""
     (student, whole), data = pruned_pair(residual=residual), batches((3, 2))
     fit = mask_tuning.normal_equations(student, whole, data, layer, kind, "equilibrium")
-    name, site, size = ("out", "attention_site", D // H) if kind == "heads" else ("down", "output_site", 1)
+    name, site, size = ("out", "attention_neurons", D // H) if kind == "heads" else ("down", "output_neurons", 1)
     rows, targets = [], []
     for batch in data:
         real = batch["attention_mask"].bool()

@@ -61,7 +61,7 @@ class Watch(L.Callback):
         if self.stage == "teacher":
             return
         s = module.student
-        found = [s.heads.tolist(), s.ffn.tolist(), s.steps, s.embedding.site.theta.tolist()]
+        found = [s.heads.tolist(), s.ffn.tolist(), s.steps, s.embedding.neurons.theta.tolist()]
         additions = module.objective.additions
         found += [additions.limit.item(), additions.press.item()]
         with (self.folder / f"rank{distributed.rank()}.jsonl").open("a") as file:

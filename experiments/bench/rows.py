@@ -16,7 +16,7 @@ from experiments.bench.clock import Timing, Work, graphed, peak_bytes, shares, t
 from experiments.bench.nets import Size
 from experiments.bench.rooflines import least_bytes, operations, products, split_products
 from spikeprune.kernels import attach
-from spikeprune.models.inference import answer
+from spikeprune.models.inference import infer
 from spikeprune.models.modeling import SpikingBert
 
 EXACT = 1e-9  # of a logit's size, in float64: no spike differs
@@ -113,7 +113,7 @@ def closed_differences(at: Setting, size: Size, student: SpikingBert) -> tuple[f
         (copy.deepcopy(student).double(), at.batch(size, 4, 32)),
         (at.student(replace(size, layers=2), t_steps=student.steps[0]), at.batch(size)),
     ):
-        found.append(difference(answer(made, **batch).logits, answer(made, **batch, stepwise=True).logits))
+        found.append(difference(infer(made, **batch).logits, infer(made, **batch, stepwise=True).logits))
     return found[0], found[1]
 
 
@@ -205,7 +205,7 @@ def evaluation(at: Setting) -> Iterator[Row]:
         small = nets.compacted(student, 0.3)
         long = copy.deepcopy(student)
         long.set_t_steps(at.growth[-1])
-        apart = difference(answer(student, **batch).logits, answer(student, **batch, stepwise=True).logits)
+        apart = difference(infer(student, **batch).logits, infer(student, **batch, stepwise=True).logits)
         exact, shallow = closed_differences(at, size, student)
         unequal = "" if exact < EXACT and shallow < SAME else f"not the simulation: {exact:.2g}, {shallow:.2g} apart"
 
@@ -215,9 +215,9 @@ def evaluation(at: Setting) -> Iterator[Row]:
 
         works = {
             "dense": dense,
-            "ours": lambda student=student, batch=batch: answer(student, **batch),
-            "small": lambda small=small, batch=batch: answer(small, **batch),
-            "long": lambda long=long, batch=batch: answer(long, **batch),
+            "ours": lambda student=student, batch=batch: infer(student, **batch),
+            "small": lambda small=small, batch=batch: infer(small, **batch),
+            "long": lambda long=long, batch=batch: infer(long, **batch),
         }
         if at.device.type == "cuda":
             works |= {f"{name}, CUDA graphs": graphed(work, at.device) for name, work in works.items()}
@@ -257,7 +257,7 @@ def growth(at: Setting) -> Iterator[dict]:
             batch = at.batch(size, place["B"], place["N"])
 
             def work(student=student, batch=batch, stepwise=stepwise) -> None:
-                answer(student, **batch, stepwise=stepwise)
+                infer(student, **batch, stepwise=stepwise)
 
             found = timings({"ours": work}, at.device, budget=at.budget / 8, least=1)["ours"]
             yield {"way": title, **place, "seconds": found.median, "bytes": peak_bytes(work, at.device)}
@@ -278,7 +278,7 @@ def profiles(at: Setting) -> Iterator[dict]:
         student, batch = at.student(size, t_steps=1, coding=coding), at.batch(size)
         for t_steps in at.growth:
             student.set_t_steps(t_steps)
-            work = lambda s=student, b=batch, w=stepwise: answer(s, **b, stepwise=w)  # noqa: E731
+            work = lambda s=student, b=batch, w=stepwise: infer(s, **b, stepwise=w)  # noqa: E731
             yield {"what": title, "T": t_steps, **shares(work, at.device)}
     for t_steps in (at.growth[0], at.growth[-1]):
         step = distillation(at, size, spiking=True, t_steps=t_steps)

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from spikeprune.config.derived import folds, prunes_synapses, weights
 from spikeprune.config.schema import Config
+from spikeprune.errors import InputError
 from spikeprune.experiment.context import RunContext
 from spikeprune.experiment.run_directory import WEIGHTS, RunDirectory, read_verified, write_json, write_weights
 from spikeprune.experiment.summary import data_facts
 from spikeprune.files import jsonfile
 from spikeprune.models.checkpoint_facts import label_names
-from spikeprune.models.compaction import built, fill, restored
-from spikeprune.models.description import FILE, description, read_description
 from spikeprune.models.modeling import SpikingBert
+from spikeprune.models.sequence_classification import SpikingBertForSequenceClassification
+from spikeprune.models.serialization import (
+    CONFIG,
+    config_json,
+    config_of,
+    file_tensors,
+    full_state,
+    network,
+    read_config,
+)
 from spikeprune.models.teacher import Teacher
 
 
@@ -41,10 +53,16 @@ def leave_student(
     student: SpikingBert,
     facts: dict[str, Any],
 ) -> None:
-    folder = directory.make_stage(name)
-    write_json(folder / FILE, description(student))
-    sha = write_weights(folder / WEIGHTS, student.state_dict())
+    sha = write_student(directory.make_stage(name), student, file_tensors(student), parts.tokenizer)
     record(parts, directory, name, parent, {**facts, "weights": sha})
+
+
+def write_student(folder: Path, student: SpikingBert, tensors: dict[str, Tensor], tokenizer: Any) -> str:
+    """A directory that transformers loads: configuration, `tensors` (`file_tensors(student)`) and tokenizer. Returns
+    the sha256 of the weights' file."""
+    tokenizer.save_pretrained(folder)
+    write_json(folder / CONFIG, config_json(config_of(student)))
+    return write_weights(folder / WEIGHTS, tensors)
 
 
 def record(parts: RunContext, directory: RunDirectory, name: str, parent: str | None, facts: dict[str, Any]) -> None:
@@ -66,20 +84,19 @@ def load_teacher(parts: RunContext, directory: RunDirectory) -> Teacher:
 def load_student(directory: RunDirectory, name: str, config: Config | None = None) -> SpikingBert:
     """The student that a finished stage left, as it left it. `config`: what the stages that follow are to make of it,
     where the finished one was told something else and has not begun with it (a run that takes over another's)."""
-    folder, state = directory.stage(name), directory.weights(name)
-    values, remedy = read_description(folder), f"remove {folder} to make the stage again"
+    folder, tensors = directory.stage(name), directory.weights(name)
+    remedy = f"remove {folder} to make the stage again"
+    values = read_config(folder, remedy).model_values()
+    state = full_state(values, tensors, str(folder), remedy)
     if config is not None:
         state = adopt(values, state, config)
-    student = built(folder / FILE, values, remedy)
-    student.to(state["classifier.weight"])  # rounded to another precision it would be another
-    fill(student, state, folder / FILE, remedy)
-    return student
+    return network(values, state)
 
 
-def adopt(values: dict[str, Any], state: dict[str, torch.Tensor], config: Config) -> dict[str, torch.Tensor]:
+def adopt(values: dict[str, Any], state: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
     """Put in a student's `values` how it is to be quantized, unless it has begun to be, and whether it is to lose
     synapses. Returns its `state` for these values."""
-    values["sparse"] = prunes_synapses(config) or values.get("sparse", False)
+    values["sparse"] = prunes_synapses(config) or values["sparse"]
     if state.get("strength", 0.0):
         return state
     values["weights"], values["fold"] = weights(config), folds(config)
@@ -88,6 +105,41 @@ def adopt(values: dict[str, Any], state: dict[str, torch.Tensor], config: Config
 
 
 def load_compact(directory: RunDirectory) -> SpikingBert:
-    """The student that `spikeprune compact` left."""
-    data = read_verified(directory.compact / WEIGHTS, directory.compact_record()["weights"])
-    return restored(directory.compact, safetensors.torch.load(data))
+    """The student that `spikeprune compact` left, in evaluation mode."""
+    folder, remedy = directory.compact, "`spikeprune compact` makes it again"
+    tensors = safetensors.torch.load(read_verified(folder / WEIGHTS, directory.compact_record()["weights"]))
+    values = read_config(folder, remedy).model_values()
+    return network(values, full_state(values, tensors, str(folder), remedy)).eval()
+
+
+def load(path: str | Path) -> PreTrainedModel:
+    """The model in a directory, in evaluation mode: of a run (its last finished stage), of one stage, of a run's
+    `compact/`, or one that `save_pretrained` wrote. A teacher's directory gives a `BertForSequenceClassification`.
+
+    Raises InputError where there is no model, and for weights that are not those in the stage's record.
+
+    Example: `spikeprune.load("runs/sst2-tiny")(**tokenizer("a fine film", return_tensors="pt")).logits`
+    """
+    folder = Path(path)
+    if (folder / "config.yaml").is_file():
+        directory = RunDirectory(folder)
+        folder = directory.stage(last_student(directory))
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"{path}: holds no model ({CONFIG} is missing); give a run, a stage's directory or a model's")
+    remedy = f"remove {folder} to make it again"
+    if (folder / "record.json").is_file():
+        read_verified(folder / WEIGHTS, jsonfile.read(folder / "record.json", remedy, ("weights",))["weights"])
+    if jsonfile.read(folder / CONFIG, remedy, ("model_type",))["model_type"] == "bert":
+        return AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    return SpikingBertForSequenceClassification.from_pretrained(folder, config=read_config(folder, remedy))
+
+
+def last_student(directory: RunDirectory) -> str:
+    """The finished stage that no other finished one was made from. Raises InputError where no student is finished."""
+    names = [path.parent.name for path in sorted(directory.path.glob("stages/*/record.json"))]
+    parents = [(directory.record(name)["parent"] or {}).get("stage") for name in names]
+    last = [name for name in names if name not in parents and name != "teacher"]
+    if len(last) != 1:
+        found = f"several last stages ({', '.join(last)}); give one's directory" if last else "no finished student yet"
+        raise InputError(f"{directory.path}: holds {found}")
+    return last[0]

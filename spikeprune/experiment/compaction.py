@@ -10,14 +10,14 @@ import torch
 
 from spikeprune.config.load import read_resolved
 from spikeprune.errors import InputError
-from spikeprune.experiment.checkpoints import load_student
+from spikeprune.experiment.checkpoints import load_student, write_student
 from spikeprune.experiment.context import RunContext
 from spikeprune.experiment.evaluation import last_finished, reopen, untrained_changes
-from spikeprune.experiment.run_directory import WEIGHTS, write_json, write_weights
-from spikeprune.models.compaction import as_float, compact, nbytes, parameter_count, stored
-from spikeprune.models.description import FILE, description
+from spikeprune.experiment.run_directory import WEIGHTS, write_json
+from spikeprune.models.compaction import as_float, compact
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS
+from spikeprune.models.serialization import file_tensors, nbytes, parameter_count
 
 SENTENCES = 8  # of the dev split, that a compacted student must answer like the masked one
 TOLERANCE = 1e-9  # of a logit in float64
@@ -39,10 +39,8 @@ def compact_run(
     folder = directory.compact
     folder.mkdir(exist_ok=True)
     (folder / "record.json").unlink(missing_ok=True)  # the last file to come is the first to go
-    parts.tokenizer.save_pretrained(folder)
-    write_json(folder / FILE, description(small))
-    tensors = stored(small)
-    weights = write_weights(folder / WEIGHTS, tensors)
+    tensors = file_tensors(small)
+    weights = write_student(folder, small, tensors, parts.tokenizer)
     files = {"bytes": folder / WEIGHTS, "masked_bytes": directory.stage(name) / WEIGHTS}
     facts = {
         "parent": {"stage": name, "weights": source},

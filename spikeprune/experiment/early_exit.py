@@ -67,10 +67,10 @@ class Anytime:
         self.student, self.shape = student, shape
         self.tokens, self.lengths = batch["attention_mask"].bool(), batch["attention_mask"].sum(1)
         outputs = simulate(student, batch, pulses=True)
-        self.counts, pulses, leak = outputs.counts, outputs.pulses, student.embedding.site.leak
+        self.counts, pulses, leak = outputs.counts, outputs.pulses, student.embedding.neurons.leak
         self.last, self.full = len(pulses), max(student.steps)
         values = read_running_mean(pulses, self.last, leak)
-        self.logits = student.answer(values, self.tokens)  # [T_L, B, C]
+        self.logits = student.classify(values, self.tokens)  # [T_L, B, C]
         self.logits[-1] = outputs.logits
         rates = read_running_mean(pulses.sign().double(), self.last, leak)  # so that no bound is passed by rounding
         weights = self.tokens[..., None].to(rates.dtype)
@@ -107,7 +107,9 @@ class Anytime:
         if rule == "asr":
             tokens = torch.ones_like(times) if shape.pooling == "cls" else self.lengths.double()
             per_check = tokens * shape.hidden * (times - 1).clamp(min=0)  # the first step has nothing to compare with
-            return rate_checks(shape, {shape.layers + 1: per_check.sum()}, self.student.embedding.site.leak, len(times))
+            return rate_checks(
+                shape, {shape.layers + 1: per_check.sum()}, self.student.embedding.neurons.leak, len(times)
+            )
         answers = times.sum() - (stops < self.last).sum()  # a sample that ends early has its answer from the last check
         tanh = shape.hidden * (shape.pooling == "cls")
         mac, elementwise = answers * shape.hidden * shape.classes, times.sum() * shape.classes + answers * tanh
@@ -123,7 +125,7 @@ def layer_by_layer(student: SpikingBert, batch: Batch, shape: Shape, bound: floa
     asks = bound is not None and not never("asr", bound)
     outputs = simulate(student, batch, settled=bound if asks else None)
     work = operations(student, outputs.counts, lengths, shape, student.steps)
-    whole = {name: torch.full_like(lengths, student.steps[layer_of(name) + 1]) for name in student.sites()}
+    whole = {name: torch.full_like(lengths, student.steps[layer_of(name) + 1]) for name in student.spiking_layers()}
     stops = outputs.stops if asks else whole
     steps, stages = turns(student, stops)
     early = torch.stack([stops[name] < whole[name] for name in stops]).any(0)
@@ -161,7 +163,7 @@ def site_checks(student: SpikingBert, stops: dict[str, Tensor], lengths: Tensor,
             width = student.ffn[layer].sum().double()
         times = (taken.clamp(max=student.steps[layer + 1] - 1) - 1).clamp(min=0).double()
         looked_at[layer + 1] = looked_at.get(layer + 1, 0) + (times * lengths).sum() * width
-    return rate_checks(shape, looked_at, student.embedding.site.leak, len(lengths))
+    return rate_checks(shape, looked_at, student.embedding.neurons.leak, len(lengths))
 
 
 # ------------------------------------------------------------------------------------------------------------- prices

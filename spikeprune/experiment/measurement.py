@@ -1,4 +1,4 @@
-"""Quality and cost of a teacher or student on the dev split, in float32, from its spikes (see `models.answer`)."""
+"""Quality and cost of a teacher or student on the dev split, in float32, from its spikes (see `models.inference`)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def measure_teacher(parts: RunContext, teacher: Teacher) -> Measured:
 
 
 def measure_student(parts: RunContext, module: DistillationModule, stage: str) -> Measured:
-    """Quality and cost on the dev split, in float32, from the student's spikes (see `models.answer`). Raises
+    """Quality and cost on the dev split, in float32, from the student's spikes (see `models.inference.infer`). Raises
     InputError, which names the `stage`, where a number that is found is not finite."""
     measured = _measure_student(parts, module, stage)
     check_finite(measured, f"stage {stage}, split {parts.task.dev_splits[0]!r}")

@@ -3,7 +3,7 @@
 runs/<name>/config.yaml        resolved configuration
            metrics.jsonl       one record a line, in the order logged; metrics.csv the same as a table
            summary.json        per stage quality, cost and shape
-           stages/<stage>/     model.safetensors + student.json (teacher: a transformers directory), record.json
+           stages/<stage>/     a model that transformers loads (config.json, model.safetensors, tokenizer), record.json
            stages/<stage>/resume.ckpt   only while the stage runs
            compact/            the compacted student and its tokenizer, where `spikeprune compact` was asked for them
            lock.<n>            only while a run is at work in it: host, process and SLURM job

@@ -19,7 +19,7 @@ from spikeprune.experiment.measurement import check_teacher, measure_student, me
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.experiment.terminal import say
 from spikeprune.integrations.wandb import live
-from spikeprune.models.compaction import scatter_into, smaller
+from spikeprune.models.compaction import compacted, scatter_into
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.tensors import misfit, not_finite, out_of_memory
 from spikeprune.report.tables import budget_line
@@ -49,7 +49,7 @@ def learn(parts: RunContext, directory: RunDirectory, name: str, parent: str | N
         student = distributed.first(lambda: networks.student(parts, frozen, batch))
     else:
         student = distributed.first(lambda: load_student(directory, parent, parts.config))
-    learning = smaller(student) if masks_are_final(parts, name, student) else student
+    learning = compacted(student) if masks_are_final(parts, name, student) else student
     module = modules.student_module(parts, name, learning, frozen)
     facts = fit(parts, directory, name, module)
     if learning is not student:

@@ -44,7 +44,7 @@ def covers(student: SpikingBert, ctx: ForwardContext) -> bool:
     architecture that is `supported`: the closed form of IF neurons, and the simulation in `per_step` or (IF)
     `running_mean` where no layer fires longer than the one below it; trains that hold counts up to MOST steps.
     """
-    neurons, steps = student.embedding.site, student.steps
+    neurons, steps = student.embedding.neurons, student.steps
     more = ctx.rate or ctx.trace or ctx.scores or ctx.pulses or ctx.deaden is not None or ctx.settled is not None
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cuda") or more:
         return False
@@ -93,7 +93,7 @@ def encode(student: SpikingBert, input_ids: Tensor, token_type_ids: Tensor, *, c
     closed, tokens = ctx.mode == "equilibrium", ctx.tokens
     mode = CLOSED if closed else MODES[student.coding]
     weights, (total, *totals) = cached_weights(student, mode != PER_STEP), student.steps
-    neurons, shape = student.embedding.site, (*input_ids.shape, student.values["hidden"])  # [B, N, D]
+    neurons, shape = student.embedding.neurons, (*input_ids.shape, student.values["hidden"])  # [B, N, D]
 
     def firing(theta_and_kept: tuple[Tensor, Tensor], t_steps: int) -> Firing:
         ternary, start = neurons.kind == "ternary", neurons.neuron.start
@@ -162,16 +162,16 @@ def record_counts(
 
     key, value = count(kv).chunk(2, -1)
     first = None
-    if layer.output_site.count_first:
-        rows = output.view(len(output), *ctx.tokens.shape, -1)[:, :, 0, : layer.output_site.channels]
+    if layer.output_neurons.count_first:
+        rows = output.view(len(output), *ctx.tokens.shape, -1)[:, :, 0, : layer.output_neurons.channels]
         first = first_token_counts(rows, running)
     for neurons, counts, first_counts in (
-        (layer.key_site, key, None),
-        (layer.value_site, value, None),
-        (layer.context_site, count(context), None),
-        (layer.attention_site, count(attention), None),
-        (layer.intermediate_site, count(intermediate), None),
-        (layer.output_site, count(output), first),
+        (layer.key_neurons, key, None),
+        (layer.value_neurons, value, None),
+        (layer.context_neurons, count(context), None),
+        (layer.attention_neurons, count(attention), None),
+        (layer.intermediate_neurons, count(intermediate), None),
+        (layer.output_neurons, count(output), first),
     ):
         ctx.record.add(neurons.name, counts=counts[..., : neurons.channels], first_counts=first_counts)
 

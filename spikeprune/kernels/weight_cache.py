@@ -135,13 +135,13 @@ def prepare(
                 up=up,
                 down=down,
                 kv=key_value_neurons(layer),
-                context=padded_neurons(layer.context_site, heads.repeat_interleave(layer.head_size)),
-                attention=padded_neurons(layer.attention_site),
-                intermediate=padded_neurons(layer.intermediate_site, ffn),
-                output=padded_neurons(layer.output_site),
+                context=padded_neurons(layer.context_neurons, heads.repeat_interleave(layer.head_size)),
+                attention=padded_neurons(layer.attention_neurons),
+                intermediate=padded_neurons(layer.intermediate_neurons, ffn),
+                output=padded_neurons(layer.output_neurons),
             )
         )
-    return CachedWeights(version, next(_SERIAL), padded_neurons(student.embedding.site), layers)
+    return CachedWeights(version, next(_SERIAL), padded_neurons(student.embedding.neurons), layers)
 
 
 def matrices_of(layer: LayerWeights) -> tuple[SplitIntegers, ...]:
@@ -161,7 +161,7 @@ def split_matrices(student: SpikingBert, index: int, counts: bool) -> tuple[Spli
 
 def key_value_neurons(layer: EncoderLayer) -> tuple[Tensor, Tensor]:
     """Theta and mask of the columns query, key and value, of which the query's do not fire."""
-    (key, key_kept), (value, value_kept) = padded_neurons(layer.key_site), padded_neurons(layer.value_site)
+    (key, key_kept), (value, value_kept) = padded_neurons(layer.key_neurons), padded_neurons(layer.value_neurons)
     return torch.cat([torch.ones_like(key), key, value]), torch.cat([torch.zeros_like(key), key_kept, value_kept])
 
 

@@ -1,1 +1,1 @@
-"""The teacher, the spiking student, and what a forward pass of either returns."""
+"""The teacher and the spiking student as torch modules: architecture, weights and files; no training and no data."""

@@ -1,7 +1,7 @@
-"""A BERT checkpoint's own facts, read before any weight: its sizes, what its attention computes, its label names.
+"""The configuration of a BERT checkpoint, checked before any weight is read: architecture, sizes, label names.
 
-The teacher is transformers' own BERT and the student copies it, so what transformers leaves out of a checkpoint (it
-ignores an unknown field), or computes where a BERT classifier here would not, is refused in one sentence.
+The teacher is transformers' own BERT and the student copies its encoder. A checkpoint with fields that transformers
+ignores, or with parts that the student does not have, is refused in one sentence.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def read_config(checkpoint: str, *, classes: int) -> BertConfig:
 
 
 def raw_config(checkpoint: str) -> dict[str, Any]:
-    """`load.json` as it is written: transformers forgets the fields that it no longer knows."""
+    """`config.json` as it is written: transformers drops fields that it no longer knows."""
     try:
         return PreTrainedConfig.get_config_dict(checkpoint)[0]
     except (OSError, ValueError) as error:
@@ -62,7 +62,7 @@ def first_line(error: Exception) -> str:
 
 
 def problems(raw: dict[str, Any], config: BertConfig) -> Iterator[str]:
-    """What of a BERT's configuration would make another network of it here; each completes "<checkpoint> …"."""
+    """Properties of a BERT that teacher or student could not reproduce; each text completes "<checkpoint> …"."""
     positions, width = raw.get("position_embedding_type", "absolute"), raw.get("embedding_size", config.hidden_size)
     if config.is_decoder:
         yield "is a BERT decoder (is_decoder is true); use an encoder"
@@ -94,8 +94,8 @@ def problems(raw: dict[str, Any], config: BertConfig) -> Iterator[str]:
 
 
 def unread_weights(keys: Sequence[str]) -> list[str]:
-    """Of a checkpoint's tensors that no module takes, those that belong to the encoder: what it computed with them
-    is lost. Heads of other tasks may go."""
+    """The encoder's tensors among those of a checkpoint that no module takes: without them it would be another network.
+    Classifiers of other tasks may be missing."""
     parts = ("embeddings.", "encoder.")
     own = [key for key in keys if key.removeprefix("bert.").startswith(parts)]
     return sorted(key for key in own if not key.endswith(BUFFERS))
@@ -141,6 +141,11 @@ def _numbers(table: Any) -> dict[str, int]:
         return {str(name): int(i) for name, i in (table or {}).items()}
     except (AttributeError, TypeError, ValueError):
         return {}
+
+
+def generic_names(names: Sequence[str]) -> bool:
+    """Whether these are the names that transformers gives to classes without any."""
+    return all(name == f"LABEL_{i}" for i, name in enumerate(names))
 
 
 def _generic(table: dict[str, int]) -> bool:

@@ -1,66 +1,68 @@
-"""A masked student -> a physically smaller one with the same answers.
+"""Compaction: a network with masked heads and neurons becomes a physically smaller one with the same logits.
 
-A pruned head leaves its rows of Wq, Wk, Wv (and their biases and thresholds) and its columns of Wo; a pruned neuron its
-row of W1 (bias, threshold) and its column of W2. Layers may end up with different numbers of either, down to none. The
-hidden size D and the head size d stay.
+With a pruned head go its rows of Wq, Wk, Wv (their biases and thresholds too) and its columns of Wo; with a pruned
+neuron its row of W1 (bias, threshold) and its column of W2. Layers may keep different numbers of either, down to none.
+The hidden size D and the head size d stay.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from spikeprune.errors import InputError
-from spikeprune.models.description import read_description
-from spikeprune.models.modeling import SpikingBert, first
-from spikeprune.models.packing import PackedLinear, pack, pack_sparse, unpack_sparse
+from spikeprune.models.modeling import SpikingBert
+from spikeprune.models.packing import pack
 from spikeprune.models.quantization import MATRICES
-from spikeprune.models.tensors import misfit, not_finite
-from spikeprune.models.weights import codes
+from spikeprune.models.weights import codes, matrix_names
 
 ROWS = {"heads": ("query", "key", "value"), "ffn": ("up",)}  # matrices whose rows are heads' channels, or neurons
-THETAS = {"heads": ("query_site", "key_site", "value_site", "context_site"), "ffn": ("intermediate_site",)}
+THETAS = {  # spiking layers whose channels are those of the heads, or the neurons
+    "heads": ("query_neurons", "key_neurons", "value_neurons", "context_neurons"),
+    "ffn": ("intermediate_neurons",),
+}
 COLUMNS = {"heads": "out", "ffn": "down"}
-Cut = Callable[..., dict[str, Tensor]]  # (student, layer, matrix, rows, columns) -> its tensors in the smaller one
+# (student, layer, matrix, rows, columns) -> the matrix' tensors in the compacted network
+MatrixTensors = Callable[..., dict[str, Tensor]]
 PARTS = ("weight", "data", "scale")  # of a matrix, besides its bias
-SPARSE = ("places", "weights")  # of a matrix in the file of a student that has lost synapses
-AGAIN = "`spikeprune compact` makes it again"
-IMPLIED = ("heads", "ffn", "t_steps")  # of a state, which a compacted student's values already tell
+OWN = ("heads", "ffn", "t_steps")  # buffers that a compacted network has of its own, from its arguments
 
 
 @torch.no_grad()
 def compact(student: SpikingBert) -> SpikingBert:
-    """A new student without the units that `student` has masked; `student` itself stays as it is.
+    """A copy of `student` without its masked heads and neurons, for inference and measurement.
 
-    Logits are the masked student's in the modes equilibrium and spiking, up to the order of sums: a current within
-    rounding of a threshold may fire in one and not in the other. Device, type, training mode and backend are the same.
-    Weights that are quantized all the way are packed, exactly as they act; half-way ones become the floats that they
-    act as. It is there to answer and to be measured; for training see `smaller`.
+    Logits equal those of `student` in the modes equilibrium and spiking up to the order of sums: a current within
+    rounding of a threshold may fire in one network and not in the other. Device, number type, training mode and backend
+    are the same. Weights at quantization strength 1 are packed as codes and scales; at lower strengths the effective
+    weights become plain floats. A network that is to be trained further comes from `compacted`.
+
+    Example: `compact(spikeprune.load("runs/sst2/stages/spatial").spiking_bert)`
     """
-    return without_masked(student, written(student, student.quantized == 1), rest(student), smaller_matrix)
+    return without_masked(
+        student, weight_arguments(student, student.quantized == 1), state_without_matrices(student), effective_matrix
+    )
 
 
 @torch.no_grad()
-def smaller(student: SpikingBert) -> SpikingBert:
-    """A new student without the masked units, to go on training: as `compact`, but the weights are those that are
-    stored, and a quantizer goes on with them (its scales are over the inputs that are kept). See `scatter_into`."""
+def compacted(student: SpikingBert) -> SpikingBert:
+    """As `compact`, for further training: the stored weights are copied instead of the effective ones, and remain under
+    the quantizer (its scales are means over kept inputs, so they do not change). See `scatter_into`."""
     return without_masked(student, {"t_steps": student.steps}, student.state_dict(), stored_matrix)
 
 
-def without_masked(student: SpikingBert, values: dict[str, Any], state: dict[str, Tensor], matrix: Cut) -> SpikingBert:
-    """`values` and `state`: what differs from the student's own values, and the tensors that do not shrink."""
+def without_masked(
+    student: SpikingBert, values: dict[str, Any], state: dict[str, Tensor], matrix: MatrixTensors
+) -> SpikingBert:
+    """`values`: arguments in which the new network differs from `student`; `state`: the tensors that do not shrink."""
     kept = {name: kept_units(student, name) for name in ("heads", "ffn")}
     counts = {f"layer_{name}": [len(units) for units in layers] for name, layers in kept.items()}
     small = SpikingBert(**{**student.values, **counts, **values})
     small.to(student.classifier.weight)
     for i in range(len(student.layers)):
-        state |= smaller_layer(student, i, heads=kept["heads"][i], ffn=kept["ffn"][i], matrix=matrix)
+        state |= compacted_layer(student, i, heads=kept["heads"][i], ffn=kept["ffn"][i], matrix=matrix)
     small.load_state_dict({**state, "heads": small.heads, "ffn": small.ffn})
     small.attach(student.backend)
     return small.train(student.training)
@@ -72,7 +74,9 @@ def kept_units(student: SpikingBert, name: str) -> list[Tensor]:
     return [mask[: getattr(layer, name)].nonzero()[:, 0] for mask, layer in zip(masks, student.layers, strict=True)]
 
 
-def smaller_layer(student: SpikingBert, index: int, *, heads: Tensor, ffn: Tensor, matrix: Cut) -> dict[str, Tensor]:
+def compacted_layer(
+    student: SpikingBert, index: int, *, heads: Tensor, ffn: Tensor, matrix: MatrixTensors
+) -> dict[str, Tensor]:
     """The tensors of one layer that shrink or are packed, by their names in the student's `state_dict`."""
     layer, out = student.layers[index], {}
     state, size = layer.state_dict(), layer.head_size
@@ -92,8 +96,8 @@ def smaller_layer(student: SpikingBert, index: int, *, heads: Tensor, ffn: Tenso
     return {f"layers.{index}.{name}": tensor for name, tensor in out.items()}
 
 
-def smaller_matrix(student: SpikingBert, index: int, name: str, rows: Any, columns: Any) -> dict[str, Tensor]:
-    """Cut as it acts: codes and scales are the masked matrix's own, not worked out again on what is left."""
+def effective_matrix(student: SpikingBert, index: int, name: str, rows: Any, columns: Any) -> dict[str, Tensor]:
+    """The effective weight's rows and columns; codes and scales are those of the masked matrix, not computed anew."""
     if student.quantized < 1:
         return {f"{name}.weight": student.acting_weight(index, name)[rows][:, columns]}
     numbers, scale = codes(student, index, name)
@@ -105,24 +109,25 @@ def stored_matrix(student: SpikingBert, index: int, name: str, rows: Any, column
     return {f"{name}.weight": getattr(student.layers[index], name).weight[rows][:, columns]}
 
 
-def written(student: SpikingBert, packed: bool) -> dict[str, Any]:
-    """Values of a student of `student`'s steps whose matrices are packed, or plain floats."""
-    few = {"weights": student.weights, "fold": student.fold, "packed": True}
-    return {"t_steps": student.steps, **(few if packed else {"weights": "float", "fold": False, "packed": False})}
+def weight_arguments(student: SpikingBert, packed: bool) -> dict[str, Any]:
+    """Arguments of a network with `student`'s time steps whose matrices are packed, or plain floats."""
+    if packed:
+        return {"t_steps": student.steps, "weights": student.weights, "fold": student.fold, "packed": True}
+    return {"t_steps": student.steps, "weights": "float", "fold": False, "packed": False}
 
 
-def rest(student: SpikingBert) -> dict[str, Tensor]:
-    """A state without what makes its matrices quantized."""
+def state_without_matrices(student: SpikingBert) -> dict[str, Tensor]:
+    """The state without the matrices' weights and the quantization strength."""
     mine = {f"{matrix}.{part}" for matrix in matrix_names(student) for part in PARTS}
     return {key: value for key, value in student.state_dict().items() if key not in mine | {"strength"}}
 
 
 @torch.no_grad()
 def scatter_into(small: SpikingBert, student: SpikingBert) -> None:
-    """Write what the `smaller` one has learnt, its time steps and how far it is quantized into the student that it was
-    made from; masks and what they silence stay as they are. Raises ValueError for one whose weights are packed."""
+    """Copy the parameters, time steps and quantization strength of a `compacted` network into the `student` that it
+    was made from; masks and the parameters of masked units stay. Raises ValueError for packed weights."""
     if small.packed:
-        raise ValueError("a compacted student has nothing to give back: its weights are final")
+        raise ValueError("packed weights are final: only a network made by `compacted` can be scattered back")
     target, learnt = student.state_dict(), small.state_dict()
     where = {}
     for i, (heads, ffn) in enumerate(zip(kept_units(student, "heads"), kept_units(student, "ffn"), strict=True)):
@@ -131,7 +136,7 @@ def scatter_into(small: SpikingBert, student: SpikingBert) -> None:
             where |= {f"layers.{i}.{row}": (0, own) for row in (*ROWS[name], *THETAS[name])}
             where[f"layers.{i}.{COLUMNS[name]}.weight"] = (1, own)
     for name, tensor in learnt.items():
-        if name in IMPLIED:
+        if name in OWN:
             continue
         part = next((part for part in where if name.startswith(part)), None)
         if part is None or target[name].shape == tensor.shape:
@@ -142,106 +147,18 @@ def scatter_into(small: SpikingBert, student: SpikingBert) -> None:
 
 
 def channels(heads: Tensor, size: int) -> Tensor:
-    """Of these heads, one after the other."""
+    """Numbers of the channels of these heads, each of `size`."""
     return (heads[:, None] * size + torch.arange(size, device=heads.device)).flatten()
 
 
 @torch.no_grad()
 def as_float(student: SpikingBert) -> SpikingBert:
-    """The same student, its matrices stored as the floats that they act as: what a compacted one is compared with."""
-    same = SpikingBert(**{**student.values, **written(student, False)}).to(student.classifier.weight)
+    """The same network with its effective weights stored as plain floats, to compare a compacted network with."""
+    same = SpikingBert(**{**student.values, **weight_arguments(student, False)}).to(student.classifier.weight)
     weights = {
         f"layers.{i}.{name}.weight": student.acting_weight(i, name)
         for i in range(len(student.layers))
         for name in MATRICES
     }
-    same.load_state_dict({**rest(student), **weights})
+    same.load_state_dict({**state_without_matrices(student), **weights})
     return same.train(student.training)
-
-
-# ---------------------------------------------------------------------------------------------------------- as a file
-
-
-def stored(student: SpikingBert) -> dict[str, Tensor]:
-    """The tensors of a compacted student's file: parameters, codes and scales, as `shapes.model_bytes` counts them; of
-    a
-    sparse student's matrices their synapses' places and weights, where these are smaller.
-
-    Masks and steps are in its values. Raises ValueError for a student that has other ones, which must be compacted.
-    """
-    if student.values["layer_heads"] is None:
-        raise ValueError("only a compacted student is stored without its masks and steps")
-    masks = {name: first(student.values[f"layer_{name}"], student.values[name]) for name in ("heads", "ffn")}
-    same = all(torch.equal(getattr(student, name).cpu(), mask) for name, mask in masks.items())
-    if not same or student.steps != list(student.values["t_steps"]):
-        raise ValueError("only a compacted student is stored without its masks and steps")
-    tensors = {name: tensor for name, tensor in student.state_dict().items() if name not in IMPLIED}
-    if student.synapse_count() is not None:
-        plain = {f"{matrix}.weight": tensors[f"{matrix}.weight"] for matrix in matrix_names(student)}
-        packed = {
-            f"{matrix}.{part}": tensor
-            for matrix in matrix_names(student)
-            for part, tensor in zip(SPARSE, pack_sparse(plain[f"{matrix}.weight"]), strict=True)
-        }
-        if nbytes(packed) < nbytes(plain):
-            return {name: tensor for name, tensor in tensors.items() if name not in plain} | packed
-    return tensors
-
-
-def matrix_names(student: SpikingBert) -> list[str]:
-    """As `state_dict` has them."""
-    return [f"layers.{i}.{name}" for i in range(len(student.layers)) for name in MATRICES]
-
-
-def restored(folder: Path, tensors: dict[str, Tensor]) -> SpikingBert:
-    """The compacted student whose values lie in `folder`, with the tensors of its file, in evaluation mode. Raises
-    InputError where the values cannot be read, or are another student's."""
-    path, tensors = folder / "student.json", dict(tensors)
-    values = read_description(folder)
-    student = built(path, values, AGAIN).to(tensors["classifier.weight"])
-    for matrix in matrix_names(student) if values.get("sparse") else ():
-        if f"{matrix}.{SPARSE[0]}" in tensors:  # with nearly all its synapses it is written as it is
-            packed = [tensors.pop(f"{matrix}.{part}") for part in SPARSE]
-            tensors[f"{matrix}.weight"] = unpack_sparse(*packed, student.get_submodule(matrix).weight.shape)
-    fill(student, {**{name: getattr(student, name) for name in IMPLIED}, **tensors}, path, AGAIN)
-    return student.eval()
-
-
-def load(folder: str | Path) -> SpikingBert:
-    """The student that `spikeprune compact` wrote to `folder`, in evaluation mode; its tokenizer lies beside it.
-    Raises InputError for a file that is missing, damaged, or of another student."""
-    path = Path(folder) / "model.safetensors"
-    try:
-        tensors = safetensors.torch.load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: is missing or damaged ({error}); {AGAIN}") from None
-    return restored(Path(folder), tensors)
-
-
-def built(path: Path, values: dict[str, Any], remedy: str) -> SpikingBert:
-    """The student of these values, its weights at random. Raises InputError, which names their file, where there is
-    none."""
-    try:
-        return SpikingBert(**values)
-    except (TypeError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: describes no student ({error}); {remedy}") from None
-
-
-def fill(student: SpikingBert, state: dict[str, Tensor], path: Path, remedy: str) -> None:
-    """Load a state. Raises InputError where it is another network's than that of the values in `path`, and for a number
-    that is not finite, which a simulation would pass over: NaN reaches no threshold."""
-    if wrong := misfit(student.state_dict(), state):
-        raise InputError(f"{path}: does not describe the network in model.safetensors ({wrong}); {remedy}")
-    if wrong := not_finite(state):
-        raise InputError(f"{path.parent}: {wrong[0]} of the network is not finite; {remedy}")
-    student.load_state_dict(state)
-
-
-def parameter_count(student: SpikingBert) -> int:
-    """Packed weights count as parameters too."""
-    packed = (module.shape for module in student.modules() if isinstance(module, PackedLinear))
-    return sum(p.numel() for p in student.parameters()) + sum(rows * columns for rows, columns in packed)
-
-
-def nbytes(tensors: dict[str, Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -1,14 +1,15 @@
 """The connection from the last layer back to the first (Bal & Sengupta 2024, SpikingBERT, arXiv 2308.10873; Xiao et al.
-2021, arXiv 2109.14247): the embedding's site is driven by `E + Wf a_L`.
+2021, arXiv 2109.14247): the embedding's spiking layer is driven by `E + Wf a_L`.
 
-Then the network at rest is a fixed point. With z the values of the last layer and G one pass through the network that
-z is fed back into, `z* = G(z*)`. G here is the network of exact rates, each site's `clip` without rounding: rounding
-makes it piecewise constant, and such a map may have no fixed point at all. z* found, one ordinary pass answers from it,
-with T-level rates. Backward, a gradient v that reaches z* becomes `w = v + J^T w`, J = dG/dz (implicit function
-theorem), and w goes on into one pass's parameters: no memory of the iterations, exact for the clip network.
+The equilibrium of the network is then a fixed point: with z the values of the last layer and G one forward with z fed
+back, `z* = G(z*)`. G is the network of exact rates, the `clip` of each spiking layer without rounding: a rounded
+network is piecewise constant and may have no fixed point. From z* one ordinary forward with T-level rates gives the
+outputs. In the backward pass a gradient v of z* becomes the solution of `w = v + J^T w`, J = dG/dz (implicit function
+theorem), and w is backpropagated through one forward: the iterations are not stored, and the gradient is exact for the
+clip network.
 
-Both fixed points are found by Anderson acceleration, each sentence for itself. Simulated in time, the last layer's
-spikes arrive one step later; all layers tick together, which only the synchronous codings do.
+Both fixed points are found by Anderson acceleration, for each sentence separately. In a simulation the last layer's
+spikes arrive one time step later; all layers advance together, so only the synchronous codings can have feedback.
 """
 
 from __future__ import annotations
@@ -45,13 +46,13 @@ def anderson(f: Callable[[Tensor], Tensor], z: Tensor, *, tolerance: float, most
     points: list[Tensor] = []  # f(z) and
     gaps: list[Tensor] = []  # f(z) - z of the last MEMORY + 1 evaluations
     for step in range(1, most + 1):
-        answer = f(z.view(shape)).flatten(1)
-        gap = answer - z
-        residual = gap.norm(dim=1) / answer.norm(dim=1).clamp(min=1e-12)
+        value = f(z.view(shape)).flatten(1)
+        gap = value - z
+        residual = gap.norm(dim=1) / value.norm(dim=1).clamp(min=1e-12)
         if not (residual > tolerance).any() or step == most:
             break
-        points, gaps = [*points[-MEMORY:], answer], [*gaps[-MEMORY:], gap]
-        new = answer
+        points, gaps = [*points[-MEMORY:], value], [*gaps[-MEMORY:], gap]
+        new = value
         if len(gaps) > 1:
             moves = torch.stack([b - a for a, b in zip(gaps, gaps[1:], strict=False)], -1)  # [B, M, m]
             strides = torch.stack([b - a for a, b in zip(points, points[1:], strict=False)], -1)
@@ -59,7 +60,7 @@ def anderson(f: Callable[[Tensor], Tensor], z: Tensor, *, tolerance: float, most
             size = gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
             ridge = (size * RIDGE[z.dtype] + 1e-30) * torch.eye(gram.shape[-1]).to(gram)
             shares = torch.linalg.solve_ex(gram + ridge, moves.mT @ gap[..., None])[0]  # [B, m, 1]
-            new = answer - (strides @ shares)[..., 0]
+            new = value - (strides @ shares)[..., 0]
         z = torch.where((residual > tolerance)[:, None], new, z)
     return Solution(z.view(shape), step, residual.max().item())
 

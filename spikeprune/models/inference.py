@@ -1,5 +1,5 @@
-"""How a student answers when its quality and cost are measured: in closed form where that is the simulation, a few
-sentences at a time where it has to be simulated."""
+"""Inference as it is measured: in closed form where that equals the simulation, else simulated a few sentences at a
+time, so that spike trains fit into memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from spikeprune.snn.context import ForwardContext
 CHUNK = 2**25  # most numbers in one tensor of a simulation: 128 MiB of float32
 
 
-def answer(
+def infer(
     student: SpikingBert,
     input_ids: Tensor,
     attention_mask: Tensor,
@@ -49,7 +49,7 @@ def in_closed_form(student: SpikingBert, stepwise: bool) -> bool:
 
 
 def replayable(student: SpikingBert, tokens: Tensor, stepwise: bool) -> bool:
-    """Whether `answer` sends nothing from the host to the device on its way, so that a CUDA graph can hold it."""
+    """Whether `infer` sends nothing from the host to the device on its way, so that a CUDA graph can hold it."""
     if not student.classifier.weight.is_cuda or torch.is_autocast_enabled("cuda"):
         return False
     if student.embedding.feedback is not None:
@@ -60,7 +60,7 @@ def replayable(student: SpikingBert, tokens: Tensor, stepwise: bool) -> bool:
 
 
 def state(student: SpikingBert) -> Hashable:
-    """What a CUDA graph of `answer` takes for granted; what the backend caches of weights is brought up to date."""
+    """What a CUDA graph of `infer` takes for granted; what the backend caches of weights is brought up to date."""
     with torch.inference_mode(False):
         cached = None if student.backend is None else (student.backend.name, student.backend.state(student))
     ways = (student.quantized, student.training)

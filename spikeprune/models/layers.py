@@ -1,4 +1,4 @@
-"""What a spiking student is made of: the embedding's site and the encoder layer. Legend and formulas: `modeling.py`."""
+"""The embedding and the encoder layer of a spiking BERT. Legend of shapes and formulas: `modeling.py`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ Map = Callable[[Tensor], Tensor]
 
 
 def layer_of(site: str) -> int:
-    """Encoder layer of a site's name, -1 for the embedding's."""
+    """Encoder layer of a spiking layer's name such as `layers.3.key`; -1 for the embedding's."""
     return -1 if site == "embedding" else int(site.split(".")[1])
 
 
 class SpikingEmbedding(nn.Module):
-    """Word, position and segment embeddings, their layer norm, and a first spiking site driven by the constant sum."""
+    """Word, position and segment embeddings, their layer norm, and a first spiking layer driven by the constant sum.
+
+    `spiking(name, channels, groups=1)` makes a spiking layer, here and in `EncoderLayer`."""
 
     def __init__(
         self,
@@ -34,23 +36,23 @@ class SpikingEmbedding(nn.Module):
         segments: int,
         hidden: int,
         eps: float,
+        spiking: Callable[..., SpikingLayer],
         feedback: bool = False,
         residual: str = "spikes",
-        **neuron,
     ):
         super().__init__()
         self.word = nn.Embedding(vocab, hidden)
         self.position = nn.Embedding(positions, hidden)
         self.segment = nn.Embedding(segments, hidden)
         self.norm = nn.LayerNorm(hidden, eps=eps)
-        self.site = SpikingLayer("embedding", hidden, **neuron)
-        self.site.shows_current = residual == "membrane"
+        self.neurons = spiking("embedding", hidden)
+        self.neurons.shows_current = residual == "membrane"
         self.feedback = nn.Linear(hidden, hidden, bias=False) if feedback else None
         if feedback:
             nn.init.zeros_(self.feedback.weight)  # at first the network is the one without
 
     def current(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
-        """What the words say, `[B, N, D]`."""
+        """The normed sum of the embeddings `[B, N, D]`, a current that is constant in time."""
         check_length(input_ids, self.position.num_embeddings)
         position = self.position.weight[: input_ids.shape[1]]  # [N, D]
         return self.norm(self.word(input_ids) + position + self.segment(token_type_ids))
@@ -67,14 +69,14 @@ class SpikingEmbedding(nn.Module):
         """`back`: what the last layer sends to this site, where there is feedback."""
         current = self.current(input_ids, token_type_ids)
         if back is None:
-            return self.site(lambda: current, t_steps=t_steps, ctx=ctx)
-        return self.site(lambda a: current + self.feedback(a), back, t_steps=t_steps, ctx=ctx)
+            return self.neurons(lambda: current, t_steps=t_steps, ctx=ctx)
+        return self.neurons(lambda a: current + self.feedback(a), back, t_steps=t_steps, ctx=ctx)
 
 
 class EncoderLayer(nn.Module):
-    """One encoder layer of `heads` heads of `head_size` channels and `ffn` neurons; of none of either, only the bias of
-    `out`, or `down`, joins the residual. The masks `heads [H]` and `ffn [F]` silence a head's context, or a neuron,
-    with 0."""
+    """One encoder layer of `heads` heads of `head_size` channels and `ffn` neurons. Without any heads, or neurons, only
+    the bias of `out`, or `down`, is added to the shortcut. In `forward` the masks `heads [H]` and `ffn [F]` zero the
+    context of a head, or a neuron's spikes."""
 
     def __init__(
         self,
@@ -87,9 +89,9 @@ class EncoderLayer(nn.Module):
         query: str,
         eps: float,
         act: str,
+        spiking: Callable[..., SpikingLayer],
         linear: Callable[[int, int], nn.Module] = nn.Linear,
         residual: str = "spikes",
-        **neuron,
     ):
         super().__init__()
         self.heads, self.head_size, self.ffn = heads, head_size, ffn
@@ -104,21 +106,19 @@ class EncoderLayer(nn.Module):
         self.output_norm = nn.LayerNorm(hidden, eps=eps)
         self.act = ACT2FN[act]
 
-        def site(name: str, channels: int, groups: int = 1) -> SpikingLayer:
-            return SpikingLayer(f"layers.{index}.{name}", channels, groups=groups, **neuron)
-
-        self.query_site = site("query", inner, heads) if query == "spiking" else None
-        self.key_site = site("key", inner, heads)
-        self.value_site = site("value", inner, heads)
-        self.context_site = site("context", inner, heads)
-        self.attention_site = site("attention", hidden)
-        self.intermediate_site = site("intermediate", ffn)
-        self.output_site = site("output", hidden)
+        name = f"layers.{index}"
+        self.query_neurons = spiking(f"{name}.query", inner, groups=heads) if query == "spiking" else None
+        self.key_neurons = spiking(f"{name}.key", inner, groups=heads)
+        self.value_neurons = spiking(f"{name}.value", inner, groups=heads)
+        self.context_neurons = spiking(f"{name}.context", inner, groups=heads)
+        self.attention_neurons = spiking(f"{name}.attention", hidden)
+        self.intermediate_neurons = spiking(f"{name}.intermediate", ffn)
+        self.output_neurons = spiking(f"{name}.output", hidden)
         self.residual = residual
-        self.attention_site.shows_current = self.output_site.shows_current = residual == "membrane"
+        self.attention_neurons.shows_current = self.output_neurons.shows_current = residual == "membrane"
 
     def past(self, signal: SpikeTrain) -> SpikeTrain:
-        """What goes past a block: the spikes, or what the neurons that send them are driven by."""
+        """The shortcut: the spike train, or with `residual="membrane"` the current that drives its neurons."""
         return signal if self.residual == "spikes" else signal.driven_by
 
     def split(self, x: Tensor) -> Tensor:
@@ -163,20 +163,20 @@ class EncoderLayer(nn.Module):
         fire = {"t_steps": t_steps, "ctx": ctx}
         query, key, value, out, up, down = (acting(name) for name in MATRICES)
         kept = heads.repeat_interleave(self.head_size, -1)  # [D] or [B, 1, D]
-        q = self.query_site(query, a, alive=kept, **fire) if self.query_site is not None else None
-        k = self.key_site(key, a, alive=kept, **fire)  # [B, N, D]
-        v = self.value_site(value, a, alive=kept, **fire)
+        q = self.query_neurons(query, a, alive=kept, **fire) if self.query_neurons is not None else None
+        k = self.key_neurons(key, a, alive=kept, **fire)  # [B, N, D]
+        v = self.value_neurons(value, a, alive=kept, **fire)
         source, to_query = (a, query) if q is None else (q, nn.Identity())
 
         def context(source: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return self.attention(to_query(source), k, v, ctx.tokens)
 
         scores = y = None
-        if self.context_site.wants_value(ctx) and ctx.scores:
+        if self.context_neurons.wants_value(ctx) and ctx.scores:
             scores = self.scores(to_query(source.value), k.value)  # [B, H, N, N]
             y = self.attend(scores, v.value, ctx.tokens)
-        c = self.context_site(context, source, k, v, mask=kept, y=y, **fire)
-        h = self.attention_site(lambda c, a: self.attention_norm(out(c) + a), c, self.past(a), **fire)
-        f = self.intermediate_site(lambda h: self.act(up(h)), h, mask=ffn, **fire)  # [B, N, F]
-        a = self.output_site(lambda f, h: self.output_norm(down(f) + h), f, self.past(h), **fire)
+        c = self.context_neurons(context, source, k, v, mask=kept, y=y, **fire)
+        h = self.attention_neurons(lambda c, a: self.attention_norm(out(c) + a), c, self.past(a), **fire)
+        f = self.intermediate_neurons(lambda h: self.act(up(h)), h, mask=ffn, **fire)  # [B, N, F]
+        a = self.output_neurons(lambda f, h: self.output_norm(down(f) + h), f, self.past(h), **fire)
         return a, scores

@@ -1,4 +1,5 @@
-"""SpikingBERT, embeddings to logits.
+"""SpikingBERT, embeddings to logits. As a model of transformers it is `SpikingBertForSequenceClassification`, in
+`sequence_classification.py`; its spiking layers are in `snn/spiking_layer.py`, the encoder layer in `layers.py`.
 
 Shapes: T steps, B batch, N tokens, D hidden, H heads, d = D/H, F feed-forward neurons, L layers, C classes; time first.
 Per layer (Bal & Sengupta 2024, arXiv 2308.10873, section 3; the query is a current unless it spikes too):
@@ -6,13 +7,13 @@ Per layer (Bal & Sengupta 2024, arXiv 2308.10873, section 3; the query is a curr
     k = spike(Wk a)   v = spike(Wv a)   c = spike(softmax(q k^T / sqrt d + mask) v), q = Wq a
     h = spike(LN(Wo c + a))   f = spike(gelu(W1 h))   a' = spike(LN(W2 f + h))
 
-With `residual="membrane"` what goes past a block is not the spikes a and h but the currents inside spike(…), as in the
-membrane shortcut of Hu et al. (arXiv 2112.08954) and of Spike-driven Transformer (Yao et al. 2023, arXiv 2307.01694).
+With `residual="membrane"` the shortcuts carry the currents inside spike(…) in place of the spikes a and h: the membrane
+shortcut of Hu et al. (arXiv 2112.08954) and of Spike-driven Transformer (Yao et al. 2023, arXiv 2307.01694).
 
-Every matrix product but q k^T and the softmax's with v has a spiking operand on its own; those two have k and v.
+Every matrix product has a spiking operand: a, c, h or f with the weights, k and v in the attention.
 
 `forward` makes a `ForwardContext`, which says what is asked for; `encode` goes once through embedding and layers, each
-spiking layer by itself (`snn/spiking_layer.py`), or has an attached backend (`kernels`) compute all of that; `answer`
+spiking layer by itself (`snn/spiking_layer.py`), or has an attached backend (`kernels`) compute all of that; `classify`
 turns the last values into logits.
 """
 
@@ -27,58 +28,55 @@ import torch
 from torch import Tensor, nn
 
 from spikeprune.cost.shapes import SynapseCounts
-from spikeprune.errors import known
 from spikeprune.models import weights
+from spikeprune.models.architecture import RESIDUALS, check, leading_ones, unit_counts
 from spikeprune.models.backend import Backend, Encoded
-from spikeprune.models.checkpoint_facts import ACTIVATIONS
 from spikeprune.models.feedback import close
 from spikeprune.models.layers import EncoderLayer, Map, SpikingEmbedding, layer_of
 from spikeprune.models.outputs import Outputs
 from spikeprune.models.packing import PackedLinear
-from spikeprune.models.quantization import QUANTIZERS, WEIGHTS
+from spikeprune.models.quantization import QUANTIZERS
 from spikeprune.models.sparsity import Synapses, counted
 from spikeprune.snn.context import ForwardContext, SpikeTrain
 from spikeprune.snn.spiking_layer import SpikingLayer
 
-__all__ = ["SpikingBert", "layer_of"]
-RESIDUALS = ("spikes", "membrane")
-QUERIES = ("real", "spiking")
-POOLINGS = ("mean", "cls")
-
-
-def unit_counts(layers: int, most: int, counts: Sequence[int] | None) -> list[int]:
-    """Units of each layer: `most` everywhere unless `counts` says. Raises ValueError for a wrong number of them."""
-    counts = [most] * layers if counts is None else list(counts)
-    if len(counts) != layers or not all(0 <= n <= most for n in counts):
-        raise ValueError(f"units must be {layers} numbers from 0 to {most}, got {counts}")
-    return counts
-
-
-def first(counts: Sequence[int], width: int) -> Tensor:
-    """`[L, width]`: as many leading ones in each row as `counts` says, then zeros."""
-    return (torch.arange(width) < torch.tensor(counts)[:, None]).float()
+__all__ = ["RESIDUALS", "SpikingBert", "layer_of"]
 
 
 def see_synapses(student: SpikingBert, _: Any) -> None:
     """After a checkpoint was loaded. A function of the module, since a student is sent to other processes pickled."""
-    student.synapses.see(student)
+    student.refresh_synapses()
 
 
 class SpikingBert(nn.Module):
     """Token ids to logits through spikes.
 
     `state_dict` holds all that changes the output: weights, thresholds (as logarithms), the masks `heads [L, H]` and
-    `ffn [L, F]` (1 kept, 0 pruned), `t_steps [L+1]` (the embedding's site, then each layer), and with `weights` other
-    than float the scalar `strength`: 0, the matrices of the encoder act as they are stored, to 1, they act quantized.
-    A float student has no `strength`, so it refuses a quantized one's checkpoint.
+    `ffn [L, F]` (1 kept, 0 pruned), `t_steps [L+1]` (the embedding's spiking layer, then each encoder layer), and with
+    a quantizer the scalar `strength`: the encoder's matrices move from their stored weights (0) to the quantized ones
+    (1). A float network has no `strength`, so it refuses the checkpoint of a quantized one.
 
-    `heads` and `ffn` are the uncompressed architecture's. A layer may have fewer: `layer_heads` and `layer_ffn`, a
-    number each (see `compact`). The masks stay `[L, H]` and `[L, F]`, with 1 for the units that a layer has, which come
-    first, and 0 for what it lacks: shares and costs still compare with the whole. `values` rebuilds the student.
+    Args:
+        vocab, positions, segments: rows of the word, position and segment embeddings
+        hidden, layers, heads, ffn, classes: D, L, H, F and C of the uncompressed architecture
+        t_steps: time steps, one number or L+1
+        spikes, leak, theta, coding: the neurons (`snn.neurons.NEURONS`), their leak, thresholds per channel or tensor,
+            and what non-linear steps see of a spike train (`snn.coding.CODINGS`)
+        query: real or spiking; pooling: mean or cls; act, eps: the activation and layer norm of the teacher
+        weights: float, or the quantizer of the encoder's matrices (`quantization.QUANTIZERS`)
+        fold: thresholds per channel are folded into the matrices that read them before these are quantized
+        packed: the encoder's matrices are stored as few-bit codes and scales and are final
+        feedback: a connection from the last layer to the first (`feedback.py`)
+        residual: what the shortcuts carry, spikes or membrane
+        dead_zone: currents below a bound count as zero (`snn/dead_zone.py`)
+        sparse: a weight of zero in the encoder's matrices is no synapse (`sparsity.py`)
+        layer_heads, layer_ffn: heads and neurons that each layer of a compacted network has. The masks keep their
+            shapes, with ones for these and zeros for the missing ones: shares and costs refer to the uncompressed
+            architecture.
+        labels: names of the classes, in order
 
-    `packed`: the encoder's matrices are held as few-bit codes and scales and are final. `fold`: thresholds per channel
-    are folded into the matrices that read them before these are quantized (see `quant`). `sparse`: a weight of zero in
-    the encoder's matrices is no synapse (see `synapses`). `labels`: what the classes are called, in their order.
+    Raises ValueError for arguments that are unknown or do not fit each other. `SpikingBert(**student.values)` has the
+    same architecture with random weights.
     """
 
     def __init__(
@@ -112,42 +110,75 @@ class SpikingBert(nn.Module):
         layer_ffn: Sequence[int] | None = None,
         labels: Sequence[str] | None = None,
     ):
-        values = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        known("weights", weights, tuple(QUANTIZERS) if packed else WEIGHTS)
-        known("residual", residual, RESIDUALS)
-        known("query", query, QUERIES)
-        known("pooling", pooling, POOLINGS)
-        known("act", act, ACTIVATIONS)
-        if hidden % heads:
-            raise ValueError(f"hidden size {hidden} is no multiple of {heads} heads")
-        if labels is not None and len(labels) != classes:
-            raise ValueError(f"{classes} classes need as many labels, not {len(labels)}")
-        if sparse and weights != "float":
-            raise ValueError(f"a sparse student's weights are float, not {weights}")
-        if feedback and coding == "accumulate":
-            raise ValueError("feedback needs a synchronous coding: in accumulate the last layer fires after the first")
-        self.values, self.packed = values, packed
+        self.values: dict[str, Any] = {
+            "vocab": vocab,
+            "positions": positions,
+            "segments": segments,
+            "hidden": hidden,
+            "layers": layers,
+            "heads": heads,
+            "ffn": ffn,
+            "classes": classes,
+            "t_steps": t_steps,
+            "spikes": spikes,
+            "leak": leak,
+            "theta": theta,
+            "coding": coding,
+            "query": query,
+            "pooling": pooling,
+            "act": act,
+            "eps": eps,
+            "weights": weights,
+            "fold": fold,
+            "packed": packed,
+            "feedback": feedback,
+            "residual": residual,
+            "dead_zone": dead_zone,
+            "sparse": sparse,
+            "layer_heads": layer_heads,
+            "layer_ffn": layer_ffn,
+            "labels": labels,
+        }
+        check(self.values)
+        self.coding, self.pooling, self.query, self.weights, self.packed = coding, pooling, query, weights, packed
         self.fold = fold and theta == "channel" and weights != "float"  # one theta for all is a matter of the scale
         own_heads, own_ffn = unit_counts(layers, heads, layer_heads), unit_counts(layers, ffn, layer_ffn)
-        common = {"neuron": spikes, "leak": leak, "coding": coding, "theta": theta, "eps": eps}
-        common |= {"dead_zone": dead_zone, "residual": residual}
-        self.coding, self.pooling, self.query, self.weights = coding, pooling, query, weights
-        sizes = {"vocab": vocab, "positions": positions, "segments": segments, "hidden": hidden}
-        self.embedding = SpikingEmbedding(**sizes, feedback=feedback, **common)
-        common |= {"hidden": hidden, "head_size": hidden // heads, "query": query, "act": act}
-        common |= {"linear": partial(PackedLinear, weights=weights)} if packed else {}
+        spiking = partial(SpikingLayer, neuron=spikes, leak=leak, coding=coding, theta=theta, dead_zone=dead_zone)
+        self.embedding = SpikingEmbedding(
+            vocab=vocab,
+            positions=positions,
+            segments=segments,
+            hidden=hidden,
+            eps=eps,
+            feedback=feedback,
+            residual=residual,
+            spiking=spiking,
+        )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Initializing zero-element")  # a layer of no heads, or no neurons
             self.layers = nn.ModuleList(
-                EncoderLayer(i, heads=own_heads[i], ffn=own_ffn[i], **common) for i in range(layers)
+                EncoderLayer(
+                    i,
+                    hidden=hidden,
+                    heads=own_heads[i],
+                    head_size=hidden // heads,
+                    ffn=own_ffn[i],
+                    query=query,
+                    eps=eps,
+                    act=act,
+                    residual=residual,
+                    spiking=spiking,
+                    linear=partial(PackedLinear, weights=weights) if packed else nn.Linear,
+                )
+                for i in range(layers)
             )
         self.pooler = nn.Linear(hidden, hidden) if pooling == "cls" else None
-        self.layers[-1].output_site.count_first = pooling == "cls"
-        self.layers[-1].output_site.sends_pulses = True
+        self.layers[-1].output_neurons.count_first = pooling == "cls"
+        self.layers[-1].output_neurons.sends_pulses = True
         self.classifier = nn.Linear(hidden, classes)
-        self.register_buffer("heads", first(own_heads, heads))
-        self.register_buffer("ffn", first(own_ffn, ffn))
+        self.register_buffer("heads", leading_ones(own_heads, heads))
+        self.register_buffer("ffn", leading_ones(own_ffn, ffn))
         self.register_buffer("t_steps", torch.ones(layers + 1, dtype=torch.long))
         if weights != "float" and not packed:
             self.register_buffer("strength", torch.zeros(()))
@@ -157,7 +188,7 @@ class SpikingBert(nn.Module):
         self.synapses = None
         if sparse:
             self.synapses = Synapses(self)
-            self.synapses.see(self)
+            self.refresh_synapses()
             self.register_load_state_dict_post_hook(see_synapses)
 
     @property
@@ -174,11 +205,11 @@ class SpikingBert(nn.Module):
 
     @property
     def stored_bits(self) -> int:
-        """Bits that a weight of the encoder's matrices takes when packed: float32 until it is quantized all the way."""
+        """Bits of a packed weight of the encoder's matrices: those of the quantizer at strength 1, else float32's."""
         return QUANTIZERS[self.weights].stored if self.quantized == 1 else 32
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the numbers read so far: they are known by a buffer's place in this process' memory."""
+        """Without the cache of `_numbers`, whose keys are addresses in this process."""
         return {**self.__dict__, "_read": {}}
 
     def _numbers(self, name: str) -> Any:
@@ -197,8 +228,8 @@ class SpikingBert(nn.Module):
         self.t_steps.copy_(torch.tensor(numbers))
 
     def set_strength(self, strength: float) -> None:
-        """How far the encoder's matrices act quantized. Raises ValueError outside 0 to 1, for a float student, and for
-        a packed one, whose weights are final."""
+        """Move the encoder's matrices towards their quantized weights: 0 not at all, 1 fully. Raises ValueError outside
+        0 to 1, and for float and packed networks."""
         if self.packed:
             raise ValueError("a packed student's weights are final; quantize the masked student that it was made from")
         if self.weights == "float":
@@ -208,29 +239,34 @@ class SpikingBert(nn.Module):
         self.strength.fill_(strength)
 
     def acting(self, layer: int, name: str) -> Map:
-        """What a matrix of the encoder computes: as it is stored, or as far quantized as it now is."""
+        """A matrix of the encoder as a function, with its effective weight (see `weights.py`)."""
         return weights.acting(self, layer, name)
 
     def acting_weight(self, layer: int, name: str) -> Tensor:
         return weights.acting_weight(self, layer, name)
 
+    def refresh_synapses(self) -> None:
+        """Read from the weights which synapses a sparse network has; on the meta device there are no weights yet."""
+        if self.synapses is not None and not self.classifier.weight.is_meta:
+            self.synapses.see(self)
+
     def links(self) -> list[SynapseCounts] | None:
-        """The synapses of each layer; None where every kept unit has all of them."""
+        """The synapses of each layer; None for a network that is not sparse."""
         return None if self.synapses is None else [self.synapses.links(i) for i in range(len(self.layers))]
 
     def synapse_count(self) -> int | None:
-        """Between kept units of all layers; None where they have all of them."""
+        """Synapses between kept units of all layers; None where none is missing."""
         kept, possible = (0, 0) if self.synapses is None else counted(self)
         return None if kept == possible else kept
 
-    def sites(self) -> dict[str, SpikingLayer]:
+    def spiking_layers(self) -> dict[str, SpikingLayer]:
         return {module.name: module for module in self.modules() if isinstance(module, SpikingLayer)}
 
     def attach(self, backend: Backend | None) -> None:
         """Compute with `backend` what it covers, the network as a whole or each spiking layer; None: with torch alone.
         It is no part of the architecture and is not saved. See `kernels.attach`."""
         self.backend = backend
-        for layer in self.sites().values():
+        for layer in self.spiking_layers().values():
             layer.backend = None if backend is None else backend.layers
 
     def covered(self, ctx: ForwardContext) -> bool:
@@ -257,19 +293,32 @@ class SpikingBert(nn.Module):
     ) -> Outputs:
         """`[B, N]` ids and mask (1 real, 0 padding) -> `Outputs`.
 
-        `mode`: equilibrium (what training uses; costs no T), spiking (step by step), calibrate (sets every theta from
-        this batch). `count`, `rate` and `trace` ask for spike counts, differentiable rates, how fast each ASR settles.
-        In equilibrium mode `count` needs the coding `accumulate`, and counts each train as a whole, `[1, B, D]`: the
-        closed form knows no steps. Without `scores` attention may be fused where no gradient is wanted.
-        `heads [B, L, H]` and `ffn [B, L, F]` stand in for the masks, sample by sample, when their gradient is wanted.
-        `deaden`, `settled`: see `ForwardContext`; `pulses` keeps the last layer's, which a synchronous coding's
-        answers so far are read from.
+        Args:
+            mode: equilibrium (closed form, for training; its cost does not grow with T), spiking (simulated step by
+                step), clip (as for T -> infinity) or calibrate (sets every theta from this batch)
+            count, rate, trace: return spike counts, differentiable rates, how fast each ASR settles. In equilibrium
+                mode `count` needs the coding `accumulate` and gives sums over time `[1, B, D]`.
+            scores: return attention scores; without them and without gradient attention may be fused
+            pulses: return the last layer's spike train, from which a synchronous coding gives logits at every step
+            percentile, deaden, settled: see `ForwardContext`
+            heads, ffn: `[B, L, H]` and `[B, L, F]`, masks of each sample in place of the network's, for their gradient
+
+        Raises ValueError for an unknown mode, InputError for texts longer than the position embeddings.
         """
         if count and mode == "equilibrium" and self.coding != "accumulate":
             raise ValueError(f"the closed form does not count the spikes of coding {self.coding}; use mode='spiking'")
-        asked = {"count": count, "rate": rate, "trace": trace, "scores": scores, "percentile": percentile}
-        asked["pulses"] = pulses
-        ctx = ForwardContext(mode, attention_mask.bool(), **asked, deaden=deaden, settled=settled)
+        ctx = ForwardContext(
+            mode,
+            attention_mask.bool(),
+            count=count,
+            rate=rate,
+            trace=trace,
+            scores=scores,
+            pulses=pulses,
+            percentile=percentile,
+            deaden=deaden,
+            settled=settled,
+        )
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
         encode = partial(self.encode, input_ids, token_type_ids, heads=heads, ffn=ffn)
@@ -277,11 +326,10 @@ class SpikingBert(nn.Module):
         if self.embedding.feedback is None:
             signal, hidden, all_scores = encode(ctx=ctx)
         else:
-            zero = self.classifier.weight.new_zeros(*input_ids.shape, self.classifier.in_features)
-            how = {"t_steps": self.steps[0], "leak": self.embedding.site.leak, "solved": solved}
-            back = close(encode, ctx, zero, **how)
+            zero = self.classifier.weight.new_zeros(*input_ids.shape, self.classifier.in_features)  # [B, N, D]
+            back = close(encode, ctx, zero, t_steps=self.steps[0], leak=self.embedding.neurons.leak, solved=solved)
             signal, hidden, all_scores = encode(ctx=ctx, back=back)
-        logits = self.answer(signal.value, ctx.tokens)  # [B, C]
+        logits = self.classify(signal.value, ctx.tokens)  # [B, C]
         at_values = tuple(scores for scores in all_scores if scores is not None)
         return Outputs(
             logits,
@@ -305,8 +353,8 @@ class SpikingBert(nn.Module):
         ffn: Tensor | None,
         back: SpikeTrain | None = None,
     ) -> Encoded:
-        """Once through embedding and layers -> the last signal, the values `[B, N, D]` of each, attention scores.
-        `back`: what the last layer sends to the first. A backend may compute all of it."""
+        """Embedding and layers -> the last layer's spike train, the values `[B, N, D]` of embedding and layers, and the
+        attention scores. `back`: the train fed back to the embedding. A backend may compute all of it."""
         if back is None and heads is None and ffn is None and self.covered(ctx):
             return self.backend.run(self, input_ids, token_type_ids, ctx=ctx)
         t_embedding, *t_layers = self.steps
@@ -315,13 +363,19 @@ class SpikingBert(nn.Module):
         for i, layer in enumerate(self.layers):
             head_mask = self.heads[i] if heads is None else heads[:, i, None]  # [H] or [B, 1, H]
             ffn_mask = self.ffn[i] if ffn is None else ffn[:, i, None]  # [F] or [B, 1, F]
-            masks = {"heads": head_mask[..., : layer.heads], "ffn": ffn_mask[..., : layer.ffn]}
-            signal, scores = layer(signal, **masks, t_steps=t_layers[i], ctx=ctx, acting=partial(self.acting, i))
+            signal, scores = layer(
+                signal,  # [B, N, D], or with time first [T, B, N, D]
+                heads=head_mask[..., : layer.heads],
+                ffn=ffn_mask[..., : layer.ffn],
+                t_steps=t_layers[i],
+                ctx=ctx,
+                acting=partial(self.acting, i),
+            )  # [B, N, D], [B, H, N, N]
             hidden.append(signal.value)
             all_scores.append(scores)
         return signal, hidden, all_scores
 
-    def answer(self, a: Tensor, tokens: Tensor) -> Tensor:
+    def classify(self, a: Tensor, tokens: Tensor) -> Tensor:
         """The last layer's values `[..., B, N, D]` -> logits `[..., B, C]`: of [CLS] through BERT's pooler, or of the
         mean over the real `tokens [B, N]`."""
         if self.pooler is not None:

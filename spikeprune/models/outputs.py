@@ -1,4 +1,4 @@
-"""What a forward pass returns, teacher and student alike."""
+"""The outputs of a forward pass, of teacher and student alike."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Outputs:
     logits: Tensor  # [B, C]; regression [B, 1]
     hidden: tuple[Tensor, ...] = ()  # L+1 times [B, N, D], the embedding's output first
     scores: tuple[Tensor, ...] = ()  # L times [B, H, N, N], before softmax and before the padding mask
-    rates: dict[str, Tensor] = field(default_factory=dict)  # site -> differentiable mean |ASR| over real tokens [D]
-    counts: dict[str, Tensor] = field(
-        default_factory=dict
-    )  # site -> spikes over real tokens [T, B, D]; closed [1, B, D]
-    # site -> (sum |a[t] - a[T]| for t = 1..T, sum |a[T]|): how fast the ASR settles, over real tokens and channels
+    # By the name of a spiking layer: differentiable mean |ASR| over real tokens [D]
+    rates: dict[str, Tensor] = field(default_factory=dict)
+    # spikes on real tokens [T, B, D]; in closed form the sum over time [1, B, D]
+    counts: dict[str, Tensor] = field(default_factory=dict)
+    # (sum |a[t] - a[T]| for t = 1..T, sum |a[T]|) over real tokens and channels: how fast the ASR settles
     traces: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    stops: dict[str, Tensor] = field(default_factory=dict)  # site -> steps that each sample's train took, long [B]
-    # with feedback: steps and residual of the fixed point; backward adds the adjoint's
+    stops: dict[str, Tensor] = field(default_factory=dict)  # time steps of each sample, long [B]
+    # with feedback: steps and residual of the fixed point; the backward pass adds the adjoint's
     solved: dict[str, float] = field(default_factory=dict)
-    pulses: Tensor | None = None  # of the last layer [T, B, N, D], where asked for
+    pulses: Tensor | None = None  # theta * spikes of the last layer [T, B, N, D], on request

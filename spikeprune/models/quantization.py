@@ -1,12 +1,12 @@
-"""Few-bit weights of the encoder's linear maps: quantizers, their gradient, and how far towards them a weight is moved.
+"""Few-bit weights of the encoder's linear maps: quantizers, their straight-through gradient, and partial strength.
 
 Shapes: w [out, in]; codes [out, in], small whole numbers in w's dtype; scale [out, 1], one for each output channel. The
-quantized weight is `codes * scale`. Scales are over the inputs that are kept: the weights of a pruned head or neuron
-are dead (no gradient reaches them, weight decay shrinks them), and what is dead must not move what is left. So a masked
-matrix and the same matrix without its pruned columns have the same codes and scales.
+quantized weight is `codes * scale`. Scales are computed over kept inputs only: weights of pruned heads and neurons
+get no gradient and only decay: a masked matrix and the same matrix without its pruned columns have equal codes and
+scales.
 
-With `fold` it is W diag(theta) that is quantized, theta the thresholds of the site that the matrix reads: its synapses
-then see pure spikes, and a product of codes and spike counts is one of small whole numbers.
+With `fold` the quantizer sees W diag(theta), theta being the thresholds of the spiking layer before the matrix. Its
+inputs are then plain spikes, and products of codes and spike counts are products of small integers.
 
 To add a quantizer: write one function `(w, inputs) -> (codes, scale)`, where `inputs` is the number of columns that
 count (null: all; the others hold zeros), and add one entry.

@@ -6,24 +6,27 @@ Legend: D hidden, h heads of a layer and f of its neurons (of its own matrices, 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from spikeprune.cost.shapes import SynapseCounts
 from spikeprune.models.quantization import MATRICES
-from spikeprune.models.weights import matrix, source
+from spikeprune.models.weights import Encoder, matrix, source
 
-if TYPE_CHECKING:
-    from spikeprune.models.modeling import SpikingBert
+
+class SparseEncoder(Encoder, Protocol):
+    """An encoder that may be sparse."""
+
+    synapses: Synapses | None
 
 
 class Synapses(nn.Module):
     """The synapses of a student's encoder, as 0/1 masks of its matrices and counted by their source. Worked out from
     the weights (`see`), so part of no checkpoint; written in place, so that a CUDA graph may hold them."""
 
-    def __init__(self, student: SpikingBert):
+    def __init__(self, student: Encoder):
         super().__init__()
         self.missing = False  # whether any is
         for i, name, weight in weights_of(student):
@@ -42,7 +45,7 @@ class Synapses(nn.Module):
         return SynapseCounts(*(getattr(self, f"{name}_{layer}") for name in SynapseCounts._fields))
 
     @torch.no_grad()
-    def see(self, student: SpikingBert) -> None:
+    def see(self, student: Encoder) -> None:
         """Take the synapses from the weights as they are now."""
         for i, name, weight in weights_of(student):
             self.mask(i, name).copy_(weight != 0)
@@ -55,7 +58,7 @@ class Synapses(nn.Module):
         self.missing = not all(self.mask(i, name).all() for i, name, _ in weights_of(student))
 
     @torch.no_grad()
-    def hold(self, student: SpikingBert) -> None:
+    def hold(self, student: Encoder) -> None:
         """Zero again where there is no synapse, after an optimizer step."""
         if not self.missing:
             return
@@ -63,11 +66,11 @@ class Synapses(nn.Module):
         torch._foreach_mul_(*map(list, zip(*found, strict=True)))
 
 
-def weights_of(student: SpikingBert) -> Iterator[tuple[int, str, Tensor]]:
+def weights_of(student: Encoder) -> Iterator[tuple[int, str, Tensor]]:
     return ((i, name, matrix(student, i, name).weight) for i in range(len(student.layers)) for name in MATRICES)
 
 
-def among(student: SpikingBert, layer: int, name: str) -> Tensor:
+def among(student: Encoder, layer: int, name: str) -> Tensor:
     """`[out, in]`, 1 where a synapse would join kept units."""
     here, linear = student.layers[layer], matrix(student, layer, name)
     heads = student.heads[layer, : here.heads].repeat_interleave(here.head_size)
@@ -77,19 +80,19 @@ def among(student: SpikingBert, layer: int, name: str) -> Tensor:
     return (rows[:, None] * columns).expand(linear.weight.shape)
 
 
-def said(student: SpikingBert, layer: int, name: str) -> Tensor:
+def said(student: Encoder, layer: int, name: str) -> Tensor:
     """`[out, in]`: the size of what a spike adds over each synapse, |w| theta of the neuron that it comes from."""
     linear = matrix(student, layer, name)
     return linear.weight.detach().abs() * source(student, layer, name).theta.detach().expand(linear.in_features)
 
 
-def share(student: SpikingBert) -> float:
+def share(student: SparseEncoder) -> float:
     """Of the synapses that kept units could have, how many there are; 1 in a student that is not sparse."""
     kept, possible = (1, 1) if student.synapses is None else counted(student)
     return kept / max(possible, 1)
 
 
-def counted(student: SpikingBert) -> tuple[int, int]:
+def counted(student: SparseEncoder) -> tuple[int, int]:
     """The synapses between kept units of a sparse student: those that there are, and those that there could be."""
     kept = [(student.synapses.mask(i, name), among(student, i, name)) for i, name, _ in weights_of(student)]
     found = torch.stack([torch.stack([(mask * room).sum(), room.sum()]) for mask, room in kept])

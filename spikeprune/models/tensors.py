@@ -1,4 +1,4 @@
-"""What is wrong with named tensors, in words: sizes that are not a network's, numbers that are not finite."""
+"""Checks of named tensors, with results in words: wrong names or sizes, and numbers that are not finite."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from spikeprune.cost.energy import Prices, latency_steps
 from spikeprune.cost.operations import Operations, count, dense
 from spikeprune.cost.shapes import Shape
 from spikeprune.errors import known
-from spikeprune.models.inference import answer
+from spikeprune.models.inference import infer
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS
 
@@ -30,7 +30,7 @@ class CostReading:
 
 
 class CostMeter:
-    """A student's spikes on `batches`, answered as by `models.answer` and counted as by `operations.count`, padding
+    """A student's spikes on `batches`, as `models.inference` gives them and counted as by `operations.count`, padding
     left out.
 
     `target`: `energy` in the dense teacher's energy on the same sentences (without element-wise work, as `energy_pj`),
@@ -76,7 +76,7 @@ class CostMeter:
         student.eval()
         total: Tensor | float = 0.0
         for batch in self.batches:
-            counts = answer(student, *(batch[name] for name in INPUTS)).counts
+            counts = infer(student, *(batch[name] for name in INPUTS)).counts
             kept = {"heads": heads, "ffn": ffn, "t_steps": student.steps, "links": student.links()}
             lengths = batch["attention_mask"].sum(1)
             total = total + self._price(count(counts, lengths, shape=self.shape, coding=student.coding, **kept))

@@ -26,7 +26,7 @@ from torch import Tensor
 from spikeprune.cost.operations import count
 from spikeprune.cost.shapes import Shape
 from spikeprune.errors import InputError
-from spikeprune.models.inference import answer
+from spikeprune.models.inference import infer
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS
 from spikeprune.pruning.schedules import keep_highest
@@ -77,7 +77,7 @@ def unit_prices(student: SpikingBert, batches: Batches, shape: Shape) -> dict[st
     masks = {name: mask.double().clone().requires_grad_() for name, mask in masks_of(student)}
     prices = {name: torch.zeros_like(mask) for name, mask in masks.items()}
     for batch in batches:
-        counts = answer(student, **given(batch)).counts
+        counts = infer(student, **given(batch)).counts
         lengths = batch["attention_mask"].sum(1)
         with torch.enable_grad():
             how = {"t_steps": student.steps, "coding": student.coding, "links": student.links()}

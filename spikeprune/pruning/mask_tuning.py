@@ -106,7 +106,7 @@ def normal_equations(
 ) -> Fit:
     """Least squares of Σ m_i o_i ≈ y, o_i `[tokens · D]` what unit i adds to the residual stream, y what `whole` has
     there less `student`'s bias and residual. W's columns, inputs x: XᵀX = (Σ x xᵀ) ∘ (WᵀW), Xᵀy = Σ x ∘ (Wᵀ y)."""
-    name, site = ("out", "attention_site") if kind == "heads" else ("down", "output_site")
+    name, site = ("out", "attention_neurons") if kind == "heads" else ("down", "output_neurons")
     mine, theirs = getattr(student.layers[layer], name), getattr(whole.layers[layer], name)
     size = student.layers[layer].head_size if kind == "heads" else 1
     w = mine.weight.double()  # [D, in]

@@ -142,7 +142,7 @@ def convergence_profile(student: SpikingBert, batches: Iterable[dict[str, Tensor
             totals[name] = totals[name] + pair if name in totals else pair
     student.train(was_training)
     relative = {name: error / size.clamp(min=1e-12) for name, (error, size) in totals.items()}
-    widths = {name: site.channels for name, site in student.sites().items()}
+    widths = {name: site.channels for name, site in student.spiking_layers().items()}
     kept, layers = kept_channels(widths, heads=student.heads, ffn=student.ffn), [[relative["embedding"]]]
     for i in range(len(student.layers)):
         names = [name for name in relative if name.startswith(f"layers.{i}.") and kept[name].any()]

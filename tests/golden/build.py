@@ -26,8 +26,9 @@ from spikeprune.cost.energy import PRICES, summarize
 from spikeprune.cost.operations import Operations, count, dense
 from spikeprune.cost.shapes import Shape
 from spikeprune.experiment import pipeline
-from spikeprune.models.compaction import compact, nbytes, parameter_count, stored
+from spikeprune.models.compaction import compact
 from spikeprune.models.modeling import SpikingBert
+from spikeprune.models.serialization import nbytes, parameter_count, stored_tensors
 from spikeprune.models.variants import deaden
 from spikeprune.pruning.budget import Budget
 from spikeprune.pruning.cost_meter import CostMeter
@@ -57,7 +58,7 @@ ROLES = {  # role: today's name
     "segment embedding": "embedding.segment.weight",
     "embedding norm weight": "embedding.norm.weight",
     "embedding norm bias": "embedding.norm.bias",
-    "embedding threshold": "embedding.site.log_theta",
+    "embedding threshold": "embedding.neurons.log_theta",
     "feedback weight": "embedding.feedback.weight",
     "pooler weight": "pooler.weight",
     "pooler bias": "pooler.bias",
@@ -79,13 +80,13 @@ LAYER_ROLES = {  # of layer {}
         )
         for kind in ("weight", "bias")
     },
-    "query threshold": "layers.{}.query_site.log_theta",
-    "key threshold": "layers.{}.key_site.log_theta",
-    "value threshold": "layers.{}.value_site.log_theta",
-    "context threshold": "layers.{}.context_site.log_theta",
-    "attention threshold": "layers.{}.attention_site.log_theta",
-    "feed-forward threshold": "layers.{}.intermediate_site.log_theta",
-    "output threshold": "layers.{}.output_site.log_theta",
+    "query threshold": "layers.{}.query_neurons.log_theta",
+    "key threshold": "layers.{}.key_neurons.log_theta",
+    "value threshold": "layers.{}.value_neurons.log_theta",
+    "context threshold": "layers.{}.context_neurons.log_theta",
+    "attention threshold": "layers.{}.attention_neurons.log_theta",
+    "feed-forward threshold": "layers.{}.intermediate_neurons.log_theta",
+    "output threshold": "layers.{}.output_neurons.log_theta",
 }
 STATE = ("heads", "ffn", "t_steps", "strength")  # buffers that are set by `network`, not drawn
 LOUD = ("embedding threshold", "attention threshold", "output threshold")  # neurons behind a layer norm
@@ -233,7 +234,7 @@ compacted: Callable[[Network], Network] = compact
 
 def size_of_compacted(student: Network) -> dict[str, int]:
     small = compact(student)
-    return {"parameters": parameter_count(small), "bytes in its file": nbytes(stored(small))}
+    return {"parameters": parameter_count(small), "bytes in its file": nbytes(stored_tensors(small))}
 
 
 def gradients(student: Network, mode: str) -> list[float | None]:

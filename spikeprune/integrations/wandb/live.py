@@ -157,6 +157,6 @@ def finished(config: Config, run: RunDirectory, summary: Mapping[str, Any]) -> N
         kept = {key: summary["stages"][summary["final"]][key] for key in ("heads", "ffn", "t_steps")}
         facts = {"stage": summary["final"], "task": summary["task"], **kept}
         artifact = wandb.Artifact(label(run.path, "-student"), "model", metadata=facts)
-        for path in (folder / WEIGHTS, folder / "student.json", run.config, run.summary):
+        for path in (folder / WEIGHTS, folder / "config.json", run.config, run.summary):
             artifact.add_file(str(path), policy="immutable", skip_cache=True)
         opened.log_artifact(artifact)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from spikeprune.cost.shapes import Shape
 from spikeprune.data.augmentation import Augment
 from spikeprune.errors import known
-from spikeprune.models.inference import answer, replayable, state
+from spikeprune.models.inference import infer, replayable, state
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS, Outputs
 from spikeprune.models.teacher import Teacher
@@ -22,9 +22,9 @@ FORWARDS = ("equilibrium", "spiking")  # that training may use
 
 
 class DistillationModule(TaskModule):
-    """Trains the student against the frozen teacher. Validation answers as `models.answer` says: the simulation, or its
-    closed form where there is one and `stepwise` does not ask for the steps; how near that is to the teacher's
-    answers is logged beside the quality (see `metrics.Fidelity`). `graphed_answers(measured)` makes what computes
+    """Trains the student against the frozen teacher. Validation is `models.inference.infer`: the simulation, or its
+    closed form where there is one and `stepwise` is false; how near its outputs are to the teacher's is logged beside
+    the quality (see `metrics.Fidelity`). `graphed_answers(measured)` makes what computes
     `measured` in its place, such as `cuda_graphs.GraphedInference`, where a CUDA graph can hold it."""
 
     def __init__(
@@ -53,14 +53,14 @@ class DistillationModule(TaskModule):
         self.fidelity = nn.ModuleList(Fidelity(regression=self.task.regression) for _ in self.dev_splits)
         self.solved: dict[str, float] = {}  # of the last step's fixed points, where there is feedback
 
-    def answer(self, batch: Mapping[str, Tensor]) -> Outputs:
+    def infer(self, batch: Mapping[str, Tensor]) -> Outputs:
         inputs = {name: batch[name] for name in INPUTS}
         if self.answers is None or not replayable(self.student, inputs["attention_mask"], self.stepwise):
             return self.measured(inputs)
         return self.answers(inputs, state(self.student))
 
     def measured(self, inputs: Mapping[str, Tensor]) -> Outputs:
-        return answer(self.student, *inputs.values(), stepwise=self.stepwise)
+        return infer(self.student, *inputs.values(), stepwise=self.stepwise)
 
     def models(self) -> list[nn.Module]:
         return [self.student, self.teacher]

@@ -1,0 +1,114 @@
+"""`SpikingBertConfig`: the `config.json` of a spiking BERT, under the names that transformers uses for BERT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from spikeprune.errors import nearest
+from spikeprune.models.checkpoint_facts import generic_names, label_names
+
+# Arguments of `SpikingBert` that BERT's configuration has under another name; the rest have their own.
+BERT_NAMES = {
+    "vocab": "vocab_size",
+    "positions": "max_position_embeddings",
+    "segments": "type_vocab_size",
+    "hidden": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "ffn": "intermediate_size",
+    "act": "hidden_act",
+    "eps": "layer_norm_eps",
+    "classes": "num_labels",
+}
+OWN_NAMES = (
+    *("t_steps", "spikes", "leak", "theta", "coding", "query", "pooling", "residual", "feedback", "dead_zone"),
+    *("weights", "fold", "packed", "sparse", "layer_heads", "layer_ffn"),
+)
+MODEL_NAMES = (*(name for name in BERT_NAMES.values() if name != "num_labels"), *OWN_NAMES)
+# Further keys that transformers and its hub write into any config.json.
+SHARED_KEYS = (
+    *("model_type", "num_labels", "name_or_path", "torch_dtype", "output_attentions", "attn_implementation"),
+    *("experts_implementation", "auto_map", "custom_pipelines", "task_specific_params", "tokenizer_class", "use_cache"),
+    *("pad_token_id", "bos_token_id", "eos_token_id", "transformers_weights"),
+)
+
+
+class SpikingBertConfig(PreTrainedConfig):
+    """All values that make a `SpikingBertForSequenceClassification` of the weights in `model.safetensors`.
+
+    Sizes have BERT's names. The others are `SpikingBert`'s arguments:
+
+        t_steps      time steps: one number, or L+1 (the embedding's spiking layer, then each encoder layer)
+        spikes       neuron, one of `snn.neurons.NEURONS`; leak: 1 for IF, below 1 for LIF
+        theta        thresholds per channel or per tensor
+        coding       one of `snn.coding.CODINGS`
+        query        real or spiking; pooling: mean or cls; residual: spikes or membrane
+        feedback     a connection from the last layer to the first
+        dead_zone    currents below a bound count as zero
+        weights      float, or one of `quantization.QUANTIZERS` for the encoder's matrices; fold: thresholds folded in
+        packed       the encoder's matrices are stored as few-bit codes and are final
+        sparse       weights of zero in the encoder's matrices are no synapses
+        layer_heads, layer_ffn   heads and feed-forward neurons of each layer of a compacted network (None: all)
+
+    Class names are `id2label` and `label2id`. Raises ValueError for a key that neither this nor transformers knows.
+
+    Example: `SpikingBertConfig(hidden_size=128, num_hidden_layers=2, num_attention_heads=2, t_steps=4, num_labels=2)`
+    """
+
+    model_type: ClassVar[str] = "spiking_bert"
+
+    vocab_size: int = 30522
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int | None = 0
+    t_steps: int | list[int] = 4
+    spikes: str = "ternary"
+    leak: float = 1.0
+    theta: str = "channel"
+    coding: str = "accumulate"
+    query: str = "real"
+    pooling: str = "mean"
+    residual: str = "spikes"
+    feedback: bool = False
+    dead_zone: bool = False
+    weights: str = "float"
+    fold: bool = False
+    packed: bool = False
+    sparse: bool = False
+    layer_heads: list[int] | None = None
+    layer_ffn: list[int] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        for key in kwargs:
+            if not (key in SHARED_KEYS or key.startswith("_") or hasattr(PreTrainedConfig, key)):
+                names = nearest(key, (*MODEL_NAMES, "id2label", "label2id"))
+                raise ValueError(f"{key!r} is no value of a spiking BERT; known: {names}")
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def of_values(cls, values: Mapping[str, Any]) -> SpikingBertConfig:
+        """The configuration of `SpikingBert(**values)`; one output is a regression."""
+        named = {BERT_NAMES[name]: values[name] for name in BERT_NAMES if name in values and name != "classes"}
+        own = {name: values[name] for name in OWN_NAMES if name in values}
+        labels = values.get("labels")
+        classes = {"num_labels": values["classes"]} if labels is None else label_names(labels)
+        return cls(**named, **own, **classes, problem_type="regression" if values["classes"] == 1 else None)
+
+    def model_values(self) -> dict[str, Any]:
+        """The arguments of `SpikingBert`; its `labels` are None where the classes have no names of their own."""
+        labels = [self.id2label[i] for i in range(self.num_labels)]
+        named = {name: getattr(self, theirs) for name, theirs in BERT_NAMES.items()}
+        own = {name: getattr(self, name) for name in OWN_NAMES}
+        return {**named, **own, "labels": None if generic_names(labels) else labels}
+
+
+AutoConfig.register(SpikingBertConfig.model_type, SpikingBertConfig)

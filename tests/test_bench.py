@@ -1,4 +1,4 @@
-"""The benchmark: its peers are the same network, its figures are counted right, and the README shows what it measured.
+"""The benchmark: its peers are the same network, its figures are counted right, and docs/performance.md has them.
 No speed is asserted here."""
 
 from __future__ import annotations
@@ -133,9 +133,9 @@ def test_goals_say_whether_they_are_met() -> None:
     assert AT.goal("at most", 1.0) is None  # a GPU's goals are none of the CPU's
 
 
-def test_the_readme_is_what_the_kept_results_give() -> None:
-    readme = report.README.read_text()
-    assert report.BEGIN in readme and report.with_results(readme, report.kept_results()) == readme
+def test_the_page_is_what_the_kept_results_give() -> None:
+    page = report.PAGE.read_text()
+    assert report.BEGIN in page and report.with_results(page, report.kept_results()) == page
 
 
 def kept(parts, folder: Path, monkeypatch, *, without: str | None = None) -> dict[str, dict]:

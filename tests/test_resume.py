@@ -17,7 +17,7 @@ from spikeprune.experiment import pipeline
 from spikeprune.experiment.run_directory import RunDirectory
 
 # a limit that is still falling where runs are killed
-FALLING = [
+FALLING = ["stages.spatial.losses={additions: 2, additions_limit: 0.1}"]  # falls while units are removed
     "stages.spatial.losses={additions: 2, additions_limit: 0.1}"
 ]  # of a stage that prunes it falls with the stage
 

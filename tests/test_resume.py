@@ -18,8 +18,6 @@ from spikeprune.experiment.run_directory import RunDirectory
 
 # a limit that is still falling where runs are killed
 FALLING = ["stages.spatial.losses={additions: 2, additions_limit: 0.1}"]  # falls while units are removed
-    "stages.spatial.losses={additions: 2, additions_limit: 0.1}"
-]  # of a stage that prunes it falls with the stage
 
 
 def command_of(folder: Path, glue: Path) -> list[str]:

@@ -74,7 +74,6 @@ def test_configuration(refuse, override: str, words: tuple[str, ...]) -> None:
     [
         (0, ["run.accelerator=gpu"], "run.accelerator = gpu: this machine has none"),
         (0, ["run.accelerator=gpu", "run.devices=2"], "run.accelerator = gpu: this machine has none"),
-        (0, [], "run.cuda_graphs = on: needs a CUDA device"),
         (1, ["run.accelerator=auto", "run.devices=2"], "run.devices = 2: this machine has 1 GPU"),
         (2, ["run.accelerator=gpu", "run.devices=3"], "run.devices = 3: this machine has 2 GPUs"),
         (0, ["run.accelerator=tpu"], "run.accelerator = tpu: choose from auto, cpu, gpu"),

@@ -103,7 +103,7 @@ def test_budget_after_the_other_stages_runs_and_resumes(glue, shared, tmp_path) 
     pruned, last = run.record("quantize"), run.record("finetune")
     assert sum(pruned["heads"]) == 3 and sum(pruned["ffn"]) == 22 and sum(pruned["t_steps"]) <= 6
     assert last["encoder_weights"]["strength"] == 1
-    assert sum(last["heads"]) <= 3 and sum(last["ffn"]) < 22
+    assert sum(last["heads"]) <= 3 and sum(last["ffn"]) <= 22 and last["budget"]["reached"] <= 0.06
 
 
 # -------------------------------------------------------------------------------------------- taken over, and refused

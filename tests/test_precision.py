@@ -122,11 +122,11 @@ def test_a_capture_uses_no_cast_that_was_made_before() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("graphs", ["auto", "off"])
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
-def test_a_gpu_trains_in_mixed_precision(precision, graphs, glue, tmp_path) -> None:
+def test_a_gpu_trains_in_mixed_precision(precision, kernels, glue, tmp_path) -> None:
     """Long enough that graphs are replayed where there are any."""
-    given = [f"run.precision={precision}", "run.accelerator=gpu", "data.pad_to=24"]
+    given = [f"run.precision={precision}", "run.accelerator=gpu", f"run.kernels={kernels}"]
     given += ["stages.teacher.epochs=8"]  # the first steps find the scale
     pipeline.run(load(GLUE, [*micro(tmp_path / "run", glue), *SHORT, *given]))
     assert all(x.isfinite().all() for x in RunDirectory(tmp_path / "run").weights("spatial").values())

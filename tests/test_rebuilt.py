@@ -130,7 +130,7 @@ def said(measured: dict) -> dict:
 
 @pytest.mark.parametrize("row", TRIED)
 def test_a_record_is_what_evaluate_and_the_compacted_student_say(row, begun, tmp_path) -> None:
-    """The stage before was finished under the configuration without the row's `compress` keys, as one that
+    """The stage before was finished under the configuration without the row's keys of compression, as one that
     `run.start_from` takes over."""
     overrides = TRIED[row]
     parts = parts_of(begun, tmp_path / "run", overrides)

@@ -17,7 +17,7 @@ from spikeprune.experiment import pipeline
 from spikeprune.experiment.run_directory import RunDirectory
 
 # a limit that is still falling where runs are killed
-FALLING = ["stages.spatial.losses={additions: 2, additions_limit: 0.1, additions_from: 1, additions_fall: 1}"]
+FALLING = ["stages.spatial.losses={additions: 2, additions_limit: 0.1}"]  # falls while units are removed
 
 
 def command_of(folder: Path, glue: Path) -> list[str]:

@@ -91,7 +91,7 @@ def test_with_epochs_it_goes_on_learning_and_a_share_too_small_is_refused(run) -
         pipeline.run(start(run.path.parent / "more", "stages.spatial.epochs=2"))
         more = RunDirectory(run.path.parent / "more").record("spatial")
         assert more["steps"] == 16 and sum(more["heads"]) < 6
-        with pytest.raises(InputError, match="stages.spatial.operations = 0.02: the floors"):
+        with pytest.raises(InputError, match="stages.spatial.operations = 0.02: every layer keeps 1 heads and 4 neur"):
             pipeline.run(start(run.path.parent / "small", "stages.spatial.epochs=0", "stages.spatial.operations=0.02"))
 
 

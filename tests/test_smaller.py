@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_compact import make, sentences
 
-from spikeprune.config.schema import Losses, Stage
+from spikeprune.config.schema import Config, Losses, Stage
 from spikeprune.experiment.stage import masks_are_final
 from spikeprune.models.compaction import compact, compacted, scatter_into
 from spikeprune.models.modeling import SpikingBert
@@ -65,23 +65,27 @@ def test_few_bit_weights_are_not_given_back() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "is_final"),
+    ("name", "budget", "losses", "is_final"),
     [
-        ({}, True),
-        ({"callbacks": ["temporal"]}, True),
-        ({"callbacks": ["quantize"]}, True),
-        ({"callbacks": ["spatial"]}, False),
-        ({"callbacks": ["temporal", "joint"]}, False),
-        ({"losses": Losses(scores=0.1)}, False),
-        ({"losses": Losses(firing=0.1)}, True),
+        ("temporal", 0, {}, True),
+        ("quantize", 0, {}, True),
+        ("finetune", 0, {}, True),
+        ("spatial", 0, {}, False),
+        ("budget", 1, {}, False),
+        ("finetune", 1, {}, False),  # it holds the budget
+        ("quantize", 1, {}, True),
+        ("finetune", 0, {"scores": 0.1}, False),
+        ("finetune", 0, {"firing": 0.1}, True),
     ],
 )
-def test_which_stages_train_without_what_is_masked(stage, is_final) -> None:
+def test_which_stages_train_without_what_is_masked(name, budget, losses, is_final) -> None:
     """Those that neither take units away nor compare heads one by one; where none has left there is no need."""
     student = make()
-    parts = SimpleNamespace(stage=lambda name: Stage(**stage))
-    assert not masks_are_final(parts, "any", student)  # layers without heads, and without neurons
+    config = Config()
+    config.stages.budget.epochs = budget
+    parts = SimpleNamespace(config=config, stage=lambda _: Stage(epochs=1, losses=Losses(**losses)))
+    assert not masks_are_final(parts, name, student)  # layers without heads, and without neurons
     student.heads[1, 2], student.ffn[2, 5:9] = 1, 1
-    assert masks_are_final(parts, "any", student) == is_final
+    assert masks_are_final(parts, name, student) == is_final
     student.heads.fill_(1), student.ffn.fill_(1)
-    assert not masks_are_final(parts, "any", student)
+    assert not masks_are_final(parts, name, student)

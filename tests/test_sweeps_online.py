@@ -43,7 +43,8 @@ def test_a_grid_of_four_by_wandbs_agent(glue, tmp_path) -> None:
             assert board.runs[name]["exit"] == 0 and board.runs[name]["sweep"] == "sweep1"
             run = RunDirectory(tmp_path / "runs" / "sweeps" / "tiny" / name)
             config = board.config(name)
-            assert config["compress"]["heads"] == values["stages.spatial.heads"] == config["stages.spatial.heads"]
+            heads = config["stages"]["spatial"]["heads"]
+            assert heads == values["stages.spatial.heads"] == config["stages.spatial.heads"]
             found = results(run.record("spatial"), run.record("teacher"))
             summary = board.summary(name)
             assert {key: summary[key] for key in found} == pytest.approx(found)

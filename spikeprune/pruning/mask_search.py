@@ -219,8 +219,8 @@ def search(
     except ValueError:
         least = sum(prices[k] * int(alive[k].sum(1).clamp(max=floors[k]).sum()) for k in KINDS) / total
         raise InputError(
-            f"compress.spatial.operations = {operations}: the floors compress.spatial.min_heads = {floors['heads']} "
-            f"and min_ffn = {floors['ffn']} keep a share of {least:.3f}; ask for at least that, or lower a floor"
+            f"stages.spatial.operations = {operations}: every layer keeps {floors['heads']} heads and {floors['ffn']} "
+            f"neurons at least, a share of {least:.3f}; ask for at least that"
         ) from None
     for name in KINDS:
         getattr(student, name).copy_(masks[name])

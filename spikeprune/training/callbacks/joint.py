@@ -229,8 +229,8 @@ class BudgetPruning(EpochSchedule):
         if lowest > self.goal:
             kinds = ", ".join(self.limits["kinds"])
             raise InputError(
-                f"compress.target_value = {self.share:g}: with everything removed that compress.joint.candidates "
-                f"[{kinds}] and the floors of compress.spatial allow, this student still has "
+                f"stages.budget.value = {self.share:g}: with everything removed that stages.budget.candidates "
+                f"[{kinds}] and what every layer keeps allow, this student still has "
                 f"{self.in_words(lowest, up=True)}; that is the lowest value to ask for"
             )
 

@@ -13,7 +13,7 @@ from spikeprune.training.callbacks.schedule import EpochSchedule, adopt, agreed
 
 class MaskSearch(EpochSchedule):
     """Decides once, at epoch `begin`: masks within the share `operations`, then weights that make up for what
-    left (see `compress.search`). `alone`: the stage has no epochs, so it ends with the decision."""
+    left (see `pruning/mask_search.py`). `alone`: the stage has no epochs, so it ends with the decision."""
 
     def __init__(
         self,

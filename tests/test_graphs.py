@@ -90,7 +90,7 @@ def test_graphed_steps_equal_plain_ones(coding: str, precision: torch.dtype | No
         if step == 7:
             made.student.heads[0, 1] = 0
             made.student.ffn[1, ::2] = 0
-            made.objective.additions.press.fill_(4.0)
+            made.objective.additions.penalty_scale.fill_(4.0)
             if made.student.synapses is not None:
                 SynapsePruning(kept=0.5, begin=0, end=0).decide(None, made, 1.0)
         if step == 10:
@@ -106,7 +106,7 @@ def test_graphed_steps_equal_plain_ones(coding: str, precision: torch.dtype | No
             assert gap < (2e-2 if precision else 1e-4), f"step {step}, {name}: {gap:.2e}"
         optimizer.step()
         if made.student.synapses is not None:
-            made.student.synapses.hold(made.student)
+            made.student.synapses.apply_masks(made.student)
         replayed.append(bool(made.graphed.captured))
     assert replayed == [False] * 4 + [True] * 6 + [False] * 4 + [True] * 4
 

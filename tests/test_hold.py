@@ -18,7 +18,7 @@ from spikeprune.experiment.build.callbacks import joint
 from spikeprune.models.teacher import Teacher, scratch_config
 from spikeprune.pruning.budget import TOLERANCE
 from spikeprune.training.additions import AdditionsTerm
-from spikeprune.training.callbacks.joint import MOST_PRESS, SLACK, BudgetPruning
+from spikeprune.training.callbacks.joint import MAX_PENALTY_SCALE, SLACK, BudgetPruning
 from spikeprune.training.losses import soft_loss
 from spikeprune.training.modules.student import DistillationModule
 from spikeprune.training.objective import LossWeights
@@ -76,7 +76,11 @@ def play(made: DistillationModule, mine: BudgetPruning, drift, epochs=range(EPOC
         mine.on_train_start(trainer, made)
         before = mine.metered(trainer, made).value(made.student)
         mine.on_train_epoch_start(trainer, made)
-        with_what = {"units": units(made), "limit": term(made).limit.item(), "press": term(made).press.item()}
+        with_what = {
+            "units": units(made),
+            "limit": term(made).limit.item(),
+            "penalty_scale": term(made).penalty_scale.item(),
+        }
         history.append(SimpleNamespace(before=before, cost=mine.meter.value(made.student), **with_what))
         mine.meter.unit /= 1 + drift(epoch)
         mine.on_train_epoch_end(trainer, made)
@@ -114,7 +118,7 @@ def test_the_limit_is_first_what_the_additions_are() -> None:
     found = made.objective(here, outputs, made.student, made.teacher_outputs(here))["additions"]
     whole = term(made).expected(made.student, outputs, here["attention_mask"].sum(1).float().mean())
     assert found.item() == pytest.approx(whole.item() - first.limit / 2, rel=1e-5)
-    term(made).press.fill_(3.0)
+    term(made).penalty_scale.fill_(3.0)
     assert made.objective.weight("additions") == 6.0 and made.objective.weight("soft") == 1.0
 
 
@@ -152,14 +156,14 @@ def test_a_given_limit_stays(losses) -> None:
     made = module(**losses)
     mine = callback(GOAL * cost(made))
     limit = pytest.approx(losses.get("additions_limit", 0.0))
-    assert all(e.limit == limit and e.press == 1 for e in play(made, mine, lambda epoch: 0.02))
+    assert all(e.limit == limit and e.penalty_scale == 1 for e in play(made, mine, lambda epoch: 0.02))
 
 
 def test_the_press_doubles_after_each_epoch_that_ends_above_the_goal() -> None:
     made = module()
     mine = callback(1.015 * cost(made))
     history = play(made, mine, lambda epoch: 0.01)  # above from the third epoch's start on
-    assert [e.press for e in history] == [1, 1, 2, 4, 8, 16, 16, 16] and MOST_PRESS == 16
+    assert [e.penalty_scale for e in history] == [1, 1, 2, 4, 8, 16, 16, 16] and MAX_PENALTY_SCALE == 16
 
 
 def test_what_training_may_mend_is_no_reason_to_prune() -> None:
@@ -182,7 +186,7 @@ def test_a_resumed_leg_has_limit_and_press() -> None:
     found = play(legs, two, lambda epoch: 0.01, range(5))
     three.load_state_dict(two.state_dict())
     three.meter = two.meter  # with its prices
-    term(legs).limit.zero_(), term(legs).press.fill_(1.0)
+    term(legs).limit.zero_(), term(legs).penalty_scale.fill_(1.0)
     found += play(legs, three, lambda epoch: 0.01, range(5, EPOCHS))
     assert found == expected
     term(legs).limit.zero_()

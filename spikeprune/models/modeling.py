@@ -59,9 +59,9 @@ def first(counts: Sequence[int], width: int) -> Tensor:
     return (torch.arange(width) < torch.tensor(counts)[:, None]).float()
 
 
-def see_synapses(student: SpikingBert, _: Any) -> None:
+def refresh_synapses(student: SpikingBert, _: Any) -> None:
     """After a checkpoint was loaded. A function of the module, since a student is sent to other processes pickled."""
-    student.synapses.see(student)
+    student.synapses.refresh_masks(student)
 
 
 class SpikingBert(nn.Module):
@@ -157,8 +157,8 @@ class SpikingBert(nn.Module):
         self.synapses = None
         if sparse:
             self.synapses = Synapses(self)
-            self.synapses.see(self)
-            self.register_load_state_dict_post_hook(see_synapses)
+            self.synapses.refresh_masks(self)
+            self.register_load_state_dict_post_hook(refresh_synapses)
 
     @property
     def steps(self) -> list[int]:

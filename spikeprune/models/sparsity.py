@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 class Synapses(nn.Module):
     """The synapses of a student's encoder, as 0/1 masks of its matrices and counted by their source. Worked out from
-    the weights (`see`), so part of no checkpoint; written in place, so that a CUDA graph may hold them."""
+    the weights (`refresh_masks`), so part of no checkpoint; written in place, so that a CUDA graph may hold them."""
 
     def __init__(self, student: SpikingBert):
         super().__init__()
@@ -42,7 +42,7 @@ class Synapses(nn.Module):
         return SynapseCounts(*(getattr(self, f"{name}_{layer}") for name in SynapseCounts._fields))
 
     @torch.no_grad()
-    def see(self, student: SpikingBert) -> None:
+    def refresh_masks(self, student: SpikingBert) -> None:
         """Take the synapses from the weights as they are now."""
         for i, name, weight in weights_of(student):
             self.mask(i, name).copy_(weight != 0)
@@ -55,7 +55,7 @@ class Synapses(nn.Module):
         self.missing = not all(self.mask(i, name).all() for i, name, _ in weights_of(student))
 
     @torch.no_grad()
-    def hold(self, student: SpikingBert) -> None:
+    def apply_masks(self, student: SpikingBert) -> None:
         """Zero again where there is no synapse, after an optimizer step."""
         if not self.missing:
             return
@@ -67,7 +67,7 @@ def weights_of(student: SpikingBert) -> Iterator[tuple[int, str, Tensor]]:
     return ((i, name, matrix(student, i, name).weight) for i in range(len(student.layers)) for name in MATRICES)
 
 
-def among(student: SpikingBert, layer: int, name: str) -> Tensor:
+def allowed_mask(student: SpikingBert, layer: int, name: str) -> Tensor:
     """`[out, in]`, 1 where a synapse would join kept units."""
     here, linear = student.layers[layer], matrix(student, layer, name)
     heads = student.heads[layer, : here.heads].repeat_interleave(here.head_size)
@@ -77,7 +77,7 @@ def among(student: SpikingBert, layer: int, name: str) -> Tensor:
     return (rows[:, None] * columns).expand(linear.weight.shape)
 
 
-def said(student: SpikingBert, layer: int, name: str) -> Tensor:
+def saliency(student: SpikingBert, layer: int, name: str) -> Tensor:
     """`[out, in]`: the size of what a spike adds over each synapse, |w| theta of the neuron that it comes from."""
     linear = matrix(student, layer, name)
     return linear.weight.detach().abs() * source(student, layer, name).theta.detach().expand(linear.in_features)
@@ -91,7 +91,7 @@ def share(student: SpikingBert) -> float:
 
 def counted(student: SpikingBert) -> tuple[int, int]:
     """The synapses between kept units of a sparse student: those that there are, and those that there could be."""
-    kept = [(student.synapses.mask(i, name), among(student, i, name)) for i, name, _ in weights_of(student)]
+    kept = [(student.synapses.mask(i, name), allowed_mask(student, i, name)) for i, name, _ in weights_of(student)]
     found = torch.stack([torch.stack([(mask * room).sum(), room.sum()]) for mask, room in kept])
     there, possible = found.double().sum(0).tolist()
     return int(there), int(possible)

@@ -15,7 +15,7 @@ from spikeprune.training import losses
 
 
 class AdditionsTerm(nn.Module):
-    """A token's expected additions, in multiplications of its dense forward, as far as they are above `limit`; `press`
+    """A token's expected additions, in multiplications of its dense forward, as far as they are above `limit`; `penalty_scale`
     multiplies the term's weight.
 
     Both are tensors, so that what CUDA graphs replay reads them anew; no checkpoint holds them. `limit` falls from
@@ -27,7 +27,7 @@ class AdditionsTerm(nn.Module):
         super().__init__()
         self.shape, self.begin, self.end, self.share = shape, begin, end, fall
         self.register_buffer("limit", torch.tensor(end), persistent=False)
-        self.register_buffer("press", torch.tensor(1.0), persistent=False)
+        self.register_buffer("penalty_scale", torch.tensor(1.0), persistent=False)
 
     def forward(self, student: SpikingBert, outputs: Outputs, tokens: Tensor) -> Tensor:
         """Scalar; `tokens`: mean of a sentence."""

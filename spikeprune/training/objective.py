@@ -100,7 +100,7 @@ class Objective(nn.Module):
 
     def weight(self, term: str) -> Tensor | float:
         weight = getattr(self.weights, term)
-        return weight * self.additions.press if term == "additions" else weight
+        return weight * self.additions.penalty_scale if term == "additions" else weight
 
     def soft(self, outputs: Outputs, teacher_outputs: Outputs) -> Tensor:
         """`[B]`: how far the student's answers are from the teacher's, `teacher_outputs`."""

@@ -25,7 +25,7 @@ from spikeprune.training.losses import drawn_loss, soft_loss
 SENTENCES = 512  # training sentences that losses are estimated on
 MEASURED = 1024  # training sentences that cost is measured on: the dev split is for the report
 SLACK = 0.1  # share of the goal above it that the losses are trusted to bring back
-MOST_PRESS = 16.0  # times the weight that the losses give to additions
+MAX_PENALTY_SCALE = 16.0  # times the weight that the losses give to additions
 
 
 class BudgetPruning(EpochSchedule):
@@ -49,7 +49,7 @@ class BudgetPruning(EpochSchedule):
     """
 
     CARRIED = ("start", "most_steps", "value", "held", "reference", "drift")  # by a checkpoint
-    CARRIED += ("limit", "press", "settled", "limited")
+    CARRIED += ("limit", "penalty_scale", "settled", "limited")
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class BudgetPruning(EpochSchedule):
         self.value: float | None = None  # the cost as it was last measured
         self.held = False  # whether a decision has brought it to the goal
         self.limit: float | None = None  # of the losses' additions, where this sets it
-        self.press = 1.0  # times their weight
+        self.penalty_scale = 1.0  # times their weight
         self.settled = False  # whether the epoch before began with the cost held
         self.limited = -1  # last epoch that the limit was set for
         self.drift = 0.0  # by what share of the goal the cost was above it after the last step
@@ -131,7 +131,7 @@ class BudgetPruning(EpochSchedule):
         batches = self.placed(data.fixed_batches(-(-self.sentences // size), size, self.seed), module)
         additions = agreed(module.objective.additions.mean(module.student, batches, module.forward_mode)).item()
         if self.settled and self.value > self.goal:
-            self.press = min(2 * self.press, MOST_PRESS)
+            self.penalty_scale = min(2 * self.penalty_scale, MAX_PENALTY_SCALE)
         self.settled = self.held
         self.limit = additions * self.way()
         self.hand_over(module)
@@ -143,7 +143,7 @@ class BudgetPruning(EpochSchedule):
     def hand_over(self, module: L.LightningModule) -> None:
         if self.limit is not None:
             module.objective.additions.limit.fill_(self.limit)
-            module.objective.additions.press.fill_(self.press)
+            module.objective.additions.penalty_scale.fill_(self.penalty_scale)
 
     def decide(self, trainer: L.Trainer, module: L.LightningModule, progress: float) -> None:
         self.value = self.metered(trainer, module).value(module.student)

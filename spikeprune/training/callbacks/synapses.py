@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from spikeprune.models.sparsity import among, said, share, weights_of
+from spikeprune.models.sparsity import allowed_mask, saliency, share, weights_of
 from spikeprune.pruning.schedules import cubic, keep_highest
 from spikeprune.training.callbacks.schedule import EpochSchedule
 
@@ -27,13 +27,13 @@ class SynapsePruning(EpochSchedule):
         student, target = module.student, cubic(progress, 1.0, self.kept)
         with torch.no_grad():
             for i, name, weight in weights_of(student):
-                room = among(student, i, name)
+                room = allowed_mask(student, i, name)
                 left = student.synapses.mask(i, name) * room
                 keep = min(round(target * int(room.sum())), int(left.sum()))
-                ranked = said(student, i, name).view(1, -1)
+                ranked = saliency(student, i, name).view(1, -1)
                 stays = keep_highest(ranked, left.reshape(1, -1), keep, floor=0, scope="global").view_as(weight)
                 weight.mul_(torch.where(room > 0, stays, 1.0))  # what joins no kept units costs nothing
-        student.synapses.see(student)
+        student.synapses.refresh_masks(student)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """As in SpatialPruning."""
@@ -45,4 +45,4 @@ class KeepPrunedSynapses(L.Callback):
     writes checkpoints, which a student reads its synapses from."""
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        pl_module.student.synapses.hold(pl_module.student)
+        pl_module.student.synapses.apply_masks(pl_module.student)

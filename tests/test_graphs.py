@@ -79,8 +79,8 @@ def learnt(made: DistillationModule, here: dict, terms, precision: torch.dtype |
 @pytest.mark.parametrize("coding", ["accumulate", "running_mean"])
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])
 def test_graphed_steps_equal_plain_ones(coding: str, precision: torch.dtype | None, kind: dict) -> None:
-    """Two shapes; masks, synapses and press change before step 7, time steps, after an evaluation, before step 10, the
-    limit on additions at each."""
+    """Two shapes; masks, synapses and penalty scale change before step 7, time steps, after an evaluation, before step
+    10, the limit on additions at each."""
     made = module(True, coding=coding, **kind)
     if made.student.weights == "ternary":
         made.student.set_strength(0.5)

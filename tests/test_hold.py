@@ -1,6 +1,6 @@
-"""A budget that is held while the student trains: when it decides, the limit and the press that the losses get, and the
-last correction. A run on a student of two layers, epoch by epoch, without an optimizer:
-what training does to the cost is done by hand, to the price."""
+"""A budget while the student trains: its decisions, the limit and the penalty scale of the losses, and the last
+correction. A run on a student of two layers, epoch by epoch, without an optimizer: the effect of training on the cost
+is simulated by changing the meter's unit."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from spikeprune.experiment.build.callbacks import joint
 from spikeprune.models.teacher import Teacher, scratch_config
 from spikeprune.pruning.budget import TOLERANCE
 from spikeprune.training.additions import AdditionsTerm
-from spikeprune.training.callbacks.joint import MAX_PENALTY_SCALE, SLACK, BudgetPruning
+from spikeprune.training.callbacks.joint import SLACK, BudgetPruning
 from spikeprune.training.losses import soft_loss
 from spikeprune.training.modules.student import DistillationModule
 from spikeprune.training.objective import LossWeights
 from spikeprune.training.optimizer import Optimization
+from spikeprune.training.rate_limit import MAX_PENALTY_SCALE, rate_factor
 
 EPOCHS = 8
 GOAL = 0.5  # of what the student costs at first
@@ -74,7 +75,7 @@ def play(made: DistillationModule, mine: BudgetPruning, drift, epochs=range(EPOC
         trainer = SimpleNamespace(current_epoch=epoch, max_epochs=EPOCHS, sanity_checking=False, datamodule=DATA)
         torch.manual_seed(epoch)  # as a checkpoint does: curvature is that of answers drawn
         mine.on_train_start(trainer, made)
-        before = mine.metered(trainer, made).value(made.student)
+        before = mine.cost_meter(trainer, made).value(made.student)
         mine.on_train_epoch_start(trainer, made)
         with_what = {
             "units": units(made),
@@ -140,10 +141,7 @@ def test_rates_are_held_and_in_the_end_go_to_the_goal() -> None:
     mine = callback(0.2)
     mine.start = 1.0
     assert [mine.scheduled(epoch) for epoch in (0, 1, 2, 3, 5)] == pytest.approx([0.5375, 0.3, 0.2125, 0.2, 0.2])
-    mine.value = 0.5375
-    assert mine.way() == 1.0
-    mine.value, mine.held = 0.25, True
-    assert mine.way() == pytest.approx(0.198 / 0.25)
+    assert rate_factor(0.25, 0.2) == pytest.approx(0.198 / 0.25)
     made = module()
     history = play(made, callback(GOAL * cost(made)), lambda epoch: 0.0)
     additions = term(made).mean(made.student, batches((4, 4), seed=2), "equilibrium").item()

@@ -16,26 +16,23 @@ Shapes: L layers, H heads, F neurons, D hidden, B batch, N tokens. A layer's Fis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import combinations
 from math import comb
 
 import torch
 from torch import Tensor
 
-from spikeprune.cost.operations import count
 from spikeprune.cost.shapes import Shape
 from spikeprune.errors import InputError
 from spikeprune.models.inference import answer
 from spikeprune.models.modeling import SpikingBert
-from spikeprune.models.outputs import INPUTS
+from spikeprune.models.shape import student_operations
 from spikeprune.pruning.schedules import keep_highest
-from spikeprune.pruning.statistics import SampleLoss, loss_at, trained_mode
+from spikeprune.pruning.statistics import Batches, Mean, SampleLoss, given, loss_at, trained_mode
 
 KINDS = ("heads", "ffn")
 CHOICES = 20_000  # of units in a layer that are all tried, C(16, 8) is below
-Batches = Sequence[dict[str, Tensor]]
-Mean = Callable[[Tensor], Tensor]  # over processes, so that all decide the same
 
 
 def same(x: Tensor) -> Tensor:
@@ -80,8 +77,7 @@ def unit_prices(student: SpikingBert, batches: Batches, shape: Shape) -> dict[st
         counts = answer(student, **given(batch)).counts
         lengths = batch["attention_mask"].sum(1)
         with torch.enable_grad():
-            how = {"t_steps": student.steps, "coding": student.coding, "links": student.links()}
-            found = count(counts, lengths, shape=shape, **how, **masks)
+            found = student_operations(student, counts, lengths, shape=shape, **masks)
             grads = torch.autograd.grad(found.ac.sum() + found.mac.sum(), list(masks.values()))
         for name, grad in zip(masks, grads, strict=True):
             prices[name] += grad
@@ -92,10 +88,6 @@ def unit_prices(student: SpikingBert, batches: Batches, shape: Shape) -> dict[st
 
 def masks_of(student: SpikingBert) -> Iterator[tuple[str, Tensor]]:
     return ((name, getattr(student, name)) for name in KINDS)
-
-
-def given(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: batch[key] for key in INPUTS if key in batch}
 
 
 # -------------------------------------------------------------------------------------------------------- 1: the search

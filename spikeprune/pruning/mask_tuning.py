@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from spikeprune.models.modeling import SpikingBert
-from spikeprune.pruning.mask_search import KINDS, Batches, Mean, given, loss_of, same
-from spikeprune.pruning.statistics import SampleLoss, trained_mode
+from spikeprune.pruning.mask_search import KINDS, loss_of, same
+from spikeprune.pruning.statistics import Batches, Mean, SampleLoss, given, trained_mode
 
 FAR = 10.0  # a mask beyond it is no longer a correction
 

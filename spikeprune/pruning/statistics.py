@@ -13,6 +13,8 @@ from spikeprune.cost.activity import kept_channels
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS, Outputs
 
+Batches = Sequence[dict[str, Tensor]]
+Mean = Callable[[Tensor], Tensor]  # over processes, so that all decide the same
 SampleLoss = Callable[[dict[str, Tensor], Outputs], Tensor]  # (batch, outputs) -> [B]
 
 
@@ -33,6 +35,11 @@ class Statistics:
     head_weight: Tensor  # |Wv| * |Wo|, Frobenius norms of the head's slices
     ffn_weight: Tensor  # |W1 row| * |W2 column|
     seed: int  # of a criterion that draws
+
+
+def given(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The student's inputs that the batch has."""
+    return {key: batch[key] for key in INPUTS if key in batch}
 
 
 def trained_mode(student: SpikingBert) -> str:
@@ -70,8 +77,7 @@ def collect(
                 "heads": student.heads.expand(size, -1, -1).clone().requires_grad_(),
                 "ffn": student.ffn.expand(size, -1, -1).clone().requires_grad_(),
             }
-            given = {key: batch[key] for key in INPUTS if key in batch}
-            outputs = student(**given, **masks, mode=mode or trained_mode(student), rate=True)
+            outputs = student(**given(batch), **masks, mode=mode or trained_mode(student), rate=True)
             grads = torch.autograd.grad(sample_loss(batch, outputs).sum(), list(masks.values()))
             real = batch["attention_mask"].sum()
             for name, grad in zip(masks, grads, strict=True):
@@ -136,7 +142,7 @@ def convergence_profile(student: SpikingBert, batches: Iterable[dict[str, Tensor
     student.eval()
     totals: dict[str, Tensor] = {}
     for batch in batches:
-        outputs = student(**{key: batch[key] for key in INPUTS if key in batch}, mode="spiking", trace=True)
+        outputs = student(**given(batch), mode="spiking", trace=True)
         for name, (error, size) in outputs.traces.items():
             pair = torch.stack([error, size.expand_as(error)])
             totals[name] = totals[name] + pair if name in totals else pair
@@ -198,7 +204,7 @@ def loss_at(
     losses = []
     try:
         for batch in batches:
-            outputs = student(**{key: batch[key] for key in INPUTS if key in batch}, mode=mode, scores=False)
+            outputs = student(**given(batch), mode=mode, scores=False)
             losses.append(sample_loss(batch, outputs))
     finally:
         student.set_t_steps(own)

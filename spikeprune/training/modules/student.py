@@ -15,6 +15,8 @@ from spikeprune.models.inference import answer, replayable, state
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS, Outputs
 from spikeprune.models.teacher import Teacher
+from spikeprune.training.additions import AdditionsTerm
+from spikeprune.training.losses import soft_loss
 from spikeprune.training.metrics import Fidelity
 from spikeprune.training.modules.task import TaskModule
 from spikeprune.training.objective import LossWeights, Objective
@@ -96,6 +98,22 @@ class DistillationModule(TaskModule):
     def varied(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The batch with its sentences changed, where the configuration asks for it."""
         return dict(batch) if self.augment is None else self.augment(batch)
+
+    def decision_batch(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The batch as pruning decisions use it: `varied` where the teacher gives the targets, since a true label would
+        not fit a changed sentence."""
+        return self.varied(batch) if self.losses.soft else batch
+
+    def output_distance(self, logits: Tensor, others: Tensor) -> Tensor:
+        """`[B]`: how far `logits [B, C]` are from `others`, in the unit of `sample_loss`."""
+        distance = soft_loss(logits, others, temperature=self.losses.temperature, regression=self.task.regression)
+        return (self.losses.soft or 1.0) * distance
+
+    @property
+    def limitable_additions(self) -> AdditionsTerm | None:
+        """The loss term of additions, where it has a weight and no limit of its own."""
+        limitable = self.losses.additions > 0 and self.losses.additions_limit is None
+        return self.objective.additions if limitable else None
 
     def sample_loss(self, batch: dict[str, Tensor], outputs: Outputs, teacher_outputs: Outputs | None = None) -> Tensor:
         """`[B]`: the prediction losses of this stage, which criteria differentiate; the true labels' if it has none.

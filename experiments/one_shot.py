@@ -50,7 +50,7 @@ class OneShot:
         self.shape, self.seed = student_shape(self.parts), seed
         spatial = self.parts.config.compress.spatial
         self.floors = {"heads": spatial.min_heads, "ffn": spatial.min_ffn}
-        self.prices = mask_search.unit_prices(self.student, self.train, self.shape)
+        self.prices = mask_search.unit_operations(self.student, self.train, self.shape)
 
     @torch.no_grad()
     def score(self, student: SpikingBert) -> float:

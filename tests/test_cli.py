@@ -29,13 +29,13 @@ def spikeprune(*args: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def pipeline(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Stands in for the real rooms, which take seconds to import and minutes to run."""
-    import spikeprune
+    from spikeprune import experiment
 
     fake = SimpleNamespace(run=lambda config: None, evaluate=lambda run, **options: {})
     monkeypatch.setattr("spikeprune.report.tables.summary_table", str)
     for room in ("pipeline", "evaluation"):
-        monkeypatch.setitem(sys.modules, f"spikeprune.{room}", fake)
-        monkeypatch.setattr(spikeprune, room, fake, raising=False)
+        monkeypatch.setitem(sys.modules, f"spikeprune.experiment.{room}", fake)
+        monkeypatch.setattr(experiment, room, fake, raising=False)
     return fake
 
 

@@ -1,7 +1,7 @@
 """Heads and neurons chosen at once and without retraining (Kwon et al. 2022, arXiv 2204.09656), in three steps.
 
 1. Mask search: with the diagonal of the Fisher information as a unit's importance, the masks of the greatest total
-   importance within a budget of operations. All heads have one cost and all neurons another, so the best masks are found
+   importance within a budget of operations. Heads have one cost and neurons another, so the best masks are found
    exactly: for every number of heads the best of them and as many of the best neurons as fit (their algorithm 1).
 2. Rearrangement: within each layer, with its number of units fixed, the units whose removal together raises the
    loss least by the layer's whole block of the Fisher information: exactly where all choices can be tried, else by

@@ -2,9 +2,9 @@
 the masks of kept units become real numbers that compensate for the removed ones.
 
 Layer by layer these numbers bring the input of the layer norm nearest to the unpruned network's, by linear least
-squares: it is linear in the masks. They are folded into the columns of `out` and `down`: a mask stays 0 or 1, and costs, compaction
-and checkpoints stay as they are. Unlike in the paper's code the first layer's attention is tuned too, and there is no
-intercept.
+squares: it is linear in the masks. They are folded into the columns of `out` and `down`: a mask stays 0 or 1, and
+costs, compaction and checkpoints stay as they are. Unlike in the paper's code the first
+layer's attention is tuned too, and there is no intercept.
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ def normal_equations(
     student: SpikingBert, unpruned: SpikingBert, batches: Batches, layer: int, kind: str, mode: str
 ) -> Fit:
     """Least squares of Σ m_i o_i ≈ y, o_i `[tokens · D]` the contribution of unit i to the residual stream, y
-    `unpruned`'s value there less `student`'s bias and residual. W's columns, inputs x: XᵀX = (Σ x xᵀ) ∘ (WᵀW), Xᵀy = Σ x ∘ (Wᵀ y)."""
+    `unpruned`'s value there less `student`'s bias and residual. With inputs x and W's columns, XᵀX = (Σ x xᵀ) ∘ (WᵀW)
+    and Xᵀy = Σ x ∘ (Wᵀ y)."""
     name, reader = ("out", "attention_site") if kind == "heads" else ("down", "output_site")
     own, original = getattr(student.layers[layer], name), getattr(unpruned.layers[layer], name)
     size = student.layers[layer].head_size if kind == "heads" else 1

@@ -200,8 +200,8 @@ def loss_at(
 def losses_at(
     student: SpikingBert, t_steps: Sequence[int], batches: Iterable[dict[str, Tensor]], sample_loss: SampleLoss
 ) -> tuple[Tensor, Tensor]:
-    """Sample losses `[S]`, float64, and logits `[S, C]`, float32, with other time steps, in evaluation mode; the student
-    keeps its own.
+    """Sample losses `[S]`, float64, and logits `[S, C]`, float32, with other time steps, in evaluation mode; the
+    student keeps its own.
 
     `accumulate` is evaluated in closed form; the other codings are simulated step by step.
     """

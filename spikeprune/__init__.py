@@ -1,35 +1,36 @@
 """SpikePrune: spiking language models made small in space and in time.
 
-`import spikeprune` is light: a public name is imported from its module when it is first used.
+Public names are imported on first use, so that `import spikeprune` loads neither torch nor transformers.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
+import importlib
 from typing import Any
 
 __version__ = "0.1.0"
 
-EXPORTS = {
+# Public name -> the module that defines it.
+_MODULES = {
     "BudgetPruning": "spikeprune.training.callbacks.joint",
     "MaskSearch": "spikeprune.training.callbacks.search",
     "SpatialPruning": "spikeprune.training.callbacks.spatial",
     "SynapsePruning": "spikeprune.training.callbacks.synapses",
+    "SynapticOperations": "spikeprune.training.operations",
     "TemporalPruning": "spikeprune.training.callbacks.temporal",
     "WeightQuantization": "spikeprune.training.callbacks.quantize",
-    "SynapticOperations": "spikeprune.training.operations",
-    "count_operations": "spikeprune.training.operations",
     "compact": "spikeprune.models.compaction",
+    "count_operations": "spikeprune.training.operations",
     "from_bert": "spikeprune.models.conversion",
 }
-__all__ = ["__version__", *EXPORTS]
+__all__ = ["__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(EXPORTS[name]), name)
+    if name not in _MODULES:
+        raise AttributeError(f"module 'spikeprune' has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *EXPORTS})
+    return sorted({*globals(), *__all__})

@@ -19,9 +19,9 @@ class AdditionsTerm(nn.Module):
     """A token's expected additions, in multiplications of its dense forward, as far as they are above `limit`;
     `penalty_scale` multiplies the term's weight.
 
-    Both are tensors, so that what CUDA graphs replay reads them anew; no checkpoint holds them. `limit` falls from
-    `begin` to `end` over the share `fall` of all steps, or is `end` throughout where `begin` is 0; a `BudgetPruning`
-    that holds a budget sets both.
+    Both are tensors, so that a replayed CUDA graph reads their new values; they are in no checkpoint. `limit` falls
+    from `begin` to `end` over the share `fall` of all steps, or is `end` throughout where `begin` is 0;
+    `BudgetPruning` sets both.
     """
 
     def __init__(self, shape: Shape, *, begin: float, end: float, fall: float):
@@ -50,18 +50,18 @@ class AdditionsTerm(nn.Module):
         )
 
     def fall(self, progress: float) -> None:
-        """Move the limit to where it belongs at this share of all steps, where it falls at all."""
+        """Set the limit for this share of all steps, where it falls at all."""
         if self.begin:
             self.limit.fill_(losses.falling(progress / self.share, begin=self.begin, end=self.end))
 
     @torch.no_grad()
     def mean(self, student: SpikingBert, batches: Sequence[Mapping[str, Tensor]], mode: str) -> Tensor:
-        """The term on whole `batches` without limit, scalar; `mode`: of the student's forward."""
+        """The mean of the term over `batches`, without limit, scalar; `mode`: of the student's forward."""
         was_training = student.training
         student.eval()
-        found = []
+        terms = []
         for batch in batches:
             outputs = student(**given(batch), mode=mode, rate=True)
-            found.append(self.expected(student, outputs, batch["attention_mask"].sum(1).float().mean()))
+            terms.append(self.expected(student, outputs, batch["attention_mask"].sum(1).float().mean()))
         student.train(was_training)
-        return torch.stack(found).mean()
+        return torch.stack(terms).mean()

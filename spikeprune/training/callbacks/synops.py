@@ -1,4 +1,4 @@
-"""SynOpsLogger: operations, energy, rates and latency, measured on the dev split each time it is validated."""
+"""SynOpsLogger: operations, energy, firing rates and latency on the dev split, at each validation."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ def summed(ops: Operations) -> Operations:
     """The operations of all processes together."""
     if distributed.world() == 1:
         return ops
-    parts = [distributed.total(x) for x in (ops.ac, ops.mac, ops.elementwise, ops.ac_per_step)]
+    sums = [distributed.total(x) for x in (ops.ac, ops.mac, ops.elementwise, ops.ac_per_step)]
     samples = distributed.total(torch.tensor(float(ops.samples), dtype=torch.float64, device=ops.ac.device))
-    return Operations(*parts, samples=int(samples))
+    return Operations(*sums, samples=int(samples))
 
 
 def summed_activity(activity: Activity) -> Activity:

@@ -1,4 +1,4 @@
-"""The student learning from the teacher."""
+"""DistillationModule: the student trained against the teacher."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class DistillationModule(TaskModule):
 
     def sample_loss(self, batch: dict[str, Tensor], outputs: Outputs, teacher_outputs: Outputs | None = None) -> Tensor:
         """`[B]`: the prediction losses of this stage, which criteria differentiate; the true labels' if it has none.
-        `teacher_outputs`: what the teacher says to this batch, where it has been asked already."""
+        `teacher_outputs`: of this batch, where they are known already."""
         losses, objective = self.losses, self.objective
         if not losses.soft:
             return objective.hard(batch, outputs)
@@ -128,11 +128,11 @@ class DistillationModule(TaskModule):
 
     @torch.no_grad()
     def teacher_outputs(self, batch: Mapping[str, Tensor]) -> Outputs:
-        """What the teacher says to this batch."""
+        """The teacher's outputs of this batch."""
         return self.teacher(*(batch[name] for name in INPUTS))
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """The frozen teacher is the teacher stage's to keep; a resume checkpoint need not carry it again."""
+        """Without the frozen teacher, which the teacher stage has saved."""
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("teacher.")}
 

@@ -54,7 +54,7 @@ def _measure_student(parts: RunContext, module: DistillationModule, stage: str) 
     counter, student = synops(parts), module.student
     evaluator = trainers.evaluator(parts.config, [StopOnNonFinite(stage), counter])
     evaluator.validate(module, datamodule=parts.data, verbose=False)
-    early = {} if parts.config.time.early_exit == "none" else {"dynamic": measure_dynamic(parts, student)}
+    early = {} if parts.config.cost.early_exit == "none" else {"dynamic": measure_dynamic(parts, student)}
     return {
         **quality(parts, module),
         "fidelity": validated(module, parts.task.fidelity),
@@ -79,7 +79,7 @@ def measure_dynamic(parts: RunContext, student: SpikingBert) -> dict[str, Any]:
             yield {name: x.to(device) for name, x in data.batch(rows.tolist()).items()}
 
     how = {"task": parts.task, "shape": student_shape(parts), "prices": PRICES[parts.config.cost.prices]}
-    found = dynamic(student.to(device), batches, **how, rule=parts.config.time.early_exit)
+    found = dynamic(student.to(device), batches, **how, rule=parts.config.cost.early_exit)
     student.to(home)
     return found
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from spikeprune.config.derived import runs
 from spikeprune.errors import InputError
 from spikeprune.experiment.build import arithmetic, modules, networks, trainers
 from spikeprune.experiment.checkpoints import leave_student, leave_teacher, load_student, load_teacher
@@ -48,7 +49,7 @@ def learn(parts: RunContext, directory: RunDirectory, name: str, parent: str | N
         batch = parts.data.calibration_batches(parts.config.student.calibration, parts.config.seed)
         student = distributed.first(lambda: networks.student(parts, frozen, batch))
     else:
-        student = distributed.first(lambda: load_student(directory, parent, parts.config.compress))
+        student = distributed.first(lambda: load_student(directory, parent, parts.config))
     learning = smaller(student) if masks_are_final(parts, name, student) else student
     module = modules.student_module(parts, name, learning, frozen)
     facts = fit(parts, directory, name, module)
@@ -68,9 +69,9 @@ def masks_are_final(parts: RunContext, name: str, student: SpikingBert) -> bool:
     """Whether a stage can train the student without its masked units, which takes less time: units have
     left, the stage neither removes more nor compares heads with the teacher's, and no layer lost all."""
     stage, masks = parts.stage(name), (student.heads, student.ffn)
-    trains = not {"spatial", "joint"} & set(stage.callbacks)
+    removes = name in ("spatial", "budget") or (name == "finetune" and runs(parts.config, "budget"))
     return (
-        trains
+        not removes
         and not stage.losses.scores
         and any(not mask.all() for mask in masks)
         and all(mask.any(1).all() for mask in masks)

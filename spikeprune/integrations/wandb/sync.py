@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from spikeprune.config.derived import active_stages
 from spikeprune.config.load import read_resolved
 from spikeprune.errors import InputError
 from spikeprune.experiment.run_directory import RunDirectory
@@ -24,7 +25,7 @@ def sync(run_dir: str | Path) -> str:
         raise InputError(f"{run_dir}: cannot be sent: {lacking}")
     config = read_resolved(run.config)
     begun = {record["stage"] for record in run.read_metrics()}
-    stages = [name for name in config.run.stages if run.finished(name) or name in begun]
+    stages = [name for name in active_stages(config) if run.finished(name) or name in begun]
     with tracked(config, run, "online", stages, patient=True):
         for stage in (name for name in stages if not run.finished(name)):
             replay(run, stage)

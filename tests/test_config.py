@@ -180,7 +180,7 @@ SPELLINGS = st.one_of(
         ]
     ),
     st.text(st.sampled_from("\\${}a"), min_size=1),
-    st.text(st.characters(min_codepoint=32, max_codepoint=0x2FF), min_size=1),
+    st.text(st.characters(min_codepoint=32, max_codepoint=0x2FF), min_size=1).filter(str.strip),
 )
 
 

@@ -105,7 +105,18 @@ def read_resolved(path: str | Path, overrides: Iterable[str] = ()) -> Config:
 
 def to_yaml(config: Config) -> str:
     """Not by OmegaConf, which would take a `${` in a resolved value for another interpolation."""
-    return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
+    return yaml.dump(asdict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Text with a line break of any kind, U+0085 among them, is quoted with escapes; YAML would fold it to a space."""
+
+    def text(self, value: str) -> yaml.ScalarNode:
+        breaks = len(value.splitlines()) > 1 or value != value.rstrip("\n\r\x85\u2028\u2029\x0b\x0c\x1c\x1d\x1e")
+        return self.represent_scalar("tag:yaml.org,2002:str", value, style='"' if breaks else None)
+
+
+_Dumper.add_representer(str, _Dumper.text)
 
 
 def differences(a: dict | Config, b: dict | Config, may_differ: Iterable[str] = MAY_DIFFER) -> list[str]:

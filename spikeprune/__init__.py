@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 # Public name -> the module that defines it.
 _MODULES = {
-    "BudgetPruning": "spikeprune.training.callbacks.joint",
+    "BudgetPruning": "spikeprune.training.callbacks.budget",
     "MaskSearch": "spikeprune.training.callbacks.search",
     "SpatialPruning": "spikeprune.training.callbacks.spatial",
     "SynapsePruning": "spikeprune.training.callbacks.synapses",

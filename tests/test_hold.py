@@ -18,7 +18,7 @@ from spikeprune.experiment.build.callbacks import budget
 from spikeprune.models.teacher import Teacher, scratch_config
 from spikeprune.pruning.budget import TOLERANCE
 from spikeprune.training.additions import AdditionsTerm
-from spikeprune.training.callbacks.joint import SLACK, BudgetPruning
+from spikeprune.training.callbacks.budget import SLACK, BudgetPruning
 from spikeprune.training.losses import soft_loss
 from spikeprune.training.modules.student import DistillationModule
 from spikeprune.training.objective import LossWeights

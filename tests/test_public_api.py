@@ -22,6 +22,7 @@ from spikeprune import (
     SynapticOperations,
     TemporalPruning,
     WeightQuantization,
+    compact,
     count_operations,
 )
 from spikeprune.errors import InputError
@@ -58,6 +59,10 @@ def test_the_example_prunes_and_prints_operations(capsys) -> None:
     assert student.steps == [2, 2, 2] and student.quantized == 1 and student.weights == "ternary"
     assert 0 < names["after"]["ac"] < names["before"]["ac"] / 2
     assert f"pruned: {names['after']['ac']:.0f}" in capsys.readouterr().out
+    inputs = {name: names["batch"][name] for name in ("input_ids", "attention_mask")}
+    small = compact(student.eval())
+    torch.testing.assert_close(small(**inputs).logits, student(**inputs).logits)
+    assert small.layers[0].up.out_features < student.layers[0].up.out_features
 
 
 # ------------------------------------------------------------------------------------------------ a module of one's own
@@ -121,6 +126,31 @@ def test_each_callback_compresses_a_module_of_ones_own(name, wrapped) -> None:
     assert isinstance(module, PrunableModule) and not compressed(student)
     fit(module, callback)
     assert compressed(student)
+
+
+LAST = {"quantize": lambda: WeightQuantization("ternary", end=3), "synapses": lambda: SynapsePruning(kept=0.5, end=3)}
+
+
+@pytest.mark.parametrize("last", LAST)
+def test_a_checkpoint_of_ones_own_trainer_resumes_between_decisions(last, tmp_path) -> None:
+    """Masks, time steps, strength and synapses are the checkpoint's, and the remaining decisions are made."""
+
+    def trainer(epochs: int) -> tuple[Own, L.Trainer]:
+        callbacks = [SpatialPruning(heads=0.5, ffn=0.5, end=3), TemporalPruning(t_steps=1, end=3), LAST[last]()]
+        silent = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+        options = {"max_epochs": epochs, "accelerator": "cpu", "logger": False, **silent}
+        return Own(students.make(epochs, dtype=torch.float32)), L.Trainer(callbacks=callbacks, **options)
+
+    first, before = trainer(2)
+    before.fit(first, loader())
+    before.save_checkpoint(tmp_path / "first.ckpt")
+    second, after = trainer(4)
+    after.fit(second, loader(), ckpt_path=tmp_path / "first.ckpt", weights_only=False)
+    old, new = first.student, second.student
+    assert 0.5 < old.ffn.mean() < 1 and 1 < max(old.steps)  # the first two of four decisions
+    assert new.heads.sum() == 3 and new.ffn.sum() == 37 and (new.ffn <= old.ffn).all() and new.steps == [1, 1, 1]
+    assert (old.quantized, new.quantized) == (0.5, 1) or share(old) > share(new) == pytest.approx(0.5, abs=0.01)
+    assert all(callback.decided == 3 for callback in after.callbacks if hasattr(callback, "decided"))
 
 
 @pytest.mark.parametrize("lacking", ["student", "sample_loss"])

@@ -191,5 +191,5 @@ def test_masks_within_the_share_and_the_floors(student) -> None:
     assert set(net.heads.unique().tolist()) | set(net.ffn.unique().tolist()) == {0, 1}
     before = {name: x.clone() for name, x in student.state_dict().items() if name not in kwon.KINDS}
     assert all(torch.equal(net.state_dict()[name], x) for name, x in before.items())
-    with pytest.raises(InputError, match=r"operations = 0.01: the floors .* keep a share of 0\.\d+; ask for at least"):
+    with pytest.raises(InputError, match=r"operations = 0.01: the floors .* keep a share of 0\.\d+; give at least"):
         kwon.search(net, data, loss_of, shape=SHAPE, operations=0.01, floors=FLOORS)

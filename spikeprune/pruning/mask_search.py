@@ -219,8 +219,8 @@ def search(
     except ValueError:
         least = sum(unit_costs[k] * int(alive[k].sum(1).clamp(max=floors[k]).sum()) for k in KINDS) / total
         raise InputError(
-            f"compress.spatial.operations = {operations}: the floors compress.spatial.min_heads = {floors['heads']} "
-            f"and min_ffn = {floors['ffn']} keep a share of {least:.3f}; ask for at least that, or lower a floor"
+            f"stages.spatial.operations = {operations}: the floors of {floors['heads']} heads and {floors['ffn']} "
+            f"neurons in each layer keep a share of {least:.3f}; give at least that"
         ) from None
     for name in KINDS:
         getattr(student, name).copy_(masks[name])

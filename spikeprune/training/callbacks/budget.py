@@ -248,9 +248,9 @@ class BudgetPruning(EpochSchedule):
         if lowest > self.goal:
             words = in_words(lowest, target=self.target, relative_to=self.relative_to, unit=self.unit, up=True)
             raise InputError(
-                f"compress.target_value = {self.share:g}: with everything removed that compress.joint.candidates "
-                f"[{', '.join(self.kinds)}] and the floors of compress.spatial allow, this student still has "
-                f"{words}; that is the lowest value to ask for"
+                f"stages.budget.value = {self.share:g}: with everything removed that stages.budget.candidates "
+                f"[{', '.join(self.kinds)}] and the floors of {self.min_heads} heads and {self.min_ffn} neurons in "
+                f"each layer allow, this student still has {words}; that is the lowest value that can be reached"
             )
 
     def report(self, reported: float) -> dict[str, Any]:

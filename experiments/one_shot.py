@@ -50,7 +50,7 @@ class OneShot:
         self.dev = [{name: x.to(device) for name, x in batch.items()} for batch in dev]
         self.shape, self.seed = student_shape(self.parts), seed
         self.floors = {"heads": 1, "ffn": least_neurons(self.student.ffn.shape[1])}
-        self.prices = mask_search.unit_prices(self.student, self.train, self.shape)
+        self.prices = mask_search.unit_operations(self.student, self.train, self.shape)
 
     @torch.no_grad()
     def score(self, student: SpikingBert) -> float:

@@ -86,8 +86,8 @@ def learnt(made: DistillationModule, here: dict, terms, precision: torch.dtype |
 @pytest.mark.parametrize("coding", ["accumulate", "running_mean"])
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])
 def test_graphed_steps_equal_plain_ones(coding: str, precision: torch.dtype | None, kind: dict) -> None:
-    """Two shapes; masks, synapses and press change before step 7, time steps, after an evaluation, before step 10, the
-    limit on additions at each."""
+    """Two shapes; masks, synapses and penalty scale change before step 7, time steps, after an evaluation, before step
+    10, the limit on additions at each."""
     made = module(True, coding=coding, **kind)
     if made.student.weights == "ternary":
         made.student.set_strength(0.5)
@@ -97,7 +97,7 @@ def test_graphed_steps_equal_plain_ones(coding: str, precision: torch.dtype | No
         if step == 7:
             made.student.heads[0, 1] = 0
             made.student.ffn[1, ::2] = 0
-            made.objective.additions.press.fill_(4.0)
+            made.objective.additions.penalty_scale.fill_(4.0)
             if made.student.synapses is not None:
                 SynapsePruning(kept=0.5, begin=0, end=0).decide(None, made, 1.0)
         if step == 10:
@@ -113,7 +113,7 @@ def test_graphed_steps_equal_plain_ones(coding: str, precision: torch.dtype | No
             assert gap < (2e-2 if precision else 1e-4), f"step {step}, {name}: {gap:.2e}"
         optimizer.step()
         if made.student.synapses is not None:
-            made.student.synapses.hold(made.student)
+            made.student.synapses.apply_masks(made.student)
         replayed.append(bool(made.graphed.captured))
     assert replayed == [False] * 4 + [True] * 6 + [False] * 4 + [True] * 4
 

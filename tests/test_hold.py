@@ -1,6 +1,6 @@
-"""A budget that is held while the student trains: when it decides, the limit and the press that the losses get, and the
-last correction. A run on a student of two layers, epoch by epoch, without an optimizer:
-what training does to the cost is done by hand, to the price."""
+"""A budget while the student trains: its decisions, the limit and the penalty scale of the losses, and the last
+correction. A run on a student of two layers, epoch by epoch, without an optimizer: the effect of training on the cost
+is simulated by changing the meter's unit."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from spikeprune.experiment.build.callbacks import budget
 from spikeprune.models.teacher import Teacher, scratch_config
 from spikeprune.pruning.budget import TOLERANCE
 from spikeprune.training.additions import AdditionsTerm
-from spikeprune.training.callbacks.joint import MOST_PRESS, SLACK, BudgetPruning
+from spikeprune.training.callbacks.budget import SLACK, BudgetPruning
 from spikeprune.training.losses import soft_loss
 from spikeprune.training.modules.student import DistillationModule
 from spikeprune.training.objective import LossWeights
 from spikeprune.training.optimizer import Optimization
+from spikeprune.training.rate_limit import MAX_PENALTY_SCALE, rate_factor
 
 EPOCHS = 8
 GOAL = 0.5  # of what the student costs at first
@@ -74,9 +75,13 @@ def play(made: DistillationModule, mine: BudgetPruning, drift, epochs=range(EPOC
         trainer = SimpleNamespace(current_epoch=epoch, max_epochs=EPOCHS, sanity_checking=False, datamodule=DATA)
         torch.manual_seed(epoch)  # as a checkpoint does: curvature is that of answers drawn
         mine.on_train_start(trainer, made)
-        before = mine.metered(trainer, made).value(made.student)
+        before = mine.cost_meter(trainer, made).value(made.student)
         mine.on_train_epoch_start(trainer, made)
-        with_what = {"units": units(made), "limit": term(made).limit.item(), "press": term(made).press.item()}
+        with_what = {
+            "units": units(made),
+            "limit": term(made).limit.item(),
+            "penalty_scale": term(made).penalty_scale.item(),
+        }
         history.append(SimpleNamespace(before=before, cost=mine.meter.value(made.student), **with_what))
         mine.meter.unit /= 1 + drift(epoch)
         mine.on_train_epoch_end(trainer, made)
@@ -114,7 +119,7 @@ def test_the_limit_is_first_what_the_additions_are() -> None:
     found = made.objective(here, outputs, made.student, made.teacher_outputs(here))["additions"]
     whole = term(made).expected(made.student, outputs, here["attention_mask"].sum(1).float().mean())
     assert found.item() == pytest.approx(whole.item() - first.limit / 2, rel=1e-5)
-    term(made).press.fill_(3.0)
+    term(made).penalty_scale.fill_(3.0)
     assert made.objective.weight("additions") == 6.0 and made.objective.weight("soft") == 1.0
 
 
@@ -136,10 +141,7 @@ def test_rates_are_held_and_in_the_end_go_to_the_goal() -> None:
     mine = callback(0.2)
     mine.start = 1.0
     assert [mine.scheduled(epoch) for epoch in (0, 1, 2, 3, 5)] == pytest.approx([0.5375, 0.3, 0.2125, 0.2, 0.2])
-    mine.value = 0.5375
-    assert mine.way() == 1.0
-    mine.value, mine.held = 0.25, True
-    assert mine.way() == pytest.approx(0.198 / 0.25)
+    assert rate_factor(0.25, 0.2) == pytest.approx(0.198 / 0.25)
     made = module()
     history = play(made, callback(GOAL * cost(made)), lambda epoch: 0.0)
     additions = term(made).mean(made.student, batches((4, 4), seed=2), "equilibrium").item()
@@ -152,14 +154,14 @@ def test_a_given_limit_stays(losses) -> None:
     made = module(**losses)
     mine = callback(GOAL * cost(made))
     limit = pytest.approx(losses.get("additions_limit", 0.0))
-    assert all(e.limit == limit and e.press == 1 for e in play(made, mine, lambda epoch: 0.02))
+    assert all(e.limit == limit and e.penalty_scale == 1 for e in play(made, mine, lambda epoch: 0.02))
 
 
 def test_the_press_doubles_after_each_epoch_that_ends_above_the_goal() -> None:
     made = module()
     mine = callback(1.015 * cost(made))
     history = play(made, mine, lambda epoch: 0.01)  # above from the third epoch's start on
-    assert [e.press for e in history] == [1, 1, 2, 4, 8, 16, 16, 16] and MOST_PRESS == 16
+    assert [e.penalty_scale for e in history] == [1, 1, 2, 4, 8, 16, 16, 16] and MAX_PENALTY_SCALE == 16
 
 
 def test_what_training_may_mend_is_no_reason_to_prune() -> None:
@@ -182,7 +184,7 @@ def test_a_resumed_leg_has_limit_and_press() -> None:
     found = play(legs, two, lambda epoch: 0.01, range(5))
     three.load_state_dict(two.state_dict())
     three.meter = two.meter  # with its prices
-    term(legs).limit.zero_(), term(legs).press.fill_(1.0)
+    term(legs).limit.zero_(), term(legs).penalty_scale.fill_(1.0)
     found += play(legs, three, lambda epoch: 0.01, range(5, EPOCHS))
     assert found == expected
     term(legs).limit.zero_()

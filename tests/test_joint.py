@@ -204,7 +204,7 @@ def test_a_state_is_measured_once(monkeypatch) -> None:
     goal = 0.3 * mine.meter.value(mine.student)
     monkeypatch.setattr(CostMeter, "value", counted("cost", CostMeter.value, 1))
     monkeypatch.setattr(CostMeter, "read", counted("reading", CostMeter.read, 1))
-    monkeypatch.setattr(estimates, "loss_at", counted("loss", estimates.loss_at, 0))
+    monkeypatch.setattr(estimates, "losses_at", counted("loss", estimates.losses_at, 0))
     mine.lower_to(goal)
     mine.raise_to(goal)
     for states in measured.values():

@@ -20,7 +20,7 @@ from spikeprune.models.inference import infer
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.pruning.schedules import keep_highest
 from spikeprune.snn.neurons import LONGEST
-from spikeprune.training.callbacks.joint import BudgetPruning
+from spikeprune.training.callbacks.budget import BudgetPruning
 from spikeprune.training.callbacks.spatial import SpatialPruning
 from spikeprune.training.callbacks.temporal import TemporalPruning
 from spikeprune.training.modules.student import DistillationModule

@@ -120,7 +120,7 @@ def train(student: SpikingBert) -> None:
     if student.synapses is not None:
         for *_, weight in weights_of(student):
             weight.mul_(torch.rand_like(weight) < 0.6)
-        student.synapses.see(student)
+        student.synapses.refresh_masks(student)
 
 
 def said(measured: dict) -> dict:

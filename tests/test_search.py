@@ -25,8 +25,8 @@ FLOORS = {"heads": 1, "ffn": 4}
 # ----------------------------------------------------------------------------------------------------------- the search
 
 
-def by_enumeration(worth, alive, prices, budget, floors) -> float:
-    """The greatest worth of all masks there are."""
+def by_enumeration(importance, alive, unit_costs, budget, floors) -> float:
+    """The greatest importance of all masks there are."""
     options = {}
     for name in kwon.KINDS:
         there = alive[name].flatten().bool()
@@ -35,7 +35,7 @@ def by_enumeration(worth, alive, prices, budget, floors) -> float:
         masks[:, there] = every
         layers = masks.unflatten(1, alive[name].shape).sum(2)
         masks = masks[(layers >= alive[name].sum(1).clamp(max=floors[name])).all(1)]
-        options[name] = masks.sum(1) * prices[name], masks @ worth[name].flatten().double()
+        options[name] = masks.sum(1) * unit_costs[name], masks @ importance[name].flatten().double()
     (heads_cost, heads), (ffn_cost, ffn) = options["heads"], options["ffn"]
     total = (heads[:, None] + ffn[None]).masked_fill(heads_cost[:, None] + ffn_cost[None] > budget + 1e-9, -torch.inf)
     return total.max().item()
@@ -45,32 +45,35 @@ def by_enumeration(worth, alive, prices, budget, floors) -> float:
 @settings(max_examples=60)
 def test_no_other_mask_within_the_budget_is_worth_more(seed, share, price, floor, pruned) -> None:
     generator = torch.Generator().manual_seed(seed)
-    worth = {"heads": torch.rand(2, 3, generator=generator) ** 3, "ffn": torch.rand(2, 4, generator=generator) ** 3}
-    worth["heads"] = (8 * worth["heads"]).round() if seed % 2 else worth["heads"]  # ties
-    alive = {name: torch.ones_like(x) for name, x in worth.items()}
+    importance = {
+        "heads": torch.rand(2, 3, generator=generator) ** 3,
+        "ffn": torch.rand(2, 4, generator=generator) ** 3,
+    }
+    importance["heads"] = (8 * importance["heads"]).round() if seed % 2 else importance["heads"]  # ties
+    alive = {name: torch.ones_like(x) for name, x in importance.items()}
     if pruned:
         alive["heads"][0, 1] = alive["ffn"][1, 2] = 0
-    prices, floors = {"heads": price, "ffn": 1.0}, {"heads": floor, "ffn": floor}
+    unit_costs, floors = {"heads": price, "ffn": 1.0}, {"heads": floor, "ffn": floor}
     budget = share * (6 * price + 8)
-    best = by_enumeration(worth, alive, prices, budget, floors)
+    best = by_enumeration(importance, alive, unit_costs, budget, floors)
     if best == -torch.inf:
         with pytest.raises(ValueError, match="is below the .* of the floors"):
-            kwon.knapsack(worth, alive, prices=prices, budget=budget, floors=floors)
+            kwon.knapsack(importance, alive, unit_costs=unit_costs, budget=budget, floors=floors)
         return
-    masks = kwon.knapsack(worth, alive, prices=prices, budget=budget, floors=floors)
-    assert sum(masks[k].sum().item() * prices[k] for k in masks) <= budget + 1e-6
+    masks = kwon.knapsack(importance, alive, unit_costs=unit_costs, budget=budget, floors=floors)
+    assert sum(masks[k].sum().item() * unit_costs[k] for k in masks) <= budget + 1e-6
     assert all((masks[k] <= alive[k]).all() for k in masks)
     assert all((masks[k].sum(1) >= alive[k].sum(1).clamp(max=floor)).all() for k in masks)
-    assert sum((masks[k] * worth[k]).sum().item() for k in masks) == pytest.approx(best, rel=1e-5)
+    assert sum((masks[k] * importance[k]).sum().item() for k in masks) == pytest.approx(best, rel=1e-5)
 
 
 def test_the_search_by_hand() -> None:
-    worth = {"heads": torch.tensor([[5.0, 4.0], [1.0, 0.0]]), "ffn": torch.tensor([[3.0, 3.0], [2.5, 0.0]])}
-    alive = {name: torch.ones_like(x) for name, x in worth.items()}
+    importance = {"heads": torch.tensor([[5.0, 4.0], [1.0, 0.0]]), "ffn": torch.tensor([[3.0, 3.0], [2.5, 0.0]])}
+    alive = {name: torch.ones_like(x) for name, x in importance.items()}
 
     def found(budget, floor=0):
         floors = {"heads": floor, "ffn": floor}
-        masks = kwon.knapsack(worth, alive, prices={"heads": 2.0, "ffn": 1.0}, budget=budget, floors=floors)
+        masks = kwon.knapsack(importance, alive, unit_costs={"heads": 2.0, "ffn": 1.0}, budget=budget, floors=floors)
         return [masks[k].int().tolist() for k in kwon.KINDS]
 
     assert found(3) == [[[0, 0], [0, 0]], [[1, 1], [1, 0]]]  # 3 + 3 + 2.5, where a head and a neuron are 5 + 3
@@ -106,7 +109,7 @@ def test_blocks_hold_each_samples_own_gradients(student) -> None:
 @pytest.mark.parametrize("coding", ["accumulate", "running_mean", "per_step"])
 def test_prices_are_what_removing_a_unit_saves(coding) -> None:
     student, data = make(coding=coding).eval(), batches((3,))
-    prices, lengths = kwon.unit_prices(student, data, SHAPE), data[0]["attention_mask"].sum(1)
+    unit_costs, lengths = kwon.unit_operations(student, data, SHAPE), data[0]["attention_mask"].sum(1)
     with torch.no_grad():
         counts = student(**inputs(data[0]), mode="spiking", count=True).counts
 
@@ -119,8 +122,8 @@ def test_prices_are_what_removing_a_unit_saves(coding) -> None:
         for layer, unit in units:
             without = getattr(student, name).clone()
             without[layer, unit] = 0
-            assert prices[name][layer, unit].item() == pytest.approx(operations() - operations(**{name: without}))
-    assert all((price > 0).all() for price in prices.values())
+            assert unit_costs[name][layer, unit].item() == pytest.approx(operations() - operations(**{name: without}))
+    assert all((price > 0).all() for price in unit_costs.values())
 
 
 # --------------------------------------------------------------------------------------------------- the rearrangement
@@ -188,7 +191,5 @@ def test_masks_within_the_share_and_the_floors(student) -> None:
     assert set(net.heads.unique().tolist()) | set(net.ffn.unique().tolist()) == {0, 1}
     before = {name: x.clone() for name, x in student.state_dict().items() if name not in kwon.KINDS}
     assert all(torch.equal(net.state_dict()[name], x) for name, x in before.items())
-    with pytest.raises(
-        InputError, match=r"operations = 0.01: every layer keeps .* a share of 0\.\d+; ask for at least"
-    ):
+    with pytest.raises(InputError, match=r"operations = 0.01: the floors .* keep a share of 0\.\d+; give at least"):
         kwon.search(net, data, loss_of, shape=SHAPE, operations=0.01, floors=FLOORS)

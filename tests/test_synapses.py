@@ -25,7 +25,7 @@ from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.packing import pack_sparse, unpack_sparse
 from spikeprune.models.quantization import MATRICES
 from spikeprune.models.serialization import full_state, nbytes, network, stored_tensors
-from spikeprune.models.sparsity import among, share, weights_of
+from spikeprune.models.sparsity import allowed_mask, share, weights_of
 from spikeprune.report.tables import summary_table
 from spikeprune.snn.coding import CODINGS
 from spikeprune.training.callbacks.synapses import KeepPrunedSynapses, SynapsePruning
@@ -70,7 +70,7 @@ def test_a_matrix_by_hand() -> None:
 def test_the_smallest_leave_from_among_kept_units(theta) -> None:
     before, after = prune(make(0, sparse=True, theta=theta)), thinned(theta=theta)
     for (i, name, old), (_, _, new) in zip(weights_of(before), weights_of(after), strict=True):
-        room = among(after, i, name).bool()
+        room = allowed_mask(after, i, name).bool()
         sizes = old.abs() * source_of(before, i, name).theta.expand(old.shape[1])
         assert int((new != 0)[room].sum()) == round(0.6 * int(room.sum()))
         assert sizes[room & (new != 0)].min() >= sizes[room & (new == 0)].max()
@@ -106,7 +106,7 @@ def test_an_optimizer_brings_none_back() -> None:
     """Momentum from before would; gradients would."""
     student, batch = prune(make(0, sparse=True)), sentences()
     before = [weight.clone() for *_, weight in weights_of(student)]
-    student.synapses.hold(student)  # with none missing there is nothing to hold
+    student.synapses.apply_masks(student)  # with none missing there is nothing to hold
     assert all(torch.equal(weight, old) for (*_, weight), old in zip(weights_of(student), before, strict=True))
     optimizer = torch.optim.AdamW(student.parameters(), lr=0.05)
 
@@ -136,12 +136,12 @@ def test_a_loaded_student_knows_its_synapses() -> None:
 
 def test_a_smaller_student_learns_without_them_and_gives_back() -> None:
     student = thinned()
-    gone = [(weight == 0) & among(student, i, name).bool() for i, name, weight in weights_of(student)]
+    gone = [(weight == 0) & allowed_mask(student, i, name).bool() for i, name, weight in weights_of(student)]
     small = compacted(student)
     with torch.no_grad():
         for *_, weight in weights_of(small):
             weight += 0.1
-    small.synapses.hold(small)
+    small.synapses.apply_masks(small)
     scatter_into(small, student)
     assert all((weight[zero] == 0).all() for (*_, weight), zero in zip(weights_of(student), gone, strict=True))
 
@@ -163,7 +163,7 @@ def test_a_missing_synapse_saves_an_addition_a_spike(coding, query) -> None:
         heard = (
             spikes[: student.steps[i + 1]] if coding != "accumulate" and name in ("query", "key", "value") else spikes
         )
-        missing = (weight == 0) & among(student, i, name).bool()
+        missing = (weight == 0) & allowed_mask(student, i, name).bool()
         for channel in range(weight.shape[1]):
             saved_[i + 1] += heard[..., channel].sum() * int(missing[:, channel].sum())
     full, sparse = ac_of(student, batch, None), ac_of(student, batch, student.links())
@@ -312,5 +312,5 @@ def test_every_matrix_has_lost_some(runs) -> None:
     _, run = runs
     student = checkpoints.load_student(run, "finetune")
     for i, name, weight in weights_of(student):
-        assert ((weight == 0) & among(student, i, name).bool()).any(), (i, name)
+        assert ((weight == 0) & allowed_mask(student, i, name).bool()).any(), (i, name)
     assert {name for _, name, _ in weights_of(student)} == set(MATRICES)

@@ -54,7 +54,7 @@ def test_a_student_sent_to_another_process_is_the_same(options) -> None:
 
 def same_count(student: SpikingBert) -> int | None:
     if student.synapses is not None:
-        student.synapses.see(student)
+        student.synapses.refresh_masks(student)
     return student.synapse_count()
 
 

@@ -22,9 +22,10 @@ from spikeprune.integrations.wandb import live
 from spikeprune.models.compaction import compacted, scatter_into
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.tensors import misfit, not_finite, out_of_memory
+from spikeprune.pruning.budget_report import cost_in_unit
 from spikeprune.report.tables import budget_line
 from spikeprune.training import distributed
-from spikeprune.training.callbacks.joint import BudgetPruning, cost_in_unit
+from spikeprune.training.callbacks.budget import BudgetPruning
 from spikeprune.training.callbacks.resume import ResumeState
 from spikeprune.training.modules.task import TaskModule
 

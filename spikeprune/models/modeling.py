@@ -43,7 +43,7 @@ from spikeprune.snn.spiking_layer import SpikingLayer
 __all__ = ["RESIDUALS", "SpikingBert", "layer_of"]
 
 
-def see_synapses(student: SpikingBert, _: Any) -> None:
+def refresh_synapses(student: SpikingBert, _: Any) -> None:
     """After a checkpoint was loaded. A function of the module, since a student is sent to other processes pickled."""
     student.refresh_synapses()
 
@@ -189,7 +189,7 @@ class SpikingBert(nn.Module):
         if sparse:
             self.synapses = Synapses(self)
             self.refresh_synapses()
-            self.register_load_state_dict_post_hook(see_synapses)
+            self.register_load_state_dict_post_hook(refresh_synapses)
 
     @property
     def steps(self) -> list[int]:
@@ -248,7 +248,7 @@ class SpikingBert(nn.Module):
     def refresh_synapses(self) -> None:
         """Read from the weights which synapses a sparse network has; on the meta device there are no weights yet."""
         if self.synapses is not None and not self.classifier.weight.is_meta:
-            self.synapses.see(self)
+            self.synapses.refresh_masks(self)
 
     def links(self) -> list[SynapseCounts] | None:
         """The synapses of each layer; None for a network that is not sparse."""

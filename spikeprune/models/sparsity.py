@@ -24,7 +24,7 @@ class SparseEncoder(Encoder, Protocol):
 
 class Synapses(nn.Module):
     """The synapses of a student's encoder, as 0/1 masks of its matrices and counted by their source. Worked out from
-    the weights (`see`), so part of no checkpoint; written in place, so that a CUDA graph may hold them."""
+    the weights (`refresh_masks`), so part of no checkpoint; written in place, so that a CUDA graph may hold them."""
 
     def __init__(self, student: Encoder):
         super().__init__()
@@ -45,7 +45,7 @@ class Synapses(nn.Module):
         return SynapseCounts(*(getattr(self, f"{name}_{layer}") for name in SynapseCounts._fields))
 
     @torch.no_grad()
-    def see(self, student: Encoder) -> None:
+    def refresh_masks(self, student: Encoder) -> None:
         """Take the synapses from the weights as they are now."""
         for i, name, weight in weights_of(student):
             self.mask(i, name).copy_(weight != 0)
@@ -58,7 +58,7 @@ class Synapses(nn.Module):
         self.missing = not all(self.mask(i, name).all() for i, name, _ in weights_of(student))
 
     @torch.no_grad()
-    def hold(self, student: Encoder) -> None:
+    def apply_masks(self, student: Encoder) -> None:
         """Zero again where there is no synapse, after an optimizer step."""
         if not self.missing:
             return
@@ -70,7 +70,7 @@ def weights_of(student: Encoder) -> Iterator[tuple[int, str, Tensor]]:
     return ((i, name, matrix(student, i, name).weight) for i in range(len(student.layers)) for name in MATRICES)
 
 
-def among(student: Encoder, layer: int, name: str) -> Tensor:
+def allowed_mask(student: Encoder, layer: int, name: str) -> Tensor:
     """`[out, in]`, 1 where a synapse would join kept units."""
     here, linear = student.layers[layer], matrix(student, layer, name)
     heads = student.heads[layer, : here.heads].repeat_interleave(here.head_size)
@@ -80,7 +80,7 @@ def among(student: Encoder, layer: int, name: str) -> Tensor:
     return (rows[:, None] * columns).expand(linear.weight.shape)
 
 
-def said(student: Encoder, layer: int, name: str) -> Tensor:
+def saliency(student: Encoder, layer: int, name: str) -> Tensor:
     """`[out, in]`: the size of what a spike adds over each synapse, |w| theta of the neuron that it comes from."""
     linear = matrix(student, layer, name)
     return linear.weight.detach().abs() * source(student, layer, name).theta.detach().expand(linear.in_features)
@@ -94,7 +94,7 @@ def share(student: SparseEncoder) -> float:
 
 def counted(student: SparseEncoder) -> tuple[int, int]:
     """The synapses between kept units of a sparse student: those that there are, and those that there could be."""
-    kept = [(student.synapses.mask(i, name), among(student, i, name)) for i, name, _ in weights_of(student)]
+    kept = [(student.synapses.mask(i, name), allowed_mask(student, i, name)) for i, name, _ in weights_of(student)]
     found = torch.stack([torch.stack([(mask * room).sum(), room.sum()]) for mask, room in kept])
     there, possible = found.double().sum(0).tolist()
     return int(there), int(possible)

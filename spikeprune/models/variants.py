@@ -1,12 +1,16 @@
-"""A trained student with something changed that needs no training: its coding, or dead zones before its neurons."""
+"""A trained student with something changed that needs no training: its coding, dead zones before its neurons, a
+quantizer at strength 0, masks of its synapses."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from spikeprune.models.modeling import SpikingBert
+from spikeprune.errors import InputError, known
+from spikeprune.models.modeling import SpikingBert, refresh_synapses
 from spikeprune.models.outputs import INPUTS
+from spikeprune.models.quantization import QUANTIZERS
+from spikeprune.models.sparsity import Synapses
 
 
 def altered(student: SpikingBert, *, coding: str | None = None, dead_zone: bool | None = None) -> SpikingBert:
@@ -34,3 +38,29 @@ def deaden(student: SpikingBert, batch: dict[str, Tensor], percentile: float) ->
     student.eval()
     student(*(batch[name] for name in INPUTS), mode="spiking", deaden=percentile)
     student.train(was_training)
+
+
+def add_quantizer(student: SpikingBert, weights: str) -> None:
+    """Give a float student the quantizer `weights`, in place, at strength 0: its outputs stay. Raises ValueError for an
+    unknown name, and InputError for a student with another quantizer, or with synapse masks."""
+    known("weights", weights, tuple(QUANTIZERS))
+    if student.weights == weights:
+        return
+    if student.weights != "float" or student.synapses is not None:
+        what = "sparse weights" if student.synapses is not None else f"{student.weights} weights"
+        raise InputError(f"a student of {what} cannot be given {weights} weights; start from a dense float student")
+    student.weights = student.values["weights"] = weights
+    student.register_buffer("strength", student.heads.new_zeros(()))
+
+
+def add_synapse_masks(student: SpikingBert) -> None:
+    """Give a student synapse masks, in place: all ones but for weights of zero. Raises InputError for a quantized
+    one."""
+    if student.synapses is not None:
+        return
+    if student.weights != "float":
+        raise InputError(f"a student of {student.weights} weights cannot lose synapses; start from a float student")
+    student.values["sparse"] = True
+    student.synapses = Synapses(student).to(student.classifier.weight)
+    student.synapses.refresh_masks(student)
+    student.register_load_state_dict_post_hook(refresh_synapses)

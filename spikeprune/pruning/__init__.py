@@ -1,1 +1,2 @@
-"""What matters (criteria over collected statistics) and how many (budgets); when is the callbacks' business."""
+"""Statistics, criteria, schedules, mask search, time steps and the budget: which units are removed, as functions of a
+student and its batches. No Lightning here: the epochs of decisions belong to `training/callbacks`."""

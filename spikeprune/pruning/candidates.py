@@ -1,7 +1,7 @@
-"""What may leave a student under a joint budget, and the choice of the cheapest that together save enough.
+"""Candidates for removal under a joint budget, and the choice of the cheapest that together save enough.
 
-A candidate has a loss (how much the prediction loss is expected to rise) and a saving (in the budget's unit). Where
-both come from stands in `estimates.py`.
+A candidate has a loss (the expected rise of the prediction loss) and a saving (in the budget's unit), both from
+`estimates.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ KINDS = ("heads", "ffn", "steps")
 
 @dataclass(frozen=True)
 class Candidate:
-    """`units` of one layer that leave (or come back) together; for `steps` the places in `t_steps` that lose one."""
+    """`units` of one layer that are removed (or return) together; for `steps` the positions in `t_steps` that lose one
+    step."""
 
     kind: str
     layer: int
@@ -24,7 +25,7 @@ class Candidate:
 
     @property
     def order(self) -> tuple:
-        """Loss for what is saved; of equals the larger saving, then the earlier."""
+        """Loss over saving; of equal ones the larger saving first, then the earlier unit."""
         return self.loss / self.saving, -self.saving, KINDS.index(self.kind), self.layer, self.units
 
     def singly(self) -> Iterator[Candidate]:
@@ -39,8 +40,9 @@ def cheapest(candidates: Iterable[Candidate], need: float) -> list[Candidate]:
     """Candidates that save `need` together (or all there are), in the order of loss over saving.
 
     The sum of their losses exceeds that of the best choice by less than the last one's loss: without it they are the
-    start of the best fractional choice (Dantzig 1957). Where a single other candidate covers what the last one is for
-    at a smaller loss, it stands in; what the others make superfluous is left out, the dearest first.
+    start of the best fractional choice (Dantzig 1957). The last one is replaced by a single candidate that also saves
+    the remainder at a smaller loss, where there is one; superfluous candidates are dropped, those of the largest loss
+    first.
     """
     ranked = sorted(candidates, key=lambda c: c.order)
     chosen, saved = [], 0.0

@@ -1,4 +1,4 @@
-"""What a student costs on real sentences, in the unit of a budget, and what each head and neuron has a part in it."""
+"""The cost of a student on real sentences, in the unit of a budget, and the share of each head and neuron in it."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ import torch
 from torch import Tensor
 
 from spikeprune.cost.energy import Prices, latency_steps
-from spikeprune.cost.operations import Operations, count, dense
+from spikeprune.cost.operations import Operations, dense
 from spikeprune.cost.shapes import Shape
 from spikeprune.errors import known
 from spikeprune.models.inference import infer
 from spikeprune.models.modeling import SpikingBert
-from spikeprune.models.outputs import INPUTS
+from spikeprune.models.shape import student_operations
+from spikeprune.pruning.statistics import given
 
 TARGETS = ("ac", "energy", "latency")
 
 
 @dataclass(frozen=True)
 class CostReading:
-    """`value`: the student's cost. `heads [L, H]`, `ffn [L, F]`: how much of it leaves with one unit when every other
-    site keeps firing as it does; of a pruned unit only the part that others pay for it (it does not fire)."""
+    """`value`: the student's cost. `heads [L, H]`, `ffn [L, F]`: how much lower it is without one unit while all other
+    neurons fire as before; of a pruned unit, which does not fire, only the part caused by spikes that it receives."""
 
     value: float
     heads: Tensor
@@ -30,8 +31,8 @@ class CostReading:
 
 
 class CostMeter:
-    """A student's spikes on `batches`, as `models.inference` gives them and counted as by `operations.count`, padding
-    left out.
+    """Counts a student's operations on `batches`: spikes of `models.inference.answer`, counted as by
+    `cost.operations.count`, padding left out.
 
     `target`: `energy` in the dense teacher's energy on the same sentences (without element-wise work, as `energy_pj`),
     `ac` in the dense teacher's multiply-accumulates, `latency` in steps, which no sentence changes.
@@ -62,7 +63,7 @@ class CostMeter:
         return self.mean(self._total(student, student.heads, student.ffn)).item()
 
     def read(self, student: SpikingBert) -> CostReading:
-        """The count is linear in each mask while spikes are held, so its gradient is what a unit's leaving saves."""
+        """The count is linear in each mask for fixed spikes, so its gradient is the saving of removing a unit."""
         if self.target == "latency":
             return CostReading(self.value(student), torch.zeros_like(student.heads), torch.zeros_like(student.ffn))
         masks = [mask.double().requires_grad_() for mask in (student.heads.clone(), student.ffn.clone())]
@@ -76,14 +77,14 @@ class CostMeter:
         student.eval()
         total: Tensor | float = 0.0
         for batch in self.batches:
-            counts = infer(student, *(batch[name] for name in INPUTS)).counts
-            kept = {"heads": heads, "ffn": ffn, "t_steps": student.steps, "links": student.links()}
+            counts = infer(student, **given(batch)).counts
             lengths = batch["attention_mask"].sum(1)
-            total = total + self._price(count(counts, lengths, shape=self.shape, coding=student.coding, **kept))
+            ops = student_operations(student, counts, lengths, shape=self.shape, heads=heads, ffn=ffn)
+            total = total + self._weighted(ops)
         student.train(was_training)
         return total / self.unit
 
-    def _price(self, ops: Operations) -> Tensor:
+    def _weighted(self, ops: Operations) -> Tensor:
         if self.target == "ac":
             return ops.ac.sum()
         return self.prices.ac * ops.ac.sum() + self.prices.mac * ops.mac.sum()

@@ -1,4 +1,4 @@
-"""What matters. To add a criterion: write one function, add one entry.
+"""Criteria: the importance of heads, neurons and time steps. To add one, write one function and add one entry.
 
 Spatial: `Statistics -> (head scores [L, H], neuron scores [L, F])`, the higher are kept. Temporal:
 `(TemporalStatistics, total) -> t_steps [L+1]` of that sum or less, none raised, none below 1.
@@ -17,12 +17,12 @@ Scores = tuple[Tensor, Tensor]
 
 
 def magnitude(stats: Statistics) -> Scores:
-    """Norms of the weights into and out of the unit. Looks at no data; a lower bound for every other criterion."""
+    """Norms of the weights into and out of the unit. Looks at no data; the baseline of criteria that look at data."""
     return stats.head_weight, stats.ffn_weight
 
 
 def rate(stats: Statistics) -> Scores:
-    """Spiking activity: a unit that rarely fires carries little (and costs little: see the joint budget)."""
+    """Spiking activity: a unit that rarely fires carries little information, and costs little (see `budget`)."""
     return stats.head_rate, stats.ffn_rate
 
 
@@ -38,7 +38,7 @@ def taylor(stats: Statistics) -> Scores:
 
 
 def random(stats: Statistics) -> Scores:
-    """Chance: what a criterion has to beat. The same ranking at every decision of a run and on every process."""
+    """Random scores, a baseline. The same ranking at every decision of a run and on every process."""
     generator = torch.Generator().manual_seed(stats.seed)
     heads, ffn = (torch.rand(mask.shape, generator=generator).to(mask) for mask in (stats.heads, stats.ffn))
     return heads, ffn
@@ -54,7 +54,7 @@ CRITERIA: dict[str, Callable[[Statistics], Scores]] = {
 
 
 def uniform(stats: TemporalStatistics, total: int) -> list[int]:
-    """Take steps from the longest trains first (the last layer first among equals) until their sum is `total`."""
+    """Remove steps from the longest trains first (the last layer first of equal ones) until their sum is `total`."""
     steps = list(stats.t_steps)
     while sum(steps) > max(total, len(steps)):
         longest = max(range(len(steps)), key=lambda i: (steps[i], i))
@@ -75,7 +75,7 @@ def convergence(stats: TemporalStatistics, total: int) -> list[int]:
 
 
 def worst_from(errors: Sequence[float]) -> list[float]:
-    """Largest error from each step on: an ASR that crosses its final value on the way has not settled there."""
+    """Largest error from each step on: an ASR that crosses its final value early has not settled there."""
     worst, out = 0.0, []
     for error in reversed(errors):
         worst = max(worst, error)
@@ -84,9 +84,9 @@ def worst_from(errors: Sequence[float]) -> list[float]:
 
 
 def sensitivity(stats: TemporalStatistics, total: int) -> list[int]:
-    """Again and again the one step whose removal leaves the smallest loss (the first layer's among equals).
+    """Repeatedly removes the one step whose removal gives the smallest loss (the first layer's of equal ones).
 
-    Sees what the steps do together, at a price: L+1 passes over the batches for each step removed.
+    Accounts for interactions of steps, at L+1 forwards of all batches for each removed step.
     """
     steps = list(stats.t_steps)
     while sum(steps) > max(total, len(steps)):

@@ -1,20 +1,20 @@
-"""What each candidate of a joint budget would cost in loss and save in the budget's unit, estimated and measured.
+"""The loss and the saving of each candidate of a joint budget, estimated and measured.
 
-Losses are of one unit for all kinds, since all are measured on the same sentences, with the candidate gone: by how much
-the loss rises, or how far the answers move from those before where that is more. A few hundred sentences may well be
-answered better by a poorer student; what moves its answers was not idle.
+Losses have one unit for all kinds, since all are measured on the same sentences, without the candidate: the rise of the
+loss, or the distance of the outputs from those before, whichever is larger. On a few hundred sentences a poorer student
+may have the lower loss; a unit whose removal changes the outputs was still in use.
 
 - one step of one layer is measured by itself;
-- of each layer the heads or neurons that look cheapest (half the Fisher information, the second-order estimate of Kwon
-  et al. 2022, eq. 8, over the saving) leave together for one measurement, which is shared out among them by their
-  Fisher information. This is that of answers drawn from the student's own distribution: where it agrees with its
+- of each layer the heads or neurons of the smallest estimate (half the Fisher information, the second-order estimate of
+  Kwon et al. 2022, eq. 8, over the saving) are removed together for one measurement, which is divided among them by
+  their Fisher information. Its labels are drawn from the student's own distribution: where the student agrees with its
   teacher the distillation loss has no gradient, but a curvature.
 
-What may come back is ranked by how much the loss falls, among units by slope and curvature together: a pruned unit is
-nowhere near a minimum of its mask.
+Returning candidates are ranked by the fall of the loss, units by slope and curvature together: a pruned unit is far
+from a minimum of the loss over its mask.
 
-An estimate holds near the network that it was made on. A measurement holds as long as weights, sentences and lessons
-stay, so of each state of masks and steps cost and loss are measured once.
+An estimate is valid near the network that it was made on. A measurement is valid as long as weights, sentences and
+teacher outputs stay, so for each state of masks and steps cost and loss are measured once.
 """
 
 from __future__ import annotations
@@ -27,32 +27,31 @@ import torch
 from torch import Tensor
 
 from spikeprune.models.modeling import SpikingBert
-from spikeprune.models.outputs import Outputs
 from spikeprune.pruning.candidates import KINDS, Candidate
 from spikeprune.pruning.cost_meter import CostMeter, CostReading
-from spikeprune.pruning.statistics import SampleLoss, Statistics, collect, loss_at
+from spikeprune.pruning.statistics import SampleLoss, Statistics, collect, losses_at
 
-BLOCK = 16  # feed-forward neurons that leave together
+BLOCK = 16  # feed-forward neurons that are removed together
 
 
 @dataclass
 class RemovalEstimates:
-    """A student, what it may lose, and the two instruments: sentences that show losses, a meter that shows costs."""
+    """A student, the kinds of its candidates, the sentences that losses are measured on, and the meter of costs."""
 
     student: SpikingBert
     batches: Sequence[dict[str, Tensor]]
     sample_loss: SampleLoss
-    drawn_loss: SampleLoss  # as `sample_loss`, of an answer drawn from the outputs: its squared gradient is curvature
-    distance: Callable[[Tensor, Tensor], Tensor]  # [S] of answers [S, C] from others, in the unit of `sample_loss`
+    drawn_loss: SampleLoss  # as `sample_loss`, of a label drawn from the outputs: its squared gradient is curvature
+    distance: Callable[[Tensor, Tensor], Tensor]  # [S] of logits [S, C] from others, in the unit of `sample_loss`
     meter: CostMeter
     kinds: Sequence[str] = KINDS
     min_heads: int = 1
     min_ffn: int = 8
-    most_steps: Sequence[int] = ()  # what may come back goes up to this in each place; empty: what it has
+    most_steps: Sequence[int] = ()  # most steps in each position after a return; empty: the present ones
     block: int = BLOCK
     mode: str | None = None  # the forward that the student is trained with, as in `statistics.collect`
     mean: Callable[[Tensor], Tensor] = field(default=lambda x: x)  # over processes, so that all decide the same
-    known: dict[tuple, Any] = field(default_factory=dict)  # (what, state) -> what was measured, of these weights
+    known: dict[tuple, Any] = field(default_factory=dict)  # (quantity, state) -> measurement, for these weights
 
     # ------------------------------------------------------------------------------------------------ instruments
 
@@ -61,7 +60,7 @@ class RemovalEstimates:
         return self._once("cost", lambda: self.meter.value(self.student))
 
     def reading(self) -> CostReading:
-        """The cost with what each unit has in it, for little more than the cost alone."""
+        """The cost and the share of each unit in it, for little more time than the cost alone."""
         reading = self._once("reading", lambda: self.meter.read(self.student))
         self._once("cost", lambda: reading.value)
         return reading
@@ -70,23 +69,17 @@ class RemovalEstimates:
         return self.observed()[0]
 
     def observed(self) -> tuple[float, Tensor]:
-        """The loss, and the answers `[S, C]` that have it."""
+        """The loss, and the logits `[S, C]`."""
+        return self._once("loss", self._observe)
 
-        def observe() -> tuple[float, Tensor]:
-            answers = []
+    def _observe(self) -> tuple[float, Tensor]:
+        losses, logits = losses_at(self.student, self.student.steps, self.batches, self.sample_loss)
+        return self.mean(losses.mean()).item(), logits
 
-            def sample_loss(batch: dict[str, Tensor], outputs: Outputs) -> Tensor:
-                answers.append(outputs.logits.float())
-                return self.sample_loss(batch, outputs)
-
-            loss = self.mean(loss_at(self.student, self.student.steps, self.batches, sample_loss)).item()
-            return loss, torch.cat(answers)
-
-        return self._once("loss", observe)
-
-    def _once(self, what: str, measure: Callable[[], Any]) -> Any:
+    def _once(self, quantity: str, measure: Callable[[], Any]) -> Any:
+        """The measurement at the present masks and steps, made where it is not known yet."""
         masks = (mask.bool().cpu().numpy().tobytes() for mask in (self.student.heads, self.student.ffn))
-        key = (what, *masks, *self.student.steps)
+        key = (quantity, *masks, *self.student.steps)
         if key not in self.known:
             self.known[key] = measure()
         return self.known[key]
@@ -105,7 +98,7 @@ class RemovalEstimates:
 
     @torch.no_grad()
     def apply(self, candidates: Iterable[Candidate], back: bool = False) -> None:
-        """Take the candidates away, or bring them `back`."""
+        """Remove the candidates, or return them (`back`)."""
         steps = list(self.student.steps)
         for c in candidates:
             if c.kind == "steps":
@@ -127,10 +120,10 @@ class RemovalEstimates:
             self.restore(before)
 
     def harm(self, candidates: Iterable[Candidate]) -> float:
-        """By how much the loss rises without them, or how far the answers move if that is more; never below zero."""
-        loss, answers = self.observed()
-        then, others = self.observed_with(candidates)
-        return max(then - loss, self.mean(self.distance(others, answers).mean()).item())
+        """The rise of the loss without them, or the distance of the outputs if that is larger; never below zero."""
+        loss, logits = self.observed()
+        loss_without, logits_without = self.observed_with(candidates)
+        return max(loss_without - loss, self.mean(self.distance(logits_without, logits).mean()).item())
 
     def value_with(self, candidates: Iterable[Candidate], back: bool = False) -> float:
         before = self.state()
@@ -143,7 +136,7 @@ class RemovalEstimates:
     # ------------------------------------------------------------------------------------------------- candidates
 
     def candidates(self, share: float, back: bool = False) -> list[Candidate]:
-        """What may leave now (or come back), estimated anew; of each layer about `share` of the units that could."""
+        """Candidates for removal now (or for a return), estimated anew; of each layer about `share` of its units."""
         reading, now, found = self.reading(), self.loss(), []
         if {"heads", "ffn"} & set(self.kinds) and self.meter.target != "latency":
             stats = self.statistics(self.sample_loss if back else self.drawn_loss)
@@ -161,15 +154,15 @@ class RemovalEstimates:
         self, kind: str, stats: Statistics, reading: CostReading, now: float, share: float, back: bool
     ) -> Iterator[Candidate]:
         name = "head" if kind == "heads" else "ffn"
-        worth = self.mean(getattr(stats, f"{name}_fisher")).double() / 2
+        importance = self.mean(getattr(stats, f"{name}_fisher")).double() / 2
         if back:  # the loss from 0 to 1, by its slope and its curvature
-            worth = (-self.mean(getattr(stats, f"{name}_slope")).double() - worth).clamp(min=0)
+            importance = (-self.mean(getattr(stats, f"{name}_slope")).double() - importance).clamp(min=0)
         for layer, mask in enumerate(self.mask(kind)):
             saving = getattr(reading, kind)[layer].double()
-            if back:  # it will fire like its neighbours
+            if back:  # a returning unit is taken to cost as much as the mean kept one
                 saving = torch.full_like(saving, saving[mask > 0].mean().item()) if mask.any() else saving
-            sizes, saved = worth[layer].tolist(), saving.tolist()
-            pool = self._pool(kind, mask, worth[layer] / saving.clamp(min=1e-30), back)
+            sizes, saved = importance[layer].tolist(), saving.tolist()
+            pool = self._pool(kind, mask, importance[layer] / saving.clamp(min=1e-30), back)
             pool = [unit for unit in pool if saved[unit] > 0 and not (back and sizes[unit] == 0)]
             pool = pool[: max(1, round(share * (mask.sum().item() if back else len(pool))))]
             if not pool:
@@ -185,8 +178,8 @@ class RemovalEstimates:
                 yield Candidate(kind, layer, tuple(units), change * part, sum(saved[unit] for unit in units))
 
     def _pool(self, kind: str, mask: Tensor, ratio: Tensor, back: bool) -> list[int]:
-        """Units that may leave, the cheapest first, without the floor's worth of the dearest; or that may come back,
-        the dearest first."""
+        """Units that may be removed, the smallest `ratio` first, without as many of the largest as the floor keeps;
+        or units that may return, the largest first."""
         order = ratio.argsort(descending=back, stable=True).tolist()
         alive = mask.tolist()
         if back:
@@ -199,7 +192,7 @@ class RemovalEstimates:
         steps, most = self.student.steps, self.most_steps or self.student.steps
         places = [(i,) for i, t in enumerate(steps) if (t < most[i] if back else t > 1)]
         if self.meter.target == "latency" and self.student.coding != "accumulate" and not back:
-            longest = max(steps)  # all tick together: only the longest trains together are waited for
+            longest = max(steps)  # synchronous layers: latency falls only if all the longest trains lose a step
             places = [tuple(i for i, t in enumerate(steps) if t == longest)] if longest > 1 else []
         for units in places:
             step = Candidate("steps", units[0], units, 0.0, 0.0)
@@ -209,16 +202,16 @@ class RemovalEstimates:
                 yield Candidate("steps", units[0], units, change, saving)
 
     def lowest(self) -> float:
-        """The measured cost with everything gone that may go, the student left as it is."""
+        """The measured cost without any candidate; the student itself stays as it is."""
         before, stats = self.state(), self.statistics(self.drawn_loss)
         fisher = {"heads": stats.head_fisher, "ffn": stats.ffn_fisher}
-        gone = []
+        removed = []
         for kind in ("heads", "ffn"):
             for layer, mask in enumerate(self.mask(kind) if kind in self.kinds else []):
                 units = self._pool(kind, mask, self.mean(fisher[kind][layer]), back=False)
-                gone.append(Candidate(kind, layer, tuple(units), 0.0, 0.0))
+                removed.append(Candidate(kind, layer, tuple(units), 0.0, 0.0))
         try:
-            self.apply(gone)
+            self.apply(removed)
             if "steps" in self.kinds:
                 self.student.set_t_steps([1] * len(before[2]))
             return self.value

@@ -1,140 +1,139 @@
 """Heads and neurons chosen at once and without retraining (Kwon et al. 2022, arXiv 2204.09656), in three steps.
 
-1. Mask search: with the diagonal of the Fisher information as what a unit is worth, the masks of the greatest worth
-   within a budget of operations. A head has one price and a neuron another, so the best masks are found exactly: for
-   every number of heads the best of them and as many of the best neurons as the rest pays for (their algorithm 1).
-2. Rearrangement: within each layer, with its number of units fixed, the units whose removal together is cheapest by the
-   layer's whole block of the Fisher information: exactly where all choices can be tried, else by exchanges.
-3. Mask tuning: see `tuning`.
+1. Mask search: with the diagonal of the Fisher information as a unit's importance, the masks of the greatest total
+   importance within a budget of operations. Heads have one cost and neurons another, so the best masks are found
+   exactly: for every number of heads the best of them and as many of the best neurons as fit (their algorithm 1).
+2. Rearrangement: within each layer, with its number of units fixed, the units whose removal together raises the
+   loss least by the layer's whole block of the Fisher information: exactly where all choices can be tried, else by
+   exchanges.
+3. Mask tuning: see `mask_tuning`.
 
-Where this differs: prices are measured additions (and MACs) of this student, not the dense network's; every layer keeps
-its floor; step 2 exchanges until nothing improves; and since the estimates hold near the unpruned network only, what
-step 2 does to a layer stays only where the loss that is measured on the same sentences does not rise.
+Differences: unit costs are measured additions (and MACs) of this student, not the dense network's; every layer keeps
+its floor; step 2 exchanges until nothing improves; and since the estimates are valid near the unpruned network only,
+the result of step 2 in a layer is kept only where the loss, measured on the same sentences, does not rise.
 
 Shapes: L layers, H heads, F neurons, D hidden, B batch, N tokens. A layer's Fisher block is `[H, H]` or `[F, F]`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import combinations
 from math import comb
 
 import torch
 from torch import Tensor
 
-from spikeprune.cost.operations import count
 from spikeprune.cost.shapes import Shape
 from spikeprune.errors import InputError
 from spikeprune.models.inference import infer
 from spikeprune.models.modeling import SpikingBert
-from spikeprune.models.outputs import INPUTS
+from spikeprune.models.shape import student_operations
 from spikeprune.pruning.schedules import keep_highest
-from spikeprune.pruning.statistics import SampleLoss, loss_at, trained_mode
+from spikeprune.pruning.statistics import Batches, Mean, SampleLoss, given, loss_at, trained_mode
 
 KINDS = ("heads", "ffn")
-CHOICES = 20_000  # of units in a layer that are all tried, C(16, 8) is below
-Batches = Sequence[dict[str, Tensor]]
-Mean = Callable[[Tensor], Tensor]  # over processes, so that all decide the same
+CHOICES = 20_000  # most sets of units in a layer that are all tried; C(16, 8) is below
 
 
 def same(x: Tensor) -> Tensor:
     return x
 
 
-# ------------------------------------------------------------------------------------------------------- what is known
+# ------------------------------------------------------------------------------------------------------- statistics
 
 
 def fisher_blocks(
     student: SpikingBert, batches: Batches, sample_loss: SampleLoss, *, mode: str | None = None
 ) -> dict[str, Tensor]:
     """`heads [L, H, H]`, `ffn [L, F, F]`: mean over samples of g gᵀ, g a sample's gradient with respect to a layer's
-    masks (eqs. 7 and 11), in evaluation mode. The diagonal is what `statistics.collect` calls fisher; `mode` as
-    there."""
+    masks (eqs. 7 and 11), in evaluation mode. The diagonal is the Fisher information of `statistics.collect`;
+    `mode` as there."""
     was_training, samples = student.training, 0
     student.eval()
     blocks = {k: torch.zeros(*m.shape, m.shape[1], dtype=m.dtype, device=m.device) for k, m in masks_of(student)}
     with torch.enable_grad():
         for batch in batches:
             size = len(batch["input_ids"])
-            lent = {name: mask.expand(size, -1, -1).clone().requires_grad_() for name, mask in masks_of(student)}
-            outputs = student(**given(batch), **lent, mode=mode or trained_mode(student))
+            masks = {name: mask.expand(size, -1, -1).clone().requires_grad_() for name, mask in masks_of(student)}
+            outputs = student(**given(batch), **masks, mode=mode or trained_mode(student))
             loss = sample_loss(batch, outputs).sum()
-            for name, grad in zip(lent, torch.autograd.grad(loss, list(lent.values())), strict=True):
+            for name, grad in zip(masks, torch.autograd.grad(loss, list(masks.values())), strict=True):
                 blocks[name] += torch.einsum("bli,blj->lij", grad, grad)
             samples += size
     student.train(was_training)
     return {name: block / samples for name, block in blocks.items()}
 
 
-def unit_prices(student: SpikingBert, batches: Batches, shape: Shape) -> dict[str, Tensor]:
+def unit_operations(student: SpikingBert, batches: Batches, shape: Shape) -> dict[str, Tensor]:
     """Operations (additions and MACs) of a sentence that each unit costs now, `heads [L, H]` and `ffn [L, F]` float64.
 
-    `operations.count` is linear in either mask at given spikes, so its gradient is the price of a unit.
+    `operations.count` is linear in either mask for fixed spikes, so its gradient is the cost of a unit.
     """
     was_training, samples = student.training, 0
     student.eval()
     masks = {name: mask.double().clone().requires_grad_() for name, mask in masks_of(student)}
-    prices = {name: torch.zeros_like(mask) for name, mask in masks.items()}
+    unit_costs = {name: torch.zeros_like(mask) for name, mask in masks.items()}
     for batch in batches:
         counts = infer(student, **given(batch)).counts
         lengths = batch["attention_mask"].sum(1)
         with torch.enable_grad():
-            how = {"t_steps": student.steps, "coding": student.coding, "links": student.links()}
-            found = count(counts, lengths, shape=shape, **how, **masks)
+            found = student_operations(student, counts, lengths, shape=shape, **masks)
             grads = torch.autograd.grad(found.ac.sum() + found.mac.sum(), list(masks.values()))
         for name, grad in zip(masks, grads, strict=True):
-            prices[name] += grad
+            unit_costs[name] += grad
         samples += len(lengths)
     student.train(was_training)
-    return {name: price / samples for name, price in prices.items()}
+    return {name: cost / samples for name, cost in unit_costs.items()}
 
 
 def masks_of(student: SpikingBert) -> Iterator[tuple[str, Tensor]]:
     return ((name, getattr(student, name)) for name in KINDS)
 
 
-def given(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: batch[key] for key in INPUTS if key in batch}
-
-
 # -------------------------------------------------------------------------------------------------------- 1: the search
 
 
 def knapsack(
-    worth: dict[str, Tensor], alive: dict[str, Tensor], *, prices: dict[str, float], budget: float, floors: dict
+    importance: dict[str, Tensor],
+    alive: dict[str, Tensor],
+    *,
+    unit_costs: dict[str, float],
+    budget: float,
+    floors: dict,
 ) -> dict[str, Tensor]:
-    """0/1 masks of the greatest worth whose units cost at most `budget`, exactly; at least `floors` units a layer.
+    """0/1 masks of the greatest total importance whose units cost at most `budget`, exactly; at least
+    `floors` units a layer.
 
-    `worth` `[L, K]` of at least 0, `prices` above 0, one for each kind. Of equal masks the one of most heads. What is
-    pruned stays pruned; a layer of fewer units than its floor keeps those that it has. Raises ValueError, with the
+    `importance` `[L, K]` of at least 0, `unit_costs` above 0, one for each kind. Of equal masks the one of most heads.
+    Pruned units stay pruned; a layer of fewer units than its floor keeps those that it has. Raises ValueError, with the
     least that can be had, for a budget below the floors.
     """
     least = {name: int(alive[name].sum(1).clamp(max=floors[name]).sum()) for name in KINDS}
-    cheapest = sum(prices[name] * least[name] for name in KINDS)
-    slack = 1e-9 * max(budget, 1e-30)  # a budget for all of it must pay for all of it, however it was rounded
+    cheapest = sum(unit_costs[name] * least[name] for name in KINDS)
+    slack = 1e-9 * max(budget, 1e-30)  # the cost of all units is within a budget for all, however it was rounded
     if cheapest > budget + slack:
         raise ValueError(f"a budget of {budget:.6g} is below the {cheapest:.6g} of the floors")
-    gains = {name: worth_of_best(worth[name], alive[name], floors[name]) for name in KINDS}
+    gains = {name: importance_of_best(importance[name], alive[name], floors[name]) for name in KINDS}
     best = None
     for heads in range(least["heads"], len(gains["heads"])):
-        room = budget + slack - heads * prices["heads"]
-        ffn = min(int(room / prices["ffn"]), len(gains["ffn"]) - 1)
-        if room < 0 or ffn < least["ffn"]:
+        remaining = budget + slack - heads * unit_costs["heads"]
+        ffn = min(int(remaining / unit_costs["ffn"]), len(gains["ffn"]) - 1)
+        if remaining < 0 or ffn < least["ffn"]:
             break
         total = gains["heads"][heads] + gains["ffn"][ffn]
         if best is None or total >= best[0]:
             best = total, {"heads": heads, "ffn": ffn}
     keep = best[1]
-    return {k: keep_highest(worth[k], alive[k], keep[k], floor=floors[k], scope="global") for k in KINDS}
+    return {k: keep_highest(importance[k], alive[k], keep[k], floor=floors[k], scope="global") for k in KINDS}
 
 
-def worth_of_best(worth: Tensor, alive: Tensor, floor: int) -> list[float]:
-    """Entry n: the summed worth of what `keep_highest` keeps of n units (n from the floors' number on)."""
-    forced = keep_highest(worth, alive, 0, floor=floor, scope="global")
-    free = worth[(alive > 0) & (forced == 0)].double().sort(descending=True).values
+def importance_of_best(importance: Tensor, alive: Tensor, floor: int) -> list[float]:
+    """Entry n: the summed importance of the n units that `keep_highest` keeps (n from the floors' number on)."""
+    forced = keep_highest(importance, alive, 0, floor=floor, scope="global")
+    free = importance[(alive > 0) & (forced == 0)].double().sort(descending=True).values
     start = int(forced.sum())
-    sums = (worth.double() * forced).sum() + torch.cat([free.new_zeros(1), free.cumsum(0)])
+    sums = (importance.double() * forced).sum() + torch.cat([free.new_zeros(1), free.cumsum(0)])
     return [0.0] * start + sums.tolist()
 
 
@@ -148,16 +147,17 @@ def removal_loss(block: Tensor, pruned: Tensor) -> float:
 
 
 def rearrange(block: Tensor, mask: Tensor, alive: Tensor) -> Tensor:
-    """As many units of one layer `[K]`, chosen by its Fisher block `[K, K]`: never dearer than `mask`.
+    """As many units of one layer `[K]`, chosen by its Fisher block `[K, K]`: never of a larger loss than
+    `mask`.
 
-    The best choice where there are at most CHOICES of them; else a mask that no exchange of two units makes cheaper.
+    The best choice where there are at most CHOICES of them; else a mask that no exchange of two units improves.
     """
     units = alive.nonzero()[:, 0]
-    gone = int(len(units) - mask.sum())
-    if gone in (0, len(units)):
+    removed = int(len(units) - mask.sum())
+    if removed in (0, len(units)):
         return mask.clone()
     inner, before = block[units][:, units].double(), (1 - mask[units]).double()
-    pruned = try_all(inner, gone) if comb(len(units), gone) <= CHOICES else exchange(inner, before)
+    pruned = try_all(inner, removed) if comb(len(units), removed) <= CHOICES else exchange(inner, before)
     if removal_loss(inner, pruned) >= removal_loss(inner, before):
         return mask.clone()
     out = torch.zeros_like(mask)
@@ -165,28 +165,28 @@ def rearrange(block: Tensor, mask: Tensor, alive: Tensor) -> Tensor:
     return out
 
 
-def try_all(block: Tensor, gone: int) -> Tensor:
-    chosen = torch.tensor(list(combinations(range(len(block)), gone)), device=block.device)
+def try_all(block: Tensor, removed: int) -> Tensor:
+    chosen = torch.tensor(list(combinations(range(len(block)), removed)), device=block.device)
     pruned = block.new_zeros(len(chosen), len(block)).scatter(1, chosen, 1.0)
     return pruned[torch.einsum("ci,ij,cj->c", pruned, block, pruned).argmin()]
 
 
 def exchange(block: Tensor, pruned: Tensor) -> Tensor:
-    """The exchange that saves most, again and again until none saves anything."""
+    """Repeats the exchange of two units that lowers the loss most, until none lowers it."""
     z, diagonal, v = pruned.clone(), block.diagonal(), block @ pruned
     least = 1e-12 * diagonal.sum()
     while True:
-        back, away = diagonal - 2 * v, diagonal + 2 * v  # of taking a unit back, and of removing one instead
-        gone, there = z.nonzero()[:, 0], (z == 0).nonzero()[:, 0]
-        change = back[gone][:, None] + away[there] - 2 * block[gone][:, there]
-        i, j = divmod(int(change.argmin()), len(there))
+        back, away = diagonal - 2 * v, diagonal + 2 * v  # changes of the loss by returning a unit, and by removing one
+        removed, kept = z.nonzero()[:, 0], (z == 0).nonzero()[:, 0]
+        change = back[removed][:, None] + away[kept] - 2 * block[removed][:, kept]
+        i, j = divmod(int(change.argmin()), len(kept))
         if not change[i, j] < -least:
             return z
-        z[gone[i]], z[there[j]] = 0.0, 1.0
-        v = v + block[there[j]] - block[gone[i]]
+        z[removed[i]], z[kept[j]] = 0.0, 1.0
+        v = v + block[kept[j]] - block[removed[i]]
 
 
-# ---------------------------------------------------------------------------------------------------------- altogether
+# ---------------------------------------------------------------------------------------------------------- both steps
 
 
 @torch.no_grad()
@@ -202,32 +202,32 @@ def search(
     mode: str | None = None,
     mean: Mean = same,
 ) -> dict[str, float]:
-    """Steps 1 and, if `rearranged`, 2: masks within the share `operations` of what all heads and neurons cost, into
-    `student`'s buffers. `mode`: the forward that it is trained with, as in `statistics.collect`.
+    """Steps 1 and, if `rearranged`, 2: writes masks within the share `operations` of the operations of all heads
+    and neurons to `student`'s buffers. `mode`: the forward that it is trained with, as in `statistics.collect`.
 
-    Returns what was found: `operations` (share, at each unit's own price), `diagonal` and `block` (the loss expected by
+    Returns `operations` (the share kept, at each unit's own cost), `diagonal` and `block` (the loss expected by
     the layers' blocks after step 1, and after 2). Raises InputError for a share below the floors.
     """
     blocks = {name: mean(block) for name, block in fisher_blocks(student, batches, sample_loss, mode=mode).items()}
-    every = {name: mean(price) for name, price in unit_prices(student, batches, shape).items()}
+    own_costs = {name: mean(cost) for name, cost in unit_operations(student, batches, shape).items()}
     alive = {name: mask.clone() for name, mask in masks_of(student)}
-    prices = {name: (every[name][alive[name] > 0]).mean().item() for name in KINDS}
-    total = sum(prices[name] * alive[name].numel() for name in KINDS)
-    worth = {name: block.diagonal(dim1=1, dim2=2) for name, block in blocks.items()}
+    unit_costs = {name: (own_costs[name][alive[name] > 0]).mean().item() for name in KINDS}
+    total = sum(unit_costs[name] * alive[name].numel() for name in KINDS)
+    importance = {name: block.diagonal(dim1=1, dim2=2) for name, block in blocks.items()}
     try:
-        masks = knapsack(worth, alive, prices=prices, budget=operations * total, floors=floors)
+        masks = knapsack(importance, alive, unit_costs=unit_costs, budget=operations * total, floors=floors)
     except ValueError:
-        least = sum(prices[k] * int(alive[k].sum(1).clamp(max=floors[k]).sum()) for k in KINDS) / total
+        least = sum(unit_costs[k] * int(alive[k].sum(1).clamp(max=floors[k]).sum()) for k in KINDS) / total
         raise InputError(
-            f"stages.spatial.operations = {operations}: every layer keeps {floors['heads']} heads and {floors['ffn']} "
-            f"neurons at least, a share of {least:.3f}; ask for at least that"
+            f"stages.spatial.operations = {operations}: the floors of {floors['heads']} heads and {floors['ffn']} "
+            f"neurons in each layer keep a share of {least:.3f}; give at least that"
         ) from None
     for name in KINDS:
         getattr(student, name).copy_(masks[name])
     if rearranged:
         rearrange_measured(student, blocks, alive, lambda: mean(loss_of(student, batches, sample_loss)).item())
     found = dict(masks_of(student))
-    kept = sum((every[name] * found[name]).sum().item() for name in KINDS) / total
+    kept = sum((own_costs[name] * found[name]).sum().item() for name in KINDS) / total
     return {"operations": kept, **{k: blockwise(blocks, alive, m) for k, m in (("diagonal", masks), ("block", found))}}
 
 
@@ -255,7 +255,7 @@ def loss_of(student: SpikingBert, batches: Batches, sample_loss: SampleLoss) -> 
 
 def blockwise(blocks: dict[str, Tensor], alive: dict[str, Tensor], masks: dict[str, Tensor]) -> float:
     return sum(
-        removal_loss(block, there - mask)
+        removal_loss(block, before - mask)
         for name in KINDS
-        for block, there, mask in zip(blocks[name], alive[name], masks[name], strict=True)
+        for block, before, mask in zip(blocks[name], alive[name], masks[name], strict=True)
     )

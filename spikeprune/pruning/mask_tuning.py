@@ -1,10 +1,10 @@
-"""Masks of what is left become real numbers that make up for what has left: mask tuning, the third step of Kwon et al.
-2022 (arXiv 2204.09656, section 4.3; the first two are in `search`).
+"""Mask tuning, the third step of Kwon et al. 2022 (arXiv 2204.09656, section 4.3; the first two are in `mask_search`):
+the masks of kept units become real numbers that compensate for the removed ones.
 
-Layer by layer those numbers bring the input of the layer norm nearest to what it was, by linear least squares: it is
-linear in the masks. They are folded into the columns of `out` and `down`: a mask stays 0 or 1, and costs, compaction
-and checkpoints stay as they are. Unlike in the paper's code the first layer's attention is tuned too, and there is no
-intercept.
+Layer by layer these numbers bring the input of the layer norm nearest to the unpruned network's, by linear least
+squares: it is linear in the masks. They are folded into the columns of `out` and `down`: a mask stays 0 or 1, and
+costs, compaction and checkpoints stay as they are. Unlike in the paper's code the first
+layer's attention is tuned too, and there is no intercept.
 """
 
 from __future__ import annotations
@@ -15,63 +15,63 @@ import torch
 from torch import Tensor, nn
 
 from spikeprune.models.modeling import SpikingBert
-from spikeprune.pruning.mask_search import KINDS, Batches, Mean, given, loss_of, same
-from spikeprune.pruning.statistics import SampleLoss, trained_mode
+from spikeprune.pruning.mask_search import KINDS, loss_of, same
+from spikeprune.pruning.statistics import Batches, Mean, SampleLoss, given, trained_mode
 
-FAR = 10.0  # a mask beyond it is no longer a correction
+FAR = 10.0  # a fitted mask beyond it is not used
 
 
 @torch.no_grad()
 def tune(
     student: SpikingBert,
-    whole: SpikingBert,
+    unpruned: SpikingBert,
     batches: Batches,
     sample_loss: SampleLoss,
     *,
     mode: str | None = None,
     mean: Mean = same,
 ) -> list[tuple[float, float]]:
-    """Fold real masks into `student`'s columns so that each layer norm's input is nearest to `whole`'s (eq. 13).
+    """Fold real masks into `student`'s columns so that each layer norm's input is nearest to `unpruned`'s (eq. 13).
 
-    From the first layer to the last, attention then feed-forward, each seeing what is tuned below it. Returns for each
+    From the first layer to the last, attention then feed-forward, each with the layers below it tuned. Returns for each
     the mean squared difference at a token before and after, with the ridge that keeps a unit of no effect at 1. A fit
-    beyond ±FAR is left out, and so is one that the measured loss rises with: a sum that is nearer is no answer yet.
+    beyond ±FAR is not used, nor one with which the measured loss rises.
     `mode`: the forward that both are trained with, as in `statistics.collect`.
-    Raises ValueError for quantized weights, which could not hold the product.
+    Raises ValueError for quantized weights, which cannot represent the product.
     """
     if student.quantized:
         raise ValueError("masks are tuned into float weights; these are quantized")
-    was_training, errors = (student.training, whole.training), []
-    student.eval(), whole.eval()
+    was_training, errors = (student.training, unpruned.training), []
+    student.eval(), unpruned.eval()
     mode = mode or trained_mode(student)
     least = mean(loss_of(student, batches, sample_loss)).item()
     for layer in range(len(student.layers)):
         for kind in KINDS:
             linear, size = sublayer(student, layer, kind)
             weight = linear.weight.clone()
-            before, after = tune_sublayer(student, whole, batches, layer, kind, mode, mean)
+            before, after = tune_sublayer(student, unpruned, batches, layer, kind, mode, mean)
             now = mean(loss_of(student, batches, sample_loss)).item()
             if now > least:
                 linear.weight.copy_(weight)
                 after = before
             least = min(least, now)
             errors.append((before, after))
-    student.train(was_training[0]), whole.train(was_training[1])
+    student.train(was_training[0]), unpruned.train(was_training[1])
     return errors
 
 
 def sublayer(student: SpikingBert, layer: int, kind: str) -> tuple[nn.Linear, int]:
-    """The matrix behind the units, and its columns for each."""
+    """The matrix that reads the units, and its number of columns for each."""
     here = student.layers[layer]
     return (here.out, here.head_size) if kind == "heads" else (here.down, 1)
 
 
 def tune_sublayer(
-    student: SpikingBert, whole: SpikingBert, batches: Batches, layer: int, kind: str, mode: str, mean: Mean
+    student: SpikingBert, unpruned: SpikingBert, batches: Batches, layer: int, kind: str, mode: str, mean: Mean
 ) -> tuple[float, float]:
     linear, size = sublayer(student, layer, kind)
     kept = getattr(student, kind)[layer, : linear.in_features // size].nonzero()[:, 0]
-    fit = normal_equations(student, whole, batches, layer, kind, mode)
+    fit = normal_equations(student, unpruned, batches, layer, kind, mode)
     a, b, c = mean(fit.a)[kept][:, kept], mean(fit.b)[kept], mean(fit.c)
     ones = torch.ones_like(b)
     before = squares(a, b, c, ones)
@@ -102,23 +102,24 @@ class Fit:
 
 
 def normal_equations(
-    student: SpikingBert, whole: SpikingBert, batches: Batches, layer: int, kind: str, mode: str
+    student: SpikingBert, unpruned: SpikingBert, batches: Batches, layer: int, kind: str, mode: str
 ) -> Fit:
-    """Least squares of Σ m_i o_i ≈ y, o_i `[tokens · D]` what unit i adds to the residual stream, y what `whole` has
-    there less `student`'s bias and residual. W's columns, inputs x: XᵀX = (Σ x xᵀ) ∘ (WᵀW), Xᵀy = Σ x ∘ (Wᵀ y)."""
-    name, site = ("out", "attention_neurons") if kind == "heads" else ("down", "output_neurons")
-    mine, theirs = getattr(student.layers[layer], name), getattr(whole.layers[layer], name)
+    """Least squares of Σ m_i o_i ≈ y, o_i `[tokens · D]` the contribution of unit i to the residual stream, y
+    `unpruned`'s value there less `student`'s bias and residual. With inputs x and W's columns, XᵀX = (Σ x xᵀ) ∘ (WᵀW)
+    and Xᵀy = Σ x ∘ (Wᵀ y)."""
+    name, reader = ("out", "attention_neurons") if kind == "heads" else ("down", "output_neurons")
+    own, original = getattr(student.layers[layer], name), getattr(unpruned.layers[layer], name)
     size = student.layers[layer].head_size if kind == "heads" else 1
-    w = mine.weight.double()  # [D, in]
+    w = own.weight.double()  # [D, in]
     gram, rhs, square, tokens = w.new_zeros(w.shape[1], w.shape[1]), w.new_zeros(w.shape[1]), w.new_zeros(()), 0
     for batch in batches:
         real = batch["attention_mask"].bool()
         (x, residual), (x0, residual0) = (
-            [signal[real].double() for signal in inputs_of(net, getattr(net.layers[layer], site), batch, mode)]
-            for net in (student, whole)
+            [values[real].double() for values in inputs_of(net, getattr(net.layers[layer], reader), batch, mode)]
+            for net in (student, unpruned)
         )
-        wanted = x0 @ theirs.weight.double().T + theirs.bias.double() + residual0  # [M, D]
-        y = wanted - mine.bias.double() - residual
+        wanted = x0 @ original.weight.double().T + original.bias.double() + residual0  # [M, D]
+        y = wanted - own.bias.double() - residual
         gram += x.T @ x
         rhs += (x * (y @ w)).sum(0)
         square += y.square().sum()
@@ -127,13 +128,17 @@ def normal_equations(
     return Fit(a / tokens, rhs.unflatten(0, (-1, size)).sum(1) / tokens, square / tokens)
 
 
-def inputs_of(net: SpikingBert, site, batch: dict[str, Tensor], mode: str) -> tuple[Tensor, Tensor]:
-    """Values `[B, N, ·]` that a site behind a residual gets: the masked spikes below, and the residual, in the last of
-    the passes that feedback needs."""
-    seen = []
-    hook = site.register_forward_pre_hook(lambda _, args: seen.append((args[1].value, args[2].value)))
+def inputs_of(net: SpikingBert, spiking_layer: nn.Module, batch: dict[str, Tensor], mode: str) -> tuple[Tensor, Tensor]:
+    """The two inputs `[B, N, ·]` of a spiking layer behind a residual: the masked spikes of the layer below, and the
+    residual; with feedback those of the last iteration."""
+    inputs: dict[str, Tensor] = {}
+
+    def keep_last(_: nn.Module, args: tuple) -> None:
+        inputs.update(spikes=args[1].value, residual=args[2].value)
+
+    hook = spiking_layer.register_forward_pre_hook(keep_last)
     try:
         net(**given(batch), mode=mode)
     finally:
         hook.remove()
-    return seen[-1]
+    return inputs["spikes"], inputs["residual"]

@@ -1,4 +1,4 @@
-"""How many: schedules, and masks that keep the highest scores under floors."""
+"""Schedules of the share that is kept, and masks that keep the highest scores under floors."""
 
 from __future__ import annotations
 

@@ -13,12 +13,14 @@ from spikeprune.cost.activity import kept_channels
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS, Outputs
 
+Batches = Sequence[dict[str, Tensor]]
+Mean = Callable[[Tensor], Tensor]  # over processes, so that all decide the same
 SampleLoss = Callable[[dict[str, Tensor], Outputs], Tensor]  # (batch, outputs) -> [B]
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Per head `[L, H]` and per feed-forward neuron `[L, F]`, for masks that are all ones where a unit is alive."""
+    """Per head `[L, H]` and per feed-forward neuron `[L, F]`, means over the samples of the batches."""
 
     heads: Tensor  # the masks themselves
     ffn: Tensor
@@ -35,9 +37,14 @@ class Statistics:
     seed: int  # of a criterion that draws
 
 
+def given(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The student's inputs that the batch has."""
+    return {key: batch[key] for key in INPUTS if key in batch}
+
+
 def trained_mode(student: SpikingBert) -> str:
-    """The forward mode that a student of this coding is trained with where nobody says it: `per_step` has no closed
-    equilibrium, so only its simulation is the network."""
+    """The default forward mode in training of a student of this coding: `per_step` has no closed equilibrium, so only
+    its simulation is the network."""
     return "spiking" if student.coding == "per_step" else "equilibrium"
 
 
@@ -53,13 +60,13 @@ def collect(
 
     `mode`: the forward that the student is trained with (None: `trained_mode`), since another one is another network.
 
-    The masks are lent to the forward sample by sample, so their gradients are exactly per sample (as the diagonal
+    The forward gets one copy of the masks for each sample, so their gradients are exactly per sample (as the diagonal
     Fisher information needs: Kwon et al. 2022, arXiv 2204.09656, eq. 8).
     """
     was_training = student.training
     student.eval()
     squares = {name: torch.zeros_like(mask) for name, mask in (("heads", student.heads), ("ffn", student.ffn))}
-    sizes = {name: torch.zeros_like(mask) for name, mask in squares.items()}
+    magnitudes = {name: torch.zeros_like(mask) for name, mask in squares.items()}
     slopes = {name: torch.zeros_like(mask) for name, mask in squares.items()}
     rates = {name: torch.zeros_like(mask) for name, mask in squares.items()}
     samples = tokens = 0
@@ -70,13 +77,12 @@ def collect(
                 "heads": student.heads.expand(size, -1, -1).clone().requires_grad_(),
                 "ffn": student.ffn.expand(size, -1, -1).clone().requires_grad_(),
             }
-            given = {key: batch[key] for key in INPUTS if key in batch}
-            outputs = student(**given, **masks, mode=mode or trained_mode(student), rate=True)
+            outputs = student(**given(batch), **masks, mode=mode or trained_mode(student), rate=True)
             grads = torch.autograd.grad(sample_loss(batch, outputs).sum(), list(masks.values()))
             real = batch["attention_mask"].sum()
             for name, grad in zip(masks, grads, strict=True):
                 squares[name] += grad.square().sum(0)
-                sizes[name] += grad.abs().sum(0)
+                magnitudes[name] += grad.abs().sum(0)
                 slopes[name] += grad.sum(0)
                 rates[name] += unit_rates(student, outputs.rates, name) * real
             samples += size
@@ -87,8 +93,8 @@ def collect(
         ffn=student.ffn.clone(),
         head_fisher=squares["heads"] / samples,
         ffn_fisher=squares["ffn"] / samples,
-        head_taylor=sizes["heads"] / samples,
-        ffn_taylor=sizes["ffn"] / samples,
+        head_taylor=magnitudes["heads"] / samples,
+        ffn_taylor=magnitudes["ffn"] / samples,
         head_slope=slopes["heads"] / samples,
         ffn_slope=slopes["ffn"] / samples,
         head_rate=rates["heads"] / tokens,
@@ -127,22 +133,22 @@ def weight_norms(student: SpikingBert) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def convergence_profile(student: SpikingBert, batches: Iterable[dict[str, Tensor]]) -> list[Tensor]:
-    """How far the ASR is from its final value after t steps: for the embedding's site and each layer a tensor `[T_l]`.
+    """How far the ASR is from its final value after t steps: for the embedding and each layer a tensor `[T_l]`.
 
-    Entry t-1 is the mean over real tokens, kept channels and the layer's sites of |a[t] - a[T_l]|, relative to the mean
-    |a[T_l]|; the last entry is 0. A site of pruned units only is left out.
+    Entry t-1 is the mean over real tokens, kept channels and the layer's spiking layers of |a[t] - a[T_l]|, relative
+    to the mean |a[T_l]|; the last entry is 0. A spiking layer of pruned units only is left out.
     """
     was_training = student.training
     student.eval()
     totals: dict[str, Tensor] = {}
     for batch in batches:
-        outputs = student(**{key: batch[key] for key in INPUTS if key in batch}, mode="spiking", trace=True)
+        outputs = student(**given(batch), mode="spiking", trace=True)
         for name, (error, size) in outputs.traces.items():
             pair = torch.stack([error, size.expand_as(error)])
             totals[name] = totals[name] + pair if name in totals else pair
     student.train(was_training)
     relative = {name: error / size.clamp(min=1e-12) for name, (error, size) in totals.items()}
-    widths = {name: site.channels for name, site in student.spiking_layers().items()}
+    widths = {name: spiking_layer.channels for name, spiking_layer in student.spiking_layers().items()}
     kept, layers = kept_channels(widths, heads=student.heads, ffn=student.ffn), [[relative["embedding"]]]
     for i in range(len(student.layers)):
         names = [name for name in relative if name.startswith(f"layers.{i}.") and kept[name].any()]
@@ -152,7 +158,7 @@ def convergence_profile(student: SpikingBert, batches: Iterable[dict[str, Tensor
 
 @dataclass(frozen=True)
 class TemporalStatistics:
-    """What a rule for time steps may ask about a student of `t_steps [L+1]`; measured only when it does ask."""
+    """Statistics for temporal criteria of a student of `t_steps [L+1]`; each is measured when it is first used."""
 
     t_steps: Sequence[int]
     measure_profile: Callable[[], list[Tensor]]
@@ -171,8 +177,8 @@ def temporal_statistics(
     *,
     mean: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> TemporalStatistics:
-    """On `batches`, which are gone through once for the profile and once for each loss. `mean` is taken over processes,
-    so that all decide the same."""
+    """On `batches`, with one forward of each for the profile and one for each loss. `mean`: over processes, so that all
+    decide the same."""
 
     def profile() -> list[Tensor]:
         return [mean(layer) for layer in convergence_profile(student, batches)]
@@ -183,24 +189,33 @@ def temporal_statistics(
     return TemporalStatistics(student.steps, profile, loss_of)
 
 
-@torch.no_grad()
 def loss_at(
     student: SpikingBert, t_steps: Sequence[int], batches: Iterable[dict[str, Tensor]], sample_loss: SampleLoss
 ) -> Tensor:
-    """Mean sample loss with other time steps, in evaluation mode; the student keeps its own. A scalar.
+    """Mean sample loss with other time steps, a scalar; see `losses_at`."""
+    return losses_at(student, t_steps, batches, sample_loss)[0].mean()
 
-    `accumulate` is what its closed form says; the other codings are simulated step by step.
+
+@torch.no_grad()
+def losses_at(
+    student: SpikingBert, t_steps: Sequence[int], batches: Iterable[dict[str, Tensor]], sample_loss: SampleLoss
+) -> tuple[Tensor, Tensor]:
+    """Sample losses `[S]`, float64, and logits `[S, C]`, float32, with other time steps, in evaluation mode; the
+    student keeps its own.
+
+    `accumulate` is evaluated in closed form; the other codings are simulated step by step.
     """
     was_training, own = student.training, student.steps
     student.eval()
     student.set_t_steps(t_steps)
     mode = "equilibrium" if student.coding == "accumulate" else "spiking"
-    losses = []
+    losses, logits = [], []
     try:
         for batch in batches:
-            outputs = student(**{key: batch[key] for key in INPUTS if key in batch}, mode=mode, scores=False)
+            outputs = student(**given(batch), mode=mode, scores=False)
             losses.append(sample_loss(batch, outputs))
+            logits.append(outputs.logits.float())
     finally:
         student.set_t_steps(own)
         student.train(was_training)
-    return torch.cat(losses).double().mean()  # so that equal losses compare as equal
+    return torch.cat(losses).double(), torch.cat(logits)  # float64, so that equal losses compare as equal

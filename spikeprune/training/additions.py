@@ -1,4 +1,4 @@
-"""The loss term `additions`: its limit, which a schedule or a budget moves, and the press that strengthens it."""
+"""The loss term `additions`: its limit, which a schedule or a budget moves, and the factor on its weight."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from torch import Tensor, nn
 from spikeprune.cost import operations
 from spikeprune.cost.shapes import Shape
 from spikeprune.models.modeling import SpikingBert, layer_of
-from spikeprune.models.outputs import INPUTS, Outputs
+from spikeprune.models.outputs import Outputs
+from spikeprune.pruning.statistics import given
 from spikeprune.training import losses
 
 
 class AdditionsTerm(nn.Module):
-    """A token's expected additions, in multiplications of its dense forward, as far as they are above `limit`; `press`
-    multiplies the term's weight.
+    """A token's expected additions, in multiplications of its dense forward, as far as they are above `limit`;
+    `penalty_scale` multiplies the term's weight.
 
-    Both are tensors, so that what CUDA graphs replay reads them anew; no checkpoint holds them. `limit` falls from
-    `begin` to `end` over the share `fall` of all steps, or is `end` throughout where `begin` is 0; a `BudgetPruning`
-    that holds a budget sets both.
+    Both are tensors, so that a replayed CUDA graph reads their new values; they are in no checkpoint. `limit` falls
+    from `begin` to `end` over the share `fall` of all steps, or is `end` throughout where `begin` is 0;
+    `BudgetPruning` sets both.
     """
 
     def __init__(self, shape: Shape, *, begin: float, end: float, fall: float):
         super().__init__()
         self.shape, self.begin, self.end, self.share = shape, begin, end, fall
         self.register_buffer("limit", torch.tensor(end), persistent=False)
-        self.register_buffer("press", torch.tensor(1.0), persistent=False)
+        self.register_buffer("penalty_scale", torch.tensor(1.0), persistent=False)
 
     def forward(self, student: SpikingBert, outputs: Outputs, tokens: Tensor) -> Tensor:
         """Scalar; `tokens`: mean of a sentence."""
@@ -36,29 +37,31 @@ class AdditionsTerm(nn.Module):
     def expected(self, student: SpikingBert, outputs: Outputs, tokens: Tensor, limit: Tensor | float = 0.0) -> Tensor:
         shape = self.shape
         steps = {name: student.steps[layer_of(name) + 1] for name in outputs.rates}
-        units = {"heads": student.heads, "ffn": student.ffn, "links": student.links()}
-        fan_out = operations.fan_out(shape=shape, tokens=tokens, **units)
+        fan_out = operations.fan_out(
+            shape=shape, heads=student.heads, ffn=student.ffn, tokens=tokens, links=student.links()
+        )
         for name, rate in outputs.rates.items():  # a compacted student's heads come first
             if isinstance(fan_out.get(name), Tensor) and fan_out[name].dim():
                 fan_out[name] = fan_out[name][: len(rate)]
         dense = shape.layers * shape.hidden * (4 * shape.hidden + 2 * shape.ffn)
         unfired = operations.unfired(shape=shape, t_steps=student.steps, coding=student.coding)
-        prices = {"fan_out": fan_out, "t_steps": steps, "unfired": unfired, "dense": dense}
-        return losses.additions_loss(outputs.rates, **prices, limit=limit)
+        return losses.additions_loss(
+            outputs.rates, fan_out=fan_out, t_steps=steps, unfired=unfired, dense=dense, limit=limit
+        )
 
     def fall(self, progress: float) -> None:
-        """Move the limit to where it belongs at this share of all steps, where it falls at all."""
+        """Set the limit for this share of all steps, where it falls at all."""
         if self.begin:
             self.limit.fill_(losses.falling(progress / self.share, begin=self.begin, end=self.end))
 
     @torch.no_grad()
     def mean(self, student: SpikingBert, batches: Sequence[Mapping[str, Tensor]], mode: str) -> Tensor:
-        """The term on whole `batches` without limit, scalar; `mode`: of the student's forward."""
+        """The mean of the term over `batches`, without limit, scalar; `mode`: of the student's forward."""
         was_training = student.training
         student.eval()
-        found = []
+        terms = []
         for batch in batches:
-            outputs = student(*(batch[name] for name in INPUTS), mode=mode, rate=True)
-            found.append(self.expected(student, outputs, batch["attention_mask"].sum(1).float().mean()))
+            outputs = student(**given(batch), mode=mode, rate=True)
+            terms.append(self.expected(student, outputs, batch["attention_mask"].sum(1).float().mean()))
         student.train(was_training)
-        return torch.stack(found).mean()
+        return torch.stack(terms).mean()

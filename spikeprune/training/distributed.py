@@ -1,7 +1,7 @@
-"""What the processes of one run say to each other. With one process every function here is the identity.
+"""Communication between the processes of one run. With one process every function here is the identity.
 
-Rank 0 reads, writes and decides; the others hear of it. Messages go over their own gloo group: a rank may wait there
-for as long as rank 0 takes to read a data set, where NCCL would time out, and no message waits for a GPU.
+Rank 0 reads, writes and decides, and broadcasts the result. Messages go over their own gloo group: a rank may wait
+there for as long as rank 0 takes to read a data set, where NCCL would time out, and no message waits for a GPU.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PATIENCE = timedelta(days=7)  # that a rank waits for a message; a rank that die
 STREAM = 1_000_003  # between the seeds of two ranks: farther than stages or neighbouring seeds are apart
 
 _messages: dist.ProcessGroup | None = None  # set by `connect`
-_dismissed = False  # the other ranks have been told to leave
+_dismissed = False  # whether the other ranks have been told to exit
 
 
 def running() -> bool:
@@ -45,10 +45,10 @@ def connect() -> None:
 
 
 def first(make: Callable[[], T]) -> T:
-    """What `make()` returns on rank 0, on every rank; it is called there only.
+    """The result of `make()`, which only rank 0 calls, on every rank.
 
-    Bad input (InputError) or a full disk (OSError) that it meets is raised on rank 0, whose process says so; the other
-    ranks leave with it, and without a word: SystemExit of code 0, so that no launcher kills rank 0 for their sake.
+    Bad input (InputError) or a full disk (OSError) that it meets is raised on rank 0, whose process prints it; the
+    other ranks exit silently, with SystemExit of code 0, so that no launcher kills rank 0 because of them.
     """
     if world() == 1:
         return make()
@@ -66,7 +66,7 @@ def first(make: Callable[[], T]) -> T:
 
 
 def dismiss() -> None:
-    """Rank 0 is about to leave with an error: the others, who wait for its next message, leave without a word."""
+    """Rank 0 is about to exit with an error: the others, which wait for its next message, exit silently."""
     global _dismissed
     if world() > 1 and rank() == 0 and not _dismissed:
         _dismissed = True
@@ -100,7 +100,7 @@ def total(x: Tensor) -> Tensor:
 
 
 def mean(x: Tensor) -> Tensor:
-    """Mean over the ranks, the same bits on all of them, so that what is decided from it is the same."""
+    """Mean over the ranks, the same bits on all of them, so that decisions made from it agree."""
     if world() == 1:
         return x
     x = total(x) / world()
@@ -113,6 +113,6 @@ def _group(x: Tensor) -> dist.ProcessGroup | None:
 
 
 def own_randomness() -> None:
-    """Give each rank its own draws from now on, or all ranks would drop the same units. Rank 0 goes on with its own."""
+    """Give each rank its own random numbers from now on, or dropout would be the same on all. Rank 0 keeps its own."""
     if rank():
         torch.manual_seed(torch.initial_seed() + STREAM * rank())

@@ -1,4 +1,4 @@
-"""Distillation losses and layer maps: pure functions of what teacher and student put out.
+"""Distillation losses and layer maps: pure functions of the outputs of teacher and student.
 
 Sources: Jiao et al. 2020 (TinyBERT, arXiv 1909.10351, eqs. 7-10) for hidden states, attention scores and soft labels;
 Bal & Sengupta 2024 (SpikingBERT) puts the ASR in the student's place.
@@ -40,8 +40,8 @@ def scores_loss(
 ) -> Tensor:
     """Mean squared error of the attention scores `[B, H, N, N]` between real tokens; scalar.
 
-    Softmax does not see a constant added to a query's scores, so each row is centred on its real tokens first. `heads
-    [L, H]`: 1 for those that count, 0 for pruned ones (None: all); a layer without any does not count either.
+    Softmax is invariant to a constant added to a query's scores, so each row is centred on its real tokens first.
+    `heads [L, H]`: 1 for those that count, 0 for pruned ones (None: all); a layer without any does not count either.
     """
     # no sum over the batch in half precision, of scores or of tokens
     dtype = torch.promote_types(student[0].dtype, torch.float32)
@@ -62,8 +62,8 @@ def soft_loss(student: Tensor, teacher: Tensor, *, temperature: float, regressio
     if regression:
         return ((student - teacher) ** 2).mean(-1)
     target = F.log_softmax(teacher / temperature, -1)
-    answer = F.log_softmax(student / temperature, -1)
-    return temperature**2 * F.kl_div(answer, target, reduction="none", log_target=True).sum(-1)
+    predicted = F.log_softmax(student / temperature, -1)
+    return temperature**2 * F.kl_div(predicted, target, reduction="none", log_target=True).sum(-1)
 
 
 def hard_loss(logits: Tensor, labels: Tensor, *, regression: bool) -> Tensor:
@@ -74,11 +74,11 @@ def hard_loss(logits: Tensor, labels: Tensor, *, regression: bool) -> Tensor:
 
 
 def drawn_loss(logits: Tensor, *, regression: bool) -> Tensor:
-    """`[B]`: the hard loss of answers drawn from the student's own distribution; for regression half the squared error,
+    """`[B]`: the hard loss of labels drawn from the student's own distribution; for regression half the squared error,
     its variance one.
 
-    Its squared gradient is a sample of the Fisher information, which near the teacher's answer is the curvature of the
-    soft loss, whose own gradient is gone there (Martens 2020, arXiv 1412.1193, section 9)."""
+    Its squared gradient is a sample of the Fisher information, which near the teacher's output is the curvature of the
+    soft loss, whose own gradient vanishes there (Martens 2020, arXiv 1412.1193, section 9)."""
     if regression:
         drawn = logits[:, 0].detach() + torch.randn_like(logits[:, 0])
         return hard_loss(logits, drawn, regression=True) / 2
@@ -87,8 +87,8 @@ def drawn_loss(logits: Tensor, *, regression: bool) -> Tensor:
 
 
 def firing_loss(rates: Mapping[str, Tensor], kept: Mapping[str, Tensor] | None = None) -> Tensor:
-    """Mean over the sites of the mean |ASR|, `rates` [D] each; scalar in 0..1. `kept [D]` of each site: 1 for the
-    channels that count, 0 for pruned ones (None: all count); a site without any does not count either."""
+    """Mean over the spiking layers of the mean |ASR|, `rates` [D] each; scalar in 0..1. `kept [D]` of each: 1 for kept
+    channels, 0 for pruned ones (None: all kept); a layer without any is left out."""
     kept = {name: torch.ones_like(rate) for name, rate in rates.items()} if kept is None else kept
     sums = torch.stack([(rate * kept[name]).sum() for name, rate in rates.items()])
     sizes = torch.stack([kept[name].sum() for name in rates]).to(sums)
@@ -106,17 +106,16 @@ def additions_loss(
 ) -> Tensor:
     """Expected additions of a token over the `dense` multiplications it would cost, as far as above `limit`; scalar.
 
-    `rates` [D] of each site, `fan_out` and `unfired` as in `operations`, `t_steps` of each site. Unlike
-    `firing_loss` it leaves cheap spikes alone (a key's adds once per query) and presses on dear ones (a layer's output
-    feeds three matrices).
+    `rates` [D] and `t_steps` of each spiking layer, `fan_out` and `unfired` as in `operations`. Unlike `firing_loss` it
+    weights a spike by its additions: a key's adds once per query, a layer's output feeds three matrices.
     """
-    sites = [name for name in rates if name in fan_out]  # a spiking query gates additions, it sends none
-    # one product over all sites: as many small ones cost a GPU more than the sites themselves
-    every = torch.cat([rates[name] for name in sites])
-    prices = [(fan_out[name] * t_steps[name], rates[name]) for name in sites]
-    prices = [price if isinstance(price, Tensor) else rate.new_full((), price) for price, rate in prices]
-    prices = [torch.broadcast_to(price, rates[name].shape) for price, name in zip(prices, sites, strict=True)]
-    return ((every.dot(torch.cat(prices).to(every.dtype)) + unfired) / dense - limit).relu()
+    names = [name for name in rates if name in fan_out]  # a spiking query gates additions, it sends none
+    # one product over all layers: as many small ones take a GPU longer than the layers themselves
+    all_rates = torch.cat([rates[name] for name in names])
+    costs = [(fan_out[name] * t_steps[name], rates[name]) for name in names]  # additions of a rate of 1
+    costs = [cost if isinstance(cost, Tensor) else rate.new_full((), cost) for cost, rate in costs]
+    costs = [torch.broadcast_to(cost, rates[name].shape) for cost, name in zip(costs, names, strict=True)]
+    return ((all_rates.dot(torch.cat(costs).to(all_rates.dtype)) + unfired) / dense - limit).relu()
 
 
 def falling(progress: float, *, begin: float, end: float) -> float:

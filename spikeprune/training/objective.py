@@ -1,5 +1,4 @@
-"""What a stage of the student minimises: the weighted sum of its loss terms, each a function of `training/losses.py`.
-What a stage of the student minimises: the weighted sum of its loss terms, each a function of `training/losses.py`."""
+"""The loss of a student's stage: the weighted sum of its terms, each a function of `training/losses.py`."""
 
 from __future__ import annotations
 
@@ -17,13 +16,13 @@ from spikeprune.models.teacher import Teacher
 from spikeprune.training import losses
 from spikeprune.training.additions import AdditionsTerm
 
-# What each loss term is a mean over: a column of a batch's `share` (see `data.loader.shares`).
+# The column of a batch's `share` that each loss term is a mean over (see `data.batching.shares`).
 MEAN_OVER = {"hard": 0, "soft": 0, "hidden": 1, "firing": 1, "additions": 1, "scores": 2}
 
 
 def whole_batch(terms: dict[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The terms of one process' part of a batch, weighted so that their mean over the processes, which DDP takes of the
-    gradients, is the term of the whole batch; of a batch that is not shared the terms as they are. Exact but for
+    """The terms of one process' part of a batch, weighted so that their mean over the processes (DDP averages the
+    gradients) is the term of the whole batch; a batch that is not shared has its terms as they are. Exact but for
     `additions` near their limit, with which each process compares its own part."""
     if "share" not in batch:
         return terms
@@ -47,7 +46,7 @@ class LossWeights:
 
 
 class Objective(nn.Module):
-    """The loss of a training batch, term by term. It has no parameters and leaves nothing in a checkpoint."""
+    """The loss of a training batch, term by term. It has no parameters and no state in a checkpoint."""
 
     def __init__(self, weights: LossWeights, *, layer_map: Sequence[int], shape: Shape, regression: bool):
         super().__init__()
@@ -57,12 +56,12 @@ class Objective(nn.Module):
 
     @property
     def reads_rates(self) -> bool:
-        """Whether a term needs the sites' rates, `Outputs.rates`."""
+        """Whether a term needs the firing rates, `Outputs.rates`."""
         return bool(self.weights.firing or self.weights.additions)
 
     @torch.no_grad()
     def teacher_outputs(self, batch: Mapping[str, Tensor], teacher: Teacher) -> Outputs | None:
-        """What the terms need of the teacher, if anything."""
+        """The teacher's outputs, where a term needs them."""
         weights = self.weights
         features = bool(weights.hidden or weights.scores)
         return teacher(*(batch[name] for name in INPUTS), features=features) if features or weights.soft else None
@@ -70,9 +69,8 @@ class Objective(nn.Module):
     def forward(
         self, batch: Mapping[str, Tensor], outputs: Outputs, student: SpikingBert, teacher_outputs: Outputs | None
     ) -> dict[str, Tensor]:
-        """Each term that has a weight, without it, scalar. `outputs`: the student's of this batch; `teacher_outputs`:
-        the
-        teacher's, as above."""
+        """Each term that has a weight, without it, scalar. `outputs`: the student's of this batch;
+        `teacher_outputs`: as above."""
         weights, tokens = self.weights, batch["attention_mask"].bool()
         terms: dict[str, Tensor] = {}
         if weights.soft:
@@ -100,13 +98,13 @@ class Objective(nn.Module):
 
     def weight(self, term: str) -> Tensor | float:
         weight = getattr(self.weights, term)
-        return weight * self.additions.press if term == "additions" else weight
+        return weight * self.additions.penalty_scale if term == "additions" else weight
 
     def soft(self, outputs: Outputs, teacher_outputs: Outputs) -> Tensor:
-        """`[B]`: how far the student's answers are from the teacher's, `teacher_outputs`."""
-        answers = (outputs.logits.float(), teacher_outputs.logits.float())
-        return losses.soft_loss(*answers, temperature=self.weights.temperature, regression=self.regression)
+        """`[B]`: the distance of the student's outputs from the teacher's."""
+        logits, targets = outputs.logits.float(), teacher_outputs.logits.float()
+        return losses.soft_loss(logits, targets, temperature=self.weights.temperature, regression=self.regression)
 
     def hard(self, batch: Mapping[str, Tensor], outputs: Outputs) -> Tensor:
-        """`[B]`: how far they are from the true labels."""
+        """`[B]`: the distance from the true labels."""
         return losses.hard_loss(outputs.logits.float(), batch["labels"], regression=self.regression)

@@ -1,4 +1,4 @@
-"""What a cluster says before it takes the machine away: SIGUSR1 (come back later) and SIGTERM (stop)."""
+"""The signals by which a cluster announces the end of a job: SIGUSR1 (requeue) and SIGTERM (stop)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ CODES = {COME_BACK: 75, signal.SIGTERM: 128 + signal.SIGTERM}  # 75 is EX_TEMPFA
 
 
 class Stopped(BaseException):
-    """The process was told to stop, and what it has done is saved. Like KeyboardInterrupt no error that an `except
-    Exception` on the way may take for its own."""
+    """The process received a signal, and its state is saved. Like KeyboardInterrupt it is not caught by `except
+    Exception`."""
 
     def __init__(self, number: int):
         super().__init__(number)
@@ -36,8 +36,8 @@ def _handle(number: int, frame: object) -> None:
 
 @contextmanager
 def caught() -> Iterator[None]:
-    """Inside, either signal waits until somebody asks for it with `received` or `check`: nothing is left half done.
-    Main thread only."""
+    """Inside, either signal is only recorded, for `received` and `check`, so that no operation is interrupted. Main
+    thread only."""
     before = {number: signal.getsignal(number) for number in CODES}
     _Table.ours, _Table.received = True, 0
     insist()
@@ -50,7 +50,7 @@ def caught() -> Iterator[None]:
 
 
 def insist() -> None:
-    """Takes the signals back from a library that has put its own handlers there."""
+    """Installs our handlers again, after a library has replaced them."""
     for number in CODES if _Table.ours else ():
         signal.signal(number, _handle)
 
@@ -67,7 +67,6 @@ def check() -> None:
 
 
 def end_with_parent() -> None:
-    """From now on Linux kills this process when its parent is gone, however it went: killed, that can tell nobody.
-    Elsewhere nothing happens."""
+    """From now on Linux kills this process when its parent dies, also by SIGKILL. No effect on other systems."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PARENT_DEATH, signal.SIGKILL)

@@ -189,7 +189,7 @@ def network(
             for name in ("query", "key", "value", "out", "up", "down"):
                 weight = getattr(layer, name).weight
                 weight[weight.abs() < SPARSE] = 0
-        student.synapses.see(student)
+        student.synapses.refresh_masks(student)
     return student
 
 

@@ -15,9 +15,10 @@ from spikeprune.experiment.build.networks import student_shape, teacher_shape
 from spikeprune.experiment.context import RunContext
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.kernels.cuda_graphs import GraphedNorms
+from spikeprune.pruning.budget_report import cost_in_unit
 from spikeprune.training import distributed
+from spikeprune.training.callbacks.budget import BudgetPruning
 from spikeprune.training.callbacks.finite import StopOnNonFinite
-from spikeprune.training.callbacks.joint import BudgetPruning, cost_in_unit
 from spikeprune.training.callbacks.preempt import StopOnSignal
 from spikeprune.training.callbacks.quantize import WeightQuantization
 from spikeprune.training.callbacks.resume import ResumeState

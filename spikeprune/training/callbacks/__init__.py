@@ -1,1 +1,2 @@
-"""When: Lightning callbacks that prune, shorten and count between epochs. Each asks a criterion and a budget."""
+"""Lightning callbacks: pruning, quantization, operation counts, records, and stopping. They set the epochs of
+decisions; the decisions are functions of `pruning`."""

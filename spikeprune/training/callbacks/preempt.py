@@ -1,7 +1,7 @@
 """StopOnSignal: a signal of the cluster writes the stage's resume checkpoint and ends the training at once.
 
-Lightning's own answer to SIGUSR1 saves elsewhere and trains on until it is killed, so that the next leg repeats steps;
-its answer to SIGTERM ends with exit code 0.
+Lightning's own handler of SIGUSR1 saves elsewhere and trains on until it is killed, so that the next attempt repeats
+steps; its handler of SIGTERM ends with exit code 0.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from spikeprune.training import signals
 from spikeprune.training.lightning_patches import begin_validation_again
 from spikeprune.training.signals import Stopped
 
-ASK_EVERY = 10  # batches between two questions when several processes must agree on the answer
+CHECK_EVERY = 10  # batches between two checks where several processes must agree on the signal
 
 
 class StopOnSignal(L.Callback):
@@ -24,7 +24,7 @@ class StopOnSignal(L.Callback):
 
     In training the checkpoint is written at the end of a batch and the run stopped at the beginning of the next, when
     the batch has been logged. The last batch of an epoch is followed by its validation first, which stops at once too
-    and is begun again by the next leg.
+    and is started again by the next attempt.
     """
 
     def __init__(self, checkpoint: Path | None = None):
@@ -39,7 +39,7 @@ class StopOnSignal(L.Callback):
         signals.insist()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        if not trainer.is_last_batch and (signal := asked(trainer, trainer.global_step)):
+        if not trainer.is_last_batch and (signal := received_signal(trainer, trainer.global_step)):
             trainer.save_checkpoint(self.checkpoint)
             self.stopping = signal
 
@@ -50,7 +50,7 @@ class StopOnSignal(L.Callback):
     def on_validation_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        signal = asked(trainer, batch_idx)
+        signal = received_signal(trainer, batch_idx)
         if signal and self.checkpoint is not None:
             self.validating = True
             trainer.save_checkpoint(self.checkpoint)
@@ -62,7 +62,7 @@ class StopOnSignal(L.Callback):
             begin_validation_again(checkpoint)
 
 
-def asked(trainer: L.Trainer, count: int) -> int:
+def received_signal(trainer: L.Trainer, count: int) -> int:
     """The signal that this process, or any that trains with it, has received; 0 for none.
 
     `count`: of batches, the same in every process. Several processes agree at every tenth only, since agreement waits
@@ -70,7 +70,7 @@ def asked(trainer: L.Trainer, count: int) -> int:
     """
     if trainer.world_size == 1:
         return signals.received()
-    if count % ASK_EVERY:
+    if count % CHECK_EVERY:
         return 0
-    mine = torch.tensor(signals.received(), device=trainer.strategy.root_device)
-    return int(trainer.strategy.reduce(mine, reduce_op="max"))
+    own = torch.tensor(signals.received(), device=trainer.strategy.root_device)
+    return int(trainer.strategy.reduce(own, reduce_op="max"))

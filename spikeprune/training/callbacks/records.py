@@ -1,4 +1,4 @@
-"""RecordsLogger: every logged metric as a line of the run's `metrics.jsonl`, and wherever else it is wanted."""
+"""RecordsLogger: every logged metric as a line of the run's `metrics.jsonl`, and to a further receiver."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from spikeprune.experiment.run_directory import RunDirectory
 
 class RecordsLogger(Logger):
     """Lines `{"stage", "step", "global_step", …}`: `step` counts in the stage, `global_step` over the whole run.
-    `also` gets each of them, too."""
+    `also` receives each line, too."""
 
     def __init__(self, run: RunDirectory, *, stage: str, offset: int, also: Callable[[Mapping[str, Any]], None]):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Resuming a stage after a kill: what Lightning's checkpoint leaves out, and a write that is whole or not there."""
+"""Resuming a stage after a kill: state that Lightning's checkpoint leaves out, and atomic writes."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class ResumeState(L.Callback):
-    """Carries torch's random states, those of each process, so that dropout goes on with the same draws, the epoch to
-    the loader, and the seconds spent in earlier legs."""
+    """Carries torch's random states, those of each process, so that dropout continues with the same random numbers,
+    the loader's epoch, and the seconds spent in earlier attempts."""
 
     def __init__(self):
         self.spent = 0.0
@@ -53,10 +53,10 @@ class ResumeState(L.Callback):
         if self.random is None:
             distributed.own_randomness()
             return
-        mine = self.random["ranks"][distributed.rank()] if distributed.world() > 1 else self.random
-        torch.set_rng_state(mine["cpu"].cpu())
-        if torch.cuda.is_available() and mine["cuda"]:
-            states = [state.cpu() for state in mine["cuda"]]
+        own = self.random["ranks"][distributed.rank()] if distributed.world() > 1 else self.random
+        torch.set_rng_state(own["cpu"].cpu())
+        if torch.cuda.is_available() and own["cuda"]:
+            states = [state.cpu() for state in own["cuda"]]
             torch.cuda.set_rng_state(states[0]) if distributed.world() > 1 else torch.cuda.set_rng_state_all(states)
         self.random = None
         loader = trainer.train_dataloader

@@ -1,4 +1,4 @@
-"""The clock that pruning callbacks share: which epochs decide, how far along each is, and once only per epoch."""
+"""The schedule that pruning callbacks share: which epochs decide, the progress of each, and one decision an epoch."""
 
 from __future__ import annotations
 
@@ -11,22 +11,33 @@ from torch import Tensor
 from spikeprune.errors import InputError
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.training import distributed
+from spikeprune.training.protocol import require_prunable, student_of
 
 DECIDED = ("heads", "ffn", "t_steps", "strength", "log_theta")  # what a decision changes in a student, by last name
+DECIDING = 0.5  # share of the epochs that decide, where `end` is not given; the rest recovers
 
 
 class EpochSchedule(L.Callback):
-    """Asks `decide` at the start of each epoch from `begin` to `end` (both included, counted from 0).
+    """Calls `decide` at the start of each epoch from `begin` to `end` (both included, counted from 0; `end` None: half
+    of the trainer's epochs, see `last_decision`). To add a callback, override `decide` alone.
 
-    The first decision already removes something and the one at `end` has progress 1. A decision is remembered in the
-    callback's state, so a run resumed in the middle of an epoch does not decide twice.
+    The first decision already removes something and the one at `end` has progress 1. The last epoch decided on is part
+    of the callback's state, so a run resumed in the middle of an epoch does not decide twice. Nothing is decided in the
+    sanity check. `setup` raises InputError for a LightningModule that is not a `training.protocol.PrunableModule`.
     """
 
-    def __init__(self, *, begin: int, end: int):
-        if not 0 <= begin <= end:
+    def __init__(self, *, begin: int = 0, end: int | None = None):
+        if not 0 <= begin or end is not None and end < begin:
             raise ValueError(f"begin and end must be epochs with 0 <= begin <= end, got {begin} and {end}")
         self.begin, self.end = begin, end
         self.decided = -1  # last epoch decided on
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        require_prunable(self, pl_module)
+        if self.end is None and stage == "fit":
+            if (trainer.max_epochs or -1) < 0:
+                raise InputError(f"{type(self).__name__} needs `end`, its last deciding epoch, or max_epochs")
+            self.end = max(self.begin, last_decision(DECIDING, trainer.max_epochs))
 
     def progress(self, epoch: int) -> float:
         return (epoch - self.begin + 1) / (self.end - self.begin + 1)
@@ -36,10 +47,11 @@ class EpochSchedule(L.Callback):
         if trainer.sanity_checking or not self.begin <= epoch <= self.end or epoch <= self.decided:
             return
         self.decide(trainer, pl_module, self.progress(epoch))
-        adopt(pl_module.student)
+        adopt(student_of(pl_module))
         self.decided = epoch
 
     def decide(self, trainer: L.Trainer, module: L.LightningModule, progress: float) -> None:
+        """Change the module's student as far as `progress` (above 0, at most 1) of the way to the target."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
@@ -50,9 +62,8 @@ class EpochSchedule(L.Callback):
 
 
 def agreed(x: Tensor) -> Tensor:
-    """`distributed.mean` of what a decision is made from. Raises InputError, on all processes, where it is not finite:
-    scores
-    that are NaN have an order too."""
+    """`distributed.mean` of the statistics of a decision. Raises InputError, on all processes, where they are not
+    finite: scores that are NaN have an order too."""
     x = distributed.mean(x)
     if not x.isfinite().all():
         distributed.first(refuse)
@@ -68,8 +79,8 @@ def refuse() -> None:
 
 @torch.no_grad()
 def adopt(student: SpikingBert, weights: bool = False) -> None:
-    """Every process takes over rank 0's masks, steps, thresholds and strength, with `weights` all that it has, though
-    all have decided from the same statistics: the last bit of a GPU's sum may differ."""
+    """Every process takes over rank 0's masks, steps, thresholds and strength, with `weights` all tensors, though all
+    have decided from the same statistics: the last bit of a GPU's sum may differ."""
     if distributed.world() == 1:
         return
     state = student.state_dict()

@@ -1,4 +1,4 @@
-"""MaskSearch: heads and neurons chosen at once, without retraining or before it."""
+"""MaskSearch: heads and neurons are chosen in one decision, without retraining or before it."""
 
 from __future__ import annotations
 
@@ -6,26 +6,38 @@ import copy
 
 import lightning as L
 
+from spikeprune.models.shape import student_shape
 from spikeprune.pruning.mask_search import search
 from spikeprune.pruning.mask_tuning import tune
 from spikeprune.training.callbacks.schedule import EpochSchedule, adopt, agreed
+from spikeprune.training.protocol import as_trained, decision_batches, forward_mode, student_of
 
 
 class MaskSearch(EpochSchedule):
-    """Decides once, at epoch `begin`: masks within the share `operations`, then weights that make up for what
-    left (see `pruning/mask_search.py`). `alone`: the stage has no epochs, so it ends with the decision."""
+    """Kwon et al. 2022 (arXiv 2204.09656): one decision at epoch `begin` finds masks within the share `operations` of
+    the operations of all heads and neurons, then rescales the weights behind those that stay (`pruning.mask_search`,
+    `pruning.mask_tuning`).
+
+    operations          share to keep, in 0..1
+    min_heads, min_ffn  kept in every layer
+    alone               decide before the first epoch and stop, without a training step
+    batches, seed       training batches of the Fisher information, of the operations and of the losses
+    batch_size          of them, where the datamodule makes them (see `training.protocol`)
+
+    Raises InputError for a share below what the floors keep. Example: `Trainer(callbacks=[MaskSearch(operations=0.5)])`
+    """
 
     def __init__(
         self,
         *,
         operations: float,
-        min_heads: int,
-        min_ffn: int,
-        batch_size: int,
-        seed: int,
-        begin: int,
-        alone: bool,
+        min_heads: int = 1,
+        min_ffn: int = 8,
+        alone: bool = False,
         batches: int = 16,
+        batch_size: int = 32,
+        seed: int = 0,
+        begin: int = 0,
     ):
         super().__init__(begin=begin, end=begin)
         self.operations, self.alone = operations, alone
@@ -35,24 +47,33 @@ class MaskSearch(EpochSchedule):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.alone:
             self.decide(trainer, pl_module, 1.0)
-            adopt(pl_module.student)
+            adopt(student_of(pl_module))
             self.decided = self.begin
             trainer.should_stop = True  # before the first epoch: not a step is made
 
     def decide(self, trainer: L.Trainer, module: L.LightningModule, progress: float) -> None:
-        student = module.student
-        batches = trainer.datamodule.fixed_batches(self.batches, self.batch_size, self.seed)
-        batches = [{key: value.to(module.device) for key, value in batch.items()} for batch in batches]
-        if module.losses.soft:  # as in SpatialPruning
-            batches = [module.varied(batch) for batch in batches]
-
-        whole = copy.deepcopy(student)
-        how = {"mode": module.forward_mode, "mean": agreed}
-        limits = {"operations": self.operations, "floors": self.floors}
-        facts = search(student, batches, module.sample_loss, shape=module.shape, **limits, **how)
-        errors = tune(student, whole, batches, module.sample_loss, **how)
+        student, mode = student_of(module), forward_mode(module)
+        batches = decision_batches(trainer, module, batches=self.batches, batch_size=self.batch_size, seed=self.seed)
+        batches = as_trained(batches, module)
+        unpruned = copy.deepcopy(student)
+        found = search(
+            student,
+            batches,
+            module.sample_loss,
+            shape=student_shape(student),
+            operations=self.operations,
+            floors=self.floors,
+            mode=mode,
+            mean=agreed,
+        )
+        errors = tune(student, unpruned, batches, module.sample_loss, mode=mode, mean=agreed)
         adopt(student, weights=True)
-        facts |= {f"error_{key}": sum(pair[i] for pair in errors) for i, key in enumerate(("before", "after"))}
-        facts |= {name: getattr(student, name).mean().item() for name in ("heads", "ffn")}
+        logged = {
+            **found,
+            "error_before": sum(before for before, _ in errors),
+            "error_after": sum(after for _, after in errors),
+            "heads": student.heads.mean().item(),
+            "ffn": student.ffn.mean().item(),
+        }
         for logger in trainer.loggers:
-            logger.log_metrics({f"compress/{name}": value for name, value in facts.items()}, step=trainer.global_step)
+            logger.log_metrics({f"compress/{name}": value for name, value in logged.items()}, step=trainer.global_step)

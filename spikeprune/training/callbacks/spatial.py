@@ -1,4 +1,4 @@
-"""SpatialPruning: attention heads and feed-forward neurons leave on a cubic schedule."""
+"""SpatialPruning: attention heads and feed-forward neurons are masked on a cubic schedule."""
 
 from __future__ import annotations
 
@@ -10,13 +10,22 @@ from spikeprune.pruning.criteria import CRITERIA
 from spikeprune.pruning.schedules import SCOPES, cubic, keep_highest
 from spikeprune.pruning.statistics import collect
 from spikeprune.training.callbacks.schedule import EpochSchedule, agreed
+from spikeprune.training.protocol import as_trained, decision_batches, forward_mode, student_of
 
 
 class SpatialPruning(EpochSchedule):
-    """Lowers the shares of kept heads and neurons to `heads` and `ffn` between epochs `begin` and `end`.
+    """Lowers the shares of kept heads and neurons to `heads` and `ffn` between epochs `begin` and `end`, on the cubic
+    schedule of Zhu & Gupta 2017 (arXiv 1710.01878).
 
-    `criterion` is a name in CRITERIA, `scope` global or layer, `min_heads` and `min_ffn` floors in every layer;
-    `batches` training batches of `batch_size` feed the criterion.
+    heads, ffn          shares to keep, in 0..1
+    criterion           a name in `pruning.criteria.CRITERIA`
+    scope               global: one ranking over all layers; layer: an equal share in each
+    min_heads, min_ffn  kept in every layer
+    batches, seed       training batches that the criterion is computed on
+    batch_size          of them, where the datamodule makes them (see `training.protocol`)
+
+    Raises ValueError for an unknown criterion or scope. Example: `Trainer(callbacks=[SpatialPruning(heads=0.5,
+    ffn=0.3)])`
     """
 
     def __init__(
@@ -24,15 +33,15 @@ class SpatialPruning(EpochSchedule):
         *,
         heads: float,
         ffn: float,
-        criterion: str,
-        scope: str,
-        min_heads: int,
-        min_ffn: int,
-        batch_size: int,
-        seed: int,
-        begin: int,
-        end: int,
+        criterion: str = "fisher",
+        scope: str = "global",
+        min_heads: int = 1,
+        min_ffn: int = 8,
         batches: int = 16,
+        batch_size: int = 32,
+        seed: int = 0,
+        begin: int = 0,
+        end: int | None = None,
     ):
         super().__init__(begin=begin, end=end)
         known("criterion", criterion, CRITERIA)
@@ -43,12 +52,10 @@ class SpatialPruning(EpochSchedule):
         self.batches, self.batch_size, self.seed = batches, batch_size, seed
 
     def decide(self, trainer: L.Trainer, module: L.LightningModule, progress: float) -> None:
-        student = module.student
-        batches = trainer.datamodule.fixed_batches(self.batches, self.batch_size, self.seed)
-        batches = ({key: value.to(module.device) for key, value in batch.items()} for batch in batches)
-        if module.losses.soft:  # the teacher answers changed sentences too; a true label would not fit them
-            batches = map(module.varied, batches)
-        stats = collect(student, batches, module.sample_loss, mode=module.forward_mode, seed=self.seed)
+        student = student_of(module)
+        batches = decision_batches(trainer, module, batches=self.batches, batch_size=self.batch_size, seed=self.seed)
+        batches = as_trained(batches, module)
+        stats = collect(student, batches, module.sample_loss, mode=forward_mode(module), seed=self.seed)
         scores = dict(zip(("heads", "ffn"), self.criterion(stats), strict=True))
         for name, target in self.targets.items():
             mask = getattr(student, name)
@@ -59,6 +66,7 @@ class SpatialPruning(EpochSchedule):
                 mask.copy_(keep_highest(score, mask, keep, floor=self.floors[name], scope=self.scope))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """At the end, from the masks themselves: a record of the start would be lost to a leg that resumes later."""
-        pl_module.log("compress/heads", pl_module.student.heads.mean())
-        pl_module.log("compress/ffn", pl_module.student.ffn.mean())
+        """At the end, from the masks themselves: values logged at the start are lost to a run that resumes later."""
+        student = student_of(pl_module)
+        pl_module.log("compress/heads", student.heads.mean())
+        pl_module.log("compress/ffn", student.ffn.mean())

@@ -1,4 +1,4 @@
-"""SynapsePruning: single weights leave on a cubic schedule; KeepPrunedSynapses: what has left stays away."""
+"""SynapsePruning: single weights are set to zero on a cubic schedule; KeepPrunedSynapses: they stay zero."""
 
 from __future__ import annotations
 
@@ -7,42 +7,55 @@ from typing import Any
 import lightning as L
 import torch
 
-from spikeprune.models.sparsity import among, said, share, weights_of
+from spikeprune.models.sparsity import allowed_mask, saliency, share, weights_of
+from spikeprune.models.variants import add_synapse_masks
 from spikeprune.pruning.schedules import cubic, keep_highest
 from spikeprune.training.callbacks.schedule import EpochSchedule
-
-
-class SynapsePruning(EpochSchedule):
-    """Lowers the share of synapses between kept units to `kept` between epochs `begin` and `end`, alike in each matrix.
-
-    Those go over which a spike adds least, |weight| times the threshold that it stands for: magnitude pruning (Han et
-    al. 2015, arXiv 1506.02626) of the weights that spikes see. Comes after the callback that removes units.
-    """
-
-    def __init__(self, *, kept: float, begin: int, end: int):
-        super().__init__(begin=begin, end=end)
-        self.kept = kept
-
-    def decide(self, trainer: L.Trainer, module: L.LightningModule, progress: float) -> None:
-        student, target = module.student, cubic(progress, 1.0, self.kept)
-        with torch.no_grad():
-            for i, name, weight in weights_of(student):
-                room = among(student, i, name)
-                left = student.synapses.mask(i, name) * room
-                keep = min(round(target * int(room.sum())), int(left.sum()))
-                ranked = said(student, i, name).view(1, -1)
-                stays = keep_highest(ranked, left.reshape(1, -1), keep, floor=0, scope="global").view_as(weight)
-                weight.mul_(torch.where(room > 0, stays, 1.0))  # what joins no kept units costs nothing
-        student.synapses.see(student)
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """As in SpatialPruning."""
-        pl_module.log("compress/synapses", share(pl_module.student))
+from spikeprune.training.protocol import require_prunable, student_of
 
 
 class KeepPrunedSynapses(L.Callback):
-    """After each step weights without a synapse are zero again: an optimizer's momentum moves them. Comes before what
-    writes checkpoints, which a student reads its synapses from."""
+    """Sets pruned weights to zero again after each optimizer step, whose momentum moves them. Comes before callbacks
+    that write checkpoints, which a student reads its synapses from."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        require_prunable(self, pl_module)
+        add_synapse_masks(student_of(pl_module))
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        pl_module.student.synapses.hold(pl_module.student)
+        student = student_of(pl_module)
+        student.synapses.apply_masks(student)
+
+
+class SynapsePruning(EpochSchedule, KeepPrunedSynapses):
+    """Lowers the share of synapses between kept units to `kept` between epochs `begin` and `end`, alike in each matrix,
+    and keeps pruned ones at zero.
+
+    The synapses of the smallest saliency are removed, |weight| times the threshold of the neuron before it: magnitude
+    pruning (Han et al. 2015, arXiv 1506.02626) of the weights that spikes see. Comes after the callback that removes
+    units. Example: `Trainer(callbacks=[SynapsePruning(kept=0.25)])`
+    """
+
+    def __init__(self, *, kept: float, begin: int = 0, end: int | None = None):
+        super().__init__(begin=begin, end=end)
+        self.kept = kept
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        EpochSchedule.setup(self, trainer, pl_module, stage)
+        KeepPrunedSynapses.setup(self, trainer, pl_module, stage)
+
+    def decide(self, trainer: L.Trainer, module: L.LightningModule, progress: float) -> None:
+        student, target = student_of(module), cubic(progress, 1.0, self.kept)
+        with torch.no_grad():
+            for i, name, weight in weights_of(student):
+                allowed = allowed_mask(student, i, name)
+                alive = student.synapses.mask(i, name) * allowed
+                keep = min(round(target * int(allowed.sum())), int(alive.sum()))
+                scores = saliency(student, i, name).view(1, -1)
+                kept = keep_highest(scores, alive.reshape(1, -1), keep, floor=0, scope="global").view_as(weight)
+                weight.mul_(torch.where(allowed > 0, kept, 1.0))  # synapses of masked units cost nothing
+        student.synapses.refresh_masks(student)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """As in SpatialPruning."""
+        pl_module.log("compress/synapses", share(student_of(pl_module)))

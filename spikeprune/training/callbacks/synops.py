@@ -1,4 +1,4 @@
-"""SynOpsLogger: operations, energy, rates and latency, measured on the dev split each time it is validated."""
+"""SynOpsLogger: operations, energy, firing rates and latency on the dev split, at each validation."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import torch
 
 from spikeprune.cost.activity import Activity, activity
 from spikeprune.cost.energy import Prices, summarize
-from spikeprune.cost.operations import Operations, count, dense
+from spikeprune.cost.operations import Operations, dense
 from spikeprune.cost.shapes import Shape
+from spikeprune.models.shape import student_operations
 from spikeprune.training import distributed
+from spikeprune.training.protocol import student_of
 
 
 class SynOpsLogger(L.Callback):
     """Logs `cost/ac`, `cost/mac`, `cost/elementwise`, `cost/energy_pj` …, `cost/rate`, `cost/sparsity`, each for one
     sentence, padding left out. Counts on the first dev split. After a validation `cost` holds all of it, with the
-    firing rate of each site under `rates`."""
+    firing rate of each spiking layer under `rates`."""
 
     def __init__(self, *, shape: Shape, prices: Prices):
         self.shape, self.prices = shape, prices
@@ -33,17 +35,16 @@ class SynOpsLogger(L.Callback):
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
         if dataloader_idx:
             return
-        student, lengths = pl_module.student, batch["attention_mask"].sum(1)
-        masks = {"heads": student.heads, "ffn": student.ffn, "t_steps": student.steps}
-        ops = count(outputs.counts, lengths, shape=self.shape, coding=student.coding, links=student.links(), **masks)
-        rates = activity(outputs.counts, lengths, **masks)
+        student, lengths = student_of(pl_module), batch["attention_mask"].sum(1)
+        ops = student_operations(student, outputs.counts, lengths, shape=self.shape)
+        rates = activity(outputs.counts, lengths, heads=student.heads, ffn=student.ffn, t_steps=student.steps)
         plain = dense(lengths, shape=self.shape)
         self.ops = ops if self.ops is None else self.ops + ops
         self.dense = plain if self.dense is None else self.dense + plain
         self.activity = rates if self.activity is None else self.activity + rates
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        student = pl_module.student
+        student = student_of(pl_module)
         self.cost = summarize(
             summed(self.ops),
             dense_ops=summed(self.dense),
@@ -56,9 +57,9 @@ class SynOpsLogger(L.Callback):
             bits=student.stored_bits,
             synapses=student.synapse_count(),
         )
-        active = everywhere(self.activity)
+        active = summed_activity(self.activity)
         rate = active.rate()
-        self.cost |= {"rate": rate, "sparsity": 1 - rate, "rates": active.rates()}
+        self.cost = {**self.cost, "rate": rate, "sparsity": 1 - rate, "rates": active.rates()}
         logged = {f"cost/{name}": float(value) for name, value in self.cost.items() if name != "rates"}
         pl_module.log_dict(logged, rank_zero_only=True)
 
@@ -67,14 +68,14 @@ def summed(ops: Operations) -> Operations:
     """The operations of all processes together."""
     if distributed.world() == 1:
         return ops
-    parts = [distributed.total(x) for x in (ops.ac, ops.mac, ops.elementwise, ops.ac_per_step)]
+    sums = [distributed.total(x) for x in (ops.ac, ops.mac, ops.elementwise, ops.ac_per_step)]
     samples = distributed.total(torch.tensor(float(ops.samples), dtype=torch.float64, device=ops.ac.device))
-    return Operations(*parts, samples=int(samples))
+    return Operations(*sums, samples=int(samples))
 
 
-def everywhere(activity: Activity) -> Activity:
+def summed_activity(activity: Activity) -> Activity:
     """The activity in all processes together."""
     if distributed.world() == 1:
         return activity
-    sums = ({site: distributed.total(n) for site, n in part.items()} for part in (activity.spikes, activity.places))
+    sums = ({name: distributed.total(n) for name, n in part.items()} for part in (activity.spikes, activity.places))
     return Activity(*sums)

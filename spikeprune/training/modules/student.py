@@ -1,4 +1,4 @@
-"""The student learning from the teacher."""
+"""DistillationModule: the student trained against the teacher."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from spikeprune.models.inference import infer, replayable, state
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS, Outputs
 from spikeprune.models.teacher import Teacher
+from spikeprune.training.additions import AdditionsTerm
+from spikeprune.training.losses import soft_loss
 from spikeprune.training.metrics import Fidelity
 from spikeprune.training.modules.task import TaskModule
 from spikeprune.training.objective import LossWeights, Objective
@@ -97,9 +99,25 @@ class DistillationModule(TaskModule):
         """The batch with its sentences changed, where the configuration asks for it."""
         return dict(batch) if self.augment is None else self.augment(batch)
 
+    def decision_batch(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The batch as pruning decisions use it: `varied` where the teacher gives the targets, since a true label would
+        not fit a changed sentence."""
+        return self.varied(batch) if self.losses.soft else batch
+
+    def output_distance(self, logits: Tensor, others: Tensor) -> Tensor:
+        """`[B]`: how far `logits [B, C]` are from `others`, in the unit of `sample_loss`."""
+        distance = soft_loss(logits, others, temperature=self.losses.temperature, regression=self.task.regression)
+        return (self.losses.soft or 1.0) * distance
+
+    @property
+    def limitable_additions(self) -> AdditionsTerm | None:
+        """The loss term of additions, where it has a weight and no limit of its own."""
+        limitable = self.losses.additions > 0 and self.losses.additions_limit is None
+        return self.objective.additions if limitable else None
+
     def sample_loss(self, batch: dict[str, Tensor], outputs: Outputs, teacher_outputs: Outputs | None = None) -> Tensor:
         """`[B]`: the prediction losses of this stage, which criteria differentiate; the true labels' if it has none.
-        `teacher_outputs`: what the teacher says to this batch, where it has been asked already."""
+        `teacher_outputs`: of this batch, where they are known already."""
         losses, objective = self.losses, self.objective
         if not losses.soft:
             return objective.hard(batch, outputs)
@@ -110,11 +128,11 @@ class DistillationModule(TaskModule):
 
     @torch.no_grad()
     def teacher_outputs(self, batch: Mapping[str, Tensor]) -> Outputs:
-        """What the teacher says to this batch."""
+        """The teacher's outputs of this batch."""
         return self.teacher(*(batch[name] for name in INPUTS))
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """The frozen teacher is the teacher stage's to keep; a resume checkpoint need not carry it again."""
+        """Without the frozen teacher, which the teacher stage has saved."""
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("teacher.")}
 

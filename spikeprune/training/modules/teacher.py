@@ -1,4 +1,4 @@
-"""The teacher learning the task."""
+"""TeacherModule: the teacher fine-tuned on the task."""
 
 from __future__ import annotations
 

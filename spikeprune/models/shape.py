@@ -1,0 +1,83 @@
+"""The sizes of a student and of its dense counterpart, as operations are counted with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from spikeprune.cost.operations import Operations, count
+from spikeprune.cost.shapes import Shape
+from spikeprune.errors import InputError
+from spikeprune.models.modeling import SpikingBert
+from spikeprune.snn.neurons import NEURONS
+
+
+def spiking_bert(model: nn.Module) -> SpikingBert:
+    """The one `SpikingBert` in `model`, which may be it. Raises InputError unless there is exactly one."""
+    if isinstance(model, SpikingBert):
+        return model
+    found = [module for module in model.modules() if isinstance(module, SpikingBert)]
+    if len(found) != 1:
+        raise InputError(f"{type(model).__name__} holds {len(found)} SpikingBert networks, and exactly one is needed")
+    return found[0]
+
+
+def student_shape(student: SpikingBert) -> Shape:
+    """Of the uncompressed architecture: masks, time steps and a compacted student's layers leave it as it is."""
+    values = student.values
+    return Shape(
+        hidden=values["hidden"],
+        heads=values["heads"],
+        ffn=values["ffn"],
+        layers=values["layers"],
+        classes=values["classes"],
+        pooling=values["pooling"],
+        query=values["query"],
+        vocab_size=values["vocab"],
+        positions=values["positions"],
+        types=values["segments"],
+        theta=values["theta"],
+        gain=NEURONS[values["spikes"]].gain is not None,
+        membrane=values["residual"] == "membrane",
+        feedback=values["feedback"],
+    )
+
+
+def dense_shape(student: SpikingBert) -> Shape:
+    """Of the dense BERT classifier with as many layers, of the same sizes."""
+    values = student.values
+    return Shape(
+        hidden=values["hidden"],
+        heads=values["heads"],
+        ffn=values["ffn"],
+        layers=values["layers"],
+        classes=values["classes"],
+        pooling="cls",
+        vocab_size=values["vocab"],
+        positions=values["positions"],
+        types=values["segments"],
+    )
+
+
+def student_operations(
+    student: SpikingBert,
+    counts: Mapping[str, Tensor],
+    lengths: Tensor,
+    *,
+    shape: Shape | None = None,
+    heads: Tensor | None = None,
+    ffn: Tensor | None = None,
+) -> Operations:
+    """`cost.operations.count` of the spikes `counts` on sentences of `lengths [B]`, with the student's masks, time
+    steps, coding and synapses. `heads [L, H]` and `ffn [L, F]` replace its masks, where their gradient is wanted."""
+    return count(
+        counts,
+        lengths,
+        shape=student_shape(student) if shape is None else shape,
+        heads=student.heads if heads is None else heads,
+        ffn=student.ffn if ffn is None else ffn,
+        t_steps=student.steps,
+        coding=student.coding,
+        links=student.links(),
+    )

@@ -20,7 +20,7 @@ from spikeprune.config import scalars
 from spikeprune.config.load import load
 from spikeprune.errors import InputError
 from spikeprune.experiment import streams
-from spikeprune.experiment.run_directory import write_atomic
+from spikeprune.files.atomic import write_atomic
 from spikeprune.report.ablation import rows, to_csv, to_markdown
 
 HERE = Path(__file__).resolve().parent
@@ -39,8 +39,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--tag", default="")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_intermixed_args(arguments)  # make's options stand among the keys
-    return streams.spoken(
-        lambda: run(seeds_of(args.seeds), args.only.split(), args.overrides, tagged(args.tag)), streams.GOES_ON
+    return streams.exit_code(
+        lambda: run(seeds_of(args.seeds), args.only.split(), args.overrides, tagged(args.tag)), streams.RESUMES
     )
 
 

@@ -33,8 +33,9 @@ from spikeprune.config.load import load, read_resolved
 from spikeprune.errors import InputError
 from spikeprune.experiment import pipeline, streams
 from spikeprune.experiment.build import trainers
-from spikeprune.experiment.run_directory import RunDirectory, write_json
+from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.files import jsonfile
+from spikeprune.files.atomic import write_json
 from spikeprune.training import distributed
 
 GLUE = Path(__file__).resolve().parent / "glue.yaml"
@@ -236,4 +237,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(streams.spoken(main))
+    sys.exit(streams.exit_code(main))

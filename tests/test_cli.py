@@ -210,7 +210,7 @@ def test_anything_else_keeps_its_traceback(pipeline) -> None:
 def test_ctrl_c_says_how_to_go_on(pipeline, capsys) -> None:
     pipeline.run = pipeline.evaluate = raising(KeyboardInterrupt())
     assert cli.main(["train", GLUE]) == 130
-    assert capsys.readouterr().err == "\ninterrupted; the same command goes on where this one stopped\n"
+    assert capsys.readouterr().err == "\ninterrupted; the same command resumes where this one stopped\n"
     assert cli.main(["evaluate", "runs/x"]) == 130
     assert capsys.readouterr().err == "\ninterrupted\n"
 

@@ -9,8 +9,8 @@ import pytest
 from tiny_sweep import tiny, write
 
 from spikeprune.errors import InputError
-from spikeprune.experiment.run_directory import write_json
 from spikeprune.files import jsonfile
+from spikeprune.files.atomic import write_json
 from spikeprune.integrations.sweeps import spec, study
 from spikeprune.integrations.sweeps.local import Driver
 from spikeprune.integrations.sweeps.report import report

@@ -106,7 +106,7 @@ def test_any_order_runs_and_resumes(order, glue, shared, tmp_path) -> None:
     run, log = RunDirectory(tmp_path / "run"), tmp_path / "log"
     again = [*command(run.path, glue, shared, *more), "run.checkpoint_every=3"]
     assert leg(again, log, (order[1], 5)) == -signal.SIGKILL, log.read_text()
-    assert leg(again, log) == 0 and "goes on from step 3" in log.read_text(), log.read_text()
+    assert leg(again, log) == 0 and "resumed from step 3" in log.read_text(), log.read_text()
     assert left(run, order) == left(whole, order)
     last = run.record(order[-1])
     assert sum(last["heads"]) == 3 and sum(last["ffn"]) == 22 and sum(last["t_steps"]) <= 6

@@ -205,7 +205,7 @@ def test_a_second_start_does_nothing(finished, glue, capsys) -> None:
     run, _ = finished
     before = contents(run.path)
     summary = pipeline.run(load(GLUE, micro(run.path, glue)))
-    assert "is finished, nothing is run again" in capsys.readouterr().out
+    assert "finished, nothing to run" in capsys.readouterr().out
     after = contents(run.path)
     assert json.loads(before["summary.json"]) == json.loads(after["summary.json"]) == json.loads(json.dumps(summary))
     assert after == before

@@ -113,7 +113,7 @@ def test_a_signal_before_anything_is_read_stops_too(number, tmp_path) -> None:
     finally:
         child.kill()
     assert child.returncode == signals.CODES[number], error
-    assert error == f"stopped by {number.name}: the same command goes on where this one stopped\n"
+    assert error == f"stopped by {number.name}: the same command resumes where this one stopped\n"
     assert out == "" and not (tmp_path / "run").exists()
 
 

@@ -68,7 +68,7 @@ def test_killed_and_resumed_equals_undisturbed(chain, undisturbed, glue, tmp_pat
         assert leg(command, log, (stage, step)) == -signal.SIGKILL, log.read_text()
         assert run.resume(stage).is_file() and not run.finished(stage) and not run.summary.exists()
     assert leg(command, log) == 0, log.read_text()
-    assert log.read_text().count("goes on from step") == len(kills)
+    assert log.read_text().count("resumed from step") == len(kills)
     found, wanted = result(run), result(undisturbed)
     for name in STAGES:  # masks, t_steps and thresholds are among the tensors
         assert found["weights"][name] == wanted["weights"][name], f"{name} has other weights"

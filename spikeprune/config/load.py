@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from spikeprune.config import scalars
 from spikeprune.config.keys import every_key, in_words, leaves, names, near_key, type_of
+from spikeprune.config.resources import folders
 from spikeprune.config.schema import Config
 from spikeprune.config.tasks import TASKS
 from spikeprune.config.validation import rules
@@ -63,7 +64,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Defaults, the `base:` chain, the file, its preset, their blocks `tasks: <task>:`, an ablation, the overrides;
     later wins.
 
-    A preset is `presets/<name>.yaml` beside the file or one folder up, an ablation `ablations/<name>.yaml`.
+    A preset is `presets/<name>.yaml`, an ablation `ablations/<name>.yaml`, in one of `resources.folders`.
     """
     merge, path = _Merge(), Path(path)
     given = list(_overrides(overrides, merge))
@@ -270,11 +271,11 @@ def _chain(path: Path, merge: _Merge, depth: int = 0) -> list[Layer]:
 
 def _named(kind: str, path: Path, name: str, merge: _Merge) -> list[Layer]:
     """The layers of a preset or an ablation."""
-    folders = [path.parent / f"{kind}s", path.parent.parent / f"{kind}s"]
-    files = {p.stem: p for folder in reversed(folders) for p in sorted(folder.glob("*.yaml"))}
+    found = folders(f"{kind}s", path)
+    files = {p.stem: p for folder in reversed(found) for p in sorted(folder.glob("*.yaml"))}
     if name not in files:
-        known = f"choose from {nearest(name, files)}" if files else f"{folders[0]} and {folders[1]} hold no {kind}s"
-        merge.problem(f"{kind} = {name}: unknown; {known}")
+        known = nearest(name, files) if files else f"none: {', '.join(map(str, found))} hold no {kind}s"
+        merge.problem(f"{kind} = {name}: unknown; choose from {known}")
         return []
     layers = _chain(files[name], merge)
     for source, tree in layers:

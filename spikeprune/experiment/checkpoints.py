@@ -10,9 +10,10 @@ import torch
 
 from spikeprune.config.schema import Compress
 from spikeprune.experiment.context import RunContext
-from spikeprune.experiment.run_directory import WEIGHTS, RunDirectory, read_verified, write_json, write_weights
+from spikeprune.experiment.run_directory import WEIGHTS, RunDirectory, read_verified, write_weights
 from spikeprune.experiment.summary import data_facts
 from spikeprune.files import jsonfile
+from spikeprune.files.atomic import write_json
 from spikeprune.models.checkpoint_facts import label_names
 from spikeprune.models.compaction import built, fill, restored
 from spikeprune.models.description import FILE, description, read_description
@@ -20,20 +21,20 @@ from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.teacher import Teacher
 
 
-def leave_teacher(parts: RunContext, directory: RunDirectory, teacher: Teacher, facts: dict[str, Any]) -> None:
+def save_teacher(context: RunContext, directory: RunDirectory, teacher: Teacher, facts: dict[str, Any]) -> None:
     folder = directory.make_stage("teacher")
     bert = teacher.bert
     bert.config.architectures = [type(bert).__name__]
-    if parts.task.labels is not None:
-        bert.config.update(label_names(parts.task.labels))
+    if context.task.labels is not None:
+        bert.config.update(label_names(context.task.labels))
     bert.config.save_pretrained(folder)
-    parts.tokenizer.save_pretrained(folder)
+    context.tokenizer.save_pretrained(folder)
     sha = write_weights(folder / WEIGHTS, bert.state_dict())
-    record(parts, directory, "teacher", None, {**facts, "weights": sha})
+    record(context, directory, "teacher", None, {**facts, "weights": sha})
 
 
-def leave_student(
-    parts: RunContext,
+def save_student(
+    context: RunContext,
     directory: RunDirectory,
     name: str,
     parent: str | None,
@@ -43,23 +44,23 @@ def leave_student(
     folder = directory.make_stage(name)
     write_json(folder / FILE, description(student))
     sha = write_weights(folder / WEIGHTS, student.state_dict())
-    record(parts, directory, name, parent, {**facts, "weights": sha})
+    record(context, directory, name, parent, {**facts, "weights": sha})
 
 
-def record(parts: RunContext, directory: RunDirectory, name: str, parent: str | None, facts: dict[str, Any]) -> None:
+def record(context: RunContext, directory: RunDirectory, name: str, parent: str | None, facts: dict[str, Any]) -> None:
     made_from = None if parent is None else {"stage": parent, "weights": directory.record(parent)["weights"]}
     if name != "teacher" and parent is None:
         made_from = {"stage": "teacher", "weights": directory.record("teacher")["weights"]}
-    stage = asdict(parts.stage(name))
-    directory.finish(name, {"stage": name, "parent": made_from, "config": stage, "data": data_facts(parts), **facts})
+    stage = asdict(context.stage(name))
+    directory.finish(name, {"stage": name, "parent": made_from, "config": stage, "data": data_facts(context), **facts})
 
 
-def load_teacher(parts: RunContext, directory: RunDirectory) -> Teacher:
+def load_teacher(context: RunContext, directory: RunDirectory) -> Teacher:
     """The teacher as its stage left it, frozen."""
     directory.verified("teacher")
     folder = directory.stage("teacher")
     jsonfile.read(folder / "config.json", f"remove {folder} to make the stage again", ("model_type",))
-    return Teacher.load(directory.stage("teacher"), classes=parts.task.num_labels).freeze()
+    return Teacher.load(directory.stage("teacher"), classes=context.task.num_labels).freeze()
 
 
 def load_student(directory: RunDirectory, name: str, compress: Compress | None = None) -> SpikingBert:

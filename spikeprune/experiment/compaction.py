@@ -13,7 +13,8 @@ from spikeprune.errors import InputError
 from spikeprune.experiment.checkpoints import load_student
 from spikeprune.experiment.context import RunContext
 from spikeprune.experiment.evaluation import last_finished, reopen, untrained_changes
-from spikeprune.experiment.run_directory import WEIGHTS, write_json, write_weights
+from spikeprune.experiment.run_directory import WEIGHTS, write_weights
+from spikeprune.files.atomic import write_json
 from spikeprune.models.compaction import as_float, compact, nbytes, parameter_count, stored
 from spikeprune.models.description import FILE, description
 from spikeprune.models.modeling import SpikingBert
@@ -28,18 +29,18 @@ def compact_run(
 ) -> dict[str, Any]:
     """Write a finished stage's student (the last one's, unless `stage` names another) without what its masks prune to
     the run's `compact/`, with its tokenizer, and return the record. `data_dir` and `overrides` as in `evaluate`."""
-    directory, parts = reopen(run_dir, data_dir, overrides)
-    name = stage or last_finished(parts, directory)
+    directory, context = reopen(run_dir, data_dir, overrides)
+    name = stage or last_finished(context.active(), directory)
     source = directory.record(name)["weights"]
     if name == "teacher":
         raise InputError(f"{run_dir}: the teacher has nothing to compact; finish or name a stage of the student")
-    masked = untrained_changes(load_student(directory, name), parts, read_resolved(directory.config))
+    masked = untrained_changes(load_student(directory, name), context, read_resolved(directory.config))
     small = compact(masked)
-    checked = same_answers(masked, small, parts)
+    checked = same_answers(masked, small, context)
     folder = directory.compact
     folder.mkdir(exist_ok=True)
     (folder / "record.json").unlink(missing_ok=True)  # the last file to come is the first to go
-    parts.tokenizer.save_pretrained(folder)
+    context.tokenizer.save_pretrained(folder)
     write_json(folder / FILE, description(small))
     tensors = stored(small)
     weights = write_weights(folder / WEIGHTS, tensors)
@@ -62,14 +63,14 @@ def compact_run(
 
 
 @torch.no_grad()
-def same_answers(masked: SpikingBert, small: SpikingBert, parts: RunContext) -> dict[str, Any]:
+def same_answers(masked: SpikingBert, small: SpikingBert, context: RunContext) -> dict[str, Any]:
     """The largest difference of two students' logits on a few dev sentences, spikes simulated step by step.
 
     In float64: in float32 a current within rounding of its threshold may fire in one of the two and not in the other.
     Quantized matrices go into it as the float32 that they act as: quantized again in float64 they were others.
     Raises InputError where they are not finite, and RuntimeError where they differ, which no input may cause.
     """
-    data = parts.data.val_dataloader()[0].data
+    data = context.data.val_dataloader()[0].data
     batch = data.batch(range(min(SENTENCES, len(data))))
     inputs = [batch[name] for name in INPUTS]
     one, other = (as_float(s).double().eval()(*inputs, mode="spiking").logits for s in (masked, small))

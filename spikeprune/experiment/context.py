@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from spikeprune.config.derived import active_stages
@@ -12,6 +12,7 @@ from spikeprune.data.glue import GlueData, RawData, load_raw
 from spikeprune.data.tokenizer import check_vocabulary, load_tokenizer, train_wordpiece
 from spikeprune.errors import InputError
 from spikeprune.experiment import processes
+from spikeprune.experiment.tracking import NullTracker, Tracker
 from spikeprune.models.checkpoint_facts import read_config
 from spikeprune.models.teacher import scratch_config
 from spikeprune.training.losses import uniform_layer_map
@@ -28,7 +29,8 @@ class RunContext:
     tokenizer: Any
     teacher_config: Any  # a transformers BertConfig
     layers: list[int]  # teacher layer that each student layer starts from
-    layer_map: list[int]  # teacher layer that teaches each student layer
+    layer_map: list[int]  # teacher layer whose outputs each student layer is trained on
+    tracker: Tracker = field(default_factory=NullTracker)
 
     def stage(self, name: str) -> Stage:
         return getattr(self.config.stages, name)

@@ -10,21 +10,26 @@ from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha1, sha256
 from pathlib import Path
 
+from huggingface_hub import snapshot_download
+from transformers.utils import logging
+
 from spikeprune.config.load import load
 from spikeprune.config.schema import Config
 from spikeprune.config.tasks import get_task, read_tasks
+from spikeprune.data.corpus import read_corpus
+from spikeprune.data.glue import load_raw
+from spikeprune.data.tokenizer import load_tokenizer
 from spikeprune.errors import InputError
+from spikeprune.experiment.offline import OFFLINE
+from spikeprune.models.teacher import Teacher
 
-OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 Need = Callable[[], str]  # reads one thing a run needs; returns a line on it, raises InputError where it is missing
 
 
 def fetch(experiment: str, overrides: Sequence[str], *, array: str | None, check: bool) -> Iterator[str]:
-    """Lines on everything that the runs need. With `check` no network is used. Raises InputError that names all that
-    is missing or broken."""
+    """Lines on everything that the runs need. `check`: only read what is there; the caller has forbidden the network
+    (see `offline.py`). Raises InputError that names all that is missing or broken."""
     configs = _configs(experiment, overrides, array)
-    if check:
-        os.environ.update(OFFLINE)  # read when the libraries are imported, which happens below
     yield from read(configs)
     if not check:
         apart = not all(map(local, configs))
@@ -85,8 +90,6 @@ def needs(configs: list[Config]) -> dict[tuple, Need]:
 
 
 def read_data(config: Config) -> str:
-    from spikeprune.data.glue import load_raw
-
     data = config.data
     raw = load_raw(
         task=get_task(config.task),
@@ -102,12 +105,6 @@ def read_data(config: Config) -> str:
 
 
 def read_teacher(config: Config) -> str:
-    from huggingface_hub import snapshot_download
-    from transformers.utils import logging
-
-    from spikeprune.data.tokenizer import load_tokenizer
-    from spikeprune.models.teacher import Teacher
-
     logging.set_verbosity_error()  # a classifier that is not there yet is what a stage makes
     name = str(config.teacher.checkpoint)
     load_tokenizer(name)
@@ -135,6 +132,4 @@ def verify(snapshot: Path) -> int:
 
 
 def read_text(source: str) -> str:
-    from spikeprune.data.corpus import read_corpus
-
     return f"corpus: {source}, {len(read_corpus([source], limit=None)):,} paragraphs"

@@ -23,18 +23,18 @@ CORPUS = ("data.corpus", "data.corpus_limit")
 PLACES = ("data.source", "data.dir", "data.hub")
 
 
-def shared_stages(parts: RunContext) -> tuple[list[str], str]:
+def shared_stages(context: RunContext) -> tuple[list[str], str]:
     """The stages at the beginning of this run that `run.start_from` has finished under the same settings, and why the
     next one is not among them (empty where the other run simply has no more). Reads only.
 
     Raises InputError for a directory without a run, for other data, and where not even the first stage is the same.
     """
-    source = RunDirectory.open(parts.config.run.start_from)
-    theirs, mine = read_resolved(source.config), parts.config
+    source = RunDirectory.open(context.config.run.start_from)
+    theirs, mine = read_resolved(source.config), context.config
     fingerprint = source.data_facts()["fingerprint"]
     other = [line for line in differences(theirs, mine, ()) if _decides(line, (*COMMON, *RUN), but=(*CORPUS, *PLACES))]
-    if fingerprint != parts.raw.fingerprint:
-        other.append(f"data: fingerprint {fingerprint} → {parts.raw.fingerprint}")
+    if fingerprint != context.raw.fingerprint:
+        other.append(f"data: fingerprint {fingerprint} → {context.raw.fingerprint}")
     if other:
         raise InputError(
             f"run.start_from = {source.path}: was made with other settings, so none of its stages are this run's:\n"
@@ -81,13 +81,13 @@ def _decides(line: str, sections, but=()) -> bool:
     return key not in but and any(key == section or key.startswith(f"{section}.") for section in sections)
 
 
-def take_over(parts: RunContext, directory: RunDirectory, stages: list[str]) -> list[str]:
+def take_over(context: RunContext, directory: RunDirectory, stages: list[str]) -> list[str]:
     """Put the other run's `stages` into this one's directory, records last; those that it took now. Weights are linked
     where the file system can (nothing writes into a finished file), copied where not.
 
     Raises InputError for weights that are not the ones their record describes.
     """
-    source, taken = RunDirectory(parts.config.run.start_from), []
+    source, taken = RunDirectory(context.config.run.start_from), []
     for name in stages:
         if directory.finished(name):
             continue

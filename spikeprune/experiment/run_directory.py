@@ -12,9 +12,7 @@ runs/<name>/config.yaml        resolved configuration
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -24,30 +22,11 @@ from torch import Tensor
 
 from spikeprune.errors import InputError
 from spikeprune.files import jsonfile
+from spikeprune.files.atomic import write_atomic, write_json
 from spikeprune.models.tensors import not_finite
 
 WEIGHTS = "model.safetensors"
 RECORD = ("weights", "steps")  # what every stage's record has
-
-
-def write_atomic(path: Path, content: bytes | str) -> None:
-    """All of `content` under `path`, or nothing: a temporary file beside it is renamed when it is complete."""
-    data = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_atomic(path, jsonfile.dumps(value, indent=2) + "\n")
 
 
 def write_weights(path: Path, state: dict[str, Tensor]) -> str:

@@ -24,14 +24,14 @@ from spikeprune.files import jsonfile
 NAMED = ("seed", "data.source", "data.dir", "data.hub", "run.stages")
 
 
-def data_facts(parts: RunContext) -> dict[str, str]:
-    raw = parts.raw
+def data_facts(context: RunContext) -> dict[str, str]:
+    raw = context.raw
     return {"source": raw.source, "origin": raw.origin, "fingerprint": raw.fingerprint, "banner": raw.banner}
 
 
-def summarize_run(parts: RunContext, directory: RunDirectory) -> dict[str, Any]:
+def summarize_run(context: RunContext, directory: RunDirectory) -> dict[str, Any]:
     """What `summary.json` holds; read from the stages' records alone."""
-    stages = [s for s in parts.active() if s != "teacher"]
+    stages = [s for s in context.active() if s != "teacher"]
     wanted = ("metrics", "main", "cost", "t_steps", "heads", "ffn", "encoder_weights", "steps", "seconds")
     rows = {name: {key: directory.record(name)[key] for key in wanted} for name in stages}
     for name, row in rows.items():
@@ -41,26 +41,26 @@ def summarize_run(parts: RunContext, directory: RunDirectory) -> dict[str, Any]:
     dense_pj = teacher["cost"]["energy_pj"]
     for row in rows.values():
         row["energy_saving"] = dense_pj / row["cost"]["energy_pj"]  # the dense teacher's energy over this student's
-    compressing = [i for i, name in enumerate(stages) if parts.stage(name).callbacks]
+    compressing = [i for i, name in enumerate(stages) if context.stage(name).callbacks]
     uncompressed = stages[compressing[0] - 1] if compressing and compressing[0] else None
-    on_gpu = torch.cuda.is_available() and parts.config.run.accelerator != "cpu"
+    on_gpu = torch.cuda.is_available() and context.config.run.accelerator != "cpu"
     return {
-        "task": parts.task.name,
-        "preset": parts.config.preset,
-        "seed": parts.config.seed,
-        "data": data_facts(parts),
-        "main_metric": "+".join(parts.task.main),
+        "task": context.task.name,
+        "preset": context.config.preset,
+        "seed": context.config.seed,
+        "data": data_facts(context),
+        "main_metric": "+".join(context.task.main),
         "shape": {
-            "layers": len(parts.layers),
-            "hidden": parts.teacher_config.hidden_size,
-            "heads": parts.teacher_config.num_attention_heads,
-            "ffn": parts.teacher_config.intermediate_size,
+            "layers": len(context.layers),
+            "hidden": context.teacher_config.hidden_size,
+            "heads": context.teacher_config.num_attention_heads,
+            "ffn": context.teacher_config.intermediate_size,
         },
         "teacher": {key: teacher[key] for key in ("metrics", "main", "cost", "steps", "seconds")},
         "stages": rows,
         "uncompressed": uncompressed if compressing else (stages[-1] if stages else None),
         "final": stages[-1] if stages else None,
-        "settings": settings(parts.config),
+        "settings": settings(context.config),
         "commit": commit(),
         "versions": versions(),
         "hardware": hardware(torch.device("cuda" if on_gpu else "cpu")),

@@ -30,7 +30,7 @@ def bars() -> list[Bars]:
 
 
 @rank_zero_only
-def say(line: str) -> None:
+def print_once(line: str) -> None:
     print(line, flush=True)
 
 

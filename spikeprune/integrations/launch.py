@@ -18,16 +18,18 @@ from typing import Any, TypeVar
 
 from spikeprune.config.derived import active_stages, value_of
 from spikeprune.config.load import load
+from spikeprune.config.resources import folders
 from spikeprune.config.schema import Config
 from spikeprune.config.tasks import read_tasks
 from spikeprune.errors import InputError
 from spikeprune.experiment import fetch, slurm_job
 from spikeprune.experiment.lock import RunLock
-from spikeprune.experiment.run_directory import RunDirectory, write_atomic
+from spikeprune.experiment.run_directory import RunDirectory
+from spikeprune.files.atomic import write_atomic
 from spikeprune.integrations.labels import label
 
 T = TypeVar("T")
-SCRIPT, TEMPLATE = "job.sh", "slurm/job.sh"
+SCRIPT = "job.sh"
 MOST = 1000  # runs of an array; SLURM's own limit (MaxArraySize) is 1001 unless the cluster says otherwise
 
 
@@ -70,7 +72,7 @@ def launch(experiment: str, overrides: Sequence[str], request: Request, *, dry_r
     """
     template = Job(template_of(experiment, request.template))
     runs = plan(experiment, overrides, request)
-    lines = [f"{run.directory.path}: is finished, nothing is run again" for run in runs if run.finished]
+    lines = [f"{run.directory.path}: finished, nothing to run" for run in runs if run.finished]
     runs = [run for run in runs if not run.finished]
     if not runs:
         return lines
@@ -101,9 +103,8 @@ def write(script: Path, text: str) -> None:
 
 
 def template_of(experiment: str, given: str | None) -> str:
-    """The template's text: the given file, or `slurm/job.sh` beside the experiment or one folder up."""
-    beside = Path(experiment).parent
-    paths = [Path(given)] if given else [beside / TEMPLATE, beside.parent / TEMPLATE]
+    """The template's text: the given file, or `slurm/job.sh` in one of `resources.folders`."""
+    paths = [Path(given)] if given else [folder / SCRIPT for folder in folders("slurm", Path(experiment))]
     for path in paths:
         if path.is_file():
             return path.read_text(encoding="utf-8")

@@ -19,8 +19,9 @@ from spikeprune.config import scalars
 from spikeprune.errors import InputError
 from spikeprune.experiment.lock import RunLock
 from spikeprune.experiment.reuse import common_stages
-from spikeprune.experiment.run_directory import RunDirectory, write_json
+from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.files import jsonfile
+from spikeprune.files.atomic import write_json
 from spikeprune.integrations.sweeps.machine import cores, gpus
 from spikeprune.integrations.sweeps.spec import Sweep
 from spikeprune.integrations.sweeps.study import begun_trial, draw, open_study

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from spikeprune.experiment.run_directory import write_json
+from spikeprune.files.atomic import write_json
 from spikeprune.integrations.sweeps.local import Driver
 from spikeprune.report.figures import front_figure
 from spikeprune.report.results import ENERGY, QUALITY, front

@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_intermixed_args(arguments)  # make's options stand among the keys
     return streams.exit_code(
-        lambda: run(seeds_of(args.seeds), args.only.split(), args.overrides, tagged(args.tag)), streams.RESUMES
+        lambda: run(seeds_of(args.seeds), args.only.split(), args.overrides, tagged(args.tag)), f"; {streams.RESUMES}"
     )
 
 

@@ -121,7 +121,7 @@ def _stopped(stop: signals.Stopped) -> int:
     others for one that failed."""
     if not slurm_job.is_first_process():
         return 0
-    print(f"stopped by {stop.signal.name}{streams.RESUMES}", file=sys.stderr)
+    print(f"stopped by {stop.signal.name}: {streams.RESUMES}", file=sys.stderr)
     job = slurm_job.own_job()
     if job and stop.signal is signals.COME_BACK:
         print(f"job {job[0]} is requeued", file=sys.stderr, flush=True)  # while there is time to say so
@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     75 or 143 after a signal of the cluster."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     resumable = next((word for word in arguments if not word.startswith("-")), "") in ("train", "sweep")
-    return streams.exit_code(lambda: _act(arguments), hint=streams.RESUMES if resumable else "")
+    return streams.exit_code(lambda: _act(arguments), hint=f"; {streams.RESUMES}" if resumable else "")
 
 
 def _act(arguments: Sequence[str]) -> int:

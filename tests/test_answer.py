@@ -171,7 +171,7 @@ def test_the_processes_of_a_machine_share_its_quota(given, beside, quota, thread
     """Of eight threads that torch has; a run that is read again is measured by one process."""
     found = []
     monkeypatch.setattr(processes, "cpu_quota", lambda: quota)
-    monkeypatch.setattr(processes.ranks, "running", lambda: beside > 1)
+    monkeypatch.setattr(processes.distributed, "running", lambda: beside > 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setattr(torch, "set_num_threads", found.append)
     processes.use_threads(Run(devices=max(2, beside), threads=given))

@@ -185,11 +185,11 @@ def test_what_the_program_passes_on_reads_back_the_same(tmp_path_factory, path: 
     empty.touch()
     words = [scalars.of_path("run.dir", f"{path}/0"), scalars.of_path("data.dir", path)]
     words += [scalars.spelt("student.t_steps", steps), scalars.spelt("stages.teacher.lr", lr)]
-    words += [scalars.spelt("run.wandb", True), scalars.spelt("run.threads", None)]
+    words += [scalars.spelt("run.wandb_artifact", True), scalars.spelt("run.threads", None)]
     config = load(empty, words)
     assert os.path.normpath(config.run.dir) == os.path.normpath(f"{path}/0")
     assert os.path.normpath(config.data.dir) == os.path.normpath(path)
-    found = (config.student.t_steps, config.stages.teacher.lr, config.run.wandb, config.run.threads)
+    found = (config.student.t_steps, config.stages.teacher.lr, config.run.wandb_artifact, config.run.threads)
     assert found == (steps, lr, True, None)
 
 

@@ -157,7 +157,7 @@ def test_statistics_see_the_network_at_rest() -> None:
     batch = {**sentences(), "labels": torch.tensor([0, 1, 2])}
     loss = lambda batch, outputs: hard_loss(outputs.logits, batch["labels"], regression=False)  # noqa: E731
     stats = collect(student, [batch], loss)
-    assert stats.head_rate.max() <= 1 and stats.ffn_rate.max() <= 1
+    assert max(stats.head_rate.max(), stats.ffn_rate.max()) <= 1 + 1e-12
     eps, found = 1e-6, []
     for b in range(3):
         alone = {name: x[b : b + 1] for name, x in batch.items()}

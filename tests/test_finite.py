@@ -163,7 +163,6 @@ def test_answers_that_are_not_finite_name_their_split(tmp_path) -> None:
         ("loss term", ["hidden", "scores"], {"runaway": True}, "stages.x.theta_lr"),
         ("weight", ["embedding.site.log_theta"], {}, "stages.x.theta_lr"),
         ("gradient", ["a.log_theta", "a.weight"], {}, "stages.x.lr"),
-        ("loss term", ["adversarial"], {}, "stages.x.losses.adversarial"),
         ("loss term", ["soft"], {"first": True}, "stages.x.losses.temperature"),
         ("loss term", ["hidden"], {"first": True}, "teacher.checkpoint"),
         ("loss", ["loss"], {"first": True}, "the weights of stages.x.losses"),

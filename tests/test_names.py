@@ -12,7 +12,6 @@ from spikeprune.config.load import load
 from spikeprune.config.tasks import get_task
 from spikeprune.config.validation import names
 from spikeprune.cost.energy import latency_stages, latency_steps
-from spikeprune.data.augmentation import Augment
 from spikeprune.data.glue import load_raw
 from spikeprune.errors import InputError
 from spikeprune.experiment.early_exit import dynamic
@@ -29,12 +28,11 @@ from tests.micro import GLUE
 WRONG = "acumulate"
 SPATIAL = {"heads": 0.5, "ffn": 0.5, "criterion": "fisher", "scope": "global", "min_heads": 1, "min_ffn": 1}
 BATCHES = {"batches": 1, "batch_size": 1, "seed": 0, "begin": 0, "end": 1}
-TEMPORAL = {"t_steps": 2, "criterion": "uniform", "thresholds": "stay"}
+TEMPORAL = {"t_steps": 2, "criterion": "uniform"}
 JOINT = {"target": "ac", "share": 0.5, "relative_to": "dense", "candidates": ["ffn"], "min_heads": 1, "min_ffn": 1}
-JOINT |= {"block": 1, "stride": 0.5, "sentences": 1, "split": "dev", "measured": 1, "batch_size": 1, "seed": 0}
-JOINT |= dict.fromkeys(("shape", "dense_shape", "prices")) | {"rates": 0.5, "thresholds": "stay"}
+JOINT |= {"block": 1, "sentences": 1, "measured": 1, "batch_size": 1, "seed": 0}
+JOINT |= dict.fromkeys(("shape", "dense_shape", "prices"))
 JOINT |= {"begin": 0, "settle": 1, "end": 1}
-AUGMENT = {"replace_words": 0.1, "join_sentences": 0, "max_length": 8, "pad": 0, "kinds": torch.zeros(3)}
 RAW = {"task": get_task("sst2"), "directory": None, "hub": "", "seed": 0, "train_limit": None}
 RAW |= {"embedded_train": 1, "embedded_dev": 1}
 NOTHING = dict.fromkeys(("losses", "layer_map", "shape"))
@@ -61,7 +59,6 @@ CHOICES = [
     ("theta", student_with("theta"), "channel, tensor"),
     ("act", student_with("act"), "gelu, gelu_new, relu"),
     ("residual", student_with("residual"), "spikes, membrane"),
-    ("dead_zone", student_with("dead_zone"), "none, channel, site"),
     ("weights", student_with("weights"), "float, binary, ternary, int8"),
     ("kernels", student_with("kernels"), "torch, triton"),
     ("kernels", lambda: make().use_kernels(WRONG), "torch, triton"),
@@ -73,13 +70,9 @@ CHOICES = [
     ("criterion", lambda: SpatialPruning(**{**SPATIAL, **BATCHES, "criterion": WRONG}), "magnitude, rate, taylor"),
     ("scope", lambda: SpatialPruning(**{**SPATIAL, **BATCHES, "scope": WRONG}), "global, layer"),
     ("criterion", lambda: TemporalPruning(**{**TEMPORAL, **BATCHES, "criterion": WRONG}), "uniform, convergence"),
-    ("thresholds", lambda: TemporalPruning(**{**TEMPORAL, **BATCHES, "thresholds": WRONG}), "stay, follow"),
     ("target", lambda: BudgetPruning(**{**JOINT, "target": WRONG}), "ac, energy, latency"),
     ("relative_to", lambda: BudgetPruning(**{**JOINT, "relative_to": WRONG}), "dense, student"),
-    ("split", lambda: BudgetPruning(**{**JOINT, "split": WRONG}), "dev, train"),
-    ("thresholds", lambda: BudgetPruning(**{**JOINT, "thresholds": WRONG}), "stay, follow"),
     ("candidate", lambda: BudgetPruning(**{**JOINT, "candidates": [WRONG]}), "heads, ffn, steps"),
-    ("replace_by", lambda: Augment(**AUGMENT, replace_by=WRONG), "batch, neighbours"),
     ("data.source", lambda: load_raw(**RAW, source=WRONG), "auto, hub, dir, embedded"),
 ]
 
@@ -113,5 +106,4 @@ def test_the_right_names_are_taken() -> None:
     assert SimpleNamespace(**vars(SpatialPruning(**SPATIAL, **BATCHES))).scope == "global"
     TemporalPruning(**TEMPORAL, **BATCHES)
     BudgetPruning(**JOINT)
-    Augment(**AUGMENT, replace_by="batch")
     answer(make(), **sentences())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -97,17 +98,17 @@ def test_all_problems_in_one_message(write) -> None:
         ("student.t_steps=[4,010]", "student.t_steps = [4, '010']: must be a whole number of at least 1"),
         ("student.layers=0x2", "student.layers = 0x2: must be a number of layers"),
         ("distill.layer_map=[0,010]", "distill.layer_map = [0, '010']: must be a list, each a whole number or null"),
-        ("student.leak=1:30", "student.leak = 1:30: must be a number in plain digits, such as 0.5 or 1e-4"),
-        ("student.leak=1_0", "student.leak = 1_0: must be a number"),
-        ("student.leak=.inf", "student.leak = .inf: must be a number"),
-        ("student.leak=nan", "student.leak = nan: must be a number"),
-        ("stages.teacher.lr=1e999", "stages.teacher.lr = 1e999: must be a number that is finite"),
+        ("student.leak=1:30", "student.leak = 1:30: must be a finite number in plain digits, such as 0.5 or 1e-4"),
+        ("student.leak=1_0", "student.leak = 1_0: must be a finite number in plain digits"),
+        ("student.leak=.inf", "student.leak = .inf: must be a finite number ["),
+        ("student.leak=nan", "student.leak = nan: must be a finite number ["),
+        ("stages.teacher.lr=1e999", "stages.teacher.lr = 1e999: must be a finite number ["),
         ("student.feedback=yes", "student.feedback = yes: must be true or false"),
         ("student.feedback=on", "student.feedback = on: must be true or false"),
         ("student.feedback=1", "student.feedback = 1: must be true or false"),
         ("run.dir=???", "run.dir = ???: must be text"),
         ("data.dir=", "data.dir = : must not be empty; write null for no value"),
-        ("student.leak=much", "student.leak = much: must be a number"),
+        ("student.leak=much", "student.leak = much: must be a finite number ["),
         ("student.feedback=maybe", "student.feedback = maybe: must be true or false"),
         ("run.threads=x", "run.threads = x: must be a whole number or null"),
         ("run.stages=teacher", "run.stages = teacher: must be a list, each text"),
@@ -115,7 +116,7 @@ def test_all_problems_in_one_message(write) -> None:
         ("data=3", "data = 3: is a section, not a value"),
         ("data.dir.x=3", "data.dir.x: unknown key"),
         ("data.batch_size=${nope}", "data.batch_size: Interpolation key 'nope' not found"),
-        ("run.wandb=${oc.env:SPIKEPRUNE_TEST}", "run.wandb: is yes: must be true or false"),
+        ("run.wandb_artifact=${oc.env:SPIKEPRUNE_TEST}", "run.wandb_artifact: is yes: must be true or false"),
         ("data.dir=${", "data.dir = ${: must be text or null"),
         ("seed=${task}", "seed: While dereferencing interpolation"),
         ("--seed=1", "--seed=1: write key=value"),
@@ -136,7 +137,7 @@ def test_wrong_types(empty: Path, override: str, message: str, monkeypatch) -> N
         ("seed: 010", "seed = 010: must be a whole number in plain digits, such as 10 or 1000 ["),
         ("seed: 0o7", "seed = 0o7: must be a whole number in plain digits"),
         ("run: {threads: 1:30}", "run.threads = 1:30: must be a whole number or null in plain digits"),
-        ("run: {wandb: yes}", "run.wandb = yes: must be true or false ["),
+        ("run: {wandb_artifact: yes}", "run.wandb_artifact = yes: must be true or false ["),
         ("seed: !!int 010", ":1: bad YAML: the tag tag:yaml.org,2002:int is not read"),
         ("? [a]\n: 1", ":1: bad YAML: a key must be text"),
         ("tasks: 3", "tasks: must hold a section for each task"),
@@ -198,7 +199,7 @@ COMBINATIONS = [
     (("student.layers=[]",), "student.layers = []: must be a number of layers"),
     (("student.layers=2.5",), "student.layers = 2.5: must be a number of layers"),
     (("teacher.heads=3",), "teacher.heads = 3: must divide teacher.hidden = 128"),
-    (("student.leak=nan",), "student.leak = nan: must be a number"),
+    (("student.leak=nan",), "student.leak = nan: must be a finite number ["),
     (("student.coding=per_step",), "student.forward = equilibrium: per_step coding has another equilibrium"),
     (("distill.layer_map=[0]",), "distill.layer_map = [0]: needs one teacher layer for each of the student's 2"),
     (("distill.layer_map=[0,5]",), "distill.layer_map = [0, 5]: teacher layers are counted from 0 and must exist"),
@@ -301,30 +302,31 @@ def test_each_rule_names_keys_that_exist() -> None:
 
 
 @pytest.mark.parametrize("spelt", ["nan", ".nan", "NaN", "inf", "-inf", ".inf", "infinity", "1e999", "-1e999"])
-@pytest.mark.parametrize("key", ["stages.finetune.lr", "stages.joint.losses.additions_limit", "student.percentile"])
+@pytest.mark.parametrize("key", ["stages.finetune.lr", "stages.joint.losses.additions_limit", "student.leak"])
 def test_a_number_that_is_not_finite_is_refused(empty, write, key, spelt) -> None:
     """From the command line and from a file; of a key with a range and of one that may be null."""
     tree = spelt
     for name in reversed(key.split(".")):
         tree = f"{{{name}: {tree}}}"
     for path, overrides in ((empty, [f"{key}={spelt}"]), (write("file.yaml", tree), [])):
-        with pytest.raises(InputError, match=rf"{key} = -?(nan|inf): must be a finite number \["):
+        with pytest.raises(InputError, match=rf"{key} = {re.escape(spelt)}: must be a finite number( or null)? \["):
             load(path, overrides)
 
 
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("time.bounds=[0.1,.nan]", "time.bounds = [0.1, nan]: must be a finite number"),
-        ("student.t_steps=.inf", "student.t_steps = inf: must be a finite number"),
-        ("student.layers=[0,.nan]", "student.layers = [0, nan]: must be a finite number"),
-        ("stages.teacher.lr=${stages.finetune.lr}", "stages.teacher.lr = nan: must be a finite number"),
+        ("student.t_steps=.inf", "student.t_steps = .inf: must be a whole number"),
+        ("student.layers=[0,.nan]", "student.layers = [0, '.nan']: must be a number of layers"),
+        ("student.t_steps=${oc.decode:'[nan,1,2]'}", "student.t_steps = [nan, 1, 2]: must be a whole number"),
+        ("stages.teacher.lr=${oc.decode:nan}", "stages.teacher.lr: "),
+        ("stages.teacher.lr=${oc.env:SPIKEPRUNE_TEST}", "stages.teacher.lr: is nan: must be a finite number"),
         ("stages.teacher.lr=1" + 400 * "0", "stages.teacher.lr = 1000"),
-        ("seed=.inf", "seed = inf: must be a whole number"),
+        ("seed=.inf", "seed = .inf: must be a whole number"),
     ],
 )
-def test_nor_deep_in_a_value_or_by_reference(empty, override, words) -> None:
-    more = ["stages.finetune.lr=.nan"] if "$" in override else []
+def test_nor_deep_in_a_value_or_by_reference(empty, override, words, monkeypatch) -> None:
+    monkeypatch.setenv("SPIKEPRUNE_TEST", "nan")
     with pytest.raises(InputError) as refused:
-        load(empty, [override, *more])
+        load(empty, [override])
     assert words in str(refused.value)

@@ -52,10 +52,10 @@ def test_what_makes_another_run(changes) -> None:
 def test_a_default_that_changes_makes_other_settings(monkeypatch) -> None:
     """A run of another version, whose default was another, is not of these settings, though no file names the key."""
     before = digest()
-    theirs = tuple(98.0 if value == Student.percentile else value for value in Student.__init__.__defaults__)
-    changed = load(GLUE, [*BASE, "student.percentile=98.0"])
+    theirs = tuple(64 if value == Student.calibration else value for value in Student.__init__.__defaults__)
+    changed = load(GLUE, [*BASE, "student.calibration=64"])
     monkeypatch.setattr(Student.__init__, "__defaults__", theirs)
-    assert Student().percentile == 98.0 and settings(changed) != before
+    assert Student().calibration == 64 and settings(changed) != before
 
 
 def test_a_saved_configuration_says_the_same(tmp_path) -> None:

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -21,6 +22,7 @@ from spikeprune.cost.shapes import matrix_bytes, model_bytes
 from spikeprune.experiment import checkpoints, evaluation, pipeline
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.models.compaction import compact, nbytes, restored, scatter_into, smaller, stored
+from spikeprune.models.description import FILE, description
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.packing import pack_sparse, unpack_sparse
 from spikeprune.models.quantization import MATRICES
@@ -205,9 +207,14 @@ def test_compacted_it_answers_and_costs_the_same(coding) -> None:
     assert real(student(**batch).hidden[-1], batch).abs().sum() > 0
 
 
+def read_back(student: SpikingBert, tensors: dict, folder: Path) -> SpikingBert:
+    (folder / FILE).write_text(json.dumps(description(student)))
+    return restored(folder, tensors)
+
+
 @pytest.mark.parametrize("units", ["some", "none"])
 @torch.no_grad()
-def test_its_file_holds_no_zeros_and_is_read_exactly(units) -> None:
+def test_its_file_holds_no_zeros_and_is_read_exactly(units, tmp_path) -> None:
     """A bit for each place and a float for each synapse; a layer may have lost all of its heads and neurons."""
     student = thinned().float()
     if units == "none":
@@ -219,12 +226,12 @@ def test_its_file_holds_no_zeros_and_is_read_exactly(units) -> None:
     assert nbytes(tensors) == model_bytes(shape=stored_shape(student), **masks)
     packed = {key: x for key, x in tensors.items() if key.endswith((".places", ".weights"))}
     assert nbytes(packed) == matrix_bytes(shape=shape_of(student), **masks)
-    again = restored(small.values, tensors)
+    again = read_back(small, tensors, tmp_path)
     assert all(torch.equal(x, again.state_dict()[name]) for name, x in small.state_dict().items())
 
 
 @torch.no_grad()
-def test_a_few_zeros_are_written_out() -> None:
+def test_a_few_zeros_are_written_out(tmp_path) -> None:
     """A checkpoint may have some; a bit for each place would be more."""
     student = thinned(kept=0.99).float()
     tensors = stored(compact(student))
@@ -234,7 +241,7 @@ def test_a_few_zeros_are_written_out() -> None:
     assert (
         dense == nbytes(tensors) == model_bytes(shape=stored_shape(student), **masks, synapses=student.synapse_count())
     )
-    again = restored(compact(student).values, tensors)
+    again = read_back(compact(student), tensors, tmp_path)
     assert again.synapse_count() == student.synapse_count()
 
 

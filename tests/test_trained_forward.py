@@ -81,7 +81,7 @@ DECIDING = {"batches": 1, "batch_size": 4, "seed": 0, "begin": 0}
 SPATIAL = {"heads": 0.5, "ffn": 0.5, "scope": "global", "min_heads": 1, "min_ffn": 4, "end": 0}
 CALLBACKS = {name: lambda name=name: SpatialPruning(criterion=name, **SPATIAL, **DECIDING) for name in CRITERIA}
 CALLBACKS |= {
-    "kwon": lambda: MaskSearch(operations=0.5, tuned=True, min_heads=1, min_ffn=4, alone=False, **DECIDING),
+    "kwon": lambda: MaskSearch(operations=0.5, min_heads=1, min_ffn=4, alone=False, **DECIDING),
     "convergence": lambda: TemporalPruning(t_steps=2, criterion="convergence", end=0, **DECIDING),
     "sensitivity": lambda: TemporalPruning(t_steps=2, criterion="sensitivity", end=0, **DECIDING),
     "joint": None,

@@ -26,9 +26,9 @@ STUDENTS = [
     {"spikes": "binary", "theta": "tensor", "query": "spiking", "pooling": "cls"},
     {"spikes": "ternary_scaled", "leak": 0.9, "coding": "running_mean", "residual": "membrane"},
     {"coding": "per_step", "feedback": True},
-    {"weights": "ternary", "fold": True, "dead_zone": "channel"},
+    {"weights": "ternary", "fold": True, "dead_zone": True},
     {"weights": "binary"},
-    {"weights": "int8", "dead_zone": "site"},
+    {"weights": "int8", "dead_zone": True},
 ]
 
 
@@ -63,25 +63,25 @@ SHORT += [f"stages.{name}.epochs=1" for name in ("spatial", "temporal", "finetun
 SHORT += ["student.t_steps=3", "compress.t_steps=2", "distill.replace_words=0.3"]
 QUANTIZED = ["run.stages=[teacher,internal_kd,spatial,temporal,quantize]", "stages.quantize.epochs=1"]
 UNSEARCHED = ["compress.heads=1", "compress.ffn=1", "compress.t_steps=null"]
-SPIKING = ["student.forward=spiking", "student.dropout=0"]
+SPIKING = ["student.forward=spiking"]
 
 RUNS = {
     "synapses": ["compress.synapses=0.5", "compress.spatial.criterion=magnitude", "stages.finetune.losses.firing=0.5"]
-    + ["stages.finetune.losses.adversarial=0.3", "teacher.adversarial=0.3", "time.dynamic=true"]
+    + ["time.early_exit=asr"]
     + ["stages.finetune.losses.additions=1.0", "stages.finetune.losses.additions_limit=0.1"],
     "feedback": [*SPIKING, "student.feedback=true", "student.coding=per_step", "compress.spatial.criterion=fisher"]
-    + ["compress.temporal.criterion=sensitivity", "time.dynamic=true", "time.rule=confidence"],
-    "kwon": [*UNSEARCHED, *QUANTIZED, "compress.spatial.search=kwon", "compress.spatial.operations=0.5"]
-    + ["compress.weights=ternary", "compress.quantize.fold=true", "run.products=int8", "stages.temporal.epochs=0"],
+    + ["compress.temporal.criterion=sensitivity", "time.early_exit=confidence"],
+    "kwon": [*UNSEARCHED, *QUANTIZED, "compress.spatial.criterion=kwon", "compress.spatial.operations=0.5"]
+    + ["compress.weights=ternary", "compress.quantize.fold=true", "stages.temporal.epochs=0"],
     "joint": [*UNSEARCHED, "run.stages=[teacher,internal_kd,joint,quantize]", "stages.joint.epochs=2"]
-    + ["compress.target=ac", "compress.target_value=0.3", "compress.joint.sentences=24", "compress.joint.block=4"]
+    + ["compress.target=ac", "compress.target_value=0.3"]
     + ["stages.joint.losses.additions=1.0", "compress.weights=binary", "stages.quantize.epochs=1"],
     "taylor": [*QUANTIZED, "compress.spatial.criterion=taylor", "compress.temporal.criterion=uniform"]
     + ["compress.weights=int8", "student.query=spiking", "student.pooling=cls", "student.leak=0.9"],
     "rate": ["compress.spatial.criterion=rate", "student.spikes=ternary_scaled", "student.dead_zone=20"]
     + ["student.coding=running_mean", "student.residual=membrane", "compress.spatial.scope=layer"],
     "random": ["compress.spatial.criterion=random", "student.spikes=binary", "student.theta=tensor"]
-    + ["compress.thresholds=follow", "student.init=random", "run.precision=bf16-mixed"],
+    + ["student.init=random", "run.precision=bf16-mixed"],
 }
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in list(RUNS)[1:]]
 

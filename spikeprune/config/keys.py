@@ -49,7 +49,7 @@ def names(kind: type) -> str:
 
 
 def in_words(kind: Any) -> str:
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    words = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", type(None): "null"}
     if kind in words:
         return words[kind]
     if get_origin(kind) is list:

@@ -7,8 +7,7 @@ is an `InputError` that lists every problem found, before anything is loaded. Wh
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -181,11 +180,8 @@ class _Merge:
     def finish(self) -> Config:
         for key in every_key():
             try:
-                value = OmegaConf.select(self.config, key)
+                OmegaConf.select(self.config, key)
                 self._check_interpolated(key)
-                if not _finite(value):
-                    self.problem(f"{key} = {value}: must be a finite number", self.sources.get(key, ""))
-                    self._default(key)
             except (OmegaConfBaseException, scalars.Unreadable) as error:  # a `${…}` that leads nowhere, or to no value
                 self.problem(f"{key}: {str(error).splitlines()[0]}", self.sources.get(key, ""))
                 self._default(key)
@@ -213,15 +209,6 @@ class _Merge:
     def _blame(self, keys: tuple[str, ...]) -> str:
         """Where the first of the keys that anybody set was set; a problem with defaults alone has no source."""
         return next((self.sources[key] for key in keys if key in self.sources), "")
-
-
-def _finite(value: Any) -> bool:
-    """Whether no number in a value, however deep, is NaN or infinite."""
-    if isinstance(value, Mapping):
-        return all(map(_finite, value.values()))
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return all(map(_finite, value))
-    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _message(problems: list[str]) -> str:

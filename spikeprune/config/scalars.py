@@ -148,7 +148,7 @@ def _scalar(text: str, kind: type) -> Any:
         near = any(char.isdigit() for char in text)
         raise Unreadable(f" in plain digits, such as {'10 or 1000' if kind is int else '0.5 or 1e-4'}" if near else "")
     if not math.isfinite(float(text)):
-        raise Unreadable(" that is finite")
+        raise Unreadable
     return kind(text)
 
 

@@ -15,7 +15,7 @@ NO_READER = 141  # as a shell reports a program that SIGPIPE ended
 INTERRUPTED = 130
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 UNWRITABLE += (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
-RESUMES = "; the same command resumes where this one stopped"
+RESUMES = "the same command resumes where this one stopped"
 
 
 def exit_code(main: Callable[[], int], hint: str = "") -> int:

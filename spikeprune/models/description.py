@@ -1,4 +1,4 @@
-"""`modeling.json`: everything that makes a student of the weights beside it, and what its classes are called."""
+"""`student.json`: everything that makes a student of the weights beside it, and what its classes are called."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ def network(
     quantizer: str = "float",
     fold: bool = False,
     strength: float = 1.0,
-    dead_zone: str = "none",
+    dead_zone: bool = False,
     sparse: bool = False,
     masked: bool = True,
     t_steps: tuple[int, ...] = STEPS,
@@ -179,7 +179,7 @@ def network(
         for layer, head in MASKED_HEADS:
             student.heads[layer, head] = 0
         student.ffn[:, MASKED_FFN] = 0
-    if dead_zone != "none":
+    if dead_zone:
         for name, edge in student.named_buffers():
             if name.endswith("dead_zone.edge"):
                 edge.fill_(EDGE)
@@ -226,17 +226,6 @@ def plain(batch: Batch) -> Batch:
 @torch.no_grad()
 def logits(student: Network, mode: str) -> list[list[float]]:
     return student(**inputs(), mode=mode).logits.tolist()
-
-
-@torch.no_grad()
-def whole_number_logits(student: Network, mode: str) -> list[list[float]]:
-    """The same from whole spike counts times integer codes."""
-    student.use_products("int8")
-    return student(**inputs(), mode=mode).logits.tolist()
-
-
-def can_multiply_whole_numbers(student: Network) -> bool:
-    return student.no_integers() is None
 
 
 compacted: Callable[[Network], Network] = compact
@@ -419,8 +408,6 @@ MICRO_RUNS = {
         "compress.t_steps=null",
         "compress.target=energy",
         "compress.target_value=0.06",
-        "compress.joint.sentences=24",
-        "compress.joint.block=4",
         "compress.weights=ternary",
         "stages.teacher.lr=1.0e-3",
         "stages.joint.epochs=3",
@@ -433,7 +420,7 @@ MICRO_RUNS = {
 def micro_run(task: str, folder: Path) -> dict[str, Any]:
     """The summary of a whole run: what is left of network, steps and costs after each stage."""
     data = write_sst2(folder / "glue") if task == "sst2" else None
-    overrides = [*micro(folder / "run", data), f"task={task}", "student.dropout=0.0", *MICRO_RUNS[task]]
+    overrides = [*micro(folder / "run", data), f"task={task}", *MICRO_RUNS[task]]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("spikeprune.experiment.stage.check_teacher", lambda *_: None)  # chance is enough here
         summary = pipeline.run(load(GLUE, overrides))

@@ -4,7 +4,7 @@
     python -m tests.golden.make --check    print what differs, write nothing
 
 A section yields keys in the field's words with their values. A key that comes again is the same number got in another
-way: from the compacted student, from whole-number products, or in equilibrium under another coding.
+way: from the compacted student, or in equilibrium under another coding.
 Each value is a number, a text, or lists and dicts of these. Whole numbers must be the same; others up to rounding.
 Training magnifies rounding: the micro runs are compared in full where `arithmetic` says that float32 rounds as where
 the values were made, elsewhere only in what then stays (`portable`).
@@ -52,7 +52,7 @@ def students() -> Iterator[tuple[str, str, dict[str, Any]]]:
             yield coding, f"IF {kind}, threshold per tensor, cls pooling", options
         yield coding, "nothing pruned", {"coding": coding, "masked": False}
         yield coding, "one step everywhere", {"coding": coding, "t_steps": (1, 1, 1)}
-        yield coding, "dead zones", {"coding": coding, "dead_zone": "site"}
+        yield coding, "dead zones", {"coding": coding, "dead_zone": True}
         yield coding, "sparse weights", {"coding": coding, "sparse": True}
         for neuron in NEURONS if coding != "accumulate" else ():
             yield coding, f"{neuron}, feedback", {"coding": coding, "neuron": neuron, "feedback": True}
@@ -64,7 +64,7 @@ def logits() -> Entries:
         for net in (student, build.compacted(student)):
             yield f"equilibrium: {words}", build.logits(net, "equilibrium")
             yield f"{coding}: {words}", build.logits(net, "spiking")
-    student = build.with_calibrated_dead_zones(build.network(dead_zone="channel"))
+    student = build.with_calibrated_dead_zones(build.network(dead_zone=True))
     for net in (student, build.compacted(student)):
         yield "accumulate: calibrated dead zones of each channel", build.logits(net, "spiking")
 
@@ -78,9 +78,6 @@ def quantized() -> Entries:
                 name = f"{quantizer} weights at strength {strength}, {words}"
                 yield f"equilibrium: {name}", build.logits(net, "equilibrium")
                 yield f"{coding}: {name}", build.logits(net, "spiking")
-                if build.can_multiply_whole_numbers(net):
-                    yield f"equilibrium: {name}", build.whole_number_logits(net, "equilibrium")
-                    yield f"{coding}: {name}", build.whole_number_logits(net, "spiking")
 
 
 def gradients() -> Entries:

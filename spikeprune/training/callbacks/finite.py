@@ -222,8 +222,6 @@ def likely_key(stage: str, kind: str, names: Sequence[str], *, precision: str, r
         return f"{section}.theta_lr"
     if kind == "loss":  # each of its terms is finite
         return f"the weights of {section}.losses"
-    if "adversarial" in names and len(names) == 1:
-        return "teacher.adversarial" if stage == "teacher" else f"{section}.losses.adversarial"
     if precision == "16-mixed" and kind != "weight":
         return f"run.precision = 16-mixed, whose numbers end at 65,504 (else {section}.lr)"
     if first and kind == "loss term":

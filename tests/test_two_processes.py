@@ -58,7 +58,7 @@ def same_count(student: SpikingBert) -> int | None:
     return student.synapse_count()
 
 
-SHORT = ["stages.teacher.epochs=3", "stages.internal_kd.epochs=1", "stages.prediction_kd.epochs=0"]
+SHORT = ["stages.teacher.epochs=9", "stages.internal_kd.epochs=1", "stages.prediction_kd.epochs=0"]
 SHORT += [f"stages.{name}.epochs=1" for name in ("spatial", "temporal", "finetune")]
 SHORT += ["student.t_steps=3", "compress.t_steps=2", "distill.replace_words=0.3"]
 QUANTIZED = ["run.stages=[teacher,internal_kd,spatial,temporal,quantize]", "stages.quantize.epochs=1"]

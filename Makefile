@@ -126,7 +126,7 @@ PYTEST = $(BIN)/python -m pytest -n $(or $(JOBS),4) --dist loadfile --no-loadsco
 test: $(STAMP)  ## run the tests but for the slow ones, four files at a time [JOBS=4] [ARGS="-k name"]
 	$(PYTEST) -m "not slow" $(ARGS)
 
-test-slow: $(STAMP)  ## run the slow ones: SLURM clusters, sweeps, legs on a W&B server [JOBS=4] [ARGS="-k name"]
+test-slow: $(STAMP)  ## run the slow ones: SLURM clusters, sweeps, a W&B server, an installed wheel [JOBS=4] [ARGS="-k name"]
 	$(PYTEST) -m slow $(ARGS)
 
 # A CPU build of torch comes without Triton. It lies beside the environment, so that nothing else finds it.

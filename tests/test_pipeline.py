@@ -247,7 +247,7 @@ def test_a_teacher_that_has_learnt_nothing_stops_the_run(epochs, tmp_path, capsy
     assert cli.main(["train", str(GLUE), *micro(run.path), *small, f"stages.teacher.epochs={epochs}"]) == 2
     message = capsys.readouterr().err
     assert "error: the teacher's accuracy on rte is 0." in message
-    assert "no better than always giving the same answer" in message
+    assert "no better than a constant prediction" in message
     assert not run.finished("teacher") and not run.summary.exists()
     assert not any((run.path / "stages" / name).exists() for name in STAGES[1:])
 
@@ -264,7 +264,7 @@ def test_a_teacher_must_be_better_than_the_majority_not_level_with_it(name, taug
         check_teacher(parts, {"metrics": {"pearson" if task.regression else "accuracy": value}})
 
     check(taught)
-    with pytest.raises(InputError, match=r"no better than always giving the same answer \((611|0\.000)\)"):
+    with pytest.raises(InputError, match=r"no better than a constant prediction \((611|0\.000)\)"):
         check(plain)
 
 

@@ -233,7 +233,7 @@ def test_a_failed_run_is_a_failed_job_with_its_exit_code(cluster, jobs, folder) 
     job, log = jobs["fails"]
     ended = cluster.wait(job)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "0")
-    assert "no better than always giving the same answer" in log.read_text()
+    assert "no better than a constant prediction" in log.read_text()
     assert not list((folder / "fails").glob("lock.*"))
 
 

@@ -1,4 +1,4 @@
-"""The networks that finished stages leave in the run directory, written and read back."""
+"""Checkpoints of finished stages in the run directory, written and loaded."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def record(context: RunContext, directory: RunDirectory, name: str, parent: str 
 
 
 def load_teacher(context: RunContext, directory: RunDirectory) -> Teacher:
-    """The teacher as its stage left it, frozen."""
+    """The finished teacher, frozen."""
     directory.verified("teacher")
     folder = directory.stage("teacher")
     jsonfile.read(folder / "config.json", f"remove {folder} to make the stage again", ("model_type",))
@@ -64,8 +64,8 @@ def load_teacher(context: RunContext, directory: RunDirectory) -> Teacher:
 
 
 def load_student(directory: RunDirectory, name: str, compress: Compress | None = None) -> SpikingBert:
-    """The student that a finished stage left, as it left it. `compress`: what the stages that follow are to make of it,
-    where the finished one was told something else and has not begun with it (a run that takes over another's)."""
+    """The student of a finished stage. `compress`: quantization and sparsity of the following stages; they may differ
+    from the student's where the stage was taken over from another run and is not quantized yet."""
     folder, state = directory.stage(name), directory.weights(name)
     values, remedy = read_description(folder), f"remove {folder} to make the stage again"
     if compress is not None:
@@ -77,8 +77,8 @@ def load_student(directory: RunDirectory, name: str, compress: Compress | None =
 
 
 def adopt(values: dict[str, Any], state: dict[str, torch.Tensor], compress: Compress) -> dict[str, torch.Tensor]:
-    """Put in a student's `values` how it is to be quantized, unless it has begun to be, and whether it is to lose
-    synapses. Returns its `state` for these values."""
+    """Set in a student's `values` its quantizer, unless quantization has begun, and whether synapses will be pruned.
+    Returns its `state` for these values."""
     values["sparse"] = compress.synapses < 1 or values.get("sparse", False)
     if state.get("strength", 0.0):
         return state
@@ -88,6 +88,6 @@ def adopt(values: dict[str, Any], state: dict[str, torch.Tensor], compress: Comp
 
 
 def load_compact(directory: RunDirectory) -> SpikingBert:
-    """The student that `spikeprune compact` left."""
+    """The student that `spikeprune compact` wrote."""
     data = read_verified(directory.compact / WEIGHTS, directory.compact_record()["weights"])
     return restored(directory.compact, safetensors.torch.load(data))

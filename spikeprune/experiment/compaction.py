@@ -1,4 +1,4 @@
-"""A run's `compact/`: a student without its pruned heads and neurons, its answers compared with the masked one's."""
+"""A run's `compact/`: a student without its pruned heads and neurons, its logits compared with the masked student's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from spikeprune.models.description import FILE, description
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS
 
-SENTENCES = 8  # of the dev split, that a compacted student must answer like the masked one
+SENTENCES = 8  # of the dev split, on which compacted and masked logits must agree
 TOLERANCE = 1e-9  # of a logit in float64
 
 
@@ -36,10 +36,10 @@ def compact_run(
         raise InputError(f"{run_dir}: the teacher has nothing to compact; finish or name a stage of the student")
     masked = untrained_changes(load_student(directory, name), context, read_resolved(directory.config))
     small = compact(masked)
-    checked = same_answers(masked, small, context)
+    checked = compare_logits(masked, small, context)
     folder = directory.compact
     folder.mkdir(exist_ok=True)
-    (folder / "record.json").unlink(missing_ok=True)  # the last file to come is the first to go
+    (folder / "record.json").unlink(missing_ok=True)  # written last, so removed first
     context.tokenizer.save_pretrained(folder)
     write_json(folder / FILE, description(small))
     tensors = stored(small)
@@ -63,19 +63,21 @@ def compact_run(
 
 
 @torch.no_grad()
-def same_answers(masked: SpikingBert, small: SpikingBert, context: RunContext) -> dict[str, Any]:
+def compare_logits(masked: SpikingBert, small: SpikingBert, context: RunContext) -> dict[str, Any]:
     """The largest difference of two students' logits on a few dev sentences, spikes simulated step by step.
 
     In float64: in float32 a current within rounding of its threshold may fire in one of the two and not in the other.
-    Quantized matrices go into it as the float32 that they act as: quantized again in float64 they were others.
-    Raises InputError where they are not finite, and RuntimeError where they differ, which no input may cause.
+    Quantized matrices enter as their float32 values; quantized again in float64 they would differ.
+    Raises InputError where they are not finite, and RuntimeError where they differ, which is a fault of the program.
     """
     data = context.data.val_dataloader()[0].data
     batch = data.batch(range(min(SENTENCES, len(data))))
     inputs = [batch[name] for name in INPUTS]
     one, other = (as_float(s).double().eval()(*inputs, mode="spiking").logits for s in (masked, small))
     if not one.isfinite().all():
-        raise InputError("the stage's answers are not finite numbers: its weights are damaged; make it again")
+        raise InputError(
+            "the stage's logits are not finite: its weights are damaged; remove the stage and train it again"
+        )
     difference = (one - other).abs().max().item()
     if not difference <= TOLERANCE:
         raise RuntimeError(f"compaction changed a logit by {difference:.3g}")

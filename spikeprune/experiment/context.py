@@ -1,4 +1,4 @@
-"""What every stage of a run shares, read and checked against each other before anything is written."""
+"""Data, tokenizer and architecture that all stages share, read and checked before anything is written."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from spikeprune.training.losses import uniform_layer_map
 
 @dataclass
 class RunContext:
-    """What every stage shares: read, checked against each other, and nothing written yet."""
+    """Data, tokenizer and architecture that all stages of a run share."""
 
     config: Config
     task: Task
@@ -100,7 +100,7 @@ def types_of(tokenizer: Any, task: Task) -> int:
 
 
 def check_fit(config: Config, bert: Any, *, tokens: int, types: int) -> None:
-    """What only the checkpoint's own configuration can tell; all problems in one InputError."""
+    """Check the configuration against the checkpoint's own; all problems in one InputError."""
     problems, total = [], bert.num_hidden_layers
     if tokens > bert.vocab_size:
         problems.append(

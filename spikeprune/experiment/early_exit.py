@@ -243,10 +243,10 @@ def dynamic(
     """Quality and cost without and with stopping, for each bound, and after each number of steps.
 
     `batches()` is iterated once in the synchronous codings; in `accumulate` once for each bound and each number of
-    steps, since there every early exit changes the inputs of the layers above. Returns `static` (no early exit), `bounds`
-    (a row each, with `energy_saving` over the static network, the overhead of the exit test included) and `curve` (all
-    layers cut to t steps, t = 1 …), JSON's types throughout. `mean_steps` is over samples and layers, `early` the share of samples that
-    stopped anything early, `t_steps` the mean steps of the embedding and each layer.
+    steps, since there every early exit changes the inputs of the layers above. Returns plain JSON types: `static` (no
+    early exit), `bounds` (a row each, with `energy_saving` over the static network, the overhead of the exit test
+    included) and `curve` (all layers cut to t steps, t = 1 …). `mean_steps` is over samples and layers, `early` the
+    share of samples of which any layer stopped early, `t_steps` the mean steps of the embedding and each layer.
 
     Raises ValueError for `confidence` where no early logits, or no probability, exist.
     """

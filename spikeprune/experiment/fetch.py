@@ -1,4 +1,4 @@
-"""`spikeprune fetch`: data and checkpoints into the cache, then read again as a compute node without network would."""
+"""`spikeprune fetch`: data and checkpoints into the cache, then read again as on a compute node without network."""
 
 from __future__ import annotations
 
@@ -52,14 +52,13 @@ def read(configs: list[Config]) -> list[str]:
 
 
 def local(config: Config) -> bool:
-    """Whether nothing that the run reads has a name on the hub."""
+    """Whether the run reads local files only."""
     files = [config.teacher.checkpoint or ".", *config.data.corpus]
     return config.data.source in ("dir", "embedded") and all(Path(name).exists() for name in files)
 
 
 def offline(experiment: str, overrides: Sequence[str], tasks: Sequence[str]) -> str:
-    """What `fetch --check` complains of, in a process whose libraries know from their start that there is no network;
-    empty where nothing is missing."""
+    """The error of `fetch --check`, run in a process that is offline from its start; empty where nothing is missing."""
     array = [f"--array={' '.join(tasks)}"] if tasks else []
     command = [sys.executable, "-m", "spikeprune", "fetch", "--check", *array, experiment, *overrides]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Quality and cost of a teacher or student on the dev split, in float32, from its spikes (see `models.answer`)."""
+"""Quality and cost of a teacher or student on the dev split, in float32, from its spikes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from spikeprune.training.metrics import main_metric
 from spikeprune.training.modules.student import DistillationModule
 from spikeprune.training.modules.task import TaskModule
 
-FLOAT32 = "embeddings, pooler, classifier, biases, layer norms, thresholds"  # what no quantizer touches
+FLOAT32 = "embeddings, pooler, classifier, biases, layer norms, thresholds"  # never quantized
 Measured = dict[str, Any]  # {"metrics", "main", "cost", …}
 
 
@@ -43,7 +43,7 @@ def measure_teacher(context: RunContext, teacher: Teacher) -> Measured:
 
 
 def measure_student(context: RunContext, module: DistillationModule, stage: str) -> Measured:
-    """Quality and cost on the dev split, in float32, from the student's spikes (see `models.answer`). Raises
+    """Quality and cost on the dev split, in float32, from the student's spikes. Raises
     InputError, which names the `stage`, where a number that is found is not finite."""
     measured = _measure_student(context, module, stage)
     check_finite(measured, f"stage {stage}, split {context.task.dev_splits[0]!r}")
@@ -69,7 +69,7 @@ def _measure_student(context: RunContext, module: DistillationModule, stage: str
 
 
 def measure_dynamic(context: RunContext, student: SpikingBert) -> dict[str, Any]:
-    """Early answers on the first dev split, as `early_exit.dynamic` returns them; every process measures all of it."""
+    """Early exit on the first dev split, as `early_exit.dynamic` returns them; every process measures all of it."""
     data = context.data.val_dataloader()[0].data
     order, size = data.lengths.argsort(stable=True), context.config.data.eval_batch_size
     home, device = student.classifier.weight.device, trainers.evaluator(context.config).strategy.root_device
@@ -85,7 +85,7 @@ def measure_dynamic(context: RunContext, student: SpikingBert) -> dict[str, Any]
 
 
 def encoder_weights(context: RunContext, student: SpikingBert) -> dict[str, Any]:
-    """How the encoder's matrices act and what they take when packed, what was pruned left out, and what stays float."""
+    """Kind of the encoder's matrices, their packed size without pruned units, and the tensors that stay float."""
     masks = {"heads": student.heads, "ffn": student.ffn}
     stored = {"bits": (bits := student.stored_bits), "synapses": student.synapse_count()}
     return {
@@ -104,7 +104,7 @@ def quality(context: RunContext, module: TaskModule) -> dict[str, Any]:
 
 
 def validated(module: TaskModule, names: Sequence[str]) -> dict[str, float]:
-    """What of it has these names, of further dev splits too."""
+    """The module's metrics of these names, of further dev splits too."""
     return {key: value for key, value in module.found.items() if key.rpartition("/")[2] in names}
 
 
@@ -112,23 +112,23 @@ def check_finite(measured: Measured, where: str) -> None:
     """Raises InputError for the first number of a student's quality or cost that is not finite."""
     for key, value in leaves({name: measured[name] for name in ("metrics", "fidelity", "cost")}):
         if isinstance(value, float) and not math.isfinite(value):
-            constant = ": all its answers are the same, and these have no correlation" * key.startswith("metrics.")
+            constant = ": all predictions are equal, so there is no correlation" * key.startswith("metrics.")
             raise InputError(f"{where}: {key} is {value}{constant}; compress less or train longer, in a new run.dir")
 
 
 def check_teacher(context: RunContext, measured: Measured) -> None:
-    """Raises InputError for a teacher that has learnt nothing a constant answer does not know: which correlates with
-    nothing, or is right as often as the majority class. Right answers are compared as whole numbers."""
+    """Raises InputError for a teacher no better than a constant prediction: without correlation, or as accurate as the
+    majority class. Correct predictions are compared as whole numbers."""
     labels, metrics = context.raw.splits[context.task.dev_splits[0]].labels, measured["metrics"]
     if context.task.regression:
         name, found, same = "pearson", metrics["pearson"], 0.0
-        better, words = found > same, f"{found:.3f}, no better than always giving the same answer ({same:.3f})"
+        better, words = found > same, f"{found:.3f}, no better than a constant prediction ({same:.3f})"
     else:
         name, found = "accuracy", round(metrics["accuracy"] * len(labels))
         same = max(map(labels.count, set(labels)))
         better = found > same
         words = (
-            f"{found / len(labels):.3f} ({found} of {len(labels)} right), no better than always giving the same answer "
+            f"{found / len(labels):.3f} ({found} of {len(labels)} correct), no better than a constant prediction "
             f"({same})"
         )
     if not better:

@@ -1,4 +1,4 @@
-"""`run.start_from`: a new run takes over another run's finished stages, as far as the same settings would make them."""
+"""`run.start_from`: a new run takes over another run's finished stages, as far as both have the same settings."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from spikeprune.errors import InputError
 from spikeprune.experiment.context import RunContext
 from spikeprune.experiment.run_directory import WEIGHTS, RunDirectory
 
-# What decides on every stage alike. Of `run` only what changes the numbers; of `data` neither general_kd's text nor
-# where the task's lies, whose fingerprint is compared.
+# Sections that decide every stage. Of `run` only keys that change numbers; of `data` neither general_kd's text nor the
+# place of the task's data, whose fingerprint is compared.
 COMMON = ("task", "seed", "data", "teacher", "cost")
 STUDENT = ("student", "distill")  # … on every stage but the teacher's
 RUN = ("run.accelerator", "run.devices", "run.precision", "run.kernels")
@@ -49,14 +49,14 @@ def shared_stages(context: RunContext) -> tuple[list[str], str]:
 
 
 def common_stages(theirs: Config, mine: Config) -> list[str]:
-    """The stages at the beginning that two configurations on the same data make alike; reads nothing."""
+    """The first stages that two configurations on the same data have in common; reads no files."""
     if any(_decides(line, (*COMMON, *RUN), but=CORPUS) for line in differences(theirs, mine, ())):
         return []
     return _same_stages(theirs, mine)[0]
 
 
 def _same_stages(theirs: Config, mine: Config) -> tuple[list[str], str]:
-    """The stages at the beginning that have the same settings, and in what the next one differs."""
+    """The first stages with the same settings, and the difference of the next one."""
     found: list[str] = []
     for name, own in zip(active_stages(theirs), active_stages(mine), strict=False):
         why = f"{own} instead of {name}" if name != own else "; ".join(_stage_differences(theirs, mine, name))
@@ -82,10 +82,10 @@ def _decides(line: str, sections, but=()) -> bool:
 
 
 def take_over(context: RunContext, directory: RunDirectory, stages: list[str]) -> list[str]:
-    """Put the other run's `stages` into this one's directory, records last; those that it took now. Weights are linked
-    where the file system can (nothing writes into a finished file), copied where not.
+    """Put the other run's `stages` into this one's directory, records last; returns those copied now. Weights are
+    hard-linked where the file system allows it (a finished file never changes), else copied.
 
-    Raises InputError for weights that are not the ones their record describes.
+    Raises InputError for weights whose sha256 is not their record's.
     """
     source, taken = RunDirectory(context.config.run.start_from), []
     for name in stages:

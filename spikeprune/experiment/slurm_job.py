@@ -15,7 +15,7 @@ ALIVE = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "CONFIGURING", "STAGE_
 def own_job() -> tuple[str, int] | None:
     """(job, how often it was requeued) of the job that this process runs in; a task of an array is `<array>_<task>`.
 
-    Its plain id would not do: the last task's is that of the whole array, and what is done to it is done to all.
+    Not SLURM_JOB_ID of an array's task: the last task's is the id of the whole array, so a requeue would act on all.
     """
     job, array = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_ARRAY_JOB_ID")
     if array:

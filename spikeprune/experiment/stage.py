@@ -28,7 +28,7 @@ from spikeprune.training.modules.task import TaskModule
 
 
 def train_teacher(context: RunContext, directory: RunDirectory) -> None:
-    """Fine-tune the teacher, measure it, and stop the run if it has learnt nothing."""
+    """Fine-tune the teacher, measure it, and stop the run if it is no better than a constant prediction."""
     teacher = distributed.first(lambda: networks.teacher(context))
     if teacher.note:
         print_once(teacher.note)
@@ -49,11 +49,11 @@ def train_student(context: RunContext, directory: RunDirectory, name: str, paren
         student = distributed.first(lambda: networks.student(context, frozen, batch))
     else:
         student = distributed.first(lambda: load_student(directory, parent, context.config.compress))
-    learning = smaller(student) if masks_are_final(context, name, student) else student
-    module = modules.student_module(context, name, learning, frozen)
+    trained = smaller(student) if masks_are_final(context, name, student) else student
+    module = modules.student_module(context, name, trained, frozen)
     facts = fit(context, directory, name, module)
-    if learning is not student:
-        scatter_into(learning, student.to(learning.classifier.weight))  # of the precision that it was trained in
+    if trained is not student:
+        scatter_into(trained, student.to(trained.classifier.weight))  # of the precision that it was trained in
         module = modules.student_module(context, name, student, frozen)
     budget = facts.pop("budget", None)
     measured = measure_student(context, module, name)
@@ -65,8 +65,8 @@ def train_student(context: RunContext, directory: RunDirectory, name: str, paren
 
 
 def masks_are_final(context: RunContext, name: str, student: SpikingBert) -> bool:
-    """Whether a stage can train the student without its masked units, which takes less time: units have
-    left, the stage neither removes more nor compares heads with the teacher's, and no layer lost all."""
+    """Whether a stage can train the compacted student, which is faster: units are pruned, the stage neither prunes more
+    nor compares heads with the teacher's, and no layer is empty."""
     stage, masks = context.stage(name), (student.heads, student.ffn)
     trains = not {"spatial", "joint"} & set(stage.callbacks)
     return (
@@ -93,7 +93,7 @@ def fit(context: RunContext, directory: RunDirectory, name: str, module: TaskMod
     try:
         with arithmetic.products(context.config):
             trainer.fit(module, datamodule=modules.stage_data(context, name), ckpt_path=checkpoint if resumed else None)
-    except SystemExit:  # Lightning's answer to Ctrl-C
+    except SystemExit:  # Lightning's reaction to Ctrl-C
         raise KeyboardInterrupt if trainer.interrupted else SystemExit from None
     distributed.same(digest(module), f"the network that {name} left")
     state = next(c for c in trainer.callbacks if isinstance(c, ResumeState))
@@ -132,7 +132,7 @@ def frozen(name: str, module: TaskModule) -> bool:
 
 
 def read_checkpoint(path: Path, remedy: str) -> dict[str, Any]:
-    """A checkpoint of Lightning's. Raises InputError for a damaged file, one that is none, and for want of memory."""
+    """A checkpoint of Lightning's. Raises InputError for a damaged file, another kind of file and low memory."""
     if not whole(path):
         raise InputError(f"{path}: is damaged; {remedy}")
     try:

@@ -80,7 +80,7 @@ def test_signalled_again_and_again_equals_undisturbed(undisturbed, glue, tmp_pat
     for stage, hook, count, number, code, step in CHAIN:
         log.write_text("")
         assert start(arguments, log, stage, hook, count, number) == code, log.read_text()
-        assert f"stopped by {number.name}: the same command goes on" in log.read_text()
+        assert f"stopped by {number.name}: the same command resumes" in log.read_text()
         assert "Traceback" not in log.read_text() and not list(run.path.glob("lock.*"))
         unfinished = next(name for name in STAGES if not run.finished(name))
         assert stage in (unfinished, "measure")

@@ -138,7 +138,7 @@ def test_a_record_is_what_evaluate_and_the_compacted_student_say(row, begun, tmp
     student = load_student(directory, PARENT, parts.config.compress)
     train(student)
     measured = measure_student(parts, student_module(parts, STAGE, student, begun.teacher), STAGE)
-    save_student(parts, directory, STAGE, PARENT, student, measured)
+    save_student(parts, directory, STAGE, PARENT, student, {**measured, **STEPS})
 
     again = evaluate(directory.path, stage=STAGE)
     assert said(again) == said(measured)

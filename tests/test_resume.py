@@ -145,6 +145,6 @@ def test_a_damaged_resume_checkpoint_is_refused(half, glue) -> None:
 def test_ctrl_c_says_how_to_go_on_and_the_run_goes_on(tmp_path, glue, undisturbed) -> None:
     overrides, log = command_of(tmp_path / "run", glue), tmp_path / "log"
     assert leg(overrides, log, ("prediction_kd", 5), signal.SIGINT) == 130
-    assert "the same command goes on" in log.read_text() and "Traceback" not in log.read_text()
+    assert "the same command resumes" in log.read_text() and "Traceback" not in log.read_text()
     assert leg(overrides, log) == 0, log.read_text()
     assert result(RunDirectory(tmp_path / "run"))["weights"] == result(undisturbed)["weights"]

@@ -108,7 +108,7 @@ def jobs(cluster, folder, glue, board) -> dict[str, tuple[str, Path]]:
 
 
 def interrupt(cluster: Cluster, job: str, run: RunDirectory, stage: str) -> int:
-    """Send SIGUSR1 in the middle of a stage; returns the step that the next leg goes on from."""
+    """Send SIGUSR1 in the middle of a stage; returns the step from which the next attempt resumes."""
     wait_for(lambda: any(r["stage"] == stage and r["step"] >= 20 for r in run.read_metrics()))
     cluster.signal(job, "USR1")
     restarts = int(cluster.show(job)["Restarts"])

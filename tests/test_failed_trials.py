@@ -25,7 +25,7 @@ DATA = {"source": "dir", "origin": "here", "banner": "data: here"}
 def driver(tmp_path, glue) -> Driver:
     sweep = spec.read(write(tmp_path / "tiny.yaml", tiny(glue)))
     (tmp_path / "out").mkdir()
-    return Driver(sweep, tmp_path / "out", 4, 1, lock=-1)
+    return Driver(sweep, tmp_path / "out", 4, 1)
 
 
 def ended(driver: Driver, text: str = jsonfile.dumps(STUDENT)):

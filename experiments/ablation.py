@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 from spikeprune.config import scalars
+from spikeprune.config.derived import active_stages
 from spikeprune.config.load import load
 from spikeprune.errors import InputError
 from spikeprune.experiment import streams
@@ -27,9 +28,7 @@ HERE = Path(__file__).resolve().parent
 GLUE = HERE / "glue.yaml"
 ABLATIONS = ("none", "spatial", "temporal", "quantize", "spatial+temporal", "all", "joint")
 SHARED_STAGES = ["teacher", "general_kd", "internal_kd", "prediction_kd"]
-ACTS_IN = {"heads": "spatial", "ffn": "spatial", "t_steps": "temporal", "weights": "quantize"}
-ACTS_IN |= {"target": "joint", "target_value": "joint", "target_of": "joint"}
-SHARED = ("ablation=none", f"run.stages=[{','.join(SHARED_STAGES)}]")
+SHARED = ("ablation=none", "stages.finetune.epochs=0")
 
 
 def main(arguments: list[str]) -> int:
@@ -65,7 +64,7 @@ def fitting(overrides: list[str], stages: list[str]) -> list[str]:
 
     def stage_of(key: str) -> str | None:
         section, _, rest = key.partition(".")
-        return {"stages": rest.partition(".")[0], "compress": ACTS_IN.get(rest)}.get(section)
+        return rest.partition(".")[0] if section == "stages" else None
 
     found = [(item, stage_of(item.partition("=")[0])) for item in overrides]
     return [item for item, stage in found if stage is None or stage in stages]
@@ -73,11 +72,11 @@ def fitting(overrides: list[str], stages: list[str]) -> list[str]:
 
 def run(seeds: list[int], names: list[str], overrides: list[str], tag: str = "") -> int:
     for item in overrides:
-        if item.partition("=")[0] in ("seed", "ablation", "run.dir", "run.start_from", "run.stages"):
+        if item.partition("=")[0] in ("seed", "ablation", "run.dir", "run.start_from"):
             raise InputError(f"{item}: the ablation sets this itself; seeds are given by --seeds, names by --only")
     which = [item for item in overrides if item.partition("=")[0] in ("task", "preset")]
     plain = load(GLUE, which)
-    stages = {name: load(GLUE, [*which, f"ablation={name}"]).run.stages for name in names}
+    stages = {name: active_stages(load(GLUE, [*which, f"ablation={name}"])) for name in names}
     root = Path("runs") / "ablation" / f"{plain.task}-{plain.preset}{tag}"
     plans = {}
     for seed in seeds:

@@ -29,7 +29,8 @@ from typing import Any
 import lightning as L
 import torch
 
-from spikeprune.config.load import load, read_resolved
+from spikeprune.config.derived import stage_rows
+from spikeprune.config.load import Config, load, read_resolved
 from spikeprune.errors import InputError
 from spikeprune.experiment import opening, pipeline, streams
 from spikeprune.experiment.build import trainers
@@ -107,6 +108,11 @@ def leg(folder: Path, warm: int, block: int, since: float, overrides: list[str])
     write_json(folder / "parts.json", watch.seconds)
 
 
+def lengths(stages: tuple[str, ...]) -> dict[str, int]:
+    """Epochs of each stage of the preset: one of those that are measured, none of the others."""
+    return {name: int(name in stages) for name, _ in stage_rows(Config()) if name != "general_kd"}
+
+
 def measure(args: argparse.Namespace, folder: Path, devices: int, batch: int, stages: tuple[str, ...]) -> dict:
     """Blocks and metrics of a run on `devices` with `batch` sentences a step over all of them."""
     teacher = args.work / "teacher"
@@ -114,10 +120,14 @@ def measure(args: argparse.Namespace, folder: Path, devices: int, batch: int, st
         (folder / "stages").mkdir(parents=True)
         shutil.copytree(teacher, folder / "stages" / "teacher")
     overrides = [
-        *("task=sst2", "preset=minilm", f"run.stages=[{','.join(stages)}]"),
+        *("task=sst2", "preset=minilm"),
         *("data.source=dir", f"data.dir={args.data}", f"teacher.checkpoint={args.teacher}"),
-        *(f"data.train_limit={args.train_limit}", "compress.heads=1.0", "compress.ffn=1.0", "compress.t_steps=null"),
-        *("stages.teacher.epochs=1", "stages.internal_kd.epochs=1", "stages.prediction_kd.epochs=1"),
+        *(f"data.train_limit={args.train_limit}", "data.replace_words=0"),
+        *(
+            f"stages.{name}.{key}"
+            for name, epochs in lengths(stages).items()
+            for key in (f"epochs={epochs}", "steps=0")
+        ),
         *(["stages.teacher.batch_size=256"] if args.speed_only else []),  # it need not know much
         *("run.checkpoint_every=1000000", *args.overrides, f"run.devices={devices}"),
         *(f"stages.{name}.batch_size={batch}" for name in STAGES[1:]),

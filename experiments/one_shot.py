@@ -17,6 +17,7 @@ from collections.abc import Iterator
 
 import torch
 
+from spikeprune.config.derived import least_neurons
 from spikeprune.experiment import checkpoints, evaluation, streams
 from spikeprune.experiment.build.modules import student_module
 from spikeprune.experiment.build.networks import student_shape
@@ -48,8 +49,7 @@ class OneShot:
         dev = self.parts.data.val_dataloader()[0]
         self.dev = [{name: x.to(device) for name, x in batch.items()} for batch in dev]
         self.shape, self.seed = student_shape(self.parts), seed
-        spatial = self.parts.config.compress.spatial
-        self.floors = {"heads": spatial.min_heads, "ffn": spatial.min_ffn}
+        self.floors = {"heads": 1, "ffn": least_neurons(self.student.ffn.shape[1])}
         self.prices = mask_search.unit_prices(self.student, self.train, self.shape)
 
     @torch.no_grad()

@@ -1,9 +1,9 @@
-"""The README's result tables and pictures, made from the summaries of finished runs; no figure is typed by hand.
+"""Result tables of docs/results.md and README.md, made from summaries of finished runs. No figure is typed by hand.
 
-python experiments/results.py runs/mrpc-tiny-s0 …    keep these runs' summaries in experiments/results/
-python experiments/results.py runs/ablation/sst2-tiny … keep what of an ablation's summaries its table reads
-python experiments/results.py                         make table and pictures again from the summaries kept
-python experiments/results.py --check                 exit code 1 where the README is not what they give
+python experiments/results.py runs/mrpc-tiny-s0 …      keep these runs' summaries in experiments/results/
+python experiments/results.py runs/ablation/sst2-tiny … keep an ablation's summaries, as far as its table needs them
+python experiments/results.py                          make tables and figure again from the summaries kept
+python experiments/results.py --check                  exit code 1 where a page differs from what they give
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from statistics import mean, stdev
@@ -20,30 +21,29 @@ from spikeprune.files import jsonfile
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "experiments" / "results"
-README = ROOT / "README.md"
 ABLATIONS = KEPT / "ablation"
+PUBLISHED = ROOT / "experiments" / "published.json"
+README, PAGE = ROOT / "README.md", ROOT / "docs" / "results.md"
+FIRST_RUN = "mrpc-tiny-embedded-s0.json"  # kept, its table stands at the head of the README
+FIGURE = ROOT / "docs" / "figures" / "quality-energy.svg"
 TABLE_READS = ("ac", "mac", "energy_pj", "latency_steps", "bytes")  # of a cost
-COLUMNS = (
-    "task",
-    "preset, data, seed",
-    "metric",
-    "dense teacher",
-    "spiking student",
-    "compressed",
-    "energy, × less",
-    "encoder bytes, × less",
-    "T",
-    "heads",
-    "neurons",
-    "synapses",
-    "training",
-    "hardware",
-    "commit",
-)
+NOTHING = "No run of the present version has been kept yet."
+SCORES = ("dense teacher", "spiking student", "compressed")
+SETTING = ("task", "preset, data", "seeds", "metric", *SCORES, "energy, × less", "encoder bytes, × less")
+RUN = ("task", "preset, data", "seed", "metric", *SCORES, "energy, × less", "encoder bytes, × less")
+RUN += ("T", "heads", "neurons", "synapses", "training", "hardware", "commit")
+TASKS = ("sst2", "mrpc", "rte", "stsb", "cola", "qnli", "qqp", "mnli")
 
 
 def summaries() -> list[dict]:
     return [jsonfile.loads(path.read_text(encoding="utf-8")) for path in sorted(KEPT.glob("*.json"))]
+
+
+def published() -> list[dict]:
+    return jsonfile.loads(PUBLISHED.read_text(encoding="utf-8"))
+
+
+# ---------------------------------------------------------------------------------------------------- keep summaries
 
 
 def keep(run: Path) -> None:
@@ -56,7 +56,7 @@ def keep(run: Path) -> None:
 
 
 def keep_ablation(folder: Path) -> None:
-    """Of the runs `s<seed>/<ablation>` what the ablation's table reads, under task, preset, data and folder's tag."""
+    """Keep what the table of an ablation needs of the runs `s<seed>/<ablation>`, under task, preset, data and tag."""
     found = {}
     for path in sorted(folder.glob("s*/*/summary.json")):
         if path.parent.name != "shared":
@@ -64,7 +64,7 @@ def keep_ablation(folder: Path) -> None:
     if not found:
         refuse(f"{folder}: no finished run, summary.json or s<seed>/<ablation>/summary.json")
     for name in {key.rsplit(" ", 1)[0] for key in found}:
-        agree([run for key, run in found.items() if key.rsplit(" ", 1)[0] == name], f"{folder}, {name}")
+        have_a_mean([run for key, run in found.items() if key.rsplit(" ", 1)[0] == name], f"{folder}, {name}")
     first = next(iter(found.values()))
     ABLATIONS.mkdir(parents=True, exist_ok=True)
     name = "-".join([first["task"], str(first["preset"]), first["data"]["source"]])
@@ -73,7 +73,7 @@ def keep_ablation(folder: Path) -> None:
 
 
 def of_a_commit(path: Path) -> dict:
-    """A run's summary, if what made it can be looked up again."""
+    """The summary of a run whose code can be looked up again."""
     try:
         summary = jsonfile.read(path, "make the run again", ("commit", "stages"))
     except InputError as error:
@@ -83,12 +83,11 @@ def of_a_commit(path: Path) -> dict:
     return summary
 
 
-def agree(found: list[dict], where: str) -> None:
-    """A mean over seeds is one of runs that differ in nothing else, as far as their summaries say."""
-    seeds = {}
+def have_a_mean(found: list[dict], where: str) -> None:
+    """Refuse to average seeds whose runs had different settings or different data."""
+    seeds: dict[str, list[str]] = {}
     for summary in found:
-        if "settings" in summary:  # older ones have none
-            seeds.setdefault(summary["settings"], []).append(str(summary["seed"]))
+        seeds.setdefault(summary["settings"], []).append(str(summary["seed"]))
     if len(seeds) > 1:
         apart = " and ".join(f"seeds {', '.join(own)}" for own in seeds.values())
         refuse(f"{where}: {apart} were run with different settings and have no mean; run one of the two again")
@@ -103,7 +102,7 @@ def refuse(why: str) -> None:
 
 
 def tag_of(name: str, rest: str) -> str:
-    """`-at-0.07` of `sst2-tiny-at-0.07` and `sst2-tiny`; nothing where it does not begin so."""
+    """`-at-0.07` of `sst2-tiny-at-0.07` and `sst2-tiny`; empty for a name that does not begin with `rest`."""
     return name.removeprefix(rest) if name.startswith(f"{rest}-") else ""
 
 
@@ -113,33 +112,15 @@ def table_part(summary: dict) -> dict:
         return {key: row[key] for key in ("metrics", "main", "fidelity", "budget") if key in row} | {"cost": cost}
 
     named = {summary["final"], summary["uncompressed"]} - {None}
-    stages = {name: part(row) for name, row in summary["stages"].items() if name in named}
     own = ("task", "preset", "seed", "data", "main_metric", "uncompressed", "final", "commit", "hardware", "versions")
-    return {key: summary[key] for key in (*own, "settings") if key in summary} | {
+    return {
+        **{key: summary[key] for key in (*own, "settings")},
         "teacher": part(summary["teacher"]),
-        "stages": stages,
+        "stages": {name: part(row) for name, row in summary["stages"].items() if name in named},
     }
 
 
-def ablation_tables() -> str:
-    """Each kept ablation's table, in the order in which they run, with what made it."""
-    from ablation import ABLATIONS as RUN
-
-    from spikeprune.report.ablation import to_markdown
-
-    def place(key: tuple[str, int]) -> tuple[int, str, int]:
-        return RUN.index(key[0]) if key[0] in RUN else len(RUN), *key
-
-    parts = []
-    for path in sorted(ABLATIONS.glob("*.json"), key=lambda path: path.stem):
-        kept = {tuple(key.rsplit(" ", 1)): run for key, run in jsonfile.loads(path.read_text(encoding="utf-8")).items()}
-        found = {(name, int(seed)): run for (name, seed), run in kept.items()}
-        made = sorted({f"{run['hardware']}, commit `{run['commit']}`" for run in found.values()})
-        first = next(iter(found.values()))
-        tag = tag_of(path.stem, "-".join([first["task"], str(first["preset"]), first["data"]["source"]]))
-        table = to_markdown({key: found[key] for key in sorted(found, key=place)}, {}, tag)
-        parts.append(f"{table}\nMade on {'; '.join(made)}.")
-    return "\n\n".join(parts)
+# ------------------------------------------------------------------------------------------------- figures of one run
 
 
 def rows(summary: dict) -> tuple[dict, dict, dict]:
@@ -148,7 +129,7 @@ def rows(summary: dict) -> tuple[dict, dict, dict]:
 
 
 def metric_of(summary: dict) -> str:
-    """The score that GLUE ranks by; accuracy where it ranks by the mean of accuracy and F1."""
+    """The metric that GLUE ranks by; accuracy where it ranks by the mean of accuracy and F1."""
     main, *more = summary["main_metric"].split("+")
     return "accuracy" if more and "accuracy" in summary["teacher"]["metrics"] else main
 
@@ -162,33 +143,46 @@ def savings(summary: dict) -> list[float]:
 
 
 def few_bits(summary: dict) -> list[str]:
-    """The kind of the compressed student's weights, where they are not floats."""
+    """The kind of the compressed student's weights, where they are quantized."""
     kind = rows(summary)[2]["encoder_weights"]["kind"]
     return [] if kind == "float" else [kind]
 
 
 def byte_saving(summary: dict) -> float:
-    """The uncompressed student's encoder matrices in float32 over what is left of them, as stored."""
+    """The uncompressed student's encoder matrices in float32 over the compressed ones, as stored."""
     from spikeprune.cost.shapes import Shape, matrix_bytes
 
-    whole = matrix_bytes(shape=Shape(**summary["shape"], classes=0))  # classes: of no matrix of the encoder
+    whole = matrix_bytes(shape=Shape(**summary["shape"], classes=0))  # the encoder has no matrix of classes
     return whole / rows(summary)[2]["encoder_weights"]["bytes"]
 
 
 def source(summary: dict) -> str:
     found, kind = summary["data"]["source"], "".join(f", {kind} weights" for kind in few_bits(summary))
-    return f"{summary['preset']}, {'embedded (not GLUE)' if found == 'embedded' else f'GLUE {found}'}{kind}"
+    data = "generated data (not GLUE)" if found == "embedded" else "GLUE dev"
+    return f"{summary['preset']}, {data}{kind}"
 
 
-def cells(summary: dict) -> list[str]:
-    """The row of one run."""
+# ------------------------------------------------------------------------------------------------------------ tables
+
+
+def markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *lines))
+
+
+def settings(found: list[dict]) -> list[list[dict]]:
+    """Runs that differ in nothing but the seed, on the same hardware."""
+    return [list(group) for _, group in groupby(found, lambda s: (s["task"], source(s), s["hardware"]))]
+
+
+def run_cells(summary: dict) -> list[str]:
     final, shape = rows(summary)[2], summary["shape"]
     kept = [f"{100 * sum(final[part]) / (shape['layers'] * shape[part]):.0f} %" for part in ("heads", "ffn")]
     kept.append(f"{100 * final.get('synapses', 1):.0f} %")
     minutes = (summary["teacher"]["seconds"] + sum(row["seconds"] for row in summary["stages"].values())) / 60
     return [
         summary["task"],
-        f"{source(summary)}, {summary['seed']}",
+        source(summary),
+        str(summary["seed"]),
         metric_of(summary),
         *(f"{score:.1f}" for score in scores(summary)),
         " → ".join(f"{saving:.1f}" for saving in savings(summary)),
@@ -201,32 +195,128 @@ def cells(summary: dict) -> list[str]:
     ]
 
 
-def mean_cells(found: list[dict]) -> list[str]:
-    """The row of several seeds' runs: means ± standard deviations; of the energy the means."""
-    agree(found, f"{found[0]['task']}, {source(found[0])}")
-    score = [f"{mean(values):.1f} ± {stdev(values):.1f}" for values in zip(*map(scores, found), strict=True)]
-    saving = " → ".join(f"{mean(values):.1f}" for values in zip(*map(savings, found), strict=True))
-    first, seeds = found[0], f"mean of {len(found)} seeds"
-    size = f"{mean(map(byte_saving, found)):.1f}"
-    known = [first["task"], f"{source(first)}, {seeds}", metric_of(first), *score, saving, size]
-    commits = ", ".join(dict.fromkeys(f"`{summary['commit']}`" for summary in found))
-    return [*known, *[""] * (len(COLUMNS) - len(known) - 2), first["hardware"], commits]
+def setting_cells(found: list[dict]) -> list[str]:
+    """One setting: means over its seeds, ± the standard deviation where there are several."""
+    have_a_mean(found, f"{found[0]['task']}, {source(found[0])}")
+    first = found[0]
+    return [
+        first["task"],
+        source(first),
+        str(len(found)),
+        metric_of(first),
+        *(spread(values) for values in zip(*map(scores, found), strict=True)),
+        " → ".join(f"{mean(values):.1f}" for values in zip(*map(savings, found), strict=True)),
+        f"{mean(map(byte_saving, found)):.1f}",
+    ]
 
 
-def table(found: list[dict]) -> str:
-    """A row for each run, and behind several seeds on the same hardware one for all, which names every commit."""
-    lines = [COLUMNS, ["---"] * len(COLUMNS)]
-    for _, group in groupby(found, lambda s: (s["task"], source(s), s["hardware"])):
-        same = list(group)
-        lines += [*map(cells, same), *([mean_cells(same)] if len(same) > 1 else [])]
-    return "\n".join("| " + " | ".join(row) + " |" for row in lines)
+def spread(values: Sequence[float]) -> str:
+    return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
 
 
-def with_table(readme: str, name: str, text: str) -> str:
-    """`text` between the README's two marks of this name."""
+def commits(found: list[dict]) -> str:
+    return ", ".join(dict.fromkeys(f"`{summary['commit']}`" for summary in found))
+
+
+def run_table(found: list[dict]) -> str:
+    """One line for each run."""
+    return markdown(RUN, [run_cells(summary) for summary in found]) if found else NOTHING
+
+
+def setting_table(found: list[dict]) -> str:
+    """One line for each setting, with the published scores on its task beside it."""
+    lines = [[*setting_cells(own), peers(own[0]), commits(own)] for own in settings(found)]
+    return markdown([*SETTING, "published", "commit"], lines) if found else NOTHING
+
+
+def peers(summary: dict) -> str:
+    """`Sorbet 90.4, …` on the same task; none for generated data, which has no published scores."""
+    if summary["data"]["source"] == "embedded":
+        return "-"
+    return ", ".join(f"{peer['name']} {score(peer, summary['task'])}" for peer in published() if _has(peer, summary))
+
+
+def _has(peer: dict, summary: dict) -> bool:
+    return summary["task"] in peer["scores"]
+
+
+def score(peer: dict, task: str) -> str:
+    if task not in peer["scores"]:
+        return "-"
+    return f"{peer['scores'][task]:g}{'*' if task in peer['unverified'] else ''}"
+
+
+def published_table() -> str:
+    lines = [
+        [f"{peer['name']} ({peer['venue']})", *(score(peer, task) for task in TASKS), peer["source"], peer["differs"]]
+        for peer in published()
+    ]
+    return markdown(["model", *TASKS, "source", "what differs from here"], lines)
+
+
+def ablation_tables() -> str:
+    """The table of each kept ablation, in the order in which they run, with hardware and commit."""
+    from ablation import ABLATIONS as RUN_ORDER
+
+    from spikeprune.report.ablation import to_markdown
+
+    def place(key: tuple[str, int]) -> tuple[int, str, int]:
+        return RUN_ORDER.index(key[0]) if key[0] in RUN_ORDER else len(RUN_ORDER), *key
+
+    parts = []
+    for path in sorted(ABLATIONS.glob("*.json"), key=lambda path: path.stem):
+        kept = {tuple(key.rsplit(" ", 1)): run for key, run in jsonfile.loads(path.read_text(encoding="utf-8")).items()}
+        found = {(name, int(seed)): run for (name, seed), run in kept.items()}
+        made = sorted({f"{run['hardware']}, commit `{run['commit']}`" for run in found.values()})
+        first = next(iter(found.values()))
+        tag = tag_of(path.stem, "-".join([first["task"], str(first["preset"]), first["data"]["source"]]))
+        table = to_markdown({key: found[key] for key in sorted(found, key=place)}, {}, tag)
+        parts.append(f"{table}\nMade on {'; '.join(made)}.")
+    return "\n\n".join(parts) or NOTHING
+
+
+# ------------------------------------------------------------------------------------------------------------- pages
+
+
+def between_marks(page: str, name: str, text: str) -> str:
+    """`page` with `text` between its two marks of this name."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    if page.count(begin) != 1 or page.count(end) != 1:
+        raise ValueError(f"the page must have the marks {begin} and {end} once each")
     pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    return pattern.sub(lambda _: f"{begin}\n{text}\n{end}", readme)
+    return pattern.sub(lambda _: f"{begin}\n{text}\n{end}", page)
+
+
+def pages() -> dict[Path, str]:
+    """The complete text of each page that has tables of results."""
+    found = summaries()
+    figure = f"![Quality against energy](figures/{FIGURE.name})\n\n" if found else ""
+    page = between_marks(PAGE.read_text(encoding="utf-8"), "settings", figure + setting_table(found))
+    for name, table in (("runs", run_table(found)), ("ablation", ablation_tables()), ("published", published_table())):
+        page = between_marks(page, name, table)
+    readme = between_marks(README.read_text(encoding="utf-8"), "results", setting_table(found))
+    if (KEPT / FIRST_RUN).is_file():
+        kept = jsonfile.loads((KEPT / FIRST_RUN).read_text(encoding="utf-8"))
+        readme = between_marks(readme, "first run", terminal(kept))
+    return {PAGE: page, README: readme}
+
+
+def terminal(summary: dict) -> str:
+    """The README's block of the first run: the command, and the table that it ends with."""
+    from spikeprune.report.tables import summary_table
+
+    return f"```console\n$ make glue TASK={summary['task']}\n…\n{summary_table(summary)}\n```"
+
+
+def draw(found: list[dict]) -> None:
+    """Quality against energy, of GLUE's tasks where there are any."""
+    if not found:
+        FIGURE.unlink(missing_ok=True)
+        return
+    from spikeprune.report.figures import results_figure
+
+    glue = [summary for summary in found if summary["data"]["source"] != "embedded"]
+    results_figure(glue or found, FIGURE)
 
 
 def main(arguments: list[str]) -> int:
@@ -238,17 +328,14 @@ def main(arguments: list[str]) -> int:
         parser.error("--check keeps no runs; leave it out, or them")
     for run in given.runs:
         (keep if (run / "summary.json").is_file() else keep_ablation)(run)
-    readme = README.read_text(encoding="utf-8")
-    made = with_table(with_table(readme, "results", table(summaries())), "ablation", ablation_tables())
+    made = pages()
     if given.check:
-        print("README.md is what the summaries give" if made == readme else "README.md differs: run make results")
-        return int(made != readme)
-    README.write_text(made, encoding="utf-8")
-    from spikeprune.report.figures import pipeline_figure, results_figure
-
-    glue = [summary for summary in summaries() if summary["data"]["source"] != "embedded"]
-    results_figure(glue or summaries(), KEPT / "quality-energy.svg")
-    pipeline_figure(KEPT / "stages.svg")
+        stale = [page.name for page, text in made.items() if page.read_text(encoding="utf-8") != text]
+        print(f"{' and '.join(stale)}: run make results" if stale else "the pages are what the summaries give")
+        return int(bool(stale))
+    for page, text in made.items():
+        page.write_text(text, encoding="utf-8")
+    draw(summaries())
     return 0
 
 

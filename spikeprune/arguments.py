@@ -22,17 +22,27 @@ examples:
       teacher.checkpoint=checkpoints/minilm student.t_steps=4
   spikeprune train experiments/glue.yaml preset=tiny 'student.t_steps=[4,2,2]' stages.finetune.epochs=0
 
-A later value wins: defaults, the file and its base, the preset, the file's block for the task, then key=value.
+A later value wins: defaults, the file and its base, the preset, the ablation, then key=value.
 The same command started again resumes where the run stopped.
 """
+
+CONFIG_EXAMPLES = """\
+examples:
+  spikeprune config task=sst2 preset=minilm
+  spikeprune config experiments/glue.yaml stages.budget.value=0.05 stages.budget.epochs=4
+  spikeprune config --help-keys
+
+Without an experiment file it reads experiments/glue.yaml.
+"""
+
 
 EVALUATE_EXAMPLES = """\
 examples:
   spikeprune evaluate runs/mrpc-tiny-s0
   spikeprune evaluate runs/mrpc-tiny-s0 --stage internal_kd --json
   spikeprune evaluate runs/mrpc-minilm-s0 --data glue
-  spikeprune evaluate runs/mrpc-tiny-s0 time.early_exit=asr
-  spikeprune evaluate runs/mrpc-tiny-s0 student.coding=running_mean time.early_exit=confidence
+  spikeprune evaluate runs/mrpc-tiny-s0 cost.early_exit=asr
+  spikeprune evaluate runs/mrpc-tiny-s0 student.coding=running_mean cost.early_exit=confidence
   spikeprune evaluate runs/mrpc-tiny-s0 student.dead_zone=60
 """
 
@@ -83,7 +93,7 @@ examples:
 Run it on a machine with a network, such as a login node; compute nodes then find everything in the cache (HF_HOME).
 """
 
-CHANGED = "values that replace the run's, of keys that need no training: student.dead_zone, time.early_exit, …"
+CHANGED = "values that replace the run's, of keys that need no training: student.dead_zone, cost.early_exit, …"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -97,6 +107,15 @@ def parser() -> argparse.ArgumentParser:
 
     train = _command(commands, "train", "run the stages of an experiment, or resume them", TRAIN_EXAMPLES)
     _experiment(train)
+
+    config = _command(
+        commands, "config", "print the resolved configuration, and where each value is set", CONFIG_EXAMPLES
+    )
+    config.add_argument(
+        "experiment", metavar="EXPERIMENT", nargs="?", help="an experiment file, by default the package's glue.yaml"
+    )
+    config.add_argument("overrides", metavar="key=value", nargs="*", help="values that replace the file's")
+    config.add_argument("--help-keys", action="store_true", help="print every key with its values, default and meaning")
 
     evaluate = _command(commands, "evaluate", "measure quality and cost from saved checkpoints", EVALUATE_EXAMPLES)
     evaluate.add_argument("run", type=expanduser, metavar="RUN", help="a run's directory, such as runs/mrpc-tiny-s0")
@@ -221,7 +240,7 @@ def _default_experiment(args: argparse.Namespace, command: argparse.ArgumentPars
         args.overrides = [args.experiment, *args.overrides]
         args.experiment = None
     if args.experiment is None:
-        if not args.overrides:
+        if not args.overrides and args.command != "config":
             command.error(f"name an experiment file or a task, such as: {command.prog} task=mrpc preset=tiny")
         args.experiment = str(experiment_file())
 

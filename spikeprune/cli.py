@@ -28,6 +28,12 @@ def _train(args: argparse.Namespace) -> None:
     print("\n" + summary_table(summary))
 
 
+def _config(args: argparse.Namespace) -> None:
+    from spikeprune.config import reference
+
+    print("\n".join(reference.help_lines() if args.help_keys else reference.explained(args.experiment, args.overrides)))
+
+
 def _evaluate(args: argparse.Namespace) -> None:
     from spikeprune.experiment import evaluation
     from spikeprune.report.tables import evaluation_lines, other_data
@@ -107,6 +113,7 @@ def _fetch(args: argparse.Namespace) -> None:
 
 ACTIONS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "train": _train,
+    "config": _config,
     "evaluate": _evaluate,
     "compact": _compact,
     "sync": _sync,

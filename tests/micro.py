@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from random import Random
+
+from spikeprune.config.schema import Stages
 
 ROOT = Path(__file__).resolve().parents[1]
 GLUE = ROOT / "experiments" / "glue.yaml"
@@ -35,6 +38,11 @@ def write_cola(folder: Path) -> Path:
     return folder
 
 
+def only(*names: str) -> list[str]:
+    """Overrides that leave out every stage but these; the teacher's always runs."""
+    return [f"stages.{field.name}.epochs=0" for field in fields(Stages) if field.name not in ("teacher", *names)]
+
+
 def micro(folder: Path, glue: Path | None = None) -> list[str]:
     """Overrides of experiments/glue.yaml for a run in `folder`; without `glue` on embedded data, task left to set."""
     real = ["task=sst2", "data.source=dir", f"data.dir={glue}"]
@@ -44,7 +52,6 @@ def micro(folder: Path, glue: Path | None = None) -> list[str]:
         "preset=tiny",
         f"run.dir={folder}",
         "run.accelerator=cpu",
-        "run.threads=1",
         "run.log_every=1",
         "data.batch_size=8",
         "data.max_length=24",
@@ -54,13 +61,12 @@ def micro(folder: Path, glue: Path | None = None) -> list[str]:
         "teacher.vocab_size=300",
         "teacher.dropout=0.1",
         "student.calibration=32",
-        "distill.replace_words=0.3",
-        "compress.heads=0.5",
-        "compress.ffn=0.3",
-        "compress.t_steps=2",
-        "compress.spatial.min_ffn=4",
-        "compress.spatial.end=1.0",
-        "compress.temporal.end=1.0",
+        "data.replace_words=0.3",
+        "stages.spatial.heads=0.5",
+        "stages.spatial.ffn=0.3",
+        "stages.temporal.t_steps=2",
+        "stages.spatial.end=1.0",
+        "stages.temporal.end=1.0",
         "stages.teacher.epochs=3",
         "stages.teacher.lr=1.0e-2",
         "stages.internal_kd.epochs=2",

@@ -164,17 +164,17 @@ def test_a_containers_quota_limits_the_threads(files, share, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "beside", "quota", "threads"),
-    [(None, 1, 4, 4), (None, 3, 4, 1), (None, 2, None, 8), (None, 2, 1, 1), (None, 2, 40, 8), (5, 2, 4, 5)],
+    ("beside", "quota", "threads"),
+    [(1, 4, 4), (3, 4, 1), (2, None, 8), (2, 1, 1), (2, 40, 8)],
 )
-def test_the_processes_of_a_machine_share_its_quota(given, beside, quota, threads, monkeypatch) -> None:
+def test_the_processes_of_a_machine_share_its_quota(beside, quota, threads, monkeypatch) -> None:
     """Of eight threads that torch has; a run that is read again is measured by one process."""
     found = []
     monkeypatch.setattr(processes, "cpu_quota", lambda: quota)
     monkeypatch.setattr(processes.distributed, "running", lambda: beside > 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setattr(torch, "set_num_threads", found.append)
-    processes.use_threads(Run(devices=max(2, beside), threads=given))
+    processes.use_threads(Run(devices=max(2, beside)))
     assert found == [threads]
 
 

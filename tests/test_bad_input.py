@@ -16,8 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GLUE = str(ROOT / "experiments" / "glue.yaml")
 MICRO = (
     "preset=tiny",
-    "data.embedded_train=64",
-    "data.embedded_dev=32",
+    "data.embedded=[64,32]",
     "stages.teacher.epochs=1",
 )
 
@@ -58,8 +57,8 @@ def glue(tmp_path: Path) -> Path:
         ("task=mrcp", ("mrcp", "mrpc")),
         ("stages.spatal.epochs=1", ("stages.spatal", "stages.spatial")),
         ("student.t_steps=0", ("student.t_steps = 0", "at least 1")),
-        ("compress.heads=0", ("compress.heads = 0", "above 0")),
-        ("compress.t_steps=0", ("compress.t_steps = 0", "at least 1")),
+        ("stages.spatial.heads=0", ("stages.spatial.heads = 0", "above 0")),
+        ("stages.temporal.t_steps=0", ("stages.temporal.t_steps = 0", "at least 1")),
         ("student.coding=rate", ("student.coding = rate", "running_mean")),
         ("data.batch_size=many", ("data.batch_size", "whole number")),
         ("run.devices=0", ("run.devices = 0", "at least 1")),
@@ -75,7 +74,7 @@ def test_configuration(refuse, override: str, words: tuple[str, ...]) -> None:
     [
         (0, ["run.accelerator=gpu"], "run.accelerator = gpu: this machine has none"),
         (0, ["run.accelerator=gpu", "run.devices=2"], "run.accelerator = gpu: this machine has none"),
-        (0, ["run.cuda_graphs=on"], "run.cuda_graphs = on: needs a CUDA device"),
+        (0, [], "run.cuda_graphs = on: needs a CUDA device"),
         (1, ["run.accelerator=auto", "run.devices=2"], "run.devices = 2: this machine has 1 GPU"),
         (2, ["run.accelerator=gpu", "run.devices=3"], "run.devices = 3: this machine has 2 GPUs"),
         (0, ["run.accelerator=tpu"], "run.accelerator = tpu: choose from auto, cpu, gpu"),

@@ -1,4 +1,4 @@
-"""The benchmark: its peers are the same network, its figures are counted right, and the README shows what it measured.
+"""The benchmark: its peers are the same network, its figures are counted right, and docs/performance.md has them.
 No speed is asserted here."""
 
 from __future__ import annotations
@@ -133,9 +133,9 @@ def test_goals_say_whether_they_are_met() -> None:
     assert AT.goal("at most", 1.0) is None  # a GPU's goals are none of the CPU's
 
 
-def test_the_readme_is_what_the_kept_results_give() -> None:
-    readme = report.README.read_text()
-    assert report.BEGIN in readme and report.with_results(readme, report.kept_results()) == readme
+def test_the_page_is_what_the_kept_results_give() -> None:
+    page = report.PAGE.read_text()
+    assert report.BEGIN in page and report.with_results(page, report.kept_results()) == page
 
 
 def kept(parts, folder: Path, monkeypatch, *, without: str | None = None) -> dict[str, dict]:
@@ -205,7 +205,7 @@ def test_a_comparison_of_devices_is_kept_with_what_it_was_made_on(tmp_path, glue
     found, said = json.loads(out.read_text()), capfd.readouterr().out
     made, legs = found["made"], found["legs"]
     assert (made["commit"], made["torch"]) == (commit(), torch.__version__)
-    assert made["hardware"] == f"{hardware(CPU).rpartition(',')[0]}, 1 threads"  # of a leg, by run.threads
+    assert made["hardware"] == f"{hardware(CPU).rpartition(',')[0]}, 1 threads"  # of a leg, by OMP_NUM_THREADS
     assert (made["train_limit"], made["batch"], made["devices"], made["preset"]) == (48, 4, 2, "tiny")
     assert made["overrides"] == words and "48 training examples" in made["data"]
     assert {name: leg["steps"] for name, leg in legs.items()} == {"1 × 4": 12, "2 × 4": 6}

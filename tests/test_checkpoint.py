@@ -181,6 +181,7 @@ def fits(task: str, **bert) -> None:
         ("mrpc", {"type_vocab_size": 1}, "2 token types but the model has only 1"),
         ("sst2", {"vocab_size": 5}, "the model has only 5 embeddings"),
         ("sst2", {"max_position_embeddings": 15}, "the teacher has 15 positions"),
+        ("sst2", {"num_attention_heads": 1}, "stages.spatial.heads = 0.5: keeps fewer than the least, 1 of 1 a layer"),
     ],
 )
 def test_what_the_tokenizer_gives_has_embeddings(task, bert, message) -> None:

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from spikeprune import __version__, arguments, cli
+from spikeprune.config.keys import every_key
 from spikeprune.errors import InputError
 from spikeprune.experiment import streams
 
@@ -219,6 +220,35 @@ def test_ctrl_c_says_how_to_go_on(pipeline, capsys) -> None:
 # --- what the commands hand on ----------------------------------------------------------------------------------------
 
 
+def test_config_prints_each_value_and_who_set_it(capsys, monkeypatch) -> None:
+    """With the experiment file and without one, which is then experiments/glue.yaml."""
+    monkeypatch.chdir(ROOT)
+    given = ["preset=minilm", "ablation=joint", "stages.spatial.heads=0.25"]
+    printed = []
+    for words in (given, ["experiments/glue.yaml", *given]):
+        assert cli.main(["config", *words]) == 0
+        printed.append(dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines()))
+    one, two = printed
+    assert one == two and list(one) == list(every_key())
+    values = {key: [part.strip() for part in line.rsplit("  # ", 1)] for key, line in one.items()}
+    assert values["stages.spatial.heads"] == ["0.25", "command line"]
+    assert values["stages.budget.value"] == ["0.02", "experiments/ablations/joint.yaml"]
+    assert values["teacher.dropout"] == ["0.0", "experiments/presets/minilm.yaml"]
+    assert values["task"] == ["mrpc", "experiments/glue.yaml"] and values["seed"] == ["0", "default"]
+    assert cli.main(["config", "sed=1"]) == 2
+    assert "sed: unknown key (did you mean seed?)" in capsys.readouterr().err
+
+
+def test_config_prints_every_key(capsys) -> None:
+    assert cli.main(["config", "--help-keys"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    shared = {"stages.STAGE." + key.split(".", 2)[2] for key in every_key() if key.startswith("stages.teacher.")}
+    assert shared < set(lines) and {key for key in every_key() if not key.startswith("stages.")} < set(lines)
+    theta = lines["student.theta"]
+    assert theta.endswith("  one threshold per channel or per layer [channel, tensor; default channel]")
+    assert "[a finite number; default 1.0]" in lines["stages.spatial.heads"]
+
+
 def test_train_hands_on_the_configuration(pipeline) -> None:
     seen = []
     pipeline.run = lambda config, tracker: seen.append(config)
@@ -255,5 +285,5 @@ def test_evaluate_prints_json_or_a_table(pipeline, capsys, monkeypatch) -> None:
     assert seen[:2] == [("runs/x", "spatial", "glue", False, False), ("runs/x", None, None, False, False)]
     assert seen[2:] == [("runs/x", None, None, True, False), ("runs/x", None, None, False, True)]
     assert changed == []
-    assert cli.main(["evaluate", "runs/x", "time.early_exit=asr", "--stage", "spatial", "--json"]) == 0
-    assert changed == ["time.early_exit=asr"]
+    assert cli.main(["evaluate", "runs/x", "cost.early_exit=asr", "--stage", "spatial", "--json"]) == 0
+    assert changed == ["cost.early_exit=asr"]

@@ -14,7 +14,7 @@ import warnings
 import pytest
 import safetensors.torch
 import torch
-from micro import GLUE, ROOT, micro, write_sst2
+from micro import GLUE, ROOT, micro, only, write_sst2
 
 from spikeprune import cli
 from spikeprune.config.load import load
@@ -205,7 +205,7 @@ def test_layers_that_cannot_be(counts) -> None:
 def run(tmp_path_factory) -> RunDirectory:
     """Teacher, two distilled epochs and one with pruning."""
     folder = tmp_path_factory.mktemp("runs")
-    stages = ["run.stages=[teacher,internal_kd,spatial]", "stages.internal_kd.epochs=1", "compress.t_steps=null"]
+    stages = [*only("teacher", "internal_kd", "spatial"), "stages.internal_kd.epochs=1", "stages.temporal.t_steps=null"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pipeline.run(load(GLUE, [*micro(folder / "sst2", write_sst2(folder / "glue")), *stages]))

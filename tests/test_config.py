@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from micro import GLUE
 
-from spikeprune.config import scalars
-from spikeprune.config.load import Config, differences, load, read_resolved, to_yaml
-from spikeprune.config.validation.rules import validate
+from spikeprune.config import reference, scalars
+from spikeprune.config.load import Config, differences, load, read_resolved, resolve, to_yaml
+from spikeprune.config.validation import validate
 from spikeprune.errors import InputError
 
 # --- merging ----------------------------------------------------------------------------------------------------------
@@ -27,43 +28,64 @@ def test_an_empty_file_gives_the_defaults_and_its_name_to_the_run(empty: Path) -
 
 def test_one_configuration_leaves_nothing_to_the_next(empty: Path) -> None:
     first = load(empty)
-    load(empty, ["seed=3", "run.stages=[teacher]", "compress.heads=1", "compress.ffn=1", "compress.t_steps=null"])
-    with pytest.raises(InputError, match="run.stages: Interpolation key 'nowhere' not found"):
-        load(empty, ["seed=4", "run.stages=${nowhere}"])
-    load(empty).run.stages.clear()
+    load(empty, ["seed=3", "stages.spatial.heads=0.5", "data.corpus=[a]"])
+    with pytest.raises(InputError, match="data.corpus: Interpolation key 'nowhere' not found"):
+        load(empty, ["seed=4", "data.corpus=${nowhere}"])
+    load(empty).data.corpus.append("b")
     assert load(empty) == first
 
 
 def test_later_wins(write) -> None:
-    write("root.yaml", "seed: 1\ndata: {batch_size: 1, max_length: 10}\nstudent: {t_steps: 2, leak: 0.5}")
-    write("base.yaml", "base: root.yaml\ndata: {batch_size: 2, max_length: 20}")
+    write("base.yaml", "seed: 1\ndata: {batch_size: 2, max_length: 20}\nstudent: {t_steps: 2, leak: 0.5}")
     file = write(
         "file.yaml",
         """
         base: base.yaml
         task: rte
         preset: small
-        data: {batch_size: 3, eval_batch_size: 3, embedded_train: 3, embedded_dev: 3}
-        tasks:
-          rte: {data: {embedded_train: 5, embedded_dev: 5}}
-          cola: {data: {embedded_train: 99}}
+        data: {batch_size: 3, eval_batch_size: 3, train_limit: 3}
         """,
     )
-    write("presets/small.yaml", "data: {eval_batch_size: 4, embedded_train: 4}\ntasks: {rte: {seed: 5}}")
-    config = load(file, ["data.embedded_dev=6"])
+    write("presets/small.yaml", "data: {eval_batch_size: 4, train_limit: 4}\nseed: 5")
+    write("ablations/none.yaml", "data: {train_limit: 5}")
+    config, sources = resolve(file, ["data.embedded=[6,7]", "ablation=none"])
     data = config.data
-    found = (config.student.leak, data.max_length, data.batch_size, data.eval_batch_size, data.embedded_train)
+    found = (config.student.leak, data.max_length, data.batch_size, data.eval_batch_size, data.train_limit)
     assert found == (0.5, 20, 3, 4, 5)
-    assert (data.embedded_dev, config.seed) == (6, 5)
-    assert config.run.dir == "runs/rte-small-s5"
+    assert (data.embedded, config.seed) == ([6, 7], 5)
+    assert config.run.dir == "runs/rte-small-none-s5"
+    names = {key: Path(source).name for key, source in sources.items()}
+    assert (names["data.max_length"], names["data.batch_size"], names["seed"]) == (
+        "base.yaml",
+        "file.yaml",
+        "small.yaml",
+    )
+    assert (names["data.train_limit"], sources["data.embedded"]) == ("none.yaml", "command line")
 
 
-def test_task_and_preset_of_the_command_line_choose_block_and_preset(write) -> None:
-    file = write("runs/file.yaml", "task: rte\npreset: a\ntasks: {rte: {seed: 1}, cola: {seed: 2}}")
+def test_the_command_line_chooses_the_preset(write) -> None:
+    file = write("runs/file.yaml", "task: rte\npreset: a")
     write("presets/a.yaml", "data: {batch_size: 8}")
     write("presets/b.yaml", "data: {batch_size: 9}")
     config = load(file, ["task=cola", "preset=b"])
-    assert (config.task, config.seed, config.data.batch_size, config.run.dir) == ("cola", 2, 9, "runs/cola-b-s2")
+    assert (config.task, config.data.batch_size, config.run.dir) == ("cola", 9, "runs/cola-b-s0")
+
+
+def test_a_run_of_an_older_version_is_told(write) -> None:
+    with pytest.raises(InputError, match="has a section 'compress', of an older version"):
+        read_resolved(write("config.yaml", "compress: {heads: 0.5}"))
+
+
+def test_every_key_is_explained() -> None:
+    """Each with one line of help; at most 80 of them."""
+    found = reference.entries()
+    assert all(entry.help and "\n" not in entry.help for entry in found)
+    assert reference.distinct() <= 80 and len({entry.key for entry in found}) == len(found)
+    page = reference.markdown()
+    assert all(f"| `{entry.key}` |" in page for entry in found)
+    lines = reference.explained(GLUE, ["preset=tiny", "seed=7"])
+    assert any(line.startswith("seed: 7 ") and line.endswith("# command line") for line in lines)
+    assert any(line.startswith("teacher.hidden: 128 ") and line.endswith("tiny.yaml") for line in lines)
 
 
 def test_a_preset_beside_the_file_hides_one_in_the_folder_above(write) -> None:
@@ -125,9 +147,9 @@ def test_files_are_read_by_the_types_of_their_keys(write) -> None:
 
 
 def test_sections_and_lists_on_the_command_line(empty: Path) -> None:
-    config = load(empty, ["student={leak: 0.5, t_steps: [1, 2, 3]}", "run.stages=[teacher]", "distill.layer_map=[0,1]"])
+    config = load(empty, ["student={leak: 0.5, t_steps: [1, 2, 3]}", "data.corpus=[a.txt]", "data.embedded=[3,4]"])
     assert (config.student.leak, config.student.t_steps) == (0.5, [1, 2, 3])
-    assert (config.run.stages, config.distill.layer_map) == (["teacher"], [0, 1])
+    assert (config.data.corpus, config.data.embedded) == (["a.txt"], [3, 4])
 
 
 def test_keys_that_wandb_adds_are_dropped(empty: Path) -> None:
@@ -158,7 +180,7 @@ SPELLINGS = st.one_of(
         ]
     ),
     st.text(st.sampled_from("\\${}a"), min_size=1),
-    st.text(st.characters(min_codepoint=32, max_codepoint=0x2FF), min_size=1),
+    st.text(st.characters(min_codepoint=32, max_codepoint=0x2FF), min_size=1).filter(str.strip),
 )
 
 
@@ -185,16 +207,19 @@ def test_what_the_program_passes_on_reads_back_the_same(tmp_path_factory, path: 
     empty.touch()
     words = [scalars.of_path("run.dir", f"{path}/0"), scalars.of_path("data.dir", path)]
     words += [scalars.spelt("student.t_steps", steps), scalars.spelt("stages.teacher.lr", lr)]
-    words += [scalars.spelt("run.wandb_artifact", True), scalars.spelt("run.threads", None)]
+    words += [scalars.spelt("run.wandb_artifact", True), scalars.spelt("run.checkpoint_every", None)]
     config = load(empty, words)
     assert os.path.normpath(config.run.dir) == os.path.normpath(f"{path}/0")
     assert os.path.normpath(config.data.dir) == os.path.normpath(path)
-    found = (config.student.t_steps, config.stages.teacher.lr, config.run.wandb_artifact, config.run.threads)
+    found = (config.student.t_steps, config.stages.teacher.lr, config.run.wandb_artifact, config.run.checkpoint_every)
     assert found == (steps, lr, True, None)
 
 
 def test_differences_name_key_and_values(empty: Path) -> None:
-    old, new = load(empty), load(empty, ["seed=3", "student.t_steps=[1,2,3]", "run.log_every=2", "run.threads=2"])
+    old, new = (
+        load(empty),
+        load(empty, ["seed=3", "student.t_steps=[1,2,3]", "run.log_every=2", "run.validate_every=2"]),
+    )
     assert differences(old, old) == []
     assert differences(old, new) == ["seed: 0 → 3", "student.t_steps: 4 → [1, 2, 3]"]
     assert differences({"a": {"b": 1}}, {"a": {"b": 1}, "c": 2}) == ["c: (absent) → 2"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from micro import GLUE, micro
+from micro import GLUE, micro, only
 
 from spikeprune import cli
 from spikeprune.errors import InputError
@@ -23,7 +23,12 @@ from spikeprune.files.atomic import write_json
 from spikeprune.models.tensors import misfit, out_of_memory
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-SHORT = ["run.stages=[teacher,spatial]", "compress.t_steps=null", "stages.teacher.epochs=2", "stages.spatial.epochs=1"]
+SHORT = [
+    *only("teacher", "spatial"),
+    "stages.temporal.t_steps=null",
+    "stages.teacher.epochs=2",
+    "stages.spatial.epochs=1",
+]
 
 
 # ---------------------------------------------------------------------------------------------------------------- JSON

@@ -10,7 +10,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from micro import BATCHES, STAGES, micro, write_sst2
+from micro import BATCHES, STAGES, micro, only, write_sst2
 from together import EXACT, check_measurements, check_weights, leg, together
 
 from spikeprune.config.tasks import get_task
@@ -58,17 +58,11 @@ def test_two_processes_learn_what_one_learns(one_and_two) -> None:
 
 def test_two_processes_hold_one_budget(tmp_path, glue) -> None:
     """Each with its own words and dropout. At a stage's end the run itself compares what the processes have."""
-    stages = "run.stages=[teacher,internal_kd,prediction_kd,joint,finetune]"
-    budget = ["compress.heads=1", "compress.ffn=1", "compress.t_steps=null", "compress.target=energy"]
-    budget += [
-        "compress.target_value=0.06",
-        "stages.joint.epochs=3",
-        "stages.finetune.epochs=2",
-        "stages.finetune.callbacks=[joint]",
-    ]
+    budget = only("teacher", "internal_kd", "prediction_kd", "budget", "finetune")
+    budget += ["stages.budget.value=0.06", "stages.budget.epochs=3", "stages.finetune.epochs=2"]
     budget += ["teacher.dropout=0.1", "stages.teacher.epochs=6"]
     run = RunDirectory(tmp_path / "run")
-    codes = together(2, tmp_path / "log", leg, [*micro(run.path, glue), stages, *budget, "run.devices=2"], tmp_path)
+    codes = together(2, tmp_path / "log", leg, [*micro(run.path, glue), *budget, "run.devices=2"], tmp_path)
     assert codes == [0, 0], (tmp_path / "log").read_text()
     found = [(tmp_path / f"rank{rank}.jsonl").read_text().splitlines() for rank in range(2)]
     assert found[0] == found[1] and len(found[0]) > 5 * BATCHES

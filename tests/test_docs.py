@@ -9,13 +9,13 @@ import importlib.util
 import re
 import shlex
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 
 import pytest
 from conftest import MISSING
-from micro import GLUE, ROOT, micro, write_sst2
+from micro import GLUE, ROOT, micro, only, write_sst2
 
 from spikeprune.arguments import parse
 from spikeprune.config.load import Config, load, read_resolved, to_yaml
@@ -93,7 +93,7 @@ def finished(tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("docs")
     run = folder / "runs" / "mrpc-tiny-s0"
-    small = ["run.stages=[teacher,spatial]", "compress.t_steps=null", "stages.spatial.epochs=1"]
+    small = [*only("teacher", "spatial"), "stages.temporal.t_steps=null", "stages.spatial.epochs=1"]
     pipeline.run(load(GLUE, [*micro(run, write_sst2(folder / "glue")), *small]))
     compaction.compact_run(run)
     shutil.copytree(run / "compact", folder / "compact")
@@ -211,3 +211,48 @@ def test_commands_are_told_apart() -> None:
     text = "$ A=1 make glue TASK=mrpc \\\n    'ARGS=a b'  # a comment\nits output\n$ cd x && ls | head -1\n"
     found = commands(Block(ROOT / "README.md", 1, "console", text, None))
     assert found == [["make", "glue", "TASK=mrpc", "ARGS=a b"], ["cd", "x"], ["ls"], ["head", "-1"]]
+
+
+# --------------------------------------------------------------------------------------------------------------- text
+
+LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
+CODE = re.compile(r"`([^`\n]+)`")
+FILE = re.compile(r"(?:[\w-]+/)+[\w.-]*\.(?:py|yaml|json|sh|md|svg)|[\w-]+\.py")
+MADE = ("runs/", "stages/<", "MRPC/", "my-", ".bench/")  # by a run or by the reader, not tracked
+
+
+def prose(page: Path) -> str:
+    """The page without its blocks."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_files_are_there(page: Path) -> None:
+    text = prose(page)
+    missing = [link for link in LINK.findall(text) if not (page.parent / link).exists()]
+    named = [code for code in CODE.findall(text) if FILE.fullmatch(code) and not code.startswith(MADE)]
+    missing += [name for name in named if not any((top / name).exists() for top in (ROOT, ROOT / "spikeprune"))]
+    assert not missing, f"{page.name}: {', '.join(missing)}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.stem != "changelog"], ids=lambda page: page.stem)
+def test_keys_are_known(page: Path) -> None:
+    """Every `section.key` or `section.key=value` in the text is a key of the configuration."""
+    sections = "|".join(field.name for field in fields(Config) if is_dataclass(getattr(Config(), field.name)))
+    found = re.findall(rf"`((?:{sections})\.[a-z_.]+)(?:=[^`]*)?`", prose(page))
+    assert not [key for key in found if not is_key(key)]
+
+
+def is_key(key: str) -> bool:
+    at: object = Config()
+    for part in key.split("."):
+        if not (is_dataclass(at) and part in {field.name for field in fields(at)}):
+            return False
+        at = getattr(at, part)
+    return True
+
+
+def test_every_page_is_listed_and_the_readme_stays_short() -> None:
+    listed = set(LINK.findall((ROOT / "docs" / "README.md").read_text(encoding="utf-8")))
+    assert listed == {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 250

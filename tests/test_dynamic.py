@@ -7,7 +7,7 @@ import json
 
 import pytest
 import torch
-from micro import GLUE, micro, write_sst2
+from micro import GLUE, micro, only, write_sst2
 from naive import Accumulate
 from students import C, D, H, L, make, prune, sentences
 
@@ -312,8 +312,8 @@ def test_confidence_where_there_is_none() -> None:
 def run(tmp_path_factory) -> RunDirectory:
     """Teacher and one distilled epoch, after which early answers are measured too."""
     folder = tmp_path_factory.mktemp("runs")
-    stages = ["run.stages=[teacher,internal_kd]", "stages.internal_kd.epochs=1", "compress.t_steps=null"]
-    whole = ["compress.heads=1.0", "compress.ffn=1.0", "time.early_exit=asr"]
+    stages = [*only("teacher", "internal_kd"), "stages.internal_kd.epochs=1", "stages.temporal.t_steps=null"]
+    whole = ["stages.spatial.heads=1.0", "stages.spatial.ffn=1.0", "cost.early_exit=asr"]
     pipeline.run(load(GLUE, [*micro(folder / "sst2", write_sst2(folder / "glue")), *stages, *whole]))
     return RunDirectory(folder / "sst2")
 
@@ -326,7 +326,7 @@ def test_the_command_measures_early_answers(run, capsys) -> None:
     for kind in ("ac", "mac", "elementwise", "energy_pj", "latency_steps", "bytes"):
         assert static["cost"][kind] == record["cost"][kind], kind
     assert stopped["mean_steps"] < 4 and stopped["overhead"]["ac"] > 0
-    options = ["student.coding=running_mean", "time.early_exit=confidence", "--json"]
+    options = ["student.coding=running_mean", "cost.early_exit=confidence", "--json"]
     assert cli.main(["evaluate", str(run.path), "--stage", "internal_kd", *options]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["changed"] == options[:2] and found["cost"]["latency_steps"] == 4
@@ -336,22 +336,22 @@ def test_the_command_measures_early_answers(run, capsys) -> None:
     assert cli.main(["evaluate", str(run.path)]) == 0
     printed = capsys.readouterr().out
     assert "asr < 0.2" in printed and "at most 4 steps" in printed and "never" in printed
-    assert cli.main(["evaluate", str(run.path), "time.early_exit=none"]) == 0
+    assert cli.main(["evaluate", str(run.path), "cost.early_exit=none"]) == 0
     assert "asr <" not in capsys.readouterr().out
 
 
 def test_the_teacher_has_no_early_answers(run, capsys) -> None:
-    assert cli.main(["evaluate", str(run.path), "--stage", "teacher", "time.early_exit=asr"]) == 2
-    said = "error: time.early_exit=asr: the teacher does not spike; name a stage of the student\n"
+    assert cli.main(["evaluate", str(run.path), "--stage", "teacher", "cost.early_exit=asr"]) == 2
+    said = "error: cost.early_exit=asr: the teacher does not spike; name a stage of the student\n"
     assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("time.early_exit=confidence", "time.early_exit = confidence: the coding accumulate has one answer, at"),
-        ("time.early_exit=rate", "time.early_exit = rate: choose from"),
-        ("time.early_exti=asr", "time.early_exti: unknown key (did you mean time.early_exit"),
+        ("cost.early_exit=confidence", "cost.early_exit = confidence: the coding accumulate has one answer, at"),
+        ("cost.early_exit=rate", "cost.early_exit = rate: choose from"),
+        ("time.early_exti=asr", "time.early_exti: unknown key (did you mean cost.early_exit"),
         ("seed=3", "seed: is fixed by the run; here may change "),
     ],
 )

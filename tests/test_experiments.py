@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
-from spikeprune.config.derived import student_layers
-from spikeprune.config.load import load
+from spikeprune.config.derived import active_stages, student_layers
+from spikeprune.config.load import load, resolve
 from spikeprune.config.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,9 +40,26 @@ def test_it_loads(path: Path, preset: str | None, task: str) -> None:
     config = load(path, [f"task={task}", *([f"preset={preset}"] if preset else [])])
     assert config.task == task
     assert config.run.dir.startswith(f"runs/{task}-")
-    assert any(getattr(config.stages, stage).epochs for stage in config.run.stages), "no stage has epochs"
+    assert active_stages(config)[1:], "no stage has epochs"
     layers = student_layers(config)
     assert layers is None or layers >= 1
+
+
+@pytest.mark.parametrize("preset", [path.stem for path in PRESETS])
+@pytest.mark.parametrize("ablation", [None, *(path.stem for path in FILES if path.parent.name == "ablations")])
+def test_few_files_decide(preset: str, ablation: str | None) -> None:
+    """The experiment and its preset; what an ablation changes stands in its own folder."""
+    _, sources = resolve(ROOT / "experiments" / "glue.yaml", [f"preset={preset}", f"ablation={ablation or 'null'}"])
+    files = {Path(source) for source in sources.values() if source != "command line"}
+    own = {path for path in files if path.parent.name == "ablations"}
+    assert bool(own) == (ablation is not None) and len(own) <= 2  # one more for what differs from another in a line
+    assert {path.name for path in files - own} == {"glue.yaml", f"{preset}.yaml"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_every_value_stands_where_it_is_set(path: Path) -> None:
+    tokens = yaml.scan(path.read_text(encoding="utf-8"))
+    assert not [token for token in tokens if isinstance(token, (yaml.AnchorToken, yaml.AliasToken))]
 
 
 def test_the_presets_that_the_makefile_names() -> None:

@@ -65,7 +65,7 @@ def test_a_trial_without_a_score_has_failed_and_is_listed(driver, capsys, case) 
     kept = json.loads((driver.folder / "results.json").read_text(), parse_constant=pytest.fail)
     assert [r["trial"] for r in kept["trials"]] == [0] == kept["front"]
     assert kept["failed"][0]["trial"] == 1 and why in kept["failed"][0]["why"]
-    assert kept["failed"][0]["values"] == {"compress.heads": 0.5, "compress.ffn": 0.4}
+    assert kept["failed"][0]["values"] == {"stages.spatial.heads": 0.5, "stages.spatial.ffn": 0.4}
 
 
 def test_a_sweep_of_failures_alone_lists_them(driver, capsys) -> None:
@@ -82,6 +82,6 @@ def test_a_damaged_journal_and_sweep_are_named(driver, tmp_path) -> None:
 
 @pytest.mark.parametrize("bounds", [{"min": 0.1, "max": float("inf")}, {"min": float("nan"), "max": 1.0}])
 def test_a_range_that_is_not_finite_is_refused(tmp_path: Path, glue, bounds) -> None:
-    tree = tiny(glue, method="random", parameters={"compress.heads": bounds})
-    with pytest.raises(InputError, match="compress.heads: (min, max and q must be finite|needs min below max)"):
+    tree = tiny(glue, method="random", parameters={"stages.spatial.heads": bounds})
+    with pytest.raises(InputError, match="stages.spatial.heads: (min, max and q must be finite|needs min below max)"):
         spec.read(write(tmp_path / "s.yaml", tree))

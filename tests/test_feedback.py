@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from micro import BATCHES, GLUE, micro, write_sst2
+from micro import BATCHES, GLUE, micro, only, write_sst2
 from naive import Synchronous
 from students import D, L, make, prune, real, scalar, sentences
 from test_dynamic import shape_of
@@ -265,8 +265,8 @@ def test_its_cost() -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_a_run_with_feedback(tmp_path, capsys) -> None:
     """Distilled, pruned, measured; steps and residuals of both fixed points in every training record."""
-    stages = ["run.stages=[teacher,internal_kd,spatial]", "stages.internal_kd.epochs=1", "stages.spatial.epochs=1"]
-    options = ["student.feedback=true", "student.coding=running_mean", "compress.t_steps=null"]
+    stages = [*only("teacher", "internal_kd", "spatial"), "stages.internal_kd.epochs=1", "stages.spatial.epochs=1"]
+    options = ["student.feedback=true", "student.coding=running_mean", "stages.temporal.t_steps=null"]
     overrides = [*micro(tmp_path / "run", write_sst2(tmp_path / "glue")), *stages, *options]
     pipeline.run(load(GLUE, overrides))
     run = RunDirectory(tmp_path / "run")
@@ -278,7 +278,7 @@ def test_a_run_with_feedback(tmp_path, capsys) -> None:
     assert checkpoints.load_student(run, "spatial").embedding.feedback.weight.abs().sum() > 0
     assert evaluation.evaluate(run.path)["cost"] == run.record("spatial")["cost"]
     capsys.readouterr()
-    assert cli.main(["evaluate", str(run.path), "time.early_exit=asr", "--json"]) == 0
+    assert cli.main(["evaluate", str(run.path), "cost.early_exit=asr", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["dynamic"]["curve"]) == 4
     assert cli.main(["evaluate", str(run.path), "student.coding=accumulate"]) == 2
     assert "in accumulate the first layer is done before the last begins" in capsys.readouterr().err

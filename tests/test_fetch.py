@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from hub import Hub
-from micro import GLUE, ROOT, micro, write_sst2
+from micro import GLUE, ROOT, micro, only, write_sst2
 from test_bad_input import save_bert
 
 from spikeprune import cli
@@ -71,8 +71,13 @@ def test_from_an_empty_cache_to_a_node_without_network(repositories, tmp_path) -
         assert re.fullmatch(r"teacher: me/bert, [\d,]+ parameters, 4 files as the hub describes them", teacher)
         assert verified == "verified: a compute node without network finds all of it"
     node = Machine(tmp_path / "cache", hub.url)  # the stand-in is gone
-    stages = ["run.stages=[teacher]", "stages.teacher.epochs=1", "stages.teacher.lr=1.0e-9"]
-    size = ["compress.heads=1.0", "compress.ffn=1.0", "compress.t_steps=null", f"run.dir={tmp_path / 'run'}"]
+    stages = [*only("teacher"), "stages.teacher.epochs=1", "stages.teacher.lr=1.0e-9"]
+    size = [
+        "stages.spatial.heads=1.0",
+        "stages.spatial.ffn=1.0",
+        "stages.temporal.t_steps=null",
+        f"run.dir={tmp_path / 'run'}",
+    ]
     code, out, error = node("train", *RUN, *stages, *size, "data.max_length=24", HF_HUB_OFFLINE="1")
     assert "data: mrpc from hub dataset nyu-mll/glue" in out and "[1/1] teacher" in out
     assert code == 2 and "no better than" in error  # after the only epoch that it was given

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
-from micro import BATCHES, GLUE, micro
+from micro import BATCHES, GLUE, micro, only
 from together import leg as rank_leg
 from together import together
 from torch.utils.data import DataLoader
@@ -215,7 +215,12 @@ def test_a_checkpoint_with_a_weight_that_is_not_finite_is_no_teacher(tmp_path) -
 
 # -------------------------------------------------------------------------------------------------------- whole stages
 
-SHORT = ["run.stages=[teacher,internal_kd]", "compress.heads=1", "compress.ffn=1", "compress.t_steps=null"]
+SHORT = [
+    *only("teacher", "internal_kd"),
+    "stages.spatial.heads=1",
+    "stages.spatial.ffn=1",
+    "stages.temporal.t_steps=null",
+]
 SHORT += ["run.checkpoint_every=2"]
 
 

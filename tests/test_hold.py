@@ -14,7 +14,7 @@ from test_joint import SHAPE, TEACHER, meter
 from spikeprune.config.schema import Config, Stage
 from spikeprune.config.tasks import TASKS
 from spikeprune.cost.energy import PRICES
-from spikeprune.experiment.build.callbacks import joint
+from spikeprune.experiment.build.callbacks import budget
 from spikeprune.models.teacher import Teacher, scratch_config
 from spikeprune.pruning.budget import TOLERANCE
 from spikeprune.training.additions import AdditionsTerm
@@ -194,7 +194,8 @@ def test_a_resumed_leg_has_limit_and_press() -> None:
 def test_when_it_decides(epochs, when, monkeypatch) -> None:
     monkeypatch.setattr("spikeprune.experiment.build.callbacks.student_shape", lambda _: SHAPE)
     monkeypatch.setattr("spikeprune.experiment.build.callbacks.teacher_shape", lambda _: TEACHER)
-    config = Config()
-    config.compress.target, config.compress.target_value = "energy", 0.1
-    made = joint(SimpleNamespace(config=config), Stage(epochs=epochs))
+    config, bert = Config(), SimpleNamespace(intermediate_size=F)
+    config.stages.budget.value = 0.1
+    context = SimpleNamespace(config=config, stage=lambda _: Stage(epochs=epochs), teacher_config=bert)
+    (made,) = budget(context, "finetune")
     assert (made.begin, made.settle, made.end) == when

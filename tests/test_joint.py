@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pruning import F, H, L, batches, make
 
-from spikeprune.config.validation import names
+from spikeprune.config import names
 from spikeprune.cost.energy import PRICES, summarize
 from spikeprune.cost.operations import count, dense
 from spikeprune.cost.shapes import Shape

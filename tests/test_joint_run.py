@@ -1,15 +1,14 @@
-"""Stage joint in whole runs: its target as reported, resume, every order of the other stages, and stages taken over."""
+"""Stage budget in whole runs: its target as reported, resume, behind the other stages, and stages taken over."""
 
 from __future__ import annotations
 
 import json
 import signal
-from itertools import permutations
 from pathlib import Path
 
 import pytest
 from children import leg
-from micro import BATCHES, GLUE, micro
+from micro import BATCHES, GLUE, micro, only
 
 from spikeprune import cli
 from spikeprune.config.load import load
@@ -19,24 +18,17 @@ from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.report.tables import summary_table
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-SHARED = "[teacher,internal_kd,prediction_kd]"
-NOTHING = ("compress.heads=1", "compress.ffn=1", "compress.t_steps=null")
-JOINT = (
-    *NOTHING,
-    "run.stages=[teacher,internal_kd,prediction_kd,joint,finetune]",
-    "stages.joint.epochs=3",
-    "stages.finetune.callbacks=[joint]",
-    "compress.target=energy",
-    "compress.target_value=0.06",
-)
-QUANTIZED = ("compress.weights=ternary", "stages.joint.callbacks=[joint,quantize]")
+SHARED = only("teacher", "internal_kd", "prediction_kd")
+BUDGET = ("stages.budget.epochs=3", "stages.budget.value=0.06")
+JOINT = (*only("teacher", "internal_kd", "prediction_kd", "quantize", "budget", "finetune"), *BUDGET)
+QUANTIZED = ("stages.quantize.weights=ternary", "stages.quantize.epochs=1")
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory, glue) -> RunDirectory:
     """Teacher and distilled student, made once."""
     folder = tmp_path_factory.mktemp("shared") / "run"
-    pipeline.run(load(GLUE, [*micro(folder, glue), *NOTHING, f"run.stages={SHARED}"]))
+    pipeline.run(load(GLUE, [*micro(folder, glue), *SHARED]))
     return RunDirectory(folder)
 
 
@@ -64,7 +56,7 @@ def undisturbed(tmp_path_factory, glue, shared) -> RunDirectory:
 def test_the_target_is_met_and_held(undisturbed) -> None:
     summary = json.loads(undisturbed.summary.read_text())
     dense = summary["teacher"]["cost"]["energy_pj"]
-    for name in ("joint", "finetune"):
+    for name in ("budget", "finetune"):
         row = summary["stages"][name]
         share = row["cost"]["energy_pj"] / dense
         reached = row["budget"]["reached"]  # on training sentences
@@ -74,17 +66,17 @@ def test_the_target_is_met_and_held(undisturbed) -> None:
         )  # on a few dev sentences
         assert min(row["heads"]) >= 1 and min(row["ffn"]) >= 4 and min(row["t_steps"]) >= 1
         assert f"budget of {name}: energy {share:.4g} of the dense teacher's, target 0.06" in summary_table(summary)
-    before, after = summary["stages"]["prediction_kd"], summary["stages"]["joint"]
+    before, after = summary["stages"]["prediction_kd"], summary["stages"]["budget"]
     assert sum(after["heads"]) + sum(after["ffn"]) < sum(before["heads"]) + sum(before["ffn"])
     assert sum(after["t_steps"]) < sum(before["t_steps"])
     assert after["encoder_weights"]["kind"] == "ternary" and after["encoder_weights"]["strength"] == 1
     logged = [record for record in undisturbed.read_metrics() if "compress/budget" in record]
-    values = [record["compress/budget"] for record in logged if record["stage"] == "joint"]
+    values = [record["compress/budget"] for record in logged if record["stage"] == "budget"]
     assert len(values) == 3 and values[0] > values[-1] == pytest.approx(after["budget"]["reached"])
 
 
 @pytest.mark.parametrize(
-    "kills", [[("joint", 5), ("joint", 2 * BATCHES + 2)], [("joint", BATCHES + 4), ("finetune", 4)]]
+    "kills", [[("budget", 5), ("budget", 2 * BATCHES + 2)], [("budget", BATCHES + 4), ("finetune", 4)]]
 )
 def test_killed_in_the_middle_equals_undisturbed(kills, undisturbed, glue, shared, tmp_path) -> None:
     run, log = RunDirectory(tmp_path / "run"), tmp_path / "log"
@@ -92,25 +84,26 @@ def test_killed_in_the_middle_equals_undisturbed(kills, undisturbed, glue, share
     for kill in kills:
         assert leg(again, log, kill) == -signal.SIGKILL, log.read_text()
     assert leg(again, log) == 0, log.read_text()
-    stages = ("teacher", "internal_kd", "prediction_kd", "joint", "finetune")
+    stages = ("teacher", "internal_kd", "prediction_kd", "quantize", "budget", "finetune")
     assert left(run, stages) == left(undisturbed, stages)
 
 
-@pytest.mark.parametrize("order", list(permutations(("spatial", "temporal", "quantize"))), ids="-".join)
-def test_any_order_runs_and_resumes(order, glue, shared, tmp_path) -> None:
-    """Killed in the second of the three, against a run that was not."""
-    more = ["compress.weights=ternary", f"run.stages=[teacher,internal_kd,prediction_kd,{','.join(order)}]"]
-    more += [f"stages.{name}.epochs=2" for name in order]
+def test_budget_after_the_other_stages_runs_and_resumes(glue, shared, tmp_path) -> None:
+    """Every stage of compression at once, killed in the budget's, against a run that was not."""
+    more = ["stages.quantize.weights=ternary", "stages.quantize.epochs=2", *BUDGET]
+    more += ["stages.spatial.epochs=2", "stages.temporal.epochs=2", "stages.finetune.epochs=1"]
     whole = RunDirectory(tmp_path / "whole")
     pipeline.run(load(GLUE, command(whole.path, glue, shared, *more)))
     run, log = RunDirectory(tmp_path / "run"), tmp_path / "log"
     again = [*command(run.path, glue, shared, *more), "run.checkpoint_every=3"]
-    assert leg(again, log, (order[1], 5)) == -signal.SIGKILL, log.read_text()
+    assert leg(again, log, ("budget", 5)) == -signal.SIGKILL, log.read_text()
     assert leg(again, log) == 0 and "resumed from step 3" in log.read_text(), log.read_text()
+    order = ("spatial", "temporal", "quantize", "budget", "finetune")
     assert left(run, order) == left(whole, order)
-    last = run.record(order[-1])
-    assert sum(last["heads"]) == 3 and sum(last["ffn"]) == 22 and sum(last["t_steps"]) <= 6
+    pruned, last = run.record("quantize"), run.record("finetune")
+    assert sum(pruned["heads"]) == 3 and sum(pruned["ffn"]) == 22 and sum(pruned["t_steps"]) <= 6
     assert last["encoder_weights"]["strength"] == 1
+    assert sum(last["heads"]) <= 3 and sum(last["ffn"]) < 22
 
 
 # -------------------------------------------------------------------------------------------- taken over, and refused
@@ -124,17 +117,17 @@ def refused(*overrides: str) -> str:
 
 def test_a_target_out_of_reach_names_the_lowest(glue, shared, tmp_path) -> None:
     own = command(tmp_path / "run", glue, shared, *JOINT)
-    text = refused(*own, "compress.target_value=0.0001", "compress.joint.candidates=[steps]")
-    assert "compress.target_value = 0.0001: with everything removed" in text and "[steps]" in text
+    text = refused(*own, "stages.budget.value=0.0001", "stages.budget.candidates=[steps]")
+    assert "stages.budget.value = 0.0001: with everything removed" in text and "[steps]" in text
     lowest = float(text.split("still has ")[1].split()[0])
     assert 0.0001 < lowest < 1
-    assert not RunDirectory(tmp_path / "run").finished("joint")
+    assert not RunDirectory(tmp_path / "run").finished("budget")
 
 
 def test_stages_are_taken_over_once_and_linked(glue, shared, tmp_path, capsys) -> None:
     mine = RunDirectory(tmp_path / "run")
-    stages = "run.stages=[teacher,internal_kd,prediction_kd,finetune]"
-    own = command(mine.path, glue, shared, *NOTHING, stages, "stages.prediction_kd.lr=1.0e-4")
+    stages = only("teacher", "internal_kd", "prediction_kd", "finetune")
+    own = command(mine.path, glue, shared, *stages, "stages.prediction_kd.lr=1.0e-4")
     pipeline.run(load(GLUE, own))
     said = capsys.readouterr().out
     assert (
@@ -153,7 +146,7 @@ def test_stages_are_taken_over_once_and_linked(glue, shared, tmp_path, capsys) -
 
 def test_another_student_takes_over_the_teacher_alone(glue, shared, tmp_path, capsys) -> None:
     """Which is the one that a run from the beginning makes."""
-    own = [*NOTHING, f"run.stages={SHARED}", "student.t_steps=5", "distill.replace_words=0.5"]
+    own = [*SHARED, "student.t_steps=5", "data.replace_words=0.5"]
     assert "taken_from" not in shared.record("teacher")
     config = load(GLUE, command(tmp_path / "run", glue, shared, *own))
     assert pipeline.run(config)["stages"]["prediction_kd"]["t_steps"] == [5, 5, 5]
@@ -177,7 +170,7 @@ def test_another_student_takes_over_the_teacher_alone(glue, shared, tmp_path, ca
     ],
 )
 def test_stages_of_another_run_are_refused(change, message, glue, shared, tmp_path) -> None:
-    own = command(tmp_path / "run", glue, shared, *NOTHING, f"run.stages={SHARED}")
+    own = command(tmp_path / "run", glue, shared, *SHARED)
     assert message in refused(*own, change)
     assert not (tmp_path / "run").exists()
 
@@ -192,9 +185,11 @@ def test_the_ablation_makes_one_table_and_only_what_is_missing(glue, tmp_path, m
     monkeypatch.syspath_prepend(str(GLUE.parent))
     import ablation
 
-    values = [v for v in micro(tmp_path, glue) if not v.startswith(("run.dir", "compress.heads", "compress.ffn"))]
-    values = [v for v in values if not v.startswith("compress.t_steps")]
-    values += ["stages.joint.epochs=2", "compress.target_value=0.06"]
+    values = [
+        v for v in micro(tmp_path, glue) if not v.startswith(("run.dir", "stages.spatial.heads", "stages.spatial.ffn"))
+    ]
+    values = [v for v in values if not v.startswith("stages.temporal.t_steps")]
+    values += ["stages.budget.epochs=2", "stages.budget.value=0.06"]
     values += ["stages.teacher.epochs=3", "stages.quantize.epochs=2"]
     values = [values[0], "--tag", "small", *values[1:]]  # as from make, options among the keys
     first = ablation.main(["--only", "none joint", *values])

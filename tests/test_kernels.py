@@ -13,7 +13,7 @@ from interpreter import run_interpreted
 
 from spikeprune.config.schema import Config, Run
 from spikeprune.config.schema import Student as StudentConfig
-from spikeprune.config.validation.rules import validate
+from spikeprune.config.validation import validate
 from spikeprune.errors import InputError
 from spikeprune.experiment.build import arithmetic
 from spikeprune.kernels import equilibrium

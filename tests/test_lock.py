@@ -161,7 +161,7 @@ def test_train_says_so(tmp_path, capsys) -> None:
     """Through the command line: refused in one sentence; and after a kill the takeover is told."""
     run = tmp_path / "run"
     run.mkdir()
-    small = ["data.embedded_train=16", "data.embedded_dev=20", "stages.teacher.lr=1.0e-9", "stages.teacher.epochs=1"]
+    small = ["data.embedded=[16,20]", "stages.teacher.lr=1.0e-9", "stages.teacher.epochs=1"]
     command = ["train", str(GLUE), *micro(run), "task=sst2", *small]
     with RunLock(run):
         assert cli.main(command) == 2

@@ -8,9 +8,9 @@ import pytest
 import torch
 from students import make, sentences
 
+from spikeprune.config import names
 from spikeprune.config.load import load
 from spikeprune.config.tasks import get_task
-from spikeprune.config.validation import names
 from spikeprune.cost.energy import latency_stages, latency_steps
 from spikeprune.data.glue import load_raw
 from spikeprune.errors import InputError

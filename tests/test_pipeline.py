@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,10 +11,11 @@ import lightning
 import pytest
 import torch
 from children import leg
-from micro import BATCHES, GLUE, STAGES, micro, write_sst2
+from micro import BATCHES, GLUE, STAGES, micro, only, write_sst2
 
 from spikeprune import cli
-from spikeprune.config.load import Config, load, read_resolved
+from spikeprune.config.load import load, read_resolved
+from spikeprune.config.schema import Config
 from spikeprune.config.tasks import get_task
 from spikeprune.data.glue import RawData, Split
 from spikeprune.errors import InputError
@@ -71,7 +73,7 @@ def test_the_summary_says_what_was_made_of_what(finished, glue) -> None:
     assert list(summary["stages"]) == list(STAGES[1:])
     assert (summary["uncompressed"], summary["final"]) == ("prediction_kd", "finetune")
     config = read_resolved(run.config)
-    assert config.task == "sst2" and config.teacher.dropout == 0.1 and config.compress.ffn == 0.3
+    assert config.task == "sst2" and config.teacher.dropout == 0.1 and config.stages.spatial.ffn == 0.3
 
 
 def test_the_summary_says_what_it_costs(finished) -> None:
@@ -142,7 +144,7 @@ def test_the_last_line_of_each_stage_is_what_the_summary_says(finished) -> None:
 @pytest.mark.gpu
 def test_so_it_is_where_the_engine_answers(tmp_path, glue) -> None:
     """Several epochs a stage, by a fused optimizer, with heads of a size that the engine knows."""
-    sizes = ["teacher.hidden=32", "teacher.heads=2", "teacher.ffn=64", "compress.heads=0.5"]
+    sizes = ["teacher.hidden=32", "teacher.heads=2", "teacher.ffn=64", "stages.spatial.heads=0.5"]
     epochs = ["stages.finetune.epochs=4", "stages.prediction_kd.epochs=3", "run.accelerator=gpu"]
     run = RunDirectory(tmp_path / "run")
     assert cli.main(["train", str(GLUE), *micro(run.path, glue), *sizes, *epochs]) == 0
@@ -243,7 +245,7 @@ def test_other_data_under_the_same_name_are_refused(finished, tmp_path, glue) ->
 def test_a_teacher_that_has_learnt_nothing_stops_the_run(epochs, tmp_path, capsys) -> None:
     """On generated data, which no network learns in one epoch at such a rate."""
     run = RunDirectory(tmp_path / "run")
-    small = ["task=rte", "data.embedded_train=16", "data.embedded_dev=20", "stages.teacher.lr=1.0e-9"]
+    small = ["task=rte", "data.embedded=[16,20]", "stages.teacher.lr=1.0e-9"]
     assert cli.main(["train", str(GLUE), *micro(run.path), *small, f"stages.teacher.epochs={epochs}"]) == 2
     message = capsys.readouterr().err
     assert "error: the teacher's accuracy on rte is 0." in message
@@ -272,7 +274,7 @@ def test_a_teacher_must_be_better_than_the_majority_not_level_with_it(name, taug
 def test_every_seed_that_is_allowed_gives_stages_seeds_that_are_taken(seed, tmp_path) -> None:
     (tmp_path / "empty.yaml").touch()
     assert load(tmp_path / "empty.yaml", [f"seed={seed}"]).seed == seed
-    seeds = [pipeline.stage_seed(seed, stage) for stage in Config().run.stages]
+    seeds = [pipeline.stage_seed(seed, stage) for stage in asdict(Config().stages)]
     assert len(set(seeds)) == len(seeds)
     for found in seeds:
         assert lightning.seed_everything(found, verbose=False) == found
@@ -281,8 +283,11 @@ def test_every_seed_that_is_allowed_gives_stages_seeds_that_are_taken(seed, tmp_
 def test_generated_data_are_never_called_glue(tmp_path, monkeypatch) -> None:
     """MNLI, with its two dev splits; nothing is learnt in one epoch, and that is allowed here."""
     monkeypatch.setattr("spikeprune.experiment.stage.check_teacher", lambda *_: None)
-    small = ["task=mnli", "data.embedded_train=24", "data.embedded_dev=12", "run.stages=[teacher,internal_kd,spatial]"]
-    small += ["compress.t_steps=null", *(f"stages.{name}.epochs=1" for name in ("teacher", "internal_kd", "spatial"))]
+    small = ["task=mnli", "data.embedded=[24,12]", *only("teacher", "internal_kd", "spatial")]
+    small += [
+        "stages.temporal.t_steps=null",
+        *(f"stages.{name}.epochs=1" for name in ("teacher", "internal_kd", "spatial")),
+    ]
     summary = pipeline.run(load(GLUE, [*micro(tmp_path / "run"), *small]))
     assert summary["data"]["source"] == "embedded" and "NOT GLUE scores" in summary["data"]["banner"]
     assert list(summary["stages"]) == ["internal_kd", "spatial"] and summary["uncompressed"] == "internal_kd"
@@ -315,11 +320,9 @@ def test_operations_are_counted_on_the_first_dev_split_alone() -> None:
 def test_the_other_codings_and_the_corpus_stage_run(coding, options, tmp_path, glue) -> None:
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("\n".join(["the film was a story of rain"] * 20))
-    stages = ["run.stages=[teacher,general_kd,spatial]", "stages.general_kd.epochs=1", "compress.t_steps=null"]
+    stages = [*only("teacher", "general_kd", "spatial"), "stages.general_kd.epochs=1", "stages.temporal.t_steps=null"]
     overrides = [*micro(tmp_path / "run", glue), *stages, f"data.corpus=[{corpus}]", f"student.coding={coding}"]
-    summary = pipeline.run(
-        load(GLUE, [*overrides, "student.forward=spiking", "compress.spatial.min_heads=1", *options])
-    )
+    summary = pipeline.run(load(GLUE, [*overrides, "student.forward=spiking", *options]))
     layers = 1 if "student.layers=1" in options else 2
     assert summary["stages"]["general_kd"]["steps"] == 3
     assert len(summary["stages"]["spatial"]["heads"]) == layers

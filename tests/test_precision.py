@@ -6,7 +6,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
-from micro import GLUE, micro
+from micro import GLUE, micro, only
 from pruning import batches
 from test_hold import module
 
@@ -20,7 +20,7 @@ from spikeprune.training import optimizer
 from spikeprune.training.modules.student import DistillationModule
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-SHORT = ["run.stages=[teacher,internal_kd,spatial]", "compress.t_steps=null", "stages.spatial.epochs=1"]
+SHORT = [*only("teacher", "internal_kd", "spatial"), "stages.temporal.t_steps=null", "stages.spatial.epochs=1"]
 SHORT += ["stages.internal_kd.losses.firing=0.1", "stages.spatial.losses.additions=0.1"]
 
 
@@ -126,7 +126,7 @@ def test_a_capture_uses_no_cast_that_was_made_before() -> None:
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 def test_a_gpu_trains_in_mixed_precision(precision, graphs, glue, tmp_path) -> None:
     """Long enough that graphs are replayed where there are any."""
-    given = [f"run.precision={precision}", f"run.cuda_graphs={graphs}", "run.accelerator=gpu", "data.pad_to=24"]
+    given = [f"run.precision={precision}", "run.accelerator=gpu", "data.pad_to=24"]
     given += ["stages.teacher.epochs=8"]  # the first steps find the scale
     pipeline.run(load(GLUE, [*micro(tmp_path / "run", glue), *SHORT, *given]))
     assert all(x.isfinite().all() for x in RunDirectory(tmp_path / "run").weights("spatial").values())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from micro import GLUE, ROOT, micro
+from micro import GLUE, ROOT, micro, only
 from together import leg, together
 
 from spikeprune.config.load import load
@@ -29,7 +29,7 @@ def spikeprune(*args: str, **environment: str) -> subprocess.CompletedProcess[st
 
 
 def test_one_command_starts_both_and_logs_one_wandb_run(tmp_path, glue) -> None:
-    stages = ["run.stages=[teacher,general_kd]", "compress.heads=1.0", "compress.ffn=1.0", "compress.t_steps=null"]
+    stages = only("teacher", "general_kd")
     (tmp_path / "corpus.txt").write_text("\n".join(["the film was a story of rain"] * 20))
     stages += ["stages.general_kd.epochs=1", f"data.corpus=[{tmp_path / 'corpus.txt'}]", "run.wandb=auto"]
     overrides = [*micro(tmp_path / "run", glue), *stages, "run.devices=2"]

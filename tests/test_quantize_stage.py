@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from children import leg, process, speak_into
-from micro import BATCHES, micro, write_sst2
+from micro import BATCHES, micro, only, write_sst2
 from pruning import Module, batches, inputs, make
 
 from spikeprune import cli
@@ -67,8 +67,8 @@ RUN = ("teacher", "internal_kd", "spatial", "quantize", "finetune")
 def overrides(folder, glue) -> list[str]:
     """Distilled, pruned, quantized over the first two of three epochs, tuned."""
     short = ["stages.teacher.epochs=2", "stages.internal_kd.epochs=1", "stages.spatial.epochs=1"]
-    mine = [f"run.stages=[{','.join(RUN)}]", "compress.t_steps=null", "compress.weights=ternary"]
-    return [*micro(folder, glue), *short, *mine, "stages.quantize.epochs=3", "compress.quantize.end=1.0"]
+    mine = [*only(*RUN), "stages.quantize.weights=ternary"]
+    return [*micro(folder, glue), *short, *mine, "stages.quantize.epochs=3", "stages.quantize.end=1.0"]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from micro import GLUE, micro
 
-from spikeprune.config.derived import value_of
+from spikeprune.config.derived import COMPRESSION, value_of
 from spikeprune.config.keys import every_key
 from spikeprune.config.load import load, to_yaml
 from spikeprune.config.schema import Config
@@ -32,7 +32,7 @@ from spikeprune.models.teacher import Teacher
 
 PARENT, STAGE = "internal_kd", "prediction_kd"
 STEPS = {"steps": 0}  # in the record of every stage
-FEW = "compress.weights=ternary stages.quantize.epochs=2"
+FEW = "stages.quantize.weights=ternary stages.quantize.epochs=2"
 ALONE = {  # overrides, the first the one that is tried, the rest what it needs
     "student.layers=[1]": "",
     "student.init=random": "",
@@ -50,29 +50,32 @@ ALONE = {  # overrides, the first the one that is tried, the rest what it needs
     "student.calibration=16": "",
     "student.feedback=true": "student.coding=running_mean",
     "student.dead_zone=20": "",
-    "compress.synapses=0.6": "",
-    "compress.weights=binary": "stages.quantize.epochs=2",
-    "compress.weights=int8": "stages.quantize.epochs=2",
-    "compress.quantize.fold=true": FEW,
+    "stages.spatial.synapses=0.6": "",
+    "stages.quantize.weights=binary": "stages.quantize.epochs=2",
+    "stages.quantize.weights=int8": "stages.quantize.epochs=2",
+    "stages.quantize.fold=true": FEW,
 }
-OFF = "compress.heads=1 compress.ffn=1 compress.t_steps=null stages.spatial.epochs=0 stages.temporal.epochs=0"
+OFF = "stages.spatial.epochs=0 stages.temporal.epochs=0"
 TOGETHER = {  # keys that say when and how a callback decides: many of them at once change nothing either
-    "ranked": "compress.heads=0.7 compress.ffn=0.6 compress.t_steps=3"
-    " compress.spatial.criterion=taylor compress.spatial.end=0.7"
-    " compress.spatial.scope=layer compress.spatial.min_heads=2 compress.spatial.min_ffn=9"
-    " compress.temporal.criterion=uniform compress.temporal.end=0.8",
-    "quantized": f"{FEW} compress.quantize.end=0.9",
-    "searched": "compress.heads=1 compress.ffn=1 compress.spatial.criterion=kwon compress.spatial.operations=0.6",
-    "joint": f"{OFF} compress.target=energy compress.target_value=0.5 compress.target_of=student stages.joint.epochs=2"
-    " run.stages=[teacher,internal_kd,prediction_kd,joint]"
-    " compress.joint.candidates=[ffn,steps]",
+    "ranked": "stages.spatial.heads=0.7 stages.spatial.ffn=0.6 stages.temporal.t_steps=3"
+    " stages.spatial.criterion=taylor stages.spatial.end=0.7"
+    " stages.spatial.scope=layer"
+    " stages.temporal.criterion=uniform stages.temporal.end=0.8",
+    "quantized": f"{FEW} stages.quantize.end=0.9",
+    "searched": "stages.spatial.heads=1 stages.spatial.ffn=1 stages.spatial.criterion=kwon"
+    " stages.spatial.operations=0.6",
+    "budget": f"{OFF} stages.budget.target=latency stages.budget.value=0.5 stages.budget.candidates=[ffn,steps]"
+    " stages.budget.epochs=2 stages.budget.end=0.7",
 }
 TRIED = {key: f"{key} {rest}".split() for key, rest in ALONE.items()} | {k: v.split() for k, v in TOGETHER.items()}
 
 
 def test_every_key_of_the_student_and_its_compression_is_tried() -> None:
     """At a value that is not its default; a new key needs a row above."""
-    wanted = {key for key in every_key() if key.startswith(("student.", "compress."))}
+    compression = tuple(f"stages.{name}." for name in COMPRESSION)
+    trained = {key.removeprefix("stages.teacher.") for key in every_key() if key.startswith("stages.teacher.")}
+    wanted = {key for key in every_key() if key.startswith(compression) and key.split(".", 2)[2] not in trained}
+    wanted |= {key for key in every_key() if key.startswith("student.")}
     configs = [load(GLUE, [*micro("runs/x", "glue"), *row]) for row in TRIED.values()]
     assert not {key for key in wanted if all(value_of(c, key) == value_of(Config(), key) for c in configs)}
 
@@ -135,7 +138,7 @@ def test_a_record_is_what_evaluate_and_the_compacted_student_say(row, begun, tmp
     directory = begin(parts, begun)
     before = parts_of(begun, tmp_path / "run", [o for o in overrides if o.startswith("student.")])
     save_student(before, directory, PARENT, None, new_student(before, begun), STEPS)
-    student = load_student(directory, PARENT, parts.config.compress)
+    student = load_student(directory, PARENT, parts.config)
     train(student)
     measured = measure_student(parts, student_module(parts, STAGE, student, begun.teacher), STAGE)
     save_student(parts, directory, STAGE, PARENT, student, {**measured, **STEPS})
@@ -155,12 +158,12 @@ def test_a_record_is_what_evaluate_and_the_compacted_student_say(row, begun, tmp
 
 def test_a_student_does_not_look_at_the_configuration_beside_it(begun, tmp_path) -> None:
     """The saved configuration of the run changed under it: the student is the one that was saved."""
-    parts = parts_of(begun, tmp_path / "run", f"compress.quantize.fold=true {FEW}".split())
+    parts = parts_of(begun, tmp_path / "run", f"stages.quantize.fold=true {FEW}".split())
     directory, student = begin(parts, begun), new_student(parts, begun)
     train(student)
     save_student(parts, directory, PARENT, None, student, STEPS)
     batch = {k: v for k, v in parts.data.calibration_batches(8, 0).items() if k != "labels"}
-    again = load_student(directory, PARENT, Config().compress)  # has begun to be quantized: the rest is the student's
+    again = load_student(directory, PARENT, Config())  # has begun to be quantized: the rest is the student's
     with torch.no_grad():
         assert torch.equal(again.eval()(**batch).logits, student.eval()(**batch).logits)
     assert again.fold and again.values["labels"] == ["negative", "positive"]

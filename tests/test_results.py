@@ -1,4 +1,4 @@
-"""The README's figures are those of the summaries that stand beside the script that makes them."""
+"""The result tables of the documentation come from kept summaries of runs, each of a commit."""
 
 import json
 import subprocess
@@ -10,10 +10,41 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_the_readme_is_what_the_summaries_give() -> None:
-    script = [sys.executable, str(ROOT / "experiments" / "results.py"), "--check"]
-    done = subprocess.run(script, capture_output=True, text=True)
+@pytest.mark.parametrize("script", ["experiments/results.py", "docs/figures/draw.py"])
+def test_pages_and_figures_are_what_the_scripts_make(script) -> None:
+    done = subprocess.run([sys.executable, str(ROOT / script), "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def summary(**changes) -> dict:
+    """A run of two layers whose student has a quarter of the teacher's energy, the compressed one a fiftieth."""
+
+    def row(accuracy: float, energy: float, **more) -> dict:
+        cost = {"ac": 8, "mac": 1, "energy_pj": energy, "latency_steps": 12, "bytes": 9}
+        return {"metrics": {"accuracy": accuracy}, "main": accuracy, "cost": cost, "seconds": 60.0, **more}
+
+    def student(accuracy: float, energy: float, heads: int) -> dict:
+        weights = {"kind": "float", "bytes": 2 * 4 * (4 * 64 * 65 + 2 * 64 * 128 + 64 + 128)}
+        form = {"heads": [heads] * 2, "ffn": [128, 64], "t_steps": [4, 4, 4], "encoder_weights": weights}
+        return row(accuracy, energy, energy_saving=400 / energy, **form)
+
+    made = {
+        "task": "sst2",
+        "preset": "minilm",
+        "seed": 0,
+        "data": {"source": "dir", "origin": "glue", "fingerprint": "0", "banner": "data: sst2"},
+        "shape": {"layers": 2, "hidden": 64, "heads": 4, "ffn": 128},
+        "main_metric": "accuracy",
+        "settings": "a",
+        "commit": "0123456789ab",
+        "hardware": "one GPU",
+        "versions": {},
+        "teacher": row(0.9, 400.0),
+        "stages": {"prediction_kd": student(0.88, 100.0, 4), "finetune": student(0.86, 8.0, 2)},
+        "uncompressed": "prediction_kd",
+        "final": "finetune",
+    }
+    return json.loads(json.dumps(made | changes))
 
 
 @pytest.fixture
@@ -21,50 +52,69 @@ def results(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(ROOT / "experiments")
     import results
 
-    monkeypatch.setattr(results, "ABLATIONS", tmp_path / "kept")
+    monkeypatch.setattr(results, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr(results, "ABLATIONS", tmp_path / "kept" / "ablation")
     return results
 
 
-def test_an_ablation_is_kept_and_told_in_its_order(results, tmp_path) -> None:
-    """Of a kept run, its energy a third in `spatial`, seed 1."""
-    plain = json.loads(sorted(results.KEPT.glob("*.json"))[0].read_text())
+def write(run: Path, found: dict) -> Path:
+    run.mkdir(parents=True)
+    (run / "summary.json").write_text(json.dumps(found))
+    return run
+
+
+def test_a_run_is_kept_and_has_a_row_beside_published_ones(results, tmp_path) -> None:
+    results.keep(write(tmp_path / "run", summary()))
+    assert [path.name for path in results.KEPT.iterdir()] == ["sst2-minilm-dir-s0.json"]
+    (row,) = results.run_table(results.summaries()).splitlines()[2:]
+    assert row.startswith("| sst2 | minilm, GLUE dev | 0 | accuracy | 90.0 | 88.0 | 86.0 | 4.0 → 50.0 | ")
+    assert row.endswith("| 4 4 4 | 50 % | 75 % | 100 % | 3.0 min | one GPU | `0123456789ab` |")
+    (row,) = results.setting_table(results.summaries()).splitlines()[2:]
+    assert "SpikingBERT 88.19, " in row and "Sorbet 90.4" in row and row.endswith("| `0123456789ab` |")
+
+
+def test_generated_data_have_no_published_scores(results) -> None:
+    (row,) = results.setting_table(
+        [summary(data={"source": "embedded", "banner": "", "fingerprint": "0"})]
+    ).splitlines()[2:]
+    assert "generated data (not GLUE)" in row and "SpikingBERT" not in row
+
+
+def test_without_runs_the_tables_say_so(results) -> None:
+    assert results.run_table([]) == results.setting_table([]) == results.ablation_tables() == results.NOTHING
+
+
+def test_what_is_not_verified_is_marked(results) -> None:
+    spikingbert = next(line for line in results.published_table().splitlines() if line.startswith("| SpikingBERT"))
+    assert "| 88.19 | 79.17* | 66.06 | 82.2* | - |" in spikingbert
+
+
+def test_an_ablation_is_kept_and_shown_in_its_order(results, tmp_path) -> None:
     for name, seed, factor in (("spatial", 1, 1 / 3), ("none", 0, 1), ("none", 1, 1), ("shared", 0, 1)):
-        own = json.loads(json.dumps(plain)) | {"seed": seed}
+        own = summary(seed=seed)
         own["stages"][own["final"]]["cost"]["energy_pj"] *= factor
-        run = tmp_path / "runs" / f"s{seed}" / name
-        run.mkdir(parents=True)
-        (run / "summary.json").write_text(json.dumps(own))
+        write(tmp_path / "runs" / f"s{seed}" / name, own)
     results.keep_ablation(tmp_path / "runs")
-    told = results.ablation_tables()
-    rows = [line.split("|")[1].strip() for line in told.splitlines() if line.startswith("| ")][2:]
+    shown = results.ablation_tables()
+    rows = [line.split("|")[1].strip() for line in shown.splitlines() if line.startswith("| ")][2:]
     assert rows == ["dense teacher", "spiking student", "none", "spatial"]
-    assert "cheapest first: spatial." in told and plain["commit"] in told and plain["hardware"] in told
-    assert "| agreement | KL |" not in told  # of runs that did not measure it
-    spatial = tmp_path / "runs" / "s1" / "spatial" / "summary.json"
-    newer = json.loads(spatial.read_text())
-    newer["stages"][newer["final"]]["fidelity"] = {"agreement": 0.9, "divergence": 0.25}
-    spatial.write_text(json.dumps(newer))
-    results.keep_ablation(tmp_path / "runs")
-    row = next(line for line in results.ablation_tables().splitlines() if line.startswith("| spatial |"))
-    assert "| 90.0 | 0.250 |" in row
-    tagged = f"{plain['task']}-{plain['preset']}-at-0.07"
+    assert "cheapest first: spatial." in shown and "one GPU, commit `0123456789ab`" in shown
+    tagged = "sst2-minilm-at-0.07"
     (tmp_path / "runs").rename(tmp_path / tagged)
     results.keep_ablation(tmp_path / tagged)
-    kept = f"{plain['task']}-{plain['preset']}-{plain['data']['source']}"
-    assert sorted(path.stem for path in results.ABLATIONS.iterdir()) == [kept, f"{kept}-at-0.07"]
-    heads = [line for line in results.ablation_tables().splitlines() if line.startswith(plain["task"])]
+    assert sorted(p.stem for p in results.ABLATIONS.iterdir()) == ["sst2-minilm-dir", "sst2-minilm-dir-at-0.07"]
+    heads = [line for line in results.ablation_tables().splitlines() if line.startswith("sst2")]
     assert [head.endswith(" · at-0.07") for head in heads] == [False, True]
 
 
 def test_seeds_on_different_data_have_no_mean(results, capsys) -> None:
-    plain = results.summaries()[0]
-    other = plain | {"seed": 1, "data": plain["data"] | {"fingerprint": "another"}}
+    plain, other = summary(), summary(seed=1)
+    other["data"]["fingerprint"] = "another"
     with pytest.raises(SystemExit):
-        results.agree([plain, other], "cola")
+        results.have_a_mean([plain, other], "sst2")
     assert "were run on different data" in capsys.readouterr().err
-    for source, said in (("embedded", ""), ("dir", "9 training examples drawn with seed 1")):  # each seed has its own
-        drawn = [run | {"data": run["data"] | {"source": source, "banner": said}} for run in (plain, other)]
-        results.agree(drawn, "cola")
+    for changes in ({"source": "embedded"}, {"banner": "9 training examples drawn with seed 1"}):  # each seed its own
+        results.have_a_mean([run | {"data": run["data"] | changes} for run in (plain, other)], "sst2")
 
 
 def test_a_folder_without_runs_is_refused(results, tmp_path, capsys) -> None:
@@ -74,72 +124,77 @@ def test_a_folder_without_runs_is_refused(results, tmp_path, capsys) -> None:
 
 
 @pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["--chekc"], 2), (["--check", "runs/a"], 2)])
-def test_its_command_line(results, arguments, code) -> None:
+def test_the_command_line(results, arguments, code) -> None:
     with pytest.raises(SystemExit) as ended:
         results.main(arguments)
     assert ended.value.code == code
 
 
 @pytest.mark.parametrize("commit", ["unknown", "0123456789ab-dirty"])
-def test_what_no_commit_has_measured_is_refused(results, tmp_path, capsys, monkeypatch, commit) -> None:
-    monkeypatch.setattr(results, "KEPT", tmp_path / "kept")
-    plain = json.loads(sorted((ROOT / "experiments" / "results").glob("*.json"))[0].read_text())
-    run = tmp_path / "ablation" / "s0" / "none"
-    run.mkdir(parents=True)
-    (run / "summary.json").write_text(json.dumps(plain | {"commit": commit}))
+def test_a_run_of_no_commit_is_refused(results, tmp_path, capsys, commit) -> None:
+    run = write(tmp_path / "ablation" / "s0" / "none", summary(commit=commit))
     for keep, folder in ((results.keep, run), (results.keep_ablation, tmp_path / "ablation")):
         with pytest.raises(SystemExit) as ended:
             keep(folder)
         assert ended.value.code == 2 and f"made by commit {commit}" in capsys.readouterr().err
-    assert not (tmp_path / "kept").exists()
+    assert not results.KEPT.exists()
 
 
 def test_seeds_on_one_hardware_have_a_mean_that_names_every_commit(results) -> None:
     """Scores of 80 and 84: 82, deviation √8; a run on other hardware stands by itself."""
-    plain = results.summaries()[0]
     runs = []
     for seed, score, commit, hardware in ((0, 0.8, "a", "x"), (1, 0.84, "b", "x"), (2, 0.5, "b", "y")):
-        own = json.loads(json.dumps(plain)) | {"seed": seed, "commit": commit, "hardware": hardware}
-        own["stages"][own["final"]]["metrics"][results.metric_of(own)] = score
+        own = summary(seed=seed, commit=commit, hardware=hardware)
+        own["stages"]["finetune"]["metrics"]["accuracy"] = score
         runs.append(own)
-    lines = results.table(runs).splitlines()[2:]
-    assert len(lines) == 4 and "mean of 2 seeds" in lines[2] and "| 82.0 ± 2.8 |" in lines[2]
-    assert lines[2].endswith("| x | `a`, `b` |")
+    lines = results.setting_table(runs).splitlines()[2:]
+    assert len(lines) == 2 and "| 2 | accuracy |" in lines[0] and "| 82.0 ± 2.8 |" in lines[0]
+    assert lines[0].endswith("| `a`, `b` |") and "| 1 | accuracy |" in lines[1]
 
 
 def test_seeds_of_different_settings_have_no_mean(results, tmp_path, capsys) -> None:
-    """Those of unknown settings, older ones, do not matter."""
-    plain = results.summaries()[0]
-    runs = [plain | {"seed": 0}, *(plain | {"seed": seed, "settings": said} for seed, said in ((1, "a"), (2, "a")))]
-    assert "mean of 3 seeds" in results.table(runs)
-    runs.append(plain | {"seed": 3, "settings": "b"})
+    runs = [summary(seed=seed) for seed in (1, 2)] + [summary(seed=3, settings="b")]
+    assert "| 2 | accuracy |" in results.setting_table(runs[:2])
     with pytest.raises(SystemExit) as ended:
-        results.table(runs)
+        results.setting_table(runs)
     assert ended.value.code == 2 and "seeds 1, 2 and seeds 3 were run with different" in capsys.readouterr().err
     for run in runs:
-        for name in ("none", "all"):
-            folder = tmp_path / f"s{run['seed']}" / name
-            folder.mkdir(parents=True)
-            (folder / "summary.json").write_text(json.dumps(run | {"settings": "a"} if name == "none" else run))
+        write(tmp_path / f"s{run['seed']}" / "none", run | {"settings": "a"})
+        write(tmp_path / f"s{run['seed']}" / "all", run)
     with pytest.raises(SystemExit):
         results.keep_ablation(tmp_path)
     assert ", all: seeds 1, 2 and seeds 3 were" in capsys.readouterr().err and not results.ABLATIONS.exists()
 
 
-def test_a_score_is_the_one_that_the_task_is_ranked_by(results) -> None:
+def test_a_score_is_the_metric_that_glue_ranks_by(results) -> None:
     """One of several metrics where GLUE takes it alone, accuracy where it takes the mean of two."""
     found = {"accuracy": 0.7, "matthews": 0.3, "f1": 0.8}
-    told = [
+    chosen = [
         results.metric_of({"main_metric": main, "teacher": {"metrics": found}}) for main in ("matthews", "accuracy+f1")
     ]
-    assert told == ["matthews", "accuracy"]
+    assert chosen == ["matthews", "accuracy"]
 
 
 def test_few_bit_weights_have_a_row_of_their_own(results) -> None:
-    """Kept beside the float run of the same seed; its encoder in a sixteenth of the bytes."""
-    plain = next(s for s in results.summaries() if s["stages"][s["final"]]["encoder_weights"]["kind"] == "float")
-    few = json.loads(json.dumps(plain))
-    whole = few["stages"][few["uncompressed"]]["encoder_weights"]["bytes"]
-    few["stages"][few["final"]]["encoder_weights"] |= {"kind": "ternary", "bytes": whole // 16}
-    lines = results.table([plain, few]).splitlines()[2:]
-    assert len(lines) == 2 and "ternary weights" in lines[1] and "ternary" not in lines[0] and "| 16.0 |" in lines[1]
+    """The encoder in a sixteenth of the bytes."""
+    plain = summary()
+    few = summary()
+    whole = few["stages"]["prediction_kd"]["encoder_weights"]["bytes"]
+    few["stages"]["finetune"]["encoder_weights"] |= {"kind": "ternary", "bytes": whole // 16}
+    lines = results.setting_table([plain, few]).splitlines()[2:]
+    assert len(lines) == 2 and "ternary weights" in lines[1] and "ternary" not in lines[0]
+
+
+def test_a_page_without_marks_is_an_error(results) -> None:
+    assert results.between_marks("a <!-- x: begin -->old<!-- x: end --> b", "x", "new").split("\n")[1] == "new"
+    with pytest.raises(ValueError, match="marks"):
+        results.between_marks("a page", "x", "new")
+
+
+def test_the_readme_shows_the_table_of_the_first_run(results) -> None:
+    from test_table import make_summary
+
+    shown = results.terminal(make_summary())
+    assert shown.startswith("```console\n$ make glue TASK=mrpc\n…\n") and shown.endswith("\n```")
+    assert "temporal: 93.0, 2.5 below the dense teacher" in shown
+    assert "make glue" in results.between_marks(results.README.read_text(encoding="utf-8"), "first run", shown)

@@ -21,7 +21,7 @@ FALLING = ["stages.spatial.losses={additions: 2, additions_limit: 0.1, additions
 
 
 def command_of(folder: Path, glue: Path) -> list[str]:
-    return [*micro(folder, glue), *FALLING, "compress.synapses=0.6"]
+    return [*micro(folder, glue), *FALLING, "stages.spatial.synapses=0.6"]
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,10 @@ import pytest
 import torch
 from pruning import L, Module, batches, known, make
 
-from spikeprune.config.validation import names
+from spikeprune.config import names
+from spikeprune.config.derived import COMPRESSION
 from spikeprune.cost.energy import PRICES
-from spikeprune.experiment.build.callbacks import CALLBACKS
+from spikeprune.experiment.build.callbacks import COMPRESSING
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.quantization import WEIGHTS
 from spikeprune.pruning.criteria import CRITERIA, TEMPORAL_CRITERIA, uniform
@@ -143,10 +144,10 @@ def test_temporal_pruning_resumed_keeps_its_line() -> None:
 
 
 def test_the_names_in_checks_are_those_of_the_registries() -> None:
-    assert names.SPATIAL_CRITERIA == tuple(CRITERIA)
+    assert names.SPATIAL_CRITERIA == (*CRITERIA, "kwon")
     assert names.TEMPORAL_CRITERIA == tuple(TEMPORAL_CRITERIA)
     assert names.PRICES == tuple(PRICES)
-    assert names.CALLBACKS == tuple(CALLBACKS)
+    assert (*COMPRESSION, "finetune") == tuple(COMPRESSING)
     assert names.WEIGHTS == WEIGHTS
     assert names.NEURONS == tuple(NEURONS)
     assert names.CODINGS == tuple(CODINGS)

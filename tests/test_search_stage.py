@@ -9,7 +9,7 @@ import warnings
 import pytest
 import torch
 from children import leg
-from micro import GLUE, micro, write_sst2
+from micro import GLUE, micro, only, write_sst2
 from pruning import D, F, H, L
 
 from spikeprune.config.load import load
@@ -22,25 +22,23 @@ SHAPE = Shape(hidden=D, heads=H, ffn=F, layers=L, classes=3, vocab_size=23, posi
 FLOORS = {"heads": 1, "ffn": 4}
 
 
-KWON = ["compress.spatial.criterion=kwon", "compress.heads=1", "compress.ffn=1"]
+KWON = ["stages.spatial.criterion=kwon", "stages.spatial.heads=1", "stages.spatial.ffn=1"]
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
         (
-            ["compress.spatial.operations=0.5"],
-            "compress.spatial.operations = 0.5: is for compress.spatial.criterion=kwon",
+            ["stages.spatial.operations=0.5"],
+            "stages.spatial.operations = 0.5: is for stages.spatial.criterion=kwon",
         ),
-        ([*KWON, "compress.heads=0.5"], "compress.heads = 0.5: compress.spatial.criterion = kwon chooses heads"),
-        ([*KWON, "compress.spatial.scope=layer"], "compress.spatial.scope = layer: .*kwon is global"),
-        ([*KWON], "spatial has nothing to do; set a target in compress.spatial.operations"),
-        ([*KWON, "compress.spatial.operations=0"], "must be above 0 and at most 1"),
         (
-            [*KWON, "compress.spatial.operations=0.5", "compress.weights=ternary", "stages.quantize.epochs=1"]
-            + ["run.stages=[teacher,prediction_kd,quantize,spatial,temporal]"],
-            "compress.spatial.criterion = kwon: spatial comes after weights were quantized",
+            [*KWON, "stages.spatial.heads=0.5"],
+            "stages.spatial.heads = 0.5: criterion kwon removes heads",
         ),
+        ([*KWON, "stages.spatial.scope=layer"], "stages.spatial.scope = layer: criterion kwon is global"),
+        ([*KWON], "stages.spatial.criterion = kwon: needs stages.spatial.operations, a share such as 0.5"),
+        ([*KWON, "stages.spatial.operations=0"], "must be above 0 and at most 1"),
     ],
 )
 def test_a_configuration_that_cannot_is_refused(given, words) -> None:
@@ -49,8 +47,8 @@ def test_a_configuration_that_cannot_is_refused(given, words) -> None:
 
 
 def overrides(folder, *more: str) -> list[str]:
-    stages = ["run.stages=[teacher,internal_kd,spatial]", "stages.internal_kd.epochs=1", "compress.t_steps=null"]
-    mine = [*KWON, "compress.spatial.operations=0.4", "stages.teacher.epochs=2"]
+    stages = [*only("teacher", "internal_kd", "spatial"), "stages.internal_kd.epochs=1"]
+    mine = [*KWON, "stages.spatial.operations=0.4", "stages.teacher.epochs=2"]
     glue = folder.parent / "glue"
     return [*micro(folder, glue if glue.is_dir() else write_sst2(glue)), *stages, *mine, *more]
 
@@ -93,10 +91,8 @@ def test_with_epochs_it_goes_on_learning_and_a_share_too_small_is_refused(run) -
         pipeline.run(start(run.path.parent / "more", "stages.spatial.epochs=2"))
         more = RunDirectory(run.path.parent / "more").record("spatial")
         assert more["steps"] == 16 and sum(more["heads"]) < 6
-        with pytest.raises(InputError, match="compress.spatial.operations = 0.02: the floors"):
-            pipeline.run(
-                start(run.path.parent / "small", "stages.spatial.epochs=0", "compress.spatial.operations=0.02")
-            )
+        with pytest.raises(InputError, match="stages.spatial.operations = 0.02: the floors"):
+            pipeline.run(start(run.path.parent / "small", "stages.spatial.epochs=0", "stages.spatial.operations=0.02"))
 
 
 def test_killed_after_the_search_it_goes_on_as_undisturbed(run) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from children import leg
 from cluster import Cluster
-from micro import GLUE, ROOT, micro
+from micro import GLUE, ROOT, micro, only
 from test_resume import result, steps_of
 from tracked import check_history, online
 from wandb_server import Board, wandb_server
@@ -37,9 +37,9 @@ EPOCHS = 16  # of the stages that are interrupted: about a second
 INTERRUPTED = ("internal_kd", "spatial", "quantize")
 LONG = (*(f"stages.{stage}.epochs={EPOCHS}" for stage in INTERRUPTED[:2]), "run.validate_every=10")
 SHORT = ("stages.teacher.epochs=5", "stages.prediction_kd.epochs=1", "stages.temporal.epochs=1")
-QUANTIZED = (f"stages.quantize.epochs={EPOCHS}", "compress.weights=ternary")
-NOTHING = ("compress.heads=1", "compress.ffn=1", "compress.t_steps=null")
-TWO_STAGES = (*LONG, *SHORT, *NOTHING, "run.stages=[teacher,internal_kd]")
+QUANTIZED = (f"stages.quantize.epochs={EPOCHS}", "stages.quantize.weights=ternary")
+NOTHING = ("stages.spatial.heads=1", "stages.spatial.ffn=1", "stages.temporal.t_steps=null")
+TWO_STAGES = (*LONG, *SHORT, *NOTHING, *only("teacher", "internal_kd"))
 ALL = ("teacher", "internal_kd", "prediction_kd", "spatial", "temporal", "quantize", "finetune")
 REQUEST = ("--gpus=0", "--cpus=1", "--time=20:00")
 

@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_sweep import FFN, HEADS, THREADS, begin, sweep, tiny, write
+from micro import only
+from tiny_sweep import FFN, HEADS, begin, sweep, tiny, write
 
 from spikeprune import cli
 from spikeprune.config.load import read_resolved
@@ -52,10 +53,10 @@ def test_killed_and_started_again_it_runs_only_what_is_missing(swept) -> None:
     after = ended(folder)
     assert set(after) == set("0123") and 2 <= len(before) < 4
     assert {name: after[name] for name in before} == before
-    begun = {line.split("]")[0].split()[1] for line in printed.splitlines() if "] compress.heads=" in line}
+    begun = {line.split("]")[0].split()[1] for line in printed.splitlines() if "] stages.spatial.heads=" in line}
     assert begun == set(after) - set(before)
     values = [row["values"] for row in json.loads((folder / "results.json").read_text())["trials"]]
-    assert values == [{"compress.heads": h, "compress.ffn": f} for h in HEADS for f in FFN]
+    assert values == [{"stages.spatial.heads": h, "stages.spatial.ffn": f} for h in HEADS for f in FFN]
 
 
 def test_the_front_is_that_of_the_summaries(swept) -> None:
@@ -108,7 +109,7 @@ def test_a_stage_that_was_taken_over_is_the_one_that_would_have_been_made(swept,
     assert sum("taken over from" in log for log in logs.values()) >= 2
     taken = next(n for n in range(4) if "taken over" in logs[n])
     read = spec.read(folder.parent / "tiny.yaml")
-    pipeline.run(read.config(read.grid()[taken], f"run.dir={tmp_path / 'run'}", "run.wandb=off", THREADS))
+    pipeline.run(read.config(read.grid()[taken], f"run.dir={tmp_path / 'run'}", "run.wandb=off"))
     alone, shared = RunDirectory(tmp_path / "run"), RunDirectory(folder / "trials" / str(taken))
     for stage in ("teacher", "spatial"):
         assert alone.verified(stage) == shared.verified(stage)
@@ -116,7 +117,7 @@ def test_a_stage_that_was_taken_over_is_the_one_that_would_have_been_made(swept,
 
 
 RANGES = {
-    "compress.heads": {"distribution": "uniform", "min": 0.4, "max": 0.9},
+    "stages.spatial.heads": {"distribution": "uniform", "min": 0.4, "max": 0.9},
     "seed": {"distribution": "int_uniform", "min": 0, "max": 1000},
 }
 
@@ -138,22 +139,22 @@ def test_after_a_kill_random_trials_are_those_of_an_undisturbed_sweep(glue, tmp_
     words = [str(file), "--local", "--dir", str(folder), "--trials", "3"]
     log.touch()
     first = begin(log, *words, "--jobs", "1")
-    while "[trial 1] compress.heads=" not in log.read_text():
+    while "[trial 1] stages.spatial.heads=" not in log.read_text():
         time.sleep(0.02)
         assert first.is_alive(), log.read_text()
     first.kill()
     first.join()
-    before, said = ended(folder), [line for line in log.read_text().splitlines() if "] compress.heads=" in line]
+    before, said = ended(folder), [line for line in log.read_text().splitlines() if "] stages.spatial.heads=" in line]
     assert set(before) == {"0"}
     printed = sweep(log, *words, "--jobs", "2")
-    again = [line for line in printed.splitlines() if "] compress.heads=" in line]
+    again = [line for line in printed.splitlines() if "] stages.spatial.heads=" in line]
     assert again[0] == said[1] and len(again) == 2 and ended(folder)["0"] == before["0"]
     found = [row["values"] for row in json.loads((folder / "results.json").read_text())["trials"]]
     wanted = [{key: values[key] for key in RANGES} for values in drawn(spec.read(file), tmp_path / "undisturbed", 3)]
     assert found == wanted and all(len({row[key] for row in found}) == 3 for key in RANGES)
     for number, values in enumerate(found):
         config = read_resolved(folder / "trials" / str(number) / "config.yaml")
-        assert (config.compress.heads, config.seed) == tuple(values[key] for key in RANGES)
+        assert (config.stages.spatial.heads, config.seed) == tuple(values[key] for key in RANGES)
 
 
 @pytest.mark.parametrize("method", ["random", "bayes"])
@@ -185,7 +186,7 @@ def test_a_trial_far_from_the_best_is_stopped_early(glue, tmp_path) -> None:
     tree = tiny(glue, metric={"name": "result/energy_pj", "goal": "minimize"})
     tree["early_terminate"] = {"type": "hyperband", "min_iter": 1, "eta": 2}
     tree["parameters"] = {"preset": {"value": "tiny"}, "student.t_steps": {"values": [2, 6]}}
-    words = ["run.stages=[teacher,internal_kd,spatial]", "compress.heads=0.5", "stages.spatial.epochs=25"]
+    words = [*only("teacher", "internal_kd", "spatial"), "stages.spatial.heads=0.5", "stages.spatial.epochs=25"]
     tree["command"][-1:-1] = [*words, "stages.internal_kd.epochs=1"]
     file = write(tmp_path / "early.yaml", tree)
     printed = sweep(tmp_path / "log", str(file), "--local", "--dir", str(tmp_path / "out"), "--jobs", "1")
@@ -200,7 +201,7 @@ def test_a_trial_that_fails_is_named_and_tried_again(glue, tmp_path) -> None:
     """Its data are gone: exit code 1, and with the data back the same command makes up for it."""
     data = tmp_path / "glue"
     file = write(tmp_path / "tiny.yaml", tiny(data))
-    words = [str(file), "compress.heads=0.5", "compress.ffn=0.4", "--local", "--dir", str(tmp_path / "out")]
+    words = [str(file), "stages.spatial.heads=0.5", "stages.spatial.ffn=0.4", "--local", "--dir", str(tmp_path / "out")]
     printed = sweep(tmp_path / "log", *words, code=1)
     assert "[trial 0] failed with exit code 2 (" in printed and str(data) in printed
     assert "error: 1 trial failed; the same command tries again" in printed and "Traceback" not in printed

@@ -43,7 +43,7 @@ def test_a_grid_of_four_by_wandbs_agent(glue, tmp_path) -> None:
             assert board.runs[name]["exit"] == 0 and board.runs[name]["sweep"] == "sweep1"
             run = RunDirectory(tmp_path / "runs" / "sweeps" / "tiny" / name)
             config = board.config(name)
-            assert config["compress"]["heads"] == values["compress.heads"] == config["compress.heads"]
+            assert config["compress"]["heads"] == values["stages.spatial.heads"] == config["stages.spatial.heads"]
             found = results(run.record("spatial"), run.record("teacher"))
             summary = board.summary(name)
             assert {key: summary[key] for key in found} == pytest.approx(found)
@@ -67,7 +67,7 @@ def cluster(tmp_path, monkeypatch) -> Iterator[Cluster]:
 @pytest.mark.slurm
 def test_an_array_job_of_agents(cluster, glue, tmp_path, monkeypatch) -> None:
     tree = tiny(glue)
-    tree["parameters"] |= {"compress.ffn": {"value": 0.2}}
+    tree["parameters"] |= {"stages.spatial.ffn": {"value": 0.2}}
     tree["command"] = [
         w.replace("runs/", f"{tmp_path}/runs/") if w.startswith("run.dir") else w for w in tree["command"]
     ]
@@ -92,6 +92,6 @@ def test_an_unknown_sweep_value_is_refused_before_the_server_hears_of_it(glue, t
     with wandb_server() as board:
         monkeypatch.setenv("WANDB_BASE_URL", board.url)
         monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-        with pytest.raises(InputError, match="compress.heds: unknown key"):
-            spec.read(write(tmp_path / "s.yaml", tiny(glue)), ["compress.heds=1"])
+        with pytest.raises(InputError, match="stages.spatial.heds: unknown key"):
+            spec.read(write(tmp_path / "s.yaml", tiny(glue)), ["stages.spatial.heds=1"])
         assert board.sweeps == {}

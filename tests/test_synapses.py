@@ -1,4 +1,4 @@
-"""`compress.synapses`: single weights leave, stay away, and are no longer paid for."""
+"""`stages.spatial.synapses`: single weights leave, stay away, and are no longer paid for."""
 
 from __future__ import annotations
 
@@ -275,7 +275,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("synapses")
     glue = write_sst2(folder / "glue")
     pipeline.run(load(GLUE, micro(folder / "all", glue)))
-    more = [f"run.start_from={folder / 'all'}", "compress.synapses=0.4"]
+    more = [f"run.start_from={folder / 'all'}", "stages.spatial.synapses=0.4"]
     pipeline.run(load(GLUE, [*micro(folder / "few", glue), *more]))
     return RunDirectory(folder / "all"), RunDirectory(folder / "few")
 

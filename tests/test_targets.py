@@ -8,43 +8,27 @@ import io
 import pytest
 from micro import GLUE, ROOT
 
+from spikeprune.config.derived import active_stages, compresses
 from spikeprune.config.load import load
 from spikeprune.config.tasks import TASKS
 from spikeprune.errors import InputError
 from spikeprune.report.ablation import rows, spread, to_csv, to_markdown
 
-STAGES = ("run.stages=[teacher,prediction_kd,joint]", "stages.joint.epochs=2")
-ENERGY = (*STAGES, "compress.target=energy", "compress.target_value=0.02")
-LATENCY = (*STAGES, "compress.target=latency", "compress.target_of=student", "compress.target_value=0.5")
+STAGES = ("stages.prediction_kd.epochs=1", "stages.budget.epochs=2")
+ENERGY = (*STAGES, "stages.budget.value=0.02")
+LATENCY = (*STAGES, "stages.budget.target=latency", "stages.budget.value=0.5")
 WRONG = [
-    (STAGES, "stages.joint.callbacks: joint has nothing to do; set a target in compress.target"),
-    (("compress.target=energy", "compress.target_value=0.1"), "compress.target = energy: no stage that runs has the"),
-    (("compress.target_value=0.1",), "compress.target_value = 0.1: of what? set compress.target"),
-    ((*STAGES, "compress.target=energy"), "compress.target = energy: needs compress.target_value, such as 0.02"),
-    ((*ENERGY, "compress.target=enrgy"), "compress.target = enrgy: choose from"),
-    ((*ENERGY, "compress.target_of=teacher"), "compress.target_of = teacher: choose from"),
-    ((*ENERGY, "compress.target_value=1.5"), "compress.target_value = 1.5: must be above 0 and at most 1"),
-    ((*ENERGY, "compress.target_value=0"), "compress.target_value = 0.0: must be above 0"),
-    ((*ENERGY, "compress.joint.candidates=[head]"), "compress.joint.candidates: unknown candidate head; choose from"),
-    ((*ENERGY, "compress.joint.candidates=[]"), "compress.joint.candidates = []: nothing could be removed"),
-    ((*ENERGY, "compress.joint.candidates=[ffn,ffn]"), "compress.joint.candidates = ['ffn', 'ffn']: names one twice"),
+    (STAGES, "stages.budget: the stage would compress nothing; set its value"),
+    ((*ENERGY, "stages.budget.target=enrgy"), "stages.budget.target = enrgy: choose from"),
+    ((*ENERGY, "stages.budget.value=1.5"), "stages.budget.value = 1.5: must be above 0 and at most 1"),
+    ((*ENERGY, "stages.budget.value=0"), "stages.budget.value = 0.0: must be above 0"),
+    ((*ENERGY, "stages.budget.candidates=[head]"), "stages.budget.candidates: unknown head; choose from"),
+    ((*ENERGY, "stages.budget.candidates=[]"), "stages.budget.candidates = []: must name"),
+    ((*ENERGY, "stages.budget.candidates=[ffn,ffn]"), "stages.budget.candidates = ['ffn', 'ffn']: must name"),
+    ((*LATENCY, "stages.budget.candidates=[heads]"), "stages.budget.target = latency: only time steps change it"),
     (
-        (*ENERGY, "compress.heads=0.5", "stages.joint.callbacks=[joint,spatial]"),
-        "stages.joint.callbacks: spatial and joint would both decide on heads and ffn",
-    ),
-    (
-        (*ENERGY, "compress.t_steps=2", "stages.joint.callbacks=[temporal,joint]"),
-        "stages.joint.callbacks: temporal and joint would both decide on steps",
-    ),
-    (
-        (*ENERGY, "compress.heads=0.5"),
-        "compress.heads = 0.5: no stage that runs has the callback spatial",
-    ),
-    ((*LATENCY, "compress.target_of=dense"), "compress.target = latency: the dense teacher has no time steps"),
-    ((*LATENCY, "compress.joint.candidates=[heads]"), "compress.target = latency: only time steps change it"),
-    (
-        (*LATENCY, "compress.target_value=0.2"),
-        "compress.target_value = 0.2: leaves fewer than 3 of student.t_steps' 12",
+        (*LATENCY, "stages.budget.value=0.2"),
+        "stages.budget.value = 0.2: leaves fewer than 3 of student.t_steps' 12",
     ),
 ]
 
@@ -61,13 +45,9 @@ def test_what_cannot_work_is_told(overrides, message, tmp_path) -> None:
 
 def test_what_can_work_is_accepted(tmp_path) -> None:
     (tmp_path / "empty.yaml").write_text("")
-    for more in (ENERGY, LATENCY, (*LATENCY, "compress.target_value=0.25")):
+    for more in (ENERGY, LATENCY, (*LATENCY, "stages.budget.value=0.25")):
         load(tmp_path / "empty.yaml", more)
-    running = "student.coding=running_mean"
-    load(tmp_path / "empty.yaml", [*LATENCY, running, "compress.target_value=0.25"])
-    split = ["compress.joint.candidates=[steps]", "compress.heads=0.5", "stages.joint.callbacks=[joint,spatial]"]
-    load(tmp_path / "empty.yaml", [*ENERGY, *split])
-    load(tmp_path / "empty.yaml", [*ENERGY, "compress.weights=binary", "stages.joint.callbacks=[joint,quantize]"])
+    load(tmp_path / "empty.yaml", [*LATENCY, "student.coding=running_mean", "stages.budget.value=0.25"])
 
 
 # ------------------------------------------------------------------------------------------------------------ ablations
@@ -81,15 +61,13 @@ def test_every_ablation_goes_with_every_preset(name, preset) -> None:
     for task in TASKS:
         config = load(GLUE, [f"task={task}", f"preset={preset}", f"ablation={name}"])
         assert config.run.dir == f"runs/{task}-{preset}-{name}-s0"
-        compressing = [s for s in config.run.stages if getattr(config.stages, s).callbacks]
-        assert all(getattr(config.stages, s).epochs for s in compressing)
+        compressing = [s for s in active_stages(config) if compresses(config, s)]
         everything = ["spatial", "temporal", "quantize"]
-        wanted = {"spatial+temporal": everything[:2], "synapses": everything[:2], "none": []}
-        wanted |= {"all": everything, "ternary": everything}
+        wanted = {"spatial+temporal": everything[:2], "none": [], "all": everything}
         if not name.startswith("joint"):
             assert compressing == wanted.get(name, [name])
         else:
-            assert compressing == ["joint", "finetune"] and config.compress.target_value == 0.02
+            assert compressing == ["budget", "finetune"] and config.stages.budget.value == 0.02
 
 
 def test_the_ablations_that_the_script_runs_are_files() -> None:

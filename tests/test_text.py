@@ -54,7 +54,7 @@ def test_no_tokenizer_there(tmp_path, monkeypatch):
 
 
 def corpus(files, tokenizer, **changes) -> CorpusData:
-    options = dict(limit=None, max_length=16, batch_size=4, seed=0)
+    options = dict(max_length=16, batch_size=4, seed=0)
     return CorpusData(sources=[str(file) for file in files], tokenizer=tokenizer, **{**options, **changes})
 
 
@@ -65,14 +65,13 @@ def test_corpus_drops_headings_and_cuts_paragraphs(tmp_path, tokenizer):
         + "\n"
     )
     (tmp_path / "a.txt").write_text(text)
-    assert [len(line.split()) for line in read_corpus([str(tmp_path / "a.txt")], limit=None)] == [6, 54]
+    assert [len(line.split()) for line in read_corpus([str(tmp_path / "a.txt")])] == [6, 54]
     data = corpus([tmp_path / "a.txt"], tokenizer)
     lengths = data.encoded.lengths.tolist()
     assert max(lengths) <= 16 and sum(lengths) - 2 * len(lengths) == 60  # no token lost, none repeated
     batch = next(iter(data.train_dataloader()))
     assert set(batch) == {"input_ids", "attention_mask", "token_type_ids"}
     assert (batch["input_ids"][:, 0] == tokenizer.cls_token_id).all()
-    assert len(corpus([tmp_path / "a.txt"], tokenizer, limit=1).encoded) == 1
     assert len(data.fixed_batches(2, 2, seed=0)[0]["input_ids"]) == 2
 
 
@@ -95,7 +94,7 @@ def test_a_hub_corpus_of_something_else_than_text_is_refused(monkeypatch):
     table = datasets.DatasetDict(train=datasets.Dataset.from_dict({"text": ["a line", None]}))
     monkeypatch.setattr("spikeprune.data.corpus.load_splits", lambda *_, **__: table)
     with pytest.raises(InputError, match="owner/name, row 1: None is no text"):
-        read_corpus(["owner/name"], limit=None)
+        read_corpus(["owner/name"])
 
 
 def test_a_corpus_of_which_no_token_is_left_is_refused(tokenizer):

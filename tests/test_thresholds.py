@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from micro import GLUE, micro, write_sst2
+from micro import GLUE, micro, only, write_sst2
 from naive import Accumulate
 from students import FFN, D, L, make, prune, real, sentences
 from test_dynamic import shape_of, work
@@ -115,7 +115,7 @@ def test_no_gradient_reaches_a_silent_current() -> None:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> RunDirectory:
     folder = tmp_path_factory.mktemp("runs")
-    stages = ["run.stages=[teacher,internal_kd,spatial]", "stages.internal_kd.epochs=1", "compress.t_steps=null"]
+    stages = [*only("teacher", "internal_kd", "spatial"), "stages.internal_kd.epochs=1", "stages.temporal.t_steps=null"]
     short = ["stages.spatial.epochs=1", "stages.teacher.epochs=2"]
     pipeline.run(load(GLUE, [*micro(folder / "sst2", write_sst2(folder / "glue")), *stages, *short]))
     return RunDirectory(folder / "sst2")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from micro import GLUE, micro, write_sst2
+from micro import GLUE, micro, only, write_sst2
 from students import make, prune, sentences
 from together import leg, together
 
@@ -60,27 +60,27 @@ def same_count(student: SpikingBert) -> int | None:
 
 SHORT = ["stages.teacher.epochs=9", "stages.internal_kd.epochs=1", "stages.prediction_kd.epochs=0"]
 SHORT += [f"stages.{name}.epochs=1" for name in ("spatial", "temporal", "finetune")]
-SHORT += ["student.t_steps=3", "compress.t_steps=2", "distill.replace_words=0.3"]
-QUANTIZED = ["run.stages=[teacher,internal_kd,spatial,temporal,quantize]", "stages.quantize.epochs=1"]
-UNSEARCHED = ["compress.heads=1", "compress.ffn=1", "compress.t_steps=null"]
+SHORT += ["student.t_steps=3", "stages.temporal.t_steps=2", "data.replace_words=0.3"]
+QUANTIZED = [*only("teacher", "internal_kd", "spatial", "temporal", "quantize"), "stages.quantize.epochs=1"]
+UNSEARCHED = ["stages.spatial.heads=1", "stages.spatial.ffn=1", "stages.temporal.t_steps=null"]
 SPIKING = ["student.forward=spiking"]
 
 RUNS = {
-    "synapses": ["compress.synapses=0.5", "compress.spatial.criterion=magnitude", "stages.finetune.losses.firing=0.5"]
-    + ["time.early_exit=asr"]
+    "synapses": ["stages.spatial.synapses=0.5", "stages.spatial.criterion=magnitude", "cost.early_exit=asr"]
+    + ["stages.finetune.losses.firing=0.5"]
     + ["stages.finetune.losses.additions=1.0", "stages.finetune.losses.additions_limit=0.1"],
-    "feedback": [*SPIKING, "student.feedback=true", "student.coding=per_step", "compress.spatial.criterion=fisher"]
-    + ["compress.temporal.criterion=sensitivity", "time.early_exit=confidence"],
-    "kwon": [*UNSEARCHED, *QUANTIZED, "compress.spatial.criterion=kwon", "compress.spatial.operations=0.5"]
-    + ["compress.weights=ternary", "compress.quantize.fold=true", "stages.temporal.epochs=0"],
-    "joint": [*UNSEARCHED, "run.stages=[teacher,internal_kd,joint,quantize]", "stages.joint.epochs=2"]
-    + ["compress.target=ac", "compress.target_value=0.3"]
-    + ["stages.joint.losses.additions=1.0", "compress.weights=binary", "stages.quantize.epochs=1"],
-    "taylor": [*QUANTIZED, "compress.spatial.criterion=taylor", "compress.temporal.criterion=uniform"]
-    + ["compress.weights=int8", "student.query=spiking", "student.pooling=cls", "student.leak=0.9"],
-    "rate": ["compress.spatial.criterion=rate", "student.spikes=ternary_scaled", "student.dead_zone=20"]
-    + ["student.coding=running_mean", "student.residual=membrane", "compress.spatial.scope=layer"],
-    "random": ["compress.spatial.criterion=random", "student.spikes=binary", "student.theta=tensor"]
+    "feedback": [*SPIKING, "student.feedback=true", "student.coding=per_step", "stages.spatial.criterion=fisher"]
+    + ["stages.temporal.criterion=sensitivity", "cost.early_exit=confidence"],
+    "kwon": [*UNSEARCHED, *QUANTIZED, "stages.spatial.criterion=kwon", "stages.spatial.operations=0.5"]
+    + ["stages.quantize.weights=ternary", "stages.quantize.fold=true", "stages.temporal.epochs=0"],
+    "joint": [*UNSEARCHED, *only("teacher", "internal_kd", "budget", "quantize"), "stages.budget.epochs=2"]
+    + ["stages.budget.target=ac", "stages.budget.value=0.3"]
+    + ["stages.budget.losses.additions=1.0", "stages.quantize.weights=binary", "stages.quantize.epochs=1"],
+    "taylor": [*QUANTIZED, "stages.spatial.criterion=taylor", "stages.temporal.criterion=uniform"]
+    + ["stages.quantize.weights=int8", "student.query=spiking", "student.pooling=cls", "student.leak=0.9"],
+    "rate": ["stages.spatial.criterion=rate", "student.spikes=ternary_scaled", "student.dead_zone=20"]
+    + ["student.coding=running_mean", "student.residual=membrane", "stages.spatial.scope=layer"],
+    "random": ["stages.spatial.criterion=random", "student.spikes=binary", "student.theta=tensor"]
     + ["student.init=random", "run.precision=bf16-mixed"],
 }
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in list(RUNS)[1:]]
@@ -104,12 +104,12 @@ def test_both_processes_have_the_same_masks_steps_and_weights(name, sst2, tmp_pa
 
 @pytest.mark.parametrize("task", TASKS)
 def test_what_a_run_has_read_is_sent_whole(task, tmp_path) -> None:
-    given = [*micro(tmp_path), f"task={task}", "data.embedded_train=40", "data.embedded_dev=20"]
+    given = [*micro(tmp_path), f"task={task}", "data.embedded=[40,20]"]
     parts = prepare(
-        load(GLUE, [*given, "student.t_steps=[1,2,3]", "compress.t_steps=null", "stages.temporal.epochs=0"])
+        load(GLUE, [*given, "student.t_steps=[1,2,3]", "stages.temporal.t_steps=null", "stages.temporal.epochs=0"])
     )
     sent = pickle.loads(pickle.dumps(parts))
-    assert (sent.config, sent.task, sent.layer_map) == (parts.config, parts.task, parts.layer_map)
+    assert (sent.config, sent.task, sent.layers) == (parts.config, parts.task, parts.layers)
     for mine, theirs in zip(*(p.data.calibration_batches(8, 0).items() for p in (parts, sent)), strict=True):
         assert mine[0] == theirs[0] and torch.equal(mine[1], theirs[1])
     teacher = networks.teacher(parts)

@@ -6,23 +6,16 @@ from pathlib import Path
 
 import children
 import yaml
-from micro import GLUE, ROOT, micro
+from micro import GLUE, ROOT, micro, only
 
-from spikeprune.integrations.sweeps import machine
-
-THREADS = f"run.threads={max(1, machine.cores() // 2)}"  # of a trial where two run at a time
 HEADS, FFN = (0.5, 0.8), (0.2, 0.4)
 
 
 def tiny(glue: Path | str = "glue", **changes) -> dict:
     """A grid of four over the smallest pipeline: teacher and spatial."""
-    small = [o for o in micro(Path("x"), Path(glue)) if not o.startswith(("run.dir", "preset", "compress"))]
-    small += [
-        "run.stages=[teacher,spatial]",
-        "compress.t_steps=null",
-        "compress.spatial.min_ffn=4",
-        "stages.spatial.epochs=2",
-    ]
+    apart = ("run.dir", "preset", "stages.spatial.heads", "stages.spatial.ffn")
+    small = [o for o in micro(Path("x"), Path(glue)) if not o.startswith(apart)]
+    small += [*only("teacher", "spatial"), "stages.spatial.epochs=2"]
     own = "runs/sweeps/tiny/${oc.env:WANDB_RUN_ID}"
     head = ["${env}", "${interpreter}", "-m", "spikeprune", "train", str(GLUE)]
     tree = {
@@ -30,8 +23,8 @@ def tiny(glue: Path | str = "glue", **changes) -> dict:
         "metric": {"name": "result/main", "goal": "maximize"},
         "parameters": {
             "preset": {"value": "tiny"},
-            "compress.heads": {"values": list(HEADS)},
-            "compress.ffn": {"values": list(FFN)},
+            "stages.spatial.heads": {"values": list(HEADS)},
+            "stages.spatial.ffn": {"values": list(FFN)},
         },
         "command": [*head, *small, f"run.dir={own}", "run.wandb=auto", "${args_no_hyphens}"],
     }

@@ -10,7 +10,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 from children import add_callback, begin
-from micro import GLUE, micro
+from micro import GLUE, micro, only
 from wandb_server import Board
 
 from spikeprune.experiment.run_directory import RunDirectory
@@ -20,8 +20,8 @@ from spikeprune.report.results import results
 KEY = "0" * 40
 STAGES = ("teacher", "internal_kd", "spatial")
 SHORT = (
-    "run.stages=[teacher,internal_kd,spatial]",
-    "compress.t_steps=null",
+    *only("teacher", "internal_kd", "spatial"),
+    "stages.temporal.t_steps=null",
     "stages.spatial.epochs=2",
     "run.wandb=auto",
     "run.checkpoint_every=3",

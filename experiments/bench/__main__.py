@@ -2,8 +2,8 @@
 
 python -m experiments.bench                        on the CPU, scaled down, about two minutes (or: make bench)
 python -m experiments.bench --device cuda          on one GPU, under 150 s
-python -m experiments.bench --keep FILE.json …     take results into the README
-python -m experiments.bench --check                exit code 1 where the README is not what the kept results give
+python -m experiments.bench --keep FILE.json …     take results into docs/performance.md
+python -m experiments.bench --check                exit code 1 where docs/performance.md differs from the kept results
 
 Writes bench-DEVICE.json and bench-DEVICE.md into --out, after each comparison, so that a run which is stopped leaves
 what it had.
@@ -97,8 +97,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="CPU threads of torch")
     parser.add_argument("--out", type=Path, default=Path(".bench"))
     parser.add_argument("--parts", nargs="+", choices=report.PARTS, default=list(report.PARTS))
-    parser.add_argument("--keep", nargs="+", type=Path, metavar="FILE", help="take these results into the README")
-    parser.add_argument("--check", action="store_true", help="is the README what the kept results give?")
+    parser.add_argument("--keep", nargs="+", type=Path, metavar="FILE", help="take these into docs/performance.md")
+    parser.add_argument("--check", action="store_true", help="is docs/performance.md what the kept results give?")
     return parser.parse_args(argv)
 
 
@@ -107,12 +107,13 @@ def main(argv: list[str]) -> int:
     if args.keep or args.check:
         for path in args.keep or []:
             report.keep(path, args.parts)
-        readme = report.README.read_text(encoding="utf-8")
-        made = report.with_results(readme, report.kept_results())
+        page = report.PAGE.read_text(encoding="utf-8")
+        made = report.with_results(page, report.kept_results())
         if args.check:
-            print("README.md is what the results give" if made == readme else "README.md differs: --keep its results")
-            return int(made != readme)
-        report.README.write_text(made, encoding="utf-8")
+            words = "is what the results give" if made == page else "differs: --keep its results"
+            print(f"docs/performance.md {words}")
+            return int(made != page)
+        report.PAGE.write_text(made, encoding="utf-8")
         return 0
     lacking = equilibrium.lacking()
     if args.device == "cuda" and not torch.cuda.is_available():

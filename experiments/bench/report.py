@@ -1,4 +1,4 @@
-"""A benchmark's results as markdown, and the README's section made from the results that are kept; nothing by hand."""
+"""A benchmark's results as markdown, and docs/performance.md's section made from the results kept; nothing by hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from spikeprune.files import jsonfile
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = Path(__file__).parent / "kept"
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "performance.md"
 PARTS = ("simulation", "evaluation", "training", "profiles", "growth")
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 
@@ -89,10 +89,10 @@ def markdown(results: dict) -> str:
     return "\n\n".join(parts)
 
 
-def with_results(readme: str, kept: list[dict]) -> str:
+def with_results(page: str, kept: list[dict]) -> str:
     text = "\n\n".join(map(markdown, kept))
     pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-    return pattern.sub(lambda _: f"{BEGIN}\n{text}\n{END}", readme)
+    return pattern.sub(lambda _: f"{BEGIN}\n{text}\n{END}", page)
 
 
 def kept_results() -> list[dict]:
@@ -100,7 +100,7 @@ def kept_results() -> list[dict]:
 
 
 def keep(path: Path, parts: Collection[str]) -> None:
-    """Take a benchmark's JSON into the README, under its device; of `parts` only, and under their names, where it has
+    """Take a benchmark's JSON into the page, under its device; of `parts` only, and under their names, where it has
     others as well or lacks some."""
     results = jsonfile.loads(path.read_text(encoding="utf-8"))
     results["rows"] = [row for row in results["rows"] if row["group"].split()[0].rstrip(",") in parts]

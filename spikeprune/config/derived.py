@@ -1,4 +1,4 @@
-"""What a configuration amounts to before anything is read: the stages that act, the student's layers, a key's value."""
+"""What a configuration amounts to before anything is read: the stages that run, the student's layers and weights."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from functools import reduce
 from typing import Any
 
 from spikeprune.config.schema import Config, Stage
+
+COMPRESSION = ("spatial", "temporal", "quantize", "budget")  # stages that remove something between epochs
 
 
 def value_of(config: Config, key: str) -> Any:
@@ -19,21 +21,40 @@ def stage_rows(config: Config) -> Iterator[tuple[str, Stage]]:
         yield row.name, getattr(config.stages, row.name)
 
 
-def acts(config: Config, name: str) -> bool:
-    """Whether a stage does anything: it has epochs, or a mask search, which needs none."""
-    stage, spatial = getattr(config.stages, name), config.compress.spatial
-    at_once = "spatial" in stage.callbacks and spatial.criterion == "kwon" and spatial.operations is not None
-    return stage.epochs > 0 or at_once
+def runs(config: Config, name: str) -> bool:
+    """Whether a stage does anything: it has epochs, or is Kwon's mask search, which needs none."""
+    spatial = config.stages.spatial
+    at_once = name == "spatial" and spatial.criterion == "kwon" and spatial.operations is not None
+    return getattr(config.stages, name).epochs > 0 or at_once
 
 
 def active_stages(config: Config) -> list[str]:
     """The stages that run, in order; the teacher always does, since its metrics come first."""
-    return [name for name in config.run.stages if name == "teacher" or acts(config, name)]
+    return [name for name, _ in stage_rows(config) if name == "teacher" or runs(config, name)]
 
 
-def active(config: Config, name: str) -> bool:
-    """Whether a stage of this name is listed, known, and does anything."""
-    return name in config.run.stages and getattr(config.stages, name, None) is not None and acts(config, name)
+def compresses(config: Config, name: str) -> bool:
+    """Whether a stage removes anything: one of COMPRESSION, and fine-tuning under a budget, which keeps to it."""
+    return name in COMPRESSION or (name == "finetune" and runs(config, "budget"))
+
+
+def weights(config: Config) -> str:
+    """What the encoder's weights are quantized to in the end."""
+    return config.stages.quantize.weights if runs(config, "quantize") else "float"
+
+
+def folds(config: Config) -> bool:
+    """Whether thresholds are folded into the weights before they are quantized."""
+    return config.stages.quantize.fold and weights(config) != "float"
+
+
+def prunes_synapses(config: Config) -> bool:
+    return runs(config, "spatial") and config.stages.spatial.synapses < 1
+
+
+def least_neurons(ffn: int) -> int:
+    """Feed-forward neurons that every layer keeps: eight, of narrow layers an eighth."""
+    return max(1, min(8, ffn // 8))
 
 
 def student_layers(config: Config) -> int | None:

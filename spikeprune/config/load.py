@@ -1,7 +1,7 @@
 """How a file, its preset and overrides become one typed configuration; the only file that knows OmegaConf.
 
 Every key is a field in `config/schema.py` with its default; an unknown key, a wrong type or an impossible combination
-is an `InputError` that lists every problem found, before anything is loaded. What values may be is in `checks/`.
+is an `InputError` that lists every problem found, before anything is loaded. What values may be is in `validation.py`.
 """
 
 from __future__ import annotations
@@ -17,69 +17,64 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from spikeprune.config import scalars
+from spikeprune.config import scalars, validation
 from spikeprune.config.keys import every_key, in_words, leaves, names, near_key, type_of
 from spikeprune.config.resources import folders
 from spikeprune.config.schema import Config
-from spikeprune.config.tasks import TASKS
-from spikeprune.config.validation import rules
 from spikeprune.errors import InputError, nearest
 
-__all__ = ["Config", "differences", "load", "read_resolved", "to_yaml"]
+__all__ = ["Config", "differences", "load", "read_resolved", "resolve", "to_yaml"]
 
-# Keys that may differ between two legs of one run: its directory (moved, or spelt otherwise), what is shown and logged,
-# how often a leg can be resumed, and the threads that a machine happens to have. Device count, accelerator
-# and precision are not here: they change the numbers.
+# Keys that may differ between two attempts of one run: its directory (moved, or spelt otherwise), what is shown and
+# logged, how often it can be resumed. Device count, accelerator and precision change the numbers, so they may not.
 MAY_DIFFER = (
     "run.dir",
     "run.start_from",
-    "run.threads",
     "run.log_every",
     "run.validate_every",
     "run.checkpoint_every",
     "run.wandb",
     "run.wandb_artifact",
-    "time.early_exit",
+    "cost.early_exit",
 )
 # What a measurement of a finished stage may change: how it is measured, and what of the student needs no training.
 MEASURING = (
     "run.accelerator",
     "run.kernels",
-    "run.threads",
     "data.eval_batch_size",
     "student.coding",
     "student.forward",
     "student.dead_zone",
-    "time.early_exit",
+    "cost.early_exit",
     "cost.prices",
 )
-SAVED = ("task", "seed", "run", "data", "teacher", "student", "stages", "compress", "cost")  # by every run
+SAVED = ("task", "seed", "run", "data", "teacher", "student", "stages", "cost")  # by every run
+OLDER = ("compress", "distill", "time")  # sections of earlier versions
 COMMAND_LINE = "command line"
-BASE_DEPTH = 2
+BASE_DEPTH = 1
 Layer = tuple[str, dict]  # where it comes from, and its tree of keys
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """Defaults, the `base:` chain, the file, its preset, their blocks `tasks: <task>:`, an ablation, the overrides;
-    later wins.
+    """The configuration of an experiment file: defaults, its `base:`, the file, its preset, an ablation, then the
+    overrides `key=value`; later wins.
 
-    A preset is `presets/<name>.yaml`, an ablation `ablations/<name>.yaml`, in one of `resources.folders`.
+    A preset is `presets/<name>.yaml`, an ablation `ablations/<name>.yaml`, in one of `resources.folders`. Raises
+    InputError with every problem that is found.
     """
+    return resolve(path, overrides)[0]
+
+
+def resolve(path: str | Path, overrides: Iterable[str] = ()) -> tuple[Config, dict[str, str]]:
+    """As `load`, with the file or "command line" that set each key which is not at its default."""
     merge, path = _Merge(), Path(path)
     given = list(_overrides(overrides, merge))
     layers = _chain(path, merge)
-    preset = _last("preset", layers, given)
-    if preset is not None:
-        layers += _named("preset", path, str(preset), merge)
-    ablation = _last("ablation", layers, given)
-    removed = [] if ablation is None else _named("ablation", path, str(ablation), merge)
-    task = str(_last("task", layers, given) or Config.task)
-    blocks = [(source, block) for source, tree in layers for block in [tree.pop("tasks", None)] if block is not None]
+    for kind in ("preset", "ablation"):
+        name = _last(kind, layers, given)
+        if name is not None:
+            layers += _named(kind, path, str(name), merge)
     for source, tree in layers:
-        merge.add(tree, source)
-    for source, block in blocks:
-        _task_block(block, source, task, merge)
-    for source, tree in removed:  # after the tasks' blocks: what an ablation leaves out no task brings back
         merge.add(tree, source)
     for key, value in given:
         merge.add({key: value}, COMMAND_LINE)
@@ -87,7 +82,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         merge.config.run.dir = OmegaConf.to_container(merge.config.run)["dir"].replace("-s$", "-${ablation}-s$")
     if merge.config.preset is None:  # then the file's own name stands in the run's
         merge.config.run.dir = OmegaConf.to_container(merge.config.run)["dir"].replace("${preset}", path.stem)
-    return merge.finish()
+    return merge.finish(), merge.sources
 
 
 def read_resolved(path: str | Path, overrides: Iterable[str] = ()) -> Config:
@@ -95,6 +90,8 @@ def read_resolved(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     measurement may change."""
     merge = _Merge(resolved=True)
     tree = _read(Path(path), merge)
+    if old := [key for key in OLDER if key in tree]:
+        raise InputError(f"{path}: has a section {old[0]!r}, of an older version; this one cannot read that run")
     if lost := [key for key in SAVED if key not in tree]:
         whose = "it is not the whole configuration that a run has saved; restore it, or use another run.dir"
         raise InputError("\n".join([*merge.problems, f"{path}: has no key {lost[0]!r}: {whose}"]))
@@ -109,7 +106,18 @@ def read_resolved(path: str | Path, overrides: Iterable[str] = ()) -> Config:
 
 def to_yaml(config: Config) -> str:
     """Not by OmegaConf, which would take a `${` in a resolved value for another interpolation."""
-    return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
+    return yaml.dump(asdict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Text with a line break of any kind, U+0085 among them, is quoted with escapes; YAML would fold it to a space."""
+
+    def text(self, value: str) -> yaml.ScalarNode:
+        breaks = len(value.splitlines()) > 1 or value != value.rstrip("\n\r\x85\u2028\u2029\x0b\x0c\x1c\x1d\x1e")
+        return self.represent_scalar("tag:yaml.org,2002:str", value, style='"' if breaks else None)
+
+
+_Dumper.add_representer(str, _Dumper.text)
 
 
 def differences(a: dict | Config, b: dict | Config, may_differ: Iterable[str] = MAY_DIFFER) -> list[str]:
@@ -186,7 +194,7 @@ class _Merge:
                 self.problem(f"{key}: {str(error).splitlines()[0]}", self.sources.get(key, ""))
                 self._default(key)
         config = OmegaConf.to_object(self.config)
-        for keys, text in rules.problems(config, frozenset(self.unread)):
+        for keys, text in validation.problems(config, frozenset(self.unread)):
             self.problem(text, self._blame(keys))
         if self.problems:
             raise InputError(_message(self.problems))
@@ -277,22 +285,3 @@ def _last(key: str, layers: list[Layer], given: list[tuple[str, Any]]) -> Any:
     """The value of a top-level key that decides which files and blocks are read."""
     values = [tree[key] for _, tree in layers if key in tree] + [value for name, value in given if name == key]
     return values[-1] if values else None
-
-
-def _task_block(block: Any, source: str, task: str, merge: _Merge) -> None:
-    """`tasks: {mrpc: {…}}`. The blocks of the other tasks are checked too: a typo there is a typo now."""
-    if not isinstance(block, dict):
-        merge.problem("tasks: must hold a section for each task", source)
-        return
-    others = _Merge()
-    for name, tree in block.items():
-        here = f"{source}, tasks.{name}"
-        if name not in TASKS:
-            merge.problem(f"tasks.{name}: unknown task; choose from {nearest(name, TASKS)}", source)
-        elif not isinstance(tree, dict) or {"task", "preset", "ablation"} & set(tree):
-            merge.problem(f"tasks.{name}: must hold keys and values, without task, preset and ablation", source)
-        elif name == task:
-            merge.add(tree, here)
-        else:
-            others.add(tree, here)
-    merge.problems += [line for line in others.problems if line not in merge.problems]

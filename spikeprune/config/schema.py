@@ -1,212 +1,235 @@
-"""The keys of a configuration, their types and defaults; `config/load.py` fills them, `checks/` judges the values."""
+"""Every key of a configuration: its type, default, allowed values and one line of help.
+
+`load.py` fills the keys from files and arguments, `validation/` checks how they go together, and the page
+docs/configuration.md is generated from here. A key may be null where its type says so.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+from spikeprune.config import names
+from spikeprune.config.tasks import TASKS
+
+Check = tuple[str, Callable[[Any], bool]]  # a range in words, and its test
+
+AT_LEAST_0: Check = ("must be at least 0", lambda v: v >= 0)
+AT_LEAST_1: Check = ("must be at least 1", lambda v: v >= 1)
+ABOVE_0: Check = ("must be above 0", lambda v: v > 0)
+SHARE: Check = ("must be from 0 to 1", lambda v: 0 <= v <= 1)
+SHARE_BELOW_1: Check = ("must be at least 0 and below 1", lambda v: 0 <= v < 1)
+KEPT: Check = ("must be above 0 and at most 1: it is the share kept", lambda v: 0 < v <= 1)
+NO_TEXT: Check = ("must not be empty; write null for no value", lambda v: v.strip() != "")
+NOT_EMPTY: Check = ("must not be empty", lambda v: v.strip() != "")
+
+
+def key(default: Any, text: str, *, choices: tuple[str, ...] = (), check: Check | None = None) -> Any:
+    """A field with its help; `choices` for names, `check` for ranges. A list default is copied for each instance."""
+    facts = {"help": text, "choices": choices, "check": check}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=facts)
+    return field(default=default, metadata=facts)
+
+
+def section(make: Callable[[], Any]) -> Any:
+    return field(default_factory=make)
 
 
 @dataclass
 class Run:
-    """Where and how a run executes; nothing here may change what a step computes, except `precision` and, by the order
-    of a sum, `kernels` and `cuda_graphs`."""
+    """Where and how a run executes. Of these only devices, num_nodes, accelerator and precision change numbers."""
 
-    dir: str = "runs/${task}-${preset}-s${seed}"
-    start_from: str | None = None  # a run whose finished stages are taken over, as far as the settings are the same
-    stages: list[str] = field(
-        default_factory=lambda: [
-            "teacher",
-            "general_kd",
-            "internal_kd",
-            "prediction_kd",
-            "spatial",
-            "temporal",
-            "quantize",
-            "finetune",
-        ]
-    )  # order of the stages; a stage of zero epochs is skipped. Not among them: joint, which needs compress.target
-    accelerator: str = "auto"  # auto | cpu | gpu
-    devices: int = 1  # processes a node, one a GPU (or CPU); the batch sizes of training are those of all together
-    num_nodes: int = 1
-    precision: str = "32-true"  # 32-true | tf32 | bf16-mixed | 16-mixed (a GPU) | 64-true; what is reported: 32-true
-    kernels: str = "auto"  # of the spiking sites: auto (triton where it applies) | torch | triton
-    cuda_graphs: str = (
-        "auto"  # replay training steps from CUDA graphs: auto (on a GPU) | on (evaluations as well) | off
+    dir: str = key("runs/${task}-${preset}-s${seed}", "directory of the run", check=NOT_EMPTY)
+    start_from: str | None = key(
+        None, "a run whose finished stages are reused where their settings are equal", check=NO_TEXT
     )
-    threads: int | None = None  # CPU threads of torch; null: as many as this process may use
-    validate_every: int = 1  # epochs between two validations; each stage is measured at its end anyway
-    log_every: int = 20  # optimizer steps between two training records
-    checkpoint_every: int | None = None  # optimizer steps between resume checkpoints; null: each epoch
-    wandb: str = "off"  # off | auto (online with a key and a server that answers, else offline) | online | offline
-    wandb_artifact: bool = False  # store the compressed student as an artifact
+    accelerator: str = key("auto", "device", choices=("auto", "cpu", "gpu"))
+    devices: int = key(1, "processes per node, one per device; they share each training batch", check=AT_LEAST_1)
+    num_nodes: int = key(1, "nodes", check=AT_LEAST_1)
+    precision: str = key(
+        "32-true", "of training, in Lightning's names or tf32; measured in 32-true", choices=names.PRECISIONS
+    )
+    kernels: str = key(
+        "auto", "Triton kernels and CUDA graphs on a GPU, or plain PyTorch", choices=("auto", "torch", "triton")
+    )
+    validate_every: int = key(1, "epochs between validations", check=AT_LEAST_1)
+    log_every: int = key(20, "optimizer steps between logged training records", check=AT_LEAST_1)
+    checkpoint_every: int | None = key(
+        None, "optimizer steps between resume checkpoints; null: every epoch", check=AT_LEAST_1
+    )
+    wandb: str = key(
+        "off", "Weights & Biases; auto: online with a key and a reachable server", choices=names.WANDB_MODES
+    )
+    wandb_artifact: bool = key(False, "store the compressed student as a W&B artifact")
 
 
 @dataclass
 class Data:
-    source: str = "auto"  # auto | hub | dir | embedded
-    dir: str | None = None  # a GLUE directory in the original TSV layout
-    hub: str = "nyu-mll/glue"
-    max_length: int = 128  # tokens, [CLS] and [SEP] included
-    batch_size: int = 32
-    eval_batch_size: int = 64
-    train_limit: int | None = None  # first examples of a seeded shuffle; null: all
-    embedded_train: int = 4000
-    embedded_dev: int = 500
-    corpus: list[str] = field(default_factory=list)  # text files (or one hub corpus) of the general_kd stage
-    corpus_limit: int | None = None  # paragraphs read from the corpus; null: all
+    source: str = key("auto", "auto: dir where it is set, else hub", choices=("auto", "hub", "dir", "embedded"))
+    dir: str | None = key(None, "a GLUE directory in the original TSV layout", check=NO_TEXT)
+    hub: str = key("nyu-mll/glue", "name of the data set on the Hugging Face hub", check=NOT_EMPTY)
+    max_length: int = key(
+        128,
+        "tokens, special ones included",
+        check=("must be at least 8: two sentences and three special tokens", lambda v: v >= 8),
+    )
+    batch_size: int = key(32, "examples per optimizer step, over all devices", check=AT_LEAST_1)
+    eval_batch_size: int = key(64, "examples per batch of an evaluation", check=AT_LEAST_1)
+    train_limit: int | None = key(None, "training examples used, by seeded shuffle; null: all", check=AT_LEAST_1)
+    embedded: list[int] = key([4000, 500], "training and dev examples that are generated, source embedded")
+    replace_words: float = key(
+        0.0, "largest share of a training sentence's words replaced by other ones of its batch", check=SHARE_BELOW_1
+    )
+    corpus: list[str] = key([], "text files, or one hub corpus, of the stage general_kd")
 
 
 @dataclass
 class Teacher:
-    checkpoint: str | None = None  # a hub name or directory of a BERT; null: built small from scratch
-    hidden: int = 128  # the next four describe the teacher from scratch only
-    layers: int = 2
-    heads: int = 4
-    ffn: int = 512
-    vocab_size: int = 4000
-    dropout: float | None = None  # null: as the checkpoint's configuration says, 0.1 from scratch
+    checkpoint: str | None = key(
+        None, "hub name or directory of a BERT; null: a small one from random weights", check=NO_TEXT
+    )
+    hidden: int = key(128, "channels of a teacher from random weights", check=AT_LEAST_1)
+    layers: int = key(2, "layers of a teacher from random weights", check=AT_LEAST_1)
+    heads: int = key(4, "attention heads of a teacher from random weights", check=AT_LEAST_1)
+    ffn: int = key(512, "feed-forward neurons of a teacher from random weights", check=AT_LEAST_1)
+    vocab_size: int = key(
+        4000,
+        "WordPiece vocabulary of a teacher from random weights",
+        check=("must be at least 100", lambda v: v >= 100),
+    )
+    dropout: float | None = key(None, "null: the checkpoint's, or 0.1", check=SHARE_BELOW_1)
 
 
 @dataclass
 class Student:
-    layers: Any = None  # null: all of the teacher's; n: n of them, evenly chosen; [i, …]: these, counted from 0
-    init: str = "teacher"  # teacher | random
-    spikes: str = "ternary"  # binary {0,1} | ternary {-1,0,1} | ternary_scaled, theta follows the token's input
-    leak: float = 1.0  # 1: IF, below 1: LIF
-    theta: str = "channel"  # one threshold per channel | tensor
-    coding: str = "accumulate"  # accumulate | running_mean | per_step
-    forward: str = "equilibrium"  # training forward: equilibrium | spiking
-    query: str = "real"  # real | spiking
-    pooling: str = "mean"  # mean | cls
-    residual: str = "spikes"  # what goes past a block: spikes | membrane, the currents of the neurons that send them
-    t_steps: Any = 4  # time steps: a number, or one for the embedding and each layer (L+1 numbers)
-    calibration: int = 128  # sentences that theta is calibrated on, at the 99th percentile of each channel
-    feedback: bool = False  # connect the last layer back to the first; not with accumulate
-    dead_zone: float = 0.0  # share in % of each channel's smallest currents (calibration data) that count as none
+    layers: Any = key(None, "null: all of the teacher's; n: n evenly spread; [i, …]: these, from 0")
+    init: str = key("teacher", "initial weights", choices=("teacher", "random"))
+    spikes: str = key("ternary", "spike set; ternary_scaled: threshold follows the input", choices=names.NEURONS)
+    leak: float = key(1.0, "γ: 1 IF, below 1 LIF", check=("must be above 0 and at most 1", lambda v: 0 < v <= 1))
+    theta: str = key("channel", "one threshold per channel or per layer", choices=("channel", "tensor"))
+    coding: str = key("accumulate", "what a non-linear step between spike trains reads", choices=names.CODINGS)
+    forward: str = key("equilibrium", "training forward; per_step needs spiking", choices=("equilibrium", "spiking"))
+    query: str = key("real", "attention query: a current or spikes", choices=("real", "spiking"))
+    pooling: str = key("mean", "of the last layer, for the classifier", choices=("mean", "cls"))
+    residual: str = key("spikes", "what a residual connection carries", choices=("spikes", "membrane"))
+    t_steps: Any = key(4, "T: a number, or one for the embedding and each layer (L+1)")
+    calibration: int = key(128, "training sentences that thresholds are calibrated on", check=AT_LEAST_1)
+    feedback: bool = key(False, "SpikingBERT's connection from the last layer to the first")
+    dead_zone: float = key(
+        0.0,
+        "percentage of each channel's smallest currents that count as none",
+        check=("must be at least 0 and below 100", lambda v: 0 <= v < 100),
+    )
 
 
 @dataclass
 class Losses:
-    """Weights of the loss terms of a stage, of which zero leaves a term out; the last four say how they are formed."""
+    """Weights of the loss terms; zero leaves a term out."""
 
-    hidden: float = 0.0  # mean squared error of the mapped hidden states
-    scores: float = 0.0  # mean squared error of the mapped attention scores
-    soft: float = 0.0  # Kullback-Leibler divergence to the teacher's softened answer (regression: squared error)
-    hard: float = 0.0  # the task's own loss on true labels
-    firing: float = 0.0  # mean firing rate over all spiking sites, each site alike
-    additions: float = 0.0  # the firing priced by its fan-out: additions over the dense student's multiplications
-    additions_limit: float | None = None  # … as far as above this; null: 0, with joint what keeps to its target
-    additions_from: float = 0.0  # a limit that begins here and falls, by equal factors, to additions_limit; 0: constant
-    additions_fall: float = 0.5  # … over this share of the stage's steps
-    temperature: float = 2.0  # of the soft term
+    hidden: float = key(0.0, "squared error of the hidden states to the teacher's", check=AT_LEAST_0)
+    scores: float = key(0.0, "squared error of the attention scores to the teacher's", check=AT_LEAST_0)
+    soft: float = key(0.0, "divergence from the teacher's softened output", check=AT_LEAST_0)
+    hard: float = key(0.0, "task loss on true labels", check=AT_LEAST_0)
+    firing: float = key(0.0, "mean firing rate over all spiking layers", check=AT_LEAST_0)
+    additions: float = key(0.0, "expected additions over the dense student's multiplications", check=AT_LEAST_0)
+    additions_limit: float | None = key(
+        None, "additions are penalized above this share; reached gradually; null: 0", check=AT_LEAST_0
+    )
+    temperature: float = key(2.0, "of the soft term", check=ABOVE_0)
 
 
 @dataclass
 class Stage:
-    """One `Trainer.fit`."""
+    """One `Trainer.fit`; 0 epochs leave the stage out."""
 
-    epochs: int = 0
-    lr: float = 1.0e-4
-    theta_lr: float = 1.0e-2  # of log(theta): a relative step
-    warmup: float = 0.1  # share of the steps with a rising learning rate; then it falls linearly to zero
-    weight_decay: float = 0.01
-    batch_size: int | None = None  # null: data.batch_size
-    losses: Losses = field(default_factory=Losses)
-    callbacks: list[str] = field(default_factory=list)  # spatial | temporal | quantize | joint, acting in this stage
+    epochs: int = key(0, "fewest epochs; 0: the stage is left out", check=AT_LEAST_0)
+    steps: int = key(0, "fewest optimizer steps: epochs are added until they are reached", check=AT_LEAST_0)
+    lr: float = key(1.0e-4, "learning rate of the weights", check=ABOVE_0)
+    theta_lr: float = key(1.0e-2, "learning rate of the thresholds' logarithms", check=AT_LEAST_0)
+    warmup: float = key(0.1, "share of the steps with a rising learning rate, before it falls to 0", check=SHARE)
+    weight_decay: float = key(0.01, "of AdamW", check=AT_LEAST_0)
+    batch_size: int | None = key(None, "null: data.batch_size", check=AT_LEAST_1)
+    losses: Losses = section(Losses)
+
+
+@dataclass
+class Compression(Stage):
+    """A stage that compresses between its epochs."""
+
+    end: float = key(0.5, "share of the epochs at which its target is reached; the rest recovers", check=SHARE)
+
+
+@dataclass
+class Spatial(Compression):
+    heads: float = key(1.0, "share of attention heads kept", check=KEPT)
+    ffn: float = key(1.0, "share of feed-forward neurons kept", check=KEPT)
+    synapses: float = key(1.0, "share of the synapses between kept units kept; float weights only", check=KEPT)
+    criterion: str = key("fisher", "importance of a unit; kwon: masks at once", choices=names.SPATIAL_CRITERIA)
+    operations: float | None = key(None, "kwon: share kept of the operations of heads and neurons", check=KEPT)
+    scope: str = key("global", "rank over all layers or within each", choices=("global", "layer"))
+
+
+@dataclass
+class Temporal(Compression):
+    t_steps: int | None = key(None, "mean T over the layers at the end; null: unchanged", check=AT_LEAST_1)
+    criterion: str = key("convergence", "which layers lose steps", choices=names.TEMPORAL_CRITERIA)
+
+
+@dataclass
+class Quantize(Compression):
+    weights: str = key("float", "of the encoder: binary 1 bit, ternary 1.58, int8", choices=names.WEIGHTS)
+    fold: bool = key(False, "fold thresholds into the weights before quantizing")
+
+
+@dataclass
+class Budget(Compression):
+    target: str = key("energy", "what the budget limits", choices=names.TARGETS)
+    value: float | None = key(None, "share of the dense teacher's (latency: of the uncompressed student's)", check=KEPT)
+    candidates: list[str] = key(["heads", "ffn", "steps"], "what may be removed")
+
+
+def distillation(kind: type = Stage, **weights: float) -> Any:
+    return section(lambda: kind(losses=Losses(**weights)))
 
 
 @dataclass
 class Stages:
-    teacher: Stage = field(default_factory=lambda: Stage(losses=Losses(hard=1.0)))
-    general_kd: Stage = field(default_factory=lambda: Stage(losses=Losses(hidden=1.0, scores=1.0)))
-    internal_kd: Stage = field(default_factory=lambda: Stage(losses=Losses(hidden=1.0, scores=1.0)))
-    prediction_kd: Stage = field(default_factory=lambda: Stage(losses=Losses(soft=1.0, hidden=1.0)))
-    spatial: Stage = field(default_factory=lambda: Stage(losses=Losses(soft=1.0, hidden=1.0), callbacks=["spatial"]))
-    temporal: Stage = field(default_factory=lambda: Stage(losses=Losses(soft=1.0, hidden=1.0), callbacks=["temporal"]))
-    quantize: Stage = field(default_factory=lambda: Stage(losses=Losses(soft=1.0, hidden=1.0), callbacks=["quantize"]))
-    joint: Stage = field(default_factory=lambda: Stage(losses=Losses(soft=1.0, hidden=1.0), callbacks=["joint"]))
-    finetune: Stage = field(default_factory=lambda: Stage(losses=Losses(soft=1.0, hidden=1.0)))
+    """In the order in which they run."""
 
-
-@dataclass
-class Spatial:
-    # a name in config/validation/names.py, SPATIAL_CRITERIA | kwon: masks at once, for a share of operations
-    criterion: str = "fisher"
-    operations: float | None = None  # kwon: share kept of the operations that heads and neurons cost
-    end: float = 0.5  # share of the stage's epochs at which the target is reached; the rest of the stage recovers
-    scope: str = "global"  # rank over all layers (global) or in each layer (layer)
-    min_heads: int = 1  # heads kept in every layer
-    min_ffn: int = 8  # feed-forward neurons kept in every layer
-
-
-@dataclass
-class Temporal:
-    criterion: str = "convergence"  # a name in config/validation/names.py, TEMPORAL_CRITERIA
-    end: float = 0.5
-
-
-@dataclass
-class Quantize:
-    end: float = 0.5  # share of the stage's epochs at which weights are quantized; the rest trains what they are then
-    fold: bool = False  # thresholds per channel are multiplied into the weights that read them before quantizing
-
-
-@dataclass
-class Joint:
-    """How the budget of `compress.target` is met; the floors are those of `compress.spatial`."""
-
-    candidates: list[str] = field(default_factory=lambda: ["heads", "ffn", "steps"])  # what may leave
-
-
-@dataclass
-class Compress:
-    heads: float = 1.0  # share of attention heads kept, over all layers
-    ffn: float = 1.0  # share of feed-forward neurons kept
-    synapses: float = 1.0  # share of the synapses between them kept, in each matrix; float weights
-    t_steps: int | None = None  # time steps at the end, mean over layers; null: unchanged
-    weights: str = "float"  # of the encoder's matrices at the end: float | binary (1 bit) | ternary (1.58 bits) | int8
-    target: str | None = None  # a joint budget of: ac | energy | latency; null: none
-    target_value: float | None = None  # its share at the end, such as 0.02
-    target_of: str = "dense"  # … of what the dense teacher has (its MACs for ac), or the uncompressed student: student
-    spatial: Spatial = field(default_factory=Spatial)
-    temporal: Temporal = field(default_factory=Temporal)
-    quantize: Quantize = field(default_factory=Quantize)
-    joint: Joint = field(default_factory=Joint)
-
-
-@dataclass
-class Distill:
-    # most of a training sentence's words that give way to words of the batch; the teacher answers what is left anew
-    replace_words: float = 0.0
-    layer_map: list[int] | None = None  # teacher layer (from 0) for each student layer; null: that of student.layers
-
-
-@dataclass
-class Time:
-    # early answers, measured beside the network's own in `evaluate` and after each stage, when a sample is settled by:
-    # none | asr, spiking rates change by less than a bound | confidence, the answer's probability is above a bound
-    early_exit: str = "none"
+    teacher: Stage = distillation(hard=1.0)
+    general_kd: Stage = distillation(hidden=1.0, scores=1.0)
+    internal_kd: Stage = distillation(hidden=1.0, scores=1.0)
+    prediction_kd: Stage = distillation(soft=1.0, hidden=1.0)
+    spatial: Spatial = distillation(Spatial, soft=1.0, hidden=1.0)
+    temporal: Temporal = distillation(Temporal, soft=1.0, hidden=1.0)
+    quantize: Quantize = distillation(Quantize, soft=1.0, hidden=1.0)
+    budget: Budget = distillation(Budget, soft=1.0, hidden=1.0)
+    finetune: Stage = distillation(soft=1.0, hidden=1.0)
 
 
 @dataclass
 class Cost:
-    prices: str = "fp32"  # a name in cost.PRICES: energy of one AC and one MAC
+    prices: str = key("fp32", "energy per addition and multiplication", choices=names.PRICES)
+    early_exit: str = key(
+        "none",
+        "also measure inference that stops once it has settled: by spiking rates or confidence",
+        choices=names.EARLY_EXIT,
+    )
 
 
 @dataclass
 class Config:
-    task: str = "mrpc"
-    preset: str | None = None
-    ablation: str | None = (
-        None  # which parts of the compression: a file of experiments/ablations, read after the preset
+    task: str = key("mrpc", "GLUE task", choices=tuple(TASKS))
+    preset: str | None = key(None, "a file of presets/", check=NO_TEXT)
+    ablation: str | None = key(None, "a file of ablations/, read after the preset", check=NO_TEXT)
+    seed: int = key(
+        0, "of data, weights and decisions", check=("must be from 0 to 4294967295", lambda v: 0 <= v < 2**32)
     )
-    seed: int = 0  # 0 to 4294967295
-    run: Run = field(default_factory=Run)
-    data: Data = field(default_factory=Data)
-    teacher: Teacher = field(default_factory=Teacher)
-    student: Student = field(default_factory=Student)
-    distill: Distill = field(default_factory=Distill)
-    stages: Stages = field(default_factory=Stages)
-    compress: Compress = field(default_factory=Compress)
-    time: Time = field(default_factory=Time)
-    cost: Cost = field(default_factory=Cost)
+    run: Run = section(Run)
+    data: Data = section(Data)
+    teacher: Teacher = section(Teacher)
+    student: Student = section(Student)
+    stages: Stages = section(Stages)
+    cost: Cost = section(Cost)

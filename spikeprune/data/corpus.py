@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from random import Random
 
@@ -16,15 +16,13 @@ from spikeprune.data.hub import load_splits
 from spikeprune.errors import InputError
 
 
-def read_corpus(sources: list[str], *, limit: int | None) -> list[str]:
+def read_corpus(sources: list[str]) -> list[str]:
     """Paragraphs (lines with text) of UTF-8 files in turn, or of one hub dataset's "text" column (`owner/name`, with
-    a config `owner/name:config`). Blank lines and wiki headings (` = Title = `) are dropped; `limit` keeps the first
-    so many. A file that is missing or without text is an `InputError`."""
+    a config `owner/name:config`). Blank lines and wiki headings (` = Title = `) are dropped. A file that is missing or
+    without text is an `InputError`."""
     if not sources:
         raise InputError("data.corpus is empty; name text files or a hub corpus, or set stages.general_kd.epochs=0")
-    if limit is not None and limit < 1:
-        raise InputError(f"data.corpus_limit must be at least 1, not {limit}; null reads everything")
-    return list(islice(chain.from_iterable(map(_paragraphs, sources)), limit))
+    return list(chain.from_iterable(map(_paragraphs, sources)))
 
 
 def _paragraphs(source: str) -> Iterator[str]:
@@ -70,7 +68,6 @@ class CorpusData(LightningDataModule):
         self,
         *,
         sources: list[str],
-        limit: int | None,
         tokenizer,
         max_length: int,
         batch_size: int,
@@ -79,7 +76,7 @@ class CorpusData(LightningDataModule):
     ):
         super().__init__()
         self.batch_size, self.seed, self.pad_to = batch_size, seed, pad_to
-        self.encoded = encode_pieces(tokenizer, read_corpus(sources, limit=limit), max_length=max_length)
+        self.encoded = encode_pieces(tokenizer, read_corpus(sources), max_length=max_length)
 
     def train_dataloader(self) -> BatchLoader:
         """A new loader, at epoch 0."""

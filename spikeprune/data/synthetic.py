@@ -230,6 +230,5 @@ def _example(task: Task, random: Random, label: int, train: bool, seen: set, see
             seen.add(sentences)
             return sentences
     raise InputError(
-        f"the embedded corpus of {task.name} has no {len(seen) + 1} different examples; lower data.embedded_train or "
-        "data.embedded_dev"
+        f"the embedded corpus of {task.name} has no {len(seen) + 1} different examples; lower data.embedded"
     )

@@ -8,7 +8,8 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from spikeprune.config.schema import Compress
+from spikeprune.config.derived import folds, prunes_synapses, weights
+from spikeprune.config.schema import Config
 from spikeprune.experiment.context import RunContext
 from spikeprune.experiment.run_directory import WEIGHTS, RunDirectory, read_verified, write_weights
 from spikeprune.experiment.summary import data_facts
@@ -63,28 +64,28 @@ def load_teacher(context: RunContext, directory: RunDirectory) -> Teacher:
     return Teacher.load(directory.stage("teacher"), classes=context.task.num_labels).freeze()
 
 
-def load_student(directory: RunDirectory, name: str, compress: Compress | None = None) -> SpikingBert:
-    """The student of a finished stage. `compress`: quantization and sparsity of the following stages; they may differ
-    from the student's where the stage was taken over from another run and is not quantized yet."""
+def load_student(directory: RunDirectory, name: str, config: Config | None = None) -> SpikingBert:
+    """The student of a finished stage. `config`: with quantization and sparsity of later stages; they may differ from
+    the student's where the stage was taken over from another run and is not quantized yet."""
     folder, state = directory.stage(name), directory.weights(name)
     values, remedy = read_description(folder), f"remove {folder} to make the stage again"
-    if compress is not None:
-        state = adopt(values, state, compress)
+    if config is not None:
+        state = adopt(values, state, config)
     student = built(folder / FILE, values, remedy)
     student.to(state["classifier.weight"])  # rounded to another precision it would be another
     fill(student, state, folder / FILE, remedy)
     return student
 
 
-def adopt(values: dict[str, Any], state: dict[str, torch.Tensor], compress: Compress) -> dict[str, torch.Tensor]:
+def adopt(values: dict[str, Any], state: dict[str, torch.Tensor], config: Config) -> dict[str, torch.Tensor]:
     """Set in a student's `values` its quantizer, unless quantization has begun, and whether synapses will be pruned.
     Returns its `state` for these values."""
-    values["sparse"] = compress.synapses < 1 or values.get("sparse", False)
+    values["sparse"] = prunes_synapses(config) or values.get("sparse", False)
     if state.get("strength", 0.0):
         return state
-    values["weights"], values["fold"] = compress.weights, compress.quantize.fold
+    values["weights"], values["fold"] = weights(config), folds(config)
     state = {key: value for key, value in state.items() if key != "strength"}
-    return state if compress.weights == "float" else {**state, "strength": torch.zeros(())}
+    return state if values["weights"] == "float" else {**state, "strength": torch.zeros(())}
 
 
 def load_compact(directory: RunDirectory) -> SpikingBert:

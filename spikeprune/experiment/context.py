@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from spikeprune.config.derived import active_stages
+from spikeprune.config.derived import active_stages, least_neurons, runs
 from spikeprune.config.schema import Config, Stage
 from spikeprune.config.tasks import Task, get_task
 from spikeprune.data.glue import GlueData, RawData, load_raw
@@ -28,12 +29,15 @@ class RunContext:
     data: GlueData  # `raw` as tokens
     tokenizer: Any
     teacher_config: Any  # a transformers BertConfig
-    layers: list[int]  # teacher layer that each student layer starts from
-    layer_map: list[int]  # teacher layer whose outputs each student layer is trained on
+    layers: list[int]  # teacher layer that each student layer starts from and is distilled from
     tracker: Tracker = field(default_factory=NullTracker)
 
     def stage(self, name: str) -> Stage:
-        return getattr(self.config.stages, name)
+        """A stage with the epochs that it takes to reach its `steps` on these data."""
+        stage = getattr(self.config.stages, name)
+        size = stage.batch_size or self.config.data.batch_size
+        per_epoch = math.ceil(len(self.raw.splits["train"].labels) / size)
+        return replace(stage, epochs=max(stage.epochs, math.ceil(stage.steps / per_epoch)) if stage.epochs else 0)
 
     def active(self) -> list[str]:
         """The stages that run, in order."""
@@ -54,8 +58,8 @@ def prepare(config: Config, *, tokenizer_from: str | None = None) -> RunContext:
         hub=data.hub,
         seed=config.seed,
         train_limit=data.train_limit,
-        embedded_train=data.embedded_train,
-        embedded_dev=data.embedded_dev,
+        embedded_train=data.embedded[0],
+        embedded_dev=data.embedded[1],
         generated=config.preset == "tiny",
     )
     train = raw.splits["train"]
@@ -76,7 +80,6 @@ def prepare(config: Config, *, tokenizer_from: str | None = None) -> RunContext:
     check_fit(config, bert, tokens=tokens_of(tokenizer), types=types_of(tokenizer, task))
     tokenizer.model_max_length = min(tokenizer.model_max_length, bert.max_position_embeddings)  # saved with every stage
     layers = chosen_layers(config.student.layers, bert.num_hidden_layers)
-    layer_map = config.distill.layer_map or layers
     tokens = GlueData(
         raw=raw,
         tokenizer=tokenizer,
@@ -85,7 +88,7 @@ def prepare(config: Config, *, tokenizer_from: str | None = None) -> RunContext:
         eval_batch_size=data.eval_batch_size,
         seed=config.seed,
     )
-    return RunContext(config, task, raw, tokens, tokenizer, bert, layers, layer_map)
+    return RunContext(config, task, raw, tokens, tokenizer, bert, layers)
 
 
 def tokens_of(tokenizer: Any) -> int:
@@ -122,19 +125,17 @@ def check_fit(config: Config, bert: Any, *, tokens: int, types: int) -> None:
         problems.append(f"student.layers = {layers}: the teacher has {total} layers, counted from 0")
         raise InputError("\n".join(problems))
     count = len(chosen_layers(layers, total))
-    t_steps, layer_map = config.student.t_steps, config.distill.layer_map
+    t_steps, spatial = config.student.t_steps, config.stages.spatial
     if not isinstance(t_steps, int) and len(t_steps) != count + 1:
         problems.append(
             f"student.t_steps = {t_steps}: needs {count + 1} numbers, one for the embedding and each of {count} layers"
         )
-    if layer_map and (len(layer_map) != count or max(layer_map) >= total):
-        problems.append(f"distill.layer_map = {layer_map}: needs {count} teacher layers from 0 to {total - 1}")
-    for name, width in (("heads", bert.num_attention_heads), ("ffn", bert.intermediate_size)):
-        share, floor = getattr(config.compress, name), getattr(config.compress.spatial, f"min_{name}")
+    least = {"heads": 1, "ffn": least_neurons(bert.intermediate_size)}
+    widths = {"heads": bert.num_attention_heads, "ffn": bert.intermediate_size}
+    for name, width in widths.items() if runs(config, "spatial") else ():
+        share, floor = getattr(spatial, name), least[name]
         if share < 1 and round(share * width * count) < floor * count:
-            problems.append(
-                f"compress.{name} = {share}: keeps fewer than compress.spatial.min_{name} = {floor} of {width} a layer"
-            )
+            problems.append(f"stages.spatial.{name} = {share}: keeps fewer than the least, {floor} of {width} a layer")
     if problems:
         raise InputError("\n".join(problems))
 

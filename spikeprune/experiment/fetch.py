@@ -82,7 +82,7 @@ def needs(configs: list[Config]) -> dict[tuple, Need]:
         wanted["data", config.task, data.source, data.dir, data.hub] = lambda c=config: read_data(c)
         if checkpoint:
             wanted["teacher", checkpoint] = lambda c=config: read_teacher(c)
-        if config.stages.general_kd.epochs and "general_kd" in config.run.stages:
+        if config.stages.general_kd.epochs:
             for source in data.corpus:
                 wanted["corpus", source] = lambda s=source: read_text(s)
     return wanted
@@ -97,8 +97,8 @@ def read_data(config: Config) -> str:
         hub=data.hub,
         seed=config.seed,
         train_limit=None,
-        embedded_train=data.embedded_train,
-        embedded_dev=data.embedded_dev,
+        embedded_train=data.embedded[0],
+        embedded_dev=data.embedded[1],
     )
     return f"{raw.banner}; {', '.join(f'{len(split)} {name}' for name, split in raw.splits.items())}"
 
@@ -131,4 +131,4 @@ def verify(snapshot: Path) -> int:
 
 
 def read_text(source: str) -> str:
-    return f"corpus: {source}, {len(read_corpus([source], limit=None)):,} paragraphs"
+    return f"corpus: {source}, {len(read_corpus([source])):,} paragraphs"

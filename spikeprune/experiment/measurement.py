@@ -54,7 +54,7 @@ def _measure_student(context: RunContext, module: DistillationModule, stage: str
     counter, student = synops(context), module.student
     evaluator = trainers.evaluator(context.config, [StopOnNonFinite(stage), counter])
     evaluator.validate(module, datamodule=context.data, verbose=False)
-    early = {} if context.config.time.early_exit == "none" else {"dynamic": measure_dynamic(context, student)}
+    early = {} if context.config.cost.early_exit == "none" else {"dynamic": measure_dynamic(context, student)}
     return {
         **quality(context, module),
         "fidelity": validated(module, context.task.fidelity),
@@ -79,7 +79,7 @@ def measure_dynamic(context: RunContext, student: SpikingBert) -> dict[str, Any]
             yield {name: x.to(device) for name, x in data.batch(rows.tolist()).items()}
 
     how = {"task": context.task, "shape": student_shape(context), "prices": PRICES[context.config.cost.prices]}
-    found = dynamic(student.to(device), batches, **how, rule=context.config.time.early_exit)
+    found = dynamic(student.to(device), batches, **how, rule=context.config.cost.early_exit)
     student.to(home)
     return found
 

@@ -134,11 +134,11 @@ def meet(run: Run) -> list:
 
 
 def use_threads(run: Run) -> None:
-    """Torch's threads in this process: `run.threads`, else torch's own number, but no more than its share of the CPUs
+    """Torch's threads in this process: torch's own number (OMP_NUM_THREADS), but no more than its share of the CPUs
     that all processes of this machine may use."""
     beside, quota = run.devices if distributed.running() else 1, cpu_quota()
     allowed = torch.get_num_threads() if quota is None else max(1, quota // beside)
-    torch.set_num_threads(run.threads or min(torch.get_num_threads(), allowed))
+    torch.set_num_threads(min(torch.get_num_threads(), allowed))
 
 
 def cpu_quota(root: Path = CGROUP) -> int | None:

@@ -7,7 +7,7 @@ import shutil
 from itertools import takewhile
 from pathlib import Path
 
-from spikeprune.config.derived import active_stages
+from spikeprune.config.derived import active_stages, runs
 from spikeprune.config.load import differences, read_resolved
 from spikeprune.config.schema import Config
 from spikeprune.errors import InputError
@@ -16,10 +16,10 @@ from spikeprune.experiment.run_directory import WEIGHTS, RunDirectory
 
 # Sections that decide every stage. Of `run` only keys that change numbers; of `data` neither general_kd's text nor the
 # place of the task's data, whose fingerprint is compared.
-COMMON = ("task", "seed", "data", "teacher", "cost")
-STUDENT = ("student", "distill")  # … on every stage but the teacher's
+COMMON = ("task", "seed", "data", "teacher", "cost.prices")
+STUDENT = ("student", "data.replace_words")  # … on every stage but the teacher's
 RUN = ("run.accelerator", "run.devices", "run.precision", "run.kernels")
-CORPUS = ("data.corpus", "data.corpus_limit")
+CORPUS = ("data.corpus", "data.replace_words")
 PLACES = ("data.source", "data.dir", "data.hub")
 
 
@@ -68,8 +68,8 @@ def _same_stages(theirs: Config, mine: Config) -> tuple[list[str], str]:
 
 def _stage_differences(theirs: Config, mine: Config, name: str) -> list[str]:
     sections = [f"stages.{name}", *(STUDENT if name != "teacher" else ())]
-    if getattr(mine.stages, name).callbacks:
-        sections.append("compress")
+    if name == "finetune" and runs(mine, "budget"):
+        sections.append("stages.budget")
     if name == "general_kd":
         sections += CORPUS
     return [line for line in differences(theirs, mine, ()) if _decides(line, sections)]

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from spikeprune.config.derived import runs
 from spikeprune.errors import InputError
 from spikeprune.experiment.build import arithmetic, modules, networks, trainers
 from spikeprune.experiment.checkpoints import load_student, load_teacher, save_student, save_teacher
@@ -48,7 +49,7 @@ def train_student(context: RunContext, directory: RunDirectory, name: str, paren
         batch = context.data.calibration_batches(context.config.student.calibration, context.config.seed)
         student = distributed.first(lambda: networks.student(context, frozen, batch))
     else:
-        student = distributed.first(lambda: load_student(directory, parent, context.config.compress))
+        student = distributed.first(lambda: load_student(directory, parent, context.config))
     trained = smaller(student) if masks_are_final(context, name, student) else student
     module = modules.student_module(context, name, trained, frozen)
     facts = fit(context, directory, name, module)
@@ -68,9 +69,9 @@ def masks_are_final(context: RunContext, name: str, student: SpikingBert) -> boo
     """Whether a stage can train the compacted student, which is faster: units are pruned, the stage neither prunes more
     nor compares heads with the teacher's, and no layer is empty."""
     stage, masks = context.stage(name), (student.heads, student.ffn)
-    trains = not {"spatial", "joint"} & set(stage.callbacks)
+    removes = name in ("spatial", "budget") or (name == "finetune" and runs(context.config, "budget"))
     return (
-        trains
+        not removes
         and not stage.losses.scores
         and any(not mask.all() for mask in masks)
         and all(mask.any(1).all() for mask in masks)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from spikeprune import __version__
-from spikeprune.config.derived import active
+from spikeprune.config.derived import active_stages, compresses
 from spikeprune.config.keys import leaves
 from spikeprune.config.load import MAY_DIFFER, Config
 from spikeprune.experiment.context import RunContext
@@ -21,7 +21,7 @@ from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.files import jsonfile
 
 # Keys left out of the hash of settings: a summary has them itself, or they differ from machine to machine.
-NAMED = ("seed", "data.source", "data.dir", "data.hub", "run.stages")
+NAMED = ("seed", "data.source", "data.dir", "data.hub")
 
 
 def data_facts(context: RunContext) -> dict[str, str]:
@@ -41,7 +41,7 @@ def summarize_run(context: RunContext, directory: RunDirectory) -> dict[str, Any
     dense_pj = teacher["cost"]["energy_pj"]
     for row in rows.values():
         row["energy_saving"] = dense_pj / row["cost"]["energy_pj"]  # the dense teacher's energy over this student's
-    compressing = [i for i, name in enumerate(stages) if context.stage(name).callbacks]
+    compressing = [i for i, name in enumerate(stages) if compresses(context.config, name)]
     uncompressed = stages[compressing[0] - 1] if compressing and compressing[0] else None
     on_gpu = torch.cuda.is_available() and context.config.run.accelerator != "cpu"
     return {
@@ -71,7 +71,7 @@ def settings(config: Config) -> str:
     """16 hexadecimal digits, the same for runs that differ in seed and places alone: of the complete configuration as
     it is resolved, with defaults, so that a changed default is another setting. Left out are stages that do not run and
     keys that only place a run, show it or set how often it can be resumed."""
-    idle = tuple(f"stages.{name}." for name in asdict(config.stages) if not active(config, name))
+    idle = tuple(f"stages.{name}." for name in asdict(config.stages) if name not in active_stages(config))
     decides = {
         key: value
         for key, value in leaves(asdict(config))
@@ -79,7 +79,7 @@ def settings(config: Config) -> str:
     }
     if config.teacher.checkpoint:
         decides["teacher.checkpoint"] = Path(config.teacher.checkpoint).name
-    order = [name for name in config.run.stages if active(config, name)]
+    order = active_stages(config)
     return hashlib.sha256(jsonfile.dumps([order, decides], sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -253,7 +253,7 @@ def resources(request: Request, runs: list[Run], folder: Path) -> Iterator[str]:
     yield f"--output={quoted(str(log.parent).replace('%', '%%') + '/' + log.name)}"
     yield f"--nodes={run.num_nodes}"
     yield f"--ntasks-per-node={run.devices}"
-    yield f"--cpus-per-task={request.cpus or run.threads or 2}"
+    yield f"--cpus-per-task={request.cpus or 2}"
     if run.accelerator == "gpu":
         yield f"--gres=gpu:{run.devices}"
     if request.time:

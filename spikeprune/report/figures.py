@@ -1,4 +1,4 @@
-"""Two pictures: quality against energy from `summary.json` files, and the stages of a run as a drawing.
+"""Two figures of quality against energy: from `summary.json` files, and of the trials of a sweep.
 
 Colours: Okabe & Ito's palette, which colour-blind readers tell apart. matplotlib is loaded on use. The suffix of the
 path (.png, .svg, .pdf) chooses the format.
@@ -178,83 +178,3 @@ def front_figure(rows: Sequence[Mapping[str, Any]], kept: Sequence[int], path: s
     axes.legend(frameon=False, fontsize=8.5)
     _label(figure, axes, [(str(rows[i]["trial"]), *points[i]) for i in kept])
     return _save(figure, path)
-
-
-# ------------------------------------------------------------------------------------------------ the stages, drawn
-
-ROWS, STEPS = 8, 4  # neurons and time steps of the little rasters
-_ALL = (STEPS,) * ROWS
-_HALF = tuple(STEPS if row in (0, 2, 5, 6) else 0 for row in range(ROWS))
-_SHORT = tuple({0: 2, 2: 1, 5: 2, 6: 1}.get(row, 0) for row in range(ROWS))
-_SPIKES = {(0, 1), (1, 2), (2, 0), (2, 3), (3, 1), (4, 0), (4, 3), (5, 1), (6, 0), (6, 2), (7, 3)}
-STAGES = (
-    ("teacher", "fine-tune BERT\non the task", "dense BERT", None),
-    ("internal_kd", "copy hidden states\nand attention", "spiking student", _ALL),
-    ("prediction_kd", "copy the softened\nanswers", "uncompressed student", _ALL),
-    ("spatial", "remove heads\nand neurons", "masks", _HALF),
-    ("temporal", "remove time steps,\nlayer by layer", "t_steps", _SHORT),
-    ("finetune", "recover what\nwas lost", "compressed student", _SHORT),
-)
-
-
-def pipeline_figure(path: str | Path) -> Path:
-    """The stages from teacher to compressed student: what each does, what it leaves, and the spikes that remain.
-
-    Each raster shows neurons (rows) over time steps (columns); a pale outline is what has been removed.
-    """
-    from matplotlib.patches import FancyBboxPatch
-
-    figure = _figure(11.0, 3.5)
-    axes = figure.add_subplot()
-    axes.set(xlim=(-0.1, 6 * 1.8 - 0.2), ylim=(0, 3.6), aspect="equal")
-    axes.axis("off")
-    for i, (name, does, leaves, kept) in enumerate(STAGES):
-        left, colour = 1.8 * i, INK if i == 0 else COLOURS[0] if i < 3 else COLOURS[1]
-        box = FancyBboxPatch(
-            (left, 0.72),
-            1.5,
-            2.4,
-            boxstyle="round,pad=0,rounding_size=0.09",
-            fill=False,
-            edgecolor=colour,
-            linewidth=1.3,
-        )
-        axes.add_patch(box)
-        centre = left + 0.75
-        axes.text(centre, 2.9, name, ha="center", va="center", fontsize=10.5, weight="bold", color=colour)
-        axes.text(centre, 2.5, does, ha="center", va="center", fontsize=8.5, color=INK)
-        axes.text(centre, 0.5, f"→ {leaves}", ha="center", va="center", fontsize=8.5, style="italic", color=INK)
-        _activations(axes, left + 0.45, colour) if kept is None else _raster(axes, left + 0.35, colour, kept)
-        if i:
-            arrow = {"arrowstyle": "-|>", "color": INK, "linewidth": 1.3, "mutation_scale": 11}
-            axes.annotate("", (left, 1.92), (left - 0.3, 1.92), arrowprops=arrow)
-    for start, end, text, colour in ((1, 3, "distil", COLOURS[0]), (3, 6, "compress", COLOURS[1])):
-        axes.plot([1.8 * start, 1.8 * end - 0.3], [3.28, 3.28], color=colour, linewidth=1.3)
-        axes.text(0.9 * (start + end) - 0.15, 3.42, text, ha="center", va="center", fontsize=9.5, color=colour)
-    legend = (
-        "→ what a stage leaves.   Rasters: neurons (rows) over time steps (columns); filled: a spike; pale: removed."
-    )
-    axes.text(5.25, 0.12, legend, ha="center", va="center", fontsize=8, color="#777777")
-    return _save(figure, path)
-
-
-def _activations(axes, left, colour):
-    """Real values, one a neuron, as bars."""
-    for row, value in enumerate((0.35, 0.8, 0.15, 0.55, 0.95, 0.25, 0.7, 0.45)):
-        axes.add_patch(_rectangle(left, 0.9 + 0.155 * row, 0.6 * value, 0.1, color=colour, linewidth=0))
-
-
-def _raster(axes, left, colour, kept):
-    """Spikes (filled) in the first `kept[row]` steps of each row, pale outlines where steps were removed."""
-    for row in range(ROWS):
-        for step in range(STEPS):
-            spike, alive = (row, step) in _SPIKES, step < kept[row]
-            edge, face = (colour, colour if spike else "none") if alive else ("#DDDDDD", "none")
-            place = left + 0.21 * step, 0.9 + 0.155 * row
-            axes.add_patch(_rectangle(*place, 0.16, 0.1, edgecolor=edge, facecolor=face, linewidth=0.7))
-
-
-def _rectangle(x, y, width, height, **style):
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((x, y), width, height, **style)

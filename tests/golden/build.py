@@ -37,7 +37,7 @@ from spikeprune.pruning.schedules import keep_highest
 from spikeprune.pruning.statistics import collect, temporal_statistics
 from spikeprune.snn.neurons import NEURONS
 from spikeprune.training.losses import drawn_loss, hard_loss, soft_loss
-from tests.micro import GLUE, micro, write_sst2
+from tests.micro import GLUE, micro, only, write_sst2
 
 VOCABULARY, POSITIONS, SEGMENTS, CLASSES = 23, 16, 2, 2
 HIDDEN, HEADS, FFN, LAYERS = 12, 3, 37, 2
@@ -400,17 +400,13 @@ def joint_plan(target: str, share: float, **options: Any) -> dict[str, Any]:
 
 MICRO_RUNS = {
     "mrpc": (  # generated pairs, of which a network of this size learns nothing in so few steps
-        "data.embedded_train=120",
-        "data.embedded_dev=40",
-        "run.stages=[teacher,internal_kd,prediction_kd,joint,quantize,finetune]",
-        "compress.heads=1",
-        "compress.ffn=1",
-        "compress.t_steps=null",
-        "compress.target=energy",
-        "compress.target_value=0.06",
-        "compress.weights=ternary",
+        "data.embedded=[120,40]",
+        *only("teacher", "internal_kd", "prediction_kd", "quantize", "budget", "finetune"),
+        "stages.budget.target=energy",
+        "stages.budget.value=0.06",
+        "stages.quantize.weights=ternary",
         "stages.teacher.lr=1.0e-3",
-        "stages.joint.epochs=3",
+        "stages.budget.epochs=3",
         "stages.quantize.epochs=2",
     ),
     "sst2": (),  # sentences that one word decides: teacher and student learn them

@@ -39,12 +39,10 @@ def on_gpu(config: Config) -> bool:
 
 
 def cuda_graphs(config: Config) -> bool:
-    """Whether training replays CUDA graphs. Raises InputError where they are asked for without a GPU."""
-    run, there = config.run, on_gpu(config)
-    if run.cuda_graphs == "on" and not there:
-        raise InputError("run.cuda_graphs = on: needs a CUDA device, which is not here; use off or auto")
-    # feedback looks at residuals on its way, and 16-mixed scales each loss before its gradient
-    return there and run.cuda_graphs != "off" and not config.student.feedback and run.precision != "16-mixed"
+    """Whether training replays CUDA graphs: on a GPU, unless run.kernels is torch."""
+    run = config.run
+    # feedback reads residuals within the step, and 16-mixed scales each loss before its gradient
+    return on_gpu(config) and run.kernels != "torch" and not config.student.feedback and run.precision != "16-mixed"
 
 
 @contextmanager

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from spikeprune.config.schema import Spatial, Stage, Temporal
+from spikeprune.config.derived import compresses, least_neurons, prunes_synapses, runs
+from spikeprune.config.schema import Compression
 from spikeprune.cost.energy import PRICES
 from spikeprune.experiment.build.networks import student_shape, teacher_shape
 from spikeprune.experiment.context import RunContext
@@ -24,102 +26,123 @@ from spikeprune.training.callbacks.synapses import KeepPrunedSynapses, SynapsePr
 from spikeprune.training.callbacks.synops import SynOpsLogger
 from spikeprune.training.callbacks.temporal import TemporalPruning
 
-SETTLED = 0.5  # share of a joint stage's epochs at which its target is reached; from there it is held
-RECOVER = 0.25  # last share of a joint stage's epochs that only trains: masks and steps stay as they are
+RECOVER = 0.25  # last share of a budget's epochs that only trains: masks and steps stay as they are
+Build = Callable[[RunContext, str], list[Callback]]
 
 
-def spatial(parts: RunContext, stage: Stage) -> SpatialPruning | MaskSearch:
-    c = parts.config.compress
-    if c.spatial.criterion == "kwon":
-        return mask_search(parts, stage)
-    floors = {"scope": c.spatial.scope, "min_heads": c.spatial.min_heads, "min_ffn": c.spatial.min_ffn}
-    return SpatialPruning(heads=c.heads, ffn=c.ffn, **floors, **_decisions(parts, stage, c.spatial))
+def spatial(context: RunContext, name: str) -> list[Callback]:
+    stage, config = context.stage(name), context.config
+    least, when = least_neurons(context.teacher_config.intermediate_size), decisions(context, stage)
+    if stage.criterion == "kwon":
+        search = MaskSearch(
+            operations=stage.operations,
+            alone=stage.epochs == 0,
+            min_heads=1,
+            min_ffn=least,
+            begin=0,
+            batch_size=when["batch_size"],
+            seed=when["seed"],
+        )
+        return [search]
+    made: list[Callback] = [
+        SpatialPruning(
+            heads=stage.heads,
+            ffn=stage.ffn,
+            criterion=stage.criterion,
+            scope=stage.scope,
+            min_heads=1,
+            min_ffn=least,
+            **when,
+        )
+    ]
+    if prunes_synapses(config):
+        made.append(SynapsePruning(kept=stage.synapses, begin=0, end=when["end"]))
+    return made
 
 
-def mask_search(parts: RunContext, stage: Stage) -> MaskSearch:
-    how, floors = parts.config.compress.spatial, ("min_heads", "min_ffn")
-    when = {key: value for key, value in _decisions(parts, stage, how).items() if key not in ("criterion", "end")}
-    when |= {"operations": how.operations, "alone": stage.epochs == 0}
-    return MaskSearch(**when, **{name: getattr(how, name) for name in floors})
+def temporal(context: RunContext, name: str) -> list[Callback]:
+    stage = context.stage(name)
+    return [TemporalPruning(t_steps=stage.t_steps, criterion=stage.criterion, **decisions(context, stage))]
 
 
-def synapses(parts: RunContext, stage: Stage) -> SynapsePruning:
-    c = parts.config.compress
-    return SynapsePruning(kept=c.synapses, begin=0, end=last_decision(c.spatial.end, stage.epochs))
+def quantize(context: RunContext, name: str) -> list[Callback]:
+    stage = context.stage(name)
+    return [WeightQuantization(begin=0, end=last_decision(stage.end, stage.epochs))]
 
 
-def temporal(parts: RunContext, stage: Stage) -> TemporalPruning:
-    c = parts.config.compress
-    return TemporalPruning(t_steps=c.t_steps, **_decisions(parts, stage, c.temporal))
-
-
-def _decisions(parts: RunContext, stage: Stage, how: Spatial | Temporal) -> dict[str, Any]:
-    """When a pruning callback decides, by which criterion, on which batches."""
-    batch_size = stage.batch_size or parts.config.data.batch_size
-    data = {"batch_size": batch_size, "seed": parts.config.seed}
-    return {"criterion": how.criterion, "begin": 0, "end": last_decision(how.end, stage.epochs), **data}
-
-
-def quantize(parts: RunContext, stage: Stage) -> WeightQuantization:
-    return WeightQuantization(begin=0, end=last_decision(parts.config.compress.quantize.end, stage.epochs))
-
-
-def joint(parts: RunContext, stage: Stage) -> BudgetPruning:
-    c, config = parts.config.compress, parts.config
-    how, epochs = c.joint, stage.epochs
+def budget(context: RunContext, name: str) -> list[Callback]:
+    """Of the stage budget, and of fine-tuning after it."""
+    target, config, epochs = context.config.stages.budget, context.config, context.stage(name).epochs
     end = max(0, epochs - 1 - max(1, round(RECOVER * epochs)))
-    return BudgetPruning(
-        target=c.target,
-        share=c.target_value,
-        relative_to=c.target_of,
-        candidates=how.candidates,
-        min_heads=c.spatial.min_heads,
-        min_ffn=c.spatial.min_ffn,
-        batch_size=config.data.eval_batch_size,
-        seed=config.seed,
-        shape=student_shape(parts),
-        dense_shape=teacher_shape(parts),
-        prices=PRICES[config.cost.prices],
-        begin=0,
-        settle=min(last_decision(SETTLED, epochs), end),
-        end=end,
-    )
+    return [
+        BudgetPruning(
+            target=target.target,
+            share=target.value,
+            relative_to=relative_to(target.target),
+            candidates=target.candidates,
+            min_heads=1,
+            min_ffn=least_neurons(context.teacher_config.intermediate_size),
+            batch_size=config.data.eval_batch_size,
+            seed=config.seed,
+            shape=student_shape(context),
+            dense_shape=teacher_shape(context),
+            prices=PRICES[config.cost.prices],
+            begin=0,
+            settle=min(last_decision(target.end, epochs), end),
+            end=end,
+        )
+    ]
 
 
-CALLBACKS = {"spatial": spatial, "temporal": temporal, "quantize": quantize, "joint": joint}
+def relative_to(target: str) -> str:
+    """What a budget is a share of: the dense teacher has no time steps, so latency is one of the student's own."""
+    return "student" if target == "latency" else "dense"
 
 
-def stage_callbacks(parts: RunContext, name: str, run: RunDirectory) -> list[Callback]:
+def decisions(context: RunContext, stage: Compression) -> dict[str, Any]:
+    """When a pruning callback decides, and on which batches."""
+    batch_size = stage.batch_size or context.config.data.batch_size
+    end = last_decision(stage.end, stage.epochs)
+    return {"begin": 0, "end": end, "batch_size": batch_size, "seed": context.config.seed}
+
+
+COMPRESSING: dict[str, Build] = {
+    "spatial": spatial,
+    "temporal": temporal,
+    "quantize": quantize,
+    "budget": budget,
+    "finetune": lambda context, name: budget(context, name) if runs(context.config, "budget") else [],
+}
+
+
+def stage_callbacks(context: RunContext, name: str, run: RunDirectory) -> list[Callback]:
     """What stops a stage at a number that is none, before anything is made of it, the stage's own callbacks, then what
     every stage has; the checkpoint comes last, so it sees their decisions."""
-    stage, every = parts.stage(name), parts.config.run.checkpoint_every
+    every = context.config.run.checkpoint_every
     when = {"every_n_train_steps": every} if every else {"every_n_epochs": 1, "save_on_train_epoch_end": True}
-    names = sorted(stage.callbacks, key=lambda callback: callback == "joint")  # it measures what the others have made
-    callbacks: list[Callback] = [CALLBACKS[callback](parts, stage) for callback in names]
+    callbacks = COMPRESSING[name](context, name) if name in COMPRESSING else []
     for callback in callbacks:
         if isinstance(callback, BudgetPruning):
-            callback.reference = distributed.first(lambda: reference(parts, run))
-    if parts.config.compress.synapses < 1 and name != "teacher":
-        if "spatial" in stage.callbacks:
-            callbacks.insert(names.index("spatial") + 1, synapses(parts, stage))
+            callback.reference = distributed.first(lambda: reference(context, run))
+    if prunes_synapses(context.config) and name != "teacher":
         callbacks.append(KeepPrunedSynapses())
     if name not in ("teacher", "general_kd"):
-        callbacks.append(synops(parts))
+        callbacks.append(synops(context))
     resume = ModelCheckpoint(run.stage(name), "resume", save_top_k=1, enable_version_counter=False, **when)
-    finite = StopOnNonFinite(name, parts.config.run.precision)
+    finite = StopOnNonFinite(name, context.config.run.precision)
     return [finite, *callbacks, ResumeState(), StopOnSignal(run.resume(name)), resume]
 
 
-def reference(parts: RunContext, run: RunDirectory) -> float | None:
+def reference(context: RunContext, run: RunDirectory) -> float | None:
     """What the uncompressed student costs in the unit of the budget, as the last stage before compression measured it;
     None where compression comes first."""
-    students = [name for name in parts.active() if name != "teacher"]
-    first = next(i for i, name in enumerate(students) if parts.stage(name).callbacks)
+    students = [name for name in context.active() if name != "teacher"]
+    first = next(i for i, name in enumerate(students) if compresses(context.config, name))
     if not first:
         return None
     measured = run.record(students[first - 1])["cost"]
-    return cost_in_unit(parts.config.compress.target, measured, run.record("teacher")["cost"])
+    return cost_in_unit(context.config.stages.budget.target, measured, run.record("teacher")["cost"])
 
 
-def synops(parts: RunContext) -> SynOpsLogger:
-    return SynOpsLogger(shape=student_shape(parts), prices=PRICES[parts.config.cost.prices])
+def synops(context: RunContext) -> SynOpsLogger:
+    return SynOpsLogger(shape=student_shape(context), prices=PRICES[context.config.cost.prices])

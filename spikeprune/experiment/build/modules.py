@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import lightning as L
@@ -36,19 +36,27 @@ def student_module(
     return DistillationModule(
         learning,
         frozen,
-        losses=LossWeights(**asdict(stage.losses)),
-        layer_map=parts.layer_map,
+        losses=loss_weights(name, stage),
+        layer_map=parts.layers,
         shape=student_shape(parts),
         forward_mode=parts.config.student.forward,
         augment=augment(parts),
         stepwise=stepwise,
-        graphed_answers=parts.config.run.cuda_graphs == "on",
         **_common(parts, stage),
     )
 
 
+def loss_weights(name: str, stage: Stage) -> LossWeights:
+    """Where units are removed the limit of the additions falls to its value as they go, from the multiplications of the
+    dense student: firing that is limited at once drowns what the other terms teach."""
+    weights = LossWeights(**asdict(stage.losses))
+    if name != "spatial" or not weights.additions_limit:
+        return weights
+    return replace(weights, additions_from=max(1.0, weights.additions_limit), additions_fall=stage.end)
+
+
 def augment(parts: RunContext) -> Augment | None:
-    share = parts.config.distill.replace_words
+    share = parts.config.data.replace_words
     return Augment(replace_words=share, words=replaceable(parts.tokenizer)) if share else None
 
 
@@ -71,6 +79,6 @@ def stage_data(parts: RunContext, name: str) -> L.LightningDataModule:
         mine = copy.copy(parts.data)  # the tokens are shared
         mine.batch_size, mine.pad_to = batch_size, pad_to
         return mine
-    corpus = {"sources": data.corpus, "limit": data.corpus_limit, "tokenizer": parts.tokenizer}
+    corpus = {"sources": data.corpus, "tokenizer": parts.tokenizer}
     batches = {"max_length": data.max_length, "batch_size": batch_size, "seed": parts.config.seed}
     return distributed.first(lambda: CorpusData(**corpus, **batches, pad_to=pad_to))

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from spikeprune.config.derived import folds, prunes_synapses, weights
 from spikeprune.cost.shapes import Shape
 from spikeprune.experiment.context import RunContext
 from spikeprune.models.modeling import SpikingBert
@@ -45,12 +46,12 @@ def student_values(parts: RunContext) -> dict[str, Any]:
         "pooling": s.pooling,
         "act": bert.hidden_act,
         "eps": bert.layer_norm_eps,
-        "weights": parts.config.compress.weights,
+        "weights": weights(parts.config),
         "feedback": s.feedback,
         "residual": s.residual,
         "dead_zone": bool(s.dead_zone),
-        "fold": parts.config.compress.quantize.fold,
-        "sparse": parts.config.compress.synapses < 1,
+        "fold": folds(parts.config),
+        "sparse": prunes_synapses(parts.config),
     }
 
 

@@ -146,7 +146,6 @@ class Driver:
         donor = max(self.known, key=lambda other: other.made_for(trial))
         if donor.made_for(trial) > trial.made_for(trial):
             mine.append(scalars.of_path("run.start_from", donor.run.path))
-        mine.append(f"run.threads={threads}")
         environment = {"OMP_NUM_THREADS": str(threads)}
         if self.devices:
             environment["CUDA_VISIBLE_DEVICES"] = self.devices[trial.slot % len(self.devices)]

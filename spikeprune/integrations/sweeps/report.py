@@ -37,7 +37,7 @@ def trials_table(rows: Sequence[dict[str, Any]], kept: Sequence[int], failed: Se
     """One line a trial, cheapest first, `*` for those of the front, those that failed last; plain text."""
     unit, size = energy_unit([row["results"][ENERGY] for row in rows] or [0.0])
     keys = list([*rows, *failed][0]["values"])
-    names = [key.removeprefix("compress.") for key in keys]
+    names = [key.removeprefix("stages.") for key in keys]
     lines = [["", "trial", *names, "score", f"E [{unit}]", "× less", "T", "bytes"]]
     for i in sorted(range(len(rows)), key=lambda i: rows[i]["results"][ENERGY]):
         found, teacher = rows[i]["results"], rows[i]["teacher"]

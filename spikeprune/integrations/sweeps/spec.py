@@ -192,7 +192,9 @@ def _command(command: Any, problems: list[str]) -> tuple[str, tuple[str, ...]]:
 
 def _parameters(tree: Any, method: str, problems: list[str]) -> tuple[Parameter, ...]:
     if not isinstance(tree, dict) or not tree:
-        problems.append("parameters: must hold a section for each key, such as compress.heads: {values: [0.5, 1.0]}")
+        problems.append(
+            "parameters: must hold a section for each key, such as stages.spatial.heads: {values: [0.5, 1]}"
+        )
         return ()
     found = []
     for key, how in tree.items():

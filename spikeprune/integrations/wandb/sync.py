@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from spikeprune.config.derived import active_stages
 from spikeprune.config.load import read_resolved
 from spikeprune.errors import InputError
 from spikeprune.experiment.run_directory import RunDirectory
@@ -23,7 +24,7 @@ def sync(run_dir: str | Path) -> str:
         raise InputError(f"{run_dir}: cannot be sent: {obstacle}")
     config = read_resolved(directory.config)
     started = {record["stage"] for record in directory.read_metrics()}
-    stages = [name for name in config.run.stages if directory.finished(name) or name in started]
+    stages = [name for name in active_stages(config) if directory.finished(name) or name in started]
     tracker = WandbTracker("online", wait=True)
     with tracker.opened(config, directory, stages):
         for stage in (name for name in stages if not directory.finished(name)):

@@ -1,0 +1,16 @@
+"""The names that an experiment may choose by. The packages above own what they stand for; tests hold the two equal."""
+
+from __future__ import annotations
+
+SPATIAL_CRITERIA = ("magnitude", "rate", "taylor", "fisher", "random", "kwon")
+TEMPORAL_CRITERIA = ("uniform", "convergence", "sensitivity")
+NEURONS = ("binary", "ternary", "ternary_scaled")
+CODINGS = ("accumulate", "running_mean", "per_step")
+WEIGHTS = ("float", "binary", "ternary", "int8")
+TARGETS = ("ac", "energy", "latency")
+CANDIDATES = ("heads", "ffn", "steps")
+PRICES = ("fp32", "fp16", "int32", "int8")
+PRECISIONS = ("32-true", "tf32", "bf16-mixed", "16-mixed", "64-true")
+WANDB_MODES = ("off", "auto", "online", "offline")
+LONGEST = 4096  # time steps of a spike train
+EARLY_EXIT = ("none", "asr", "confidence")

@@ -1,0 +1,108 @@
+"""The configuration explained: every key with its help, and where each value of a resolved one comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from spikeprune.config.derived import value_of
+from spikeprune.config.keys import every_key, in_words, type_of
+from spikeprune.config.load import resolve
+from spikeprune.config.schema import Config, Stage, Stages
+from spikeprune.files import jsonfile
+
+STAGE = "stages.STAGE"  # stands for each stage: the fields that all stages have
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One key of the reference."""
+
+    key: str
+    kind: str  # its type in words, or its choices
+    default: str
+    help: str
+
+
+def entries() -> list[Entry]:
+    """Every distinct key once, in the order of the schema; the fields that all stages share under `STAGE`."""
+    shared = list(_section(Stage, STAGE))
+    common = {entry.key.removeprefix(f"{STAGE}.") for entry in shared}
+    found: list[Entry] = []
+    for field in fields(Config):
+        if field.name == "stages":
+            found += shared
+            for stage in fields(Stages):
+                own = _section(type_of(f"stages.{stage.name}"), f"stages.{stage.name}")
+                found += [entry for entry in own if entry.key.removeprefix(f"stages.{stage.name}.") not in common]
+        elif is_dataclass(type_of(field.name)):
+            found += _section(type_of(field.name), field.name)
+        else:
+            found.append(_entry(field, field.name))
+    return found
+
+
+def distinct() -> int:
+    """How many keys there are to know: a field of several stages is one."""
+    return len({entry.key.rpartition(".")[2] if entry.key.startswith("stages.") else entry.key for entry in entries()})
+
+
+def help_lines() -> list[str]:
+    """The reference as text for a terminal."""
+    width = max(len(entry.key) for entry in entries())
+    return [f"{e.key:<{width}}  {e.help} [{e.kind}; default {e.default}]" for e in entries()]
+
+
+def markdown() -> str:
+    """The page docs/configuration.md."""
+    rows = [f"| `{e.key}` | {e.kind} | `{e.default}` | {e.help} |" for e in entries()]
+    return PAGE + "\n".join(["| key | value | default | meaning |", "| --- | --- | --- | --- |", *rows]) + "\n"
+
+
+def explained(path: str | Path, overrides: list[str]) -> list[str]:
+    """`key: value` of a resolved configuration, each with the file or argument that set it. Raises InputError."""
+    config, sources = resolve(path, overrides)
+    lines = [(key, _shown(value_of(config, key)), sources.get(key, "default")) for key in every_key()]
+    width = max(len(f"{key}: {value}") for key, value, _ in lines if len(value) < 40)
+    return [f"{f'{key}: {value}':<{width}}  # {source}" for key, value, source in lines]
+
+
+PAGE = """# Configuration
+
+Made by `make docs` from `spikeprune/config/schema.py`; `spikeprune config --help-keys` prints the same.
+
+A configuration is put together from the defaults below, an experiment file (`experiments/glue.yaml`), the preset and
+the ablation that it or the command line names, and `key=value` arguments; a later value wins. `spikeprune config
+KEY=VALUE …` prints the result, each value with the file or argument that set it.
+
+- Text keys take what stands behind `=` literally, except `null`, `${…}` and the leading `~` of a path. Whole numbers
+  are plain decimal digits, truth values are `true` or `false`, lists are written `[a,b]`.
+- Stages run in the order of this page. Each owns its parameters: `stages.spatial.heads=0.5`. A stage of 0 epochs is
+  left out. `stages.STAGE` stands for each of teacher, general_kd, internal_kd, prediction_kd, spatial, temporal,
+  quantize, budget and finetune.
+- A stage trains at least `epochs` epochs and at least `steps` optimizer steps, so that one recipe serves data sets of
+  all sizes.
+
+"""
+
+
+def _section(kind: type, prefix: str) -> Iterator[Entry]:
+    for field in fields(kind):
+        inner = get_type_hints(kind)[field.name]
+        if is_dataclass(inner):
+            yield from _section(inner, f"{prefix}.{field.name}")
+        else:
+            yield _entry(field, f"{prefix}.{field.name}", inner)
+
+
+def _entry(field: Field, key: str, kind: Any = None) -> Entry:
+    choices, default = field.metadata["choices"], field.default
+    words = ", ".join(choices) if choices else in_words(kind or type_of(key))
+    value = field.default_factory() if default is MISSING else default
+    return Entry(key, words, _shown(value), field.metadata["help"])
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else jsonfile.dumps(value, ensure_ascii=False)

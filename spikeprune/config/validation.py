@@ -1,0 +1,266 @@
+"""What the values of a configuration may be, alone and together. `load` reports every problem found here at once.
+
+A rule takes a configuration and yields problems: the keys involved, the one to blame first, and a sentence. To add a
+rule: write one generator, add it to RULES.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from spikeprune.config.derived import is_int, is_ints, runs, stage_rows, student_layers
+from spikeprune.config.names import CANDIDATES, LONGEST
+from spikeprune.config.schema import Config, Losses, Stage
+from spikeprune.config.tasks import TASKS
+from spikeprune.errors import Problem, nearest
+
+Rule = Callable[[Config], Iterator[Problem]]
+
+
+def values(section: Any, prefix: str = "") -> Iterator[Problem]:
+    """Each value on its own: among its choices, within its range, as the schema says. Null passes: its type decides."""
+    for field in fields(section):
+        name, value = f"{prefix}{field.name}", getattr(section, field.name)
+        if is_dataclass(value):
+            yield from values(value, f"{name}.")
+            continue
+        choices, check = field.metadata["choices"], field.metadata["check"]
+        if choices and value is not None and value not in choices:
+            yield (name,), f"{name} = {value}: choose from {nearest(value, choices)}"
+        if check and value is not None and not check[1](value):
+            yield (name,), f"{name} = {value}: {check[0]}"
+
+
+def lists(config: Config) -> Iterator[Problem]:
+    """Values whose type is checked here, since they may be a number or a list."""
+    layers, t_steps, sizes = config.student.layers, config.student.t_steps, config.data.embedded
+    if not (layers is None or is_int(layers, 1) or is_ints(layers, 0)):
+        text = "a number of layers (at least 1), a list of teacher layers counted from 0, or null for all"
+        yield ("student.layers",), f"student.layers = {layers}: must be {text}"
+    if not (is_int(t_steps, 1) or is_ints(t_steps, 1)):
+        text = "a whole number of at least 1, or a list of them (the embedding's, then each layer's)"
+        yield ("student.t_steps",), f"student.t_steps = {t_steps}: must be {text}"
+    elif max([t_steps] if isinstance(t_steps, int) else t_steps) > LONGEST:
+        yield ("student.t_steps",), f"student.t_steps = {t_steps}: a spike train has at most {LONGEST} steps"
+    if len(sizes) != 2 or min(sizes) < 1:
+        yield ("data.embedded",), f"data.embedded = {sizes}: must be two numbers of at least 1, training and dev"
+
+
+def teacher(config: Config) -> Iterator[Problem]:
+    t = config.teacher
+    if t.checkpoint is None and t.hidden % t.heads:
+        yield ("teacher.heads", "teacher.hidden"), f"teacher.heads = {t.heads}: must divide teacher.hidden = {t.hidden}"
+
+
+def student(config: Config) -> Iterator[Problem]:
+    s, total, keys = config.student, config.teacher.layers, ("student.layers", "teacher.layers")
+    known = config.teacher.checkpoint is None
+    if is_ints(s.layers, 0) and s.layers != sorted(set(s.layers)):
+        yield keys, f"student.layers = {s.layers}: must name each layer once, in rising order"
+    elif known and is_ints(s.layers, 0) and s.layers[-1] >= total:
+        yield keys, f"student.layers = {s.layers}: the teacher's layers are 0 to {total - 1}"
+    elif known and is_int(s.layers, 1) and s.layers > total:
+        yield keys, f"student.layers = {s.layers}: the teacher has {total}"
+    if s.coding == "per_step" and s.forward == "equilibrium":
+        text = "per_step coding has another equilibrium than the formula; set student.forward=spiking"
+        yield ("student.forward", "student.coding"), f"student.forward = equilibrium: {text}"
+    if s.feedback and s.coding == "accumulate":
+        text = "in accumulate the first layer is done before the last begins; use running_mean or per_step"
+        yield ("student.feedback", "student.coding"), f"student.feedback = true: {text}"
+    layers = student_layers(config)
+    if layers is not None and isinstance(s.t_steps, list) and len(s.t_steps) != layers + 1:
+        text = f"needs {layers + 1} numbers, the embedding's and one for each of {layers} layers"
+        yield ("student.t_steps", *keys), f"student.t_steps = {s.t_steps}: {text}; it has {len(s.t_steps)}"
+
+
+def data(config: Config) -> Iterator[Problem]:
+    d, keys = config.data, ("data.dir", "data.source")
+    if d.source == "dir" and not d.dir:
+        yield keys, "data.source = dir: needs data.dir, a GLUE directory"
+    if d.source in ("hub", "embedded") and d.dir:
+        yield keys, f"data.dir = {d.dir}: contradicts data.source = {d.source}; use data.source=dir, or leave it out"
+    if runs(config, "general_kd") and not d.corpus:
+        text = "needs data.corpus, the text it learns from; or set it to 0"
+        yield ("stages.general_kd.epochs", "data.corpus"), f"stages.general_kd.epochs: {text}"
+
+
+def losses(config: Config) -> Iterator[Problem]:
+    for name, stage in stage_rows(config):
+        if name == "general_kd" and stage.steps:
+            text = "a corpus has no fixed number of steps; give epochs, and set it to 0"
+            yield (f"stages.{name}.steps",), f"stages.{name}.steps = {stage.steps}: {text}"
+        if runs(config, name):
+            yield from _losses(f"stages.{name}.losses", name, stage.losses, config.data.replace_words)
+
+
+TERMS = ("hidden", "scores", "soft", "hard", "firing", "additions")
+ABSENT = {  # terms that a stage cannot have, and why
+    "teacher": ("it has no teacher and does not spike", ("hidden", "scores", "soft", "firing", "additions")),
+    "general_kd": ("its text has no labels", ("hard",)),
+}
+
+
+def _losses(key: str, name: str, loss: Losses, replaced: float) -> Iterator[Problem]:
+    reason, absent = ABSENT.get(name, ("", ()))
+    for term in absent:
+        if getattr(loss, term) > 0:
+            text = f"does not apply to the stage {name}; {reason}"
+            yield (f"{key}.{term}",), f"{key}.{term} = {getattr(loss, term)}: {text}"
+    if name != "teacher" and replaced > 0 and loss.hard > 0:
+        text = "the true label is not that of a sentence changed by data.replace_words; set one of the two to 0"
+        yield (f"{key}.hard", "data.replace_words"), f"{key}.hard = {loss.hard}: {text}"
+    if loss.additions_limit and not loss.additions:
+        text = f"limits nothing while {key}.additions = 0; give that a weight, or set {key}.additions_limit=null"
+        yield (f"{key}.additions_limit", f"{key}.additions"), f"{key}.additions_limit = {loss.additions_limit}: {text}"
+    if not any(getattr(loss, term) > 0 for term in TERMS if term not in absent):
+        keys = (key, *(f"{key}.{term}" for term in TERMS))
+        yield keys, f"{key}: every weight is zero, so {name} would learn nothing"
+
+
+def spatial(config: Config) -> Iterator[Problem]:
+    s, key = config.stages.spatial, "stages.spatial"
+    if s.criterion != "kwon":
+        if s.operations is not None:
+            text = f"is for {key}.criterion=kwon; set that, or leave it null"
+            yield (f"{key}.operations", f"{key}.criterion"), f"{key}.operations = {s.operations}: {text}"
+    else:
+        for name in ("heads", "ffn", "synapses"):
+            if getattr(s, name) < 1:
+                text = f"criterion kwon removes heads and neurons within {key}.operations; set {key}.{name}=1"
+                yield (f"{key}.{name}", f"{key}.criterion"), f"{key}.{name} = {getattr(s, name)}: {text}"
+        if s.operations is None and s.epochs:
+            yield (f"{key}.criterion",), f"{key}.criterion = kwon: needs {key}.operations, a share such as 0.5"
+        if s.scope != "global":
+            yield (f"{key}.scope", f"{key}.criterion"), f"{key}.scope = {s.scope}: criterion kwon is global"
+    if s.epochs and s.synapses < 1 and config.stages.quantize.epochs and config.stages.quantize.weights != "float":
+        text = f"single synapses are removed from float weights, not {config.stages.quantize.weights} ones"
+        keys = (f"{key}.synapses", "stages.quantize.weights")
+        yield keys, f"{key}.synapses = {s.synapses}: {text}; set {key}.synapses=1"
+
+
+def temporal(config: Config) -> Iterator[Problem]:
+    steps, key = config.student.t_steps, "stages.temporal.t_steps"
+    mean = steps if is_int(steps, 1) else sum(steps) / len(steps) if is_ints(steps, 1) else None
+    target = config.stages.temporal.t_steps
+    if runs(config, "temporal") and target is not None and mean is not None and target > mean:
+        text = f"must not be above student.t_steps = {steps}; compression only removes steps"
+        yield (key, "student.t_steps"), f"{key} = {target}: {text}"
+
+
+def quantize(config: Config) -> Iterator[Problem]:
+    q, fold = config.stages.quantize, "stages.quantize.fold"
+    if q.fold and config.student.theta == "tensor":
+        text = "student.theta = tensor has one threshold for all inputs, with nothing to fold; leave it false"
+        yield (fold, "student.theta"), f"{fold} = true: {text}"
+    if q.fold and q.weights == "float":
+        text = "nothing is quantized; set stages.quantize.weights, or leave it false"
+        yield (fold, "stages.quantize.weights"), f"{fold} = true: {text}"
+
+
+def without_target(config: Config) -> Iterator[Problem]:
+    """A compression stage that runs and compresses nothing is a slip more often than a wish."""
+    s = config.stages
+    idle = {
+        "spatial": s.spatial.heads == s.spatial.ffn == s.spatial.synapses == 1 and s.spatial.criterion != "kwon",
+        "temporal": s.temporal.t_steps is None,
+        "quantize": s.quantize.weights == "float",
+        "budget": s.budget.value is None,
+    }
+    targets = {"spatial": "heads, ffn or synapses", "temporal": "t_steps", "quantize": "weights", "budget": "value"}
+    for name, nothing in idle.items():
+        if nothing and runs(config, name):
+            text = f"the stage would compress nothing; set its {targets[name]}, or stages.{name}.epochs=0"
+            keys = ("epochs", *targets[name].replace(" or ", ", ").split(", "))
+            yield tuple(f"stages.{name}.{key}" for key in keys), f"stages.{name}: {text}"
+
+
+def budget(config: Config) -> Iterator[Problem]:
+    b, key, steps = config.stages.budget, "stages.budget", config.student.t_steps
+    for kind in b.candidates:
+        if kind not in CANDIDATES:
+            yield (f"{key}.candidates",), f"{key}.candidates: unknown {kind}; choose from {nearest(kind, CANDIDATES)}"
+    if not b.candidates or len(set(b.candidates)) < len(b.candidates):
+        text = f"must name each of what may be removed once, of {', '.join(CANDIDATES)}"
+        yield (f"{key}.candidates",), f"{key}.candidates = {b.candidates}: {text}"
+    if not runs(config, "budget") or b.target != "latency":
+        return
+    if "steps" not in b.candidates:
+        text = f"only time steps change it; add steps to {key}.candidates"
+        yield (f"{key}.target", f"{key}.candidates"), f"{key}.target = latency: {text}"
+    elif b.value is not None and (numbers := _numbers(steps, student_layers(config))):
+        accumulate = config.student.coding == "accumulate"
+        whole, least = (sum(numbers), len(numbers)) if accumulate else (max(numbers), 1)
+        if b.value * whole < least - 1e-9:
+            text = f"leaves fewer than {least} of student.t_steps' {whole} steps"
+            yield (
+                (f"{key}.value", "student.t_steps"),
+                f"{key}.value = {b.value}: {text}; the lowest value is {least / whole:.3g}",
+            )
+
+
+def _numbers(steps: Any, layers: int | None) -> list[int]:
+    """Steps of the embedding and each layer; empty where that is not known."""
+    if is_int(steps, 1):
+        return [] if layers is None else [steps] * (layers + 1)
+    return steps if is_ints(steps, 1) else []
+
+
+def early_exit(config: Config) -> Iterator[Problem]:
+    if config.cost.early_exit != "confidence":
+        return
+    key, instead = "cost.early_exit", "use cost.early_exit=asr"
+    if config.student.coding == "accumulate":
+        text = f"the coding accumulate has one output, at the end; {instead}"
+        yield (key, "student.coding"), f"{key} = confidence: {text}"
+    if config.task in TASKS and TASKS[config.task].regression:
+        text = f"{config.task} is a regression, whose output has no probability; {instead}"
+        yield (key, "task"), f"{key} = confidence: {text}"
+
+
+def devices(config: Config) -> Iterator[Problem]:
+    run = config.run
+    if run.accelerator == "cpu" and run.precision == "16-mixed":
+        keys = ("run.precision", "run.accelerator")
+        yield keys, "run.precision = 16-mixed: needs a GPU; on run.accelerator=cpu use bf16-mixed or 32-true"
+    if run.accelerator == "cpu" and run.kernels == "triton":
+        keys = ("run.kernels", "run.accelerator")
+        yield keys, "run.kernels = triton: needs a GPU; on run.accelerator=cpu use torch or auto"
+    processes, sizes = run.devices * run.num_nodes, {"data.batch_size": config.data.batch_size}
+    rows: list[tuple[str, Stage]] = [row for row in stage_rows(config) if runs(config, row[0])]
+    sizes |= {f"stages.{name}.batch_size": stage.batch_size for name, stage in rows if stage.batch_size is not None}
+    for key, size in sizes.items():
+        if size < processes:
+            text = f"is shared by all devices, run.devices × run.num_nodes = {processes}; it must not be below that"
+            yield (key, "run.devices", "run.num_nodes"), f"{key} = {size}: {text}"
+
+
+RULES: tuple[Rule, ...] = (
+    lists,
+    teacher,
+    student,
+    data,
+    losses,
+    spatial,
+    temporal,
+    quantize,
+    without_target,
+    budget,
+    early_exit,
+    devices,
+)
+
+
+def problems(config: Config, unread: frozenset[str] = frozenset()) -> list[Problem]:
+    """`unread`: keys whose given value had the wrong type, so that the configuration holds another one."""
+    found = [(keys, text) for keys, text in values(config) if not unread & set(keys)]
+    for rule in RULES:  # a combination of values that are wrong on their own would be reported twice
+        bad = unread | {keys[0] for keys, _ in found}
+        found += [(keys, text) for keys, text in rule(config) if not bad & set(keys)]
+    return found
+
+
+def validate(config: Config) -> list[str]:
+    """Every value and combination that cannot work, one sentence each; empty when all is well."""
+    return [text for _, text in problems(config)]

@@ -82,7 +82,7 @@ def test_a_preset_is_found_beside_the_file_before_the_package(tmp_path: Path) ->
     assert load(tmp_path / "mine.yaml", ["preset=own"]).seed == 7
     assert load(tmp_path / "mine.yaml", ["preset=tiny"]).seed == 9
     assert load(tmp_path / "mine.yaml", ["preset=minilm"]).data == load(EXPERIMENTS / "presets/minilm.yaml").data
-    assert resources.experiment_file() == EXPERIMENTS / "glue.yaml"
+    assert resources.experiment_file().resolve() == EXPERIMENTS / "glue.yaml"
 
 
 def test_the_citation_is_of_this_version() -> None:

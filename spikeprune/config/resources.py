@@ -9,9 +9,11 @@ DEFAULT = "glue.yaml"
 
 
 def shipped() -> Path:
-    """The folder `experiments` that a built wheel carries in the package; in a source tree, the one beside it."""
+    """The folder `experiments` that a built wheel carries in the package; in a source tree, the one beside it. Relative
+    where it lies in the working directory, as a user would write it."""
     inside = PACKAGE / "experiments"
-    return inside if inside.is_dir() else PACKAGE.parent / "experiments"
+    folder = inside if inside.is_dir() else PACKAGE.parent / "experiments"
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
 def experiment_file(path: str | Path | None = None) -> Path:

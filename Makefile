@@ -33,16 +33,16 @@ setup: $(STAMP)  ## make .venv and install the locked versions [TORCH=auto|cpu|c
 
 # torch's CUDA packages are several GB. A machine without an NVIDIA GPU tries for a CPU build first; a login node whose
 # compute nodes have GPUs says TORCH=cuda.
-$(STAMP): pyproject.toml requirements.lock requirements-cpu.lock requirements-cuda.lock
+$(STAMP): pyproject.toml requirements/base.lock requirements/cpu.lock requirements/cuda.lock
 	$(MAKE_VENV)
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 10) and "error: Python 3.10 or newer is needed: set PYTHON")'
-	$(LOCKED) requirements.lock
+	$(LOCKED) requirements/base.lock
 	@case $(TORCH) in \
-	    cpu) set -x; $(LOCKED) requirements-cpu.lock ;; \
-	    cuda) set -x; $(LOCKED) requirements-cuda.lock ;; \
-	    auto) if ! nvidia-smi -L >/dev/null 2>&1 && $(LOCKED) requirements-cpu.lock 2>/dev/null; \
+	    cpu) set -x; $(LOCKED) requirements/cpu.lock ;; \
+	    cuda) set -x; $(LOCKED) requirements/cuda.lock ;; \
+	    auto) if ! nvidia-smi -L >/dev/null 2>&1 && $(LOCKED) requirements/cpu.lock 2>/dev/null; \
 	          then echo "torch: CPU build"; \
-	          else set -x; $(LOCKED) requirements-cuda.lock; fi ;; \
+	          else set -x; $(LOCKED) requirements/cuda.lock; fi ;; \
 	    *) echo "error: TORCH is auto, cpu or cuda" >&2; exit 2 ;; \
 	esac
 	$(INSTALL) --no-deps --no-build-isolation -e .
@@ -126,12 +126,12 @@ PYTEST = $(BIN)/python -m pytest -n $(or $(JOBS),4) --dist loadfile --no-loadsco
 test: $(STAMP)  ## run the tests but for the slow ones, four files at a time [JOBS=4] [ARGS="-k name"]
 	$(PYTEST) -m "not slow" $(ARGS)
 
-test-slow: $(STAMP)  ## run the slow ones: SLURM clusters, sweeps, legs on a W&B server [JOBS=4] [ARGS="-k name"]
+test-slow: $(STAMP)  ## run the slow ones: SLURM clusters, sweeps, a W&B server, an installed wheel [JOBS=4] [ARGS="-k name"]
 	$(PYTEST) -m slow $(ARGS)
 
 # A CPU build of torch comes without Triton. It lies beside the environment, so that nothing else finds it.
 test-kernels: $(STAMP)  ## run the GPU's kernels on the CPU, in Triton's interpreter
-	awk '/^triton==/ { here = 1 } here { print } here && !/\\$$/ { exit }' requirements-cuda.lock > .triton.txt
+	awk '/^triton==/ { here = 1 } here { print } here && !/\\$$/ { exit }' requirements/cuda.lock > .triton.txt
 	test -d .triton/triton || $(INSTALL) --target .triton --no-deps --require-hashes -r .triton.txt
 	PYTHONPATH=.triton $(BIN)/python -m pytest -n 2 $(ARGS) tests/test_kernels.py tests/test_scan.py tests/test_engine.py
 
@@ -146,23 +146,23 @@ results: $(STAMP)  ## the README's table and pictures [RUNS="runs/mrpc-tiny-s0 â
 # The benchmark's peers come without what they depend on: they run on what is here, and SpikingJelly would bring another
 # torch. A row whose peer is missing says so.
 bench: $(STAMP)  ## our speed beside others', on this machine's CPU [ARGS="--device cuda"]
-	@$(LOCKED) requirements-bench.lock || echo "bench: SpikingJelly and snnTorch cannot be installed; their rows are skipped"
+	@$(LOCKED) requirements/bench.lock || echo "bench: SpikingJelly and snnTorch cannot be installed; their rows are skipped"
 	$(BIN)/python -m experiments.bench $(ARGS)
 
 lock:  ## resolve the locked versions again, with uv [UPGRADE=--upgrade]
 	@test -n "$(UV)" || { echo "error: make lock needs uv" >&2; exit 2; }
-	cat requirements.lock requirements-cuda.lock > .lock.txt 2>/dev/null || true
+	cat requirements/base.lock requirements/cuda.lock > .lock.txt 2>/dev/null || true
 	UV_FIND_LINKS= $(UV) pip compile pyproject.toml --extra dev --universal --python-version 3.10 --generate-hashes --no-annotate \
 	    --no-header --no-emit-index-url --no-emit-find-links --quiet $(UPGRADE) --output-file .lock.txt
-	echo '# Made by `make lock`: everything but torch.' > requirements.lock
-	echo '# Made by `make lock`: torch as the package index has it, and the CUDA packages that this build needs.' > requirements-cuda.lock
-	awk '/^[a-z]/ { out = /^(torch=|triton=|nvidia-|cuda-)/ ? "requirements-cuda.lock" : "requirements.lock" } \
+	echo '# Made by `make lock`: everything but torch.' > requirements/base.lock
+	echo '# Made by `make lock`: torch as the package index has it, and the CUDA packages that this build needs.' > requirements/cuda.lock
+	awk '/^[a-z]/ { out = /^(torch=|triton=|nvidia-|cuda-)/ ? "requirements/cuda.lock" : "requirements/base.lock" } \
 	     { print >> out }' .lock.txt
 	rm .lock.txt
-	echo '# Made by `make lock`: what the benchmark compares with, installed by `make bench` only.' > requirements-bench.lock
+	echo '# Made by `make lock`: what the benchmark compares with, installed by `make bench` only.' > requirements/bench.lock
 	printf '%s\n' loguru snntorch "spikingjelly ; python_version >= '3.11'" | UV_FIND_LINKS= $(UV) pip compile - --no-deps \
 	    --universal --python-version 3.10 --generate-hashes --no-annotate --no-header --no-emit-index-url \
-	    --no-emit-find-links --quiet $(UPGRADE) >> requirements-bench.lock
+	    --no-emit-find-links --quiet $(UPGRADE) >> requirements/bench.lock
 
 clean:  ## remove what was generated, but no run
 	rm -rf $(VENV) *.egg-info build dist .pytest_cache .ruff_cache .hypothesis .bench .triton .triton.txt

@@ -3,11 +3,11 @@
 --seeds "0 1 2"      seeds; each has its own teacher and student (default: 0)
 --only "none joint"  ablations (default: those in ABLATIONS below)
 --tag at-0.07        a folder of its own, <task>-<preset>-at-0.07, where the other has a table with other settings
-key=value            any key of the configuration; a stage's own, or what compresses in it, only where it runs
+key=value            any key of the configuration; a stage's own, or one of its compression, only where that stage runs
 
 Writes runs/ablation/<task>-<preset>/: a folder for each seed with the run `shared` (teacher and distilled student) and
-one for each ablation, and ablation.md and ablation.csv over all of them. Started again it does only what is missing.
-An ablation that is refused, such as a target out of reach, is told at the end (exit code 2); the others still run.
+one for each ablation, and ablation.md and ablation.csv over all of them. Started again it runs only the missing runs.
+An ablation that is refused, such as a target out of reach, is reported at the end (exit code 2); the others still run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from spikeprune.config.derived import active_stages
 from spikeprune.config.load import load
 from spikeprune.errors import InputError
 from spikeprune.experiment import streams
-from spikeprune.experiment.run_directory import write_atomic
+from spikeprune.files.atomic import write_atomic
 from spikeprune.report.ablation import rows, to_csv, to_markdown
 
 HERE = Path(__file__).resolve().parent
@@ -38,8 +38,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--tag", default="")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_intermixed_args(arguments)  # make's options stand among the keys
-    return streams.spoken(
-        lambda: run(seeds_of(args.seeds), args.only.split(), args.overrides, tagged(args.tag)), streams.GOES_ON
+    return streams.exit_code(
+        lambda: run(seeds_of(args.seeds), args.only.split(), args.overrides, tagged(args.tag)), f"; {streams.RESUMES}"
     )
 
 

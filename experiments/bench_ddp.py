@@ -32,10 +32,11 @@ import torch
 from spikeprune.config.derived import stage_rows
 from spikeprune.config.load import Config, load, read_resolved
 from spikeprune.errors import InputError
-from spikeprune.experiment import pipeline, streams
+from spikeprune.experiment import opening, pipeline, streams
 from spikeprune.experiment.build import trainers
-from spikeprune.experiment.run_directory import RunDirectory, write_json
+from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.files import jsonfile
+from spikeprune.files.atomic import write_json
 from spikeprune.training import distributed
 
 GLUE = Path(__file__).resolve().parent / "glue.yaml"
@@ -100,9 +101,9 @@ def leg(folder: Path, warm: int, block: int, since: float, overrides: list[str])
         return [*clock, *plain(parts, name, run)]
 
     trainers.stage_callbacks = with_clock
-    pipeline.prepare = watch.timed(pipeline.prepare, lambda *_: "data")
-    pipeline.teach = watch.timed(pipeline.teach, lambda *_: "teacher")
-    pipeline.learn = watch.timed(pipeline.learn, lambda parts, directory, name, parent: name)
+    opening.prepare = watch.timed(opening.prepare, lambda *_: "data")
+    pipeline.train_teacher = watch.timed(pipeline.train_teacher, lambda *_: "teacher")
+    pipeline.train_student = watch.timed(pipeline.train_student, lambda context, directory, name, parent: name)
     pipeline.run(load(GLUE, [*overrides, f"run.dir={folder}"]))  # only rank 0 returns
     write_json(folder / "parts.json", watch.seconds)
 
@@ -246,4 +247,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(streams.spoken(main))
+    sys.exit(streams.exit_code(main))

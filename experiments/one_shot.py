@@ -112,4 +112,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(streams.spoken(main))
+    sys.exit(streams.exit_code(main))

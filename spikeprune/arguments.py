@@ -1,26 +1,29 @@
-"""What the command line takes: commands, options, their help and examples. What they do stands in `cli.py`."""
+"""Commands, options, their help and examples. `cli.py` has the actions."""
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from os.path import expanduser
+from pathlib import Path
 
 from spikeprune import __version__
 from spikeprune.config import scalars
 from spikeprune.config.keys import type_of
+from spikeprune.config.resources import experiment_file
 from spikeprune.errors import nearest
 
 TRAIN_EXAMPLES = """\
 examples:
-  spikeprune train experiments/glue.yaml task=mrpc preset=tiny
+  spikeprune train task=mrpc preset=tiny
   spikeprune train experiments/glue.yaml task=sst2 preset=minilm data.source=dir data.dir=glue \\
       teacher.checkpoint=checkpoints/minilm student.t_steps=4
   spikeprune train experiments/glue.yaml preset=tiny 'student.t_steps=[4,2,2]' stages.finetune.epochs=0
 
 A later value wins: defaults, the file and its base, the preset, the ablation, then key=value.
-The same command started again goes on where the run stopped.
+The same command started again resumes where the run stopped.
 """
 
 CONFIG_EXAMPLES = """\
@@ -32,7 +35,6 @@ examples:
 Without an experiment file it reads experiments/glue.yaml.
 """
 
-EXPERIMENT = "experiments/glue.yaml"  # of `config` where none is named
 
 EVALUATE_EXAMPLES = """\
 examples:
@@ -50,7 +52,7 @@ examples:
   spikeprune compact runs/mrpc-tiny-s0 --stage spatial
   spikeprune evaluate runs/mrpc-tiny-s0 --compact
 
-Writes RUN/compact/: weights, shapes, tokenizer, and a record of what it was made from and how its answers compare.
+Writes RUN/compact/: weights, shapes, tokenizer, and a record of its origin and of how its logits compare.
 """
 
 SYNC_EXAMPLES = """\
@@ -58,7 +60,7 @@ examples:
   spikeprune sync runs/mrpc-tiny-s0
   spikeprune sync runs/mrpc-*
 
-Sends runs that were offline, or offline at times, to the W&B server, each as one run; what is there is not sent twice.
+Sends runs that were offline, or offline at times, to the W&B server, each as one run; no row is sent twice.
 """
 
 SWEEP_EXAMPLES = """\
@@ -67,8 +69,8 @@ examples:
   spikeprune sweep experiments/sweeps/budget.yaml task=rte preset=minilm data.source=hub
   spikeprune sweep experiments/sweeps/budget.yaml --slurm='--partition=gpu --gpus=1' --trials 40
 
-Makes the sweep on W&B's server and runs an agent per GPU; with --local Optuna stands in for the server. A local sweep
-that is started again runs what is missing, and ends with the Pareto front of quality and energy.
+Creates the sweep on W&B's server and runs an agent per GPU; with --local Optuna chooses the trials instead. A local
+sweep that is started again runs the missing trials, and ends with the Pareto front of quality and energy.
 """
 
 LAUNCH_EXAMPLES = """\
@@ -79,7 +81,7 @@ examples:
   spikeprune launch experiments/glue.yaml task=sst2 data.source=hub --template my-cluster.sh --dry-run
 
 Writes a script into the run's directory (of an array: into a launch directory beside the runs), has SLURM check it,
-and submits it. The same command again submits what is not finished.
+and submits it. The same command again submits the runs that are not finished.
 """
 
 FETCH_EXAMPLES = """\
@@ -88,10 +90,10 @@ examples:
   spikeprune fetch experiments/glue.yaml preset=minilm --array "mrpc rte cola"
   spikeprune fetch experiments/glue.yaml task=mrpc preset=minilm --check
 
-Run it where the network is, as a cluster's login node; compute nodes then find everything in the cache (HF_HOME).
+Run it on a machine with a network, such as a login node; compute nodes then find everything in the cache (HF_HOME).
 """
 
-CHANGED = "values that replace the run's, where they need no training: student.dead_zone, cost.early_exit, …"
+CHANGED = "values that replace the run's, of keys that need no training: student.dead_zone, cost.early_exit, …"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -103,13 +105,15 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"spikeprune {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    train = _command(commands, "train", "run the stages of an experiment, or go on with them", TRAIN_EXAMPLES)
+    train = _command(commands, "train", "run the stages of an experiment, or resume them", TRAIN_EXAMPLES)
     _experiment(train)
 
     config = _command(
         commands, "config", "print the resolved configuration, and where each value is set", CONFIG_EXAMPLES
     )
-    config.add_argument("experiment", metavar="EXPERIMENT", nargs="?", help=f"an experiment file, such as {EXPERIMENT}")
+    config.add_argument(
+        "experiment", metavar="EXPERIMENT", nargs="?", help="an experiment file, by default the package's glue.yaml"
+    )
     config.add_argument("overrides", metavar="key=value", nargs="*", help="values that replace the file's")
     config.add_argument("--help-keys", action="store_true", help="print every key with its values, default and meaning")
 
@@ -129,7 +133,7 @@ def parser() -> argparse.ArgumentParser:
     compact.add_argument("run", type=expanduser, metavar="RUN", help="a run's directory, such as runs/mrpc-tiny-s0")
     compact.add_argument("overrides", metavar="key=value", nargs="*", help=CHANGED)
     compact.add_argument("--stage", metavar="NAME", help="a finished stage; by default the last one")
-    compact.add_argument("--data", type=expanduser, metavar="DIR", help="a GLUE directory to compare answers on")
+    compact.add_argument("--data", type=expanduser, metavar="DIR", help="a GLUE directory to compare logits on")
 
     sync = _command(commands, "sync", "send runs to W&B that were offline", SYNC_EXAMPLES)
     sync.add_argument(
@@ -176,7 +180,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _experiment(command: argparse.ArgumentParser) -> None:
-    command.add_argument("experiment", metavar="EXPERIMENT", help="an experiment file, such as experiments/glue.yaml")
+    command.add_argument(
+        "experiment",
+        metavar="EXPERIMENT",
+        nargs="?",
+        help="an experiment file, such as experiments/glue.yaml; by default the glue.yaml that the package carries",
+    )
     command.add_argument("overrides", metavar="key=value", nargs="*", help="values that replace the file's")
 
 
@@ -219,11 +228,21 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
             commands[args.command].error(_unknown(word, commands[args.command]))
     if rest:
         args.overrides += rest
-    if args.command == "config" and (args.experiment is None or "=" in args.experiment):
-        args.overrides = [*filter(None, [args.experiment]), *args.overrides]
-        args.experiment = EXPERIMENT
+    if "experiment" in args:
+        _default_experiment(args, commands[args.command])
     args.words = list(words)
     return args
+
+
+def _default_experiment(args: argparse.Namespace, command: argparse.ArgumentParser) -> None:
+    """Where the first word is a key=value, the experiment is the one that the package carries."""
+    if args.experiment is not None and re.match(r"[\w.-]+=", args.experiment) and not Path(args.experiment).exists():
+        args.overrides = [args.experiment, *args.overrides]
+        args.experiment = None
+    if args.experiment is None:
+        if not args.overrides and args.command != "config":
+            command.error(f"name an experiment file or a task, such as: {command.prog} task=mrpc preset=tiny")
+        args.experiment = str(experiment_file())
 
 
 def _unknown(word: str, command: argparse.ArgumentParser) -> str:

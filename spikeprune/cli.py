@@ -1,5 +1,5 @@
-"""The command line's actions and exit codes. Heavy imports stand inside the actions, so that help and a wrong key
-answer at once."""
+"""The command line's actions and exit codes. Heavy imports stand inside the actions, so that help is printed, and a
+wrong key refused, at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from spikeprune.arguments import parse
-from spikeprune.experiment import slurm_job, streams
+from spikeprune.experiment import offline, slurm_job, streams
 from spikeprune.files import jsonfile
 from spikeprune.training import signals
 
@@ -20,10 +20,11 @@ def _train(args: argparse.Namespace) -> None:
     with signals.caught():
         config = load(args.experiment, args.overrides)  # before the imports below: they take seconds
         from spikeprune.experiment import pipeline
+        from spikeprune.integrations.wandb.tracker import WandbTracker
         from spikeprune.report.tables import summary_table
 
         signals.check()
-        summary = pipeline.run(config)
+        summary = pipeline.run(config, tracker=WandbTracker())
     print("\n" + summary_table(summary))
 
 
@@ -37,8 +38,14 @@ def _evaluate(args: argparse.Namespace) -> None:
     from spikeprune.experiment import evaluation
     from spikeprune.report.tables import evaluation_lines, other_data
 
-    chosen = {"stage": args.stage, "compacted": args.compact, "stepwise": args.stepwise}
-    measured = evaluation.evaluate(args.run, data_dir=args.data, overrides=args.overrides, **chosen)
+    measured = evaluation.evaluate(
+        args.run,
+        stage=args.stage,
+        data_dir=args.data,
+        compacted=args.compact,
+        stepwise=args.stepwise,
+        overrides=args.overrides,
+    )
     if args.json and (warning := other_data(measured)):
         print(warning, file=sys.stderr)
     print(jsonfile.dumps(measured, indent=2) if args.json else evaluation_lines(measured))
@@ -48,8 +55,8 @@ def _compact(args: argparse.Namespace) -> None:
     from spikeprune.experiment import compaction
     from spikeprune.report.tables import compaction_lines
 
-    chosen = {"stage": args.stage, "data_dir": args.data, "overrides": args.overrides}
-    print(compaction_lines(compaction.compact_run(args.run, **chosen)))
+    record = compaction.compact_run(args.run, stage=args.stage, data_dir=args.data, overrides=args.overrides)
+    print(compaction_lines(record))
 
 
 def _sync(args: argparse.Namespace) -> None:
@@ -80,13 +87,24 @@ def _sweep(args: argparse.Namespace) -> int:
 def _launch(args: argparse.Namespace) -> None:
     from spikeprune.integrations.launch import Request, launch
 
-    names = ("array", "seeds", "gpus", "nodes", "cpus", "time", "partition", "template")
-    request = Request(options=args.sbatch, **{name: getattr(args, name) for name in names})
+    request = Request(
+        array=args.array,
+        seeds=args.seeds,
+        gpus=args.gpus,
+        nodes=args.nodes,
+        cpus=args.cpus,
+        time=args.time,
+        partition=args.partition,
+        options=args.sbatch,
+        template=args.template,
+    )
     command = shlex.join(["spikeprune", *args.words])
     print("\n".join(launch(args.experiment, args.overrides, request, dry_run=args.dry_run, command=command)))
 
 
 def _fetch(args: argparse.Namespace) -> None:
+    if args.check:
+        offline.forbid_network()
     from spikeprune.experiment.fetch import fetch
 
     for line in fetch(args.experiment, args.overrides, array=args.array, check=args.check):
@@ -106,26 +124,29 @@ ACTIONS: dict[str, Callable[[argparse.Namespace], int | None]] = {
 
 
 def _stopped(stop: signals.Stopped) -> int:
-    """Of several processes the first speaks and answers for all: one that ended in failure would end the others."""
-    if slurm_job.follows():
+    """The exit code after a signal. Of several processes only the first prints and fails: a launcher would kill the
+    others for one that failed."""
+    if not slurm_job.is_first_process():
         return 0
-    print(f"stopped by {stop.signal.name}: the same command goes on where this one stopped", file=sys.stderr)
+    print(f"stopped by {stop.signal.name}: {streams.RESUMES}", file=sys.stderr)
     job = slurm_job.own_job()
     if job and stop.signal is signals.COME_BACK:
-        print(f"job {job[0]} goes back into the queue", file=sys.stderr, flush=True)  # while there is time to say so
+        print(f"job {job[0]} is requeued", file=sys.stderr, flush=True)  # while there is time to say so
         if refused := slurm_job.requeue(job[0]):
             print(f"job {job[0]} is not requeued: {refused}", file=sys.stderr)
     return stop.code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    words = list(sys.argv[1:] if argv is None else argv)
-    resumes = next((word for word in words if not word.startswith("-")), "") in ("train", "sweep")
-    return streams.spoken(lambda: act(words), streams.GOES_ON if resumes else "")
+    """Run a command and return its exit code: 0, 2 for bad input, 130 after Ctrl-C, 141 where nobody reads the output,
+    75 or 143 after a signal of the cluster."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    resumable = next((word for word in arguments if not word.startswith("-")), "") in ("train", "sweep")
+    return streams.exit_code(lambda: _act(arguments), hint=f"; {streams.RESUMES}" if resumable else "")
 
 
-def act(words: Sequence[str]) -> int:
-    args = parse(words)
+def _act(arguments: Sequence[str]) -> int:
+    args = parse(arguments)
     try:
         return ACTIONS[args.command](args) or 0
     except signals.Stopped as stop:

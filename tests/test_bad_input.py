@@ -247,14 +247,14 @@ def test_disk_that_fills_up_on_the_way(small_disk, monkeypatch: pytest.MonkeyPat
     """Another program takes the space after the check: the run stops with one sentence, and what it wrote is whole."""
     from spikeprune.experiment import pipeline
 
-    disk, teach = small_disk(40), pipeline.teach
+    disk, teach = small_disk(40), pipeline.train_teacher
 
     def teach_on_a_full_disk(*args) -> None:
         free = os.statvfs(disk)
         (disk / "ballast").write_bytes(bytes(free.f_bavail * free.f_bsize - 200_000))
         teach(*args)
 
-    monkeypatch.setattr(pipeline, "teach", teach_on_a_full_disk)
+    monkeypatch.setattr(pipeline, "train_teacher", teach_on_a_full_disk)
     assert cli.main(["train", GLUE, *MICRO, "data.source=embedded", f"run.dir={disk / 'run'}"]) == 2
     assert "No space left" in capsys.readouterr().err
     left = [p.name for p in (disk / "run" / "stages").rglob("*") if p.is_file()]

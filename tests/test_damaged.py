@@ -17,8 +17,9 @@ from micro import GLUE, micro, only
 from spikeprune import cli
 from spikeprune.errors import InputError
 from spikeprune.experiment import stage
-from spikeprune.experiment.run_directory import RunDirectory, write_json, write_weights
+from spikeprune.experiment.run_directory import RunDirectory, write_weights
 from spikeprune.files import jsonfile
+from spikeprune.files.atomic import write_json
 from spikeprune.models.tensors import misfit, out_of_memory
 
 pytestmark = pytest.mark.filterwarnings("ignore")

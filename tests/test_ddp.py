@@ -221,7 +221,7 @@ def test_two_killed_ranks_go_on_as_if_undisturbed(undisturbed, glue, tmp_path) -
         assert together(2, log, leg, command, tmp_path, kill) == [-signal.SIGKILL] * 2, log.read_text()
         assert run.resume(kill[0]).is_file() and not run.finished(kill[0])
     assert together(2, log, leg, command, tmp_path) == [0, 0], log.read_text()
-    assert log.read_text().count("goes on from step") == 2
+    assert log.read_text().count("resumed from step") == 2
     for name in STAGES:
         assert run.weights(name).keys() == undisturbed.weights(name).keys()
         for key, value in undisturbed.weights(name).items():

@@ -1,4 +1,4 @@
-"""Early answers: each equals a run that really ends there, the asking is counted by hand, and what never stops is the
+"""Early answers: each equals a run that really ends there, the overhead is counted by hand, and what never stops is the
 static network."""
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from spikeprune.cost.energy import PRICES
 from spikeprune.cost.operations import count
 from spikeprune.cost.shapes import Shape
 from spikeprune.experiment import pipeline
-from spikeprune.experiment.early_exit import BOUNDS, Anytime, dynamic, layer_by_layer, never
+from spikeprune.experiment.early_exit import BOUNDS, EveryExit, dynamic, layer_by_layer, never
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.models.compaction import compact
 from spikeprune.snn.coding import CODINGS
@@ -62,7 +62,7 @@ def work(student, batch):
 @pytest.mark.parametrize(("bound", "logit", "stop"), [(0.99, 4.595118999481201, 2), (0.7, 0.8472979068756104, 1)])
 def test_no_confidence_passes_its_bound_by_rounding(bound, logit, stop) -> None:
     """In float32 these probabilities, 0.98999999 and 0.70000001, are on the other side of their bounds."""
-    run = object.__new__(Anytime)
+    run = object.__new__(EveryExit)
     run.logits = torch.tensor([[[logit, 0.0]], [[9.0, 0.0]]])  # [T, B, C]
     run.change, run.last, run.full = torch.full((2, 1), torch.inf), 2, 2
     assert run.stops("confidence", bound).tolist() == [stop]
@@ -75,7 +75,7 @@ def test_no_confidence_passes_its_bound_by_rounding(bound, logit, stop) -> None:
 def test_an_early_answer_is_that_of_a_run_of_so_many_steps(coding, rule, leak, pooling, steps) -> None:
     student = unsure(prune(make(3, steps, coding=coding, leak=leak, pooling=pooling)))
     batch, taken = sentences((8, 5, 2, 7, 3, 6)), set()
-    run = Anytime(student, batch, shape_of(student))
+    run = EveryExit(student, batch, shape_of(student))
     seen = run.change[1:] if rule == "asr" else run.logits.softmax(-1).amax(-1)
     for bound in seen.quantile(torch.tensor([0.1, 0.3, 0.6, 0.9], dtype=F64)).tolist():
         stops = run.stops(rule, bound)
@@ -99,7 +99,7 @@ def test_an_early_answer_is_that_of_a_run_of_so_many_steps(coding, rule, leak, p
 def test_the_rules_by_their_definitions(coding) -> None:
     """Against answers and rates of runs that are one step longer each."""
     student, batch = unsure(make(5, (6, 6, 6), coding=coding)), sentences()
-    run, tokens = Anytime(student, batch, shape_of(student)), batch["attention_mask"][..., None]
+    run, tokens = EveryExit(student, batch, shape_of(student)), batch["attention_mask"][..., None]
     logits, rates = [], []
     for t in range(1, 7):
         student.set_t_steps(t)
@@ -116,22 +116,22 @@ def test_the_rules_by_their_definitions(coding) -> None:
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 @torch.no_grad()
-def test_the_asking_by_hand(pooling) -> None:
+def test_the_overhead_by_hand(pooling) -> None:
     """Lengths 8, 5, 2 and a last layer of five steps; stops after 1 and 4, and never."""
     student, batch = make(0, (5, 5, 5), coding="running_mean", pooling=pooling), sentences()
-    run = Anytime(student, batch, shape_of(student))
+    run = EveryExit(student, batch, shape_of(student))
     stops = torch.tensor([1, 4, 5])
-    confidence = run.asked("confidence", stops)
+    confidence = run.overhead("confidence", stops)
     # asked 1, 4 and 4 times; the first two have their answer from the last of these, the third gives one more
     assert confidence.mac.tolist() == [0] * (L + 1) + [(0 + 3 + 4) * D * C]
     assert confidence.elementwise.tolist() == [0] * (L + 1) + [9 * C + (7 * D if pooling == "cls" else 0)]
     assert confidence.ac.sum() == 0
-    rates = run.asked("asr", stops)
+    rates = run.overhead("asr", stops)
     tokens = (0, 5, 2) if pooling == "mean" else (0, 1, 1)
     assert rates.ac.tolist() == [0] * (L + 1) + [3 * D * 3 * (tokens[1] + tokens[2])]  # from step 2 on: 0, 3, 3 times
     assert rates.mac.sum() == rates.elementwise.sum() == 0
     leaky = make(0, (5, 5, 5), coding="running_mean", pooling=pooling, leak=0.5)
-    rates = Anytime(leaky, batch, shape_of(leaky)).asked("asr", stops)
+    rates = EveryExit(leaky, batch, shape_of(leaky)).overhead("asr", stops)
     assert (rates.ac.sum(), rates.mac.sum()) == (2 * D * 3 * sum(tokens), D * 3 * sum(tokens))
 
 
@@ -210,7 +210,7 @@ def test_accumulate_ends_site_by_site_and_sample_by_sample(leak, query) -> None:
 
 
 @torch.no_grad()
-def test_the_asking_of_accumulate_by_hand() -> None:
+def test_the_overhead_of_accumulate_by_hand() -> None:
     """A bound that all pass at once: asked once at each site of three steps or more, of what is kept."""
     student, batch = prune(make(4, (3, 2, 6))), sentences()
     ended = layer_by_layer(student, batch, shape_of(student), 0.999)
@@ -219,8 +219,8 @@ def test_the_asking_of_accumulate_by_hand() -> None:
     tokens, neurons = 8 + 5 + 2, int(student.ffn[1].sum())
     heads = D - D // H  # one of three heads is gone
     wanted = [D, 0, 3 * heads + 2 * D + neurons, 0]  # k, v, c; h, a'; f. The first layer has no step between
-    assert ended.asking.ac.tolist() == [3 * tokens * width for width in wanted]
-    assert ended.asking.mac.sum() == ended.asking.elementwise.sum() == 0
+    assert ended.overhead.ac.tolist() == [3 * tokens * width for width in wanted]
+    assert ended.overhead.mac.sum() == ended.overhead.elementwise.sum() == 0
 
 
 @pytest.mark.parametrize("bound", [0.01, 0.1, 0.3])
@@ -258,10 +258,10 @@ def test_a_bound_that_none_passes_is_the_static_network(coding) -> None:
             assert row["metrics"] == static["metrics"] and row["t_steps"] == static["t_steps"] == student.steps
             assert row["early"] == 0 and row["cost"]["latency_steps"] == static["cost"]["latency_steps"]
             for kind in KINDS:
-                assert row["cost"][kind] - row["asking"][kind] == pytest.approx(static["cost"][kind], abs=1e-9)
+                assert row["cost"][kind] - row["overhead"][kind] == pytest.approx(static["cost"][kind], abs=1e-9)
         assert first["cost"] == static["cost"] and first["energy_saving"] == 1
-        assert set(first["asking"].values()) == {0} and second["asking"]["energy_pj"] > 0
-        last = {key: value for key, value in static.items() if key not in ("early", "asking")}
+        assert set(first["overhead"].values()) == {0} and second["overhead"]["energy_pj"] > 0
+        last = {key: value for key, value in static.items() if key not in ("early", "overhead")}
         assert found["curve"][-1] == {"steps": max(student.steps), **last}
     batch = sentences()
     with torch.no_grad():
@@ -269,7 +269,7 @@ def test_a_bound_that_none_passes_is_the_static_network(coding) -> None:
         if coding == "accumulate":
             ended = layer_by_layer(student, batch, shape_of(student), 1e-9)
         else:
-            run = Anytime(student, batch, shape_of(student))
+            run = EveryExit(student, batch, shape_of(student))
             ended = run.ended(run.stops("asr", 1e-9))
     assert torch.equal(ended.logits, plain)
 
@@ -287,7 +287,7 @@ def test_the_curve_is_made_of_shorter_runs(coding) -> None:
         student.set_t_steps([4, 6, 5])
 
 
-def test_stopping_earlier_saves_more_and_the_asking_is_part_of_the_bill() -> None:
+def test_stopping_earlier_saves_more_and_the_overhead_is_part_of_the_bill() -> None:
     student = unsure(make(2, (8, 8, 8), coding="running_mean"))
     found = play(student, rule="confidence", bounds=[0.35, 0.4, 0.45, 0.5])
     rows, static = found["bounds"], found["static"]["cost"]["energy_pj"]
@@ -295,7 +295,7 @@ def test_stopping_earlier_saves_more_and_the_asking_is_part_of_the_bill() -> Non
     assert values == sorted(values) and values[0] < values[-1]
     for row in rows:
         assert row["energy_saving"] == static / row["cost"]["energy_pj"]
-        assert row["asking"]["mac"] * 4.6 + row["asking"]["ac"] * 0.9 == pytest.approx(row["asking"]["energy_pj"])
+        assert row["overhead"]["mac"] * 4.6 + row["overhead"]["ac"] * 0.9 == pytest.approx(row["overhead"]["energy_pj"])
 
 
 def test_confidence_where_there_is_none() -> None:
@@ -325,7 +325,7 @@ def test_the_command_measures_early_answers(run, capsys) -> None:
     assert static["metrics"] == record["metrics"]
     for kind in ("ac", "mac", "elementwise", "energy_pj", "latency_steps", "bytes"):
         assert static["cost"][kind] == record["cost"][kind], kind
-    assert stopped["mean_steps"] < 4 and stopped["asking"]["ac"] > 0
+    assert stopped["mean_steps"] < 4 and stopped["overhead"]["ac"] > 0
     options = ["student.coding=running_mean", "cost.early_exit=confidence", "--json"]
     assert cli.main(["evaluate", str(run.path), "--stage", "internal_kd", *options]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -68,13 +68,13 @@ def test_the_presets_that_the_makefile_names() -> None:
 
 
 def test_the_two_builds_of_torch_are_of_one_release() -> None:
-    texts = [(ROOT / f"requirements-{build}.lock").read_text(encoding="utf-8") for build in ("cpu", "cuda")]
+    texts = [(ROOT / "requirements" / f"{build}.lock").read_text(encoding="utf-8") for build in ("cpu", "cuda")]
     cpu, cuda = (re.search(r"^torch==([\d.]+)", text, re.MULTILINE).group(1) for text in texts)
     pinned = re.search(r'"torch==([\d.]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8")).group(1)
     assert cpu == cuda == pinned
 
 
-@pytest.mark.parametrize("lock", sorted(ROOT.glob("requirements*.lock")), ids=lambda path: path.name)
+@pytest.mark.parametrize("lock", sorted((ROOT / "requirements").glob("*.lock")), ids=lambda path: path.name)
 def test_every_locked_package_has_a_version_and_a_hash_and_no_address(lock: Path) -> None:
     text = re.sub(r"^#.*\n", "", lock.read_text(encoding="utf-8"), flags=re.MULTILINE)
     for entry in re.split(r"\n(?=\w)", text.strip()):

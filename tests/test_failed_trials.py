@@ -9,8 +9,8 @@ import pytest
 from tiny_sweep import tiny, write
 
 from spikeprune.errors import InputError
-from spikeprune.experiment.run_directory import write_json
 from spikeprune.files import jsonfile
+from spikeprune.files.atomic import write_json
 from spikeprune.integrations.sweeps import spec, study
 from spikeprune.integrations.sweeps.local import Driver
 from spikeprune.integrations.sweeps.report import report
@@ -25,7 +25,7 @@ DATA = {"source": "dir", "origin": "here", "banner": "data: here"}
 def driver(tmp_path, glue) -> Driver:
     sweep = spec.read(write(tmp_path / "tiny.yaml", tiny(glue)))
     (tmp_path / "out").mkdir()
-    return Driver(sweep, tmp_path / "out", 4, 1, lock=-1)
+    return Driver(sweep, tmp_path / "out", 4, 1)
 
 
 def ended(driver: Driver, text: str = jsonfile.dumps(STUDENT)):

@@ -248,7 +248,7 @@ def test_a_stage_stops_and_resumes_from_its_last_good_checkpoint(tmp_path, glue,
     assert saved["global_step"] == BATCHES + 2 and not not_finite(saved["state_dict"])
     assert len(run.read_metrics()) == len(run.metrics.read_text().splitlines())
     assert cli.main(["train", str(GLUE), *words]) == 0
-    assert f"goes on from step {BATCHES + 2}" in capsys.readouterr().out and run.finished("internal_kd")
+    assert f"resumed from step {BATCHES + 2}" in capsys.readouterr().out and run.finished("internal_kd")
 
 
 def test_thresholds_that_run_away_are_blamed_on_their_rate(tmp_path, glue, capsys) -> None:

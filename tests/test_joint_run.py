@@ -97,7 +97,7 @@ def test_budget_after_the_other_stages_runs_and_resumes(glue, shared, tmp_path) 
     run, log = RunDirectory(tmp_path / "run"), tmp_path / "log"
     again = [*command(run.path, glue, shared, *more), "run.checkpoint_every=3"]
     assert leg(again, log, ("budget", 5)) == -signal.SIGKILL, log.read_text()
-    assert leg(again, log) == 0 and "goes on from step 3" in log.read_text(), log.read_text()
+    assert leg(again, log) == 0 and "resumed from step 3" in log.read_text(), log.read_text()
     order = ("spatial", "temporal", "quantize", "budget", "finetune")
     assert left(run, order) == left(whole, order)
     pruned, last = run.record("quantize"), run.record("finetune")

@@ -16,7 +16,7 @@ from spikeprune.config.load import load
 from spikeprune.config.scalars import literal
 from spikeprune.errors import InputError
 from spikeprune.integrations.labels import label
-from spikeprune.integrations.launch import MOST, read_seeds
+from spikeprune.integrations.launch import MAX_RUNS, read_seeds
 
 EMBEDDED = ("preset=tiny", "data.source=embedded")
 
@@ -136,7 +136,7 @@ def test_a_template_of_ones_own(launch, tmp_path) -> None:
     own.write_text("#!/bin/bash\n@{resources}\nmodule load cuda  # me@host\n@{choice}\nsrun @{train}\n")
     _, _, script = launch(*EMBEDDED, "task=rte", "--gpus=0", f"--template={own}")
     assert "module load cuda  # me@host\ntask=rte seed=0\nsrun " in script
-    for text, words in (("@{tasks}", "'tasks'; it may ask for name, script"), ("@{", "it may ask for name")):
+    for text, words in (("@{tasks}", "'tasks'; there are name, script"), ("@{", "there are name")):
         own.write_text(text)
         code, message, _ = launch(*EMBEDDED, "task=cola", "--gpus=0", f"--template={own}")
         assert code == 2 and words in message and "Traceback" not in message
@@ -152,7 +152,7 @@ def test_a_template_of_ones_own(launch, tmp_path) -> None:
         ((*EMBEDDED, "--seeds="), ("seeds = ", "such as 0-4")),
         ((*EMBEDDED, "--seeds=0-1000000"), ("seeds = 0-1000000",)),
         ((*EMBEDDED, "--seeds=4294967296"), ("seed = 4294967296",)),
-        ((*EMBEDDED, f"--seeds=1-{MOST}", "--array=mrpc rte"), (f"{2 * MOST} runs", "launch fewer")),
+        ((*EMBEDDED, f"--seeds=1-{MAX_RUNS}", "--array=mrpc rte"), (f"{2 * MAX_RUNS} runs", "launch fewer")),
         ((*EMBEDDED, "task=rte", "--array=mrpc"), ("task: is given twice",)),
         ((*EMBEDDED, "seed=1", "--seeds=0-1"), ("seed: is given twice",)),
         ((*EMBEDDED, "--array=mrpc rte", "run.dir=runs/x"), ("run.dir = runs/x: 2 runs", "${task}")),

@@ -74,8 +74,7 @@ def test_order_is_a_function_of_seed_and_epoch(mrpc, tokenizer):
 
 
 def of_process(monkeypatch, rank: int, world: int, data, **options) -> BatchLoader:
-    monkeypatch.setattr("spikeprune.training.distributed.rank", lambda: rank)
-    monkeypatch.setattr("spikeprune.training.distributed.world", lambda: world)
+    monkeypatch.setattr("spikeprune.data.batching.rank_and_world", lambda: (rank, world))
     return BatchLoader(data, **options)
 
 

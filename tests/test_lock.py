@@ -188,5 +188,5 @@ def test_a_signal_outside_the_queue_says_why_it_is_not_requeued(tmp_path, monkey
     monkeypatch.setitem(cli.ACTIONS, "train", stopped)
     assert cli.main(["train", str(GLUE)]) == 75
     message = capsys.readouterr().err
-    assert message.startswith("stopped by SIGUSR1: the same command goes on")
+    assert message.startswith("stopped by SIGUSR1: the same command resumes")
     assert "job 12 is not requeued: scontrol is not on PATH" in message

@@ -63,7 +63,7 @@ def test_two_nodes_stop_together_and_learn_what_one_process_learns(cluster, tmp_
     ended, text = cluster.wait(job), log.read_text()
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "1"), text
     assert (ended["NumNodes"], ended["NumTasks"]) == ("2", "2")
-    assert text.count("stopped by SIGUSR1") == 1 and f"goes on from step {step}\n" in text
+    assert text.count("stopped by SIGUSR1") == 1 and f"resumed from step {step}\n" in text
     assert "took the run directory over" not in text and "Traceback" not in text
     check_weights(one, two, rtol=1e-4)
     check_measurements(one, two)

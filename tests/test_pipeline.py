@@ -245,7 +245,7 @@ def test_a_second_start_does_nothing(finished, glue, capsys) -> None:
     run, _ = finished
     before = contents(run.path)
     summary = pipeline.run(load(GLUE, micro(run.path, glue)))
-    assert "is finished, nothing is run again" in capsys.readouterr().out
+    assert "finished, nothing to run" in capsys.readouterr().out
     after = contents(run.path)
     assert json.loads(before["summary.json"]) == json.loads(after["summary.json"]) == json.loads(json.dumps(summary))
     assert after == before
@@ -287,7 +287,7 @@ def test_a_teacher_that_has_learnt_nothing_stops_the_run(epochs, tmp_path, capsy
     assert cli.main(["train", str(GLUE), *micro(run.path), *small, f"stages.teacher.epochs={epochs}"]) == 2
     message = capsys.readouterr().err
     assert "error: the teacher's accuracy on rte is 0." in message
-    assert "no better than always giving the same answer" in message
+    assert "no better than a constant prediction" in message
     assert not run.finished("teacher") and not run.summary.exists()
     assert not any((run.path / "stages" / name).exists() for name in STAGES[1:])
 
@@ -304,7 +304,7 @@ def test_a_teacher_must_be_better_than_the_majority_not_level_with_it(name, taug
         check_teacher(parts, {"metrics": {"pearson" if task.regression else "accuracy": value}})
 
     check(taught)
-    with pytest.raises(InputError, match=r"no better than always giving the same answer \((611|0\.000)\)"):
+    with pytest.raises(InputError, match=r"no better than a constant prediction \((611|0\.000)\)"):
         check(plain)
 
 

@@ -80,7 +80,7 @@ def test_signalled_again_and_again_equals_undisturbed(undisturbed, glue, tmp_pat
     for stage, hook, count, number, code, step in CHAIN:
         log.write_text("")
         assert start(arguments, log, stage, hook, count, number) == code, log.read_text()
-        assert f"stopped by {number.name}: the same command goes on" in log.read_text()
+        assert f"stopped by {number.name}: the same command resumes" in log.read_text()
         assert "Traceback" not in log.read_text() and not list(run.path.glob("lock.*"))
         unfinished = next(name for name in STAGES if not run.finished(name))
         assert stage in (unfinished, "measure")
@@ -113,7 +113,7 @@ def test_a_signal_before_anything_is_read_stops_too(number, tmp_path) -> None:
     finally:
         child.kill()
     assert child.returncode == signals.CODES[number], error
-    assert error == f"stopped by {number.name}: the same command goes on where this one stopped\n"
+    assert error == f"stopped by {number.name}: the same command resumes where this one stopped\n"
     assert out == "" and not (tmp_path / "run").exists()
 
 

@@ -17,13 +17,14 @@ from spikeprune.config.schema import Config
 from spikeprune.errors import InputError
 from spikeprune.experiment.build import networks
 from spikeprune.experiment.build.modules import student_module
-from spikeprune.experiment.checkpoints import leave_student, leave_teacher, load_student
+from spikeprune.experiment.checkpoints import load_student, save_student, save_teacher
 from spikeprune.experiment.compaction import compact_run
 from spikeprune.experiment.context import RunContext, prepare
 from spikeprune.experiment.evaluation import evaluate
 from spikeprune.experiment.measurement import measure_student
-from spikeprune.experiment.run_directory import RunDirectory, write_json
+from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.experiment.summary import data_facts
+from spikeprune.files.atomic import write_json
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.serialization import read_config
 from spikeprune.models.sparsity import weights_of
@@ -97,7 +98,7 @@ def begin(parts: RunContext, begun) -> RunDirectory:
     directory.create(need=0)
     directory.config.write_text(to_yaml(parts.config))
     write_json(directory.path / "data.json", data_facts(parts))
-    leave_teacher(parts, directory, begun.teacher, STEPS)
+    save_teacher(parts, directory, begun.teacher, STEPS)
     return directory
 
 
@@ -136,11 +137,11 @@ def test_a_record_is_what_evaluate_and_the_compacted_student_say(row, begun, tmp
     parts = parts_of(begun, tmp_path / "run", overrides)
     directory = begin(parts, begun)
     before = parts_of(begun, tmp_path / "run", [o for o in overrides if o.startswith("student.")])
-    leave_student(before, directory, PARENT, None, new_student(before, begun), STEPS)
+    save_student(before, directory, PARENT, None, new_student(before, begun), STEPS)
     student = load_student(directory, PARENT, parts.config)
     train(student)
     measured = measure_student(parts, student_module(parts, STAGE, student, begun.teacher), STAGE)
-    leave_student(parts, directory, STAGE, PARENT, student, {**measured, **STEPS})
+    save_student(parts, directory, STAGE, PARENT, student, {**measured, **STEPS})
 
     again = evaluate(directory.path, stage=STAGE)
     assert said(again) == said(measured)
@@ -160,7 +161,7 @@ def test_a_student_does_not_look_at_the_configuration_beside_it(begun, tmp_path)
     parts = parts_of(begun, tmp_path / "run", f"stages.quantize.fold=true {FEW}".split())
     directory, student = begin(parts, begun), new_student(parts, begun)
     train(student)
-    leave_student(parts, directory, PARENT, None, student, STEPS)
+    save_student(parts, directory, PARENT, None, student, STEPS)
     batch = {k: v for k, v in parts.data.calibration_batches(8, 0).items() if k != "labels"}
     again = load_student(directory, PARENT, Config())  # has begun to be quantized: the rest is the student's
     with torch.no_grad():
@@ -172,7 +173,7 @@ def test_a_student_is_not_rounded_to_another_precision(begun, tmp_path) -> None:
     parts = parts_of(begun, tmp_path / "run", ["run.precision=64-true"])
     directory, student = begin(parts, begun), new_student(parts, begun).double()
     train(student)
-    leave_student(parts, directory, PARENT, None, student, STEPS)
+    save_student(parts, directory, PARENT, None, student, STEPS)
     again = load_student(directory, PARENT)
     assert all(torch.equal(tensor, student.state_dict()[name]) for name, tensor in again.state_dict().items())
 
@@ -201,7 +202,7 @@ def test_a_compacted_student_is_measured_as_it_was_made(begun, tmp_path) -> None
     parts = parts_of(begun, tmp_path / "run", ["student.t_steps=3"])
     directory, student = begin(parts, begun), new_student(parts, begun)
     train(student)
-    leave_student(parts, directory, PARENT, None, student, STEPS)
+    save_student(parts, directory, PARENT, None, student, STEPS)
     compact_run(directory.path, stage=PARENT, overrides=["student.coding=running_mean"])
     own, back = (
         evaluate(directory.path, compacted=True, overrides=overrides)

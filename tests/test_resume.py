@@ -68,7 +68,7 @@ def test_killed_and_resumed_equals_undisturbed(chain, undisturbed, glue, tmp_pat
         assert leg(command, log, (stage, step)) == -signal.SIGKILL, log.read_text()
         assert run.resume(stage).is_file() and not run.finished(stage) and not run.summary.exists()
     assert leg(command, log) == 0, log.read_text()
-    assert log.read_text().count("goes on from step") == len(kills)
+    assert log.read_text().count("resumed from step") == len(kills)
     found, wanted = result(run), result(undisturbed)
     for name in STAGES:  # masks, t_steps and thresholds are among the tensors
         assert found["weights"][name] == wanted["weights"][name], f"{name} has other weights"
@@ -145,6 +145,6 @@ def test_a_damaged_resume_checkpoint_is_refused(half, glue) -> None:
 def test_ctrl_c_says_how_to_go_on_and_the_run_goes_on(tmp_path, glue, undisturbed) -> None:
     overrides, log = command_of(tmp_path / "run", glue), tmp_path / "log"
     assert leg(overrides, log, ("prediction_kd", 5), signal.SIGINT) == 130
-    assert "the same command goes on" in log.read_text() and "Traceback" not in log.read_text()
+    assert "the same command resumes" in log.read_text() and "Traceback" not in log.read_text()
     assert leg(overrides, log) == 0, log.read_text()
     assert result(RunDirectory(tmp_path / "run"))["weights"] == result(undisturbed)["weights"]

@@ -89,7 +89,7 @@ def test_how_near_the_teacher_is_told_where_it_is_known():
     summary = make_summary()
     assert "teacher" not in summary_table(summary).partition("÷ 20.0)")[2].partition("t_steps")[0]
     summary["stages"]["temporal"]["fidelity"] = {"agreement": 0.9454, "divergence": 0.1234, "mm/agreement": 0.5}
-    assert "(÷ 20.0)\nsame answer as the teacher: 94.5 % (KL 0.123)\n  t_steps" in summary_table(summary)
+    assert "(÷ 20.0)\nsame label as the teacher: 94.5 % (KL 0.123 nats)\n  t_steps" in summary_table(summary)
     summary["stages"]["temporal"]["fidelity"] = {"divergence": 0.5}
     assert "\nmean squared difference to the teacher: 0.500\n" in summary_table(summary)
 
@@ -99,7 +99,24 @@ def test_evaluation_lines_tell_it_too():
     measured |= {"task": "sst2", "run": "r", "data": {"source": "dir"}}
     plain = evaluation_lines(measured).splitlines()
     told = evaluation_lines(measured | {"fidelity": {"agreement": 0.9454, "divergence": 0.1234}}).splitlines()
-    assert [line.split() for line in told if line not in plain] == [["agreement", "94.5"], ["divergence", "0.123"]]
+    assert [line.split()[:2] for line in told if line not in plain] == [["agreement", "94.5"], ["divergence", "0.123"]]
+
+
+def test_evaluation_lines_have_words_and_units():
+    measured = {"main": 0.905, "metrics": {"accuracy": 0.9, "f1": 0.91}, "cost": {"energy_pj": 2.5e6, "ac": 3_000_000}}
+    measured |= {"task": "mrpc", "run": "r", "stage": "finetune", "compacted": False, "data": {"source": "dir"}}
+    lines = evaluation_lines(measured).splitlines()
+    assert [line.split() for line in lines if line.startswith(("energy", "additions"))] == [
+        ["energy", "of", "AC", "and", "MAC", "2.50M", "pJ", "per", "sentence"],
+        ["additions", "(AC)", "3.00M", "per", "sentence"],
+    ]
+    assert lines[-1] == "score: mean of accuracy and F1 on the dev split, × 100."
+
+
+def test_the_closing_table_defines_the_score():
+    assert "\nUncompressed student: prediction_kd. score: mean of accuracy and F1 on the" in summary_table(
+        make_summary()
+    )
 
 
 def test_scores_on_other_data_are_told_first():

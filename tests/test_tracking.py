@@ -18,7 +18,7 @@ from spikeprune.config.load import load
 from spikeprune.config.tasks import get_task
 from spikeprune.errors import InputError
 from spikeprune.experiment.run_directory import RunDirectory
-from spikeprune.integrations.wandb import online as connection
+from spikeprune.integrations.wandb import server as connection
 from spikeprune.report.results import front, layer_rows, names, results
 
 
@@ -136,8 +136,8 @@ def silent_server(monkeypatch):
         listening.bind(("127.0.0.1", 0))
         listening.listen()
         address = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        monkeypatch.setattr(connection, "server", lambda: address)
-        monkeypatch.setattr(connection, "LOOK", 0.3)
+        monkeypatch.setattr(connection, "address", lambda: address)
+        monkeypatch.setattr(connection, "TIMEOUT", 0.3)
         monkeypatch.delenv("WANDB_MODE", raising=False)
         yield address
 
@@ -164,7 +164,7 @@ def test_no_key_is_offline_and_online_by_word_is_refused(silent_server, tmp_path
         connection.chosen_mode(config("run.wandb=online"))
     host = silent_server.removeprefix("http://")
     (tmp_path / "netrc").write_text(f"machine {host}\n  login user\n  password {KEY}\n")
-    assert connection.unready().startswith(f"{silent_server} gave no answer")  # the key was found
+    assert connection.why_unreachable().startswith(f"{silent_server} gave no answer")  # the key was found
 
 
 @pytest.mark.parametrize(

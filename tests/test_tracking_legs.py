@@ -47,7 +47,7 @@ def test_legs_offline_and_online_killed_in_between_are_one_run(tmp_path, glue) -
         assert heard()
         [name] = board.runs
         assert start(command, log, online(board)) == 0, log.read_text()
-        assert log.read_text().count("goes on from step") == 2
+        assert log.read_text().count("resumed from step") == 2
         assert list(board.runs) == [name] == [(run.path / "wandb_id").read_text()]
         check_history(board.history(name), run)
         check_artifacts(board, run)

@@ -14,7 +14,7 @@ from micro import GLUE, micro, only
 from wandb_server import Board
 
 from spikeprune.experiment.run_directory import RunDirectory
-from spikeprune.integrations.wandb import live
+from spikeprune.integrations.wandb import tracker
 from spikeprune.report.results import results
 
 KEY = "0" * 40
@@ -41,12 +41,12 @@ class AtStep(L.Callback):
 
 
 def prepare(kill: tuple[str, int] | None, finish: int) -> None:
-    live.FINISH = finish
+    tracker.FINISH_TIMEOUT = finish
     if kill:
         add_callback(kill[0], AtStep(kill[1]))
 
 
-def launch(words: list[str], log: Path, environment=None, kill=None, finish: int = live.FINISH):
+def launch(words: list[str], log: Path, environment=None, kill=None, finish: int = tracker.FINISH_TIMEOUT):
     """A process that runs `spikeprune`; `finish`: seconds that it waits for a lost server at its end."""
     quiet = {"WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true", "WANDB_API_KEY": ""}
     mark = {"AT_STEP": str(log.with_name("at_step"))}

@@ -133,4 +133,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(streams.spoken(lambda: main(sys.argv[1:])))
+    sys.exit(streams.exit_code(lambda: main(sys.argv[1:])))

@@ -2,7 +2,7 @@
 # @{name}, written by:
 #   @{command}
 # Submit it again with `sbatch @{script}`: a run that is finished is not run
-# again, one that was stopped goes on where it stopped.
+# again, one that was stopped resumes where it stopped.
 #SBATCH --job-name=@{name}
 @{resources}
 #SBATCH --open-mode=append
@@ -18,7 +18,7 @@ export OMP_NUM_THREADS="$SLURM_CPUS_PER_TASK" SRUN_CPUS_PER_TASK="$SLURM_CPUS_PE
 @{choice}
 echo "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, start $((${SLURM_RESTART_COUNT:-0} + 1)): task $task, seed $seed"
 
-# One process for each device. 90 s before the time is up each gets USR1: the run writes a checkpoint, stops, and puts
-# the job back into the queue. Its exit code is the job's.
+# One process for each device. 90 s before the time is up each gets USR1: the run writes a checkpoint, stops, and requeues
+# the job. Its exit code is the job's.
 srun --kill-on-bad-exit=1 @{train} task="$task" seed="$seed"
 exit $?

@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from spikeprune.config import scalars, validation
 from spikeprune.config.keys import every_key, in_words, leaves, names, near_key, type_of
+from spikeprune.config.resources import folders
 from spikeprune.config.schema import Config
 from spikeprune.errors import InputError, nearest
 
@@ -58,7 +59,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """The configuration of an experiment file: defaults, its `base:`, the file, its preset, an ablation, then the
     overrides `key=value`; later wins.
 
-    A preset is `presets/<name>.yaml` beside the file or one folder up, an ablation `ablations/<name>.yaml`. Raises
+    A preset is `presets/<name>.yaml`, an ablation `ablations/<name>.yaml`, in one of `resources.folders`. Raises
     InputError with every problem that is found.
     """
     return resolve(path, overrides)[0]
@@ -265,11 +266,11 @@ def _chain(path: Path, merge: _Merge, depth: int = 0) -> list[Layer]:
 
 def _named(kind: str, path: Path, name: str, merge: _Merge) -> list[Layer]:
     """The layers of a preset or an ablation."""
-    folders = [path.parent / f"{kind}s", path.parent.parent / f"{kind}s"]
-    files = {p.stem: p for folder in reversed(folders) for p in sorted(folder.glob("*.yaml"))}
+    found = folders(f"{kind}s", path)
+    files = {p.stem: p for folder in reversed(found) for p in sorted(folder.glob("*.yaml"))}
     if name not in files:
-        known = f"choose from {nearest(name, files)}" if files else f"{folders[0]} and {folders[1]} hold no {kind}s"
-        merge.problem(f"{kind} = {name}: unknown; {known}")
+        known = nearest(name, files) if files else f"none: {', '.join(map(str, found))} hold no {kind}s"
+        merge.problem(f"{kind} = {name}: unknown; choose from {known}")
         return []
     layers = _chain(files[name], merge)
     for source, tree in layers:

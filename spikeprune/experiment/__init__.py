@@ -1,0 +1,1 @@
+"""Runs: the pipeline of stages, the run directory, checkpoints, evaluation. No network, no loss."""

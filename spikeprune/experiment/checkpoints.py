@@ -1,4 +1,4 @@
-"""The networks that finished stages leave in the run directory, written and read back."""
+"""Checkpoints of finished stages in the run directory, written and loaded."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from spikeprune.config.derived import folds, prunes_synapses, weights
 from spikeprune.config.schema import Config
 from spikeprune.errors import InputError
 from spikeprune.experiment.context import RunContext
-from spikeprune.experiment.run_directory import WEIGHTS, RunDirectory, read_verified, write_json, write_weights
+from spikeprune.experiment.run_directory import WEIGHTS, RunDirectory, read_verified, write_weights
 from spikeprune.experiment.summary import data_facts
 from spikeprune.files import jsonfile
+from spikeprune.files.atomic import write_json
 from spikeprune.models.checkpoint_facts import label_names
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.sequence_classification import SpikingBertForSequenceClassification
@@ -33,28 +34,28 @@ from spikeprune.models.serialization import (
 from spikeprune.models.teacher import Teacher
 
 
-def leave_teacher(parts: RunContext, directory: RunDirectory, teacher: Teacher, facts: dict[str, Any]) -> None:
+def save_teacher(context: RunContext, directory: RunDirectory, teacher: Teacher, facts: dict[str, Any]) -> None:
     folder = directory.make_stage("teacher")
     bert = teacher.bert
     bert.config.architectures = [type(bert).__name__]
-    if parts.task.labels is not None:
-        bert.config.update(label_names(parts.task.labels))
+    if context.task.labels is not None:
+        bert.config.update(label_names(context.task.labels))
     bert.config.save_pretrained(folder)
-    parts.tokenizer.save_pretrained(folder)
+    context.tokenizer.save_pretrained(folder)
     sha = write_weights(folder / WEIGHTS, bert.state_dict())
-    record(parts, directory, "teacher", None, {**facts, "weights": sha})
+    record(context, directory, "teacher", None, {**facts, "weights": sha})
 
 
-def leave_student(
-    parts: RunContext,
+def save_student(
+    context: RunContext,
     directory: RunDirectory,
     name: str,
     parent: str | None,
     student: SpikingBert,
     facts: dict[str, Any],
 ) -> None:
-    sha = write_student(directory.make_stage(name), student, file_tensors(student), parts.tokenizer)
-    record(parts, directory, name, parent, {**facts, "weights": sha})
+    sha = write_student(directory.make_stage(name), student, file_tensors(student), context.tokenizer)
+    record(context, directory, name, parent, {**facts, "weights": sha})
 
 
 def write_student(folder: Path, student: SpikingBert, tensors: dict[str, Tensor], tokenizer: Any) -> str:
@@ -65,25 +66,25 @@ def write_student(folder: Path, student: SpikingBert, tensors: dict[str, Tensor]
     return write_weights(folder / WEIGHTS, tensors)
 
 
-def record(parts: RunContext, directory: RunDirectory, name: str, parent: str | None, facts: dict[str, Any]) -> None:
+def record(context: RunContext, directory: RunDirectory, name: str, parent: str | None, facts: dict[str, Any]) -> None:
     made_from = None if parent is None else {"stage": parent, "weights": directory.record(parent)["weights"]}
     if name != "teacher" and parent is None:
         made_from = {"stage": "teacher", "weights": directory.record("teacher")["weights"]}
-    stage = asdict(parts.stage(name))
-    directory.finish(name, {"stage": name, "parent": made_from, "config": stage, "data": data_facts(parts), **facts})
+    stage = asdict(context.stage(name))
+    directory.finish(name, {"stage": name, "parent": made_from, "config": stage, "data": data_facts(context), **facts})
 
 
-def load_teacher(parts: RunContext, directory: RunDirectory) -> Teacher:
-    """The teacher as its stage left it, frozen."""
+def load_teacher(context: RunContext, directory: RunDirectory) -> Teacher:
+    """The finished teacher, frozen."""
     directory.verified("teacher")
     folder = directory.stage("teacher")
     jsonfile.read(folder / "config.json", f"remove {folder} to make the stage again", ("model_type",))
-    return Teacher.load(directory.stage("teacher"), classes=parts.task.num_labels).freeze()
+    return Teacher.load(directory.stage("teacher"), classes=context.task.num_labels).freeze()
 
 
 def load_student(directory: RunDirectory, name: str, config: Config | None = None) -> SpikingBert:
-    """The student that a finished stage left, as it left it. `config`: what the stages that follow are to make of it,
-    where the finished one was told something else and has not begun with it (a run that takes over another's)."""
+    """The student of a finished stage. `config`: with quantization and sparsity of later stages; they may differ from
+    the student's where the stage was taken over from another run and is not quantized yet."""
     folder, tensors = directory.stage(name), directory.weights(name)
     remedy = f"remove {folder} to make the stage again"
     values = read_config(folder, remedy).model_values()
@@ -94,8 +95,8 @@ def load_student(directory: RunDirectory, name: str, config: Config | None = Non
 
 
 def adopt(values: dict[str, Any], state: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
-    """Put in a student's `values` how it is to be quantized, unless it has begun to be, and whether it is to lose
-    synapses. Returns its `state` for these values."""
+    """Set in a student's `values` its quantizer, unless quantization has begun, and whether synapses will be pruned.
+    Returns its `state` for these values."""
     values["sparse"] = prunes_synapses(config) or values["sparse"]
     if state.get("strength", 0.0):
         return state

@@ -1,4 +1,4 @@
-"""A run's `compact/`: a student without its pruned heads and neurons, its answers compared with the masked one's."""
+"""A run's `compact/`: a student without its pruned heads and neurons, its logits compared with the masked student's."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from spikeprune.errors import InputError
 from spikeprune.experiment.checkpoints import load_student, write_student
 from spikeprune.experiment.context import RunContext
 from spikeprune.experiment.evaluation import last_finished, reopen, untrained_changes
-from spikeprune.experiment.run_directory import WEIGHTS, write_json
+from spikeprune.experiment.run_directory import WEIGHTS
+from spikeprune.files.atomic import write_json
 from spikeprune.models.compaction import as_float, compact
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS
 from spikeprune.models.serialization import file_tensors, nbytes, parameter_count
 
-SENTENCES = 8  # of the dev split, that a compacted student must answer like the masked one
+SENTENCES = 8  # of the dev split, on which compacted and masked logits must agree
 TOLERANCE = 1e-9  # of a logit in float64
 
 
@@ -28,19 +29,19 @@ def compact_run(
 ) -> dict[str, Any]:
     """Write a finished stage's student (the last one's, unless `stage` names another) without what its masks prune to
     the run's `compact/`, with its tokenizer, and return the record. `data_dir` and `overrides` as in `evaluate`."""
-    directory, parts = reopen(run_dir, data_dir, overrides)
-    name = stage or last_finished(parts, directory)
+    directory, context = reopen(run_dir, data_dir, overrides)
+    name = stage or last_finished(context.active(), directory)
     source = directory.record(name)["weights"]
     if name == "teacher":
         raise InputError(f"{run_dir}: the teacher has nothing to compact; finish or name a stage of the student")
-    masked = untrained_changes(load_student(directory, name), parts, read_resolved(directory.config))
+    masked = untrained_changes(load_student(directory, name), context, read_resolved(directory.config))
     small = compact(masked)
-    checked = same_answers(masked, small, parts)
+    checked = compare_logits(masked, small, context)
     folder = directory.compact
     folder.mkdir(exist_ok=True)
-    (folder / "record.json").unlink(missing_ok=True)  # the last file to come is the first to go
+    (folder / "record.json").unlink(missing_ok=True)  # written last, so removed first
     tensors = file_tensors(small)
-    weights = write_student(folder, small, tensors, parts.tokenizer)
+    weights = write_student(folder, small, tensors, context.tokenizer)
     files = {"bytes": folder / WEIGHTS, "masked_bytes": directory.stage(name) / WEIGHTS}
     facts = {
         "parent": {"stage": name, "weights": source},
@@ -60,19 +61,21 @@ def compact_run(
 
 
 @torch.no_grad()
-def same_answers(masked: SpikingBert, small: SpikingBert, parts: RunContext) -> dict[str, Any]:
+def compare_logits(masked: SpikingBert, small: SpikingBert, context: RunContext) -> dict[str, Any]:
     """The largest difference of two students' logits on a few dev sentences, spikes simulated step by step.
 
     In float64: in float32 a current within rounding of its threshold may fire in one of the two and not in the other.
-    Quantized matrices go into it as the float32 that they act as: quantized again in float64 they were others.
-    Raises InputError where they are not finite, and RuntimeError where they differ, which no input may cause.
+    Quantized matrices enter as their float32 values; quantized again in float64 they would differ.
+    Raises InputError where they are not finite, and RuntimeError where they differ, which is a fault of the program.
     """
-    data = parts.data.val_dataloader()[0].data
+    data = context.data.val_dataloader()[0].data
     batch = data.batch(range(min(SENTENCES, len(data))))
     inputs = [batch[name] for name in INPUTS]
     one, other = (as_float(s).double().eval()(*inputs, mode="spiking").logits for s in (masked, small))
     if not one.isfinite().all():
-        raise InputError("the stage's answers are not finite numbers: its weights are damaged; make it again")
+        raise InputError(
+            "the stage's logits are not finite: its weights are damaged; remove the stage and train it again"
+        )
     difference = (one - other).abs().max().item()
     if not difference <= TOLERANCE:
         raise RuntimeError(f"compaction changed a logit by {difference:.3g}")

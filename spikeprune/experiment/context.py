@@ -1,9 +1,9 @@
-"""What every stage of a run shares, read and checked against each other before anything is written."""
+"""Data, tokenizer and architecture that all stages share, read and checked before anything is written."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from spikeprune.config.derived import active_stages, least_neurons, runs
@@ -13,6 +13,7 @@ from spikeprune.data.glue import GlueData, RawData, load_raw
 from spikeprune.data.tokenizer import check_vocabulary, load_tokenizer, train_wordpiece
 from spikeprune.errors import InputError
 from spikeprune.experiment import processes
+from spikeprune.experiment.tracking import NullTracker, Tracker
 from spikeprune.models.checkpoint_facts import read_config
 from spikeprune.models.teacher import scratch_config
 from spikeprune.training.losses import uniform_layer_map
@@ -20,7 +21,7 @@ from spikeprune.training.losses import uniform_layer_map
 
 @dataclass
 class RunContext:
-    """What every stage shares: read, checked against each other, and nothing written yet."""
+    """Data, tokenizer and architecture that all stages of a run share."""
 
     config: Config
     task: Task
@@ -28,7 +29,8 @@ class RunContext:
     data: GlueData  # `raw` as tokens
     tokenizer: Any
     teacher_config: Any  # a transformers BertConfig
-    layers: list[int]  # teacher layer that each student layer starts from and is taught by
+    layers: list[int]  # teacher layer that each student layer starts from and is distilled from
+    tracker: Tracker = field(default_factory=NullTracker)
 
     def stage(self, name: str) -> Stage:
         """A stage with the epochs that it takes to reach its `steps` on these data."""
@@ -101,7 +103,7 @@ def types_of(tokenizer: Any, task: Task) -> int:
 
 
 def check_fit(config: Config, bert: Any, *, tokens: int, types: int) -> None:
-    """What only the checkpoint's own configuration can tell; all problems in one InputError."""
+    """Check the configuration against the checkpoint's own; all problems in one InputError."""
     problems, total = [], bert.num_hidden_layers
     if tokens > bert.vocab_size:
         problems.append(

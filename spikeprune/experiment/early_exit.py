@@ -1,15 +1,15 @@
-"""Dynamic inference: each sample stops once its answer is settled, and what the asking costs is paid for.
+"""Early exit: inference on a sample ends once its prediction is stable; the overhead of the exit test is counted.
 
-Two rules say when. `confidence`: the largest probability of the answer so far is above a bound. `asr`: an average
-spiking rate has changed by less than a bound in one step, mean over real tokens and channels.
+Two rules. `confidence`: the largest class probability so far is above a bound. `asr`: an average spiking rate has
+changed by less than a bound in one step, mean over real tokens and channels.
 
-In the synchronous codings all layers tick together and are causal, so one simulation holds every early answer: what is
-read after t steps is what a run of t steps answers. `asr` looks at the rates that the answer is read from. In
-`accumulate` there is one answer, at the end; `asr` is asked at every site, whose train then ends early and whose sum so
-far is its mean (`spiking.early`).
+In the synchronous codings all layers step together and are causal, so one simulation contains every early exit: the
+logits read after t steps are those of a run of t steps. `asr` tests the rates from which the logits are read. In
+`accumulate` there are logits only at the end; `asr` is tested at every spiking layer, whose spike train then ends early
+and whose sum so far is its mean (`spiking.early`).
 
-What asking costs is in `cost/exit_overhead.py`. A bound that no answer can pass (`asr` 0, `confidence` 1) is the
-static network, and nothing is asked.
+The operations of the test are in `cost/exit_overhead.py`. A bound that no sample can pass (`asr` 0, `confidence` 1) is
+the static network, without a test.
 
 Shapes: T steps, B batch, n real tokens, D hidden, L layers, C classes.
 """
@@ -42,25 +42,25 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Ended:
-    """How a batch ended: its answers, its work and the asking's, and the steps that were made for each sample."""
+    """The result of a batch: logits, operations of the network and of the exit test, steps of each sample."""
 
     logits: Tensor  # [B, C]
     work: Operations
-    asking: Operations | None
+    overhead: Operations | None  # of the exit test
     steps: Tensor  # of the embedding and of each layer, float64 [B, L+1]; see `stages`
-    latency: Tensor  # steps and stages until the answer, float64 [B, 2]
+    latency: Tensor  # steps and stages until the logits, float64 [B, 2]
     early: Tensor  # bool [B]
 
 
 def never(rule: str, bound: float) -> bool:
-    """Whether no answer can pass the bound."""
+    """Whether no sample can pass the bound."""
     return bound <= 0 if rule == "asr" else bound >= 1
 
 
 # ------------------------------------------------------------------------------------------------ synchronous codings
 
 
-class Anytime:
+class EveryExit:
     """One simulation of a batch in a synchronous coding, and where each sample of it may end."""
 
     def __init__(self, student: SpikingBert, batch: Batch, shape: Shape):
@@ -74,20 +74,20 @@ class Anytime:
         self.logits[-1] = outputs.logits
         rates = read_running_mean(pulses.sign().double(), self.last, leak)  # so that no bound is passed by rounding
         weights = self.tokens[..., None].to(rates.dtype)
-        if student.pooling == "cls":  # the rates that the answer is read from
+        if student.pooling == "cls":  # the rates from which the logits are read
             rates, weights = rates[:, :, :1], weights[:, :1]
         change = ((rates[1:] - rates[:-1]).abs() * weights).sum((2, 3)) / (weights.sum((1, 2)) * rates.shape[-1])
         self.change = torch.cat([change.new_full((1, change.shape[1]), torch.inf), change])  # [T_L, B]
 
     def stops(self, rule: str, bound: float) -> Tensor:
-        """The step after which each sample ends, 1 to T, long [B]; at the last layer's last step nothing is asked."""
+        """The step after which each sample ends, 1 to T, long [B]; there is no test at the last layer's last step."""
         passed = self.change < bound if rule == "asr" else self.logits.double().softmax(-1).amax(-1) > bound
         if never(rule, bound):
             passed = torch.zeros_like(passed)
         passed = torch.cat([passed[:-1], torch.ones_like(passed[:1])]).long().argmax(0) + 1
         return passed.where(passed < self.last, self.full)
 
-    def ended(self, stops: Tensor, asking: Operations | None = None) -> Ended:
+    def ended(self, stops: Tensor, overhead: Operations | None = None) -> Ended:
         """Every sample ended after its own number of steps."""
         student, parts = self.student, []
         for stop in stops.unique().tolist():
@@ -99,20 +99,23 @@ class Anytime:
         logits = self.logits[at, torch.arange(len(at), device=at.device)]
         steps = torch.minimum(stops[:, None], torch.tensor(student.steps, device=stops.device)).double()
         latency = steps.amax(1, keepdim=True).expand(-1, 2)
-        return Ended(logits, reduce(add, parts), asking, steps, latency, stops < self.full)
+        return Ended(logits, reduce(add, parts), overhead, steps, latency, stops < self.full)
 
-    def asked(self, rule: str, stops: Tensor) -> Operations:
-        """What the checks up to each sample's end cost, beside the one answer that every run gives."""
-        shape, times = self.shape, stops.clamp(max=self.last - 1).double()  # the last step asks nothing
+    def overhead(self, rule: str, stops: Tensor) -> Operations:
+        """Operations of the tests up to each sample's exit, beside the one classification of every run."""
+        shape, times = self.shape, stops.clamp(max=self.last - 1).double()  # no test at the last step
         if rule == "asr":
             tokens = torch.ones_like(times) if shape.pooling == "cls" else self.lengths.double()
             per_check = tokens * shape.hidden * (times - 1).clamp(min=0)  # the first step has nothing to compare with
             return rate_checks(
                 shape, {shape.layers + 1: per_check.sum()}, self.student.embedding.neurons.leak, len(times)
             )
-        answers = times.sum() - (stops < self.last).sum()  # a sample that ends early has its answer from the last check
+        extra_logits = times.sum() - (stops < self.last).sum()  # an early exit returns its last test's logits
         tanh = shape.hidden * (shape.pooling == "cls")
-        mac, elementwise = answers * shape.hidden * shape.classes, times.sum() * shape.classes + answers * tanh
+        mac, elementwise = (
+            extra_logits * shape.hidden * shape.classes,
+            times.sum() * shape.classes + extra_logits * tanh,
+        )
         return extra(shape, len(times), mac={-1: mac}, elementwise={-1: elementwise})
 
 
@@ -120,18 +123,18 @@ class Anytime:
 
 
 def layer_by_layer(student: SpikingBert, batch: Batch, shape: Shape, bound: float | None) -> Ended:
-    """`accumulate`: each site's train ends for each sample once its rate has settled; `None`: never."""
+    """`accumulate`: each spiking layer's train ends for each sample once its rate is stable; `None`: never."""
     lengths = batch["attention_mask"].sum(1)
-    asks = bound is not None and not never("asr", bound)
-    outputs = simulate(student, batch, settled=bound if asks else None)
+    tested = bound is not None and not never("asr", bound)
+    outputs = simulate(student, batch, settled=bound if tested else None)
     work = operations(student, outputs.counts, lengths, shape, student.steps)
     whole = {name: torch.full_like(lengths, student.steps[layer_of(name) + 1]) for name in student.spiking_layers()}
-    stops = outputs.stops if asks else whole
+    stops = outputs.stops if tested else whole
     steps, stages = turns(student, stops)
     early = torch.stack([stops[name] < whole[name] for name in stops]).any(0)
     latency = torch.stack([steps.sum(1), stages], 1)
     return Ended(
-        outputs.logits, work, site_checks(student, stops, lengths, shape) if asks else None, steps, latency, early
+        outputs.logits, work, site_checks(student, stops, lengths, shape) if tested else None, steps, latency, early
     )
 
 
@@ -152,8 +155,8 @@ SIDE_BY_SIDE = ("query", "key", "value")
 
 
 def site_checks(student: SpikingBert, stops: dict[str, Tensor], lengths: Tensor, shape: Shape) -> Operations:
-    """Each site asks at every step but the first and the last of its T; what was pruned is not looked at."""
-    looked_at: dict[int, Tensor] = {}
+    """Each spiking layer is tested at every step but the first and the last of its T; pruned units are left out."""
+    tested: dict[int, Tensor] = {}
     for name, taken in stops.items():
         layer, kind = layer_of(name), name.rpartition(".")[2]
         width: Tensor | float = shape.hidden
@@ -162,8 +165,8 @@ def site_checks(student: SpikingBert, stops: dict[str, Tensor], lengths: Tensor,
         elif kind == "intermediate":
             width = student.ffn[layer].sum().double()
         times = (taken.clamp(max=student.steps[layer + 1] - 1) - 1).clamp(min=0).double()
-        looked_at[layer + 1] = looked_at.get(layer + 1, 0) + (times * lengths).sum() * width
-    return rate_checks(shape, looked_at, student.embedding.neurons.leak, len(lengths))
+        tested[layer + 1] = tested.get(layer + 1, 0) + (times * lengths).sum() * width
+    return rate_checks(shape, tested, student.embedding.neurons.leak, len(lengths))
 
 
 # ------------------------------------------------------------------------------------------------------------- prices
@@ -185,7 +188,7 @@ def simulate(student: SpikingBert, batch: Batch, **asked: Any) -> Outputs:
 
 
 class Row:
-    """Quality and cost of one way of ending, over any number of batches."""
+    """Quality and cost under one exit rule and bound, over any number of batches."""
 
     def __init__(self, task: Task):
         self.task, self.metrics, self.parts = task, task_metrics(task), []
@@ -201,10 +204,10 @@ class Row:
 
     def result(self, student: SpikingBert, prices: Prices, plain: Operations, shape: Shape) -> dict[str, Any]:
         work = reduce(add, (part.work for part in self.parts))
-        asking = [part.asking for part in self.parts if part.asking is not None]
-        price = reduce(add, asking) if asking else extra(shape, work.samples)
+        overheads = [part.overhead for part in self.parts if part.overhead is not None]
+        overhead = reduce(add, overheads) if overheads else extra(shape, work.samples)
         both = Operations(
-            *(a + b for a, b in zip(sums(work), sums(price), strict=True)), work.ac_per_step, work.samples
+            *(a + b for a, b in zip(sums(work), sums(overhead), strict=True)), work.ac_per_step, work.samples
         )
         steps, latency = (torch.cat([getattr(part, name) for part in self.parts]).mean(0).cpu() for name in WAITS)
         masks = {"heads": student.heads, "ffn": student.ffn}
@@ -217,7 +220,7 @@ class Row:
             "t_steps": steps.tolist(),
             "early": torch.cat([part.early for part in self.parts]).double().mean().item(),
             "cost": cost,
-            "asking": {**price.per_sample(), "energy_pj": energy_pj(price, prices)},
+            "overhead": {**overhead.per_sample(), "energy_pj": energy_pj(overhead, prices)},
         }
 
 
@@ -241,13 +244,13 @@ def dynamic(
 ) -> dict[str, Any]:
     """Quality and cost without and with stopping, for each bound, and after each number of steps.
 
-    `batches()` are gone through once in the synchronous codings; in `accumulate` once for each bound and each number of
-    steps, since there every early end changes what the layers above see. Returns `static` (no early end), `bounds` (a
-    row each, with `energy_saving` over the static network once the asking is paid) and `curve` (all layers cut to t
-    steps, t = 1 …), JSON's types throughout. `mean_steps` is over samples and layers, `early` the share of samples that
-    stopped anything early, `t_steps` the mean steps of the embedding and each layer.
+    `batches()` is iterated once in the synchronous codings; in `accumulate` once for each bound and each number of
+    steps, since there every early exit changes the inputs of the layers above. Returns plain JSON types: `static` (no
+    early exit), `bounds` (a row each, with `energy_saving` over the static network, the overhead of the exit test
+    included) and `curve` (all layers cut to t steps, t = 1 …). `mean_steps` is over samples and layers, `early` the
+    share of samples of which any layer stopped early, `t_steps` the mean steps of the embedding and each layer.
 
-    Raises ValueError for `confidence` where no early answer, or no probability, exists.
+    Raises ValueError for `confidence` where no early logits, or no probability, exist.
     """
     known("rule", rule, BOUNDS)
     stationary = student.coding == "accumulate"
@@ -259,7 +262,7 @@ def dynamic(
     rows: dict[Any, Row] = {key: Row(task) for key in ["static", *range(1, max(own) + 1), *(("b", b) for b in bounds)]}
     plain = []
 
-    def see(batch: Batch, key: Any, ended: Ended) -> None:
+    def add_result(batch: Batch, key: Any, ended: Ended) -> None:
         rows[key].add(ended, batch["labels"])
 
     try:
@@ -267,17 +270,19 @@ def dynamic(
             for key in rows:
                 student.set_t_steps([min(t, key) for t in own] if isinstance(key, int) else own)
                 for batch in batches():
-                    see(batch, key, layer_by_layer(student, batch, shape, key[1] if isinstance(key, tuple) else None))
+                    add_result(
+                        batch, key, layer_by_layer(student, batch, shape, key[1] if isinstance(key, tuple) else None)
+                    )
         else:
             for batch in batches():
-                run = Anytime(student, batch, shape)
-                see(batch, "static", run.ended(torch.full_like(run.lengths, run.full)))
+                run = EveryExit(student, batch, shape)
+                add_result(batch, "static", run.ended(torch.full_like(run.lengths, run.full)))
                 for t in range(1, run.full + 1):
-                    see(batch, t, run.ended(torch.full_like(run.lengths, t)))
+                    add_result(batch, t, run.ended(torch.full_like(run.lengths, t)))
                 for bound in bounds:
                     stops = run.stops(rule, bound)
-                    asking = None if never(rule, bound) else run.asked(rule, stops)
-                    see(batch, ("b", bound), run.ended(stops, asking))
+                    overhead = None if never(rule, bound) else run.overhead(rule, stops)
+                    add_result(batch, ("b", bound), run.ended(stops, overhead))
         plain = reduce(add, (dense(batch["attention_mask"].sum(1).cpu(), shape=shape) for batch in batches()))
     finally:
         student.set_t_steps(own)

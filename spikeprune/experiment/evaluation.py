@@ -37,25 +37,25 @@ def evaluate(
     changed = (
         RunDirectory.open(run_dir).compact_record().get("changed", []) if compacted else []
     )  # of it when it was made
-    directory, parts = reopen(run_dir, data_dir, [*changed, *overrides])
-    name = stage or last_finished(parts, directory)
+    directory, context = reopen(run_dir, data_dir, [*changed, *overrides])
+    name = stage or last_finished(context.active(), directory)
     if compacted:
         name = directory.compact_record()["parent"]["stage"]
     directory.record(name)
     idle = [key for key in overrides if key.startswith(("student.", "time."))] + ["--stepwise"] * stepwise
     if idle and name == "teacher":
         raise InputError(f"{' '.join(idle)}: the teacher does not spike; name a stage of the student")
-    teacher = load_teacher(parts, directory)
+    teacher = load_teacher(context, directory)
     if name == "teacher":
-        measured = measure_teacher(parts, teacher)
+        measured = measure_teacher(context, teacher)
     else:
         student = load_compact(directory) if compacted else load_student(directory, name)
-        student = untrained_changes(student, parts, read_resolved(directory.config, changed))
-        measured = measure_student(parts, student_module(parts, name, student, teacher, stepwise=stepwise), name)
-    facts = {"run": str(run_dir), "task": parts.config.task, "stage": name, "compacted": compacted}
+        student = untrained_changes(student, context, read_resolved(directory.config, changed))
+        measured = measure_student(context, student_module(context, name, student, teacher, stepwise=stepwise), name)
+    facts = {"run": str(run_dir), "task": context.config.task, "stage": name, "compacted": compacted}
     if overrides:
         facts["changed"] = list(overrides)
-    return {**facts, "data": data_facts(parts), **compared_data(directory, parts), **measured}
+    return {**facts, "data": data_facts(context), **compared_data(directory, context), **measured}
 
 
 def reopen(run_dir: str | Path, data_dir: str | None, overrides: Sequence[str] = ()) -> tuple[RunDirectory, RunContext]:
@@ -71,20 +71,24 @@ def reopen(run_dir: str | Path, data_dir: str | None, overrides: Sequence[str] =
     return directory, prepare(config, tokenizer_from=str(directory.stage("teacher")))
 
 
-def compared_data(directory: RunDirectory, parts: RunContext) -> dict[str, Any]:
+def compared_data(directory: RunDirectory, context: RunContext) -> dict[str, Any]:
     """`same_data`: whether the data now are those that the run was made from; where not, `run_data` has those."""
     own = directory.data_facts()
-    same = own["fingerprint"] == parts.raw.fingerprint
+    same = own["fingerprint"] == context.raw.fingerprint
     return {"same_data": same} if same else {"same_data": same, "run_data": own}
 
 
-def last_finished(parts: RunContext, directory: RunDirectory) -> str:
-    return [s for s in parts.active() if directory.finished(s)][-1]
+def last_finished(stages: Sequence[str], directory: RunDirectory) -> str:
+    """Raises InputError where no stage is finished."""
+    finished = [name for name in stages if directory.finished(name)]
+    if not finished:
+        raise InputError(f"{directory.path}: no stage is finished; the same `spikeprune train` command resumes the run")
+    return finished[-1]
 
 
-def untrained_changes(student: SpikingBert, parts: RunContext, made_under: Config) -> SpikingBert:
+def untrained_changes(student: SpikingBert, context: RunContext, made_under: Config) -> SpikingBert:
     """The student with what overrides have changed of it since it was made: its coding, its dead zones."""
-    now, then = parts.config.student, made_under.student
+    now, then = context.config.student, made_under.student
     changes: dict[str, Any] = {}
     if now.coding != then.coding:
         changes["coding"] = now.coding
@@ -94,5 +98,5 @@ def untrained_changes(student: SpikingBert, parts: RunContext, made_under: Confi
         return student
     made = altered(student, **changes)
     if "dead_zone" in changes and now.dead_zone:
-        deaden(made, parts.data.calibration_batches(now.calibration, parts.config.seed), now.dead_zone)
+        deaden(made, context.data.calibration_batches(now.calibration, context.config.seed), now.dead_zone)
     return made

@@ -1,4 +1,4 @@
-"""`spikeprune fetch`: data and checkpoints into the cache, then read again as a compute node without network would."""
+"""`spikeprune fetch`: data and checkpoints into the cache, then read again as on a compute node without network."""
 
 from __future__ import annotations
 
@@ -10,21 +10,26 @@ from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha1, sha256
 from pathlib import Path
 
+from huggingface_hub import snapshot_download
+from transformers.utils import logging
+
 from spikeprune.config.load import load
 from spikeprune.config.schema import Config
 from spikeprune.config.tasks import get_task, read_tasks
+from spikeprune.data.corpus import read_corpus
+from spikeprune.data.glue import load_raw
+from spikeprune.data.tokenizer import load_tokenizer
 from spikeprune.errors import InputError
+from spikeprune.experiment.offline import OFFLINE
+from spikeprune.models.teacher import Teacher
 
-OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 Need = Callable[[], str]  # reads one thing a run needs; returns a line on it, raises InputError where it is missing
 
 
 def fetch(experiment: str, overrides: Sequence[str], *, array: str | None, check: bool) -> Iterator[str]:
-    """Lines on everything that the runs need. With `check` no network is used. Raises InputError that names all that
-    is missing or broken."""
+    """Lines on everything that the runs need. `check`: only read what is there; the caller has forbidden the network
+    (see `offline.py`). Raises InputError that names all that is missing or broken."""
     configs = _configs(experiment, overrides, array)
-    if check:
-        os.environ.update(OFFLINE)  # read when the libraries are imported, which happens below
     yield from read(configs)
     if not check:
         apart = not all(map(local, configs))
@@ -47,14 +52,13 @@ def read(configs: list[Config]) -> list[str]:
 
 
 def local(config: Config) -> bool:
-    """Whether nothing that the run reads has a name on the hub."""
+    """Whether the run reads local files only."""
     files = [config.teacher.checkpoint or ".", *config.data.corpus]
     return config.data.source in ("dir", "embedded") and all(Path(name).exists() for name in files)
 
 
 def offline(experiment: str, overrides: Sequence[str], tasks: Sequence[str]) -> str:
-    """What `fetch --check` complains of, in a process whose libraries know from their start that there is no network;
-    empty where nothing is missing."""
+    """The error of `fetch --check`, run in a process that is offline from its start; empty where nothing is missing."""
     array = [f"--array={' '.join(tasks)}"] if tasks else []
     command = [sys.executable, "-m", "spikeprune", "fetch", "--check", *array, experiment, *overrides]
     done = subprocess.run(
@@ -85,8 +89,6 @@ def needs(configs: list[Config]) -> dict[tuple, Need]:
 
 
 def read_data(config: Config) -> str:
-    from spikeprune.data.glue import load_raw
-
     data = config.data
     raw = load_raw(
         task=get_task(config.task),
@@ -102,12 +104,6 @@ def read_data(config: Config) -> str:
 
 
 def read_teacher(config: Config) -> str:
-    from huggingface_hub import snapshot_download
-    from transformers.utils import logging
-
-    from spikeprune.data.tokenizer import load_tokenizer
-    from spikeprune.models.teacher import Teacher
-
     logging.set_verbosity_error()  # a classifier that is not there yet is what a stage makes
     name = str(config.teacher.checkpoint)
     load_tokenizer(name)
@@ -135,6 +131,4 @@ def verify(snapshot: Path) -> int:
 
 
 def read_text(source: str) -> str:
-    from spikeprune.data.corpus import read_corpus
-
     return f"corpus: {source}, {len(read_corpus([source])):,} paragraphs"

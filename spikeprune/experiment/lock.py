@@ -1,9 +1,9 @@
 """The lock on the directory of a run or a sweep: one at a time, on one machine or on several that share the disk.
 
-It is a file `lock.<n>` that says who holds it, made by a hard link, which is atomic on NFS as well. A holder that was
-killed leaves it behind; the next run finds that holder dead and makes `lock.<n+1>`, of which the highest counts. A file
-is never replaced, and who has made one looks again whether all is still as it was when it decided to: so of two runs
-that find the same dead holder, or one that ends just then, only one succeeds.
+A lock is a file `lock.<n>` that names its holder, created by a hard link, which is atomic on NFS as well. A holder that
+is killed leaves it behind; the next run finds that holder dead and creates `lock.<n+1>`; the highest number is valid. A
+file is never replaced, and after creating one a run checks that nothing has changed since it decided to: of two runs
+that find the same dead holder, or one that ends at that moment, only one succeeds.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Holder:
         """None where this machine cannot know."""
         mine = slurm_job.own_job()
         if mine and mine[0] == self.job and mine[1] > self.restarts:
-            return False  # a former leg of this very job
+            return False  # an earlier attempt of this same job
         if self.host == socket.gethostname():
             return self.boot == _boot() and self.started == _started(self.pid) != ""
         return slurm_job.alive(self.job, self.restarts) if self.job else None
@@ -66,7 +66,7 @@ def _started(pid: int) -> str:
 
 class RunLock:
     """`with RunLock(folder) as lock:`; raises InputError that names the run which holds it. `lock.takeover` is a
-    sentence on the dead run whose lock this one took over, else empty. Of a run's processes the first alone takes it.
+    sentence on the dead run whose lock this one took over, else empty. Only rank 0 takes it.
     `option` chose the folder, and begins the sentences.
     """
 
@@ -101,7 +101,7 @@ class RunLock:
                 self._refuse_unless_dead(holder, number)
 
     def _try(self) -> Path | None:
-        """The lock file that is now ours; None if another run was quicker, so that everything is asked again."""
+        """The lock file that is now ours; None if another run was faster and the directory must be read again."""
         there, dead = self._numbers(), None
         if there:
             dead = self._read(there[-1])
@@ -153,6 +153,6 @@ class RunLock:
             )
         if alive is None:
             raise InputError(
-                f"{self.option}: {self.folder} is locked by a run on another machine ({holder}), which cannot be asked "
-                f"from here whether it still runs; if it does not, remove {self._path(number)}"
+                f"{self.option}: {self.folder} is locked by a run on another machine ({holder}), and cannot be "
+                f"checked from here; if it no longer runs, remove {self._path(number)}"
             )

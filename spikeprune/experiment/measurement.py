@@ -1,4 +1,4 @@
-"""Quality and cost of a teacher or student on the dev split, in float32, from its spikes (see `models.inference`)."""
+"""Quality and cost of a teacher or student on the dev split, in float32, from its spikes."""
 
 from __future__ import annotations
 
@@ -27,84 +27,84 @@ from spikeprune.training.metrics import main_metric
 from spikeprune.training.modules.student import DistillationModule
 from spikeprune.training.modules.task import TaskModule
 
-FLOAT32 = "embeddings, pooler, classifier, biases, layer norms, thresholds"  # what no quantizer touches
+FLOAT32 = "embeddings, pooler, classifier, biases, layer norms, thresholds"  # never quantized
 Measured = dict[str, Any]  # {"metrics", "main", "cost", …}
 
 
-def measure_teacher(parts: RunContext, teacher: Teacher) -> Measured:
-    module = teacher_module(parts, teacher)
-    evaluator = trainers.evaluator(parts.config, [StopOnNonFinite("teacher")])
-    evaluator.validate(module, datamodule=parts.data, verbose=False)
-    lengths = parts.data.val_dataloader()[0].data.lengths
-    shape = teacher_shape(parts)
+def measure_teacher(context: RunContext, teacher: Teacher) -> Measured:
+    module = teacher_module(context, teacher)
+    evaluator = trainers.evaluator(context.config, [StopOnNonFinite("teacher")])
+    evaluator.validate(module, datamodule=context.data, verbose=False)
+    lengths = context.data.val_dataloader()[0].data.lengths
+    shape = teacher_shape(context)
     operations = dense(lengths, shape=shape)
-    cost = summarize(operations, dense_ops=operations, prices=PRICES[parts.config.cost.prices], shape=shape)
-    return {**quality(parts, module), "cost": cost}
+    cost = summarize(operations, dense_ops=operations, prices=PRICES[context.config.cost.prices], shape=shape)
+    return {**quality(context, module), "cost": cost}
 
 
-def measure_student(parts: RunContext, module: DistillationModule, stage: str) -> Measured:
-    """Quality and cost on the dev split, in float32, from the student's spikes (see `models.inference.infer`). Raises
+def measure_student(context: RunContext, module: DistillationModule, stage: str) -> Measured:
+    """Quality and cost on the dev split, in float32, from the student's spikes. Raises
     InputError, which names the `stage`, where a number that is found is not finite."""
-    measured = _measure_student(parts, module, stage)
-    check_finite(measured, f"stage {stage}, split {parts.task.dev_splits[0]!r}")
+    measured = _measure_student(context, module, stage)
+    check_finite(measured, f"stage {stage}, split {context.task.dev_splits[0]!r}")
     return measured
 
 
-def _measure_student(parts: RunContext, module: DistillationModule, stage: str) -> Measured:
-    counter, student = synops(parts), module.student
-    evaluator = trainers.evaluator(parts.config, [StopOnNonFinite(stage), counter])
-    evaluator.validate(module, datamodule=parts.data, verbose=False)
-    early = {} if parts.config.cost.early_exit == "none" else {"dynamic": measure_dynamic(parts, student)}
+def _measure_student(context: RunContext, module: DistillationModule, stage: str) -> Measured:
+    counter, student = synops(context), module.student
+    evaluator = trainers.evaluator(context.config, [StopOnNonFinite(stage), counter])
+    evaluator.validate(module, datamodule=context.data, verbose=False)
+    early = {} if context.config.cost.early_exit == "none" else {"dynamic": measure_dynamic(context, student)}
     return {
-        **quality(parts, module),
-        "fidelity": validated(module, parts.task.fidelity),
+        **quality(context, module),
+        "fidelity": validated(module, context.task.fidelity),
         **early,
         "cost": counter.cost,
         "t_steps": student.steps,
         "heads": [int(n) for n in student.heads.sum(1).tolist()],
         "ffn": [int(n) for n in student.ffn.sum(1).tolist()],
         **({} if student.synapses is None else {"synapses": share(student)}),
-        "encoder_weights": encoder_weights(parts, student),
+        "encoder_weights": encoder_weights(context, student),
     }
 
 
-def measure_dynamic(parts: RunContext, student: SpikingBert) -> dict[str, Any]:
-    """Early answers on the first dev split, as `early_exit.dynamic` returns them; every process measures all of it."""
-    data = parts.data.val_dataloader()[0].data
-    order, size = data.lengths.argsort(stable=True), parts.config.data.eval_batch_size
-    home, device = student.classifier.weight.device, trainers.evaluator(parts.config).strategy.root_device
+def measure_dynamic(context: RunContext, student: SpikingBert) -> dict[str, Any]:
+    """Early exit on the first dev split, as `early_exit.dynamic` returns them; every process measures all of it."""
+    data = context.data.val_dataloader()[0].data
+    order, size = data.lengths.argsort(stable=True), context.config.data.eval_batch_size
+    home, device = student.classifier.weight.device, trainers.evaluator(context.config).strategy.root_device
 
     def batches() -> Iterator[dict[str, Tensor]]:
         for rows in order.split(size):
             yield {name: x.to(device) for name, x in data.batch(rows.tolist()).items()}
 
-    how = {"task": parts.task, "shape": student_shape(parts), "prices": PRICES[parts.config.cost.prices]}
-    found = dynamic(student.to(device), batches, **how, rule=parts.config.cost.early_exit)
+    how = {"task": context.task, "shape": student_shape(context), "prices": PRICES[context.config.cost.prices]}
+    found = dynamic(student.to(device), batches, **how, rule=context.config.cost.early_exit)
     student.to(home)
     return found
 
 
-def encoder_weights(parts: RunContext, student: SpikingBert) -> dict[str, Any]:
-    """How the encoder's matrices act and what they take when packed, what was pruned left out, and what stays float."""
+def encoder_weights(context: RunContext, student: SpikingBert) -> dict[str, Any]:
+    """Kind of the encoder's matrices, their packed size without pruned units, and the tensors that stay float."""
     masks = {"heads": student.heads, "ffn": student.ffn}
     stored = {"bits": (bits := student.stored_bits), "synapses": student.synapse_count()}
     return {
         "kind": student.weights if student.quantized else "float",
         "strength": student.quantized,
         "stored_bits": bits,
-        "bytes": matrix_bytes(shape=student_shape(parts), **masks, **stored),
+        "bytes": matrix_bytes(shape=student_shape(context), **masks, **stored),
         "float32": FLOAT32 if student.quantized else "everything",
     }
 
 
-def quality(parts: RunContext, module: TaskModule) -> dict[str, Any]:
+def quality(context: RunContext, module: TaskModule) -> dict[str, Any]:
     """The task's metrics as the module's last validation found them (further dev splits as `<split>/<metric>`)."""
-    metrics = validated(module, parts.task.metrics)
-    return {"metrics": metrics, "main": main_metric(parts.task, metrics)}
+    metrics = validated(module, context.task.metrics)
+    return {"metrics": metrics, "main": main_metric(context.task, metrics)}
 
 
 def validated(module: TaskModule, names: Sequence[str]) -> dict[str, float]:
-    """What of it has these names, of further dev splits too."""
+    """The module's metrics of these names, of further dev splits too."""
     return {key: value for key, value in module.found.items() if key.rpartition("/")[2] in names}
 
 
@@ -112,27 +112,27 @@ def check_finite(measured: Measured, where: str) -> None:
     """Raises InputError for the first number of a student's quality or cost that is not finite."""
     for key, value in leaves({name: measured[name] for name in ("metrics", "fidelity", "cost")}):
         if isinstance(value, float) and not math.isfinite(value):
-            constant = ": all its answers are the same, and these have no correlation" * key.startswith("metrics.")
+            constant = ": all predictions are equal, so there is no correlation" * key.startswith("metrics.")
             raise InputError(f"{where}: {key} is {value}{constant}; compress less or train longer, in a new run.dir")
 
 
-def check_teacher(parts: RunContext, measured: Measured) -> None:
-    """Raises InputError for a teacher that has learnt nothing a constant answer does not know: which correlates with
-    nothing, or is right as often as the majority class. Right answers are compared as whole numbers."""
-    labels, metrics = parts.raw.splits[parts.task.dev_splits[0]].labels, measured["metrics"]
-    if parts.task.regression:
+def check_teacher(context: RunContext, measured: Measured) -> None:
+    """Raises InputError for a teacher no better than a constant prediction: without correlation, or as accurate as the
+    majority class. Correct predictions are compared as whole numbers."""
+    labels, metrics = context.raw.splits[context.task.dev_splits[0]].labels, measured["metrics"]
+    if context.task.regression:
         name, found, same = "pearson", metrics["pearson"], 0.0
-        better, words = found > same, f"{found:.3f}, no better than always giving the same answer ({same:.3f})"
+        better, words = found > same, f"{found:.3f}, no better than a constant prediction ({same:.3f})"
     else:
         name, found = "accuracy", round(metrics["accuracy"] * len(labels))
         same = max(map(labels.count, set(labels)))
         better = found > same
         words = (
-            f"{found / len(labels):.3f} ({found} of {len(labels)} right), no better than always giving the same answer "
+            f"{found / len(labels):.3f} ({found} of {len(labels)} correct), no better than a constant prediction "
             f"({same})"
         )
     if not better:
         raise InputError(
-            f"the teacher's {name} on {parts.task.name} is {words}; it cannot teach: train it longer or give a better "
-            "teacher.checkpoint, in a new run.dir"
+            f"the teacher's {name} on {context.task.name} is {words}; nothing can be distilled from it: train "
+            "it longer or give a better teacher.checkpoint, in a new run.dir"
         )

@@ -1,8 +1,8 @@
-"""The processes of a run on several devices: who starts them, how they find each other, how they end.
+"""The processes of a run on several devices: launch, rendezvous, end.
 
 One process a device. `spikeprune train` on one machine starts the others itself, by Lightning's launcher: the same
-command again, with LOCAL_RANK set. Under srun or torchrun they are there already. Either way they meet before anything
-is read, go through the same stages side by side, and only rank 0 returns from the run.
+command again, with LOCAL_RANK set; srun and torchrun start them themselves. All connect before anything is read and run
+the same stages in parallel; only rank 0 returns from the run.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def size(run: Run) -> int:
 
 
 class Replicas(DDPStrategy):
-    """Data parallelism as this package's steps want it: when a step's gradients are there, all at once where a CUDA
-    graph has made them, they are averaged in one message. torch's wrapper would go through them one by one.
+    """Data parallelism that averages all gradients of a step in one message after the backward pass, as a CUDA graph
+    delivers them; torch's DDP wrapper reduces them in buckets during it.
 
-    Every rank must have gradients of the same parameters: all do what the same configuration says. Masks and steps are
-    not sent: they change in decisions that all ranks share.
+    Every rank must have gradients of the same parameters: all run the same configuration. Masks and time steps are not
+    sent: they change in decisions that all ranks share.
     """
 
     def configure_ddp(self) -> None:
@@ -61,7 +61,7 @@ class Replicas(DDPStrategy):
 
 
 def placement(config: Config) -> dict[str, Any]:
-    """What a Trainer is told about devices; several once the processes of a run have met, else one."""
+    """The Trainer's arguments for devices: those of the run once its processes are connected, else one device."""
     run = config.run
     if not distributed.running():
         return {"accelerator": run.accelerator, "devices": 1}
@@ -70,10 +70,10 @@ def placement(config: Config) -> dict[str, Any]:
 
 @contextmanager
 def started(config: Config) -> Iterator[None]:
-    """The body runs in each process of the run; past its end only rank 0 goes on, the others leave.
+    """The body runs in each process of the run; after it only rank 0 continues, the others exit.
 
-    Raises InputError where the machine or the launcher does not offer what the configuration asks for. With one device
-    it does nothing else.
+    Raises InputError where the machine or the launcher does not fit the configuration. With one device it does
+    nothing else.
     """
     run = config.run
     check_devices(run.accelerator, run.devices)
@@ -87,7 +87,7 @@ def started(config: Config) -> Iterator[None]:
         yield
     except BaseException as error:
         if distributed.rank() and isinstance(error, KeyboardInterrupt):
-            raise SystemExit(0) from None  # rank 0 says it
+            raise SystemExit(0) from None  # rank 0 reports it
         if isinstance(error, (InputError, OSError)):
             distributed.dismiss()
         end(children, patience=GRACE if isinstance(error, (InputError, OSError, KeyboardInterrupt)) else 1.0)
@@ -104,7 +104,7 @@ def started(config: Config) -> Iterator[None]:
 
 
 def meet(run: Run) -> list:
-    """Start the other processes of this machine if nobody has, and connect all; returns those started here."""
+    """Start the other processes of this machine unless a launcher has, and connect all; returns those started here."""
     try:
         trainer = L.Trainer(
             accelerator=run.accelerator,
@@ -116,7 +116,7 @@ def meet(run: Run) -> list:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-    except (ValueError, RuntimeError) as error:  # SLURM's tasks are not what Lightning can use
+    except (ValueError, RuntimeError) as error:  # SLURM's tasks do not fit Lightning
         raise InputError(f"run.devices = {run.devices}: {' '.join(str(error).split())}") from None
     if os.environ.get("LOCAL_RANK", "0") != "0":
         signals.end_with_parent()  # a GPU would wait for it
@@ -125,7 +125,7 @@ def meet(run: Run) -> list:
         launcher.launch(trainer.strategy.setup_environment, trainer=trainer)
     except torch.distributed.DistNetworkError as error:
         raise InputError(
-            f"run.devices = {run.devices}: the processes cannot meet at {os.environ.get('MASTER_ADDR')}:"
+            f"run.devices = {run.devices}: the processes cannot connect at {os.environ.get('MASTER_ADDR')}:"
             f"{os.environ.get('MASTER_PORT')} ({' '.join(str(error).split())}); set MASTER_PORT to a free port"
         ) from None
     distributed.connect()
@@ -134,16 +134,16 @@ def meet(run: Run) -> list:
 
 
 def use_threads(run: Run) -> None:
-    """Torch's threads in this process: as it has (OMP_NUM_THREADS), but no more than its part of the CPUs that all
-    processes of this machine may use."""
+    """Torch's threads in this process: torch's own number (OMP_NUM_THREADS), but no more than its share of the CPUs
+    that all processes of this machine may use."""
     beside, quota = run.devices if distributed.running() else 1, cpu_quota()
     allowed = torch.get_num_threads() if quota is None else max(1, quota // beside)
     torch.set_num_threads(min(torch.get_num_threads(), allowed))
 
 
 def cpu_quota(root: Path = CGROUP) -> int | None:
-    """CPUs that the control group lets its processes use, rounded up; None where it does not say. A container's quota
-    hides none of the host's cores, so torch would start a thread for each, and all of them would wait for each other.
+    """The CPU quota of the control group, rounded up; None without one. A container with a quota still shows all of the
+    host's cores, and torch would start a thread for each.
     """
     for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # version 2, version 1
         if all((root / name).is_file() for name in files):
@@ -153,7 +153,7 @@ def cpu_quota(root: Path = CGROUP) -> int | None:
 
 
 def end(children: list, *, patience: float) -> None:
-    """Wait for the processes started here, and end those that do not by themselves."""
+    """Wait for the processes started here, then kill the remaining ones."""
     until = time.monotonic() + patience
     while any(child.poll() is None for child in children) and time.monotonic() < until:
         time.sleep(0.05)
@@ -164,7 +164,7 @@ def end(children: list, *, patience: float) -> None:
 
 
 def environment() -> type[ClusterEnvironment]:
-    """Who starts processes here, found as Lightning's Trainer finds it."""
+    """The launcher of this process, detected as Lightning's Trainer detects it."""
     kinds = (SLURMEnvironment, TorchElasticEnvironment, LightningEnvironment)
     return next(kind for kind in kinds if kind.detect())
 
@@ -184,13 +184,13 @@ def check(run: Run) -> None:
             raise InputError(f"{wanted}: torchrun has started {os.environ['WORLD_SIZE']} processes; let both agree")
     elif run.num_nodes > 1 and not {"MASTER_ADDR", "MASTER_PORT", "NODE_RANK"} <= set(os.environ):
         raise InputError(
-            f"{wanted}: nobody has started it on several machines; use srun, torchrun, or the same command on each "
+            f"{wanted}: the run is started on one machine only; use srun, torchrun, or the same command on each "
             "with MASTER_ADDR, MASTER_PORT and NODE_RANK set"
         )
 
 
 def check_devices(accelerator: str, devices: int) -> None:
-    """Raises InputError where this machine has not the GPUs that the configuration asks for."""
+    """Raises InputError where this machine lacks the GPUs that the configuration names."""
     gpus = torch.cuda.device_count()
     if accelerator == "gpu" and not gpus:
         raise InputError("run.accelerator = gpu: this machine has none that torch can use; use cpu or auto")

@@ -1,4 +1,4 @@
-"""`run.start_from`: a new run takes over another run's finished stages, as far as the same settings would make them."""
+"""`run.start_from`: a new run takes over another run's finished stages, as far as both have the same settings."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from spikeprune.errors import InputError
 from spikeprune.experiment.context import RunContext
 from spikeprune.experiment.run_directory import WEIGHTS, RunDirectory
 
-# What decides on every stage alike. Of `run` only what changes the numbers; of `data` neither general_kd's text nor
-# where the task's lies, whose fingerprint is compared.
+# Sections that decide every stage. Of `run` only keys that change numbers; of `data` neither general_kd's text nor the
+# place of the task's data, whose fingerprint is compared.
 COMMON = ("task", "seed", "data", "teacher", "cost.prices")
 STUDENT = ("student", "data.replace_words")  # … on every stage but the teacher's
 RUN = ("run.accelerator", "run.devices", "run.precision", "run.kernels")
@@ -23,18 +23,18 @@ CORPUS = ("data.corpus", "data.replace_words")
 PLACES = ("data.source", "data.dir", "data.hub")
 
 
-def shared_stages(parts: RunContext) -> tuple[list[str], str]:
+def shared_stages(context: RunContext) -> tuple[list[str], str]:
     """The stages at the beginning of this run that `run.start_from` has finished under the same settings, and why the
     next one is not among them (empty where the other run simply has no more). Reads only.
 
     Raises InputError for a directory without a run, for other data, and where not even the first stage is the same.
     """
-    source = RunDirectory.open(parts.config.run.start_from)
-    theirs, mine = read_resolved(source.config), parts.config
+    source = RunDirectory.open(context.config.run.start_from)
+    theirs, mine = read_resolved(source.config), context.config
     fingerprint = source.data_facts()["fingerprint"]
     other = [line for line in differences(theirs, mine, ()) if _decides(line, (*COMMON, *RUN), but=(*CORPUS, *PLACES))]
-    if fingerprint != parts.raw.fingerprint:
-        other.append(f"data: fingerprint {fingerprint} → {parts.raw.fingerprint}")
+    if fingerprint != context.raw.fingerprint:
+        other.append(f"data: fingerprint {fingerprint} → {context.raw.fingerprint}")
     if other:
         raise InputError(
             f"run.start_from = {source.path}: was made with other settings, so none of its stages are this run's:\n"
@@ -49,14 +49,14 @@ def shared_stages(parts: RunContext) -> tuple[list[str], str]:
 
 
 def common_stages(theirs: Config, mine: Config) -> list[str]:
-    """The stages at the beginning that two configurations on the same data make alike; reads nothing."""
+    """The first stages that two configurations on the same data have in common; reads no files."""
     if any(_decides(line, (*COMMON, *RUN), but=CORPUS) for line in differences(theirs, mine, ())):
         return []
     return _same_stages(theirs, mine)[0]
 
 
 def _same_stages(theirs: Config, mine: Config) -> tuple[list[str], str]:
-    """The stages at the beginning that have the same settings, and in what the next one differs."""
+    """The first stages with the same settings, and the difference of the next one."""
     found: list[str] = []
     for name, own in zip(active_stages(theirs), active_stages(mine), strict=False):
         why = f"{own} instead of {name}" if name != own else "; ".join(_stage_differences(theirs, mine, name))
@@ -81,13 +81,13 @@ def _decides(line: str, sections, but=()) -> bool:
     return key not in but and any(key == section or key.startswith(f"{section}.") for section in sections)
 
 
-def take_over(parts: RunContext, directory: RunDirectory, stages: list[str]) -> list[str]:
-    """Put the other run's `stages` into this one's directory, records last; those that it took now. Weights are linked
-    where the file system can (nothing writes into a finished file), copied where not.
+def take_over(context: RunContext, directory: RunDirectory, stages: list[str]) -> list[str]:
+    """Put the other run's `stages` into this one's directory, records last; returns those copied now. Weights are
+    hard-linked where the file system allows it (a finished file never changes), else copied.
 
-    Raises InputError for weights that are not the ones their record describes.
+    Raises InputError for weights whose sha256 is not their record's.
     """
-    source, taken = RunDirectory(parts.config.run.start_from), []
+    source, taken = RunDirectory(context.config.run.start_from), []
     for name in stages:
         if directory.finished(name):
             continue

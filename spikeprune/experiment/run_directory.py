@@ -1,20 +1,18 @@
-"""The run directory: what is finished, where everything lies, and writes that are whole or not there.
+"""The run directory: its files, which stages are finished, and writes that are complete or absent.
 
 runs/<name>/config.yaml        resolved configuration
            metrics.jsonl       one record a line, in the order logged; metrics.csv the same as a table
            summary.json        per stage quality, cost and shape
            stages/<stage>/     a model that transformers loads (config.json, model.safetensors, tokenizer), record.json
            stages/<stage>/resume.ckpt   only while the stage runs
-           compact/            the compacted student and its tokenizer, where `spikeprune compact` was asked for them
-           lock.<n>            only while a run is at work in it: host, process and SLURM job
+           compact/            the compacted student and its tokenizer, after `spikeprune compact`
+           lock.<n>            only while a run uses it: host, process and SLURM job
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -24,30 +22,11 @@ from torch import Tensor
 
 from spikeprune.errors import InputError
 from spikeprune.files import jsonfile
+from spikeprune.files.atomic import write_atomic, write_json
 from spikeprune.models.tensors import not_finite
 
 WEIGHTS = "model.safetensors"
-RECORD = ("weights", "steps")  # what every stage's record has
-
-
-def write_atomic(path: Path, content: bytes | str) -> None:
-    """All of `content` under `path`, or nothing: a temporary file beside it is renamed when it is complete."""
-    data = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_atomic(path, jsonfile.dumps(value, indent=2) + "\n")
+RECORD = ("weights", "steps")  # keys of every stage's record
 
 
 def write_weights(path: Path, state: dict[str, Tensor]) -> str:
@@ -62,7 +41,7 @@ def write_weights(path: Path, state: dict[str, Tensor]) -> str:
 
 
 def read_verified(path: Path, sha: str) -> bytes:
-    """A file whose sha256 is known. Raises InputError where it is another one, or missing."""
+    """The bytes of a file. Raises InputError where it is missing or its sha256 is another."""
     data = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(data).hexdigest() != sha:
         raise InputError(
@@ -72,7 +51,7 @@ def read_verified(path: Path, sha: str) -> bytes:
 
 
 class RunDirectory:
-    """One run's directory. Made by `create` or `open`; neither touches what a finished stage has left."""
+    """One run's directory. Made by `create` or `open`; neither changes a finished stage."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -99,7 +78,7 @@ class RunDirectory:
                 )
             (self.path / "stages").mkdir(parents=True, exist_ok=True)
             write_atomic(self.path / ".writable", "")
-            (self.path / ".writable").unlink(missing_ok=True)  # two runs that start together both look
+            (self.path / ".writable").unlink(missing_ok=True)  # two runs that start together both try
         except OSError as error:
             raise InputError(
                 f"run.dir: {self.path} cannot be written ({error.strerror}); choose another run.dir or mend its rights"
@@ -122,8 +101,8 @@ class RunDirectory:
         return jsonfile.read(self.summary, "remove it, and the same `train` writes it again", ("stages", "teacher"))
 
     def data_facts(self) -> dict[str, str]:
-        """What the run's data were. Raises InputError where the file is missing or damaged."""
-        remedy = f"without it nobody can tell whether the data are still the same: remove {self.path} to begin again"
+        """Source and fingerprint of the run's data. Raises InputError where the file is missing or damaged."""
+        remedy = f"without it the data cannot be compared: remove {self.path} to begin again"
         return jsonfile.read(self.path / "data.json", remedy, ("origin", "fingerprint"))
 
     def stage(self, name: str) -> Path:
@@ -146,7 +125,7 @@ class RunDirectory:
         return self.summary.is_file() and all(self.finished(name) for name in stages)
 
     def record(self, name: str) -> dict[str, Any]:
-        """What a finished stage measured and was made from. Raises InputError for a stage that is not finished."""
+        """Measurements and origin of a finished stage. Raises InputError for a stage that is not finished."""
         path = self.stage(name) / "record.json"
         if not path.is_file():
             done = [p.parent.name for p in sorted((self.path / "stages").glob("*/record.json"))]
@@ -170,7 +149,7 @@ class RunDirectory:
         return self.path / "compact"
 
     def compact_record(self) -> dict[str, Any]:
-        """What `spikeprune compact` made of what. Raises InputError where there is none, or its stage has changed."""
+        """The record of `compact/`. Raises InputError where there is none, or its stage has changed."""
         path = self.compact / "record.json"
         again = f"`spikeprune compact {self.path}` makes it"
         if not path.is_file():
@@ -196,8 +175,8 @@ class RunDirectory:
         write_atomic(self.metrics, "".join(jsonfile.dumps(r) + "\n" for r in records))
 
     def rewind_metrics(self, stages: Iterable[str], stage: str, step: int) -> None:
-        """Forget what a killed leg logged after the checkpoint that the next leg goes on from: records of stages that
-        are not in `stages`, but for those of the first `step` steps of `stage` (Lightning counts them from 0)."""
+        """Drop what a killed attempt logged after its last checkpoint. Kept are records of finished `stages` and of the
+        first `step` steps of `stage` (Lightning counts them from 0)."""
         done = set(stages)
         kept = [r for r in self.read_metrics() if r["stage"] in done or (r["stage"] == stage and r["step"] < step)]
         self.write_metrics(kept)

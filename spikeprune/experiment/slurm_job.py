@@ -1,4 +1,4 @@
-"""SLURM's commands and variables, each asked for one thing; its own messages are kept."""
+"""SLURM's commands and environment variables. Its own error messages are passed on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ALIVE = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "CONFIGURING", "STAGE_
 def own_job() -> tuple[str, int] | None:
     """(job, how often it was requeued) of the job that this process runs in; a task of an array is `<array>_<task>`.
 
-    Its plain id would not do: the last task's is that of the whole array, and what is done to it is done to all.
+    Not SLURM_JOB_ID of an array's task: the last task's is the id of the whole array, so a requeue would act on all.
     """
     job, array = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_ARRAY_JOB_ID")
     if array:
@@ -23,14 +23,14 @@ def own_job() -> tuple[str, int] | None:
     return (job, int(os.environ.get("SLURM_RESTART_COUNT", 0))) if job else None
 
 
-def follows() -> bool:
-    """Whether this process is another than the first of its run, before torch knows. SLURM, torchrun, Lightning's own
-    launcher and who starts nodes by hand number them in different variables; those of the first are all zero."""
+def is_first_process() -> bool:
+    """Whether this is rank 0 of its run, without torch. SLURM, torchrun, Lightning's launcher and a launch by hand each
+    number processes in variables of their own; all are zero or absent in rank 0."""
     names = ("SLURM_PROCID", "RANK", "NODE_RANK", "LOCAL_RANK")
-    return any(int(os.environ.get(name) or 0) for name in names)
+    return not any(int(os.environ.get(name) or 0) for name in names)
 
 
-def _ask(*command: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def _run(*command: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Raises InputError where the command is not on PATH."""
     if shutil.which(command[0]) is None:
         raise InputError(f"{command[0]} is not on PATH; SLURM's commands are found on a cluster's login node")
@@ -38,24 +38,24 @@ def _ask(*command: str, environment: Mapping[str, str] | None = None) -> subproc
 
 
 def sbatch(*words: str, environment: Mapping[str, str] | None = None) -> str:
-    """What sbatch says of options, a script and its arguments: its job id with `--parsable`, or nothing more than its
-    consent with `--test-only`. Raises InputError with SLURM's own words."""
-    done = _ask("sbatch", *words, environment=environment)
+    """Call sbatch with options, a script and its arguments; returns its output: the job id with `--parsable`. Raises
+    InputError with SLURM's own message."""
+    done = _run("sbatch", *words, environment=environment)
     if done.returncode:
-        raise InputError(f"sbatch refuses the job: {_words(done.stderr)}")
+        raise InputError(f"sbatch refuses the job: {_message(done.stderr)}")
     return (done.stdout or done.stderr).strip()
 
 
-def _words(text: str) -> str:
+def _message(text: str) -> str:
     lines = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in text.strip().splitlines()]
     return "; ".join(line for line in lines if line) or "it gives no reason"
 
 
 def alive(job: str, restarts: int) -> bool | None:
-    """Whether that leg of a job still has its nodes; None where SLURM cannot be asked."""
+    """Whether that attempt of a job still has its nodes; None where SLURM is not reachable."""
     if shutil.which("squeue") is None:
         return None
-    done = _ask("squeue", "--noheader", "--jobs", job, "--Format", "State:20,RestartCnt:10")
+    done = _run("squeue", "--noheader", "--jobs", job, "--Format", "State:20,RestartCnt:10")
     if done.returncode:
         return False if "Invalid job id" in done.stderr else None
     rows = [line.split() for line in done.stdout.splitlines() if line.strip()]
@@ -63,10 +63,9 @@ def alive(job: str, restarts: int) -> bool | None:
 
 
 def requeue(job: str) -> str:
-    """Puts the job back into the queue, which ends it here, at once. Returns SLURM's reason where it refuses, else
-    nothing."""
+    """Requeue the job, which ends this process at once. Returns SLURM's reason where it refuses, else ''."""
     try:
-        done = _ask("scontrol", "requeue", job)
+        done = _run("scontrol", "requeue", job)
     except InputError as error:
         return str(error)
     return done.stderr.strip() if done.returncode else ""

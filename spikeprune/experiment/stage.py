@@ -13,12 +13,11 @@ import torch
 from spikeprune.config.derived import runs
 from spikeprune.errors import InputError
 from spikeprune.experiment.build import arithmetic, modules, networks, trainers
-from spikeprune.experiment.checkpoints import leave_student, leave_teacher, load_student, load_teacher
+from spikeprune.experiment.checkpoints import load_student, load_teacher, save_student, save_teacher
 from spikeprune.experiment.context import RunContext
 from spikeprune.experiment.measurement import check_teacher, measure_student, measure_teacher
 from spikeprune.experiment.run_directory import RunDirectory
-from spikeprune.experiment.terminal import say
-from spikeprune.integrations.wandb import live
+from spikeprune.experiment.terminal import print_once
 from spikeprune.models.compaction import compacted, scatter_into
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.tensors import misfit, not_finite, out_of_memory
@@ -30,46 +29,48 @@ from spikeprune.training.callbacks.resume import ResumeState
 from spikeprune.training.modules.task import TaskModule
 
 
-def teach(parts: RunContext, directory: RunDirectory) -> None:
-    """Fine-tune the teacher, measure it, and stop the run if it has learnt nothing."""
-    teacher = distributed.first(lambda: networks.teacher(parts))
+def train_teacher(context: RunContext, directory: RunDirectory) -> None:
+    """Fine-tune the teacher, measure it, and stop the run if it is no better than a constant prediction."""
+    teacher = distributed.first(lambda: networks.teacher(context))
     if teacher.note:
-        say(teacher.note)
-    module = modules.teacher_module(parts, teacher)
-    facts = fit(parts, directory, "teacher", module) if parts.stage("teacher").epochs else {"steps": 0, "seconds": 0.0}
-    measured = measure_teacher(parts, module.teacher)
-    distributed.first(lambda: check_teacher(parts, measured))
-    distributed.first(lambda: leave_teacher(parts, directory, module.teacher, {**measured, **facts}))
+        print_once(teacher.note)
+    module = modules.teacher_module(context, teacher)
+    facts = (
+        fit(context, directory, "teacher", module) if context.stage("teacher").epochs else {"steps": 0, "seconds": 0.0}
+    )
+    measured = measure_teacher(context, module.teacher)
+    distributed.first(lambda: check_teacher(context, measured))
+    distributed.first(lambda: save_teacher(context, directory, module.teacher, {**measured, **facts}))
 
 
-def learn(parts: RunContext, directory: RunDirectory, name: str, parent: str | None) -> None:
+def train_student(context: RunContext, directory: RunDirectory, name: str, parent: str | None) -> None:
     """One stage of the student: from its parent's weights, or calibrated from the teacher, to its own record."""
-    frozen = distributed.first(lambda: load_teacher(parts, directory))
+    frozen = distributed.first(lambda: load_teacher(context, directory))
     if parent is None:
-        batch = parts.data.calibration_batches(parts.config.student.calibration, parts.config.seed)
-        student = distributed.first(lambda: networks.student(parts, frozen, batch))
+        batch = context.data.calibration_batches(context.config.student.calibration, context.config.seed)
+        student = distributed.first(lambda: networks.student(context, frozen, batch))
     else:
-        student = distributed.first(lambda: load_student(directory, parent, parts.config))
-    learning = compacted(student) if masks_are_final(parts, name, student) else student
-    module = modules.student_module(parts, name, learning, frozen)
-    facts = fit(parts, directory, name, module)
-    if learning is not student:
-        scatter_into(learning, student.to(learning.classifier.weight))  # of the precision that it was trained in
-        module = modules.student_module(parts, name, student, frozen)
+        student = distributed.first(lambda: load_student(directory, parent, context.config))
+    trained = compacted(student) if masks_are_final(context, name, student) else student
+    module = modules.student_module(context, name, trained, frozen)
+    facts = fit(context, directory, name, module)
+    if trained is not student:
+        scatter_into(trained, student.to(trained.classifier.weight))  # of the precision that it was trained in
+        module = modules.student_module(context, name, student, frozen)
     budget = facts.pop("budget", None)
-    measured = measure_student(parts, module, name)
+    measured = measure_student(context, module, name)
     if budget:
         dense = distributed.first(lambda: directory.record("teacher")["cost"])
         facts["budget"] = budget.report(cost_in_unit(budget.target, measured["cost"], dense))
-        say(budget_line(facts["budget"]))
-    distributed.first(lambda: leave_student(parts, directory, name, parent, student, {**measured, **facts}))
+        print_once(budget_line(facts["budget"]))
+    distributed.first(lambda: save_student(context, directory, name, parent, student, {**measured, **facts}))
 
 
-def masks_are_final(parts: RunContext, name: str, student: SpikingBert) -> bool:
-    """Whether a stage can train the student without its masked units, which takes less time: units have
-    left, the stage neither removes more nor compares heads with the teacher's, and no layer lost all."""
-    stage, masks = parts.stage(name), (student.heads, student.ffn)
-    removes = name in ("spatial", "budget") or (name == "finetune" and runs(parts.config, "budget"))
+def masks_are_final(context: RunContext, name: str, student: SpikingBert) -> bool:
+    """Whether a stage can train the compacted student, which is faster: units are pruned, the stage neither prunes more
+    nor compares heads with the teacher's, and no layer is empty."""
+    stage, masks = context.stage(name), (student.heads, student.ffn)
+    removes = name in ("spatial", "budget") or (name == "finetune" and runs(context.config, "budget"))
     return (
         not removes
         and not stage.losses.scores
@@ -78,21 +79,23 @@ def masks_are_final(parts: RunContext, name: str, student: SpikingBert) -> bool:
     )
 
 
-def fit(parts: RunContext, directory: RunDirectory, name: str, module: TaskModule) -> dict[str, Any]:
+def fit(context: RunContext, directory: RunDirectory, name: str, module: TaskModule) -> dict[str, Any]:
     """One `Trainer.fit`, from the stage's last checkpoint if it was interrupted."""
-    done = distributed.first(lambda: {s: directory.record(s)["steps"] for s in parts.active() if directory.finished(s)})
-    trainer = trainers.trainer(parts, name, directory, offset=sum(done.values()))
+    done = distributed.first(
+        lambda: {s: directory.record(s)["steps"] for s in context.active() if directory.finished(s)}
+    )
+    trainer = trainers.trainer(context, name, directory, offset=sum(done.values()))
     checkpoint = directory.resume(name)
     resumed = distributed.first(checkpoint.is_file)
     step = distributed.first(lambda: resume_step(checkpoint, module)) if resumed else 0
     distributed.first(lambda: directory.rewind_metrics(done, name, step))
     if resumed:
-        say(f"goes on from step {step}")
-        live.replay(directory, name)
+        print_once(f"resumed from step {step}")
+        context.tracker.stage_resumed(directory, name)
     try:
-        with arithmetic.products(parts.config):
-            trainer.fit(module, datamodule=modules.stage_data(parts, name), ckpt_path=checkpoint if resumed else None)
-    except SystemExit:  # Lightning's answer to Ctrl-C
+        with arithmetic.products(context.config):
+            trainer.fit(module, datamodule=modules.stage_data(context, name), ckpt_path=checkpoint if resumed else None)
+    except SystemExit:  # Lightning's reaction to Ctrl-C
         raise KeyboardInterrupt if trainer.interrupted else SystemExit from None
     distributed.same(digest(module), f"the network that {name} left")
     state = next(c for c in trainer.callbacks if isinstance(c, ResumeState))
@@ -131,7 +134,7 @@ def frozen(name: str, module: TaskModule) -> bool:
 
 
 def read_checkpoint(path: Path, remedy: str) -> dict[str, Any]:
-    """A checkpoint of Lightning's. Raises InputError for a damaged file, one that is none, and for want of memory."""
+    """A checkpoint of Lightning's. Raises InputError for a damaged file, another kind of file and low memory."""
     if not whole(path):
         raise InputError(f"{path}: is damaged; {remedy}")
     try:

@@ -1,4 +1,4 @@
-"""How a program ends that a user has started: what cannot go on is one sentence, on whatever terminal there is."""
+"""Exit codes and last lines of a command: an error that a user can correct is one sentence, on any terminal."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ NO_READER = 141  # as a shell reports a program that SIGPIPE ended
 INTERRUPTED = 130
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 UNWRITABLE += (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
-GOES_ON = "; the same command goes on where this one stopped"
+RESUMES = "the same command resumes where this one stopped"
 
 
-def spoken(main: Callable[[], int], again: str = "") -> int:
-    """The exit code of `main`: 2 and a sentence for what a user can mend, 130 for Ctrl-C, to which `again` is added.
+def exit_code(main: Callable[[], int], hint: str = "") -> int:
+    """Of `main`: 2 and a sentence for an error that a user can correct, 130 for Ctrl-C, whose line ends with `hint`.
 
-    Characters that the terminal's encoding lacks are replaced; a reader that is gone, as in `… | head -1`, ends the
-    program without a word."""
+    Characters that the terminal's encoding lacks are replaced. A reader that is gone, as in `… | head -1`, ends the
+    program silently."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
         try:
-            return _told(main, again)
+            return _run(main, hint)
         finally:
             sys.stdout.flush()  # help too, or the interpreter would complain at its end
     except BrokenPipeError:
@@ -41,7 +41,7 @@ def spoken(main: Callable[[], int], again: str = "") -> int:
         return NO_READER
 
 
-def _told(main: Callable[[], int], again: str) -> int:
+def _run(main: Callable[[], int], hint: str) -> int:
     try:
         return main()
     except InputError as error:
@@ -54,7 +54,7 @@ def _told(main: Callable[[], int], again: str) -> int:
         print(f"error: {place}cannot be written: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\ninterrupted{again}", file=sys.stderr)
+        print(f"\ninterrupted{hint}", file=sys.stderr)
         return INTERRUPTED
 
 

@@ -1,4 +1,4 @@
-"""`summary.json`: what a run measured, beside what it was made from; read from the stages' records alone."""
+"""`summary.json`: the measurements of a run and its origin, read from the stages' records alone."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from spikeprune.experiment.context import RunContext
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.files import jsonfile
 
-# Of the keys that decide a result: what a summary names itself, or a machine spells in its own way.
+# Keys left out of the hash of settings: a summary has them itself, or they differ from machine to machine.
 NAMED = ("seed", "data.source", "data.dir", "data.hub")
 
 
-def data_facts(parts: RunContext) -> dict[str, str]:
-    raw = parts.raw
+def data_facts(context: RunContext) -> dict[str, str]:
+    raw = context.raw
     return {"source": raw.source, "origin": raw.origin, "fingerprint": raw.fingerprint, "banner": raw.banner}
 
 
-def summarize_run(parts: RunContext, directory: RunDirectory) -> dict[str, Any]:
-    """What `summary.json` holds; read from the stages' records alone."""
-    stages = [s for s in parts.active() if s != "teacher"]
+def summarize_run(context: RunContext, directory: RunDirectory) -> dict[str, Any]:
+    """The content of `summary.json`."""
+    stages = [s for s in context.active() if s != "teacher"]
     wanted = ("metrics", "main", "cost", "t_steps", "heads", "ffn", "encoder_weights", "steps", "seconds")
     rows = {name: {key: directory.record(name)[key] for key in wanted} for name in stages}
     for name, row in rows.items():
@@ -41,26 +41,26 @@ def summarize_run(parts: RunContext, directory: RunDirectory) -> dict[str, Any]:
     dense_pj = teacher["cost"]["energy_pj"]
     for row in rows.values():
         row["energy_saving"] = dense_pj / row["cost"]["energy_pj"]  # the dense teacher's energy over this student's
-    compressing = [i for i, name in enumerate(stages) if compresses(parts.config, name)]
+    compressing = [i for i, name in enumerate(stages) if compresses(context.config, name)]
     uncompressed = stages[compressing[0] - 1] if compressing and compressing[0] else None
-    on_gpu = torch.cuda.is_available() and parts.config.run.accelerator != "cpu"
+    on_gpu = torch.cuda.is_available() and context.config.run.accelerator != "cpu"
     return {
-        "task": parts.task.name,
-        "preset": parts.config.preset,
-        "seed": parts.config.seed,
-        "data": data_facts(parts),
-        "main_metric": "+".join(parts.task.main),
+        "task": context.task.name,
+        "preset": context.config.preset,
+        "seed": context.config.seed,
+        "data": data_facts(context),
+        "main_metric": "+".join(context.task.main),
         "shape": {
-            "layers": len(parts.layers),
-            "hidden": parts.teacher_config.hidden_size,
-            "heads": parts.teacher_config.num_attention_heads,
-            "ffn": parts.teacher_config.intermediate_size,
+            "layers": len(context.layers),
+            "hidden": context.teacher_config.hidden_size,
+            "heads": context.teacher_config.num_attention_heads,
+            "ffn": context.teacher_config.intermediate_size,
         },
         "teacher": {key: teacher[key] for key in ("metrics", "main", "cost", "steps", "seconds")},
         "stages": rows,
         "uncompressed": uncompressed if compressing else (stages[-1] if stages else None),
         "final": stages[-1] if stages else None,
-        "settings": settings(parts.config),
+        "settings": settings(context.config),
         "commit": commit(),
         "versions": versions(),
         "hardware": hardware(torch.device("cuda" if on_gpu else "cpu")),
@@ -69,8 +69,8 @@ def summarize_run(parts: RunContext, directory: RunDirectory) -> dict[str, Any]:
 
 def settings(config: Config) -> str:
     """16 hexadecimal digits, the same for runs that differ in seed and places alone: of the complete configuration as
-    it is resolved, defaults among it, so that a default that changes makes other settings. Of the stages those that
-    run count; of the rest what only says where a run lies, what it shows and how often it can be resumed does not."""
+    it is resolved, with defaults, so that a changed default is another setting. Left out are stages that do not run and
+    keys that only place a run, show it or set how often it can be resumed."""
     idle = tuple(f"stages.{name}." for name in asdict(config.stages) if name not in active_stages(config))
     decides = {
         key: value
@@ -100,10 +100,10 @@ def versions() -> dict[str, str]:
 
 
 def hardware(device: torch.device) -> str:
-    """What computes there: the GPU's name, or the processor's with torch's threads."""
+    """The device's description: the GPU's name, or the processor's with torch's threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")  # of Linux, and silent about the name on some processors
+    info = Path("/proc/cpuinfo")  # Linux only; some processors have no name there
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{(names or [f'{platform.machine()} CPU'])[0]}, {torch.get_num_threads()} threads"

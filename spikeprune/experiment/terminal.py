@@ -1,4 +1,4 @@
-"""What a run leaves on the terminal: progress bars, this package's own lines, real warnings."""
+"""Terminal output of a run: progress bars, this package's own lines, warnings that matter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 
 class Bars(TQDMProgressBar):
-    """Progress bars on stderr: stdout holds what a command answers."""
+    """Progress bars on stderr: stdout is for a command's result."""
 
     def init_train_tqdm(self) -> Tqdm:
         with redirect_stdout(sys.stderr):
@@ -25,17 +25,17 @@ class Bars(TQDMProgressBar):
 
 
 def bars() -> list[Bars]:
-    """Progress bars where somebody may look at them."""
+    """Progress bars where stderr is a terminal."""
     return [Bars(refresh_rate=10, leave=True)] if sys.stderr.isatty() else []
 
 
 @rank_zero_only
-def say(line: str) -> None:
+def print_once(line: str) -> None:
     print(line, flush=True)
 
 
 def quiet() -> None:
-    """Leave the terminal to progress bars, this package's own lines and real warnings."""
+    """Silence routine messages of Lightning and transformers."""
     from transformers.utils import logging as transformers_logging
 
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -48,5 +48,5 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", ".*logging on epoch level in distributed.*")  # all processes log the same
     warnings.filterwarnings("ignore", ".*have no `val_dataloader`.*")  # general_kd's text has no labels
     warnings.filterwarnings("ignore", ".*AccumulateGrad node's stream.*")  # a CUDA graph is captured on its own
-    warnings.filterwarnings("ignore", ".*`srun` command is available.*")  # a login node is a place to measure, too
+    warnings.filterwarnings("ignore", ".*`srun` command is available.*")  # also raised on a login node
     warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # a stage's directory, on resume

@@ -1,4 +1,4 @@
-"""Every JSON text of the program: what is written holds no bare NaN, what cannot be read is named."""
+"""Strict JSON: no bare NaN is written, and a file that cannot be read is named."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from spikeprune.errors import InputError
 
 
 def dumps(value: Any, **layout: Any) -> str:
-    """Strict JSON; a number that is not finite is `null`, since JSON has no other word for it. `layout`: json's own."""
+    """Strict JSON; a number that is not finite is `null`, the only value JSON has for it. `layout`: json's own."""
     return json.dumps(nulls(value), allow_nan=False, **layout)
 
 
@@ -39,7 +39,7 @@ def _no_number(word: str) -> None:
 
 def read(path: Path, remedy: str, needs: Iterable[str] = ()) -> dict[str, Any]:
     """The object in a JSON file. Raises InputError where it is missing, is no JSON, or lacks a key that it `needs`;
-    `remedy` says what to do then."""
+    `remedy` is the user's next step."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

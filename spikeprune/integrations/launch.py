@@ -1,4 +1,4 @@
-"""`spikeprune launch`: configurations, checked -> one readable sbatch script, written and submitted."""
+"""`spikeprune launch`: checked configurations become one readable sbatch script, written and submitted."""
 
 from __future__ import annotations
 
@@ -18,22 +18,24 @@ from typing import Any, TypeVar
 
 from spikeprune.config.derived import active_stages, value_of
 from spikeprune.config.load import load
+from spikeprune.config.resources import folders
 from spikeprune.config.schema import Config
 from spikeprune.config.tasks import read_tasks
 from spikeprune.errors import InputError
 from spikeprune.experiment import fetch, slurm_job
 from spikeprune.experiment.lock import RunLock
-from spikeprune.experiment.run_directory import RunDirectory, write_atomic
+from spikeprune.experiment.run_directory import RunDirectory
+from spikeprune.files.atomic import write_atomic
 from spikeprune.integrations.labels import label
 
 T = TypeVar("T")
-SCRIPT, TEMPLATE = "job.sh", "slurm/job.sh"
-MOST = 1000  # runs of an array; SLURM's own limit (MaxArraySize) is 1001 unless the cluster says otherwise
+SCRIPT = "job.sh"
+MAX_RUNS = 1000  # of an array; SLURM's default limit (MaxArraySize) is 1001
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to run and what to ask the cluster for. None leaves it to the experiment, or to the cluster."""
+    """Runs and resources that the user requests. None leaves a value to the experiment or the cluster."""
 
     array: str | None = None  # tasks
     seeds: str | None = None  # such as 0-4 or 0,2,5-7
@@ -48,7 +50,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a launch, and what the request adds to its overrides."""
+    """One run of a launch, with the overrides that the request adds."""
 
     config: Config
     forced: tuple[str, ...]
@@ -66,11 +68,11 @@ def launch(experiment: str, overrides: Sequence[str], request: Request, *, dry_r
     """Write the script and submit it, or only write it; returns the lines to print.
 
     `command`: as the user gave it, for the script's first lines. Raises InputError before anything is written: for
-    every problem of every run, for a missing sbatch, for missing data, with SLURM's own words for what it refuses.
+    every problem of every run, for a missing sbatch, for missing data, and with SLURM's own message where it refuses.
     """
     template = Job(template_of(experiment, request.template))
     runs = plan(experiment, overrides, request)
-    lines = [f"{run.directory.path}: is finished, nothing is run again" for run in runs if run.finished]
+    lines = [f"{run.directory.path}: finished, nothing to run" for run in runs if run.finished]
     runs = [run for run in runs if not run.finished]
     if not runs:
         return lines
@@ -101,9 +103,8 @@ def write(script: Path, text: str) -> None:
 
 
 def template_of(experiment: str, given: str | None) -> str:
-    """The template's text: the given file, or `slurm/job.sh` beside the experiment or one folder up."""
-    beside = Path(experiment).parent
-    paths = [Path(given)] if given else [beside / TEMPLATE, beside.parent / TEMPLATE]
+    """The template's text: the given file, or `slurm/job.sh` in one of `resources.folders`."""
+    paths = [Path(given)] if given else [folder / SCRIPT for folder in folders("slurm", Path(experiment))]
     for path in paths:
         if path.is_file():
             return path.read_text(encoding="utf-8")
@@ -113,14 +114,14 @@ def template_of(experiment: str, given: str | None) -> str:
 def plan(experiment: str, overrides: Sequence[str], request: Request) -> list[Run]:
     """The runs in the order of the array. Raises InputError with every problem of the request and of every run."""
     problems = list(_request_problems(overrides, request))
-    tasks = _tried(problems, read_tasks, request.array) or []
-    seeds = _tried(problems, read_seeds, request.seeds) if request.seeds is not None else []
+    tasks = _collect(problems, read_tasks, request.array) or []
+    seeds = _collect(problems, read_seeds, request.seeds) if request.seeds is not None else []
     words = [[f"task={task}" for task in tasks], [f"seed={seed}" for seed in seeds or []]]
     chosen = list(itertools.product(*filter(None, words)))
-    if len(chosen) > MOST:
-        problems.append(f"{len(chosen)} runs are more than an array takes ({MOST}); launch fewer at a time")
+    if len(chosen) > MAX_RUNS:
+        problems.append(f"{len(chosen)} runs are more than an array takes ({MAX_RUNS}); launch fewer at a time")
         chosen = chosen[:1]
-    tried = [_tried(problems, _run, experiment, [*overrides, *mine], request) for mine in chosen]
+    tried = [_collect(problems, _run, experiment, [*overrides, *mine], request) for mine in chosen]
     runs = [run for run in tried if run is not None]
     problems += _together(runs)
     if problems:
@@ -128,8 +129,8 @@ def plan(experiment: str, overrides: Sequence[str], request: Request) -> list[Ru
     return runs
 
 
-def _tried(problems: list[str], make: Callable[..., T], *args: Any) -> T | None:
-    """What `make` returns; None where it refuses, which becomes one more of the problems."""
+def _collect(problems: list[str], make: Callable[..., T], *args: Any) -> T | None:
+    """The result of `make`; None after an InputError, which is added to the problems."""
     try:
         return make(*args)
     except InputError as error:
@@ -143,7 +144,7 @@ def read_seeds(text: str) -> list[int]:
     for part in text.replace(",", " ").split() or [""]:
         found = re.fullmatch(r"(0|[1-9][0-9]{,9})(?:-(0|[1-9][0-9]{,9}))?", part)
         first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
-        if first > last or last - first >= MOST:
+        if first > last or last - first >= MAX_RUNS:
             raise InputError(f"seeds = {text}: write numbers and rising ranges, such as 0-4 or 0,2,5-7")
         seeds.update(dict.fromkeys(range(first, last + 1)))
     return list(seeds)
@@ -161,16 +162,16 @@ def _request_problems(overrides: Sequence[str], request: Request) -> Iterator[st
 
 
 def _run(experiment: str, overrides: Sequence[str], request: Request) -> Run:
-    """A run with the devices that the request gives it. Raises InputError for what cannot work."""
+    """A run with the devices that the request gives it. Raises InputError for contradictions."""
     config = load(experiment, overrides)
     cpu, devices = config.run.accelerator == "cpu", config.run.devices
     gpus = request.gpus if request.gpus is not None else 0 if cpu else devices
     if gpus and cpu:
         raise InputError(f"gpus = {gpus}: contradicts run.accelerator=cpu; leave one of them out")
-    for name, asked, key in (("gpus", gpus, "devices"), ("nodes", request.nodes, "num_nodes")):
+    for name, requested, key in (("gpus", gpus, "devices"), ("nodes", request.nodes, "num_nodes")):
         value = value_of(config, f"run.{key}")
-        if asked and value not in (1, asked):
-            raise InputError(f"{name} = {asked}: contradicts run.{key} = {value}; leave one of them out")
+        if requested and value not in (1, requested):
+            raise InputError(f"{name} = {requested}: contradicts run.{key} = {value}; leave one of them out")
     nodes = request.nodes or config.run.num_nodes
     values = {"run.accelerator": "gpu" if gpus else "cpu", "run.devices": gpus or devices, "run.num_nodes": nodes}
     forced = tuple(f"{key}={value}" for key, value in values.items() if value != value_of(config, key))
@@ -181,7 +182,7 @@ def _run(experiment: str, overrides: Sequence[str], request: Request) -> Run:
         )
     if config.data.source == "auto":
         raise InputError(
-            "data.source = auto: a compute node must not choose its data by what it can reach; set data.source=hub "
+            "data.source = auto: a compute node must not choose its data by the network it has; set data.source=hub "
             "(after spikeprune fetch), data.source=dir with data.dir, or data.source=embedded"
         )
     return Run(config, forced)
@@ -204,7 +205,7 @@ def launch_folder(runs: list[Run]) -> Path:
 
 
 class Job(Template):
-    """A template whose words are `@{name}`: a shell script is full of dollars."""
+    """A template with placeholders `@{name}`, since shell scripts use dollars."""
 
     delimiter = "@"
     pattern = r"@\{(?:(?P<braced>[a-z]+)\}|(?P<escaped>@)|(?P<named>\b\B)|(?P<invalid>))"  # an @ alone is an @
@@ -219,7 +220,7 @@ def render(
     folder: Path,
     command: str,
 ) -> str:
-    """The script. Raises InputError for a template that asks for an unknown word."""
+    """The script. Raises InputError for a template with an unknown placeholder."""
     known = {
         "name": label(folder),
         "script": shlex.quote(str(folder / SCRIPT)),
@@ -234,11 +235,11 @@ def render(
     try:
         return template.substitute(known)
     except (KeyError, ValueError) as error:
-        raise InputError(f"the template asks for {error}; it may ask for {', '.join(known)}") from None
+        raise InputError(f"the template has the placeholder {error}; there are {', '.join(known)}") from None
 
 
 def fixed(overrides: Sequence[str]) -> list[str]:
-    """What all runs share; their task and seed stand in the script."""
+    """Overrides that all runs share; task and seed are in the script."""
     return [item for item in overrides if item.partition("=")[0] not in ("task", "seed")]
 
 
@@ -270,7 +271,7 @@ def quoted(text: str) -> str:
 
 
 def choice(runs: list[Run]) -> str:
-    """Shell lines that set `task` and `seed`: of the one run, or of the array's task that is asked for."""
+    """Shell lines that set `task` and `seed`: of the one run, or by SLURM_ARRAY_TASK_ID."""
     if len(runs) == 1:
         return f"task={runs[0].config.task} seed={runs[0].config.seed}"
     rows = "\n".join(f'  "{run.config.task} {run.config.seed}"' for run in runs)
@@ -278,7 +279,7 @@ def choice(runs: list[Run]) -> str:
 
 
 def check_offline(experiment: str, overrides: Sequence[str], runs: list[Run]) -> None:
-    """Raises InputError that names all data and checkpoints which a compute node would miss."""
+    """Raises InputError that names all data and checkpoints missing from the cache."""
     if all(fetch.local(run.config) for run in runs):
         fetch.read([run.config for run in runs])
         return
@@ -286,4 +287,4 @@ def check_offline(experiment: str, overrides: Sequence[str], runs: list[Run]) ->
     everything = [item for item in overrides if not item.startswith("task=")]
     missing = fetch.offline(experiment, everything, tasks)
     if missing:
-        raise InputError(f"{missing}\nspikeprune fetch, with the same arguments, gets what is missing")
+        raise InputError(f"{missing}\nspikeprune fetch, with the same arguments, downloads it")

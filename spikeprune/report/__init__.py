@@ -1,1 +1,1 @@
-"""What a run shows: the closing table of the terminal and the figures, all made from `summary.json` alone."""
+"""Tables and figures of results, made from plain records such as `summary.json`; nothing here computes a result."""

@@ -1,4 +1,4 @@
-"""The ablation's table and CSV: what each way of compressing leaves, over seeds, from plain summaries.
+"""The ablation's table and CSV: quality and cost of each compression method, over seeds, from plain summaries.
 
 Of a `summary.json` this reads `main_metric`, `teacher.{metrics,main,cost}`, `uncompressed`, `final` and of those stages
 `{metrics,main,cost,budget,fidelity}`, the last two where there are any.
@@ -19,8 +19,8 @@ Summary = Mapping[str, Any]
 COSTS = ("ac", "mac", "energy_pj", "latency_steps", "bytes")
 TEACHER, STUDENT = "dense teacher", "spiking student"
 FAITHFUL = {
-    "KL": "Agreement: % of the dev split answered as the teacher does; KL: mean of KL(teacher ‖ student), nats.",
-    "squared difference": "Squared difference: mean, between the student's answers and the teacher's.",
+    "KL": "Agreement: % of the dev split with the teacher's label; KL: mean of KL(teacher ‖ student), nats.",
+    "squared difference": "Squared difference: mean, between the student's outputs and the teacher's.",
 }
 
 
@@ -58,7 +58,7 @@ def to_csv(flat: Sequence[Mapping[str, Any]]) -> str:
 def to_markdown(found: Mapping[tuple[str, int], Summary], failed: Mapping[tuple[str, int], str], tag: str = "") -> str:
     """One line for each ablation: means over its seeds, ± the standard deviation where there are several.
 
-    `tag`, such as `-at-0.07`, names what tells this table from others of the same task."""
+    `tag`, such as `-at-0.07`, distinguishes this table from others of the same task."""
     flat, (example, *_) = rows(found), found.values()
     by_name: dict[str, list[dict[str, Any]]] = {}
     for row in flat:
@@ -88,7 +88,7 @@ def to_markdown(found: Mapping[tuple[str, int], Summary], failed: Mapping[tuple[
         "",
     ]
     text.append("Means of the dev split, one sentence, padding left out; energy without element-wise work; ± is the")
-    text.append("standard deviation over seeds. Every ablation goes on from the same spiking student of its seed.")
+    text.append("standard deviation over seeds. Every ablation starts from the same spiking student of its seed.")
     text += [FAITHFUL[column] for column in faithful if column in FAITHFUL]
     ways = {name: group for name, group in by_name.items() if name not in (TEACHER, STUDENT)}
     points = [
@@ -115,7 +115,7 @@ def fidelity_columns(flat: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, 
 
 
 def paired(ways: Mapping[str, Sequence[Mapping[str, Any]]], measures: Mapping[str, str]) -> list[str]:
-    """What the first of the `ways` has more than each other one, on the seeds that both have, two of them at least.
+    """Differences of the first of the `ways` to each other one, on the seeds that both have, at least two.
 
     `measures`: heading -> key. A seed's teacher and student are the same for all, so these differences may spread less
     than the figures."""

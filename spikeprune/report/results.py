@@ -19,7 +19,7 @@ def names(quality: Iterable[str]) -> list[str]:
 def results(row: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, float]:
     """`row`: a student stage's record or its row in `summary.json`, `teacher` that of the teacher.
 
-    `heads` and `ffn` count what is left over all layers, `t_steps` is the mean of a layer, `energy_saving` the dense
+    `heads` and `ffn` count kept units over all layers, `t_steps` is the mean of a layer, `energy_saving` the dense
     teacher's energy over this one's. A number that is missing is left out: records from before fidelity was measured
     have none, and null stands for one that is not finite.
     """

@@ -12,10 +12,33 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from spikeprune.config.tasks import get_task
+
 Summary = Mapping[str, Any]
 
 UNITS = (("mJ", 1e9), ("µJ", 1e6), ("nJ", 1e3), ("pJ", 1.0))
 SHORT = {"accuracy": "acc", "f1": "F1", "matthews": "mcc", "pearson": "pears", "spearman": "spear"}
+LONG = {
+    "accuracy": "accuracy",
+    "f1": "F1",
+    "matthews": "Matthews correlation",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+}
+# What `evaluate` prints of `cost`: a name and a unit for each key.
+COSTS = {
+    "ac": ("additions (AC)", "per sentence"),
+    "mac": ("multiply-accumulates", "per sentence"),
+    "elementwise": ("element-wise ops", "per sentence"),
+    "norm_ops": ("operations", "relative to the dense teacher"),
+    "energy_pj": ("energy of AC and MAC", "pJ per sentence"),
+    "energy_full_pj": ("energy, all ops", "pJ per sentence"),
+    "rate": ("firing rate", "spikes per neuron and step"),
+    "latency_steps": ("latency", "time steps"),
+    "latency_stages": ("latency, by layer", "time steps of layers in sequence"),
+    "params": ("parameters", ""),
+    "bytes": ("size", "bytes"),
+}
 NOT_GLUE = "Embedded data, a generated corpus: not GLUE scores."
 
 
@@ -32,7 +55,7 @@ def other_data(measured: Summary) -> str | None:
     now, own = measured["data"], measured["run_data"]
     return (
         f"warning: these are other data than the run's own. Measured on {now['source']} ({now['origin']}), trained on "
-        f"{own['source']} ({own['origin']}): the scores say how the model carries over, not how well it was made"
+        f"{own['source']} ({own['origin']}): the scores measure transfer, not the run's own quality"
     )
 
 
@@ -118,7 +141,7 @@ def columns(rows: list[list[str]]) -> list[str]:
 
 
 def _closing(summary: Summary, unit: str, size: float) -> list[str]:
-    """The result in a sentence, what each layer kept, and what the columns mean."""
+    """The result in a sentence, the units of each layer, and a legend of the columns."""
     if summary["final"] is None:
         return ["Only the teacher was trained."]
     teacher, final = summary["teacher"], summary["stages"][summary["final"]]
@@ -137,20 +160,27 @@ def _closing(summary: Summary, unit: str, size: float) -> list[str]:
         *_weights(final["encoder_weights"]),
         *[f"  {budget_line(row['budget'], name)}" for name, row in summary["stages"].items() if "budget" in row],
         "",
-        f"{full}AC, MAC, energy E: mean of one sentence, padding left out.",
-        "E leaves out element-wise work (energy_full_pj has it). T: mean time steps; steps: until the answer.",
+        f"{full}{score_line(summary)}",
+        "AC, MAC, energy E: mean of one sentence, padding left out; E without element-wise operations",
+        "(energy_full_pj includes them). T: mean time steps of a layer; steps: latency until the logits.",
     ]
 
 
+def score_line(found: Summary) -> str:
+    """The definition of `score` for a task, in a sentence."""
+    names = [LONG[name] for name in get_task(found["task"]).main]
+    return f"score: {'mean of ' * (len(names) > 1)}{' and '.join(names)} on the dev split, × 100."
+
+
 def _fidelity(found: Summary) -> list[str]:
-    """How near the answers are to the teacher's, on the first dev split; nothing of an older run."""
+    """Agreement with the teacher on the first dev split; nothing of an older run."""
     if "agreement" in found:
-        return [f"same answer as the teacher: {100 * found['agreement']:.1f} % (KL {found['divergence']:.3f})"]
+        return [f"same label as the teacher: {100 * found['agreement']:.1f} % (KL {found['divergence']:.3f} nats)"]
     return [f"mean squared difference to the teacher: {found['divergence']:.3f}"] if found else []
 
 
 def _weights(found: Summary) -> list[str]:
-    """What is quantized and what is not; nothing for float weights."""
+    """The quantized weights and those that stay float32; nothing for float weights."""
     if found["kind"] == "float":
         return []
     bits = f"{found['stored_bits']} bit{'s' * (found['stored_bits'] > 1)}"
@@ -159,7 +189,7 @@ def _weights(found: Summary) -> list[str]:
 
 
 def budget_line(budget: Summary, stage: str = "") -> str:
-    """What a joint budget asked for and what it came to, and why where the two differ."""
+    """Target and result of a budget, with the reason where the target is missed."""
     of = {"dense": "the dense teacher", "student": "the uncompressed student"}[budget["of"]]
     line = f"budget{' of ' + stage if stage else ''}: {budget['target']} {budget['reported']:.4g} of {of}'s"
     line += f", target {budget['share']:.4g}"
@@ -169,17 +199,7 @@ def budget_line(budget: Summary, stage: str = "") -> str:
 
 
 def evaluation_lines(measured: Summary) -> str:
-    """What `spikeprune evaluate` prints of one stage: quality, then each cost, a line each."""
-    rows = [("score", f"{100 * measured['main']:.1f}")]
-    rows += [(name, f"{100 * value:.1f}") for name, value in measured["metrics"].items()]
-    for name, value in measured.get("fidelity", {}).items():
-        rows.append((name, f"{100 * value:.1f}" if name.endswith("agreement") else f"{value:.3f}"))
-    rows += [(name, si(value)) for name, value in measured["cost"].items() if not isinstance(value, Mapping)]
-    rows += [(name, " ".join(map(str, measured[name]))) for name in ("t_steps", "heads", "ffn") if name in measured]
-    if "synapses" in measured:
-        rows.append(("synapses", f"{100 * measured['synapses']:.1f} %"))
-    if "encoder_weights" in measured:
-        rows.append(("weights", measured["encoder_weights"]["kind"]))
+    """The text that `spikeprune evaluate` prints of one stage: quality, cost, architecture, each with its unit."""
     stage = measured["stage"] + (", compacted" if measured["compacted"] else "")
     changed = [f"with {' '.join(measured['changed'])}"] if "changed" in measured else []
     lines = [
@@ -188,34 +208,76 @@ def evaluation_lines(measured: Summary) -> str:
         " · ".join([measured["task"], measured["run"], stage, *changed]),
         "",
     ]
-    lines = [line for line in lines if line is not None] + [f"{name:<16}{value:>12}" for name, value in rows]
+    rows = [*_quality_rows(measured), *_cost_rows(measured["cost"]), *_architecture_rows(measured)]
+    lines = [line for line in lines if line is not None]
+    lines += [f"{name:<24}{value:>12}  {unit}".rstrip() for name, value, unit in rows]
+    lines += ["", score_line(measured)]
     if "dynamic" in measured:
         lines += ["", *dynamic_lines(measured["dynamic"])]
     return "\n".join(lines)
 
 
+def _quality_rows(measured: Summary) -> list[tuple[str, str, str]]:
+    """(name, value, unit) of the score, each metric, and the agreement with the teacher."""
+    rows = [("score", f"{100 * measured['main']:.1f}", "× 100")]
+    rows += [(name, f"{100 * value:.1f}", "× 100") for name, value in measured["metrics"].items()]
+    for name, value in measured.get("fidelity", {}).items():
+        split, _, kind = name.rpartition("/")
+        prefix = f"{split}/" if split else ""
+        if kind == "agreement":
+            rows.append((f"{prefix}agreement", f"{100 * value:.1f}", "% of labels, with the teacher"))
+        else:
+            regression = "agreement" not in measured["fidelity"]
+            unit = "squared difference to the teacher" if regression else "nats, KL(teacher ‖ student)"
+            rows.append((f"{prefix}divergence", f"{value:.3f}", unit))
+    return rows
+
+
+def _cost_rows(cost: Summary) -> list[tuple[str, str, str]]:
+    rows = []
+    for key, value in cost.items():
+        if not isinstance(value, Mapping):
+            name, unit = COSTS.get(key, (key, ""))
+            rows.append((name, si(value), unit))
+    return rows
+
+
+def _architecture_rows(measured: Summary) -> list[tuple[str, str, str]]:
+    lists = (("t_steps", "time steps", "embedding, then layers"), ("heads", "heads", "by layer"))
+    lists += (("ffn", "neurons", "by layer"),)
+    rows = [(name, " ".join(map(str, measured[key])), unit) for key, name, unit in lists if key in measured]
+    if "synapses" in measured:
+        rows.append(("synapses", f"{100 * measured['synapses']:.1f}", "% of those between kept units"))
+    if "encoder_weights" in measured:
+        rows.append(("encoder weights", measured["encoder_weights"]["kind"], ""))
+    return rows
+
+
 def dynamic_lines(found: Summary) -> list[str]:
-    """Early answers: a row for each bound, what the asking costs included, then a row for each number of steps."""
+    """Early exit: a row for each bound, the overhead of the exit test included, then a row for each number of steps."""
     unit, size = energy_unit([row["cost"]["energy_pj"] for row in (*found["bounds"], *found["curve"])])
-    head = ["score", "steps", "latency", "early", f"E [{unit}]", "asking", "× less"]
+    head = ["score", "steps", "latency", "early", f"E [{unit}]", "test", "× less"]
 
     def row(name: str, row: Summary) -> list[str]:
         pj, latency = row["cost"]["energy_pj"], digits(row["cost"]["latency_steps"])
         less = digits(found["static"]["cost"]["energy_pj"] / pj)
         early = f"{100 * row['early']:.0f}%" if "early" in row else "-"
-        asking = digits(row["asking"]["energy_pj"] / size) if "asking" in row else "-"
-        answers = [f"{100 * row['main']:.1f}", digits(row["mean_steps"]), latency, early]
-        return [name, *answers, digits(pj / size), asking, less]
+        overhead = digits(row["overhead"]["energy_pj"] / size) if "overhead" in row else "-"
+        quality = [f"{100 * row['main']:.1f}", digits(row["mean_steps"]), latency, early]
+        return [name, *quality, digits(pj / size), overhead, less]
 
     sign = "<" if found["rule"] == "asr" else ">"
     bounds = [row(f"{found['rule']} {sign} {r['bound']:g}", r) for r in found["bounds"]]
     curve = [row(f"at most {r['steps']} steps", r) for r in found["curve"]]
     table = columns([["stopped when", *head], ["never", *row("", found["static"])[1:]], *bounds, *curve])
-    return [*table, "steps: mean over sentences and layers. E includes the asking. × less: than never stopping."]
+    return [
+        *table,
+        "steps: mean over sentences and layers. test: the exit test's part of E. × less: than without exit.",
+    ]
 
 
 def compaction_lines(record: Summary) -> str:
-    """What `spikeprune compact` prints: where the model lies, each layer's units, and how much smaller it is."""
+    """The text that `spikeprune compact` prints: the directory, each layer's units, and the sizes before and after."""
     check, names = record["check"], {"heads": "heads", "ffn": "neurons"}
     lines = [
         f"{record['run']}/compact: stage {record['parent']['stage']} without what it pruned; its logits on "

@@ -14,7 +14,6 @@ from spikeprune.experiment.build.callbacks import stage_callbacks
 from spikeprune.experiment.context import RunContext
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.experiment.terminal import bars
-from spikeprune.integrations.wandb import live
 from spikeprune.training.callbacks.preempt import StopOnSignal
 from spikeprune.training.callbacks.records import RecordsLogger
 from spikeprune.training.callbacks.resume import AtomicCheckpointIO
@@ -36,7 +35,7 @@ def trainer(parts: RunContext, name: str, run: RunDirectory, offset: int) -> L.T
         gradient_clip_val=CLIP,
         callbacks=[*shown, *stage_callbacks(parts, name, run)],
         plugins=[AtomicCheckpointIO()],
-        logger=RecordsLogger(run, stage=name, offset=offset, also=live.log_record),
+        logger=RecordsLogger(run.append_metrics, parts.tracker.log, stage=name, offset=offset),
         log_every_n_steps=config.run.log_every,
         check_val_every_n_epoch=config.run.validate_every,
         enable_progress_bar=bool(shown),

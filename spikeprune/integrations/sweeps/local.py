@@ -1,12 +1,12 @@
-"""A sweep without a server: Optuna chooses, this process starts the trials and ends with the Pareto front.
+"""A sweep without a server: Optuna chooses trials, this process runs them and ends with the Pareto front.
 
 DIR/sweep.json      the sweep as it was started; another one is refused
    journal.log      Optuna's storage: every trial's values, intermediate scores and state
-   trials/<n>/      a run directory each, <n>.log what it printed
+   trials/<n>/      a run directory each, <n>.log its output
    results.json     the finished trials and those that failed; front.svg quality against energy
 
-A trial that was interrupted goes on where its run stopped, with its values; one that failed is tried again on the next
-start. Trials take stages over from each other where the swept keys do not touch them (`experiment/reuse.py`).
+An interrupted trial resumes where its run stopped, with its values; a failed one is tried again on the next start.
+Trials take stages over from each other where the swept keys do not touch them (`experiment/reuse.py`).
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ from spikeprune.config import scalars
 from spikeprune.errors import InputError
 from spikeprune.experiment.lock import RunLock
 from spikeprune.experiment.reuse import common_stages
-from spikeprune.experiment.run_directory import RunDirectory, write_json
+from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.files import jsonfile
+from spikeprune.files.atomic import write_json
 from spikeprune.integrations.sweeps.machine import cores, gpus
 from spikeprune.integrations.sweeps.spec import Sweep
 from spikeprune.integrations.sweeps.study import begun_trial, draw, open_study
 from spikeprune.integrations.sweeps.trial import Trial
 from spikeprune.report.results import results
 
-POLL = 0.25  # seconds between two looks at the trials
-HOPELESS = 3  # failures without any success, after which no more trials are started
+POLL = 0.25  # seconds between polls of the trials
+MAX_FAILURES = 3  # without any success; then no more trials are started
 
 
 def run_local(sweep: Sweep, folder: str | Path, trials: int | None = None, jobs: int | None = None) -> Driver:
-    """Run what is missing of a sweep in `folder`, `trials` in all, `jobs` at a time, and return what there is then.
+    """Run the missing trials of a sweep in `folder`, `trials` in all, `jobs` at a time; returns the finished driver.
 
     Raises InputError where another sweep has been started in `folder`, or is being run there.
     """
@@ -50,11 +51,11 @@ def run_local(sweep: Sweep, folder: str | Path, trials: int | None = None, jobs:
 
 
 def enter(sweep: Sweep, folder: Path) -> None:
-    """Note the sweep in its folder, or make sure that it is the one there; how many trials it has may change."""
+    """Write the sweep into its folder, or compare it with the one there; the number of trials may change."""
     now = {key: value for key, value in sweep.tree.items() if key not in ("run_cap", "description", "name")}
     path = folder / "sweep.json"
     if path.is_file():
-        before = jsonfile.read(path, "remove it if the sweep in this folder is the one to go on with")
+        before = jsonfile.read(path, "remove it if the sweep in this folder is the one to resume")
         now = jsonfile.loads(jsonfile.dumps(now))
         changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         if changed:
@@ -67,7 +68,7 @@ def enter(sweep: Sweep, folder: Path) -> None:
 
 
 class Driver:
-    """Starts trials as long as there are any to start, tells Optuna what becomes of them."""
+    """Starts trials up to the target and reports their scores and ends to Optuna."""
 
     def __init__(self, sweep: Sweep, folder: Path, target: int, jobs: int | None):
         self.sweep, self.folder, self.target = sweep, folder, target
@@ -89,7 +90,7 @@ class Driver:
             while self.fill() or self.running:
                 time.sleep(POLL)
                 for trial in list(self.running):
-                    self.look(trial)
+                    self.poll(trial)
         finally:
             self.stop()
 
@@ -122,18 +123,18 @@ class Driver:
         return self.next is not None or bool(self.left) or len(self.begun()) < self.target
 
     def choose(self) -> Trial | None:
-        """What an earlier start left unfinished, then new ones up to the target."""
-        hopeless = len(self.failed) >= HOPELESS and not self.done_now
-        if self.left and not hopeless:
+        """An unfinished trial of an earlier start, then new ones up to the target."""
+        give_up = len(self.failed) >= MAX_FAILURES and not self.done_now
+        if self.left and not give_up:
             return self.left.pop(0)
-        if hopeless or len(self.begun()) >= self.target:
+        if give_up or len(self.begun()) >= self.target:
             return None
         trial = self.prepare(self.study.ask())
         self.known.append(trial)
         return trial
 
     def waits(self, trial: Trial) -> bool:
-        """Whether a running trial is making a stage that this one could take over, and nobody has it yet."""
+        """Whether a running trial is making a stage that this one could take over, and no other trial has it yet."""
         made = max(other.made_for(trial) for other in self.known)  # its own stages among them
         return any(len(common_stages(other.config, trial.config)) > made for other in self.running)
 
@@ -151,13 +152,13 @@ class Driver:
         words = [self.sweep.experiment, *self.sweep.overrides(trial.values), *mine]
         trial.start(words, environment)
         self.running.append(trial)
-        trial.say(" ".join(f"{key}={trial.values[key]}" for key in self.sweep.swept))
+        trial.print_line(" ".join(f"{key}={trial.values[key]}" for key in self.sweep.swept))
 
-    # ---------------------------------------------------------------------------------------------- watching, and ends
+    # ---------------------------------------------------------------------------------------------- polling, and ends
 
-    def look(self, trial: Trial) -> None:
-        """Report the stages that a trial has finished since, stop it where it is not among the best, note its end."""
-        code = trial.process.poll()  # before the reports: what a trial wrote before it ended is then among them
+    def poll(self, trial: Trial) -> None:
+        """Report newly finished stages to Optuna, stop a trial that it prunes, handle a trial that has ended."""
+        code = trial.process.poll()  # before reading scores, so that a trial's last ones are read
         scores, lacking = self.scored(trial)
         known = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
         for step, score in enumerate(scores, 1):
@@ -180,22 +181,22 @@ class Driver:
             return [], str(error)
 
     def end(self, trial: Trial, code: int | None, scores: list[float], lacking: str) -> None:
-        """A trial that ran to its end without a score to compare has failed too."""
+        """Tell Optuna how a trial ended. One without a comparable score has failed."""
         import optuna
 
         if trial.pruned:
             self.study.tell(trial.number, state=optuna.trial.TrialState.PRUNED)
-            trial.say(f"stopped early after {trial.finished()[-1]}: {self.sweep.metric} {scores[-1]:.4g}")
+            trial.print_line(f"stopped early after {trial.finished()[-1]}: {self.sweep.metric} {scores[-1]:.4g}")
         elif code == 0 and trial.run.summary.is_file() and scores:
             self.study.tell(trial.number, scores[-1])
             self.done_now += 1
-            trial.say(f"{self.sweep.metric} {scores[-1]:.4g}")
+            trial.print_line(f"{self.sweep.metric} {scores[-1]:.4g}")
         else:
             self.failed[trial.number] = lacking or trial.why_failed(code)
-            trial.say(f"failed with exit code {code} ({trial.log}): {self.failed[trial.number]}")
+            trial.print_line(f"failed with exit code {code} ({trial.log}): {self.failed[trial.number]}")
 
     def settle(self, trial: Trial) -> bool:
-        """Note a trial that ended after the start that ran it; whether it has."""
+        """Record a trial whose process finished after its driver was gone; whether it had."""
         if not trial.run.summary.is_file():
             return False
         self.end(trial, 0, *self.scored(trial))
@@ -205,7 +206,7 @@ class Driver:
         for trial in self.running:
             trial.kill()
 
-    # --------------------------------------------------------------------------------------------------- what there is
+    # --------------------------------------------------------------------------------------------------- results
 
     def rows(self) -> list[dict[str, Any]]:
         """The trials that ran to their end: number, swept values, results, and the dense teacher's."""

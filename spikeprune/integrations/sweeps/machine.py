@@ -1,4 +1,4 @@
-"""What this machine has to run trials on."""
+"""CPU cores and GPUs of this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sweep on W&B's server: made there, its trials run by W&B's own agents, one per GPU or one per job of a cluster."""
+"""A sweep on W&B's server: its trials are run by W&B's own agents, one per GPU or one per job of a cluster."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from spikeprune.config.resources import shipped
 from spikeprune.errors import InputError
 from spikeprune.experiment import slurm_job
 from spikeprune.integrations.labels import label
@@ -15,7 +16,7 @@ from spikeprune.integrations.sweeps.machine import gpus
 from spikeprune.integrations.sweeps.spec import Sweep
 from spikeprune.integrations.wandb.sweeps import agent_command, create_sweep
 
-JOB = Path("experiments/slurm/sweep.sh")
+JOB = "sweep.sh"
 
 
 def run_online(sweep: Sweep, trials: int | None, agents: int | None) -> int:
@@ -36,10 +37,16 @@ def run_online(sweep: Sweep, trials: int | None, agents: int | None) -> int:
         return max(agent.wait() for agent in started)
     except BaseException:
         for agent in started:
-            agent.terminate()  # it ends its trial, and the server gives that out again
+            agent.terminate()  # it ends its trial, which the server assigns again
         for agent in started:
             agent.wait()
         raise
+
+
+def job_script() -> Path:
+    """The batch script of an agent: the working directory's own, or the package's."""
+    own = Path("experiments/slurm") / JOB
+    return own if own.is_file() else shipped() / "slurm" / JOB
 
 
 def run_on_slurm(sweep: Sweep, trials: int | None, options: str) -> int:
@@ -51,7 +58,7 @@ def run_on_slurm(sweep: Sweep, trials: int | None, options: str) -> int:
         given = shlex.split(options)
     except ValueError as error:
         raise InputError(f"--slurm={options}: {error}; write options as in a shell") from None
-    command = [*given, f"--array=1-{number}", str(JOB)]
+    command = [*given, f"--array=1-{number}", str(job_script())]
     slurm_job.sbatch("--test-only", *command, "NAME")
     name = start(sweep, trials)
     print(shlex.join(["sbatch", *command, name]), flush=True)
@@ -69,7 +76,7 @@ def start(sweep: Sweep, trials: int | None) -> str:
 
 
 def agent_environment() -> dict[str, str]:
-    """Agents start trials with the `python` of PATH, which has to be this one; this process' client is not theirs."""
+    """With this interpreter first on PATH, from which agents start trials, and without this process' W&B service."""
     folders = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
     mine = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
     return {**mine, "PATH": os.pathsep.join(folders)}

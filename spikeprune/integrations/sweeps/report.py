@@ -1,4 +1,4 @@
-"""What a local sweep ends with: a table of its trials, the Pareto front of quality and energy, and a figure of it."""
+"""The result of a local sweep: a table of its trials, the Pareto front of quality and energy, and its figure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from spikeprune.experiment.run_directory import write_json
+from spikeprune.files.atomic import write_json
 from spikeprune.integrations.sweeps.local import Driver
 from spikeprune.report.figures import front_figure
 from spikeprune.report.results import ENERGY, QUALITY, front
@@ -29,7 +29,7 @@ def report(driver: Driver) -> int:
     if not failed:
         return 0
     many = f"{len(failed)} trial{'s' * (len(failed) > 1)} failed"
-    print(f"error: {many}; the same command tries again: {driver.folder}/trials/N.log says why", file=sys.stderr)
+    print(f"error: {many}; see {driver.folder}/trials/N.log; the same command tries them again", file=sys.stderr)
     return 1
 
 

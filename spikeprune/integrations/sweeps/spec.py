@@ -29,7 +29,7 @@ TOP = ("name", "description", "project", "entity", "command", "method", "metric"
 TOP += ("early_terminate", "run_cap")
 ARGS = "${args_no_hyphens}"  # macro of W&B's agent: each parameter as key=value
 HEAD = ["${env}", "${interpreter}", "-m", "spikeprune", "train"]
-OF_AGENT = "${oc.env:WANDB_"  # what only an agent's trial finds in its environment
+OF_AGENT = "${oc.env:WANDB_"  # variables that only an agent sets for its trials
 OWN_DIR = "${oc.env:WANDB_RUN_ID}"  # the agent's name for a trial, which OmegaConf reads from the environment
 MANY = 300  # combinations of a grid that are checked one by one; of more, each value alone
 
@@ -57,7 +57,7 @@ class Parameter:
 @dataclass(frozen=True)
 class Sweep:
     path: Path
-    tree: dict[str, Any]  # the file's, with the command line's values; what W&B's server gets
+    tree: dict[str, Any]  # the file with the command line's values, as W&B's server gets it
     method: str
     metric: str
     goal: str
@@ -83,7 +83,7 @@ class Sweep:
         return [dict(zip((p.key for p in self.parameters), row, strict=True)) for row in values]
 
     def overrides(self, values: Mapping[str, Any]) -> list[str]:
-        """What stands behind the experiment's name."""
+        """The trial's `key=value` arguments."""
         return [*self.fixed, *(scalars.spelt(key, value) for key, value in values.items())]
 
     def config(self, values: Mapping[str, Any], *more: str) -> Config:
@@ -91,7 +91,7 @@ class Sweep:
 
 
 def read(path: str | Path, given: Iterable[str] = ()) -> Sweep:
-    """The sweep of a file, with `key=value` of the command line fixed in place of what it says about these keys.
+    """The sweep of a file, with `key=value` of the command line in place of the file's values of these keys.
 
     Raises InputError with every problem found, before anything is made or started.
     """
@@ -128,7 +128,7 @@ def _of_parameter(key: str, how: Any) -> Any:
 
 
 def _typed(key: str, value: Any) -> Any:
-    """What cannot be read stays text, which the configuration refuses."""
+    """Unreadable text stays text, which the configuration refuses."""
     kind = type_of(key)
     if kind is None or is_dataclass(kind):
         return scalars.plain(value)
@@ -155,7 +155,7 @@ def _fixed(given: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def _parse(path: Path, tree: dict[str, Any]) -> Sweep:
-    """The sweep with what is wrong with the file's form; only without problems is it one to use."""
+    """The sweep and, in `problems`, the errors of the file's form."""
     problems = [f"{key}: unknown; there are {nearest(key, TOP)}" for key in tree if key not in TOP]
     method, metric = tree.get("method"), tree.get("metric")
     if method not in METHODS:
@@ -220,7 +220,7 @@ def _parameter(key: str, how: Any, method: str) -> Parameter:
         if key == "task" and len(values) > 1:
             raise InputError("task: scores of different tasks have no common front; give each task a sweep of its own")
         if None in values:
-            raise InputError(f"{key}: null cannot be passed by W&B's agent; leave the key out where nothing is meant")
+            raise InputError(f"{key}: null cannot be passed by W&B's agent; leave the key out")
         return Parameter(key, tuple(values))
     return _range(key, how, method)
 
@@ -249,7 +249,7 @@ def _range(key: str, how: Mapping[str, Any], method: str) -> Parameter:
 
 
 def _rungs(tree: Any, problems: list[str]) -> tuple[int, int] | None:
-    """(first rung, factor): of the trials that reach a rung only the best of `factor` go on. As W&B: rungs are at
+    """(first rung, factor): of the trials that reach a rung only the best of `factor` continue. As W&B: rungs are at
     `min_iter` × eta^k, or with `max_iter` and `s` at `max_iter` / eta^s and up."""
     if tree is None:
         return None
@@ -270,7 +270,7 @@ def _rungs(tree: Any, problems: list[str]) -> tuple[int, int] | None:
 
 
 def check(sweep: Sweep) -> list[str]:
-    """What the configuration says against the sweep's keys and values; empty when all is well."""
+    """Problems of the sweep's keys and values under the configuration; empty for a valid sweep."""
     first = {p.key: p.samples()[0] for p in sweep.parameters}
     if problems := _load(sweep, [first]):  # a wrong key would come back with every value
         return problems
@@ -288,7 +288,7 @@ def _load(sweep: Sweep, tried: Sequence[Mapping[str, Any]]) -> list[str]:
             sweep.config(values, "run.dir=check")
         except InputError as error:
             lines = str(error).splitlines()
-            lines = lines[1:] or lines  # of several problems the first line says how many
+            lines = lines[1:] or lines  # of several problems the first line is their number
             found |= dict.fromkeys(line.strip().removesuffix(" [command line]") for line in lines)
     return list(found)
 

@@ -1,4 +1,4 @@
-"""Optuna's side of a local sweep: its storage, what it chooses, and a trial's values."""
+"""Optuna in a local sweep: its storage, its samplers, and a trial's values."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def begun_trial(study: Any, storage: Any, number: int) -> Any:
 
 
 def draw(trial: Any, sweep: Sweep) -> dict[str, Any]:
-    """A trial's values. Each has a sampler of its own, seeded by trial and key: a draw that a kill cut short ends as it
-    would have, and one that goes on with the next trial does not repeat the first start's values."""
+    """A trial's values. Each has a sampler of its own, seeded by trial and key: a draw that was interrupted is
+    completed as it would have been, and later trials do not repeat the values of an earlier start."""
     values = {}
     for parameter in sweep.parameters:
         trial.study.sampler = sampler(sweep, zlib.crc32(f"{trial.number} {parameter.key}".encode()))

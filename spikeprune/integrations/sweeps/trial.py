@@ -1,4 +1,4 @@
-"""One trial of a local sweep: a run in a process of its own, and what it has come to so far."""
+"""One trial of a local sweep: a run in a process of its own, and its scores so far."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from spikeprune.training import signals
 
 @dataclass
 class Trial:
-    """A trial of this start: Optuna's side of it, its configuration and run, and its process once there is one."""
+    """A trial: Optuna's object, its configuration, its run directory and, once started, its process."""
 
     trial: Any  # optuna.Trial
     values: dict[str, Any]
@@ -52,7 +52,7 @@ class Trial:
             )
 
     def kill(self) -> None:
-        self.process.kill()  # as good as any end: a run goes on from its last checkpoint
+        self.process.kill()  # safe at any time: a run resumes from its last checkpoint
         self.process.wait()
 
     def made_for(self, other: Trial) -> int:
@@ -65,12 +65,12 @@ class Trial:
         return [name for name in active_stages(self.config) if self.run.finished(name)]
 
     def steps(self) -> int:
-        """How many scores it will have."""
+        """The number of scores when it is finished."""
         return len([name for name in active_stages(self.config) if name != "teacher"])
 
     def scores(self, metric: str) -> list[float]:
         """The metric after each finished stage of the student, in order. Raises InputError where a stage's record is
-        damaged, or lacks it or what the front is made of."""
+        damaged, or lacks the metric, the score or the energy."""
         students = [name for name in self.finished() if name != "teacher"]
         if not students:
             return []
@@ -89,5 +89,5 @@ class Trial:
         lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return lines[-1] if lines else f"exit code {code}"
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         print(f"[trial {self.number}] {text}", flush=True)

@@ -1,4 +1,4 @@
-"""RecordsLogger: every logged metric as a line of the run's `metrics.jsonl`, and to a further receiver."""
+"""A Lightning logger that hands each record of metrics to functions, such as one that writes `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from spikeprune.experiment.run_directory import RunDirectory
-
 
 class RecordsLogger(Logger):
-    """Lines `{"stage", "step", "global_step", …}`: `step` counts in the stage, `global_step` over the whole run.
-    `also` receives each line, too."""
+    """Records `{"stage", "step", "global_step", metric: value, …}`: `step` counts in the stage, `global_step` over the
+    whole run, of which `offset` steps lie before this stage. Each of `writers` is called with every record."""
 
-    def __init__(self, run: RunDirectory, *, stage: str, offset: int, also: Callable[[Mapping[str, Any]], None]):
+    def __init__(self, *writers: Callable[[dict[str, Any]], None], stage: str, offset: int):
         super().__init__()
-        self.run, self.stage, self.offset, self.also = run, stage, offset, also
+        self.writers, self.stage, self.offset = writers, stage, offset
 
     @property
     def name(self) -> str:
@@ -36,5 +34,5 @@ class RecordsLogger(Logger):
         step = step or 0
         values = {key: float(value) for key, value in metrics.items()}
         record = {"stage": self.stage, "step": step, "global_step": self.offset + step, **values}
-        self.run.append_metrics(record)
-        self.also(record)
+        for write in self.writers:
+            write(record)

@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
-from spikeprune.experiment.run_directory import write_atomic
+from spikeprune.files.atomic import write_atomic
 from spikeprune.training import distributed
 
 

@@ -296,7 +296,8 @@ def pages() -> dict[Path, str]:
         page = between_marks(page, name, table)
     readme = between_marks(README.read_text(encoding="utf-8"), "results", setting_table(found))
     if (KEPT / FIRST_RUN).is_file():
-        readme = between_marks(readme, "first run", terminal(jsonfile.loads((KEPT / FIRST_RUN).read_text("utf-8"))))
+        kept = jsonfile.loads((KEPT / FIRST_RUN).read_text(encoding="utf-8"))
+        readme = between_marks(readme, "first run", terminal(kept))
     return {PAGE: page, README: readme}
 
 

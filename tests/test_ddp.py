@@ -167,7 +167,7 @@ def test_metrics_of_two_processes_are_those_of_one(tmp_path) -> None:
 @pytest.mark.parametrize("own", [True, False], ids=["its own teacher", "another teacher"])
 def test_validation_asks_the_teacher_once_a_batch(own) -> None:
     module, asked = small_module({"soft": 1.0}), []
-    teach = module.answer if own else module.teacher_outputs
+    teach = module.infer if own else module.teacher_outputs
     module.teacher_outputs = lambda batch: asked.append(batch) or teach(batch)
     generator = torch.Generator().manual_seed(2)
     batches, apart, same = [], 0.0, 0
@@ -175,7 +175,7 @@ def test_validation_asks_the_teacher_once_a_batch(own) -> None:
         ids = torch.randint(1, 30, (size, 5), generator=generator)
         batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
         batches.append(batch | {"labels": ids[:, 0] % 2})
-        p, q = (answer(batch).logits.detach().softmax(-1) for answer in (teach, module.answer))
+        p, q = (answer(batch).logits.detach().softmax(-1) for answer in (teach, module.infer))
         apart += (p * (p / q).log()).sum().item()
         same += (p.argmax(-1) == q.argmax(-1)).sum().item()
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)

@@ -158,7 +158,7 @@ def test_graphed_answers_equal_plain_ones(coding: str, kernels: str, residual: s
         here = batch((16, 24)[step % 2], step)
         with torch.inference_mode(step % 4 < 2):
             plain = made.measured({name: here[name] for name in INPUTS})
-            found = made.answer(here)
+            found = made.infer(here)
         torch.testing.assert_close(found.logits, plain.logits, rtol=1e-5, atol=1e-5)
         assert list(found.counts) == list(plain.counts) and len(found.hidden) == len(plain.hidden)
         assert all(torch.equal(found.counts[name], counts) for name, counts in plain.counts.items())

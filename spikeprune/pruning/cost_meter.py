@@ -31,7 +31,7 @@ class CostReading:
 
 
 class CostMeter:
-    """Counts a student's operations on `batches`: spikes of `models.inference.answer`, counted as by
+    """Counts a student's operations on `batches`: spikes of `models.inference.infer`, counted as by
     `cost.operations.count`, padding left out.
 
     `target`: `energy` in the dense teacher's energy on the same sentences (without element-wise work, as `energy_pj`),

@@ -54,7 +54,7 @@ class TaskModule(L.LightningModule):
         self.total_steps = len(self.trainer.datamodule.train_dataloader()) * self.trainer.max_epochs
         return adamw(self, self.optimization, self.total_steps)
 
-    def answer(self, batch: Mapping[str, Tensor]) -> Outputs:
+    def infer(self, batch: Mapping[str, Tensor]) -> Outputs:
         """The outputs that quality is judged by."""
         raise NotImplementedError
 
@@ -100,7 +100,7 @@ class TaskModule(L.LightningModule):
         )
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Outputs:
-        outputs = self.answer(batch)
+        outputs = self.infer(batch)
         logits = outputs.logits.float()
         predictions = logits[:, 0] if self.task.regression else logits.argmax(-1)
         self.dev_metrics[dataloader_idx].update(predictions, batch["labels"])

@@ -20,14 +20,14 @@ class TeacherModule(TaskModule):
         super().__init__(**common)
         self.teacher = teacher
 
-    def answer(self, batch: Mapping[str, Tensor]) -> Outputs:
+    def infer(self, batch: Mapping[str, Tensor]) -> Outputs:
         return self.teacher(*(batch[name] for name in INPUTS))
 
     def models(self) -> list[nn.Module]:
         return [self.teacher]
 
     def learn(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        logits = self.answer(batch).logits.float()
+        logits = self.infer(batch).logits.float()
         loss = losses.hard_loss(logits, batch["labels"], regression=self.task.regression).mean()
         terms = whole_batch({"hard": loss}, batch)
         return {"loss": terms["hard"], **terms}

@@ -48,11 +48,20 @@ def published() -> list[dict]:
 
 def keep(run: Path) -> None:
     """Copy the summary of a finished run under its task, preset, data, kind of weights and seed."""
-    summary = of_a_commit(run / "summary.json")
+    summary = without_place(of_a_commit(run / "summary.json"))
     named = [summary["task"], str(summary["preset"]), summary["data"]["source"], *few_bits(summary)]
     name = "-".join([*named, f"s{summary['seed']}"])
     KEPT.mkdir(exist_ok=True)
     (KEPT / f"{name}.json").write_text(jsonfile.dumps(summary, indent=1) + "\n", encoding="utf-8")
+
+
+def without_place(summary: dict) -> dict:
+    """A summary with the name alone of the directory that its data lay in."""
+    data = summary["data"]
+    if data["source"] != "dir":
+        return summary
+    origin, name = data["origin"], Path(data["origin"]).name
+    return {**summary, "data": {**data, "origin": name, "banner": data["banner"].replace(origin, name)}}
 
 
 def keep_ablation(folder: Path) -> None:

@@ -349,7 +349,7 @@ def test_the_teacher_has_no_early_answers(run, capsys) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("cost.early_exit=confidence", "cost.early_exit = confidence: the coding accumulate has one answer, at"),
+        ("cost.early_exit=confidence", "cost.early_exit = confidence: the coding accumulate has one output, at"),
         ("cost.early_exit=rate", "cost.early_exit = rate: choose from"),
         ("time.early_exti=asr", "time.early_exti: unknown key (did you mean cost.early_exit"),
         ("seed=3", "seed: is fixed by the run; here may change "),

@@ -36,7 +36,9 @@ def test_a_run_trains_in_it(precision, fused, glue, tmp_path) -> None:
     pipeline.run(load(GLUE, [*micro(tmp_path / "run", glue), *SHORT, f"run.precision={precision}"]))
     weights = RunDirectory(tmp_path / "run").weights("spatial")
     assert all(x.isfinite().all() for x in weights.values())
-    assert weights["classifier.weight"].dtype == (torch.float64 if precision == "64-true" else torch.float32)
+    assert weights["spiking_bert.classifier.weight"].dtype == (
+        torch.float64 if precision == "64-true" else torch.float32
+    )
 
 
 class Steps(DistillationModule):

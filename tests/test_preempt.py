@@ -20,7 +20,7 @@ from test_resume import result, steps_of
 from spikeprune import cli
 from spikeprune.experiment.build import trainers
 from spikeprune.experiment.run_directory import RunDirectory
-from spikeprune.experiment.stage import resume_step
+from spikeprune.experiment.stage import read_checkpoint
 from spikeprune.training import signals
 
 USR1, TERM = signal.SIGUSR1, signal.SIGTERM
@@ -84,7 +84,7 @@ def test_signalled_again_and_again_equals_undisturbed(undisturbed, glue, tmp_pat
         assert "Traceback" not in log.read_text() and not list(run.path.glob("lock.*"))
         unfinished = next(name for name in STAGES if not run.finished(name))
         assert stage in (unfinished, "measure")
-        assert resume_step(run.resume(unfinished)) == step
+        assert read_checkpoint(run.resume(unfinished), "")["global_step"] == step
     assert start(arguments, log) == 0, log.read_text()
     found, wanted = result(run), result(undisturbed)
     for name in STAGES:

@@ -247,6 +247,6 @@ def test_the_package_itself_imports_no_torch() -> None:
 def test_an_unknown_name_of_the_package_is_an_attribute_error() -> None:
     import spikeprune
 
-    assert set(spikeprune.PUBLIC) < set(dir(spikeprune))
+    assert set(spikeprune.__all__) <= set(dir(spikeprune))
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
         _ = spikeprune.nonsense

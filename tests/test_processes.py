@@ -118,7 +118,7 @@ def test_a_process_ends_with_its_parent_however_that_goes() -> None:
 @pytest.mark.parametrize(
     ("run", "environment", "message"),
     [
-        ({"num_nodes": 2}, {}, "nobody has started it on several machines; use srun"),
+        ({"num_nodes": 2}, {}, "the run is started on one machine only; use srun"),
         ({"devices": 2}, {"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "x"}, "start it with srun"),
         (
             {"devices": 2},

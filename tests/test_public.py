@@ -32,10 +32,10 @@ def test_run_load_and_evaluate(tmp_path: Path, glue: Path) -> None:
     assert list(dict.fromkeys(follower.calls)) == ["check", "opened", "log", "stage_done", "finished"]
     assert follower.calls.count("stage_done") == 6
     assert spikeprune.evaluate(tmp_path / "run")["main"] == summary["stages"]["finetune"]["main"]
-    student = spikeprune.load(tmp_path / "run", "spatial")
-    assert student.heads.sum(1).tolist() == summary["stages"]["spatial"]["heads"] and not student.training
-    with pytest.raises(InputError, match="the teacher is no spiking network"):
-        spikeprune.load(tmp_path / "run", "teacher")
+    model = spikeprune.load(tmp_path / "run" / "stages" / "spatial")
+    assert model.spiking_bert.heads.sum(1).tolist() == summary["stages"]["spatial"]["heads"] and not model.training
+    with pytest.raises(InputError, match="holds no model"):
+        spikeprune.load(tmp_path)
 
 
 def test_run_takes_a_configuration_or_overrides(monkeypatch) -> None:

@@ -72,8 +72,9 @@ def test_a_stage_of_no_epochs_prunes_and_learns_nothing(run) -> None:
     assert min(record["heads"]) >= 1 and min(record["ffn"]) >= 4
     before, after = run.weights("internal_kd"), run.weights("spatial")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert {"heads", "ffn"} <= changed
-    assert all(name in ("heads", "ffn") or name.endswith(("out.weight", "down.weight")) for name in changed)
+    masks = {"spiking_bert.heads", "spiking_bert.ffn"}
+    assert masks <= changed
+    assert all(name in masks or name.endswith(("out.weight", "down.weight")) for name in changed)
     logged = [r for r in run.read_metrics() if "compress/operations" in r]
     assert len(logged) == 1 and logged[0]["stage"] == "spatial" and logged[0]["compress/operations"] < 0.5
     assert logged[0]["compress/block"] <= logged[0]["compress/diagonal"]
@@ -91,7 +92,7 @@ def test_with_epochs_it_goes_on_learning_and_a_share_too_small_is_refused(run) -
         pipeline.run(start(run.path.parent / "more", "stages.spatial.epochs=2"))
         more = RunDirectory(run.path.parent / "more").record("spatial")
         assert more["steps"] == 16 and sum(more["heads"]) < 6
-        with pytest.raises(InputError, match="stages.spatial.operations = 0.02: every layer keeps 1 heads and 4 neur"):
+        with pytest.raises(InputError, match="stages.spatial.operations = 0.02: the floors of 1 heads and 4 neur"):
             pipeline.run(start(run.path.parent / "small", "stages.spatial.epochs=0", "stages.spatial.operations=0.02"))
 
 

@@ -29,7 +29,7 @@ from spikeprune import cli
 from spikeprune.experiment import slurm_job
 from spikeprune.experiment.lock import Holder
 from spikeprune.experiment.run_directory import RunDirectory
-from spikeprune.experiment.stage import resume_step
+from spikeprune.experiment.stage import read_checkpoint
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
@@ -113,7 +113,7 @@ def interrupt(cluster: Cluster, job: str, run: RunDirectory, stage: str) -> int:
     cluster.signal(job, "USR1")
     restarts = int(cluster.show(job)["Restarts"])
     wait_for(lambda: run.resume(stage).is_file() and not list(run.path.glob("lock.*")), 30)
-    step = resume_step(run.resume(stage))
+    step = read_checkpoint(run.resume(stage), "")["global_step"]
     wait_for(lambda: int(cluster.show(job)["Restarts"]) > restarts or cluster.show(job)["JobState"] == "PENDING", 30)
     assert not run.finished(stage)
     return step
@@ -173,7 +173,7 @@ def test_a_cancelled_job_leaves_a_checkpoint_and_no_lock(cluster, jobs, folder) 
     assert cluster.wait(job)["JobState"] == "CANCELLED"
     wait_for(lambda: "stopped by SIGTERM" in log.read_text(), 10)
     wait_for(lambda: not list(run.path.glob("lock.*")), 10)
-    assert resume_step(run.resume("internal_kd")) > 0 and "goes back" not in log.read_text()
+    assert read_checkpoint(run.resume("internal_kd"), "")["global_step"] > 0 and "requeued" not in log.read_text()
 
 
 def test_requeued_in_the_middle_of_three_stages_equals_undisturbed(cluster, jobs, interruptions, twin, folder) -> None:

@@ -297,7 +297,7 @@ def test_a_run(runs, capsys) -> None:
         assert found["cost"]["ac"] == pytest.approx(run.record("finetune")["cost"]["ac"])
     capsys.readouterr()
     assert cli.main(["evaluate", str(run.path)]) == 0
-    assert re.search(r"^synapses +\d+\.\d %", capsys.readouterr().out, re.M)
+    assert re.search(r"^synapses +\d+\.\d  ?%", capsys.readouterr().out, re.M)
     assert "synapses 40 % of those between kept units" in summary_table(json.loads(run.summary.read_text()))
     assert cli.main(["compact", str(run.path)]) == 0
     record, bytes_ = json.loads((run.compact / "record.json").read_text()), run.record("finetune")["cost"]["bytes"]

@@ -143,7 +143,7 @@ def test_a_regression_has_no_agreement_in_the_table() -> None:
     found["joint", 0]["stages"]["finetune"]["fidelity"] = {"divergence": 0.25}
     table = to_markdown(found, {})
     assert "| accuracy | agreement | squared difference | AC |" in table and "| joint | 80.0 | - | 0.250 |" in table
-    assert "KL" not in table and "answers and the teacher's." in table
+    assert "KL" not in table and "between the student's outputs and the teacher's." in table
 
 
 def test_ways_are_compared_seed_by_seed() -> None:

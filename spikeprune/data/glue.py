@@ -24,8 +24,6 @@ from spikeprune.files import jsonfile
 
 SOURCES = ("auto", "hub", "dir", "embedded")
 
-SOURCES = ("auto", "hub", "dir", "embedded")
-
 
 @dataclass(frozen=True)
 class Split:

@@ -207,7 +207,8 @@ def generate(task: Task, *, seed: int, train: int, dev: int) -> dict[str, tuple[
     for name, size in (("train", train), ("dev", dev)):
         if size < classes:
             raise InputError(
-                f"data.embedded_{name} is {size}, but task {task.name} has {classes} labels to show; raise it"
+                f"data.embedded = [{train}, {dev}]: {size} {name} examples cannot show the {classes} labels of "
+                f"{task.name}"
             )
     sizes = {TRAIN: train, **dict.fromkeys(task.dev, dev)}
     random, seen, splits = Random(f"{task.name}-{seed}"), set(), {}

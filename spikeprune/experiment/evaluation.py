@@ -42,7 +42,7 @@ def evaluate(
     if compacted:
         name = directory.compact_record()["parent"]["stage"]
     directory.record(name)
-    idle = [key for key in overrides if key.startswith(("student.", "time."))] + ["--stepwise"] * stepwise
+    idle = [key for key in overrides if key.startswith(("student.", "cost.early_exit"))] + ["--stepwise"] * stepwise
     if idle and name == "teacher":
         raise InputError(f"{' '.join(idle)}: the teacher does not spike; name a stage of the student")
     teacher = load_teacher(context, directory)

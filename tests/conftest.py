@@ -19,8 +19,10 @@ pytest.register_assert_rewrite("tracked", "together", "cluster")
 settings.register_profile("spikeprune", deadline=None, max_examples=50)  # machines differ in speed
 settings.load_profile("spikeprune")
 
-threads = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
-os.environ.setdefault("OMP_NUM_THREADS", threads)  # read when torch is imported; subprocesses inherit it
+# read when torch is imported; subprocesses inherit it, and workers what the process that started them has set
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault(
     "OMP_WAIT_POLICY", "PASSIVE"
 )  # several test files at a time: spinning threads would hold each other up

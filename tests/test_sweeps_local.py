@@ -204,6 +204,6 @@ def test_a_trial_that_fails_is_named_and_tried_again(glue, tmp_path) -> None:
     words = [str(file), "stages.spatial.heads=0.5", "stages.spatial.ffn=0.4", "--local", "--dir", str(tmp_path / "out")]
     printed = sweep(tmp_path / "log", *words, code=1)
     assert "[trial 0] failed with exit code 2 (" in printed and str(data) in printed
-    assert "error: 1 trial failed; the same command tries again" in printed and "Traceback" not in printed
+    assert "1 trial failed" in printed and "the same command tries them again" in printed and "Traceback" not in printed
     shutil.copytree(glue, data)
     assert "[trial 0] result/main" in sweep(tmp_path / "log", *words)

@@ -1,7 +1,7 @@
 # `make help` lists the targets.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup glue slurm fetch ablation sweep sweep-local test test-slow test-kernels check results bench lock clean
+.PHONY: help setup glue slurm fetch ablation sweep sweep-local test test-slow test-kernels check results docs bench lock clean
 
 PYTHON ?= python3
 PRESET ?= tiny
@@ -140,8 +140,13 @@ check: $(STAMP)  ## ruff, ruff format and the import-layer test
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -q tests/test_layers.py
 
-results: $(STAMP)  ## the README's table and pictures [RUNS="runs/mrpc-tiny-s0 …" to take in]
+results: $(STAMP)  ## the tables of README and docs/results.md [RUNS="runs/mrpc-tiny-s0 …" to keep]
 	$(BIN)/python experiments/results.py $(RUNS)
+
+docs: $(STAMP)  ## the pages and figures that are generated: configuration, figures, results
+	$(BIN)/python -c 'from spikeprune.config.reference import markdown; print(markdown(), end="")' > docs/configuration.md
+	$(BIN)/python docs/figures/draw.py
+	$(BIN)/python experiments/results.py
 
 # The benchmark's peers come without what they depend on: they run on what is here, and SpikingJelly would bring another
 # torch. A row whose peer is missing says so.

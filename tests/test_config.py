@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from micro import GLUE
+from micro import GLUE, ROOT
 
 from spikeprune.config import reference, scalars
 from spikeprune.config.load import Config, differences, load, read_resolved, resolve, to_yaml
@@ -82,6 +82,7 @@ def test_every_key_is_explained() -> None:
     assert all(entry.help and "\n" not in entry.help for entry in found)
     assert reference.distinct() <= 80 and len({entry.key for entry in found}) == len(found)
     page = reference.markdown()
+    assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == page  # else: make docs
     assert all(f"| `{entry.key}` |" in page for entry in found)
     lines = reference.explained(GLUE, ["preset=tiny", "seed=7"])
     assert any(line.startswith("seed: 7 ") and line.endswith("# command line") for line in lines)

@@ -206,7 +206,7 @@ def test_a_comparison_of_devices_is_kept_with_what_it_was_made_on(tmp_path, glue
     found, said = json.loads(out.read_text()), capfd.readouterr().out
     made, legs = found["made"], found["legs"]
     assert (made["commit"], made["torch"]) == (commit(), torch.__version__)
-    assert made["hardware"] == f"{hardware(CPU).rpartition(',')[0]}, 1 threads"  # of a leg, by OMP_NUM_THREADS
+    assert made["hardware"] == f"{hardware(CPU).rpartition(',')[0]}, 1 threads"  # OMP_NUM_THREADS
     assert (made["train_limit"], made["batch"], made["devices"], made["preset"]) == (48, 4, 2, "tiny")
     assert made["overrides"] == words and "48 training examples" in made["data"]
     assert {name: leg["steps"] for name, leg in legs.items()} == {"1 × 4": 12, "2 × 4": 6}

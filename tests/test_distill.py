@@ -172,5 +172,11 @@ def test_a_limit_falls_by_equal_factors() -> None:
     [("[0,1,2]", [0, 1, 2]), ("[1,4]", [1, 4]), ("3", [1, 3, 5]), ("null", [0, 1, 2, 3, 4, 5])],
 )
 def test_a_list_of_layers_is_taught_by_those_and_a_number_by_evenly_spread_ones(layers, taught_by, tmp_path) -> None:
-    given = [*micro(tmp_path), "task=mrpc", "teacher.layers=6", f"student.layers={layers}", "data.embedded=[40,20]"]
+    given = [
+        *micro(tmp_path),
+        "task=mrpc",
+        "teacher.size=[24,6,3,37]",
+        f"student.layers={layers}",
+        "data.embedded=[40,20]",
+    ]
     assert prepare(load(GLUE, given)).layers == taught_by

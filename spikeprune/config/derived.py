@@ -57,11 +57,17 @@ def least_neurons(ffn: int) -> int:
     return max(1, min(8, ffn // 8))
 
 
+def scratch_size(config: Config) -> dict[str, int]:
+    """Sizes of a teacher from random weights, by their names; empty while they are not valid."""
+    size, names = config.teacher.size, ("hidden", "layers", "heads", "ffn")
+    return dict(zip(names, size, strict=True)) if len(size) == len(names) and min(size) >= 1 else {}
+
+
 def student_layers(config: Config) -> int | None:
     """L where the configuration alone tells it; None where only the teacher's checkpoint does."""
     layers = config.student.layers
     if layers is None:
-        return config.teacher.layers if config.teacher.checkpoint is None else None
+        return scratch_size(config).get("layers") if config.teacher.checkpoint is None else None
     return layers if is_int(layers, 1) else len(layers) if is_ints(layers, 0) else None
 
 

@@ -90,10 +90,11 @@ class Teacher:
     checkpoint: str | None = key(
         None, "hub name or directory of a BERT; null: a small one from random weights", check=NO_TEXT
     )
-    hidden: int = key(128, "channels of a teacher from random weights", check=AT_LEAST_1)
-    layers: int = key(2, "layers of a teacher from random weights", check=AT_LEAST_1)
-    heads: int = key(4, "attention heads of a teacher from random weights", check=AT_LEAST_1)
-    ffn: int = key(512, "feed-forward neurons of a teacher from random weights", check=AT_LEAST_1)
+    size: list[int] = key(
+        [128, 2, 4, 512],
+        "channels, layers, heads, feed-forward neurons of a teacher from random weights",
+        check=("must be four numbers of at least 1", lambda v: len(v) == 4 and min(v) >= 1),
+    )
     vocab_size: int = key(
         4000,
         "WordPiece vocabulary of a teacher from random weights",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from spikeprune.config.derived import is_int, is_ints, runs, stage_rows, student_layers
+from spikeprune.config.derived import is_int, is_ints, runs, scratch_size, stage_rows, student_layers
 from spikeprune.config.names import CANDIDATES, LONGEST
 from spikeprune.config.schema import Config, Losses, Stage
 from spikeprune.config.tasks import TASKS
@@ -49,14 +49,15 @@ def lists(config: Config) -> Iterator[Problem]:
 
 
 def teacher(config: Config) -> Iterator[Problem]:
-    t = config.teacher
-    if t.checkpoint is None and t.hidden % t.heads:
-        yield ("teacher.heads", "teacher.hidden"), f"teacher.heads = {t.heads}: must divide teacher.hidden = {t.hidden}"
+    size = scratch_size(config)
+    if config.teacher.checkpoint is None and size and size["hidden"] % size["heads"]:
+        text = f"its third number, the heads, must divide the first, {size['hidden']} channels"
+        yield ("teacher.size",), f"teacher.size = {config.teacher.size}: {text}"
 
 
 def student(config: Config) -> Iterator[Problem]:
-    s, total, keys = config.student, config.teacher.layers, ("student.layers", "teacher.layers")
-    known = config.teacher.checkpoint is None
+    s, total, keys = config.student, scratch_size(config).get("layers"), ("student.layers", "teacher.size")
+    known = config.teacher.checkpoint is None and total is not None
     if is_ints(s.layers, 0) and s.layers != sorted(set(s.layers)):
         yield keys, f"student.layers = {s.layers}: must name each layer once, in rising order"
     elif known and is_ints(s.layers, 0) and s.layers[-1] >= total:

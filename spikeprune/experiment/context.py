@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from spikeprune.config.derived import active_stages, least_neurons, runs
+from spikeprune.config.derived import active_stages, least_neurons, runs, scratch_size
 from spikeprune.config.schema import Config, Stage
 from spikeprune.config.tasks import Task, get_task
 from spikeprune.data.glue import GlueData, RawData, load_raw
@@ -74,9 +74,8 @@ def prepare(config: Config, *, tokenizer_from: str | None = None) -> RunContext:
         bert = read_config(tokenizer_from or checkpoint, classes=task.num_labels)
     else:
         t = config.teacher
-        size = {"hidden": t.hidden, "layers": t.layers, "heads": t.heads, "ffn": t.ffn}
-        size["dropout"] = 0.1 if t.dropout is None else t.dropout
-        bert = scratch_config(vocab=len(tokenizer), positions=data.max_length, classes=task.num_labels, **size)
+        size = {"vocab": len(tokenizer), "positions": data.max_length, "classes": task.num_labels}
+        bert = scratch_config(**scratch_size(config), **size, dropout=0.1 if t.dropout is None else t.dropout)
     check_fit(config, bert, tokens=tokens_of(tokenizer), types=types_of(tokenizer, task))
     tokenizer.model_max_length = min(tokenizer.model_max_length, bert.max_position_embeddings)  # saved with every stage
     layers = chosen_layers(config.student.layers, bert.num_hidden_layers)

@@ -20,10 +20,10 @@ import torch
 from spikeprune.config.derived import least_neurons
 from spikeprune.experiment import checkpoints, evaluation, streams
 from spikeprune.experiment.build.modules import student_module
-from spikeprune.experiment.build.networks import student_shape
 from spikeprune.models.inference import infer
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS
+from spikeprune.models.shape import student_shape
 from spikeprune.pruning import mask_search
 from spikeprune.pruning.criteria import CRITERIA
 from spikeprune.pruning.mask_tuning import tune
@@ -36,30 +36,30 @@ BATCHES, BATCH_SIZE = 16, 32  # training sentences that decisions are made on
 
 class OneShot:
     def __init__(self, run: str, stage: str | None, seed: int):
-        directory, self.parts = evaluation.reopen(run, None)
-        self.stage = stage or evaluation.last_finished(self.parts, directory)
+        directory, self.context = evaluation.reopen(run, None)
+        self.stage = stage or evaluation.last_finished(self.context, directory)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.student = checkpoints.load_student(directory, self.stage)
-        teacher = checkpoints.load_teacher(self.parts, directory)
-        self.module = student_module(self.parts, self.stage, self.student, teacher).to(device).eval()
+        teacher = checkpoints.load_teacher(self.context, directory)
+        self.module = student_module(self.context, self.stage, self.student, teacher).to(device).eval()
         self.mode = self.module.forward_mode
-        self.parts.data.setup("fit")
-        batches = self.parts.data.fixed_batches(BATCHES, BATCH_SIZE, seed)
+        self.context.data.setup("fit")
+        batches = self.context.data.fixed_batches(BATCHES, BATCH_SIZE, seed)
         self.train = [{name: x.to(device) for name, x in batch.items()} for batch in batches]
-        dev = self.parts.data.val_dataloader()[0]
+        dev = self.context.data.val_dataloader()[0]
         self.dev = [{name: x.to(device) for name, x in batch.items()} for batch in dev]
-        self.shape, self.seed = student_shape(self.parts), seed
+        self.shape, self.seed = student_shape(self.student), seed
         self.floors = {"heads": 1, "ffn": least_neurons(self.student.ffn.shape[1])}
         self.prices = mask_search.unit_operations(self.student, self.train, self.shape)
 
     @torch.no_grad()
     def score(self, student: SpikingBert) -> float:
-        metrics = task_metrics(self.parts.task).to(self.dev[0]["labels"].device)
+        metrics = task_metrics(self.context.task).to(self.dev[0]["labels"].device)
         for batch in self.dev:
             logits = infer(student.eval(), *(batch[name] for name in INPUTS)).logits
-            answers = logits[:, 0] if self.parts.task.regression else logits.argmax(-1)
+            answers = logits[:, 0] if self.context.task.regression else logits.argmax(-1)
             metrics.update(answers, batch["labels"])
-        return 100 * float(main_metric(self.parts.task, metrics.compute()))
+        return 100 * float(main_metric(self.context.task, metrics.compute()))
 
     def operations(self, student: SpikingBert) -> float:
         kept = sum((self.prices[name] * getattr(student, name)).sum() for name in mask_search.KINDS)
@@ -87,7 +87,7 @@ class OneShot:
         yield "search, rearranged", self.searched(share, rearranged=True)
 
     def table(self, shares: list[float]) -> Iterator[str]:
-        yield f"{self.parts.task.name}, stage {self.stage}, unpruned: {self.score(self.student):.1f}\n"
+        yield f"{self.context.task.name}, stage {self.stage}, unpruned: {self.score(self.student):.1f}\n"
         yield "| share | chosen by | operations | heads | neurons | score | tuned |"
         yield "| --- " * 7 + "|"
         for share in shares:

@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 # Public name -> the module that defines it.
 _MODULES = {
     "BudgetPruning": "spikeprune.training.callbacks.budget",
-    "MaskSearch": "spikeprune.training.callbacks.search",
+    "MaskSearch": "spikeprune.training.callbacks.mask_search",
     "SpatialPruning": "spikeprune.training.callbacks.spatial",
     "SpikingBert": "spikeprune.models.sequence_classification",
     "SpikingBertConfig": "spikeprune.models.sequence_classification",
@@ -24,7 +24,7 @@ _MODULES = {
     "SynapsePruning": "spikeprune.training.callbacks.synapses",
     "SynapticOperations": "spikeprune.training.operations",
     "TemporalPruning": "spikeprune.training.callbacks.temporal",
-    "WeightQuantization": "spikeprune.training.callbacks.quantize",
+    "WeightQuantization": "spikeprune.training.callbacks.quantization",
     "compact": "spikeprune.models.compaction",
     "count_operations": "spikeprune.training.operations",
     "evaluate": "spikeprune.experiment.evaluation",

@@ -41,9 +41,9 @@ def speak_into(log: Path) -> None:
 def add_callback(stage: str, callback: L.Callback) -> None:
     """To the trainer of a stage of this process."""
     plain = trainers.stage_callbacks
-    trainers.stage_callbacks = lambda parts, name, run: [
+    trainers.stage_callbacks = lambda context, name, run: [
         *([callback] if name == stage else []),
-        *plain(parts, name, run),
+        *plain(context, name, run),
     ]
 
 

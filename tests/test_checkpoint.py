@@ -119,9 +119,9 @@ def test_what_is_accepted_computes_what_transformers_computes(config, tmp_path) 
 
     bert, settings = read_config(str(folder), classes=3), load(GLUE, ["task=mnli", "preset=tiny"])
     settings.student.pooling, settings.student.t_steps = "cls", 2**40
-    parts = SimpleNamespace(config=settings, teacher_config=bert, task=MNLI, layers=range(bert.num_hidden_layers))
-    student = SpikingBert(**student_values(parts)).double().eval()
-    copy_encoder(student, teacher.double(), list(parts.layers))
+    context = SimpleNamespace(config=settings, teacher_config=bert, task=MNLI, layers=range(bert.num_hidden_layers))
+    student = SpikingBert(**student_values(context)).double().eval()
+    copy_encoder(student, teacher.double(), list(context.layers))
     student(**batch, mode="calibrate", percentile=100.0)
     for name, parameter in student.named_parameters():
         if name.endswith("log_theta"):

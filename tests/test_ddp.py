@@ -14,7 +14,6 @@ from micro import BATCHES, STAGES, micro, only, write_sst2
 from together import EXACT, check_measurements, check_weights, leg, together
 
 from spikeprune.config.tasks import get_task
-from spikeprune.cost.shapes import Shape
 from spikeprune.data.batching import shares, sums
 from spikeprune.experiment import evaluation
 from spikeprune.experiment.run_directory import RunDirectory
@@ -96,9 +95,7 @@ def small_module(losses: dict[str, float] | None) -> TaskModule:
     if losses is None:
         return TeacherModule(teacher, **common).double()
     student = SpikingBert(vocab=30, positions=16, segments=2, t_steps=4, **SIZES)
-    shape = Shape(pooling="mean", query="real", theta="channel", vocab_size=30, positions=16, types=2, **SIZES)
-    options = {"losses": LossWeights(**losses), "layer_map": [0, 1], "shape": shape}
-    return DistillationModule(student, teacher, **options, **common).double()
+    return DistillationModule(student, teacher, losses=LossWeights(**losses), layer_map=[0, 1], **common).double()
 
 
 TERMS = [{term: 1.0} for term in ("hidden", "scores", "soft", "hard", "firing", "additions")]

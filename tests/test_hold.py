@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from pruning import F, H, batches, make
-from test_joint import SHAPE, TEACHER, meter
+from test_joint import TEACHER, meter
 
 from spikeprune.config.schema import Config, Stage
 from spikeprune.config.tasks import TASKS
@@ -34,7 +34,7 @@ def module(**losses) -> DistillationModule:
     torch.manual_seed(0)
     config = scratch_config(vocab=23, positions=8, hidden=12, layers=3, heads=H, ffn=F, classes=3, dropout=0.0)
     how = Optimization(lr=1e-3, theta_lr=1e-3, warmup=0.0, weight_decay=0.0)
-    common = {"task": task, "dev_splits": task.dev_splits, "optimization": how, "shape": SHAPE, "layer_map": [0, 2]}
+    common = {"task": task, "dev_splits": task.dev_splits, "optimization": how, "layer_map": [0, 2]}
     made = DistillationModule(
         student, Teacher.scratch(config), losses=LossWeights(**({"soft": 1.0, "additions": 2.0} | losses)), **common
     )
@@ -49,7 +49,7 @@ def term(made: DistillationModule) -> AdditionsTerm:
 def callback(share: float, **changes) -> BudgetPruning:
     options = {"target": "energy", "relative_to": "dense", "candidates": ("heads", "ffn", "steps"), "min_heads": 1}
     options |= {"min_ffn": 4, "block": 4, "sentences": 8, "measured": 7, "batch_size": 4}
-    options |= {"shape": SHAPE, "dense_shape": TEACHER, "prices": PRICES["fp32"], "seed": 0}
+    options |= {"dense_shape": TEACHER, "prices": PRICES["fp32"], "seed": 0}
     return BudgetPruning(share=share, **options, **({"begin": 0, "settle": 3, "end": 5} | changes))
 
 
@@ -194,7 +194,6 @@ def test_a_resumed_leg_has_limit_and_press() -> None:
 
 @pytest.mark.parametrize(("epochs", "when"), [(8, (0, 4, 5)), (3, (0, 1, 1)), (1, (0, 0, 0)), (20, (0, 10, 14))])
 def test_when_it_decides(epochs, when, monkeypatch) -> None:
-    monkeypatch.setattr("spikeprune.experiment.build.callbacks.student_shape", lambda _: SHAPE)
     monkeypatch.setattr("spikeprune.experiment.build.callbacks.teacher_shape", lambda _: TEACHER)
     config, bert = Config(), SimpleNamespace(intermediate_size=F)
     config.stages.budget.value = 0.1

@@ -207,5 +207,5 @@ def test_what_a_budget_is_measured_on_are_training_sentences(mrpc, tokenizer):
 @pytest.mark.parametrize(("replayed", "multiple"), [(False, 8), (True, 32)])
 def test_training_batches_of_replayed_steps_have_fewer_shapes(replayed, multiple, monkeypatch) -> None:
     monkeypatch.setattr(modules, "cuda_graphs", lambda config: replayed)
-    parts = SimpleNamespace(config=Config(), stage=lambda name: Stage(), data=SimpleNamespace())
-    assert modules.stage_data(parts, "finetune").pad_to == multiple
+    context = SimpleNamespace(config=Config(), stage=lambda name: Stage(), data=SimpleNamespace())
+    assert modules.stage_data(context, "finetune").pad_to == multiple

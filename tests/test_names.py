@@ -32,11 +32,11 @@ BATCHES = {"batches": 1, "batch_size": 1, "seed": 0, "begin": 0, "end": 1}
 TEMPORAL = {"t_steps": 2, "criterion": "uniform"}
 JOINT = {"target": "ac", "share": 0.5, "relative_to": "dense", "candidates": ["ffn"], "min_heads": 1, "min_ffn": 1}
 JOINT |= {"block": 1, "sentences": 1, "measured": 1, "batch_size": 1, "seed": 0}
-JOINT |= dict.fromkeys(("shape", "dense_shape", "prices"))
+JOINT |= dict.fromkeys(("dense_shape", "prices"))
 JOINT |= {"begin": 0, "settle": 1, "end": 1}
 RAW = {"task": get_task("sst2"), "directory": None, "hub": "", "seed": 0, "train_limit": None}
 RAW |= {"embedded_train": 1, "embedded_dev": 1}
-NOTHING = dict.fromkeys(("losses", "layer_map", "shape"))
+NOTHING = dict.fromkeys(("losses", "layer_map"))
 
 
 def student_with(name: str):

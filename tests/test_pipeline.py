@@ -30,7 +30,7 @@ from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.experiment.summary import commit
 from spikeprune.models import inference
 from spikeprune.report.tables import summary_table
-from spikeprune.training.callbacks.synops import SynOpsLogger
+from spikeprune.training.callbacks.synaptic_operations import SynOpsLogger
 
 COST = {"ac", "mac", "elementwise", "energy_pj", "energy_full_pj", "norm_ops", "params", "bytes"}
 LATENCY = {"latency_steps", "latency_stages"}
@@ -297,11 +297,11 @@ def test_a_teacher_must_be_better_than_the_majority_not_level_with_it(name, taug
     """611 of 1043 in float32 is above 611 / 1043 in float64."""
     task = get_task(name)
     labels = [1] * 611 + [0] * 432
-    parts = SimpleNamespace(task=task, raw=RawData(task, {"validation": Split([], None, labels)}, *[""] * 4))
+    context = SimpleNamespace(task=task, raw=RawData(task, {"validation": Split([], None, labels)}, *[""] * 4))
 
     def check(found: float) -> None:
         value = found if task.regression else torch.tensor(found / len(labels)).item()
-        check_teacher(parts, {"metrics": {"pearson" if task.regression else "accuracy": value}})
+        check_teacher(context, {"metrics": {"pearson" if task.regression else "accuracy": value}})
 
     check(taught)
     with pytest.raises(InputError, match=r"no better than a constant prediction \((611|0\.000)\)"):
@@ -342,7 +342,7 @@ def test_generated_data_are_never_called_glue(tmp_path, monkeypatch) -> None:
 
 def test_operations_are_counted_on_the_first_dev_split_alone() -> None:
     """Where the teacher's are; MNLI's second split would be averaged in."""
-    counter = SynOpsLogger(shape=None, prices=None)
+    counter = SynOpsLogger(prices=None)
     counter.on_validation_batch_end(None, None, None, None, 0, dataloader_idx=1)
     assert counter.ops is None
 

@@ -23,7 +23,7 @@ from spikeprune.models.compaction import as_float, compact
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.serialization import nbytes, stored_tensors
 from spikeprune.report.tables import evaluation_lines, summary_table
-from spikeprune.training.callbacks.quantize import WeightQuantization
+from spikeprune.training.callbacks.quantization import WeightQuantization
 
 
 def quantized(name: str, strength: float = 1.0, **options) -> SpikingBert:

@@ -85,26 +85,26 @@ def begun(glue, tmp_path_factory) -> SimpleNamespace:
     """A teacher of random weights, which every run here learns from."""
     folder = tmp_path_factory.mktemp("begun")
     torch.manual_seed(0)
-    parts = prepare(load(GLUE, micro(folder, glue)))
-    return SimpleNamespace(glue=glue, parts=parts, teacher=Teacher.scratch(parts.teacher_config).freeze())
+    context = prepare(load(GLUE, micro(folder, glue)))
+    return SimpleNamespace(glue=glue, context=context, teacher=Teacher.scratch(context.teacher_config).freeze())
 
 
-def parts_of(begun, folder, overrides) -> RunContext:
+def context_of(begun, folder, overrides) -> RunContext:
     return prepare(load(GLUE, [*micro(folder, begun.glue), *overrides]))
 
 
-def begin(parts: RunContext, begun) -> RunDirectory:
-    directory = RunDirectory(parts.config.run.dir)
+def begin(context: RunContext, begun) -> RunDirectory:
+    directory = RunDirectory(context.config.run.dir)
     directory.create(need=0)
-    directory.config.write_text(to_yaml(parts.config))
-    write_json(directory.path / "data.json", data_facts(parts))
-    save_teacher(parts, directory, begun.teacher, STEPS)
+    directory.config.write_text(to_yaml(context.config))
+    write_json(directory.path / "data.json", data_facts(context))
+    save_teacher(context, directory, begun.teacher, STEPS)
     return directory
 
 
-def new_student(parts: RunContext, begun) -> SpikingBert:
+def new_student(context: RunContext, begun) -> SpikingBert:
     torch.manual_seed(1)
-    return networks.student(parts, begun.teacher, parts.data.calibration_batches(32, 0))
+    return networks.student(context, begun.teacher, context.data.calibration_batches(32, 0))
 
 
 @torch.no_grad()
@@ -134,14 +134,14 @@ def test_a_record_is_what_evaluate_and_the_compacted_student_say(row, begun, tmp
     """The stage before was finished under the configuration without the row's keys of compression, as one that
     `run.start_from` takes over."""
     overrides = TRIED[row]
-    parts = parts_of(begun, tmp_path / "run", overrides)
-    directory = begin(parts, begun)
-    before = parts_of(begun, tmp_path / "run", [o for o in overrides if o.startswith("student.")])
+    context = context_of(begun, tmp_path / "run", overrides)
+    directory = begin(context, begun)
+    before = context_of(begun, tmp_path / "run", [o for o in overrides if o.startswith("student.")])
     save_student(before, directory, PARENT, None, new_student(before, begun), STEPS)
-    student = load_student(directory, PARENT, parts.config)
+    student = load_student(directory, PARENT, context.config)
     train(student)
-    measured = measure_student(parts, student_module(parts, STAGE, student, begun.teacher), STAGE)
-    save_student(parts, directory, STAGE, PARENT, student, {**measured, **STEPS})
+    measured = measure_student(context, student_module(context, STAGE, student, begun.teacher), STAGE)
+    save_student(context, directory, STAGE, PARENT, student, {**measured, **STEPS})
 
     again = evaluate(directory.path, stage=STAGE)
     assert said(again) == said(measured)
@@ -158,11 +158,11 @@ def test_a_record_is_what_evaluate_and_the_compacted_student_say(row, begun, tmp
 
 def test_a_student_does_not_look_at_the_configuration_beside_it(begun, tmp_path) -> None:
     """The saved configuration of the run changed under it: the student is the one that was saved."""
-    parts = parts_of(begun, tmp_path / "run", f"stages.quantize.fold=true {FEW}".split())
-    directory, student = begin(parts, begun), new_student(parts, begun)
+    context = context_of(begun, tmp_path / "run", f"stages.quantize.fold=true {FEW}".split())
+    directory, student = begin(context, begun), new_student(context, begun)
     train(student)
-    save_student(parts, directory, PARENT, None, student, STEPS)
-    batch = {k: v for k, v in parts.data.calibration_batches(8, 0).items() if k != "labels"}
+    save_student(context, directory, PARENT, None, student, STEPS)
+    batch = {k: v for k, v in context.data.calibration_batches(8, 0).items() if k != "labels"}
     again = load_student(directory, PARENT, Config())  # has begun to be quantized: the rest is the student's
     with torch.no_grad():
         assert torch.equal(again.eval()(**batch).logits, student.eval()(**batch).logits)
@@ -170,10 +170,10 @@ def test_a_student_does_not_look_at_the_configuration_beside_it(begun, tmp_path)
 
 
 def test_a_student_is_not_rounded_to_another_precision(begun, tmp_path) -> None:
-    parts = parts_of(begun, tmp_path / "run", ["run.precision=64-true"])
-    directory, student = begin(parts, begun), new_student(parts, begun).double()
+    context = context_of(begun, tmp_path / "run", ["run.precision=64-true"])
+    directory, student = begin(context, begun), new_student(context, begun).double()
     train(student)
-    save_student(parts, directory, PARENT, None, student, STEPS)
+    save_student(context, directory, PARENT, None, student, STEPS)
     again = load_student(directory, PARENT)
     assert all(torch.equal(tensor, student.state_dict()[name]) for name, tensor in again.state_dict().items())
 
@@ -199,10 +199,10 @@ def test_a_damaged_description_is_one_sentence(text, message, tmp_path) -> None:
 
 def test_a_compacted_student_is_measured_as_it_was_made(begun, tmp_path) -> None:
     """Compacted under another coding it keeps that, unless the measurement asks for one."""
-    parts = parts_of(begun, tmp_path / "run", ["student.t_steps=3"])
-    directory, student = begin(parts, begun), new_student(parts, begun)
+    context = context_of(begun, tmp_path / "run", ["student.t_steps=3"])
+    directory, student = begin(context, begun), new_student(context, begun)
     train(student)
-    save_student(parts, directory, PARENT, None, student, STEPS)
+    save_student(context, directory, PARENT, None, student, STEPS)
     compact_run(directory.path, stage=PARENT, overrides=["student.coding=running_mean"])
     own, back = (
         evaluate(directory.path, compacted=True, overrides=overrides)

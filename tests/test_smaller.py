@@ -83,9 +83,9 @@ def test_which_stages_train_without_what_is_masked(name, budget, losses, is_fina
     student = make()
     config = Config()
     config.stages.budget.epochs = budget
-    parts = SimpleNamespace(config=config, stage=lambda _: Stage(epochs=1, losses=Losses(**losses)))
-    assert not masks_are_final(parts, name, student)  # layers without heads, and without neurons
+    context = SimpleNamespace(config=config, stage=lambda _: Stage(epochs=1, losses=Losses(**losses)))
+    assert not masks_are_final(context, name, student)  # layers without heads, and without neurons
     student.heads[1, 2], student.ffn[2, 5:9] = 1, 1
-    assert masks_are_final(parts, name, student) == is_final
+    assert masks_are_final(context, name, student) == is_final
     student.heads.fill_(1), student.ffn.fill_(1)
-    assert not masks_are_final(parts, name, student)
+    assert not masks_are_final(context, name, student)

@@ -28,7 +28,7 @@ from spikeprune.models.serialization import full_state, nbytes, network, stored_
 from spikeprune.models.sparsity import allowed_mask, share, weights_of
 from spikeprune.report.tables import summary_table
 from spikeprune.snn.coding import CODINGS
-from spikeprune.training.callbacks.synapses import KeepPrunedSynapses, SynapsePruning
+from spikeprune.training.callbacks.synapses import SynapsePruning
 
 
 def thinned(seed: int = 0, kept: float = 0.6, **options) -> SpikingBert:
@@ -120,7 +120,7 @@ def test_an_optimizer_brings_none_back() -> None:
     gone = [weight == 0 for *_, weight in weights_of(student)]
     step()
     assert any((weight[zero] != 0).any() for (*_, weight), zero in zip(weights_of(student), gone, strict=True))
-    KeepPrunedSynapses().on_train_batch_end(None, SimpleNamespace(student=student), None, None, 0)
+    SynapsePruning(kept=1.0).on_train_batch_end(None, SimpleNamespace(student=student), None, None, 0)
     assert all((weight[zero] == 0).all() for (*_, weight), zero in zip(weights_of(student), gone, strict=True))
     assert all((weight[~zero] != 0).all() for (*_, weight), zero in zip(weights_of(student), gone, strict=True))
 

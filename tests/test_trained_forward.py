@@ -13,7 +13,7 @@ from spikeprune.pruning.criteria import CRITERIA
 from spikeprune.pruning.mask_search import fisher_blocks
 from spikeprune.pruning.mask_tuning import inputs_of
 from spikeprune.pruning.statistics import collect
-from spikeprune.training.callbacks.search import MaskSearch
+from spikeprune.training.callbacks.mask_search import MaskSearch
 from spikeprune.training.callbacks.spatial import SpatialPruning
 from spikeprune.training.callbacks.temporal import TemporalPruning
 from spikeprune.training.modules.student import DistillationModule

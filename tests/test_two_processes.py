@@ -105,13 +105,13 @@ def test_both_processes_have_the_same_masks_steps_and_weights(name, sst2, tmp_pa
 @pytest.mark.parametrize("task", TASKS)
 def test_what_a_run_has_read_is_sent_whole(task, tmp_path) -> None:
     given = [*micro(tmp_path), f"task={task}", "data.embedded=[40,20]"]
-    parts = prepare(
+    context = prepare(
         load(GLUE, [*given, "student.t_steps=[1,2,3]", "stages.temporal.t_steps=null", "stages.temporal.epochs=0"])
     )
-    sent = pickle.loads(pickle.dumps(parts))
-    assert (sent.config, sent.task, sent.layers) == (parts.config, parts.task, parts.layers)
-    for mine, theirs in zip(*(p.data.calibration_batches(8, 0).items() for p in (parts, sent)), strict=True):
+    sent = pickle.loads(pickle.dumps(context))
+    assert (sent.config, sent.task, sent.layers) == (context.config, context.task, context.layers)
+    for mine, theirs in zip(*(p.data.calibration_batches(8, 0).items() for p in (context, sent)), strict=True):
         assert mine[0] == theirs[0] and torch.equal(mine[1], theirs[1])
-    teacher = networks.teacher(parts)
+    teacher = networks.teacher(context)
     for name, tensor in pickle.loads(pickle.dumps(teacher)).state_dict().items():
         assert torch.equal(tensor, teacher.state_dict()[name]), name

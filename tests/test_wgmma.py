@@ -37,19 +37,16 @@ def compare(width: int, rows: int, site: tuple, tile: dict | None = None, device
     units, case = encoder.units(mode, len(a), t, a.device), f"{width} inputs, {rows} rows, {site}, {tile}"
     steps = max(1, len(a) - 1)  # a source may fire for longer
 
-    def same(first: int, last: int, site: Firing | None, **how) -> None:
-        given = (a, maps, units, first, last, site)
+    def same(first: int, last: int, site: Firing | None, activation: int, tile: dict | None = None) -> None:
+        task = wgmma.Columns(a, maps, units, steps, activation, first, last, site)
         assert wgmma.applies(a, site), case
-        own, other = (
-            wgmma.product(*given, steps=steps, **how),
-            split_integer.triton_product(*given, steps=steps, activation=how["activation"]),
-        )
+        own, other = wgmma.product(task, tile=tile), split_integer.triton_product(task)
         assert torch.equal(own, other) and (own != 0).any(), (case, (own != other).float().mean().item())
 
     if wgmma.applies(a, neurons):
-        same(first, sum(stretches), neurons, activation=activation, tile=tile)
+        same(first, sum(stretches), neurons, activation, tile)
     if tile is None:
-        same(0, first, None, activation=PLAIN)
+        same(0, first, None, PLAIN)
 
 
 @pytest.fixture

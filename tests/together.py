@@ -81,8 +81,8 @@ def answered_by_us(*args, **kwargs):
 def leg(overrides: list[str], watched: Path, kill: tuple[str, int] | None = None) -> int:
     plain = trainers.stage_callbacks
 
-    def with_watch(parts, name, run):
-        return [Watch(watched, name, kill[1] if kill and kill[0] == name else None), *plain(parts, name, run)]
+    def with_watch(context, name, run):
+        return [Watch(watched, name, kill[1] if kill and kill[0] == name else None), *plain(context, name, run)]
 
     trainers.stage_callbacks = with_watch
     torch.distributed.broadcast = answered_by_us

@@ -16,10 +16,11 @@ from spikeprune.errors import InputError
 from spikeprune.experiment.build import trainers
 from spikeprune.experiment.build.callbacks import synops
 from spikeprune.experiment.build.modules import teacher_module
-from spikeprune.experiment.build.networks import student_shape, teacher_shape
+from spikeprune.experiment.build.networks import teacher_shape
 from spikeprune.experiment.context import RunContext
 from spikeprune.experiment.early_exit import dynamic
 from spikeprune.models.modeling import SpikingBert
+from spikeprune.models.shape import student_shape
 from spikeprune.models.sparsity import share
 from spikeprune.models.teacher import Teacher
 from spikeprune.training.callbacks.finite import StopOnNonFinite
@@ -64,7 +65,7 @@ def _measure_student(context: RunContext, module: DistillationModule, stage: str
         "heads": [int(n) for n in student.heads.sum(1).tolist()],
         "ffn": [int(n) for n in student.ffn.sum(1).tolist()],
         **({} if student.synapses is None else {"synapses": share(student)}),
-        "encoder_weights": encoder_weights(context, student),
+        "encoder_weights": encoder_weights(student),
     }
 
 
@@ -78,13 +79,13 @@ def measure_dynamic(context: RunContext, student: SpikingBert) -> dict[str, Any]
         for rows in order.split(size):
             yield {name: x.to(device) for name, x in data.batch(rows.tolist()).items()}
 
-    how = {"task": context.task, "shape": student_shape(context), "prices": PRICES[context.config.cost.prices]}
+    how = {"task": context.task, "shape": student_shape(student), "prices": PRICES[context.config.cost.prices]}
     found = dynamic(student.to(device), batches, **how, rule=context.config.cost.early_exit)
     student.to(home)
     return found
 
 
-def encoder_weights(context: RunContext, student: SpikingBert) -> dict[str, Any]:
+def encoder_weights(student: SpikingBert) -> dict[str, Any]:
     """Kind of the encoder's matrices, their packed size without pruned units, and the tensors that stay float."""
     masks = {"heads": student.heads, "ffn": student.ffn}
     stored = {"bits": (bits := student.stored_bits), "synapses": student.synapse_count()}
@@ -92,7 +93,7 @@ def encoder_weights(context: RunContext, student: SpikingBert) -> dict[str, Any]
         "kind": student.weights if student.quantized else "float",
         "strength": student.quantized,
         "stored_bits": bits,
-        "bytes": matrix_bytes(shape=student_shape(context), **masks, **stored),
+        "bytes": matrix_bytes(shape=student_shape(student), **masks, **stored),
         "float32": FLOAT32 if student.quantized else "everything",
     }
 

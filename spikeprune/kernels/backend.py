@@ -12,13 +12,12 @@ All of them: binary and ternary neurons, in float32 on CUDA. The rest is compute
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from spikeprune.kernels import encoder, equilibrium, scan, weight_cache
+from spikeprune.kernels import encoder, equilibrium, scan
 from spikeprune.models.backend import Encoded
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.snn.call import LayerCall, LayerOutput
@@ -57,9 +56,6 @@ class TritonBackend:
 
     def run(self, network: SpikingBert, input_ids: Tensor, token_type_ids: Tensor, *, ctx: ForwardContext) -> Encoded:
         return encoder.encode(network, input_ids, token_type_ids, ctx=ctx)
-
-    def state(self, network: SpikingBert) -> Hashable:
-        return weight_cache.serials(network)
 
 
 def settle(call: LayerCall) -> LayerOutput:

@@ -1,5 +1,5 @@
-"""CUDA graphs: the thousand kernel launches of a training step, or of an evaluation, become one replay. Training
-modules do not import these classes: `experiment.build` hands them on."""
+"""CUDA graphs: the thousand kernel launches of a training step become one replay. Training modules do not import these
+classes: `experiment.build` hands them on."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import gc
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,6 @@ Batch = Mapping[str, Tensor]
 Terms = dict[str, Tensor]
 
 PATIENCE = 2  # steps of a shape before its capture, which takes as long as four steps: rare shapes are not captured
-SHAPES = 64  # most shapes of an evaluation that are captured: each graph keeps its outputs
 
 
 class GraphedTerms:
@@ -155,61 +153,3 @@ class GraphedNorms:
         with undisturbed(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
             found = norms(tensors, self.order)
         return graph, found
-
-
-class GraphedInference:
-    """`compute(batch)`, tensors without gradient in nested tuples, dicts and dataclasses, replayed from CUDA graphs.
-
-    There is one graph for each shape of a batch, captured at its third appearance. All are dropped when `state`
-    changes: it must contain what `compute` reads from Python, and the addresses of the tensors that it reads, whose
-    values may change in place.
-    """
-
-    def __init__(self, compute: Callable[[Batch], Any]):
-        self.compute = compute
-        self.seen: Counter[Hashable] = Counter()
-        self.captured: dict[Hashable, tuple[torch.cuda.CUDAGraph, dict[str, Tensor], Any]] = {}
-        self.state: Hashable = None
-        self.pool = None
-
-    def __call__(self, batch: Batch, state: Hashable) -> Any:
-        if state != self.state:
-            self.state, self.captured, self.pool = state, {}, None
-            self.seen.clear()
-        shape = tuple((name, tensor.shape) for name, tensor in batch.items())
-        if shape not in self.captured:
-            self.seen[shape] += 1
-            if self.seen[shape] <= PATIENCE or len(self.captured) == SHAPES:
-                return self.compute(batch)
-            self.captured[shape] = self.capture(batch)
-        graph, inputs, outputs = self.captured[shape]
-        for name, tensor in inputs.items():
-            tensor.copy_(batch[name])
-        graph.replay()
-        return copied(outputs)  # the next replay overwrites these outputs
-
-    def capture(self, batch: Batch) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor], Any]:
-        if self.pool is None:
-            self.pool = torch.cuda.graph_pool_handle()
-        graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-        with undisturbed(), torch.inference_mode(False), torch.no_grad():
-            inputs = {name: tensor.clone() for name, tensor in batch.items()}
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):  # warm-up: what is computed once and cached is not captured
-                self.compute(inputs)
-            torch.cuda.current_stream().wait_stream(side)
-            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-                outputs = self.compute(inputs)
-        return graph, inputs, outputs
-
-
-def copied(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.clone()
-    if isinstance(value, tuple):
-        return tuple(copied(part) for part in value)
-    if isinstance(value, dict):
-        return {name: copied(part) for name, part in value.items()}
-    if is_dataclass(value):
-        return type(value)(**{field.name: copied(getattr(value, field.name)) for field in fields(value)})
-    return value

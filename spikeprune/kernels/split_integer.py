@@ -22,8 +22,6 @@ holds depends on the coding: spikes, running counts (the mean so far is linear i
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -31,20 +29,13 @@ from torch.nn.functional import pad
 from spikeprune.kernels import wgmma
 from spikeprune.kernels.equilibrium import INSTALLED
 from spikeprune.kernels.firing import CLOSED, PLAIN, Firing
+from spikeprune.kernels.wgmma import Columns, SplitIntegers
 
 PAD = 64  # channels of a train and rows of a split matrix are padded to a multiple
 MOST = 127  # largest count that a train holds
 SUM = 2.0**39  # bound of a row's sum of |weight| n, in units of its scale: the upper two bytes then stay in int32
 TILE = {"BM": 64, "BN": 64}  # rows and channels of one program; three accumulators of this size
 LAUNCH = {"num_warps": 4, "num_stages": 3, "enable_fp_fusion": False}
-
-
-class SplitIntegers(NamedTuple):
-    """A linear map whose weights are 24-bit integers in three bytes, and a scale for each row."""
-
-    codes: Tensor  # [3, out, in] int8, the highest first; padded
-    scale: Tensor  # [out] float32: what the lowest bit is worth; padded
-    bias: Tensor  # [out] float32; padded
 
 
 def padded(width: int) -> int:
@@ -158,54 +149,33 @@ def product(
     `wgmma` computes both, to the same bits."""
     real = train = None
     if reals:
-        real = columns_of(a, weight, units, 0, reals, None, steps=steps, activation=activation)
+        real = columns_of(Columns(a, weight, units, steps, activation, 0, reals, None))
     if neurons is not None:
-        last = weight.codes.shape[1]
-        train = columns_of(a, weight, units, reals, last, neurons, steps=steps, activation=activation)
+        train = columns_of(Columns(a, weight, units, steps, activation, reals, weight.codes.shape[1], neurons))
     return real, train
 
 
-def columns_of(
-    a: Tensor,
-    weight: SplitIntegers,
-    units: Tensor,
-    first: int,
-    last: int,
-    neurons: Firing | None,
-    *,
-    steps: int,
-    activation: int,
-) -> Tensor:
-    """As `product`, for the outputs from `first` to `last`."""
-    if wgmma.applies(a, neurons):
-        return wgmma.product(a, weight, units, first, last, neurons, steps=steps, activation=activation)
-    return triton_product(a, weight, units, first, last, neurons, steps=steps, activation=activation)
+def columns_of(task: Columns) -> Tensor:
+    """Currents `[steps, rows, last - first]` float32, or the train of the neurons, int8."""
+    return wgmma.product(task) if wgmma.applies(task.a, task.neurons) else triton_product(task)
 
 
-def triton_product(
-    a: Tensor,
-    weight: SplitIntegers,
-    units: Tensor,
-    first: int,
-    last: int,
-    neurons: Firing | None,
-    *,
-    steps: int,
-    activation: int,
-) -> Tensor:
+def triton_product(task: Columns) -> Tensor:
+    """`columns_of` by `split_product`."""
+    a, weight, neurons = task.a, task.weight, task.neurons
     _, rows, width = a.shape
-    sent = a.new_empty(steps, rows, last - first, dtype=torch.float32 if neurons is None else torch.int8)
+    sent = task.output()
     firing = Firing(weight.scale, weight.scale, CLOSED, False, 1.0, 0.0, 1.0) if neurons is None else neurons
     depth = 128 if width % 128 == 0 else 64
-    at_once = 1 if neurons is None else steps
-    grid = (-(-rows // TILE["BM"]) * ((last - first) // TILE["BN"]), steps // at_once)
+    at_once = 1 if neurons is None else task.steps
+    grid = (-(-rows // TILE["BM"]) * (task.width // TILE["BN"]), task.steps // at_once)
     train = TensorDescriptor.from_tensor(a.view(-1, width), [TILE["BM"], depth])
     codes = TensorDescriptor.from_tensor(weight.codes.view(-1, width), [TILE["BN"], depth])
     with torch.cuda.device_of(a):
         split_product[grid](
-            train, codes, weight.scale, weight.bias, firing.theta, firing.kept, units, sent,
-            rows, weight.codes.shape[1], first, last - first, firing.leak, firing.start, firing.total,
-            WIDTH=width, STEPS=at_once, MODE=firing.mode, ACT=activation, TERNARY=firing.ternary,
+            train, codes, weight.scale, weight.bias, firing.theta, firing.kept, task.units, sent,
+            rows, weight.codes.shape[1], task.first, task.width, firing.leak, firing.start, firing.total,
+            WIDTH=width, STEPS=at_once, MODE=firing.mode, ACT=task.activation, TERNARY=firing.ternary,
             LEAKS=firing.leak != 1.0, FIRES=neurons is not None, BK=depth, **TILE, **LAUNCH,
         )  # fmt: skip
     return sent

@@ -3,8 +3,6 @@ layers. It is kept from forward to forward, and computed again where a tensor th
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cache
 from weakref import WeakKeyDictionary
@@ -25,8 +23,7 @@ from spikeprune.snn.spiking_layer import SpikingLayer
 
 @dataclass
 class LayerWeights:
-    """What the kernels read of an encoder layer. Its tensors are refreshed in place, so that a captured CUDA graph
-    reads the present ones."""
+    """What the kernels read of an encoder layer."""
 
     qkv: SplitIntegers
     out: SplitIntegers
@@ -45,12 +42,10 @@ class CachedWeights:
     """What the kernels read of a student. `version`: see `version_of`."""
 
     version: tuple[tuple, tuple]
-    serial: int  # a new number whenever tensors were replaced, not refreshed in place
     embedding: tuple[Tensor, Tensor]
     layers: list[LayerWeights]
 
 
-_SERIAL = itertools.count()
 _CACHE: WeakKeyDictionary[SpikingBert, dict[bool, CachedWeights]] = WeakKeyDictionary()
 
 
@@ -86,38 +81,16 @@ def version_of(student: SpikingBert) -> tuple[tuple, tuple]:
 def cached_weights(student: SpikingBert, counts: bool) -> CachedWeights:
     """A student's weights and thresholds as the kernels read them, up to date. `counts`: spike trains hold counts up to
     MOST, not single spikes."""
-    # the tensors outlive the forward and are written in place later, which inference tensors forbid; and without
-    # `no_grad` they would have a history, beside which no training step can be captured
+    # the tensors outlive the forward, perhaps one in inference mode; and without `no_grad` they would have a history,
+    # beside which no training step can be captured
     with torch.inference_mode(False), torch.no_grad():
         own, version = _CACHE.setdefault(student, {}), version_of(student)
-        if counts not in own:
-            own[counts] = prepare(student, counts, version)
-        elif own[counts].version != version:
+        old = own.get(counts)
+        if old is None or old.version != version:
             # a mask changes no float weight, so a mask search need not split the weights again
-            same_weights = own[counts].version[0] == version[0] and not student.quantized
-            refresh(own[counts], prepare(student, counts, version, own[counts] if same_weights else None))
+            same_weights = old is not None and old.version[0] == version[0] and not student.quantized
+            own[counts] = prepare(student, counts, version, old if same_weights else None)
         return own[counts]
-
-
-def serials(student: SpikingBert) -> Hashable:
-    """Changes when other tensors than before are cached for this student. All that is cached is brought up to date."""
-    return tuple(cached_weights(student, counts).serial for counts in _CACHE.get(student, ()))
-
-
-def refresh(old: CachedWeights, new: CachedWeights) -> None:
-    """Copy `new` into the tensors of `old`; where shapes or devices differ, replace them."""
-    pairs = list(zip(tensors_of(old), tensors_of(new), strict=True))
-    if all(a.shape == b.shape and a.device == b.device for a, b in pairs):
-        for a, b in pairs:
-            if a is not b:
-                a.copy_(b)
-    else:
-        old.embedding, old.layers, old.serial = new.embedding, new.layers, new.serial
-    old.version = new.version
-
-
-def tensors_of(cached: CachedWeights) -> list[Tensor]:
-    return [*cached.embedding, *(tensor for layer in cached.layers for part in vars(layer).values() for tensor in part)]
 
 
 def prepare(
@@ -141,7 +114,7 @@ def prepare(
                 output=padded_neurons(layer.output_neurons),
             )
         )
-    return CachedWeights(version, next(_SERIAL), padded_neurons(student.embedding.neurons), layers)
+    return CachedWeights(version, padded_neurons(student.embedding.neurons), layers)
 
 
 def matrices_of(layer: LayerWeights) -> tuple[SplitIntegers, ...]:

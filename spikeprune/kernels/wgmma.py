@@ -4,6 +4,7 @@ are in `wgmma_gluon.py`."""
 from __future__ import annotations
 
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +20,36 @@ if GLUON:
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
     from spikeprune.kernels.wgmma_gluon import resident_product, streamed_product
+
+
+class SplitIntegers(NamedTuple):
+    """A linear map whose weights are 24-bit integers in three bytes, and a scale for each row."""
+
+    codes: Tensor  # [3, out, in] int8, the highest first; padded
+    scale: Tensor  # [out] float32: what the lowest bit is worth; padded
+    bias: Tensor  # [out] float32; padded
+
+
+class Columns(NamedTuple):
+    """A stretch of the outputs of a split-integer product: see `split_integer.product`."""
+
+    a: Tensor  # [S, rows, in] int8: the train
+    weight: SplitIntegers
+    units: Tensor  # [S]
+    steps: int  # of the train that are read
+    activation: int
+    first: int  # output
+    last: int  # output, not included
+    neurons: Firing | None  # None: the currents are wanted
+
+    @property
+    def width(self) -> int:
+        return self.last - self.first
+
+    def output(self) -> Tensor:
+        """Memory for the result, `[steps, rows, width]`."""
+        kind = torch.float32 if self.neurons is None else torch.int8
+        return self.a.new_empty(self.steps, self.a.shape[1], self.width, dtype=kind)
 
 
 def applies(a: Tensor, neurons: Firing | None) -> bool:
@@ -49,29 +80,18 @@ def streamed_tile(links: int) -> dict:
     return {"BM": 128, "BN": 128, "WARPS": 8, "RING": 3}
 
 
-def product(
-    a: Tensor,
-    weight: tuple[Tensor, Tensor, Tensor],
-    units: Tensor,
-    first: int,
-    last: int,
-    neurons: Firing | None,
-    *,
-    steps: int,
-    activation: int,
-    tile: dict | None = None,
-) -> Tensor:
-    """As `split_integer.triton_product`; `tile` in place of the one that `resident_tile` or `streamed_tile` chooses."""
-    (_, rows, width), (codes, scale, bias) = a.shape, weight
-    links, stretch, fires = -(-width // CHUNK), last - first, neurons is not None
-    sent = a.new_empty(steps, rows, stretch, dtype=torch.int8 if fires else torch.float32)
+def product(task: Columns, *, tile: dict | None = None) -> Tensor:
+    """`split_integer.columns_of`; `tile` in place of the one that `resident_tile` or `streamed_tile` chooses."""
+    (_, rows, width), (codes, scale, bias), neurons = task.a.shape, task.weight, task.neurons
+    links, stretch, fires = -(-width // CHUNK), task.width, neurons is not None
+    sent, steps, activation = task.output(), task.steps, task.activation
     theta, kept = (neurons.theta, neurons.kept) if fires else (scale, scale)
-    arguments = [scale, bias, theta, kept, units, sent, rows, codes.shape[1], first, stretch, steps]
+    arguments = [scale, bias, theta, kept, task.units, sent, rows, codes.shape[1], task.first, stretch, steps]
     stateful = fires and neurons.mode != CLOSED
     tile = (resident_tile if stateful else streamed_tile)(links) if tile is None else tile
-    train, weights = boxed(a, tile["BM"]), boxed(codes, tile["BN"])
+    train, weights = boxed(task.a, tile["BM"]), boxed(codes, tile["BN"])
     # no fused multiply-add: the rounding of an activation decides about spikes, see `equilibrium.py`
-    with torch.cuda.device_of(a):
+    with torch.cuda.device_of(task.a):
         if stateful:
             groups = 2 if tile["PAIR"] else 1
             grid = (-(-rows // (groups * tile["BM"])) * (stretch // tile["BN"]),)

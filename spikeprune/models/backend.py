@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -25,7 +24,3 @@ class Backend(Protocol):
 
     def run(self, network: nn.Module, input_ids: Tensor, token_type_ids: Tensor, *, ctx: ForwardContext) -> Encoded:
         """Embedding and layers of a forward that is covered; spike counts go to `ctx.record`."""
-
-    def state(self, network: nn.Module) -> Hashable:
-        """Changes when the backend reads other tensors than before, so that a captured CUDA graph is no longer valid.
-        What the backend caches of the network is brought up to date."""

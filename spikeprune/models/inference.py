@@ -3,7 +3,7 @@ time, so that spike trains fit into memory."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -46,26 +46,6 @@ def infer(
 
 def in_closed_form(student: SpikingBert, stepwise: bool) -> bool:
     return student.coding == "accumulate" and student.embedding.feedback is None and not stepwise
-
-
-def replayable(student: SpikingBert, tokens: Tensor, stepwise: bool) -> bool:
-    """Whether `infer` sends nothing from the host to the device on its way, so that a CUDA graph can hold it."""
-    if not student.classifier.weight.is_cuda or torch.is_autocast_enabled("cuda"):
-        return False
-    if student.embedding.feedback is not None:
-        return False
-    with torch.no_grad():
-        ctx = ForwardContext("spiking", tokens, count=True, scores=False)
-        return in_closed_form(student, stepwise) or student.covered(ctx)
-
-
-def state(student: SpikingBert) -> Hashable:
-    """What a CUDA graph of `infer` takes for granted; what the backend caches of weights is brought up to date."""
-    with torch.inference_mode(False):
-        cached = None if student.backend is None else (student.backend.name, student.backend.state(student))
-    ways = (student.quantized, student.training)
-    places = tuple(tensor.data_ptr() for tensor in (*student.parameters(), *student.buffers()))
-    return (*student.steps, *ways, cached, places)
 
 
 def sentence_numbers(student: SpikingBert, tokens: int, in_bytes: bool = False) -> int:

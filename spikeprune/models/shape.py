@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -27,16 +28,9 @@ def student_shape(student: SpikingBert) -> Shape:
     """Of the uncompressed architecture: masks, time steps and a compacted student's layers leave it as it is."""
     values = student.values
     return Shape(
-        hidden=values["hidden"],
-        heads=values["heads"],
-        ffn=values["ffn"],
-        layers=values["layers"],
-        classes=values["classes"],
+        **_sizes(values),
         pooling=values["pooling"],
         query=values["query"],
-        vocab_size=values["vocab"],
-        positions=values["positions"],
-        types=values["segments"],
         theta=values["theta"],
         gain=NEURONS[values["spikes"]].gain is not None,
         membrane=values["residual"] == "membrane",
@@ -46,18 +40,13 @@ def student_shape(student: SpikingBert) -> Shape:
 
 def dense_shape(student: SpikingBert) -> Shape:
     """Of the dense BERT classifier with as many layers, of the same sizes."""
-    values = student.values
-    return Shape(
-        hidden=values["hidden"],
-        heads=values["heads"],
-        ffn=values["ffn"],
-        layers=values["layers"],
-        classes=values["classes"],
-        pooling="cls",
-        vocab_size=values["vocab"],
-        positions=values["positions"],
-        types=values["segments"],
-    )
+    return Shape(**_sizes(student.values), pooling="cls")
+
+
+def _sizes(values: Mapping[str, Any]) -> dict[str, Any]:
+    names = {"vocab_size": "vocab", "types": "segments"}  # of a Shape's, those that are called otherwise in a student
+    kept = ("hidden", "heads", "ffn", "layers", "classes", "vocab_size", "positions", "types")
+    return {name: values[names.get(name, name)] for name in kept}
 
 
 def student_operations(

@@ -1,1 +1,1 @@
-"""Configuration and parts -> objects: networks, modules, callbacks, trainers."""
+"""Configuration and context -> objects: networks, modules, callbacks, trainers."""

@@ -11,7 +11,7 @@ from spikeprune.config.derived import compresses, least_neurons, prunes_synapses
 from spikeprune.config.schema import Compression
 from spikeprune.cost.energy import PRICES
 from spikeprune.experiment.build.arithmetic import cuda_graphs
-from spikeprune.experiment.build.networks import student_shape, teacher_shape
+from spikeprune.experiment.build.networks import teacher_shape
 from spikeprune.experiment.context import RunContext
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.kernels.cuda_graphs import GraphedNorms
@@ -19,14 +19,14 @@ from spikeprune.pruning.budget_report import cost_in_unit
 from spikeprune.training import distributed
 from spikeprune.training.callbacks.budget import BudgetPruning
 from spikeprune.training.callbacks.finite import StopOnNonFinite
+from spikeprune.training.callbacks.mask_search import MaskSearch
 from spikeprune.training.callbacks.preempt import StopOnSignal
-from spikeprune.training.callbacks.quantize import WeightQuantization
+from spikeprune.training.callbacks.quantization import WeightQuantization
 from spikeprune.training.callbacks.resume import ResumeState
 from spikeprune.training.callbacks.schedule import last_decision
-from spikeprune.training.callbacks.search import MaskSearch
 from spikeprune.training.callbacks.spatial import SpatialPruning
-from spikeprune.training.callbacks.synapses import KeepPrunedSynapses, SynapsePruning
-from spikeprune.training.callbacks.synops import SynOpsLogger
+from spikeprune.training.callbacks.synapses import SynapsePruning
+from spikeprune.training.callbacks.synaptic_operations import SynOpsLogger
 from spikeprune.training.callbacks.temporal import TemporalPruning
 
 RECOVER = 0.25  # last share of a budget's epochs that only trains: masks and steps stay as they are
@@ -87,7 +87,6 @@ def budget(context: RunContext, name: str) -> list[Callback]:
             min_ffn=least_neurons(context.teacher_config.intermediate_size),
             batch_size=config.data.eval_batch_size,
             seed=config.seed,
-            shape=student_shape(context),
             dense_shape=teacher_shape(context),
             prices=PRICES[config.cost.prices],
             begin=0,
@@ -127,8 +126,8 @@ def stage_callbacks(context: RunContext, name: str, run: RunDirectory) -> list[C
     for callback in callbacks:
         if isinstance(callback, BudgetPruning):
             callback.reference = distributed.first(lambda: reference(context, run))
-    if prunes_synapses(context.config) and name != "teacher":
-        callbacks.append(KeepPrunedSynapses())
+    if prunes_synapses(context.config) and name not in ("teacher", "spatial"):
+        callbacks.append(SynapsePruning(kept=1.0))
     if name not in ("teacher", "general_kd"):
         callbacks.append(synops(context))
     resume = ModelCheckpoint(run.stage(name), "resume", save_top_k=1, enable_version_counter=False, **when)
@@ -149,4 +148,4 @@ def reference(context: RunContext, run: RunDirectory) -> float | None:
 
 
 def synops(context: RunContext) -> SynOpsLogger:
-    return SynOpsLogger(shape=student_shape(context), prices=PRICES[context.config.cost.prices])
+    return SynOpsLogger(prices=PRICES[context.config.cost.prices])

@@ -13,7 +13,6 @@ from spikeprune.data.augmentation import Augment, replaceable
 from spikeprune.data.batching import PAD_REPLAYED, PAD_TO
 from spikeprune.data.corpus import CorpusData
 from spikeprune.experiment.build.arithmetic import cuda_graphs, kernels
-from spikeprune.experiment.build.networks import student_shape
 from spikeprune.experiment.context import RunContext
 from spikeprune.kernels import attach
 from spikeprune.kernels.cuda_graphs import GraphedTerms
@@ -26,25 +25,24 @@ from spikeprune.training.objective import LossWeights
 from spikeprune.training.optimizer import Optimization
 
 
-def teacher_module(parts: RunContext, learning: Teacher) -> TeacherModule:
-    return TeacherModule(learning, **_common(parts, parts.stage("teacher")))
+def teacher_module(context: RunContext, learning: Teacher) -> TeacherModule:
+    return TeacherModule(learning, **_common(context, context.stage("teacher")))
 
 
 def student_module(
-    parts: RunContext, name: str, learning: SpikingBert, frozen: Teacher, *, stepwise: bool = False
+    context: RunContext, name: str, learning: SpikingBert, frozen: Teacher, *, stepwise: bool = False
 ) -> DistillationModule:
-    stage = parts.stage(name)
-    attach(learning, kernels(parts.config))
+    stage = context.stage(name)
+    attach(learning, kernels(context.config))
     return DistillationModule(
         learning,
         frozen,
         losses=loss_weights(name, stage),
-        layer_map=parts.layers,
-        shape=student_shape(parts),
-        forward_mode=parts.config.student.forward,
-        augment=augment(parts),
+        layer_map=context.layers,
+        forward_mode=context.config.student.forward,
+        augment=augment(context),
         stepwise=stepwise,
-        **_common(parts, stage),
+        **_common(context, stage),
     )
 
 
@@ -57,30 +55,30 @@ def loss_weights(name: str, stage: Stage) -> LossWeights:
     return replace(weights, additions_from=max(1.0, weights.additions_limit), additions_fall=stage.end)
 
 
-def augment(parts: RunContext) -> Augment | None:
-    share = parts.config.data.replace_words
-    return Augment(replace_words=share, words=replaceable(parts.tokenizer)) if share else None
+def augment(context: RunContext) -> Augment | None:
+    share = context.config.data.replace_words
+    return Augment(replace_words=share, words=replaceable(context.tokenizer)) if share else None
 
 
-def _common(parts: RunContext, stage: Stage) -> dict[str, Any]:
+def _common(context: RunContext, stage: Stage) -> dict[str, Any]:
     how = Optimization(stage.lr, stage.theta_lr, stage.warmup, stage.weight_decay)
     return {
-        "task": parts.task,
-        "dev_splits": parts.task.dev_splits,
+        "task": context.task,
+        "dev_splits": context.task.dev_splits,
         "optimization": how,
-        "graphs": GraphedTerms if cuda_graphs(parts.config) else None,
+        "graphs": GraphedTerms if cuda_graphs(context.config) else None,
     }
 
 
-def stage_data(parts: RunContext, name: str) -> L.LightningDataModule:
+def stage_data(context: RunContext, name: str) -> L.LightningDataModule:
     """The task's sentences, or for general_kd the corpus. Training batches are padded to a multiple of PAD_TO tokens,
     where CUDA graphs replay their steps of PAD_REPLAYED."""
-    pad_to = PAD_REPLAYED if cuda_graphs(parts.config) else PAD_TO
-    data, batch_size = parts.config.data, parts.stage(name).batch_size or parts.config.data.batch_size
+    pad_to = PAD_REPLAYED if cuda_graphs(context.config) else PAD_TO
+    data, batch_size = context.config.data, context.stage(name).batch_size or context.config.data.batch_size
     if name != "general_kd":
-        mine = copy.copy(parts.data)  # the tokens are shared
+        mine = copy.copy(context.data)  # the tokens are shared
         mine.batch_size, mine.pad_to = batch_size, pad_to
         return mine
-    corpus = {"sources": data.corpus, "tokenizer": parts.tokenizer}
-    batches = {"max_length": data.max_length, "batch_size": batch_size, "seed": parts.config.seed}
+    corpus = {"sources": data.corpus, "tokenizer": context.tokenizer}
+    batches = {"max_length": data.max_length, "batch_size": batch_size, "seed": context.config.seed}
     return distributed.first(lambda: CorpusData(**corpus, **batches, pad_to=pad_to))

@@ -25,17 +25,17 @@ CLIP = 1.0  # gradient norm
 QUIET = {"enable_model_summary": False}
 
 
-def trainer(parts: RunContext, name: str, run: RunDirectory, offset: int) -> L.Trainer:
+def trainer(context: RunContext, name: str, run: RunDirectory, offset: int) -> L.Trainer:
     """The Trainer of one stage. `offset`: optimizer steps of the stages before."""
-    config, stage, shown = parts.config, parts.stage(name), bars()
+    config, stage, shown = context.config, context.stage(name), bars()
     made = L.Trainer(
         **processes.placement(config),
         precision=arithmetic.precision(config),
-        max_epochs=max(1, stage.epochs),  # a stage of none stops itself (see training/callbacks/search.py)
+        max_epochs=max(1, stage.epochs),  # a stage of none stops itself (see training/callbacks/mask_search.py)
         gradient_clip_val=CLIP,
-        callbacks=[*shown, *stage_callbacks(parts, name, run)],
+        callbacks=[*shown, *stage_callbacks(context, name, run)],
         plugins=[AtomicCheckpointIO()],
-        logger=RecordsLogger(run.append_metrics, parts.tracker.log, stage=name, offset=offset),
+        logger=RecordsLogger(run.append_metrics, context.tracker.log, stage=name, offset=offset),
         log_every_n_steps=config.run.log_every,
         check_val_every_n_epoch=config.run.validate_every,
         enable_progress_bar=bool(shown),

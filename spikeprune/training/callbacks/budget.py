@@ -61,7 +61,7 @@ class BudgetPruning(EpochSchedule):
     min_heads, min_ffn  kept in every layer; `block`: neurons that are removed together
     sentences, measured training sentences that losses and costs are measured on, in batches of `batch_size`
     prices              energy of one addition and one multiply-accumulate
-    shape, dense_shape  of the student and its teacher; None: the student's own, and the dense BERT of the same sizes
+    dense_shape         of the teacher; None: of the dense BERT of the student's sizes
 
     Raises ValueError for an unknown name, and InputError for a share that the floors do not allow.
     Example: `Trainer(callbacks=[BudgetPruning(target="energy", share=0.02)])`
@@ -80,7 +80,6 @@ class BudgetPruning(EpochSchedule):
         min_ffn: int = 8,
         batch_size: int = 32,
         seed: int = 0,
-        shape: Shape | None = None,
         dense_shape: Shape | None = None,
         prices: Prices = PRICES["fp32"],
         begin: int = 0,
@@ -100,7 +99,7 @@ class BudgetPruning(EpochSchedule):
         self.kinds, self.min_heads, self.min_ffn, self.block = tuple(candidates), min_heads, min_ffn, block
         self.sentences, self.measured = sentences, measured
         self.batch_size, self.seed = batch_size, seed
-        self.shape, self.dense_shape, self.prices = shape, dense_shape, prices
+        self.dense_shape, self.prices = dense_shape, prices
         self.settle, self.reference = settle, reference
         self.start: float | None = None  # the cost before the first decision
         self.most_steps: list[int] | None = None  # the steps then
@@ -210,7 +209,7 @@ class BudgetPruning(EpochSchedule):
             self.meter = CostMeter(
                 cost_batches(trainer, module, sentences=self.measured, batch_size=self.batch_size, seed=self.seed),
                 target=self.target,
-                shape=self.shape or shapes.student_shape(student),
+                shape=shapes.student_shape(student),
                 dense_shape=self.dense_shape or shapes.dense_shape(student),
                 prices=self.prices,
                 mean=agreed,

@@ -1,4 +1,4 @@
-"""SynapsePruning: single weights are set to zero on a cubic schedule; KeepPrunedSynapses: they stay zero."""
+"""SynapsePruning: single weights are set to zero on a cubic schedule, and stay zero."""
 
 from __future__ import annotations
 
@@ -11,29 +11,17 @@ from spikeprune.models.sparsity import allowed_mask, saliency, share, weights_of
 from spikeprune.models.variants import add_synapse_masks
 from spikeprune.pruning.schedules import cubic, keep_highest
 from spikeprune.training.callbacks.schedule import EpochSchedule
-from spikeprune.training.protocol import require_prunable, student_of
+from spikeprune.training.protocol import student_of
 
 
-class KeepPrunedSynapses(L.Callback):
-    """Sets pruned weights to zero again after each optimizer step, whose momentum moves them. Comes before callbacks
-    that write checkpoints, which a student reads its synapses from."""
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        require_prunable(self, pl_module)
-        add_synapse_masks(student_of(pl_module))
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        student = student_of(pl_module)
-        student.synapses.apply_masks(student)
-
-
-class SynapsePruning(EpochSchedule, KeepPrunedSynapses):
+class SynapsePruning(EpochSchedule):
     """Lowers the share of synapses between kept units to `kept` between epochs `begin` and `end`, alike in each matrix,
-    and keeps pruned ones at zero.
+    and sets pruned ones to zero again after each optimizer step, whose momentum moves them. `kept` 1 removes none.
 
     The synapses of the smallest saliency are removed, |weight| times the threshold of the neuron before it: magnitude
     pruning (Han et al. 2015, arXiv 1506.02626) of the weights that spikes see. Comes after the callback that removes
-    units. Example: `Trainer(callbacks=[SynapsePruning(kept=0.25)])`
+    units, and before callbacks that write checkpoints, which a student reads its synapses from.
+    Example: `Trainer(callbacks=[SynapsePruning(kept=0.25)])`
     """
 
     def __init__(self, *, kept: float, begin: int = 0, end: int | None = None):
@@ -41,11 +29,17 @@ class SynapsePruning(EpochSchedule, KeepPrunedSynapses):
         self.kept = kept
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        EpochSchedule.setup(self, trainer, pl_module, stage)
-        KeepPrunedSynapses.setup(self, trainer, pl_module, stage)
+        super().setup(trainer, pl_module, stage)
+        add_synapse_masks(student_of(pl_module))
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        student = student_of(pl_module)
+        student.synapses.apply_masks(student)
 
     def decide(self, trainer: L.Trainer, module: L.LightningModule, progress: float) -> None:
         student, target = student_of(module), cubic(progress, 1.0, self.kept)
+        if target == 1.0:
+            return
         with torch.no_grad():
             for i, name, weight in weights_of(student):
                 allowed = allowed_mask(student, i, name)

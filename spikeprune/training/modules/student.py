@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from spikeprune.cost.shapes import Shape
 from spikeprune.data.augmentation import Augment
 from spikeprune.errors import known
-from spikeprune.models.inference import infer, replayable, state
+from spikeprune.models.inference import infer
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS, Outputs
+from spikeprune.models.shape import student_shape
 from spikeprune.models.teacher import Teacher
 from spikeprune.training.additions import AdditionsTerm
 from spikeprune.training.losses import soft_loss
@@ -26,8 +26,7 @@ FORWARDS = ("equilibrium", "spiking")  # that training may use
 class DistillationModule(TaskModule):
     """Trains the student against the frozen teacher. Validation is `models.inference.infer`: the simulation, or its
     closed form where there is one and `stepwise` is false; how near its outputs are to the teacher's is logged beside
-    the quality (see `metrics.Fidelity`). `graphed_answers(measured)` makes what computes
-    `measured` in its place, such as `cuda_graphs.GraphedInference`, where a CUDA graph can hold it."""
+    the quality (see `metrics.Fidelity`)."""
 
     def __init__(
         self,
@@ -36,33 +35,26 @@ class DistillationModule(TaskModule):
         *,
         losses: LossWeights,
         layer_map: Sequence[int],
-        shape: Shape,
         forward_mode: str = "equilibrium",
         augment: Augment | None = None,
         stepwise: bool = False,
-        graphed_answers: Callable[..., Callable[..., Outputs]] | None = None,
         **common,
     ):
         known("forward mode", forward_mode, FORWARDS)
         super().__init__(**common)
         self.stepwise = stepwise
-        self.answers = None if graphed_answers is None else graphed_answers(self.measured)
-        self.student, self.shape = student, shape
+        self.student = student
         self.teacher = teacher.freeze()
         self.augment = augment
         self.losses, self.forward_mode = losses, forward_mode
-        self.objective = Objective(losses, layer_map=layer_map, shape=shape, regression=self.task.regression)
+        self.objective = Objective(
+            losses, layer_map=layer_map, shape=student_shape(student), regression=self.task.regression
+        )
         self.fidelity = nn.ModuleList(Fidelity(regression=self.task.regression) for _ in self.dev_splits)
         self.solved: dict[str, float] = {}  # of the last step's fixed points, where there is feedback
 
     def infer(self, batch: Mapping[str, Tensor]) -> Outputs:
-        inputs = {name: batch[name] for name in INPUTS}
-        if self.answers is None or not replayable(self.student, inputs["attention_mask"], self.stepwise):
-            return self.measured(inputs)
-        return self.answers(inputs, state(self.student))
-
-    def measured(self, inputs: Mapping[str, Tensor]) -> Outputs:
-        return infer(self.student, *inputs.values(), stepwise=self.stepwise)
+        return infer(self.student, *(batch[name] for name in INPUTS), stepwise=self.stepwise)
 
     def models(self) -> list[nn.Module]:
         return [self.student, self.teacher]

@@ -8,8 +8,7 @@ import torch
 from spikeprune.cost.activity import Activity, activity
 from spikeprune.cost.energy import Prices, summarize
 from spikeprune.cost.operations import Operations, dense
-from spikeprune.cost.shapes import Shape
-from spikeprune.models.shape import student_operations
+from spikeprune.models.shape import student_operations, student_shape
 from spikeprune.training import distributed
 from spikeprune.training.protocol import student_of
 
@@ -19,8 +18,8 @@ class SynOpsLogger(L.Callback):
     sentence, padding left out. Counts on the first dev split. After a validation `cost` holds all of it, with the
     firing rate of each spiking layer under `rates`."""
 
-    def __init__(self, *, shape: Shape, prices: Prices):
-        self.shape, self.prices = shape, prices
+    def __init__(self, *, prices: Prices):
+        self.prices = prices
         self.reset()
 
     def reset(self) -> None:
@@ -36,9 +35,9 @@ class SynOpsLogger(L.Callback):
         if dataloader_idx:
             return
         student, lengths = student_of(pl_module), batch["attention_mask"].sum(1)
-        ops = student_operations(student, outputs.counts, lengths, shape=self.shape)
+        ops = student_operations(student, outputs.counts, lengths)
         rates = activity(outputs.counts, lengths, heads=student.heads, ffn=student.ffn, t_steps=student.steps)
-        plain = dense(lengths, shape=self.shape)
+        plain = dense(lengths, shape=student_shape(student))
         self.ops = ops if self.ops is None else self.ops + ops
         self.dense = plain if self.dense is None else self.dense + plain
         self.activity = rates if self.activity is None else self.activity + rates
@@ -49,7 +48,7 @@ class SynOpsLogger(L.Callback):
             summed(self.ops),
             dense_ops=summed(self.dense),
             prices=self.prices,
-            shape=self.shape,
+            shape=student_shape(student),
             heads=student.heads,
             ffn=student.ffn,
             t_steps=student.steps,

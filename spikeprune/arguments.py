@@ -12,6 +12,7 @@ from pathlib import Path
 from spikeprune import __version__
 from spikeprune.config import scalars
 from spikeprune.config.keys import type_of
+from spikeprune.config.names import EXPORTS
 from spikeprune.config.resources import experiment_file
 from spikeprune.errors import nearest
 
@@ -53,6 +54,15 @@ examples:
   spikeprune evaluate runs/mrpc-tiny-s0 --compact
 
 Writes RUN/compact/: weights, shapes, tokenizer, and a record of its origin and of how its logits compare.
+"""
+
+EXPORT_EXAMPLES = """\
+examples:
+  spikeprune export runs/mrpc-tiny-s0 --to hf exported/mrpc
+  spikeprune export runs/mrpc-tiny-s0 --to onnx mrpc-onnx --stage spatial
+  spikeprune export runs/mrpc-tiny-s0 --to hf mrpc-compact --compact
+
+Writes a new directory that other programs load: the last stage's student, without its pruned heads and neurons.
 """
 
 SYNC_EXAMPLES = """\
@@ -134,6 +144,17 @@ def parser() -> argparse.ArgumentParser:
     compact.add_argument("overrides", metavar="key=value", nargs="*", help=CHANGED)
     compact.add_argument("--stage", metavar="NAME", help="a finished stage; by default the last one")
     compact.add_argument("--data", type=expanduser, metavar="DIR", help="a GLUE directory to compare logits on")
+
+    export = _command(commands, "export", "write a student as files that other programs load", EXPORT_EXAMPLES)
+    export.add_argument("run", type=expanduser, metavar="RUN", help="a run's directory, such as runs/mrpc-tiny-s0")
+    export.add_argument(
+        "--to", choices=EXPORTS, required=True, metavar="FORMAT", help=f"of the files: {', '.join(EXPORTS)}"
+    )
+    export.add_argument("directory", type=expanduser, metavar="DIR", help="a directory that does not exist yet")
+    which = export.add_mutually_exclusive_group()
+    which.add_argument("--stage", metavar="NAME", help="a finished stage; by default the last one")
+    which.add_argument("--compact", action="store_true", help="the model that `spikeprune compact` wrote")
+    export.add_argument("--data", type=expanduser, metavar="DIR", help="a GLUE directory to check the files on")
 
     sync = _command(commands, "sync", "send runs to W&B that were offline", SYNC_EXAMPLES)
     sync.add_argument(

@@ -59,6 +59,14 @@ def _compact(args: argparse.Namespace) -> None:
     print(compaction_lines(record))
 
 
+def _export(args: argparse.Namespace) -> None:
+    from spikeprune.export.command import export
+    from spikeprune.report.tables import export_lines
+
+    record = export(args.run, args.to, args.directory, stage=args.stage, compacted=args.compact, data_dir=args.data)
+    print(export_lines(record))
+
+
 def _sync(args: argparse.Namespace) -> None:
     from spikeprune.integrations.wandb.sync import sync
 
@@ -116,6 +124,7 @@ ACTIONS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "config": _config,
     "evaluate": _evaluate,
     "compact": _compact,
+    "export": _export,
     "sync": _sync,
     "sweep": _sweep,
     "launch": _launch,

@@ -14,3 +14,4 @@ PRECISIONS = ("32-true", "tf32", "bf16-mixed", "16-mixed", "64-true")
 WANDB_MODES = ("off", "auto", "online", "offline")
 LONGEST = 4096  # time steps of a spike train
 EARLY_EXIT = ("none", "asr", "confidence")
+EXPORTS = ("hf",)

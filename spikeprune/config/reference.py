@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from spikeprune.config.derived import value_of
-from spikeprune.config.keys import every_key, in_words, type_of
-from spikeprune.config.load import resolve
+from spikeprune.config.keys import every_key, in_words, leaves, type_of
+from spikeprune.config.load import MAY_DIFFER, load, resolve
+from spikeprune.config.resources import experiment_file
+from spikeprune.config.scalars import PATHS, of_path, spelt
 from spikeprune.config.schema import Config, Stage, Stages
+from spikeprune.errors import InputError
 from spikeprune.files import jsonfile
 
 STAGE = "stages.STAGE"  # stands for each stage: the fields that all stages have
@@ -67,6 +70,21 @@ def explained(path: str | Path, overrides: list[str]) -> list[str]:
     lines = [(key, _shown(value_of(config, key)), sources.get(key, "default")) for key in every_key()]
     width = max(len(f"{key}: {value}") for key, value, _ in lines if len(value) < 40)
     return [f"{f'{key}: {value}':<{width}}  # {source}" for key, value, source in lines]
+
+
+def words_of(config: Config) -> list[str]:
+    """The `key=value` arguments with which the package's own experiment resolves to `config`, but for the keys that
+    place a run or show it."""
+    named = [f"task={config.task}", f"preset={config.preset or 'null'}"]
+    try:
+        base = load(experiment_file(), named)
+    except InputError:  # a preset of the user's, or one that needs more than its name
+        named[1] = "preset=null"
+        base = Config(task=config.task)
+    own = dict(leaves(asdict(base)))
+    left_out = (*MAY_DIFFER, "task", "preset", "ablation")
+    changed = [(key, value) for key, value in leaves(asdict(config)) if key not in left_out and value != own[key]]
+    return named + [of_path(key, value) if key in PATHS and value else spelt(key, value) for key, value in changed]
 
 
 PAGE = """# Configuration

@@ -1,12 +1,16 @@
-"""Files that are complete or absent, also after a kill in the middle of a write."""
+"""Files and directories that are complete or absent, also after a kill in the middle of a write."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from spikeprune.errors import InputError
 from spikeprune.files import jsonfile
 
 
@@ -29,3 +33,26 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """`value` as indented JSON; numbers that are not finite become null."""
     write_atomic(path, jsonfile.dumps(value, indent=2) + "\n")
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """A directory to write into, which becomes `path` once the block has ended without an error, and else is removed.
+    Raises InputError where `path` exists."""
+    absent(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        absent(path)  # a rename would replace an empty one
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def absent(path: Path) -> None:
+    """Raises InputError where something is at `path`."""
+    if os.path.lexists(path):
+        raise InputError(f"{path}: exists; nothing is overwritten: remove it or name another directory")

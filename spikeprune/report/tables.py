@@ -286,3 +286,10 @@ def compaction_lines(record: Summary) -> str:
     lines += [f"  {names[key]:<8} {' '.join(map(str, record[key]['kept']))}  of {record[key]['of']}" for key in names]
     lines += [f"  {key:<8} {si(record[f'masked_{key}'])} → {si(record[key])}" for key in ("params", "bytes")]
     return "\n".join(lines)
+
+
+def export_lines(record: Summary) -> str:
+    """The text that `spikeprune export` prints: the directory, its files with their sizes, and what was checked."""
+    lines = [f"{record['directory']}: {record['format']}, stage {record['stage']} of {record['run']}"]
+    lines += [f"  {name:<24}{si(size):>8} bytes" for name, size in record["bytes"].items()]
+    return "\n".join([*lines, f"  checked: {record['check']['words']}"])

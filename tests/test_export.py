@@ -1,0 +1,172 @@
+"""Exports of a finished run: the directory that the command leaves, its model card, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from huggingface_hub import ModelCard
+from micro import GLUE, ROOT, micro, only, write_sst2
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from spikeprune import cli
+from spikeprune.config import names
+from spikeprune.config.load import load, read_resolved, to_yaml
+from spikeprune.config.reference import words_of
+from spikeprune.errors import InputError
+from spikeprune.experiment import compaction, pipeline
+from spikeprune.experiment.checkpoints import load_student
+from spikeprune.experiment.run_directory import RunDirectory
+from spikeprune.export import command, licence
+from spikeprune.models.compaction import compact
+
+TERNARY = ["stages.quantize.weights=ternary", "stages.quantize.epochs=1", "stages.quantize.fold=true"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> RunDirectory:
+    """A teacher, pruned and then quantized students."""
+    folder = tmp_path_factory.mktemp("runs")
+    stages = [*only("teacher", "spatial", "quantize"), "stages.spatial.epochs=1", "stages.temporal.t_steps=null"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        words = [*micro(folder / "sst2", write_sst2(folder / "glue")), *stages, *TERNARY]
+        pipeline.run(load(GLUE, words))
+    return RunDirectory(folder / "sst2")
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory) -> dict[str, Path]:
+    """The last stage in each format."""
+    folder = tmp_path_factory.mktemp("exports")
+    for name in command.FORMATS:
+        assert cli.main(["export", str(run.path), "--to", name, str(folder / name)]) == 0
+    return {name: folder / name for name in command.FORMATS}
+
+
+def test_every_format_leaves_a_record_and_nothing_else_beside_it(run, exported, capsys) -> None:
+    assert tuple(command.FORMATS) == names.EXPORTS
+    for name, folder in exported.items():
+        record = json.loads((folder / "export.json").read_text())
+        assert (record["format"], record["stage"]) == (name, "quantize")
+        assert record["weights"] == run.record("quantize")["weights"]
+        assert record["command"] == f"spikeprune export {run.path} --to {name} {folder}"
+        assert record["bytes"] == {
+            path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.name != "export.json"
+        }
+        assert record["check"]["words"]
+    left = sorted(path.name for path in next(iter(exported.values())).parent.iterdir())
+    assert left == sorted(command.FORMATS)
+
+
+# --------------------------------------------------------------------------------------------------- Hugging Face
+
+FOREIGN = """
+import json, sys
+from transformers import AutoTokenizer, pipeline
+from spikeprune import SpikingBertConfig
+found = pipeline("text-classification", sys.argv[1])("the film was good", top_k=None)
+assert not any(name.startswith(("lightning", "spikeprune.training", "spikeprune.experiment")) for name in sys.modules)
+print(json.dumps({row["label"]: row["score"] for row in found}))
+"""
+
+
+def test_transformers_loads_it_without_the_trainer(run, exported) -> None:
+    words = [sys.executable, "-c", FOREIGN, str(exported["hf"])]
+    done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    student = compact(load_student(run, "quantize")).eval()
+    tokens = AutoTokenizer.from_pretrained(run.stage("teacher"))("the film was good", return_tensors="pt")
+    with torch.no_grad():
+        probabilities = student(**tokens).logits.softmax(-1)[0]
+    assert list(found) and set(found) == {"negative", "positive"}
+    assert [found["negative"], found["positive"]] == pytest.approx(probabilities.tolist(), abs=1e-6)
+
+
+def test_weights_are_packed_and_units_left_out(run, exported) -> None:
+    tensors = safetensors.torch.load_file(exported["hf"] / "model.safetensors")
+    assert tensors["spiking_bert.layers.0.up.data"].dtype == torch.uint8
+    kept = run.record("quantize")["ffn"]
+    model = AutoModelForSequenceClassification.from_pretrained(exported["hf"])
+    assert [layer.ffn for layer in model.spiking_bert.layers] == kept and max(kept) < 37
+
+
+def test_the_card_is_read_back_with_scores_and_energy(run, exported) -> None:
+    card, record = ModelCard.load(exported["hf"] / "README.md"), run.record("quantize")
+    assert card.data.pipeline_tag == "text-classification" and card.data.license is None
+    (result,) = card.data.eval_results
+    assert (result.dataset_name, result.metric_type) == ("sst2", "accuracy")
+    assert result.metric_value == pytest.approx(record["metrics"]["accuracy"], abs=1e-6)
+    fingerprint, saved = run.data_facts()["fingerprint"], read_resolved(run.config)
+    energy = run.record("teacher")["cost"]["energy_pj"] / record["cost"]["energy_pj"]
+    for words in (fingerprint, f"{energy:.1f}", f"--to hf {exported['hf']}", *words_of(saved)):
+        assert words in card.content, words
+
+
+def test_the_licence_is_the_one_that_the_teachers_card_states(tmp_path) -> None:
+    assert licence.teacher_of(None).licence is None
+    assert licence.teacher_of(str(tmp_path)).licence is None
+    for text, stated in (
+        ("---\nlicense: mit\n---\n# BERT\n", "mit"),
+        ("no card", None),
+        ("---\nlicense: [\n---\n", None),
+    ):
+        (tmp_path / "README.md").write_text(text)
+        assert licence.teacher_of(str(tmp_path)).licence == stated
+    assert licence.teacher_of("nobody/has-this").licence is None  # tests see no hub
+
+
+def test_the_words_of_a_run_give_its_configuration_again(run) -> None:
+    saved = read_resolved(run.config)
+    again = load(GLUE, [*words_of(saved), f"run.dir={run.path}"])
+    again.run.log_every = saved.run.log_every
+    assert to_yaml(again) == to_yaml(saved)
+
+
+# -------------------------------------------------------------------------------------------------------- refusals
+
+
+def test_what_compact_left_is_exported_as_it_is(run, tmp_path) -> None:
+    compaction.compact_run(run.path, stage="spatial", overrides=["student.dead_zone=20"])
+    record = command.export(run.path, "hf", tmp_path / "out", compacted=True)
+    assert record["stage"] == "spatial" and record["command"].endswith("--compact")
+    own, there = (safetensors.torch.load_file(f / "model.safetensors") for f in (run.compact, tmp_path / "out"))
+    assert own.keys() == there.keys() and all(torch.equal(own[name], there[name]) for name in own)
+    rate = ModelCard.load(tmp_path / "out" / "README.md").content.partition("firing rate")[2].split("|")[1]
+    assert float(rate) < run.record("spatial")["cost"]["rate"]  # measured with its dead zones
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--to", "hf", "{there}"], "{there}: exists; nothing is overwritten"),
+        (["--to", "hf", "{new}", "--stage", "finetune"], "stage 'finetune' is not finished"),
+        (["--to", "hf", "{new}", "--stage", "teacher"], "the teacher is no spiking student"),
+    ],
+)
+def test_refused_in_a_sentence_with_nothing_written(words, sentence, run, tmp_path, capsys) -> None:
+    (tmp_path / "there").mkdir()
+    places = {"there": tmp_path / "there", "new": tmp_path / "new"}
+    assert cli.main(["export", str(run.path), *(word.format(**places) for word in words)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and sentence.format(**places) in said and len(said.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_an_export_that_fails_leaves_nothing(run, tmp_path, monkeypatch) -> None:
+    def fails(student, tokenizer, facts, directory):
+        (directory / "half").write_text("")
+        raise InputError("this student has no place in it")
+
+    monkeypatch.setitem(command.FORMATS, "hf", fails)
+    with pytest.raises(InputError, match="no place"):
+        command.export(run.path, "hf", tmp_path / "out")
+    assert not list(tmp_path.iterdir())

@@ -21,11 +21,9 @@ def _train(args: argparse.Namespace) -> None:
         config = load(args.experiment, args.overrides)  # before the imports below: they take seconds
         from spikeprune.experiment import pipeline
         from spikeprune.integrations.wandb.tracker import WandbTracker
-        from spikeprune.report.tables import summary_table
 
         signals.check()
-        summary = pipeline.run(config, tracker=WandbTracker())
-    print("\n" + summary_table(summary))
+        pipeline.run(config, tracker=WandbTracker())
 
 
 def _config(args: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from random import Random
 
 from spikeprune.config.schema import Stages
+from spikeprune.experiment.run_directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[1]
 GLUE = ROOT / "experiments" / "glue.yaml"
@@ -73,3 +74,8 @@ def micro(folder: Path, glue: Path | None = None) -> list[str]:
         "stages.temporal.epochs=3",
         "stages.finetune.epochs=1",
     ]
+
+
+def logged(run: RunDirectory) -> list[dict]:
+    """The records of `metrics.jsonl` but for the time they were made at."""
+    return [{key: value for key, value in record.items() if key != "time"} for record in run.read_metrics()]

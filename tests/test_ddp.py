@@ -10,7 +10,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from micro import BATCHES, STAGES, micro, only, write_sst2
+from micro import BATCHES, STAGES, logged, micro, only, write_sst2
 from together import EXACT, check_measurements, check_weights, leg, together
 
 from spikeprune.config.tasks import get_task
@@ -223,4 +223,4 @@ def test_two_killed_ranks_go_on_as_if_undisturbed(undisturbed, glue, tmp_path) -
         assert run.weights(name).keys() == undisturbed.weights(name).keys()
         for key, value in undisturbed.weights(name).items():
             assert torch.equal(run.weights(name)[key], value), (name, key)
-    assert run.read_metrics() == undisturbed.read_metrics()
+    assert logged(run) == logged(undisturbed)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from children import leg
-from micro import BATCHES, GLUE, micro, only
+from micro import BATCHES, GLUE, logged, micro, only
 
 from spikeprune import cli
 from spikeprune.config.load import load
@@ -41,7 +41,7 @@ def left(run: RunDirectory, stages) -> dict:
     records = {name: run.record(name) for name in stages}
     assert all(record.pop("seconds") > 0 for record in records.values())
     weights = {name: (run.stage(name) / "model.safetensors").read_bytes() for name in stages}
-    return {"records": records, "weights": weights, "metrics": run.read_metrics()}
+    return {"records": records, "weights": weights, "metrics": logged(run)}
 
 
 @pytest.fixture(scope="module")

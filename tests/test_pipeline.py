@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from types import SimpleNamespace
 
 import lightning
@@ -29,7 +31,7 @@ from spikeprune.experiment.measurement import check_teacher
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.experiment.summary import commit
 from spikeprune.models import inference
-from spikeprune.report.tables import summary_table
+from spikeprune.report.tables import digits, summary_table
 from spikeprune.training.callbacks.synaptic_operations import SynOpsLogger
 
 COST = {"ac", "mac", "elementwise", "energy_pj", "energy_full_pj", "norm_ops", "params", "bytes"}
@@ -51,7 +53,7 @@ def finished(tmp_path_factory, glue) -> tuple[RunDirectory, str]:
 def test_a_run_leaves_its_files(finished) -> None:
     run, _ = finished
     files = {str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file()}
-    wanted = {"config.yaml", "data.json", "metrics.jsonl", "metrics.csv", "summary.json"}
+    wanted = {"config.yaml", "data.json", "metrics.jsonl", "metrics.csv", "run.log", "summary.json"}
     wanted |= {f"stages/{name}/{file}" for name in STAGES for file in ("model.safetensors", "record.json")}
     tokenizer = ("tokenizer.json", "tokenizer_config.json")
     wanted |= {f"stages/{name}/{file}" for name in STAGES for file in ("config.json", *tokenizer)}
@@ -97,6 +99,41 @@ def test_the_terminal_ends_with_the_table(finished) -> None:
     run, printed = finished
     assert printed.rstrip().endswith(summary_table(json.loads(run.summary.read_text())))
     assert printed.startswith("data: sst2 from directory ")
+
+
+def test_without_a_terminal_there_is_a_line_for_each_epoch(finished) -> None:
+    run, printed = finished
+    lines = [line.split("  ") for line in printed.splitlines() if re.match(r"  \w+ \d+/\d+  ", line)]
+    places = [f"{name} {epoch + 1}/{EPOCHS[name]}" for name in STAGES for epoch in range(EPOCHS[name])]
+    assert [line[1] for line in lines] == places and "\r" not in printed
+    rows = {line[1]: line[2:] for line in lines}
+    logged = [r for r in run.read_metrics() if r["stage"] == "spatial"]
+    soft, loss = (fmean(r[key] for r in logged[:BATCHES] if key in r) for key in ("train/soft", "train/loss"))
+    first = rows["spatial 1/3"]
+    assert first[0].startswith(f"loss {loss:.4g} (soft {soft:.4g}, hidden ") and first[3].endswith(" left")
+    last = next(r for r in reversed(logged) if "val/main" in r)
+    found = rows["spatial 3/3"][1:3]
+    assert found == [f"score {100 * last['val/main']:.1f}", f"{digits(last['cost/energy_pj'] / 1e3)} nJ"]
+    assert rows["finetune 1/1"][3] == "0 s left" and len(rows["teacher 1/3"]) == 3  # a teacher's energy is one number
+
+
+def test_the_log_is_what_was_printed(finished) -> None:
+    run, printed = finished
+    first, _, text = run.log.read_text().partition("\n")
+    assert re.fullmatch(r"# \d{4}-\d\d-\d\d \d\d:\d\d:\d\d", first) and text == printed
+
+
+def test_metrics_have_each_layer_the_learning_rate_and_the_time(finished) -> None:
+    run, _ = finished
+    records = [r for r in run.read_metrics() if r["stage"] == "spatial"]
+    rates = [r["train/lr"] for r in records if "train/loss" in r]
+    assert max(rates) == pytest.approx(run.record("spatial")["config"]["lr"]) and rates[-1] < max(rates) / 5
+    times = [r["time"] for r in run.read_metrics()]
+    assert times == sorted(times) and 0 < times[-1] - times[0] < 600
+    record, last = run.record("spatial"), next(r for r in reversed(records) if "val/main" in r)
+    for key in ("t_steps", "heads", "ffn"):
+        assert [last[f"{key}/{i}"] for i in range(len(record[key]))] == record[key]
+    assert {site: last[f"rate/{site}"] for site in record["cost"]["rates"]} == pytest.approx(record["cost"]["rates"])
 
 
 def test_the_summary_says_what_was_made_of_what(finished, glue) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 from children import add_callback, run_command
-from micro import BATCHES, GLUE, STAGES, micro
+from micro import BATCHES, GLUE, STAGES, logged, micro
 from test_resume import result, steps_of
 
 from spikeprune import cli
@@ -91,7 +91,7 @@ def test_signalled_again_and_again_equals_undisturbed(undisturbed, glue, tmp_pat
         assert found["weights"][name] == wanted["weights"][name], f"{name} has other weights"
     assert found == wanted
     assert steps_of(run) == steps_of(undisturbed)
-    assert run.read_metrics() == undisturbed.read_metrics()
+    assert logged(run) == logged(undisturbed)
 
 
 def caught_by(pid: int, number: int) -> bool:

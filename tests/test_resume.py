@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from children import leg
-from micro import BATCHES, GLUE, STAGES, micro
+from micro import BATCHES, GLUE, STAGES, logged, micro
 
 from spikeprune.config.load import load
 from spikeprune.errors import InputError
@@ -75,7 +75,7 @@ def test_killed_and_resumed_equals_undisturbed(chain, undisturbed, glue, tmp_pat
     assert found == wanted
     assert len(set(steps_of(run))) == len(steps_of(run))  # no step is logged twice
     assert steps_of(run) == steps_of(undisturbed)
-    assert run.read_metrics() == undisturbed.read_metrics()
+    assert logged(run) == logged(undisturbed)
 
 
 def test_what_was_pruned_differs_from_stage_to_stage(undisturbed) -> None:

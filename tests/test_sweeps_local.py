@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from micro import only
+from micro import logged, only
 from tiny_sweep import FFN, HEADS, begin, sweep, tiny, write
 
 from spikeprune import cli
@@ -113,7 +113,7 @@ def test_a_stage_that_was_taken_over_is_the_one_that_would_have_been_made(swept,
     alone, shared = RunDirectory(tmp_path / "run"), RunDirectory(folder / "trials" / str(taken))
     for stage in ("teacher", "spatial"):
         assert alone.verified(stage) == shared.verified(stage)
-    assert alone.read_metrics() == shared.read_metrics()
+    assert logged(alone) == logged(shared)
 
 
 RANGES = {

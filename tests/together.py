@@ -15,7 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 from children import process, speak_into
-from micro import GLUE, STAGES
+from micro import GLUE, STAGES, logged
 
 from spikeprune import cli
 from spikeprune.experiment.build import trainers
@@ -118,7 +118,7 @@ def check_measurements(one: RunDirectory, two: RunDirectory) -> None:
         rates = found["cost"].pop("rates", {}), wanted["cost"].pop("rates", {})
         assert rates[0] == pytest.approx(rates[1], rel=1e-12)
         assert found["cost"] == pytest.approx(wanted["cost"], rel=1e-12)
-    found, wanted = two.read_metrics(), one.read_metrics()
+    found, wanted = logged(two), logged(one)
     assert len(found) == len(wanted)
     for mine, theirs in zip(found, wanted, strict=True):
         assert mine.pop("stage") == theirs.pop("stage")

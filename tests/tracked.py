@@ -77,11 +77,12 @@ def train(folder: Path, glue: Path, *more: str) -> list[str]:
 
 
 def rows(run: RunDirectory) -> dict[int, dict[str, float]]:
-    """What W&B should hold of `metrics.jsonl`: a row for each global step, keys under their stage."""
+    """What W&B should hold of `metrics.jsonl`: a row for each global step, keys under their stage, none of a layer."""
     found: dict[int, dict[str, float]] = {}
     for record in run.read_metrics():
         row = found.setdefault(record["global_step"], {})
-        row |= {f"{record['stage']}/{k}": v for k, v in record.items() if k not in ("stage", "step", "global_step")}
+        kept = {key: value for key, value in record.items() if key.partition("/")[0] not in tracker.NOT_CHARTED}
+        row |= {f"{record['stage']}/{key}": value for key, value in kept.items()}
     return found
 
 

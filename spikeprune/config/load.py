@@ -33,6 +33,7 @@ MAY_DIFFER = (
     "run.log_every",
     "run.validate_every",
     "run.checkpoint_every",
+    "run.tensorboard",
     "run.wandb",
     "run.wandb_artifact",
     "cost.early_exit",

@@ -62,6 +62,7 @@ class Run:
     wandb: str = key(
         "off", "Weights & Biases; auto: online with a key and a reachable server", choices=names.WANDB_MODES
     )
+    tensorboard: bool = key(False, "also log to TensorBoard, in the run's tensorboard/")
     wandb_artifact: bool = key(False, "store the compressed student as a W&B artifact")
 
 

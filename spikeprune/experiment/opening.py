@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 
 from spikeprune.config.load import differences, read_resolved, to_yaml
 from spikeprune.config.schema import Config
@@ -43,7 +44,9 @@ class Reuse:
 
 
 def check_backends(config: Config) -> Backends:
-    """Raises InputError for kernels, a precision or CUDA graphs that this machine does not have."""
+    """Raises InputError for kernels, a precision, CUDA graphs or TensorBoard that this machine does not have."""
+    if config.run.tensorboard and not any(map(find_spec, ("tensorboard", "tensorboardX"))):
+        raise InputError("run.tensorboard = true: TensorBoard is missing; `pip install tensorboard`, or leave it out")
     kernels = distributed.first(lambda: arithmetic.kernels(config))
     distributed.first(lambda: arithmetic.precision(config))
     return Backends(kernels, bool(distributed.first(lambda: arithmetic.cuda_graphs(config))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import lightning as L
@@ -12,16 +13,19 @@ from spikeprune.config.schema import Config
 from spikeprune.experiment import opening, processes
 from spikeprune.experiment.context import RunContext
 from spikeprune.experiment.run_directory import RunDirectory
+from spikeprune.experiment.run_log import recorded
 from spikeprune.experiment.stage import train_student, train_teacher
 from spikeprune.experiment.summary import summarize_run
 from spikeprune.experiment.terminal import print_once, quiet
 from spikeprune.experiment.tracking import NullTracker, Tracker
 from spikeprune.files.atomic import write_json
+from spikeprune.report.tables import summary_table
 from spikeprune.training import distributed, signals
 
 
 def run(config: Config, tracker: Tracker | None = None) -> dict[str, Any]:
-    """Run every stage that is not finished yet, and return the summary that was written to `summary.json`.
+    """Run every stage that is not finished yet, print the closing table, and return the summary that was written to
+    `summary.json`.
 
     Raises InputError for bad input before anything is written, for a run directory made with another configuration or
     in use by another run, and for a teacher that is no better than the majority class; Stopped after a signal. On
@@ -44,13 +48,22 @@ def run_process(config: Config, tracker: Tracker) -> dict[str, Any]:
     with opening.opened(context, directory) as complete:
         if complete:
             print_once(f"{directory.path}: finished, nothing to run")
-            return distributed.first(directory.read_summary)
-        with tracker.opened(config, directory, context.active()):
+            summary = distributed.first(directory.read_summary)
+            print_once(f"\n{summary_table(summary)}")
+            return summary
+        with log_of(directory), tracker.opened(config, directory, context.active()):
             print_once(context.raw.banner)
             print_once(str(backends))
             opening.copy_stages(context, directory, reuse)
             run_stages(context, directory)
-            return distributed.first(lambda: finish(context, directory, backends))
+            summary = distributed.first(lambda: finish(context, directory, backends))
+            print_once(f"\n{summary_table(summary)}")
+            return summary
+
+
+def log_of(directory: RunDirectory) -> AbstractContextManager[None]:
+    """A context in which rank 0 also prints into `run.log`."""
+    return nullcontext() if distributed.rank() else recorded(directory.log)
 
 
 def run_stages(context: RunContext, directory: RunDirectory) -> None:

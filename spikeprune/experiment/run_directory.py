@@ -2,6 +2,8 @@
 
 runs/<name>/config.yaml        resolved configuration
            metrics.jsonl       one record a line, in the order logged; metrics.csv the same as a table
+           run.log             what was printed, one attempt after the other
+           tensorboard/<stage>/ with `run.tensorboard`
            summary.json        per stage quality, cost and shape
            stages/<stage>/     a model that transformers loads (config.json, model.safetensors, tokenizer), record.json
            stages/<stage>/resume.ckpt   only while the stage runs
@@ -91,6 +93,10 @@ class RunDirectory:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "run.log"
 
     @property
     def summary(self) -> Path:

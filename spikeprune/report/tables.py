@@ -110,6 +110,12 @@ def _short(name: str) -> str:
     return metric + ("-mm" if "mismatched" in name else "-m" if "matched" in name else "")
 
 
+def _long(name: str) -> str:
+    """`validation_mismatched/f1` → `validation_mismatched/F1`."""
+    split, slash, metric = name.rpartition("/")
+    return f"{split}{slash}{LONG.get(metric, metric)}"
+
+
 def _quality(row: Summary, metrics: Mapping[str, str]) -> list[str]:
     return [f"{100 * row['main']:.1f}", *(f"{100 * row['metrics'][name]:.1f}" for name in metrics)]
 
@@ -220,7 +226,7 @@ def evaluation_lines(measured: Summary) -> str:
 def _quality_rows(measured: Summary) -> list[tuple[str, str, str]]:
     """(name, value, unit) of the score, each metric, and the agreement with the teacher."""
     rows = [("score", f"{100 * measured['main']:.1f}", "× 100")]
-    rows += [(name, f"{100 * value:.1f}", "× 100") for name, value in measured["metrics"].items()]
+    rows += [(_long(name), f"{100 * value:.1f}", "× 100") for name, value in measured["metrics"].items()]
     for name, value in measured.get("fidelity", {}).items():
         split, _, kind = name.rpartition("/")
         prefix = f"{split}/" if split else ""

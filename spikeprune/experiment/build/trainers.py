@@ -6,14 +6,16 @@ from collections.abc import Sequence
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from spikeprune.config.schema import Config
 from spikeprune.experiment import processes
 from spikeprune.experiment.build import arithmetic
 from spikeprune.experiment.build.callbacks import stage_callbacks
 from spikeprune.experiment.context import RunContext
+from spikeprune.experiment.estimate import stage_steps
 from spikeprune.experiment.run_directory import RunDirectory
-from spikeprune.experiment.terminal import bars
+from spikeprune.experiment.terminal import EpochLines, bars
 from spikeprune.training.callbacks.preempt import StopOnSignal
 from spikeprune.training.callbacks.records import RecordsLogger
 from spikeprune.training.callbacks.resume import AtomicCheckpointIO
@@ -27,15 +29,19 @@ QUIET = {"enable_model_summary": False}
 
 def trainer(context: RunContext, name: str, run: RunDirectory, offset: int) -> L.Trainer:
     """The Trainer of one stage. `offset`: optimizer steps of the stages before."""
-    config, stage, shown = context.config, context.stage(name), bars()
+    config, stage, planned = context.config, context.stage(name), stage_steps(context)
+    shown = bars(planned, name)
+    loggers: list[Logger] = [RecordsLogger(run.append_metrics, context.tracker.log, stage=name, offset=offset)]
+    if config.run.tensorboard:
+        loggers.append(TensorBoardLogger(run.path, "tensorboard", version=name))
     made = L.Trainer(
         **processes.placement(config),
         precision=arithmetic.precision(config),
         max_epochs=max(1, stage.epochs),  # a stage of none stops itself (see training/callbacks/mask_search.py)
         gradient_clip_val=CLIP,
-        callbacks=[*shown, *stage_callbacks(context, name, run)],
+        callbacks=[*shown, EpochLines(planned, name), *stage_callbacks(context, name, run)],
         plugins=[AtomicCheckpointIO()],
-        logger=RecordsLogger(run.append_metrics, context.tracker.log, stage=name, offset=offset),
+        logger=loggers,
         log_every_n_steps=config.run.log_every,
         check_val_every_n_epoch=config.run.validate_every,
         enable_progress_bar=bool(shown),

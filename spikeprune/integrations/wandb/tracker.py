@@ -27,6 +27,7 @@ from spikeprune.report.results import layer_rows, results
 from spikeprune.training import distributed
 
 INIT_TIMEOUT = 30  # seconds; wandb's own is 90
+NOT_CHARTED = ("stage", "step", "global_step", "time", "rate", "heads", "ffn", "t_steps")
 FINISH_TIMEOUT = 30  # seconds; wandb itself waits without end
 
 
@@ -101,8 +102,8 @@ class WandbTracker:
                 self.log(record)
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """A record's metrics, under their stage's name."""
-        values = {key: value for key, value in record.items() if key not in ("stage", "step", "global_step")}
+        """A record's metrics, under their stage's name, without those of single layers: `stage_done` has a table."""
+        values = {key: value for key, value in record.items() if key.partition("/")[0] not in NOT_CHARTED}
         log_row({f"{record['stage']}/{key}": value for key, value in values.items()}, record["global_step"])
 
     def stage_done(self, directory: RunDirectory, stage: str, stages: Sequence[str]) -> None:

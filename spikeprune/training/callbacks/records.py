@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,8 +11,9 @@ from lightning.pytorch.utilities import rank_zero_only
 
 
 class RecordsLogger(Logger):
-    """Records `{"stage", "step", "global_step", metric: value, …}`: `step` counts in the stage, `global_step` over the
-    whole run, of which `offset` steps lie before this stage. Each of `writers` is called with every record."""
+    """Records `{"stage", "step", "global_step", "time", metric: value, …}`: `step` counts in the stage, `global_step`
+    over the whole run, of which `offset` steps lie before this stage; `time` is in seconds since 1970. Each of
+    `writers` is called with every record."""
 
     def __init__(self, *writers: Callable[[dict[str, Any]], None], stage: str, offset: int):
         super().__init__()
@@ -33,6 +35,7 @@ class RecordsLogger(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         step = step or 0
         values = {key: float(value) for key, value in metrics.items()}
-        record = {"stage": self.stage, "step": step, "global_step": self.offset + step, **values}
+        place = {"stage": self.stage, "step": step, "global_step": self.offset + step}
+        record = {**place, "time": round(time.time(), 2), **values}
         for write in self.writers:
             write(record)

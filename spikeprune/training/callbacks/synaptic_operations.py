@@ -15,8 +15,9 @@ from spikeprune.training.protocol import student_of
 
 class SynOpsLogger(L.Callback):
     """Logs `cost/ac`, `cost/mac`, `cost/elementwise`, `cost/energy_pj` …, `cost/rate`, `cost/sparsity`, each for one
-    sentence, padding left out. Counts on the first dev split. After a validation `cost` holds all of it, with the
-    firing rate of each spiking layer under `rates`."""
+    sentence, padding left out, and of each layer the firing rates `rate/<spiking layer>` and what is kept: `heads/<i>`,
+    `ffn/<i>`, and `t_steps/<i>`, with the embedding's first. Counts on the first dev split. After a validation `cost`
+    holds all of it, with the firing rate of each spiking layer under `rates`."""
 
     def __init__(self, *, prices: Prices):
         self.prices = prices
@@ -60,6 +61,9 @@ class SynOpsLogger(L.Callback):
         rate = active.rate()
         self.cost = {**self.cost, "rate": rate, "sparsity": 1 - rate, "rates": active.rates()}
         logged = {f"cost/{name}": float(value) for name, value in self.cost.items() if name != "rates"}
+        logged |= {f"rate/{site}": rate for site, rate in self.cost["rates"].items()}
+        kept = {"t_steps": student.steps, "heads": student.heads.sum(1).tolist(), "ffn": student.ffn.sum(1).tolist()}
+        logged |= {f"{name}/{i}": float(n) for name, numbers in kept.items() for i, n in enumerate(numbers)}
         pl_module.log_dict(logged, rank_zero_only=True)
 
 

@@ -85,6 +85,7 @@ class TaskModule(L.LightningModule):
             logged = self.over_ranks(self.terms)
             self.log("train/loss", logged.pop("loss"), prog_bar=True)
             self.log_dict({f"train/{name}": term for name, term in logged.items()})
+            self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # of the weights
         return terms["loss"]
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:

@@ -42,8 +42,7 @@ examples:
   spikeprune evaluate runs/mrpc-tiny-s0
   spikeprune evaluate runs/mrpc-tiny-s0 --stage internal_kd --json
   spikeprune evaluate runs/mrpc-minilm-s0 --data glue
-  spikeprune evaluate runs/mrpc-tiny-s0 cost.early_exit=asr
-  spikeprune evaluate runs/mrpc-tiny-s0 student.coding=running_mean cost.early_exit=confidence
+  spikeprune evaluate runs/mrpc-tiny-s0 student.coding=running_mean --early-exit
   spikeprune evaluate runs/mrpc-tiny-s0 student.dead_zone=60
 """
 
@@ -103,7 +102,7 @@ examples:
 Run it on a machine with a network, such as a login node; compute nodes then find everything in the cache (HF_HOME).
 """
 
-CHANGED = "values that replace the run's, of keys that need no training: student.dead_zone, cost.early_exit, …"
+CHANGED = "values that replace the run's, of keys that need no training: student.dead_zone, student.coding, …"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -137,6 +136,9 @@ def parser() -> argparse.ArgumentParser:
         "--data", type=expanduser, metavar="DIR", help="a GLUE directory to measure on instead of the run's own data"
     )
     evaluate.add_argument("--stepwise", action="store_true", help="simulate step by step, not in closed form")
+    evaluate.add_argument(
+        "--early-exit", action="store_true", help="also measure inference that stops once it is confident"
+    )
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
     compact = _command(commands, "compact", "write a student without its pruned heads and neurons", COMPACT_EXAMPLES)

@@ -42,6 +42,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         data_dir=args.data,
         compacted=args.compact,
         stepwise=args.stepwise,
+        early_exit=args.early_exit,
         overrides=args.overrides,
     )
     if args.json and (warning := other_data(measured)):

@@ -269,8 +269,10 @@ def test_without_a_file_the_experiment_is_the_packages_own(pipeline, capsys) -> 
 def test_evaluate_prints_json_or_a_table(pipeline, capsys, monkeypatch) -> None:
     seen, changed = [], []
 
-    def evaluate(run: str, stage, data_dir, compacted: bool, stepwise: bool, overrides: list[str]) -> dict:
-        seen.append((run, stage, data_dir, compacted, stepwise))
+    def evaluate(
+        run: str, stage, data_dir, compacted: bool, stepwise: bool, early_exit: bool, overrides: list[str]
+    ) -> dict:
+        seen.append((run, stage, data_dir, compacted, stepwise, early_exit))
         changed.extend(overrides)
         return {"task": "rte"}
 
@@ -282,8 +284,9 @@ def test_evaluate_prints_json_or_a_table(pipeline, capsys, monkeypatch) -> None:
     assert capsys.readouterr().out == "a table of rte\n"
     assert cli.main(["evaluate", "runs/x", "--compact"]) == 0
     assert cli.main(["evaluate", "runs/x", "--stepwise"]) == 0
-    assert seen[:2] == [("runs/x", "spatial", "glue", False, False), ("runs/x", None, None, False, False)]
-    assert seen[2:] == [("runs/x", None, None, True, False), ("runs/x", None, None, False, True)]
+    assert seen[:2] == [("runs/x", "spatial", "glue", False, False, False), ("runs/x", None, None, False, False, False)]
+    assert cli.main(["evaluate", "runs/x", "--early-exit"]) == 0
+    assert [row[3:] for row in seen[2:]] == [(True, False, False), (False, True, False), (False, False, True)]
     assert changed == []
-    assert cli.main(["evaluate", "runs/x", "cost.early_exit=asr", "--stage", "spatial", "--json"]) == 0
-    assert changed == ["cost.early_exit=asr"]
+    assert cli.main(["evaluate", "runs/x", "student.dead_zone=60", "--stage", "spatial", "--json"]) == 0
+    assert changed == ["student.dead_zone=60"]

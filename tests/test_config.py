@@ -208,11 +208,11 @@ def test_what_the_program_passes_on_reads_back_the_same(tmp_path_factory, path: 
     empty.touch()
     words = [scalars.of_path("run.dir", f"{path}/0"), scalars.of_path("data.dir", path)]
     words += [scalars.spelt("student.t_steps", steps), scalars.spelt("stages.teacher.lr", lr)]
-    words += [scalars.spelt("run.wandb_artifact", True), scalars.spelt("run.checkpoint_every", None)]
+    words += [scalars.spelt("run.tensorboard", True), scalars.spelt("run.checkpoint_every", None)]
     config = load(empty, words)
     assert os.path.normpath(config.run.dir) == os.path.normpath(f"{path}/0")
     assert os.path.normpath(config.data.dir) == os.path.normpath(path)
-    found = (config.student.t_steps, config.stages.teacher.lr, config.run.wandb_artifact, config.run.checkpoint_every)
+    found = (config.student.t_steps, config.stages.teacher.lr, config.run.tensorboard, config.run.checkpoint_every)
     assert found == (steps, lr, True, None)
 
 

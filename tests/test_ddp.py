@@ -98,7 +98,7 @@ def small_module(losses: dict[str, float] | None) -> TaskModule:
     return DistillationModule(student, teacher, losses=LossWeights(**losses), layer_map=[0, 1], **common).double()
 
 
-TERMS = [{term: 1.0} for term in ("hidden", "scores", "soft", "hard", "firing", "additions")]
+TERMS = [{term: 1.0} for term in ("hidden", "scores", "soft", "hard", "additions")]
 
 
 @pytest.mark.parametrize("losses", [None, *TERMS], ids=str)

@@ -10,13 +10,13 @@ from micro import GLUE, micro
 
 from spikeprune.config.load import load
 from spikeprune.cost import operations
+from spikeprune.cost.activity import place
 from spikeprune.cost.shapes import Shape
 from spikeprune.experiment.context import prepare
-from spikeprune.models.modeling import RESIDUALS, SpikingBert, layer_of
+from spikeprune.models.modeling import RESIDUALS, SpikingBert
 from spikeprune.training.losses import (
     additions_loss,
     falling,
-    firing_loss,
     hard_loss,
     hidden_loss,
     scores_loss,
@@ -106,10 +106,6 @@ def test_hard_loss_by_hand() -> None:
     assert hard_loss(torch.tensor([[2.0], [0.0]]), torch.tensor([5.0, 1.0]), regression=True).tolist() == [9.0, 1.0]
 
 
-def test_firing_loss_is_the_mean_over_sites() -> None:
-    assert firing_loss({"a": torch.tensor(0.25), "b": torch.tensor(0.75)}).item() == 0.5
-
-
 def test_layer_maps_by_hand() -> None:
     assert uniform_layer_map(4, 12) == [2, 5, 8, 11]
     assert uniform_layer_map(6, 6) == [0, 1, 2, 3, 4, 5]
@@ -151,7 +147,7 @@ def test_the_priced_firing_is_what_the_counter_counts(spikes, pooling, residual)
         wanted = wanted - counted.ac[-1]
     prices = {
         "fan_out": operations.fan_out(shape=shape, **masks, tokens=7.0),
-        "t_steps": {name: steps[layer_of(name)] for name in outputs.rates},
+        "t_steps": {name: steps[place(name)[0]] for name in outputs.rates},
         "unfired": operations.unfired(shape=shape, t_steps=student.steps, coding="accumulate"),
         "dense": 10.0,
     }

@@ -338,7 +338,7 @@ def test_what_is_not_covered() -> None:
         patch.setattr(encoder, "on_cuda", lambda like: like.dtype == torch.float32)
         assert covered(student) and covered(student, "equilibrium")
         assert not covered(copy.deepcopy(student).double())
-        for asked in ({"rate": True}, {"trace": True}, {"scores": True}, {"pulses": True}, {"settled": 0.1}):
+        for asked in ({"rate": True}, {"trace": True}, {"scores": True}, {"pulses": True}):
             assert not covered(student, **asked)
         with torch.enable_grad():
             assert not covered(student)

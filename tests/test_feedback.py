@@ -278,7 +278,7 @@ def test_a_run_with_feedback(tmp_path, capsys) -> None:
     assert checkpoints.load_student(run, "spatial").embedding.feedback.weight.abs().sum() > 0
     assert evaluation.evaluate(run.path)["cost"] == run.record("spatial")["cost"]
     capsys.readouterr()
-    assert cli.main(["evaluate", str(run.path), "cost.early_exit=asr", "--json"]) == 0
+    assert cli.main(["evaluate", str(run.path), "--early-exit", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["dynamic"]["curve"]) == 4
     assert cli.main(["evaluate", str(run.path), "student.coding=accumulate"]) == 2
     assert "in accumulate the first layer is done before the last begins" in capsys.readouterr().err

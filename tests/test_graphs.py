@@ -22,7 +22,7 @@ from spikeprune.training.optimizer import Optimization
 
 pytestmark = pytest.mark.gpu
 SIZES = {"hidden": 48, "layers": 2, "heads": 3, "ffn": 64, "classes": 2}
-LOSSES = LossWeights(hidden=1.0, scores=1.0, soft=1.0, firing=0.1, additions=0.1)
+LOSSES = LossWeights(hidden=1.0, scores=1.0, soft=1.0, additions=0.1)
 
 
 def common(graphs: bool) -> dict:

@@ -21,7 +21,7 @@ from spikeprune.kernels import BACKENDS, attach, attached, detach, equilibrium
 from spikeprune.kernels.equilibrium import KINDS, fused_equilibrium
 from spikeprune.models.compaction import compact
 from spikeprune.models.modeling import SpikingBert
-from spikeprune.models.variants import altered
+from spikeprune.models.variants import variant
 from spikeprune.snn.call import LayerCall, LayerOutput
 from spikeprune.snn.context import ForwardContext, SpikeTrain
 from spikeprune.snn.neurons import NEURONS, Equilibrium, settle
@@ -214,7 +214,7 @@ def test_a_backend_is_attached_copied_and_not_saved() -> None:
     assert attached(student) == "torch"
     attach(student, "triton")
     layers = BACKENDS["triton"].layers
-    for made in (student, compact(student), altered(student, dead_zone=True), copy.deepcopy(student)):
+    for made in (student, compact(student), variant(student, dead_zone=True), copy.deepcopy(student)):
         assert attached(made) == "triton" and all(layer.backend == layers for layer in made.spiking_layers().values())
     assert student.state_dict().keys() == before.keys() and attached(SpikingBert(**student.values)) == "torch"
     detach(student)

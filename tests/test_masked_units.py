@@ -13,9 +13,9 @@ from spikeprune.cost.shapes import Shape
 from spikeprune.models.compaction import COLUMNS, ROWS, THETAS, compacted
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.teacher import Teacher, scratch_config
-from spikeprune.models.variants import altered, deaden
+from spikeprune.models.variants import deaden, variant
 from spikeprune.pruning.statistics import collect, convergence_profile
-from spikeprune.training.losses import firing_loss, scores_loss
+from spikeprune.training.losses import scores_loss
 from spikeprune.training.objective import MEAN_OVER, LossWeights, Objective
 
 KINDS = [{}, {"spikes": "ternary_scaled"}, {"theta": "tensor", "query": "spiking"}, {"weights": "ternary"}]
@@ -129,7 +129,7 @@ def test_no_statistic_has_anything_of_them(options) -> None:
 
 def test_no_calibration_has_anything_of_them() -> None:
     """One threshold for a whole site is that of the channels that are left, whose dead zones nothing has moved."""
-    student = altered(masked(theta="tensor", query="spiking"), dead_zone=True)
+    student = variant(masked(theta="tensor", query="spiking"), dead_zone=True)
     other, here = scrambled(student), sentences()
     for net in (student, other):
         net(**here, mode="calibrate", percentile=60.0)
@@ -141,13 +141,6 @@ def test_no_calibration_has_anything_of_them() -> None:
         edges = (net.spiking_layers()[name].dead_zone.edge[kept[name] > 0] for net in (student, other))
         torch.testing.assert_close(*edges, msg=name)
     assert any(site.dead_zone.edge.any() for site in student.spiking_layers().values())
-
-
-def test_firing_by_hand() -> None:
-    rates = {"embedding": torch.tensor([0.5, 0.25]), "key": torch.tensor([0.5, 0.0]), "up": torch.tensor([0.0, 0.0])}
-    kept = {"embedding": torch.ones(2), "key": torch.tensor([1.0, 0.0]), "up": torch.zeros(2)}
-    assert firing_loss(rates, kept).item() == (0.375 + 0.5) / 2
-    assert firing_loss(rates).item() == pytest.approx((0.375 + 0.25 + 0.0) / 3)
 
 
 def test_scores_by_hand() -> None:

@@ -47,7 +47,7 @@ def test_a_run(tmp_path, capsys) -> None:
         found = evaluation.evaluate(run.path, stepwise=stepwise)
         assert found["metrics"] == record["metrics"] and found["cost"]["ac"] == pytest.approx(record["cost"]["ac"])
     capsys.readouterr()
-    assert cli.main(["evaluate", str(run.path), "cost.early_exit=asr", "--json"]) == 0
+    assert cli.main(["evaluate", str(run.path), "student.coding=running_mean", "--early-exit", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["dynamic"]["curve"]
     assert cli.main(["compact", str(run.path)]) == 0
     assert json.loads((run.compact / "config.json").read_text())["residual"] == "membrane"

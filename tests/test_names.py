@@ -14,7 +14,6 @@ from spikeprune.config.tasks import get_task
 from spikeprune.cost.energy import latency_stages, latency_steps
 from spikeprune.data.glue import load_raw
 from spikeprune.errors import InputError
-from spikeprune.experiment.early_exit import dynamic
 from spikeprune.kernels import attach
 from spikeprune.models.inference import infer
 from spikeprune.models.modeling import SpikingBert
@@ -47,10 +46,6 @@ def keep():
     keep_highest(torch.ones(2, 3), torch.ones(2, 3), 2, floor=1, scope=WRONG)
 
 
-def stops():
-    dynamic(make(), list, task=get_task("sst2"), shape=None, prices=None, rule=WRONG)
-
-
 CHOICES = [
     ("mode", lambda: make()(**sentences(), mode=WRONG), "equilibrium, spiking, calibrate, clip"),
     ("spikes", student_with("spikes"), "binary, ternary, ternary_scaled"),
@@ -64,7 +59,6 @@ CHOICES = [
     ("kernels", lambda: attach(make(), WRONG), "torch, triton"),
     ("forward mode", lambda: DistillationModule(None, None, **NOTHING, forward_mode=WRONG), "equilibrium, spiking"),
     ("scope", keep, "global, layer"),
-    ("rule", stops, "asr, confidence"),
     ("coding", lambda: latency_steps([1, 2], WRONG), "accumulate, running_mean, per_step"),
     ("coding", lambda: latency_stages([1, 2], WRONG), "accumulate, running_mean, per_step"),
     ("criterion", lambda: SpatialPruning(**{**SPATIAL, **BATCHES, "criterion": WRONG}), "magnitude, rate, taylor"),

@@ -297,9 +297,9 @@ def test_a_moved_run_is_still_the_run(finished, glue, tmp_path) -> None:
 def test_another_configuration_is_refused_with_the_keys_that_differ(finished, glue, capsys) -> None:
     run, _ = finished
     before = contents(run.path)
-    assert cli.main(["train", str(GLUE), *micro(run.path, glue), "seed=3", "student.calibration=16"]) == 2
+    assert cli.main(["train", str(GLUE), *micro(run.path, glue), "seed=3", "student.leak=0.9"]) == 2
     message = capsys.readouterr().err
-    assert "seed: 0 → 3" in message and "student.calibration: 32 → 16" in message
+    assert "seed: 0 → 3" in message and "student.leak: 1.0 → 0.9" in message
     assert message.count("→") == 2
     assert contents(run.path) == before
 
@@ -388,7 +388,7 @@ def test_operations_are_counted_on_the_first_dev_split_alone() -> None:
     ("coding", "options"),
     [
         ("per_step", ["student.spikes=binary", "student.pooling=cls", "student.query=spiking"]),
-        ("running_mean", ["student.theta=tensor", "student.leak=0.9", "student.init=random", "student.layers=1"]),
+        ("running_mean", ["student.theta=tensor", "student.leak=0.9", "student.layers=1"]),
         ("per_step", ["run.checkpoint_every=1000"]),  # more steps than any stage has: no checkpoint makes its folder
     ],
 )

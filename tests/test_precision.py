@@ -21,7 +21,7 @@ from spikeprune.training.modules.student import DistillationModule
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SHORT = [*only("teacher", "internal_kd", "spatial"), "stages.temporal.t_steps=null", "stages.spatial.epochs=1"]
-SHORT += ["stages.internal_kd.losses.firing=0.1", "stages.spatial.losses.additions=0.1"]
+SHORT += ["stages.internal_kd.losses.additions=0.1", "stages.spatial.losses.additions=0.1"]
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ class Steps(DistillationModule):
 
 def clipped(precision: str, scale: float = 1.0) -> tuple[DistillationModule, torch.Tensor]:
     """A student after steps whose gradients are clipped, and the norms that the optimizer saw."""
-    made = module(soft=1.0, additions=0.1, firing=0.1)
+    made = module(soft=1.0, additions=0.2)
     made.__class__ = Steps
     made.total_steps, norms = 10, []
 
@@ -87,7 +87,7 @@ def test_mixed_precision_clips_what_a_fused_step_takes(precision, fused) -> None
     exact, _ = clipped("32-true")
     made, norms = clipped(precision, scale=2.0**12)
     assert len(norms) and (norms <= 0.0101).all() and norms.max() > 0.0099
-    before = module(soft=1.0, additions=0.1, firing=0.1)
+    before = module(soft=1.0, additions=0.2)
     for name in ("classifier.weight", "layers.1.up.weight"):
         start, want, got = (net.student.get_parameter(name) for net in (before, exact, made))
         same = torch.cosine_similarity((got - start).flatten(), (want - start).flatten(), dim=0)

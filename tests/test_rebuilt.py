@@ -35,7 +35,6 @@ STEPS = {"steps": 0}  # in the record of every stage
 FEW = "stages.quantize.weights=ternary stages.quantize.epochs=2"
 ALONE = {  # overrides, the first the one that is tried, the rest what it needs
     "student.layers=[1]": "",
-    "student.init=random": "",
     "student.spikes=binary": "",
     "student.spikes=ternary_scaled": "",
     "student.leak=0.8": "",

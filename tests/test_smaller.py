@@ -75,7 +75,7 @@ def test_few_bit_weights_are_not_given_back() -> None:
         ("finetune", 1, {}, False),  # it holds the budget
         ("quantize", 1, {}, True),
         ("finetune", 0, {"scores": 0.1}, False),
-        ("finetune", 0, {"firing": 0.1}, True),
+        ("finetune", 0, {"additions": 0.1}, True),
     ],
 )
 def test_which_stages_train_without_what_is_masked(name, budget, losses, is_final) -> None:

@@ -36,7 +36,7 @@ def test_what_may_differ_between_seeds_of_a_mean(changes) -> None:
     "changes",
     [
         ["stages.finetune.lr=1.0e-5"],
-        ["stages.finetune.losses.firing=1"],
+        ["stages.finetune.losses.additions=1"],
         ["stages.spatial.heads=0.4"],
         ["task=cola"],
         ["run.precision=32-true"],
@@ -52,10 +52,10 @@ def test_what_makes_another_run(changes) -> None:
 def test_a_default_that_changes_makes_other_settings(monkeypatch) -> None:
     """A run of another version, whose default was another, is not of these settings, though no file names the key."""
     before = digest()
-    theirs = tuple(64 if value == Student.calibration else value for value in Student.__init__.__defaults__)
-    changed = load(GLUE, [*BASE, "student.calibration=64"])
+    theirs = tuple(0.5 if value == Student.leak else value for value in Student.__init__.__defaults__)
+    changed = load(GLUE, [*BASE, "student.leak=0.5"])
     monkeypatch.setattr(Student.__init__, "__defaults__", theirs)
-    assert Student().calibration == 64 and settings(changed) != before
+    assert Student().leak == 0.5 and settings(changed) != before
 
 
 def test_a_saved_configuration_says_the_same(tmp_path) -> None:

@@ -134,7 +134,7 @@ def test_values_are_read_by_the_types_of_their_keys(tmp_path, capsys) -> None:
     tree["parameters"] |= {
         "seed": {"value": "SEED"},
         "data.hub": {"values": ["TEXT", "a #1"]},
-        "run.wandb_artifact": {"value": "B"},
+        "student.feedback": {"value": "B"},
     }
     tree["parameters"] |= {"stages.spatial.lr": {"min": "LOW", "max": 0.1}, "student.t_steps": {"value": [4, 2, 2]}}
 
@@ -147,13 +147,13 @@ def test_values_are_read_by_the_types_of_their_keys(tmp_path, capsys) -> None:
 
     sweep = spec.read(written("10"), ["data.dir=glue #1"])
     found = {p.key: p.samples() for p in sweep.parameters}
-    assert (found["seed"], found["data.hub"], found["run.wandb_artifact"]) == ([10], ["1_0", "a #1"], [False])
+    assert (found["seed"], found["data.hub"], found["student.feedback"]) == ([10], ["1_0", "a #1"], [False])
     assert (found["stages.spatial.lr"][0], found["student.t_steps"]) == (1e-3, [[4, 2, 2]])
     config = sweep.config({key: values[-1] for key, values in found.items()}, "run.dir=x")
     assert (config.data.hub, config.data.dir, config.student.t_steps) == ("a #1", "glue #1", [4, 2, 2])
     for seed, truth, words in (
         ("010", "false", "seed = 010: must be"),
-        ("1", "yes", "run.wandb_artifact = yes: must be true"),
+        ("1", "yes", "student.feedback = yes: must be true"),
     ):
         assert cli.main(["sweep", str(written(seed, truth)), "--local", "--dir", str(tmp_path / "out")]) == 2
         assert words in capsys.readouterr().err

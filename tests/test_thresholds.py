@@ -21,7 +21,7 @@ from spikeprune.cost.shapes import Shape
 from spikeprune.experiment import pipeline
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.models.compaction import compact
-from spikeprune.models.variants import altered, deaden
+from spikeprune.models.variants import deaden, variant
 from spikeprune.snn.coding import CODINGS
 from spikeprune.snn.context import ForwardContext
 from spikeprune.snn.dead_zone import DeadZone
@@ -64,7 +64,7 @@ def test_more_silence_costs_less_energy_and_moves_the_answer_further(coding) -> 
     student, batch = make(3, (4, 4, 4), coding=coding), sentences((8, 7, 6, 5))
     plain, costs, shifts = student(**batch, mode="spiking").logits, [], []
     for percentile in (0, 20, 50, 80, 95):
-        quiet = altered(student, dead_zone=True)
+        quiet = variant(student, dead_zone=True)
         deaden(quiet, batch, percentile)
         costs.append(energy_pj(work(quiet, batch), PRICES["fp32"]))
         shifts.append((quiet(**batch, mode="spiking").logits - plain).abs().mean().item())
@@ -76,7 +76,7 @@ def test_more_silence_costs_less_energy_and_moves_the_answer_further(coding) -> 
 
 @torch.no_grad()
 def test_the_share_asked_for_is_silent_at_every_site() -> None:
-    student, batch = altered(make(3, (9, 9, 9)), dead_zone=True), sentences((8, 8, 8, 8))
+    student, batch = variant(make(3, (9, 9, 9)), dead_zone=True), sentences((8, 8, 8, 8))
     deaden(student, batch, 60)
     seen = {}
     for name, site in student.spiking_layers().items():
@@ -92,7 +92,7 @@ def test_the_share_asked_for_is_silent_at_every_site() -> None:
 @torch.no_grad()
 def test_a_deadened_student_is_one_network(leak, tmp_path) -> None:
     """Simulated as in closed form, saved and loaded, pruned and compacted."""
-    student, batch = altered(prune(make(3, (4, 3, 5), leak=leak)), dead_zone=True), sentences()
+    student, batch = variant(prune(make(3, (4, 3, 5), leak=leak)), dead_zone=True), sentences()
     deaden(student, batch, 40)
     closed, simulated = student(**batch), student(**batch, mode="spiking")
     torch.testing.assert_close(simulated.logits, closed.logits)

@@ -66,11 +66,10 @@ UNSEARCHED = ["stages.spatial.heads=1", "stages.spatial.ffn=1", "stages.temporal
 SPIKING = ["student.forward=spiking"]
 
 RUNS = {
-    "synapses": ["stages.spatial.synapses=0.5", "stages.spatial.criterion=magnitude", "cost.early_exit=asr"]
-    + ["stages.finetune.losses.firing=0.5"]
+    "synapses": ["stages.spatial.synapses=0.5", "stages.spatial.criterion=magnitude"]
     + ["stages.finetune.losses.additions=1.0", "stages.finetune.losses.additions_limit=0.1"],
     "feedback": [*SPIKING, "student.feedback=true", "student.coding=per_step", "stages.spatial.criterion=fisher"]
-    + ["stages.temporal.criterion=sensitivity", "cost.early_exit=confidence"],
+    + ["stages.temporal.criterion=sensitivity"],
     "kwon": [*UNSEARCHED, *QUANTIZED, "stages.spatial.criterion=kwon", "stages.spatial.operations=0.5"]
     + ["stages.quantize.weights=ternary", "stages.quantize.fold=true", "stages.temporal.epochs=0"],
     "joint": [*UNSEARCHED, *only("teacher", "internal_kd", "budget", "quantize"), "stages.budget.epochs=2"]
@@ -81,7 +80,7 @@ RUNS = {
     "rate": ["stages.spatial.criterion=rate", "student.spikes=ternary_scaled", "student.dead_zone=20"]
     + ["student.coding=running_mean", "student.residual=membrane", "stages.spatial.scope=layer"],
     "random": ["stages.spatial.criterion=random", "student.spikes=binary", "student.theta=tensor"]
-    + ["student.init=random", "run.precision=bf16-mixed"],
+    + ["run.precision=bf16-mixed"],
 }
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in list(RUNS)[1:]]
 

@@ -95,7 +95,7 @@ EXACT = [
     "teacher.dropout=0.0",
     "data.replace_words=0.0",
 ]
-EXACT += ["data.eval_batch_size=5", "stages.finetune.losses.additions=0.5", "stages.finetune.losses.firing=0.5"]
+EXACT += ["data.eval_batch_size=5", "stages.finetune.losses.additions=0.5"]
 EXACT += ["stages.finetune.losses.hard=0.5"]
 
 

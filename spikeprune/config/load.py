@@ -35,8 +35,6 @@ MAY_DIFFER = (
     "run.checkpoint_every",
     "run.tensorboard",
     "run.wandb",
-    "run.wandb_artifact",
-    "cost.early_exit",
 )
 # What a measurement of a finished stage may change: how it is measured, and what of the student needs no training.
 MEASURING = (
@@ -46,7 +44,6 @@ MEASURING = (
     "student.coding",
     "student.forward",
     "student.dead_zone",
-    "cost.early_exit",
     "cost.prices",
 )
 SAVED = ("task", "seed", "run", "data", "teacher", "student", "stages", "cost")  # by every run

@@ -63,7 +63,6 @@ class Run:
         "off", "Weights & Biases; auto: online with a key and a reachable server", choices=names.WANDB_MODES
     )
     tensorboard: bool = key(False, "also log to TensorBoard, in the run's tensorboard/")
-    wandb_artifact: bool = key(False, "store the compressed student as a W&B artifact")
 
 
 @dataclass
@@ -107,7 +106,6 @@ class Teacher:
 @dataclass
 class Student:
     layers: Any = key(None, "null: all of the teacher's; n: n evenly spread; [i, …]: these, from 0")
-    init: str = key("teacher", "initial weights", choices=("teacher", "random"))
     spikes: str = key("ternary", "spike set; ternary_scaled: threshold follows the input", choices=names.NEURONS)
     leak: float = key(1.0, "γ: 1 IF, below 1 LIF", check=("must be above 0 and at most 1", lambda v: 0 < v <= 1))
     theta: str = key("channel", "one threshold per channel or per layer", choices=("channel", "tensor"))
@@ -134,7 +132,6 @@ class Losses:
     scores: float = key(0.0, "squared error of the attention scores to the teacher's", check=AT_LEAST_0)
     soft: float = key(0.0, "divergence from the teacher's softened output", check=AT_LEAST_0)
     hard: float = key(0.0, "task loss on true labels", check=AT_LEAST_0)
-    firing: float = key(0.0, "mean firing rate over all spiking layers", check=AT_LEAST_0)
     additions: float = key(0.0, "expected additions over the dense student's multiplications", check=AT_LEAST_0)
     additions_limit: float | None = key(
         None, "additions are penalized above this share; reached gradually; null: 0", check=AT_LEAST_0
@@ -150,8 +147,6 @@ class Stage:
     steps: int = key(0, "fewest optimizer steps: epochs are added until they are reached", check=AT_LEAST_0)
     lr: float = key(1.0e-4, "learning rate of the weights", check=ABOVE_0)
     theta_lr: float = key(1.0e-2, "learning rate of the thresholds' logarithms", check=AT_LEAST_0)
-    warmup: float = key(0.1, "share of the steps with a rising learning rate, before it falls to 0", check=SHARE)
-    weight_decay: float = key(0.01, "of AdamW", check=AT_LEAST_0)
     batch_size: int | None = key(None, "null: data.batch_size", check=AT_LEAST_1)
     losses: Losses = section(Losses)
 
@@ -214,11 +209,6 @@ class Stages:
 @dataclass
 class Cost:
     prices: str = key("fp32", "energy per addition and multiplication", choices=names.PRICES)
-    early_exit: str = key(
-        "none",
-        "also measure inference that stops once it has settled: by spiking rates or confidence",
-        choices=names.EARLY_EXIT,
-    )
 
 
 @dataclass

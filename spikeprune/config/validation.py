@@ -13,7 +13,6 @@ from typing import Any
 from spikeprune.config.derived import is_int, is_ints, runs, scratch_size, stage_rows, student_layers
 from spikeprune.config.names import CANDIDATES, LONGEST
 from spikeprune.config.schema import Config, Losses, Stage
-from spikeprune.config.tasks import TASKS
 from spikeprune.errors import Problem, nearest
 
 Rule = Callable[[Config], Iterator[Problem]]
@@ -96,9 +95,9 @@ def losses(config: Config) -> Iterator[Problem]:
             yield from _losses(f"stages.{name}.losses", name, stage.losses, config.data.replace_words)
 
 
-TERMS = ("hidden", "scores", "soft", "hard", "firing", "additions")
+TERMS = ("hidden", "scores", "soft", "hard", "additions")
 ABSENT = {  # terms that a stage cannot have, and why
-    "teacher": ("it has no teacher and does not spike", ("hidden", "scores", "soft", "firing", "additions")),
+    "teacher": ("it has no teacher and does not spike", ("hidden", "scores", "soft", "additions")),
     "general_kd": ("its text has no labels", ("hard",)),
 }
 
@@ -208,18 +207,6 @@ def _numbers(steps: Any, layers: int | None) -> list[int]:
     return steps if is_ints(steps, 1) else []
 
 
-def early_exit(config: Config) -> Iterator[Problem]:
-    if config.cost.early_exit != "confidence":
-        return
-    key, instead = "cost.early_exit", "use cost.early_exit=asr"
-    if config.student.coding == "accumulate":
-        text = f"the coding accumulate has one output, at the end; {instead}"
-        yield (key, "student.coding"), f"{key} = confidence: {text}"
-    if config.task in TASKS and TASKS[config.task].regression:
-        text = f"{config.task} is a regression, whose output has no probability; {instead}"
-        yield (key, "task"), f"{key} = confidence: {text}"
-
-
 def devices(config: Config) -> Iterator[Problem]:
     run = config.run
     if run.accelerator == "cpu" and run.precision == "16-mixed":
@@ -248,7 +235,6 @@ RULES: tuple[Rule, ...] = (
     quantize,
     without_target,
     budget,
-    early_exit,
     devices,
 )
 

@@ -1,10 +1,5 @@
-"""What it costs to ask whether an answer is settled, as operations added to the network's own.
-
-`asr`, whether rates still change: three additions a channel and token (the sum of spikes, the difference to what it
-was, the sum of their sizes; the division by t is one for the sample), with a leak one of them a MAC. `confidence`:
-the classifier's MACs, a softmax, and with [CLS] pooling the pooler's tanh; the pooler's own product grows spike by
-spike and is counted already.
-"""
+"""Operations of the exit test, added to the network's own: the classifier's MACs, a softmax, and with [CLS] pooling the
+pooler's tanh; the pooler's own product grows spike by spike and is counted already."""
 
 from __future__ import annotations
 
@@ -13,13 +8,6 @@ from torch import Tensor
 
 from spikeprune.cost.operations import Operations
 from spikeprune.cost.shapes import Shape
-
-
-def rate_checks(shape: Shape, looked_at: dict[int, Tensor], leak: float, samples: int) -> Operations:
-    """Price of the rule `asr` where `looked_at` rates were compared, for each row [L+2]."""
-    if leak == 1.0:
-        return extra(shape, samples, ac={row: 3 * n for row, n in looked_at.items()})
-    return extra(shape, samples, ac={row: 2 * n for row, n in looked_at.items()}, mac=looked_at)
 
 
 def extra(shape: Shape, samples: int, **kinds: dict[int, Tensor]) -> Operations:

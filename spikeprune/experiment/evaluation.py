@@ -13,12 +13,13 @@ from spikeprune.experiment import processes
 from spikeprune.experiment.build.modules import student_module
 from spikeprune.experiment.checkpoints import load_compact, load_student, load_teacher
 from spikeprune.experiment.context import RunContext, prepare
+from spikeprune.experiment.early_exit import check_early_exit, measure_early_exit
 from spikeprune.experiment.measurement import measure_student, measure_teacher
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.experiment.summary import data_facts
 from spikeprune.experiment.terminal import quiet
 from spikeprune.models.modeling import SpikingBert
-from spikeprune.models.variants import altered, deaden
+from spikeprune.models.variants import deaden, variant
 
 
 def evaluate(
@@ -27,12 +28,15 @@ def evaluate(
     data_dir: str | None = None,
     compacted: bool = False,
     stepwise: bool = False,
+    early_exit: bool = False,
     overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Measure a finished stage again from its saved checkpoint (the last one, unless `stage` names another), or with
     `compacted` what `spikeprune compact` left. `data_dir`: a GLUE directory in place of the run's own data.
-    `stepwise`: spikes are simulated step by step also where a closed form gives the same. `overrides`: `key=value` of
-    the keys in `load.MEASURING`.
+    `stepwise`: spikes are simulated step by step also where a closed form gives the same. `early_exit`: inference that
+    stops once it is confident is measured too. `overrides`: `key=value` of the keys in `load.MEASURING`.
+
+    Raises InputError where the teacher is asked for what only a student has, and as `check_early_exit`.
     """
     changed = (
         RunDirectory.open(run_dir).compact_record().get("changed", []) if compacted else []
@@ -42,7 +46,8 @@ def evaluate(
     if compacted:
         name = directory.compact_record()["parent"]["stage"]
     directory.record(name)
-    idle = [key for key in overrides if key.startswith(("student.", "cost.early_exit"))] + ["--stepwise"] * stepwise
+    idle = [key for key in overrides if key.startswith("student.")]
+    idle += ["--stepwise"] * stepwise + ["--early-exit"] * early_exit
     if idle and name == "teacher":
         raise InputError(f"{' '.join(idle)}: the teacher does not spike; name a stage of the student")
     teacher = load_teacher(context, directory)
@@ -51,7 +56,11 @@ def evaluate(
     else:
         student = load_compact(directory) if compacted else load_student(directory, name)
         student = untrained_changes(student, context, read_resolved(directory.config, changed))
+        if early_exit:
+            check_early_exit(student, context.task)
         measured = measure_student(context, student_module(context, name, student, teacher, stepwise=stepwise), name)
+        if early_exit:
+            measured["dynamic"] = measure_early_exit(context, student)
     facts = {"run": str(run_dir), "task": context.config.task, "stage": name, "compacted": compacted}
     if overrides:
         facts["changed"] = list(overrides)
@@ -96,7 +105,7 @@ def untrained_changes(student: SpikingBert, context: RunContext, made_under: Con
         changes["dead_zone"] = bool(now.dead_zone)
     if not changes:
         return student
-    made = altered(student, **changes)
+    made = variant(student, **changes)
     if "dead_zone" in changes and now.dead_zone:
         deaden(made, context.data.calibration_batches(now.calibration, context.config.seed), now.dead_zone)
     return made

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-from torch import Tensor
 
 from spikeprune.config.keys import leaves
 from spikeprune.cost.energy import PRICES, summarize
@@ -18,7 +16,6 @@ from spikeprune.experiment.build.callbacks import synops
 from spikeprune.experiment.build.modules import teacher_module
 from spikeprune.experiment.build.networks import teacher_shape
 from spikeprune.experiment.context import RunContext
-from spikeprune.experiment.early_exit import dynamic
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.shape import student_shape
 from spikeprune.models.sparsity import share
@@ -55,11 +52,9 @@ def _measure_student(context: RunContext, module: DistillationModule, stage: str
     counter, student = synops(context), module.student
     evaluator = trainers.evaluator(context.config, [StopOnNonFinite(stage), counter])
     evaluator.validate(module, datamodule=context.data, verbose=False)
-    early = {} if context.config.cost.early_exit == "none" else {"dynamic": measure_dynamic(context, student)}
     return {
         **quality(context, module),
         "fidelity": validated(module, context.task.fidelity),
-        **early,
         "cost": counter.cost,
         "t_steps": student.steps,
         "heads": [int(n) for n in student.heads.sum(1).tolist()],
@@ -67,22 +62,6 @@ def _measure_student(context: RunContext, module: DistillationModule, stage: str
         **({} if student.synapses is None else {"synapses": share(student)}),
         "encoder_weights": encoder_weights(student),
     }
-
-
-def measure_dynamic(context: RunContext, student: SpikingBert) -> dict[str, Any]:
-    """Early exit on the first dev split, as `early_exit.dynamic` returns them; every process measures all of it."""
-    data = context.data.val_dataloader()[0].data
-    order, size = data.lengths.argsort(stable=True), context.config.data.eval_batch_size
-    home, device = student.classifier.weight.device, trainers.evaluator(context.config).strategy.root_device
-
-    def batches() -> Iterator[dict[str, Tensor]]:
-        for rows in order.split(size):
-            yield {name: x.to(device) for name, x in data.batch(rows.tolist()).items()}
-
-    how = {"task": context.task, "shape": student_shape(student), "prices": PRICES[context.config.cost.prices]}
-    found = dynamic(student.to(device), batches, **how, rule=context.config.cost.early_exit)
-    student.to(home)
-    return found
 
 
 def encoder_weights(student: SpikingBert) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def finish(context: RunContext, directory: RunDirectory, backends: opening.Backe
     summary = {**summarize_run(context, directory), "kernels": backends.kernels}
     write_json(directory.summary, summary)
     directory.write_csv()
-    context.tracker.finished(context.config, directory, summary)
+    context.tracker.finished(summary)
     return summary
 
 

@@ -33,7 +33,7 @@ class Tracker(Protocol):
     def stage_done(self, directory: RunDirectory, stage: str, stages: Sequence[str]) -> None:
         """A stage has written its record."""
 
-    def finished(self, config: Config, directory: RunDirectory, summary: Mapping[str, Any]) -> None:
+    def finished(self, summary: Mapping[str, Any]) -> None:
         """The run has written `summary.json`."""
 
 
@@ -51,4 +51,4 @@ class NullTracker:
 
     def stage_done(self, directory: RunDirectory, stage: str, stages: Sequence[str]) -> None: ...
 
-    def finished(self, config: Config, directory: RunDirectory, summary: Mapping[str, Any]) -> None: ...
+    def finished(self, summary: Mapping[str, Any]) -> None: ...

@@ -85,7 +85,7 @@ def compacted_layer(
         rows |= dict.fromkeys(ROWS[name], units)
         columns[COLUMNS[name]] = units
         out |= {f"{row}.bias": state[f"{row}.bias"][units] for row in ROWS[name]}
-        for theta in (f"{site}.log_theta" for site in THETAS[name] if f"{site}.log_theta" in state):
+        for theta in (f"{layer}.log_theta" for layer in THETAS[name] if f"{layer}.log_theta" in state):
             per_channel = student.values["theta"] == "channel"
             out[theta] = state[theta][units] if per_channel else state[theta][: len(units)]
             edge = theta.replace("log_theta", "dead_zone.edge")

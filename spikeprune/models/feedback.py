@@ -71,8 +71,7 @@ def solve(f: Callable[[Tensor], Tensor], z: Tensor, what: str) -> Solution:
     if not found.residual <= TOLERANCE[z.dtype]:
         raise InputError(
             f"student.feedback: {what} did not converge (residual {found.residual:.2g} after {found.steps} evaluations "
-            f"of the network, wanted {TOLERANCE[z.dtype]:g}): the feedback has become too strong; lower the stage's lr "
-            "or raise its weight_decay"
+            f"of the network, wanted {TOLERANCE[z.dtype]:g}): the feedback has become too strong; lower the stage's lr"
         )
     return found
 
@@ -132,8 +131,8 @@ def arrived(
 ) -> SpikeTrain:
     """The spikes of the last layer as they reach the first in a simulation, each one step after it was sent.
 
-    The sites work through all their steps at once, so the train is built up sweep by sweep: what was fed back is right
-    for k steps, then what comes out is right for k + 1. That is T simulations, of which only the last is kept.
+    Each spiking layer takes all its steps at once, so the train is built up sweep by sweep: where the fed-back train is
+    right for k steps, the output is right for k + 1. That is T simulations, of which only the last is kept.
     """
     pulses = zero[None]
     with torch.no_grad():

@@ -31,7 +31,7 @@ def infer(
     floating point a membrane that is added up step by step can land on the other side of its threshold by rounding.
 
     `stepwise`, the codings that tick together and students with feedback are simulated. So many sentences then go
-    together that the largest tensor, `[T, b, N, widest site]`, has at most `chunk` numbers, or one sentence. Sentences
+    together that the largest tensor, `[T, b, N, widest layer]`, has at most `chunk` numbers, or one sentence. Sentences
     do not see each other, so only the rounding of a product's sums can depend on it.
     """
     parts = [input_ids, attention_mask, *([] if token_type_ids is None else [token_type_ids])]
@@ -49,7 +49,7 @@ def in_closed_form(student: SpikingBert, stepwise: bool) -> bool:
 
 
 def sentence_numbers(student: SpikingBert, tokens: int, in_bytes: bool = False) -> int:
-    """Numbers that one sentence of `tokens` takes in the widest site's spike train, four bytes each. `in_bytes`: trains
+    """Numbers that one sentence of `tokens` takes in the widest spike train, four bytes each. `in_bytes`: trains
     are bytes, and the only floats currents as wide as the layers' outputs."""
     widest = max(layer.ffn for layer in student.layers)
     widest = max(student.values["hidden"], -(-widest // 4) if in_bytes else widest)
@@ -64,5 +64,5 @@ def joined(outputs: Sequence[Outputs]) -> Outputs:
     return Outputs(
         logits=torch.cat([output.logits for output in outputs]),
         hidden=tuple(torch.cat(layer) for layer in hidden),
-        counts={site: torch.cat([o.counts[site] for o in outputs], dim=1) for site in outputs[0].counts},
+        counts={name: torch.cat([o.counts[name] for o in outputs], dim=1) for name in outputs[0].counts},
     )

@@ -18,11 +18,6 @@ from spikeprune.snn.spiking_layer import SpikingLayer
 Map = Callable[[Tensor], Tensor]
 
 
-def layer_of(site: str) -> int:
-    """Encoder layer of a spiking layer's name such as `layers.3.key`; -1 for the embedding's."""
-    return -1 if site == "embedding" else int(site.split(".")[1])
-
-
 class SpikingEmbedding(nn.Module):
     """Word, position and segment embeddings, their layer norm, and a first spiking layer driven by the constant sum.
 
@@ -66,7 +61,7 @@ class SpikingEmbedding(nn.Module):
         ctx: ForwardContext,
         back: SpikeTrain | None = None,
     ) -> SpikeTrain:
-        """`back`: what the last layer sends to this site, where there is feedback."""
+        """`back`: what the last layer sends to the embedding, where there is feedback."""
         current = self.current(input_ids, token_type_ids)
         if back is None:
             return self.neurons(lambda: current, t_steps=t_steps, ctx=ctx)
@@ -154,11 +149,11 @@ class EncoderLayer(nn.Module):
         ctx: ForwardContext,
         acting: Callable[[str], Map],
     ) -> tuple[SpikeTrain, Tensor | None]:
-        """-> the layer's output signal, and its attention scores `[B, H, N, N]` where this pass has values.
+        """-> the layer's output train, and its attention scores `[B, H, N, N]` where this forward has values.
 
-        A line for each `spike(f(…))` of `modeling.py`: a site takes f, which maps tensors, and the signals that f
-        reads. f is given their values, or with time first what they say at every step. `acting` gives what a matrix
-        computes, by its name (see `SpikingBert.acting`).
+        A line for each `spike(f(…))` of `modeling.py`: a spiking layer takes f, which maps tensors, and the trains that
+        f reads. f is given their values, or with time first what is read of them at every step. `acting` gives a matrix
+        as a function, by its name (see `SpikingBert.acting`).
         """
         fire = {"t_steps": t_steps, "ctx": ctx}
         query, key, value, out, up, down = (acting(name) for name in MATRICES)

@@ -32,7 +32,7 @@ from spikeprune.models import weights
 from spikeprune.models.architecture import RESIDUALS, check, leading_ones, unit_counts
 from spikeprune.models.backend import Backend, Encoded
 from spikeprune.models.feedback import close
-from spikeprune.models.layers import EncoderLayer, Map, SpikingEmbedding, layer_of
+from spikeprune.models.layers import EncoderLayer, Map, SpikingEmbedding
 from spikeprune.models.outputs import Outputs
 from spikeprune.models.packing import PackedLinear
 from spikeprune.models.quantization import QUANTIZERS
@@ -40,7 +40,7 @@ from spikeprune.models.sparsity import Synapses, counted
 from spikeprune.snn.context import ForwardContext, SpikeTrain
 from spikeprune.snn.spiking_layer import SpikingLayer
 
-__all__ = ["RESIDUALS", "SpikingBert", "layer_of"]
+__all__ = ["RESIDUALS", "SpikingBert"]
 
 
 def refresh_synapses(student: SpikingBert, _: Any) -> None:
@@ -286,7 +286,6 @@ class SpikingBert(nn.Module):
         scores: bool = True,
         percentile: float = 99.0,
         deaden: float | None = None,
-        settled: float | None = None,
         pulses: bool = False,
         heads: Tensor | None = None,
         ffn: Tensor | None = None,
@@ -300,7 +299,7 @@ class SpikingBert(nn.Module):
                 mode `count` needs the coding `accumulate` and gives sums over time `[1, B, D]`.
             scores: return attention scores; without them and without gradient attention may be fused
             pulses: return the last layer's spike train, from which a synchronous coding gives logits at every step
-            percentile, deaden, settled: see `ForwardContext`
+            percentile, deaden: see `ForwardContext`
             heads, ffn: `[B, L, H]` and `[B, L, F]`, masks of each sample in place of the network's, for their gradient
 
         Raises ValueError for an unknown mode, InputError for texts longer than the position embeddings.
@@ -317,7 +316,6 @@ class SpikingBert(nn.Module):
             pulses=pulses,
             percentile=percentile,
             deaden=deaden,
-            settled=settled,
         )
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
@@ -338,7 +336,6 @@ class SpikingBert(nn.Module):
             rates=ctx.record.rates,
             counts=ctx.record.counts,
             traces=ctx.record.traces,
-            stops=ctx.record.stops,
             solved=solved,
             pulses=signal.pulses if pulses else None,
         )

@@ -31,7 +31,6 @@ class Outputs:
     counts: dict[str, Tensor] = field(default_factory=dict)
     # (sum |a[t] - a[T]| for t = 1..T, sum |a[T]|) over real tokens and channels: how fast the ASR settles
     traces: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    stops: dict[str, Tensor] = field(default_factory=dict)  # time steps of each sample, long [B]
     # with feedback: steps and residual of the fixed point; the backward pass adds the adjoint's
     solved: dict[str, float] = field(default_factory=dict)
     pulses: Tensor | None = None  # theta * spikes of the last layer [T, B, N, D], on request

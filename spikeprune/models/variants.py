@@ -1,5 +1,5 @@
-"""A trained student with something changed that needs no training: its coding, dead zones before its neurons, a
-quantizer at strength 0, masks of its synapses."""
+"""Changes of a trained student that need no training: its coding, dead zones before its neurons, a quantizer at
+strength 0, masks of its synapses."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from spikeprune.models.quantization import QUANTIZERS
 from spikeprune.models.sparsity import Synapses
 
 
-def altered(student: SpikingBert, *, coding: str | None = None, dead_zone: bool | None = None) -> SpikingBert:
-    """The same weights, masks and steps under another coding, or with dead zones or without, whose edges then
-    stand at zero until `deaden`. `student` stays as it is; what is None stays too."""
+def variant(student: SpikingBert, *, coding: str | None = None, dead_zone: bool | None = None) -> SpikingBert:
+    """The same weights, masks and steps under another coding, or with dead zones or without; new dead zones are
+    empty until `deaden`. `student` stays as it is; None leaves a property as it is."""
     values = {**student.values, "t_steps": student.steps}
     state = student.state_dict()
     if coding is not None:
@@ -32,8 +32,8 @@ def altered(student: SpikingBert, *, coding: str | None = None, dead_zone: bool 
 
 @torch.no_grad()
 def deaden(student: SpikingBert, batch: dict[str, Tensor], percentile: float) -> None:
-    """Put the end of every dead zone at a percentile of the currents that its site sees on `batch`, from the embedding
-    upwards, each with those before it in place. Nothing is trained."""
+    """Set the edge of every dead zone to a percentile of the currents of its layer on `batch`, from the embedding
+    upwards, each computed with the zones before it."""
     was_training = student.training
     student.eval()
     student(*(batch[name] for name in INPUTS), mode="spiking", deaden=percentile)

@@ -272,8 +272,7 @@ def dynamic_lines(found: Summary) -> list[str]:
         quality = [f"{100 * row['main']:.1f}", digits(row["mean_steps"]), latency, early]
         return [name, *quality, digits(pj / size), overhead, less]
 
-    sign = "<" if found["rule"] == "asr" else ">"
-    bounds = [row(f"{found['rule']} {sign} {r['bound']:g}", r) for r in found["bounds"]]
+    bounds = [row(f"confidence > {r['bound']:g}", r) for r in found["bounds"]]
     curve = [row(f"at most {r['steps']} steps", r) for r in found["curve"]]
     table = columns([["stopped when", *head], ["never", *row("", found["static"])[1:]], *bounds, *curve])
     return [

@@ -8,7 +8,6 @@ A call names its operation:
 | equilibrium | mode equilibrium, with gradient: training | `equilibrium.equilibrium` |
 | closed_form | mode equilibrium, without gradient; counts spikes | `equilibrium.closed_form` |
 | simulation | mode spiking, step by step | `simulation.simulate` |
-| early_exit | mode spiking, each sample until its ASR has settled | `simulation.simulate_until_settled` |
 """
 
 from __future__ import annotations
@@ -60,9 +59,7 @@ class LayerCall:
         """See the table above."""
         if self.ctx.mode == "equilibrium":
             return "equilibrium" if torch.is_grad_enabled() else "closed_form"
-        if self.ctx.mode == "spiking":
-            return "early_exit" if self.ctx.settled is not None and self.coding.stationary else "simulation"
-        return "clip"
+        return "simulation" if self.ctx.mode == "spiking" else "clip"
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,6 @@ class LayerOutput:
     first_counts: Tensor | None = None  # of the first token [T, B, D] or [1, B, D]
     rates: Tensor | None = None  # [D], where the implementation computes them together with the value
     trace: tuple[Tensor, Tensor] | None = None
-    stops: Tensor | None = None  # [B]
 
 
 class LayerBackend(Protocol):

@@ -50,7 +50,6 @@ class Recorder:
     counts: dict[str, Tensor] = field(default_factory=dict)  # spikes on real tokens, [T, B, D] or [1, B, D]
     rates: dict[str, Tensor] = field(default_factory=dict)  # mean |ASR| over real tokens, differentiable [D]
     traces: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # see `simulation.settling`
-    stops: dict[str, Tensor] = field(default_factory=dict)  # steps that each sample took, long [B]
 
     def add(
         self,
@@ -60,7 +59,6 @@ class Recorder:
         first_counts: Tensor | None = None,
         rates: Tensor | None = None,
         trace: tuple[Tensor, Tensor] | None = None,
-        stops: Tensor | None = None,
     ) -> None:
         """Record the measurements of layer `name`; None is no measurement. The spikes of the first token, [CLS], go
         under the name `pooled`: only the last layer counts them."""
@@ -72,8 +70,6 @@ class Recorder:
             self.rates[name] = rates
         if trace is not None:
             self.traces[name] = trace
-        if stops is not None:
-            self.stops[name] = stops
 
 
 @dataclass
@@ -89,7 +85,6 @@ class ForwardContext:
     pulses: bool = False  # return the last layer's spike train
     percentile: float = 99.0  # calibrate: theta is this percentile of a channel's activation
     deaden: float | None = None  # spiking: each dead zone ends at this percentile of its layer's currents
-    settled: float | None = None  # spiking, accumulate: a sample's train ends once its ASR changes by less than this
     record: Recorder = field(default_factory=Recorder)
 
     def __post_init__(self):

@@ -12,7 +12,6 @@ from spikeprune.snn.call import LayerCall, LayerOutput
 from spikeprune.snn.closed_form import blocks, tokens_sum
 from spikeprune.snn.coding import drive_constant, read_running_mean
 from spikeprune.snn.context import SpikeTrain
-from spikeprune.snn.early_exit import until_settled
 from spikeprune.snn.neurons import Equilibrium, leak_weights, steps
 
 
@@ -43,27 +42,6 @@ def simulate(call: LayerCall) -> LayerOutput:
             pulses.mul_(call.mask)
     train = SpikeTrain(measured_value(call, a, mean), pulses)
     return LayerOutput(train, counts=counts, first_counts=first, trace=trace)
-
-
-def simulate_until_settled(call: LayerCall) -> LayerOutput:
-    """As `simulate`, but each sample's train ends once its ASR has settled; its sum so far is its mean. No gradient."""
-    ctx = call.ctx
-    trains = until_settled(
-        call.drive.mean,
-        call.theta,
-        call.t_steps,
-        neuron=call.neuron,
-        leak=call.leak,
-        tokens=ctx.tokens,
-        alive=call.alive,
-        bound=ctx.settled,
-    )
-    return LayerOutput(
-        SpikeTrain(call.theta * trains.a),
-        counts=trains.counts if ctx.count else None,
-        first_counts=trains.first if ctx.count and call.count_first else None,
-        stops=trains.stops,
-    )
 
 
 def input_currents(call: LayerCall) -> Tensor:

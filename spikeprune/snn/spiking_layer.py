@@ -21,14 +21,13 @@ from spikeprune.snn.context import ForwardContext, SpikeTrain
 from spikeprune.snn.dead_zone import DeadZone, among
 from spikeprune.snn.equilibrium import clip, closed_form, equilibrium
 from spikeprune.snn.neurons import NEURONS, asr, simulable
-from spikeprune.snn.simulation import simulate, simulate_until_settled
+from spikeprune.snn.simulation import simulate
 
 OPERATIONS: dict[str, Callable[[LayerCall], LayerOutput]] = {
     "clip": clip,
     "equilibrium": equilibrium,
     "closed_form": closed_form,
     "simulation": simulate,
-    "early_exit": simulate_until_settled,
 }
 
 
@@ -159,9 +158,7 @@ class SpikingLayer(nn.Module):
         if counts is not None and mask is not None:
             counts = counts * (mask if mask.dim() == 1 else mask[:, 0])
         rates = mean_rates(call, value, out.rates) if ctx.rate else None
-        ctx.record.add(
-            self.name, counts=counts, first_counts=out.first_counts, rates=rates, trace=out.trace, stops=out.stops
-        )
+        ctx.record.add(self.name, counts=counts, first_counts=out.first_counts, rates=rates, trace=out.trace)
         return replace(out.train, value=value)
 
     def shown_current(self, drive: Drive, ctx: ForwardContext) -> SpikeTrain:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from spikeprune.cost import operations
+from spikeprune.cost.activity import place
 from spikeprune.cost.shapes import Shape
-from spikeprune.models.modeling import SpikingBert, layer_of
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import Outputs
 from spikeprune.pruning.statistics import given
 from spikeprune.training import losses
@@ -36,7 +37,7 @@ class AdditionsTerm(nn.Module):
 
     def expected(self, student: SpikingBert, outputs: Outputs, tokens: Tensor, limit: Tensor | float = 0.0) -> Tensor:
         shape = self.shape
-        steps = {name: student.steps[layer_of(name) + 1] for name in outputs.rates}
+        steps = {name: student.steps[place(name)[0] + 1] for name in outputs.rates}
         fan_out = operations.fan_out(
             shape=shape, heads=student.heads, ffn=student.ffn, tokens=tokens, links=student.links()
         )

@@ -86,15 +86,6 @@ def drawn_loss(logits: Tensor, *, regression: bool) -> Tensor:
     return hard_loss(logits, drawn, regression=False)
 
 
-def firing_loss(rates: Mapping[str, Tensor], kept: Mapping[str, Tensor] | None = None) -> Tensor:
-    """Mean over the spiking layers of the mean |ASR|, `rates` [D] each; scalar in 0..1. `kept [D]` of each: 1 for kept
-    channels, 0 for pruned ones (None: all kept); a layer without any is left out."""
-    kept = {name: torch.ones_like(rate) for name, rate in rates.items()} if kept is None else kept
-    sums = torch.stack([(rate * kept[name]).sum() for name, rate in rates.items()])
-    sizes = torch.stack([kept[name].sum() for name in rates]).to(sums)
-    return (sums / sizes.clamp(min=1)).sum() / (sizes > 0).sum()
-
-
 def additions_loss(
     rates: dict[str, Tensor],
     *,
@@ -106,8 +97,8 @@ def additions_loss(
 ) -> Tensor:
     """Expected additions of a token over the `dense` multiplications it would cost, as far as above `limit`; scalar.
 
-    `rates` [D] and `t_steps` of each spiking layer, `fan_out` and `unfired` as in `operations`. Unlike `firing_loss` it
-    weights a spike by its additions: a key's adds once per query, a layer's output feeds three matrices.
+    `rates` [D] and `t_steps` of each spiking layer, `fan_out` and `unfired` as in `operations`: a key's spike
+    adds once per query, a layer's output feeds three matrices.
     """
     names = [name for name in rates if name in fan_out]  # a spiking query gates additions, it sends none
     # one product over all layers: as many small ones take a GPU longer than the layers themselves

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from spikeprune.cost.activity import kept_channels
 from spikeprune.cost.shapes import Shape
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS, Outputs
@@ -17,7 +16,7 @@ from spikeprune.training import losses
 from spikeprune.training.additions import AdditionsTerm
 
 # The column of a batch's `share` that each loss term is a mean over (see `data.batching.shares`).
-MEAN_OVER = {"hard": 0, "soft": 0, "hidden": 1, "firing": 1, "additions": 1, "scores": 2}
+MEAN_OVER = {"hard": 0, "soft": 0, "hidden": 1, "additions": 1, "scores": 2}
 
 
 def whole_batch(terms: dict[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -37,7 +36,6 @@ class LossWeights:
     scores: float = 0.0
     soft: float = 0.0
     hard: float = 0.0
-    firing: float = 0.0
     additions: float = 0.0
     additions_limit: float | None = None
     additions_from: float = 0.0
@@ -57,7 +55,7 @@ class Objective(nn.Module):
     @property
     def reads_rates(self) -> bool:
         """Whether a term needs the firing rates, `Outputs.rates`."""
-        return bool(self.weights.firing or self.weights.additions)
+        return bool(self.weights.additions)
 
     @torch.no_grad()
     def teacher_outputs(self, batch: Mapping[str, Tensor], teacher: Teacher) -> Outputs | None:
@@ -82,10 +80,6 @@ class Objective(nn.Module):
         if weights.scores:
             scores = outputs.scores, teacher_outputs.scores
             terms["scores"] = losses.scores_loss(*scores, tokens, self.layer_map, heads=student.heads)
-        if weights.firing:
-            widths = {name: len(rate) for name, rate in outputs.rates.items()}
-            kept = kept_channels(widths, heads=student.heads, ffn=student.ffn)
-            terms["firing"] = losses.firing_loss(outputs.rates, kept)
         if weights.additions:
             mean = tokens.sum(1).float().mean()
             mean = batch["share"][3].to(mean.dtype) if "share" in batch else mean  # the whole batch's

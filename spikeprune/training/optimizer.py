@@ -14,8 +14,8 @@ class Optimization:
 
     lr: float
     theta_lr: float
-    warmup: float  # share of all steps
-    weight_decay: float
+    warmup: float = 0.1  # share of all steps
+    weight_decay: float = 0.01
 
 
 def adamw(module: nn.Module, optimization: Optimization, total_steps: int) -> dict:

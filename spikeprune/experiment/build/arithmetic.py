@@ -1,4 +1,4 @@
-"""The arithmetic of a run: the kernels of its spiking sites, CUDA graphs, the precision of its products."""
+"""The arithmetic of a run: the kernels of its spiking layers, CUDA graphs, the precision of its products."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from spikeprune.kernels import lacking
 
 
 def kernels(config: Config) -> str:
-    """`torch` or `triton`: what the spiking sites compute with. Raises InputError for triton where it cannot run.
+    """`torch` or `triton`: what the spiking layers compute with. Raises InputError for triton where it cannot run.
 
     `auto` is triton where the machine has it and the kernels cover the run: not on the CPU, not LIF, not float64.
     """

@@ -61,7 +61,7 @@ def augment(context: RunContext) -> Augment | None:
 
 
 def _common(context: RunContext, stage: Stage) -> dict[str, Any]:
-    how = Optimization(stage.lr, stage.theta_lr, stage.warmup, stage.weight_decay)
+    how = Optimization(stage.lr, stage.theta_lr)
     return {
         "task": context.task,
         "dev_splits": context.task.dev_splits,

@@ -55,10 +55,9 @@ def student_values(context: RunContext) -> dict[str, Any]:
 
 
 def student(context: RunContext, frozen: Teacher, calibration: dict[str, torch.Tensor]) -> SpikingBert:
-    """The student before it has learnt anything: the teacher's weights or random ones, thetas set from one batch."""
+    """The student before any training: the teacher's weights, and thresholds calibrated on one batch."""
     made = SpikingBert(**student_values(context))
-    if context.config.student.init == "teacher":
-        copy_encoder(made, frozen, context.layers)
+    copy_encoder(made, frozen, context.layers)
     made.eval()
     with torch.no_grad():
         made(*(calibration[name] for name in INPUTS), mode="calibrate")

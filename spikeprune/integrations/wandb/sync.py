@@ -30,5 +30,5 @@ def sync(run_dir: str | Path) -> str:
         for stage in (name for name in stages if not directory.finished(name)):
             tracker.stage_resumed(directory, stage)
         if directory.summary.is_file():
-            tracker.finished(config, directory, directory.read_summary())
+            tracker.finished(directory.read_summary())
         return current_run().url or current_run().id

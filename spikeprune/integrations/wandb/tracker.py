@@ -18,7 +18,7 @@ from typing import Any
 
 from spikeprune.config.schema import Config
 from spikeprune.errors import InputError
-from spikeprune.experiment.run_directory import WEIGHTS, RunDirectory
+from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.files import jsonfile
 from spikeprune.files.atomic import write_atomic
 from spikeprune.integrations.labels import label
@@ -123,15 +123,13 @@ class WandbTracker:
                 values[f"{stage}/layers"] = wandb.Table(columns=columns, data=rows)
         log_row(values, max(0, end - 1))
 
-    def finished(self, config: Config, directory: RunDirectory, summary: Mapping[str, Any]) -> None:
-        """Write closing facts into the run's summary and, with `run.wandb_artifact`, store the compressed student."""
+    def finished(self, summary: Mapping[str, Any]) -> None:
+        """Write closing facts into the run's summary."""
         run = current_run()
         if run is None:
             return
         facts = {key: summary[key] for key in ("final", "uncompressed", "commit", "hardware", "main_metric")}
         run.summary.update({**facts, "data": summary["data"]["banner"]})
-        if config.run.wandb_artifact and summary["final"] and can_store("the student's artifact"):
-            run.log_artifact(student_artifact(directory, summary))
 
 
 def wandb_id(directory: RunDirectory) -> str:
@@ -158,23 +156,9 @@ def log_row(values: Mapping[str, Any], global_step: int) -> None:
 
 
 def can_store(what: str) -> bool:
-    """Whether an artifact can be logged now. The client contacts the server for it and raises where that is gone;
-    everything else waits in the run's own file."""
+    """Whether a table, an artifact of its own, can be logged now. The client contacts the server for it and raises
+    where that is gone; everything else waits in the run's own file."""
     if current_run().offline or server.reachable(server.address()):
         return True
     print(f"W&B: {server.address()} gave no answer in {server.TIMEOUT:g} s; {what} is left out", flush=True)
     return False
-
-
-def student_artifact(directory: RunDirectory, summary: Mapping[str, Any]) -> Any:
-    """The final student's files as a W&B artifact of type `model`."""
-    import wandb
-
-    final = summary["stages"][summary["final"]]
-    metadata = {"stage": summary["final"], "task": summary["task"]}
-    metadata |= {key: final[key] for key in ("heads", "ffn", "t_steps")}
-    artifact = wandb.Artifact(label(directory.path, "-student"), "model", metadata=metadata)
-    folder = directory.stage(summary["final"])
-    for path in (folder / WEIGHTS, folder / "config.json", directory.config, directory.summary):
-        artifact.add_file(str(path), policy="immutable", skip_cache=True)
-    return artifact

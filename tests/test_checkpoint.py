@@ -72,7 +72,7 @@ REFUSED = [
     ({"auto_map": {"AutoModel": "own.OwnBert"}}, "has auto_map"),
     ({"hidden_size": "wide"}, "no model configuration"),
     ({"id2label": ["a", "b"]}, "no model configuration"),
-    ({"model_type": "roberta"}, "'roberta' model; SpikingBERT needs a BERT"),
+    ({"model_type": "albert"}, "'albert' model; a teacher is one of BERT, RoBERTa, MPNet, ELECTRA"),
 ]
 
 
@@ -114,7 +114,7 @@ def test_what_is_accepted_computes_what_transformers_computes(config, tmp_path) 
     wanted = theirs(**batch, return_dict=True).logits
     teacher = Teacher.load(folder, classes=3, labels=MNLI.labels).freeze()
     assert torch.equal(teacher(**batch).logits, wanted)
-    features = teacher(**batch, features=True)
+    features = teacher(**batch, hidden=True, scores=True)
     torch.testing.assert_close(features.logits, wanted)
 
     bert, settings = read_config(str(folder), classes=3), load(GLUE, ["task=mnli", "preset=tiny"])
@@ -169,7 +169,7 @@ def fits(task: str, **bert) -> None:
     sizes = {"vocab_size": tokens_of(tokenizer), "max_position_embeddings": 16, "type_vocab_size": 2}
     sizes |= {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, **bert}
     given = {"tokens": tokens_of(tokenizer), "types": types_of(tokenizer, get_task(task))}
-    check_fit(config, SimpleNamespace(**sizes), **given)
+    check_fit(config, SimpleNamespace(model_type="bert", **sizes), **given)
 
 
 @pytest.mark.parametrize(

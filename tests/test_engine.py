@@ -180,14 +180,16 @@ def compare_attention(device: str, sizes=((2, 20, 3, 16), (1, 150, 2, 32))) -> N
         tokens = torch.arange(n, device=device) < torch.tensor([n, n // 2], device=device)[:b, None]
         site, units = firing(width, mode, kind, leak, t, device), encoder.units(mode, len(q), t, q.device)
         site = site._replace(theta=site.theta / 3)
-        how = {"steps": len(q), "heads": heads, "size": size}
+        bias = torch.randn(heads, n, n, device=device) if t > 1 else None
+        how = {"steps": len(q), "heads": heads, "size": size, "bias": bias}
         train = norm_attention.attended(q, pair, *thetas, units, tokens, site, **how)
         at = units[:, None, None]
         q, k, v = (
             x[..., :inner].double().view(-1, b, n, heads, size).transpose(2, 3)
             for x in (q, pair[..., :width] * thetas[0] * at, pair[..., width:] * thetas[1] * at)
         )
-        scores = (q @ k.transpose(-1, -2) / size**0.5).masked_fill(~tokens[None, :, None, None], -torch.inf)
+        scores = q @ k.transpose(-1, -2) / size**0.5 + (0.0 if bias is None else bias.double())
+        scores = scores.masked_fill(~tokens[None, :, None, None], -torch.inf)
         y = (scores.softmax(-1) @ v).transpose(2, 3).reshape(len(q), b * n, inner).float()
         expected = fired(y, Firing(site.theta[:inner], site.kept[:inner], *site[2:]))
         case = f"{mode}, {kind}, leak {leak}, T {t}, {b}, {n}, {heads} x {size}"
@@ -242,6 +244,7 @@ WAYS = {
     "one theta": {"theta": "tensor", "pooling": "mean"},
     "few bits": {"weights": "ternary", "fold": True},
     "leaky": {"leak": 0.8},
+    "biased": {"relative_buckets": 32, "position_offset": 2, "segments": 0, "embedding": 24},
 }
 
 
@@ -254,6 +257,8 @@ def compare_students(device: str, coding: str) -> None:
         if way == "few bits":
             student.set_strength(1.0)
         same(student, batch, f"{coding}, {kind}, {way}")
+        if way == "biased":
+            same(compact(student), batch, f"{coding}, {kind}, biased and compacted")
         if way != "plain" or kind == "binary":
             continue
         with torch.no_grad():  # the weight cache follows the student
@@ -279,7 +284,7 @@ def in_the_interpreter() -> None:
     encoder.encode = lambda *args, **options: taken.append(True) or encode(*args, **options)
     for coding in CODINGS:
         compare_students("cpu", coding)
-    assert len(taken) == 3 * (2 * 3 + 3) + 2, len(taken)
+    assert len(taken) == 3 * (2 * 5 + 3) + 2, len(taken)
 
 
 def test_in_the_interpreter() -> None:

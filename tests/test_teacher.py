@@ -61,7 +61,7 @@ def test_features_are_those_of_transformers() -> None:
     model, batch = bert(attn_implementation="eager").eval(), sentences()
     with torch.no_grad():
         theirs = model(**batch, output_attentions=True, output_hidden_states=True)
-        ours = Teacher(model)(**batch, features=True)
+        ours = Teacher(model)(**batch, hidden=True, scores=True)
         plain = Teacher(model)(**batch)
     assert len(ours.hidden) == LAYERS + 1 and len(ours.scores) == LAYERS
     assert plain.hidden == plain.scores == ()
@@ -82,7 +82,7 @@ def test_features_are_those_of_transformers() -> None:
 def test_features_leave_no_hooks_behind() -> None:
     teacher = Teacher(bert()).freeze()
     for _ in range(2):
-        assert len(teacher(**sentences(), features=True).scores) == LAYERS
+        assert len(teacher(**sentences(), hidden=True, scores=True).scores) == LAYERS
     attention = teacher.bert.bert.encoder.layer[0].attention.self
     assert not attention.query._forward_hooks and not attention.key._forward_hooks
 
@@ -103,7 +103,7 @@ def test_a_student_with_fine_steps_and_wide_thresholds_is_the_teacher(theta, que
         student(**batch, mode="calibrate", percentile=100.0)
         for parameter in (p for name, p in student.named_parameters() if name.endswith("log_theta")):
             parameter.add_(1e-9)  # so that the largest activation itself is inside
-        ours, theirs = student(**batch), teacher(**batch, features=True)
+        ours, theirs = student(**batch), teacher(**batch, hidden=True, scores=True)
     real = batch["attention_mask"].bool()
     for i in range(LAYERS + 1):
         torch.testing.assert_close(ours.hidden[i][real], theirs.hidden[i][real], atol=1e-7, rtol=1e-7)
@@ -214,7 +214,7 @@ def test_the_classifier_of_another_task_is_made_anew(tmp_path) -> None:
 
 
 BROKEN = [
-    (distilbert, "'distilbert' model; SpikingBERT needs a BERT"),
+    (distilbert, "'distilbert' model; a teacher is one of BERT, RoBERTa, MPNet, ELECTRA"),
     (lambda folder: str(folder / "nowhere"), "no model configuration at"),
     (empty, "no model configuration at"),
     (bad_json, "no model configuration at"),

@@ -29,7 +29,7 @@ def distillation(at: Setting, size: Size, *, spiking: bool, t_steps: int = 4, gr
     def learn(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         inputs, tokens = [batch[name] for name in INPUTS], batch["attention_mask"].bool()
         with torch.no_grad():
-            teacher_outputs = teacher(*inputs, features=True)
+            teacher_outputs = teacher(*inputs, hidden=True, scores=True)
         outputs = learner(*inputs, **extra)
         loss = losses.hidden_loss(outputs.hidden, teacher_outputs.hidden, tokens, layer_map)
         loss = loss + losses.scores_loss(outputs.scores, teacher_outputs.scores, tokens, layer_map)

@@ -88,7 +88,9 @@ class Data:
 @dataclass
 class Teacher:
     checkpoint: str | None = key(
-        None, "hub name or directory of a BERT; null: a small one from random weights", check=NO_TEXT
+        None,
+        "hub name or directory of a BERT, RoBERTa, MPNet or ELECTRA; null: a small one, random",
+        check=NO_TEXT,
     )
     size: list[int] = key(
         [128, 2, 4, 512],

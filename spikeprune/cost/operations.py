@@ -125,6 +125,7 @@ def count(
       code · θ_j, a real number; folded, or with one threshold for all, it adds the code. Codes of zero would need no
       addition and are counted all the same; an output channel's scale multiplies a finished sum once and is left out,
       as its bias is.
+    - Embeddings of another width than D are projected once, in MACs. A relative position bias is a bias.
     - Non-linear functions are evaluated once in `accumulate` and T_l times in the synchronous codings; the embedding's
       layer norm and the head once in all.
     - With `shape.feedback` a spike of the last layer also adds D to the embedding's site, one step later, if that still
@@ -141,7 +142,7 @@ def count(
         )
     n = lengths.double()
     heads, ffn = heads.to(n), ffn.to(n)
-    embedding = [n.new_zeros(1)], n.new_zeros(()), n.sum() * shape.hidden
+    embedding = [n.new_zeros(1)], n.sum() * shape.projection, n.sum() * shape.width
     if shape.feedback:
         arriving = counts[f"layers.{shape.layers - 1}.output"][: steps[0] - 1]
         embedding[0].append(_additions(arriving, fan_out=shape.hidden))
@@ -255,17 +256,17 @@ def unfired(*, shape: Shape, t_steps: Sequence[int], coding: str) -> int:
 def dense(lengths: Tensor, *, shape: Shape) -> Operations:
     """Operations of the dense BERT of this shape on sentences of `lengths` [B], padding left out: MAC and elementwise.
 
-    MAC of a sentence: L(4nD² + 2n²D + 2nDF) + D·C, and D² more where there is a pooler (`pooling="cls"`). Agrees with
-    `torch.utils.flop_counter` (which counts a MAC as two).
+    MAC of a sentence: L(4nD² + 2n²D + 2nDF) + D·C, and D² more where there is a pooler (`pooling="cls"`), and nED where
+    embeddings of another width E are projected. Agrees with `torch.utils.flop_counter` (which counts a MAC as two).
     """
     n = lengths.double()
     hidden, samples = shape.hidden, n.new_tensor(float(len(n)))
     tokens, pairs = n.sum(), n.square().sum()
-    zero, pooler = n.new_zeros(()), shape.pooling == "cls"
+    pooler = shape.pooling == "cls"
     layer_mac = tokens * hidden * (4 * hidden + 2 * shape.ffn) + 2 * hidden * pairs
     layer_elementwise = tokens * (2 * hidden + shape.ffn) + shape.heads * pairs
-    mac = [zero, *[layer_mac] * shape.layers, samples * hidden * (shape.classes + hidden * pooler)]
-    elementwise = [tokens * hidden, *[layer_elementwise] * shape.layers, samples * hidden * pooler]
+    mac = [tokens * shape.projection, *[layer_mac] * shape.layers, samples * hidden * (shape.classes + hidden * pooler)]
+    elementwise = [tokens * shape.width, *[layer_elementwise] * shape.layers, samples * hidden * pooler]
     return Operations(
         ac=n.new_zeros(shape.layers + 2),
         mac=torch.stack(mac),

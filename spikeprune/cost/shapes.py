@@ -29,6 +29,8 @@ class Shape:
     vocab_size: int = 30522
     positions: int = 512
     types: int = 2
+    embedding: int | None = None  # width of the embeddings, projected to D where it is another one; None: D
+    buckets: int = 0  # of a relative position bias, a number for each head
     theta: str = "none"  # spike thresholds stored for each site: none | tensor | channel
     gain: bool = False  # thresholds follow the token's input
     membrane: bool = False  # currents go past each block, not spikes
@@ -44,6 +46,16 @@ class Shape:
     @property
     def head_size(self) -> int:
         return self.hidden // self.heads
+
+    @property
+    def width(self) -> int:
+        """Of the embeddings."""
+        return self.embedding or self.hidden
+
+    @property
+    def projection(self) -> int:
+        """Weights between embeddings and layers, where their widths differ."""
+        return 0 if self.width == self.hidden else self.width * self.hidden
 
 
 class SynapseCounts(NamedTuple):
@@ -106,7 +118,8 @@ def parameters(*, shape: Shape, heads: Tensor | None = None, ffn: Tensor | None 
         encoder += sum(rows * columns for rows, columns in layer) + biases + 4 * wide + _thetas(shape, *spiking)
         matrices += layer
     head = wide * shape.classes + shape.classes + (wide * wide + wide) * (shape.pooling == "cls")
-    embeddings = wide * (shape.vocab_size + shape.positions + shape.types + 2) + _thetas(shape, wide)
+    embeddings = shape.width * (shape.vocab_size + shape.positions + shape.types + 2) + _thetas(shape, wide)
+    embeddings += shape.projection + (wide if shape.projection else 0) + shape.buckets * shape.heads
     embeddings += wide * wide * shape.feedback
     return Parameters(embeddings=embeddings, encoder=encoder, head=head, matrices=tuple(matrices))
 
@@ -127,7 +140,9 @@ def model_bytes(
     """
     found = parameters(shape=shape, heads=heads, ffn=ffn)
     plain = found.total - sum(rows * columns for rows, columns in found.matrices)
-    return 4 * plain + matrix_bytes(shape=shape, heads=heads, ffn=ffn, bits=bits, synapses=synapses)
+    # which column of its bias a head of the student has, 2 bytes
+    columns = 2 * shape.layers * shape.heads if shape.buckets and shape.theta != "none" else 0
+    return 4 * plain + columns + matrix_bytes(shape=shape, heads=heads, ffn=ffn, bits=bits, synapses=synapses)
 
 
 def matrix_bytes(

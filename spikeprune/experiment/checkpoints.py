@@ -20,6 +20,7 @@ from spikeprune.experiment.summary import data_facts
 from spikeprune.files import jsonfile
 from spikeprune.files.atomic import write_json
 from spikeprune.models.checkpoint_facts import label_names
+from spikeprune.models.families import FAMILIES
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.sequence_classification import SpikingBertForSequenceClassification
 from spikeprune.models.serialization import (
@@ -115,7 +116,7 @@ def load_compact(directory: RunDirectory) -> SpikingBert:
 
 def load(path: str | Path) -> PreTrainedModel:
     """The model in a directory, in evaluation mode: of a run (its last finished stage), of one stage, of a run's
-    `compact/`, or one that `save_pretrained` wrote. A teacher's directory gives a `BertForSequenceClassification`.
+    `compact/`, or one that `save_pretrained` wrote. A teacher's directory gives transformers' own classifier.
 
     Raises InputError where there is no model, and for weights that are not those in the stage's record.
 
@@ -130,7 +131,7 @@ def load(path: str | Path) -> PreTrainedModel:
     remedy = f"remove {folder} to make it again"
     if (folder / "record.json").is_file():
         read_verified(folder / WEIGHTS, jsonfile.read(folder / "record.json", remedy, ("weights",))["weights"])
-    if jsonfile.read(folder / CONFIG, remedy, ("model_type",))["model_type"] == "bert":
+    if jsonfile.read(folder / CONFIG, remedy, ("model_type",))["model_type"] in FAMILIES:
         return AutoModelForSequenceClassification.from_pretrained(folder).eval()
     return SpikingBertForSequenceClassification.from_pretrained(folder, config=read_config(folder, remedy))
 

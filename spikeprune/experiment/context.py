@@ -15,6 +15,7 @@ from spikeprune.errors import InputError
 from spikeprune.experiment import processes
 from spikeprune.experiment.tracking import NullTracker, Tracker
 from spikeprune.models.checkpoint_facts import read_config
+from spikeprune.models.families import longest_text, token_types
 from spikeprune.models.teacher import scratch_config
 from spikeprune.training.losses import uniform_layer_map
 
@@ -28,7 +29,7 @@ class RunContext:
     raw: RawData
     data: GlueData  # `raw` as tokens
     tokenizer: Any
-    teacher_config: Any  # a transformers BertConfig
+    teacher_config: Any  # of transformers, of one of `families.FAMILIES`
     layers: list[int]  # teacher layer that each student layer starts from and is distilled from
     tracker: Tracker = field(default_factory=NullTracker)
 
@@ -77,7 +78,7 @@ def prepare(config: Config, *, tokenizer_from: str | None = None) -> RunContext:
         size = {"vocab": len(tokenizer), "positions": data.max_length, "classes": task.num_labels}
         bert = scratch_config(**scratch_size(config), **size, dropout=0.1 if t.dropout is None else t.dropout)
     check_fit(config, bert, tokens=tokens_of(tokenizer), types=types_of(tokenizer, task))
-    tokenizer.model_max_length = min(tokenizer.model_max_length, bert.max_position_embeddings)  # saved with every stage
+    tokenizer.model_max_length = min(tokenizer.model_max_length, longest_text(bert))  # saved with every stage
     layers = chosen_layers(config.student.layers, bert.num_hidden_layers)
     tokens = GlueData(
         raw=raw,
@@ -109,15 +110,13 @@ def check_fit(config: Config, bert: Any, *, tokens: int, types: int) -> None:
             f"teacher.checkpoint: its tokenizer's ids go up to {tokens - 1} but the model has only {bert.vocab_size} "
             "embeddings; give the checkpoint its own tokenizer's files"
         )
-    if types > bert.type_vocab_size:
+    if types > (known_types := token_types(bert)) > 0:  # without types the encoder reads none
         problems.append(
             f"teacher.checkpoint: its tokenizer marks the sentences of {config.task} with {types} token types but the "
-            f"model has only {bert.type_vocab_size} (type_vocab_size); use a checkpoint made for pairs of sentences"
+            f"model has only {known_types} (type_vocab_size); use a checkpoint made for pairs of sentences"
         )
-    if config.data.max_length > bert.max_position_embeddings:
-        problems.append(
-            f"data.max_length = {config.data.max_length}: the teacher has {bert.max_position_embeddings} positions"
-        )
+    if config.data.max_length > longest_text(bert):
+        problems.append(f"data.max_length = {config.data.max_length}: the teacher has {longest_text(bert)} positions")
     layers = config.student.layers
     beyond = layers > total if isinstance(layers, int) else max(layers or [0]) >= total
     if beyond:

@@ -112,16 +112,21 @@ def encode(student: SpikingBert, input_ids: Tensor, token_type_ids: Tensor, *, c
         counts = counted(a, tokens, a.shape[-1], running=mode == RUNNING)
         ctx.record.add("embedding", counts=counts[..., : shape[-1]])
     hidden, theta, below = [value.view(shape)], weights.embedding[0], total  # theta and steps of the train a
-    for layer, own, t in zip(student.layers, weights.layers, totals, strict=True):
+    biases = [None] * len(totals) if student.relative_bias is None else student.relative_bias(tokens)
+    for layer, own, t, bias in zip(student.layers, weights.layers, totals, biases, strict=True):
         steps, norm, width = 1 if closed else t, asr_norm(t, neurons.leak), padded(layer.heads * layer.head_size)
         unit, unit_below = units(mode, steps, t, current.device), units(mode, steps, below, current.device)
         # q = Wq a, k = spike(Wk a), v = spike(Wv a): [S, M, width], [S, M, 2 width]
         q, kv = split_integer.product(a, own.qkv, unit_below, steps=steps, reals=width, neurons=firing(own.kv, t))
-        # c = spike(softmax(q k^T / sqrt d + mask) v): [S, M, width]
+        # c = spike(softmax(q k^T / sqrt d + bias + mask) v): [S, M, width]
         key_theta, value_theta = own.kv[0][width : 2 * width], own.kv[0][2 * width :]
         context = firing(own.context, t)
         c = attended(
-            q, kv, key_theta, value_theta, unit, tokens, context, steps=steps, heads=layer.heads, size=layer.head_size
+            *(q, kv, key_theta, value_theta, unit, tokens, context),
+            steps=steps,
+            heads=layer.heads,
+            size=layer.head_size,
+            bias=None if bias is None else bias.scores,
         )
         # h = spike(LN(Wo c + a)): [S, M, D]
         y, _ = split_integer.product(c, own.out, unit, steps=steps, reals=own.out.codes.shape[1])

@@ -4,7 +4,7 @@ the membranes in registers; and the count of spikes. For its products and the fo
 | kernel | reference | tensors that it does not write |
 |---|---|---|
 | `norm_scan` | layer norm of a current and a residual train, then the neurons | seven tensors of T steps |
-| `attention_scan` | `softmax(q k^T) v` step by step, then the neurons | scores, context, and both trains in float32 |
+| `attention_scan` | `softmax(q k^T + bias) v` at each step, then neurons | scores, context, both trains in float32 |
 | `spike_counts` | `closed_form.tokens_sum` of each step's spikes | |
 
 Rounding. Layer norm, softmax and gelu round as float32 does, in another order than torch's: a current within rounding
@@ -73,14 +73,15 @@ if INSTALLED:
 
     @triton.jit(do_not_specialize=["tokens"])
     def attention_scan(
-        q, pair, key_theta, value_theta, units, real, theta, kept, train,
+        q, pair, key_theta, value_theta, units, real, bias, theta, kept, train,
         tokens, heads, q_width, width, factor, leak, start, total,
         STEPS: tl.constexpr, BLOCKS: tl.constexpr, MODE: tl.constexpr, TERNARY: tl.constexpr, LEAKS: tl.constexpr,
-        SIZE: tl.constexpr,
+        BIASED: tl.constexpr, SIZE: tl.constexpr,
         BM: tl.constexpr, BN: tl.constexpr,
     ):  # fmt: skip
         """Queries q `[S, B N, q_width]` float32, trains of keys and values beside each other, pair `[S, B N, 2 width]`
-        -> the context's train `[S, B N, width]`. Real tokens `[B, N]` as bytes; factor: `log2 e / sqrt d`."""
+        -> the context's train `[S, B N, width]`. Real tokens `[B, N]` as bytes; factor: `log2 e / sqrt d`. BIASED: the
+        scores' bias `[H, N, N]` float32, in units of log2 e."""
         sentence, head = tl.program_id(0) // heads, tl.program_id(0) % heads
         row = tl.program_id(1) * BM + tl.arange(0, BM)
         channel = head * SIZE + tl.arange(0, SIZE)
@@ -90,6 +91,7 @@ if INSTALLED:
         q += first * q_width + (row[:, None] * q_width + channel[None, :])
         train += first * width + (row[:, None] * width + channel[None, :])
         pair += first * 2 * width
+        bias += (head * tokens + row[:, None]) * tokens
         place = tl.arange(0, BN)
         key_size = tl.load(key_theta + channel)[None, :] * factor
         value_size = tl.load(value_theta + channel)[None, :]
@@ -115,6 +117,8 @@ if INSTALLED:
                 k = k.to(tl.float16)
                 scores = tl.dot(lower, k)
                 scores = tl.dot(upper, k, scores) * back[:, None]
+                if BIASED:
+                    scores += tl.load(bias + token[None, :], mask=exists & there[None, :], other=0.0)
                 scores = tl.where(counts[None, :], scores, -float("inf"))
                 now = tl.maximum(top, tl.max(scores, axis=1))
                 p = tl.exp2(scores - now[:, None] + 14.0)
@@ -225,10 +229,10 @@ def power_of_2(least: int) -> int:
 
 def attended(
     q: Tensor, pair: Tensor, key_theta: Tensor, value_theta: Tensor, units: Tensor, tokens: Tensor, neurons: Firing,
-    *, steps: int, heads: int, size: int,
+    *, steps: int, heads: int, size: int, bias: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """The context's train `[steps, B N, width]`: queries `q [S, B N, …]`, keys and values `pair [S, B N, 2 width]`,
-    real `tokens [B, N]`; `size`: channels of a head."""
+    real `tokens [B, N]`; `size`: channels of a head; `bias [heads, N, N]` of the scores, if any."""
     (sentences, n), width = tokens.shape, pair.shape[-1] // 2
     # zeros beyond the last head
     train = (torch.empty if width == heads * size else torch.zeros)(
@@ -239,10 +243,12 @@ def attended(
     with torch.cuda.device_of(q):
         attention_scan[(sentences * heads, -(-n // tile["BM"]))](
             q, pair, key_theta, value_theta, units, tokens.contiguous().view(torch.uint8),
+            neurons.theta if bias is None else (bias * math.log2(math.e)).contiguous(),
             neurons.theta, neurons.kept, train,
             n, heads, q.shape[-1], width, math.log2(math.e) / math.sqrt(size),
             neurons.leak, neurons.start, neurons.total, STEPS=steps, BLOCKS=-(-n // tile["BN"]),
-            MODE=neurons.mode, TERNARY=neurons.ternary, LEAKS=neurons.leak != 1.0, SIZE=size, **tile,
+            MODE=neurons.mode, TERNARY=neurons.ternary, LEAKS=neurons.leak != 1.0, BIASED=bias is not None, SIZE=size,
+            **tile,
             num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
     return train

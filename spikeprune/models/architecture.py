@@ -15,6 +15,7 @@ from spikeprune.models.quantization import QUANTIZERS, WEIGHTS
 RESIDUALS = ("spikes", "membrane")
 QUERIES = ("real", "spiking")
 POOLINGS = ("mean", "cls")
+POOLER_ACTIVATIONS = ("tanh", "gelu")
 
 
 def unit_counts(layers: int, most: int, counts: Sequence[int] | None) -> list[int]:
@@ -37,8 +38,13 @@ def check(values: dict[str, Any]) -> None:
     known("query", values["query"], QUERIES)
     known("pooling", values["pooling"], POOLINGS)
     known("act", values["act"], ACTIVATIONS)
+    known("pooler_act", values["pooler_act"], POOLER_ACTIVATIONS)
     if values["hidden"] % values["heads"]:
         raise ValueError(f"hidden size {values['hidden']} is no multiple of {values['heads']} heads")
+    if not 0 <= values["position_offset"] < values["positions"]:
+        raise ValueError(f"position_offset {values['position_offset']} leaves none of {values['positions']} positions")
+    if values["relative_buckets"] % 4 or values["relative_buckets"] < 0:
+        raise ValueError(f"relative_buckets must be a multiple of 4, got {values['relative_buckets']}")
     if values["labels"] is not None and len(values["labels"]) != values["classes"]:
         raise ValueError(f"{values['classes']} classes need as many labels, not {len(values['labels'])}")
     if values["sparse"] and values["weights"] != "float":

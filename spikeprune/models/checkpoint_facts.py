@@ -1,7 +1,7 @@
-"""The configuration of a BERT checkpoint, checked before any weight is read: architecture, sizes, label names.
+"""The configuration of a checkpoint, checked before any weight is read: architecture, sizes, label names.
 
-The teacher is transformers' own BERT and the student copies its encoder. A checkpoint with fields that transformers
-ignores, or with parts that the student does not have, is refused in one sentence.
+The teacher is transformers' own model of the BERT family and the student copies its encoder. A checkpoint with fields
+that transformers ignores, or with parts that the student does not have, is refused in one sentence.
 """
 
 from __future__ import annotations
@@ -12,23 +12,24 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, BertConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from spikeprune.errors import InputError
+from spikeprune.models.families import FAMILIES, TITLES, embedding_width, family_of, longest_text, token_types
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu")  # what the student's layers compute as transformers does
 # Encoder tensors of a checkpoint that hold nothing learnt: older versions of transformers wrote these buffers.
+MPNET_BUCKETS = 32  # of the relative position bias, whatever its configuration says
 BUFFERS = ("position_ids", "token_type_ids")
 
 
-def read_config(checkpoint: str, *, classes: int) -> BertConfig:
-    """The configuration of a BERT checkpoint (hub name or directory). Raises InputError if it is none that fits."""
+def read_config(checkpoint: str, *, classes: int) -> PreTrainedConfig:
+    """The configuration of a checkpoint of one of `FAMILIES` (hub name or directory). Raises InputError if it is none
+    that fits."""
     raw = raw_config(checkpoint)
     kind = raw.get("model_type", "bert")  # without one, the next call explains it
-    if kind != "bert":
-        raise InputError(
-            f"teacher.checkpoint: {checkpoint} holds a {kind!r} model; SpikingBERT needs a BERT (model_type 'bert')"
-        )
+    if kind not in FAMILIES:
+        raise InputError(f"teacher.checkpoint: {checkpoint} holds a {kind!r} model; a teacher is one of {TITLES}")
     try:
         config = AutoConfig.from_pretrained(checkpoint, num_labels=classes)
     except (OSError, ValueError, TypeError, AttributeError, StrictDataclassError) as error:
@@ -52,7 +53,7 @@ def raw_config(checkpoint: str) -> dict[str, Any]:
 
 def _unreadable(checkpoint: str, error: Exception) -> str:
     return (
-        f"teacher.checkpoint: no model configuration at {checkpoint!r}; give a BERT's hub name or a directory "
+        f"teacher.checkpoint: no model configuration at {checkpoint!r}; give an encoder's hub name or a directory "
         f"with config.json and model.safetensors ({first_line(error)})"
     )
 
@@ -61,26 +62,35 @@ def first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
 
 
-def problems(raw: dict[str, Any], config: BertConfig) -> Iterator[str]:
-    """Properties of a BERT that teacher or student could not reproduce; each text completes "<checkpoint> …"."""
-    positions, width = raw.get("position_embedding_type", "absolute"), raw.get("embedding_size", config.hidden_size)
-    if config.is_decoder:
-        yield "is a BERT decoder (is_decoder is true); use an encoder"
-    if config.add_cross_attention:
-        yield "is a BERT with cross-attention (add_cross_attention is true); use an encoder"
+def problems(raw: dict[str, Any], config: PreTrainedConfig) -> Iterator[str]:
+    """Properties of an encoder that teacher or student could not reproduce; each text completes "<checkpoint> …"."""
+    title, positions = family_of(config).title, raw.get("position_embedding_type", "absolute")
+    width = raw.get("embedding_size", embedding_width(config))
+    for name, words in (("is_decoder", "decoder"), ("add_cross_attention", "with cross-attention")):
+        if raw.get(name):
+            yield f"is a {title} {words} ({name} is true); use an encoder"
     if config.hidden_act not in ACTIVATIONS:
-        yield f"is a BERT with hidden_act={config.hidden_act!r}; use one with gelu, gelu_new or relu"
+        yield f"is a {title} with hidden_act={config.hidden_act!r}; use one with gelu, gelu_new or relu"
     if positions != "absolute":
-        yield f"is a BERT with position_embedding_type={positions!r}, which transformers ignores; use an absolute one"
-    if width != config.hidden_size:
+        yield f"is a {title} with position_embedding_type={positions!r}, which transformers ignores; use absolute"
+    if width != embedding_width(config):
         yield f"has word embeddings of embedding_size={width} for hidden_size={config.hidden_size}; use one with equal"
     for name in ("auto_map", "quantization_config", "per_layer_config", "pruned_heads"):
         if raw.get(name):
-            yield f"has {name} in its config.json, which is not followed here; save it as a plain float BERT"
-    sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    for name in (*sizes, "max_position_embeddings", "type_vocab_size"):
-        if getattr(config, name) < 1:
-            yield f"has {name}={getattr(config, name)}; a BERT needs at least 1"
+            yield f"has {name} in its config.json, which is not followed here; save it as a plain float {title}"
+    yield from sizes(config, title)
+
+
+def sizes(config: PreTrainedConfig, title: str) -> Iterator[str]:
+    """Numbers of a configuration that make no encoder."""
+    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    counts = {name: getattr(config, name) for name in (*names, "max_position_embeddings")}
+    if family_of(config).types:
+        counts["type_vocab_size"] = token_types(config)
+    counts["embedding_size"] = embedding_width(config)
+    for name, count in counts.items():
+        if count < 1:
+            yield f"has {name}={count}; a {title} needs at least 1"
             return
     if config.hidden_size % config.num_attention_heads:
         yield f"has {config.num_attention_heads} heads, which do not divide its hidden_size={config.hidden_size}"
@@ -88,16 +98,23 @@ def problems(raw: dict[str, Any], config: BertConfig) -> Iterator[str]:
         yield f"has layer_norm_eps={config.layer_norm_eps}; it must be above 0"
     if config.pad_token_id is not None and not 0 <= config.pad_token_id < config.vocab_size:
         yield f"has pad_token_id={config.pad_token_id}, which is none of its {config.vocab_size} word embeddings"
+    elif config.model_type == "roberta" and config.pad_token_id is None:
+        yield "has no pad_token_id, behind which a RoBERTa's positions begin; add it to config.json"
+    elif longest_text(config) < 1:
+        yield f"has max_position_embeddings={config.max_position_embeddings}, none of which is behind that of padding"
+    if config.model_type == "mpnet" and config.relative_attention_num_buckets != MPNET_BUCKETS:
+        found = config.relative_attention_num_buckets
+        yield f"has relative_attention_num_buckets={found}; transformers computes with {MPNET_BUCKETS}"
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
-        if (rate := getattr(config, name)) is not None and not 0 <= rate < 1:
+        if (rate := getattr(config, name, None)) is not None and not 0 <= rate < 1:
             yield f"has {name}={rate}; it must be at least 0 and below 1"
 
 
-def unread_weights(keys: Sequence[str]) -> list[str]:
+def unread_weights(keys: Sequence[str], base: str) -> list[str]:
     """The encoder's tensors among those of a checkpoint that no module takes: without them it would be another network.
-    Classifiers of other tasks may be missing."""
-    parts = ("embeddings.", "encoder.")
-    own = [key for key in keys if key.removeprefix("bert.").startswith(parts)]
+    Classifiers of other tasks may be missing. `base`: the encoder's name in a classifier."""
+    parts = ("embeddings.", "embeddings_project.", "encoder.")
+    own = [key for key in keys if key.removeprefix(f"{base}.").startswith(parts)]
     return sorted(key for key in own if not key.endswith(BUFFERS))
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from spikeprune.models.modeling import SpikingBert
@@ -27,7 +28,7 @@ COLUMNS = {"heads": "out", "ffn": "down"}
 # (student, layer, matrix, rows, columns) -> the matrix' tensors in the compacted network
 MatrixTensors = Callable[..., dict[str, Tensor]]
 PARTS = ("weight", "data", "scale")  # of a matrix, besides its bias
-OWN = ("heads", "ffn", "t_steps")  # buffers that a compacted network has of its own, from its arguments
+OWN = ("heads", "ffn", "t_steps", "relative_bias.columns")  # buffers that a compacted network has of its own
 
 
 @torch.no_grad()
@@ -63,9 +64,19 @@ def without_masked(
     small.to(student.classifier.weight)
     for i in range(len(student.layers)):
         state |= compacted_layer(student, i, heads=kept["heads"][i], ffn=kept["ffn"][i], matrix=matrix)
+    if small.relative_bias is not None:
+        state["relative_bias.columns"] = kept_columns(student, kept["heads"])
     small.load_state_dict({**state, "heads": small.heads, "ffn": small.ffn})
     small.attach(student.backend)
     return small.train(student.training)
+
+
+def kept_columns(student: SpikingBert, kept: list[Tensor]) -> Tensor:
+    """`RelativeBias.columns` with those of the `kept` heads first in each layer."""
+    columns = student.relative_bias.columns
+    return torch.stack(
+        [F.pad(own[heads], (0, len(own) - len(heads))) for own, heads in zip(columns, kept, strict=True)]
+    )
 
 
 def kept_units(student: SpikingBert, name: str) -> list[Tensor]:

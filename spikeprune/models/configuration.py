@@ -14,6 +14,8 @@ from spikeprune.models.checkpoint_facts import generic_names, label_names
 BERT_NAMES = {
     "vocab": "vocab_size",
     "positions": "max_position_embeddings",
+    "embedding": "embedding_size",
+    "relative_buckets": "relative_attention_num_buckets",
     "segments": "type_vocab_size",
     "hidden": "hidden_size",
     "layers": "num_hidden_layers",
@@ -25,6 +27,7 @@ BERT_NAMES = {
 }
 OWN_NAMES = (
     *("t_steps", "spikes", "leak", "theta", "coding", "query", "pooling", "residual", "feedback", "dead_zone"),
+    *("position_offset", "pooler_act"),
     *("weights", "fold", "packed", "sparse", "layer_heads", "layer_ffn"),
 )
 MODEL_NAMES = (*(name for name in BERT_NAMES.values() if name != "num_labels"), *OWN_NAMES)
@@ -39,8 +42,11 @@ SHARED_KEYS = (
 class SpikingBertConfig(PreTrainedConfig):
     """All values that make a `SpikingBertForSequenceClassification` of the weights in `model.safetensors`.
 
-    Sizes have BERT's names. The others are `SpikingBert`'s arguments:
+    Sizes have BERT's names, and those of its relatives for `embedding_size` (None: `hidden_size`) and
+    `relative_attention_num_buckets` (0: no relative position bias). The others are `SpikingBert`'s arguments:
 
+        position_offset   row of the first token's position (RoBERTa, MPNet: behind that of padding)
+        pooler_act   tanh or gelu, behind the pooler of `pooling="cls"`
         t_steps      time steps: one number, or L+1 (the embedding's spiking layer, then each encoder layer)
         spikes       neuron, one of `snn.neurons.NEURONS`; leak: 1 for IF, below 1 for LIF
         theta        thresholds per channel or per tensor
@@ -69,6 +75,10 @@ class SpikingBertConfig(PreTrainedConfig):
     intermediate_size: int = 3072
     hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-12
+    embedding_size: int | None = None
+    relative_attention_num_buckets: int = 0
+    position_offset: int = 0
+    pooler_act: str = "tanh"
     pad_token_id: int | None = 0
     t_steps: int | list[int] = 4
     spikes: str = "ternary"
@@ -101,7 +111,8 @@ class SpikingBertConfig(PreTrainedConfig):
         own = {name: values[name] for name in OWN_NAMES if name in values}
         labels = values.get("labels")
         classes = {"num_labels": values["classes"]} if labels is None else label_names(labels)
-        return cls(**named, **own, **classes, problem_type="regression" if values["classes"] == 1 else None)
+        padding = {"pad_token_id": max(0, values.get("position_offset", 0) - 1)}  # positions begin behind its own
+        return cls(**named, **own, **classes, **padding, problem_type="regression" if values["classes"] == 1 else None)
 
     def model_values(self) -> dict[str, Any]:
         """The arguments of `SpikingBert`; its `labels` are None where the classes have no names of their own."""

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from transformers import BertForSequenceClassification
+from transformers import PreTrainedModel
 
+from spikeprune.models.families import architecture
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS
 from spikeprune.models.teacher import Teacher, copy_encoder
@@ -15,7 +16,7 @@ from spikeprune.models.teacher import Teacher, copy_encoder
 
 @torch.no_grad()
 def from_bert(
-    bert: BertForSequenceClassification,
+    bert: PreTrainedModel,
     batch: Mapping[str, Tensor],
     *,
     t_steps: int = 4,
@@ -23,8 +24,9 @@ def from_bert(
     coding: str = "accumulate",
     pooling: str = "mean",
 ) -> SpikingBert:
-    """A `SpikingBert` with the embeddings and encoder layers of `bert`, in training mode; with `pooling="cls"` also its
-    pooler and classifier, else a new classifier. The thresholds are set from the currents on `batch`.
+    """A `SpikingBert` with the embeddings and encoder layers of `bert`, a sequence classifier of one of `FAMILIES`, in
+    training mode; with `pooling="cls"` also its head, else a new classifier. The thresholds are set from the currents
+    on `batch`.
 
     t_steps  time steps of each layer; spikes: one of `NEURONS`; coding: one of `CODINGS`; pooling: mean or cls
 
@@ -32,22 +34,15 @@ def from_bert(
     """
     config = bert.config
     student = SpikingBert(
-        vocab=config.vocab_size,
-        positions=config.max_position_embeddings,
-        segments=config.type_vocab_size,
-        hidden=config.hidden_size,
+        **architecture(config),
         layers=config.num_hidden_layers,
-        heads=config.num_attention_heads,
-        ffn=config.intermediate_size,
         classes=config.num_labels,
         t_steps=t_steps,
         spikes=spikes,
         coding=coding,
         pooling=pooling,
-        act=config.hidden_act,
-        eps=config.layer_norm_eps,
     )
     copy_encoder(student, Teacher(bert), list(range(config.num_hidden_layers)))
-    student.to(bert.classifier.weight).eval()
+    student.to(next(bert.parameters())).eval()
     student(**{name: batch[name] for name in INPUTS if name in batch}, mode="calibrate")
     return student.train()

@@ -12,6 +12,7 @@ from transformers.activations import ACT2FN
 
 from spikeprune.models.outputs import check_length
 from spikeprune.models.quantization import MATRICES
+from spikeprune.models.relative_bias import AttentionBias
 from spikeprune.snn.context import ForwardContext, SpikeTrain
 from spikeprune.snn.spiking_layer import SpikingLayer
 
@@ -19,8 +20,10 @@ Map = Callable[[Tensor], Tensor]
 
 
 class SpikingEmbedding(nn.Module):
-    """Word, position and segment embeddings, their layer norm, and a first spiking layer driven by the constant sum.
+    """Word, position and segment embeddings, their layer norm, and a first spiking layer driven by the constant sum,
+    or by its projection where the embeddings have another width than the layers.
 
+    `position_offset`: the row of the first token's position; `segments=0`: token types are not read.
     `spiking(name, channels, groups=1)` makes a spiking layer, here and in `EncoderLayer`."""
 
     def __init__(
@@ -28,7 +31,9 @@ class SpikingEmbedding(nn.Module):
         *,
         vocab: int,
         positions: int,
+        position_offset: int,
         segments: int,
+        width: int,
         hidden: int,
         eps: float,
         spiking: Callable[..., SpikingLayer],
@@ -36,10 +41,12 @@ class SpikingEmbedding(nn.Module):
         residual: str = "spikes",
     ):
         super().__init__()
-        self.word = nn.Embedding(vocab, hidden)
-        self.position = nn.Embedding(positions, hidden)
-        self.segment = nn.Embedding(segments, hidden)
-        self.norm = nn.LayerNorm(hidden, eps=eps)
+        self.position_offset = position_offset
+        self.word = nn.Embedding(vocab, width)
+        self.position = nn.Embedding(positions, width)
+        self.segment = nn.Embedding(segments, width) if segments else None
+        self.norm = nn.LayerNorm(width, eps=eps)
+        self.projection = nn.Linear(width, hidden) if width != hidden else None
         self.neurons = spiking("embedding", hidden)
         self.neurons.shows_current = residual == "membrane"
         self.feedback = nn.Linear(hidden, hidden, bias=False) if feedback else None
@@ -47,10 +54,14 @@ class SpikingEmbedding(nn.Module):
             nn.init.zeros_(self.feedback.weight)  # at first the network is the one without
 
     def current(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
-        """The normed sum of the embeddings `[B, N, D]`, a current that is constant in time."""
-        check_length(input_ids, self.position.num_embeddings)
-        position = self.position.weight[: input_ids.shape[1]]  # [N, D]
-        return self.norm(self.word(input_ids) + position + self.segment(token_type_ids))
+        """The normed sum of the embeddings, projected `[B, N, D]`: a current that is constant in time."""
+        first, n = self.position_offset, input_ids.shape[1]
+        check_length(input_ids, self.position.num_embeddings - first)
+        total = self.word(input_ids) + self.position.weight[first : first + n]  # [B, N, width]
+        if self.segment is not None:
+            total = total + self.segment(token_type_ids)
+        normed = self.norm(total)
+        return normed if self.projection is None else self.projection(normed)
 
     def forward(
         self,
@@ -120,22 +131,25 @@ class EncoderLayer(nn.Module):
         """`[..., N, D]` -> `[..., H, N, d]`."""
         return x.unflatten(-1, (self.heads, self.head_size)).transpose(-3, -2)
 
-    def scores(self, q: Tensor, k: Tensor) -> Tensor:
-        """`q k^T / sqrt d`: `[..., N, D]` twice -> `[..., H, N, N]`."""
-        return self.split(q) @ self.split(k).transpose(-1, -2) / math.sqrt(self.head_size)
+    def scores(self, q: Tensor, k: Tensor, bias: AttentionBias | None = None) -> Tensor:
+        """`q k^T / sqrt d + bias`: `[..., N, D]` twice -> `[..., H, N, N]`."""
+        scores = self.split(q) @ self.split(k).transpose(-1, -2) / math.sqrt(self.head_size)
+        return scores if bias is None else scores + bias.scores
 
     def attend(self, scores: Tensor, v: Tensor, tokens: Tensor) -> Tensor:
         """`softmax(scores + mask) v`: `[..., B, H, N, N]`, `[..., B, N, D]` -> `[..., B, N, D]`."""
         weights = scores.masked_fill(~tokens[:, None, None, :], -torch.inf).softmax(-1)
         return (weights @ self.split(v)).transpose(-3, -2).flatten(-2)
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, tokens: Tensor) -> Tensor:
-        """`attend(scores(q, k), v)`, `[..., B, N, D]` each; without gradient torch's own, which keeps no scores."""
-        if not self.heads or torch.is_grad_enabled():
-            return self.attend(self.scores(q, k), v, tokens)
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, tokens: Tensor, bias: AttentionBias | None = None) -> Tensor:
+        """`attend(scores(q, k, bias), v)`, `[..., B, N, D]` each, by torch's own, which keeps no scores; on the CPU
+        with gradient it would keep them too, and round otherwise."""
+        if not self.heads or (torch.is_grad_enabled() and not q.is_cuda):
+            return self.attend(self.scores(q, k, bias), v, tokens)
         q, k, v = (self.split(x) for x in (q, k, v))  # [..., B, H, N, d]
-        real = tokens[:, None, None, :].expand(*q.shape[:-3], 1, 1, tokens.shape[1])
-        flat = [x.flatten(0, -4) for x in (q, k, v, real)]  # time is one more batch axis
+        mask = tokens[:, None, None, :] if bias is None else bias.masked.to(q.dtype)
+        mask = mask.expand(*q.shape[:-3], *mask.shape[1:])
+        flat = [x.flatten(0, -4) for x in (q, k, v, mask)]  # time is one more batch axis
         y = F.scaled_dot_product_attention(*flat)
         return y.view_as(q).transpose(-3, -2).flatten(-2)
 
@@ -148,6 +162,7 @@ class EncoderLayer(nn.Module):
         t_steps: int,
         ctx: ForwardContext,
         acting: Callable[[str], Map],
+        bias: AttentionBias | None = None,
     ) -> tuple[SpikeTrain, Tensor | None]:
         """-> the layer's output train, and its attention scores `[B, H, N, N]` where this forward has values.
 
@@ -164,11 +179,11 @@ class EncoderLayer(nn.Module):
         source, to_query = (a, query) if q is None else (q, nn.Identity())
 
         def context(source: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return self.attention(to_query(source), k, v, ctx.tokens)
+            return self.attention(to_query(source), k, v, ctx.tokens, bias)
 
         scores = y = None
         if self.context_neurons.wants_value(ctx) and ctx.scores:
-            scores = self.scores(to_query(source.value), k.value)  # [B, H, N, N]
+            scores = self.scores(to_query(source.value), k.value, bias)  # [B, H, N, N]
             y = self.attend(scores, v.value, ctx.tokens)
         c = self.context_neurons(context, source, k, v, mask=kept, y=y, **fire)
         h = self.attention_neurons(lambda c, a: self.attention_norm(out(c) + a), c, self.past(a), **fire)

@@ -7,6 +7,7 @@ Per layer (Bal & Sengupta 2024, arXiv 2308.10873, section 3; the query is a curr
     k = spike(Wk a)   v = spike(Wv a)   c = spike(softmax(q k^T / sqrt d + mask) v), q = Wq a
     h = spike(LN(Wo c + a))   f = spike(gelu(W1 h))   a' = spike(LN(W2 f + h))
 
+A relative position bias, the same for all layers, is added to the scores where there is one (`relative_bias.py`).
 With `residual="membrane"` the shortcuts carry the currents inside spike(…) in place of the spikes a and h: the membrane
 shortcut of Hu et al. (arXiv 2112.08954) and of Spike-driven Transformer (Yao et al. 2023, arXiv 2307.01694).
 
@@ -26,6 +27,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
 
 from spikeprune.cost.shapes import SynapseCounts
 from spikeprune.models import weights
@@ -36,6 +38,7 @@ from spikeprune.models.layers import EncoderLayer, Map, SpikingEmbedding
 from spikeprune.models.outputs import Outputs
 from spikeprune.models.packing import PackedLinear
 from spikeprune.models.quantization import QUANTIZERS
+from spikeprune.models.relative_bias import RelativeBias
 from spikeprune.models.sparsity import Synapses, counted
 from spikeprune.snn.context import ForwardContext, SpikeTrain
 from spikeprune.snn.spiking_layer import SpikingLayer
@@ -58,11 +61,15 @@ class SpikingBert(nn.Module):
 
     Args:
         vocab, positions, segments: rows of the word, position and segment embeddings
+        position_offset: the row of the first token's position; segments: 0 where token types are not read
+        embedding: the width of the embeddings, projected to D where it is another one (None: D)
+        relative_buckets: rows of the relative position bias of the attention scores (0: none)
         hidden, layers, heads, ffn, classes: D, L, H, F and C of the uncompressed architecture
         t_steps: time steps, one number or L+1
         spikes, leak, theta, coding: the neurons (`snn.neurons.NEURONS`), their leak, thresholds per channel or tensor,
             and what non-linear steps see of a spike train (`snn.coding.CODINGS`)
-        query: real or spiking; pooling: mean or cls; act, eps: the activation and layer norm of the teacher
+        query: real or spiking; pooling: mean or cls, with `pooler_act` behind the pooler, tanh or gelu
+        act, eps: the activation and layer norm of the teacher
         weights: float, or the quantizer of the encoder's matrices (`quantization.QUANTIZERS`)
         fold: thresholds per channel are folded into the matrices that read them before these are quantized
         packed: the encoder's matrices are stored as few-bit codes and scales and are final
@@ -98,7 +105,11 @@ class SpikingBert(nn.Module):
         query: str = "real",
         pooling: str = "mean",
         act: str = "gelu",
+        pooler_act: str = "tanh",
         eps: float = 1e-12,
+        embedding: int | None = None,
+        position_offset: int = 0,
+        relative_buckets: int = 0,
         weights: str = "float",
         fold: bool = False,
         packed: bool = False,
@@ -128,7 +139,11 @@ class SpikingBert(nn.Module):
             "query": query,
             "pooling": pooling,
             "act": act,
+            "pooler_act": pooler_act,
             "eps": eps,
+            "embedding": embedding,
+            "position_offset": position_offset,
+            "relative_buckets": relative_buckets,
             "weights": weights,
             "fold": fold,
             "packed": packed,
@@ -148,7 +163,9 @@ class SpikingBert(nn.Module):
         self.embedding = SpikingEmbedding(
             vocab=vocab,
             positions=positions,
+            position_offset=position_offset,
             segments=segments,
+            width=embedding or hidden,
             hidden=hidden,
             eps=eps,
             feedback=feedback,
@@ -173,7 +190,14 @@ class SpikingBert(nn.Module):
                 )
                 for i in range(layers)
             )
+        self.relative_bias = None
+        if relative_buckets:
+            compacted = layer_heads is not None
+            self.relative_bias = RelativeBias(
+                buckets=relative_buckets, heads=heads, layer_heads=own_heads, compacted=compacted
+            )
         self.pooler = nn.Linear(hidden, hidden) if pooling == "cls" else None
+        self.pooler_act = ACT2FN[pooler_act]
         self.layers[-1].output_neurons.count_first = pooling == "cls"
         self.layers[-1].output_neurons.sends_pulses = True
         self.classifier = nn.Linear(hidden, classes)
@@ -357,6 +381,7 @@ class SpikingBert(nn.Module):
         t_embedding, *t_layers = self.steps
         signal = self.embedding(input_ids, token_type_ids, t_steps=t_embedding, ctx=ctx, back=back)  # [B, N, D]
         hidden, all_scores = [signal.value], []
+        biases = [None] * len(self.layers) if self.relative_bias is None else self.relative_bias(ctx.tokens)
         for i, layer in enumerate(self.layers):
             head_mask = self.heads[i] if heads is None else heads[:, i, None]  # [H] or [B, 1, H]
             ffn_mask = self.ffn[i] if ffn is None else ffn[:, i, None]  # [F] or [B, 1, F]
@@ -367,15 +392,16 @@ class SpikingBert(nn.Module):
                 t_steps=t_layers[i],
                 ctx=ctx,
                 acting=partial(self.acting, i),
+                bias=biases[i],
             )  # [B, N, D], [B, H, N, N]
             hidden.append(signal.value)
             all_scores.append(scores)
         return signal, hidden, all_scores
 
     def classify(self, a: Tensor, tokens: Tensor) -> Tensor:
-        """The last layer's values `[..., B, N, D]` -> logits `[..., B, C]`: of [CLS] through BERT's pooler, or of the
-        mean over the real `tokens [B, N]`."""
+        """The last layer's values `[..., B, N, D]` -> logits `[..., B, C]`: of [CLS] through the pooler, or of the mean
+        over the real `tokens [B, N]`."""
         if self.pooler is not None:
-            return self.classifier(self.pooler(a[..., 0, :]).tanh())
+            return self.classifier(self.pooler_act(self.pooler(a[..., 0, :])))
         weights = tokens.to(a.dtype)
         return self.classifier(torch.einsum("...nd,...n->...d", a, weights) / weights.sum(1, keepdim=True))

@@ -44,8 +44,9 @@ def dense_shape(student: SpikingBert) -> Shape:
 
 
 def _sizes(values: Mapping[str, Any]) -> dict[str, Any]:
-    names = {"vocab_size": "vocab", "types": "segments"}  # of a Shape's, those that are called otherwise in a student
-    kept = ("hidden", "heads", "ffn", "layers", "classes", "vocab_size", "positions", "types")
+    # of a Shape's, those that are called otherwise in a student
+    names = {"vocab_size": "vocab", "types": "segments", "buckets": "relative_buckets"}
+    kept = ("hidden", "heads", "ffn", "layers", "classes", "vocab_size", "positions", "types", "embedding", "buckets")
     return {name: values[names.get(name, name)] for name in kept}
 
 

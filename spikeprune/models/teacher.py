@@ -1,4 +1,5 @@
-"""The teacher: a BERT classifier from `transformers`, with the raw attention scores that its own outputs leave out."""
+"""The teacher: a classifier of the BERT family (`families.py`) from `transformers`, with the raw attention scores that
+its own outputs leave out."""
 
 from __future__ import annotations
 
@@ -9,10 +10,12 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedConfig, PreTrainedModel
 
 from spikeprune.errors import InputError
 from spikeprune.models.checkpoint_facts import first_line, label_order, read_config, unread_weights
+from spikeprune.models.families import family_of, longest_text
+from spikeprune.models.fused_attention import fuse
 from spikeprune.models.outputs import Outputs, check_length
 from spikeprune.models.tensors import not_finite, out_of_memory
 
@@ -40,12 +43,13 @@ def scratch_config(
 
 
 class Teacher(nn.Module):
-    """`Outputs` of a BERT classifier. Dropout and gradients are the trainer's business while it learns the task; once
-    frozen it stays in evaluation mode whatever `train()` says, and so gives the same teacher_outputs twice."""
+    """`Outputs` of a sequence classifier of one of `families.FAMILIES`. Dropout and gradients are the trainer's
+    business while it learns the task; once frozen it stays in evaluation mode whatever `train()` says, and so gives the
+    same teacher_outputs twice. MPNet's attention is exchanged for a fused one, in place."""
 
-    def __init__(self, bert: BertForSequenceClassification):
+    def __init__(self, bert: PreTrainedModel):
         super().__init__()
-        self.bert = bert
+        self.bert, self.family = fuse(bert), family_of(bert.config)
         self.frozen = False
         self.note = ""  # on what was taken for granted about the checkpoint, a line
 
@@ -64,14 +68,16 @@ class Teacher(nn.Module):
     ) -> Teacher:
         """Weights of a hub name or directory, in training mode; `dropout` in place of the configuration's, if any.
 
-        A missing classifier starts at random; the rows of one that is there are put in the order of `labels`, the
+        A missing head starts at random; the rows of a classifier that is there are put in the order of `labels`, the
         task's, where the checkpoint has the same names. Raises InputError for a missing or damaged encoder, for weights
         that are not finite, and for one with weights that transformers would leave out.
         """
         config = read_config(str(checkpoint), classes=classes)
+        family = family_of(config)
         if dropout is not None:
             config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
-            config.classifier_dropout = None  # the hidden states' then
+            if hasattr(config, "classifier_dropout"):
+                config.classifier_dropout = None  # the hidden states' then
         try:
             bert, info = AutoModelForSequenceClassification.from_pretrained(
                 checkpoint,
@@ -84,20 +90,20 @@ class Teacher(nn.Module):
             if out_of_memory(error):
                 raise InputError(f"teacher.checkpoint: there is not enough memory to load {checkpoint}") from None
             raise InputError(
-                f"teacher.checkpoint: the weights at {checkpoint} cannot be loaded as a BERT with {classes} outputs "
-                f"({first_line(error)})"
+                f"teacher.checkpoint: the weights at {checkpoint} cannot be loaded as a {family.title} with {classes} "
+                f"outputs ({first_line(error)})"
             ) from None
         wrong = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
-        lost = [key for key in wrong if not key.startswith(("classifier.", "bert.pooler."))]
+        lost = [key for key in wrong if not key.startswith(("classifier.", f"{family.base}.pooler."))]
         if lost:
             raise InputError(
                 f"teacher.checkpoint: {checkpoint} lacks {len(lost)} of the encoder's weights or has them in another "
-                f"size, first {lost[0]}; is it a complete BERT?"
+                f"size, first {lost[0]}; is it a complete {family.title}?"
             )
-        if unread := unread_weights(list(info["unexpected_keys"])):
+        if unread := unread_weights(list(info["unexpected_keys"]), family.base):
             raise InputError(
-                f"teacher.checkpoint: {checkpoint} has {len(unread)} weights that a BERT of transformers does not "
-                f"read, first {unread[0]}; it is another architecture"
+                f"teacher.checkpoint: {checkpoint} has {len(unread)} weights that a {family.title} of transformers "
+                f"does not read, first {unread[0]}; it is another architecture"
             )
         if broken := not_finite(bert.state_dict()):
             raise InputError(f"teacher.checkpoint: {broken[0]} at {checkpoint} is not finite; give another checkpoint")
@@ -107,13 +113,13 @@ class Teacher(nn.Module):
         return teacher
 
     @classmethod
-    def scratch(cls, config: BertConfig) -> Teacher:
-        return cls(BertForSequenceClassification(config))
+    def scratch(cls, config: PreTrainedConfig) -> Teacher:
+        return cls(family_of(config).classifier(config))
 
     @torch.no_grad()
     def sort_classes(self, order: Sequence[int], note: str) -> None:
         """Put the classifier's rows in this order; `note` says what is not known about it."""
-        classifier, self.note = self.bert.classifier, note
+        (_, classifier), self.note = self.family.head(self.bert), note
         classifier.weight.copy_(classifier.weight[list(order)])
         classifier.bias.copy_(classifier.bias[list(order)])
 
@@ -126,31 +132,50 @@ class Teacher(nn.Module):
         return super().train(mode and not self.frozen)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None, *, features: bool = False
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
+        *,
+        hidden: bool = False,
+        scores: bool = False,
     ) -> Outputs:
-        """`[B, N]` -> logits `[B, C]`, and with `features` the hidden states and raw attention scores of each layer."""
-        check_length(input_ids, self.bert.config.max_position_embeddings)
-        batch = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        if not features:
-            return Outputs(self.bert(**batch).logits)
+        """`[B, N]` -> logits `[B, C]`, and on request the hidden states and raw attention scores of each layer, the
+        relative position bias among them. Without `scores` attention is fused and none are kept."""
+        check_length(input_ids, longest_text(self.bert.config))
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if self.family.types:
+            batch["token_type_ids"] = token_type_ids
+        if not scores:
+            answer = self.bert(**batch, output_hidden_states=hidden)
+            return Outputs(answer.logits, answer.hidden_states if hidden else ())
         projected: list[Tensor] = []
-        attentions = [layer.attention.self for layer in self.bert.bert.encoder.layer]
         hooks = [
-            linear.register_forward_hook(lambda _, __, y: projected.append(y))
-            for attention in attentions
-            for linear in (attention.query, attention.key)
+            layer[name].register_forward_hook(lambda _, __, y: projected.append(y))
+            for layer in self.family.layers(self.bert)
+            for name in ("query", "key")
         ]
         try:
-            answer = self.bert(**batch, output_hidden_states=True)
+            answer = self.bert(**batch, output_hidden_states=hidden)
         finally:
             for hook in hooks:
                 hook.remove()
-        heads = self.bert.config.num_attention_heads
-        scores = tuple(raw_scores(q, k, heads) for q, k in zip(projected[::2], projected[1::2], strict=True))
-        return Outputs(answer.logits, answer.hidden_states, scores)
+        heads, bias = self.bert.config.num_attention_heads, self.score_bias(input_ids)
+        found = (raw_scores(q, k, heads) for q, k in zip(projected[::2], projected[1::2], strict=True))
+        return Outputs(
+            answer.logits,
+            answer.hidden_states if hidden else (),
+            tuple(found if bias is None else (score + bias for score in found)),
+        )
+
+    def score_bias(self, input_ids: Tensor) -> Tensor | None:
+        """The relative position bias of the scores, `[B, H, N, N]`; None for a family without."""
+        if self.family.relative_bias(self.bert) is None:
+            return None
+        return self.family.encoder(self.bert).encoder.compute_position_bias(input_ids)
 
 
-def rebuilt(config: BertConfig, weights: dict[str, Tensor], frozen: bool) -> Teacher:
+def rebuilt(config: PreTrainedConfig, weights: dict[str, Tensor], frozen: bool) -> Teacher:
     """The teacher that was pickled, for another process."""
     teacher = Teacher.scratch(config)
     teacher.bert.load_state_dict(weights)
@@ -164,27 +189,25 @@ def raw_scores(q: Tensor, k: Tensor, heads: int) -> Tensor:
 
 
 def copy_encoder(student: nn.Module, teacher: Teacher, layers: list[int]) -> None:
-    """Start the student from the teacher: embeddings, the chosen `layers` (from 0), and with [CLS] pooling the head."""
-    source = teacher.bert.bert
+    """Start the student from the teacher: embeddings, relative position bias, the chosen `layers` (from 0), and with
+    [CLS] pooling the head."""
+    family, bert = teacher.family, teacher.bert
+    source, embedding = family.encoder(bert).embeddings, student.embedding
     pairs = [
-        (student.embedding.word, source.embeddings.word_embeddings),
-        (student.embedding.position, source.embeddings.position_embeddings),
-        (student.embedding.segment, source.embeddings.token_type_embeddings),
-        (student.embedding.norm, source.embeddings.LayerNorm),
+        (embedding.word, source.word_embeddings),
+        (embedding.position, source.position_embeddings),
+        (embedding.norm, source.LayerNorm),
     ]
+    if embedding.segment is not None:
+        pairs.append((embedding.segment, source.token_type_embeddings))
+    if embedding.projection is not None:
+        pairs.append((embedding.projection, family.projection(bert)))
+    if student.relative_bias is not None:
+        pairs.append((student.relative_bias.table, family.relative_bias(bert)))
+    modules = family.layers(bert)
     for target, index in zip(student.layers, layers, strict=True):
-        layer = source.encoder.layer[index]
-        pairs += [
-            (target.query, layer.attention.self.query),
-            (target.key, layer.attention.self.key),
-            (target.value, layer.attention.self.value),
-            (target.out, layer.attention.output.dense),
-            (target.attention_norm, layer.attention.output.LayerNorm),
-            (target.up, layer.intermediate.dense),
-            (target.down, layer.output.dense),
-            (target.output_norm, layer.output.LayerNorm),
-        ]
+        pairs += [(getattr(target, name), module) for name, module in modules[index].items()]
     if student.pooler is not None:
-        pairs += [(student.pooler, source.pooler.dense), (student.classifier, teacher.bert.classifier)]
+        pairs += zip((student.pooler, student.classifier), family.head(bert), strict=True)
     for target, origin in pairs:
         target.load_state_dict(origin.state_dict())

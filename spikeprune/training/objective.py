@@ -57,12 +57,18 @@ class Objective(nn.Module):
         """Whether a term needs the firing rates, `Outputs.rates`."""
         return bool(self.weights.additions)
 
+    @property
+    def reads_scores(self) -> bool:
+        """Whether a term needs the attention scores; without them attention is fused."""
+        return bool(self.weights.scores)
+
     @torch.no_grad()
     def teacher_outputs(self, batch: Mapping[str, Tensor], teacher: Teacher) -> Outputs | None:
         """The teacher's outputs, where a term needs them."""
-        weights = self.weights
-        features = bool(weights.hidden or weights.scores)
-        return teacher(*(batch[name] for name in INPUTS), features=features) if features or weights.soft else None
+        hidden, scores = bool(self.weights.hidden), self.reads_scores
+        if not (hidden or scores or self.weights.soft):
+            return None
+        return teacher(*(batch[name] for name in INPUTS), hidden=hidden, scores=scores)
 
     def forward(
         self, batch: Mapping[str, Tensor], outputs: Outputs, student: SpikingBert, teacher_outputs: Outputs | None

@@ -9,6 +9,7 @@ import torch
 from spikeprune.config.derived import folds, prunes_synapses, weights
 from spikeprune.cost.shapes import Shape
 from spikeprune.experiment.context import RunContext
+from spikeprune.models.families import architecture
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS
 from spikeprune.models.teacher import Teacher, copy_encoder
@@ -25,15 +26,10 @@ def teacher(context: RunContext) -> Teacher:
 
 def student_values(context: RunContext) -> dict[str, Any]:
     """What the configuration and the teacher make of a new student; from then on its own `values` count."""
-    s, bert = context.config.student, context.teacher_config
+    s = context.config.student
     return {
-        "vocab": bert.vocab_size,
-        "positions": bert.max_position_embeddings,
-        "segments": bert.type_vocab_size,
-        "hidden": bert.hidden_size,
+        **architecture(context.teacher_config),
         "layers": len(context.layers),
-        "heads": bert.num_attention_heads,
-        "ffn": bert.intermediate_size,
         "classes": context.task.num_labels,
         "labels": context.task.labels,
         "t_steps": s.t_steps,
@@ -43,8 +39,6 @@ def student_values(context: RunContext) -> dict[str, Any]:
         "coding": s.coding,
         "query": s.query,
         "pooling": s.pooling,
-        "act": bert.hidden_act,
-        "eps": bert.layer_norm_eps,
         "weights": weights(context.config),
         "feedback": s.feedback,
         "residual": s.residual,
@@ -68,16 +62,18 @@ def student(context: RunContext, frozen: Teacher, calibration: dict[str, torch.T
 
 def teacher_shape(context: RunContext) -> Shape:
     """The sizes that the teacher's cost is counted with."""
-    bert = context.teacher_config
+    encoder = architecture(context.teacher_config)
     return Shape(
-        hidden=bert.hidden_size,
-        heads=bert.num_attention_heads,
-        ffn=bert.intermediate_size,
-        layers=bert.num_hidden_layers,
+        hidden=encoder["hidden"],
+        heads=encoder["heads"],
+        ffn=encoder["ffn"],
+        layers=context.teacher_config.num_hidden_layers,
         classes=context.task.num_labels,
-        vocab_size=bert.vocab_size,
-        positions=bert.max_position_embeddings,
-        types=bert.type_vocab_size,
+        vocab_size=encoder["vocab"],
+        positions=encoder["positions"],
+        types=encoder["segments"],
+        embedding=encoder["embedding"],
+        buckets=encoder["relative_buckets"],
         pooling="cls",
         query="real",
         theta="none",

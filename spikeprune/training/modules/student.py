@@ -61,7 +61,9 @@ class DistillationModule(TaskModule):
 
     def learn(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         inputs, objective = [batch[name] for name in INPUTS], self.objective
-        outputs = self.student(*inputs, mode=self.forward_mode, rate=objective.reads_rates)
+        outputs = self.student(
+            *inputs, mode=self.forward_mode, rate=objective.reads_rates, scores=objective.reads_scores
+        )
         terms = objective(batch, outputs, self.student, objective.teacher_outputs(batch, self.teacher))
         self.solved = outputs.solved
         return {"loss": objective.total(terms), **{name: term.detach() for name, term in terms.items()}}

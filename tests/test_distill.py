@@ -171,7 +171,7 @@ def test_a_list_of_layers_is_taught_by_those_and_a_number_by_evenly_spread_ones(
     given = [
         *micro(tmp_path),
         "task=mrpc",
-        "teacher.size=[24,6,3,37]",
+        "teacher.size=[24,6,3,37,300]",
         f"student.layers={layers}",
         "data.embedded=[40,20]",
     ]

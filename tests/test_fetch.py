@@ -124,7 +124,7 @@ def test_what_a_run_needs() -> None:
         return list(needs([load(GLUE, overrides)]))
 
     embedded = ("preset=tiny", "task=rte", "data.source=embedded")
-    assert of(*embedded) == [("data", "rte", "embedded", None, "nyu-mll/glue")]
+    assert of(*embedded) == [("data", "rte", "embedded", None, "nyu-mll/glue", None, None)]
     corpus = ("stages.general_kd.epochs=1", "data.corpus=[a.txt,b/c]", "teacher.checkpoint=x/y")
     assert of(*embedded, *corpus)[1:] == [("teacher", "x/y"), ("corpus", "a.txt"), ("corpus", "b/c")]
     assert of(*embedded, "data.corpus=[a.txt]")[1:] == []  # the stage does not run

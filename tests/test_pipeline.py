@@ -219,7 +219,7 @@ def test_the_last_line_of_each_stage_is_what_the_summary_says(finished) -> None:
 @pytest.mark.gpu
 def test_so_it_is_where_the_engine_answers(tmp_path, glue) -> None:
     """Several epochs a stage, by a fused optimizer, with heads of a size that the engine knows."""
-    sizes = ["teacher.size=[32,2,2,64]", "stages.spatial.heads=0.5"]
+    sizes = ["teacher.size=[32,2,2,64,300]", "stages.spatial.heads=0.5"]
     epochs = ["stages.finetune.epochs=4", "stages.prediction_kd.epochs=3", "run.accelerator=gpu"]
     run = RunDirectory(tmp_path / "run")
     assert cli.main(["train", str(GLUE), *micro(run.path, glue), *sizes, *epochs]) == 0

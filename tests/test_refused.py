@@ -187,8 +187,11 @@ COMBINATIONS = [
     (("student.layers=[1,0]",), "student.layers = [1, 0]: must name each layer once, in rising order"),
     (("student.layers=[]",), "student.layers = []: must be a number of layers"),
     (("student.layers=2.5",), "student.layers = 2.5: must be a number of layers"),
-    (("teacher.size=[128,2,4]",), "teacher.size = [128, 2, 4]: must be four numbers of at least 1"),
-    (("teacher.size=[128,2,3,512]",), "teacher.size = [128, 2, 3, 512]: its third number, the heads, must divide"),
+    (("teacher.size=[128,2,4]",), "teacher.size = [128, 2, 4]: must be five numbers of at least 1"),
+    (
+        ("teacher.size=[128,2,3,512,999]",),
+        "teacher.size = [128, 2, 3, 512, 999]: its third number, the heads, must divide",
+    ),
     (("student.leak=nan",), "student.leak = nan: must be a finite number ["),
     (("student.coding=per_step",), "student.forward = equilibrium: per_step coding has another equilibrium"),
     (("data.source=dir",), "data.source = dir: needs data.dir"),

@@ -267,7 +267,7 @@ def test_rungs_of_early_termination(early, rungs) -> None:
         ("student.t_steps=5", 1),  # another student of the same teacher
         ("data.replace_words=0.1", 1),
         ("stages.quantize.end=0.3", 6),
-        ("teacher.size=[48,2,3,37]", 0),
+        ("teacher.size=[48,2,3,37,300]", 0),
         ("seed=1", 0),
         ("data.batch_size=4", 0),
         ("cost.prices=int8", 0),

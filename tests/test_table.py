@@ -29,6 +29,7 @@ def make_summary(layers=2, source="embedded"):
     small = {"t_steps": [2] + [1] * layers, "heads": [2] + [1] * (layers - 1), "ffn": [128] * layers}
     summary = {
         "task": "mrpc",
+        "main_metric": "accuracy+f1",
         "preset": "tiny",
         "shape": {"layers": layers, "hidden": 128, "heads": 4, "ffn": 512},
         "seed": 0,
@@ -96,7 +97,7 @@ def test_how_near_the_teacher_is_told_where_it_is_known():
 
 def test_evaluation_lines_tell_it_too():
     measured = {"main": 0.9, "metrics": {"accuracy": 0.9}, "cost": {"ac": 5}, "stage": "finetune", "compacted": False}
-    measured |= {"task": "sst2", "run": "r", "data": {"source": "dir"}}
+    measured |= {"task": "sst2", "main_metric": "accuracy", "run": "r", "data": {"source": "dir"}}
     plain = evaluation_lines(measured).splitlines()
     told = evaluation_lines(measured | {"fidelity": {"agreement": 0.9454, "divergence": 0.1234}}).splitlines()
     assert [line.split()[:2] for line in told if line not in plain] == [["agreement", "94.5"], ["divergence", "0.123"]]
@@ -104,7 +105,14 @@ def test_evaluation_lines_tell_it_too():
 
 def test_evaluation_lines_have_words_and_units():
     measured = {"main": 0.905, "metrics": {"accuracy": 0.9, "f1": 0.91}, "cost": {"energy_pj": 2.5e6, "ac": 3_000_000}}
-    measured |= {"task": "mrpc", "run": "r", "stage": "finetune", "compacted": False, "data": {"source": "dir"}}
+    measured |= {
+        "task": "mrpc",
+        "main_metric": "accuracy+f1",
+        "run": "r",
+        "stage": "finetune",
+        "compacted": False,
+        "data": {"source": "dir"},
+    }
     lines = evaluation_lines(measured).splitlines()
     assert [line.split() for line in lines if line.startswith(("energy", "additions"))] == [
         ["energy", "of", "AC", "and", "MAC", "2.50M", "pJ", "per", "sentence"],
@@ -121,7 +129,7 @@ def test_the_closing_table_defines_the_score():
 
 def test_scores_on_other_data_are_told_first():
     measured = {"main": 0.9, "metrics": {"accuracy": 0.9}, "cost": {"ac": 5}, "stage": "finetune", "compacted": False}
-    measured |= {"task": "mrpc", "run": "r", "data": {"source": "dir", "origin": "glue"}}
+    measured |= {"task": "mrpc", "main_metric": "accuracy+f1", "run": "r", "data": {"source": "dir", "origin": "glue"}}
     first = evaluation_lines(
         measured | {"run_data": {"source": "embedded", "origin": "generated, seed 0"}}
     ).splitlines()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import fields
 from functools import reduce
+from pathlib import Path
 from typing import Any
 
 from spikeprune.config.schema import Config, Stage
@@ -59,7 +61,7 @@ def least_neurons(ffn: int) -> int:
 
 def scratch_size(config: Config) -> dict[str, int]:
     """Sizes of a teacher from random weights, by their names; empty while they are not valid."""
-    size, names = config.teacher.size, ("hidden", "layers", "heads", "ffn")
+    size, names = config.teacher.size, ("hidden", "layers", "heads", "ffn", "vocab")
     return dict(zip(names, size, strict=True)) if len(size) == len(names) and min(size) >= 1 else {}
 
 
@@ -69,6 +71,14 @@ def student_layers(config: Config) -> int | None:
     if layers is None:
         return scratch_size(config).get("layers") if config.teacher.checkpoint is None else None
     return layers if is_int(layers, 1) else len(layers) if is_ints(layers, 0) else None
+
+
+def own_name(train_file: str | None, hub: str) -> str:
+    """Of a user's own data, for their run: the training file's name, its folder's where that says no more than `train`,
+    or the hub data set's."""
+    file = Path(train_file or hub)
+    name = file.parent.absolute().name if train_file and file.stem.lower() == "train" else file.stem
+    return re.sub(r"[^\w.-]+", "-", name) or "custom"
 
 
 def is_int(value: Any, low: int) -> bool:

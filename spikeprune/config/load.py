@@ -18,9 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from spikeprune.config import scalars, validation
+from spikeprune.config.derived import own_name
 from spikeprune.config.keys import every_key, in_words, leaves, names, near_key, type_of
 from spikeprune.config.resources import folders
 from spikeprune.config.schema import Config
+from spikeprune.config.tasks import CUSTOM
 from spikeprune.errors import InputError, nearest
 
 __all__ = ["Config", "differences", "load", "read_resolved", "resolve", "to_yaml"]
@@ -76,11 +78,21 @@ def resolve(path: str | Path, overrides: Iterable[str] = ()) -> tuple[Config, di
         merge.add(tree, source)
     for key, value in given:
         merge.add({key: value}, COMMAND_LINE)
-    if merge.config.ablation is not None and "run.dir" not in merge.sources:
-        merge.config.run.dir = OmegaConf.to_container(merge.config.run)["dir"].replace("-s$", "-${ablation}-s$")
-    if merge.config.preset is None:  # then the file's own name stands in the run's
-        merge.config.run.dir = OmegaConf.to_container(merge.config.run)["dir"].replace("${preset}", path.stem)
+    merge.config.run.dir = _run_dir(merge, path)
     return merge.finish(), merge.sources
+
+
+def _run_dir(merge: _Merge, path: Path) -> str:
+    """`run.dir`, whose default names the ablation, of own data these, and without a preset the experiment's file."""
+    config, folder = merge.config, OmegaConf.to_container(merge.config.run)["dir"]
+    if "run.dir" not in merge.sources:
+        folder = folder.replace("-s$", "-${ablation}-s$") if config.ablation is not None else folder
+        folder = (
+            folder.replace("${task}", own_name(config.data.train_file, config.data.hub))
+            if config.task == CUSTOM
+            else folder
+        )
+    return folder if config.preset is not None else folder.replace("${preset}", path.stem)
 
 
 def read_resolved(path: str | Path, overrides: Iterable[str] = ()) -> Config:

@@ -19,7 +19,8 @@ from spikeprune.config.keys import type_of
 from spikeprune.errors import InputError, nearest
 from spikeprune.files import jsonfile
 
-PATHS = ("run.dir", "run.start_from", "data.dir", "data.corpus", "teacher.checkpoint")
+FILES = ("data.dir", "data.train_file", "data.dev_file", "data.corpus")
+PATHS = ("run.dir", "run.start_from", *FILES, "teacher.checkpoint")
 INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")  # fits into 64 bits
 FLOAT = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 # As YAML 1.2 has them. W&B's agent, and Python, write True.

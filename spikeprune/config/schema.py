@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spikeprune.config import names
-from spikeprune.config.tasks import TASKS
+from spikeprune.config.tasks import CUSTOM, TASKS
 
 Check = tuple[str, Callable[[Any], bool]]  # a range in words, and its test
 
@@ -67,9 +67,25 @@ class Run:
 
 @dataclass
 class Data:
-    source: str = key("auto", "auto: dir where it is set, else hub", choices=("auto", "hub", "dir", "embedded"))
+    source: str = key("auto", "auto: the file or dir that is set, else hub", choices=("auto", "hub", "dir", "embedded"))
     dir: str | None = key(None, "a GLUE directory in the original TSV layout", check=NO_TEXT)
-    hub: str = key("nyu-mll/glue", "name of the data set on the Hugging Face hub", check=NOT_EMPTY)
+    hub: str = key(
+        "nyu-mll/glue",
+        "data set on the Hugging Face hub; task custom: owner/name[:config]",
+        check=NOT_EMPTY,
+    )
+    train_file: str | None = key(
+        None, "task custom: training examples in CSV, TSV, JSON lines or parquet", check=NO_TEXT
+    )
+    dev_file: str | None = key(
+        None, "task custom: the dev split; null: a tenth of the training examples, cut off by seed", check=NO_TEXT
+    )
+    text: list[str] = key([], "task custom: the column of the text, or the two of a pair")
+    label: str | None = key(None, "task custom: the column of the labels", check=NO_TEXT)
+    metrics: list[str] = key(
+        [], "task custom: the first is the main one; []: accuracy, macro_f1, or of numbers pearson, spearman"
+    )
+    class_weights: Any = key("none", "of the classes in the hard loss: none, balanced, or a list in their order")
     max_length: int = key(
         128,
         "tokens, special ones included",
@@ -93,14 +109,9 @@ class Teacher:
         check=NO_TEXT,
     )
     size: list[int] = key(
-        [128, 2, 4, 512],
-        "channels, layers, heads, feed-forward neurons of a teacher from random weights",
-        check=("must be four numbers of at least 1", lambda v: len(v) == 4 and min(v) >= 1),
-    )
-    vocab_size: int = key(
-        4000,
-        "WordPiece vocabulary of a teacher from random weights",
-        check=("must be at least 100", lambda v: v >= 100),
+        [128, 2, 4, 512, 4000],
+        "channels, layers, heads, feed-forward neurons, WordPiece vocabulary of a teacher from random weights",
+        check=("must be five numbers of at least 1", lambda v: len(v) == 5 and min(v) >= 1),
     )
     dropout: float | None = key(None, "null: the checkpoint's, or 0.1", check=SHARE_BELOW_1)
 
@@ -215,7 +226,7 @@ class Cost:
 
 @dataclass
 class Config:
-    task: str = key("mrpc", "GLUE task", choices=tuple(TASKS))
+    task: str = key("mrpc", "GLUE task, or custom: the user's own data", choices=(*TASKS, CUSTOM))
     preset: str | None = key(None, "a file of presets/", check=NO_TEXT)
     ablation: str | None = key(None, "a file of ablations/, read after the preset", check=NO_TEXT)
     seed: int = key(

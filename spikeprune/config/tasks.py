@@ -1,18 +1,22 @@
-"""The nine GLUE tasks: where their columns, labels and files are, and which metrics GLUE scores them by. No torch.
+"""The nine GLUE tasks: where their columns, labels and files are, and which metrics GLUE scores them by; and
+`custom`, the task of a user's own data, which is made from what its files hold. No torch.
 
 Source: Wang et al. 2019, GLUE (arXiv 1804.07461); label order as in the hub dataset `nyu-mll/glue`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from spikeprune.errors import InputError, nearest
 
-TRAIN = "train"
-_DEV = (("validation", "dev.tsv"),)
+TRAIN, VALIDATION = "train", "validation"
+CUSTOM = "custom"
+CLASS_METRICS = ("accuracy", "macro_f1", "f1", "matthews")
+NUMBER_METRICS = ("pearson", "spearman")
+_DEV = ((VALIDATION, "dev.tsv"),)
 
 
 @dataclass(frozen=True)
@@ -30,14 +34,17 @@ class Task:
     main: tuple[str, ...]  # GLUE ranks by the mean of these
     header: bool = True  # the first TSV line names the columns
     tsv_width: int | None = None  # columns of a file without header
-    range: tuple[float, float] | None = None  # of a regression score
+    range: tuple[float, float] | None = None  # of a regression score; None: any finite number
     skip_short_rows: bool = False  # QQP: rows that its release broke at a newline inside a question
     empty_sentences: bool = False  # QQP: a few of its questions are empty
     skip_labels: tuple[str, ...] = ()  # MNLI: '-', annotators without a majority
     dev: Mapping[str, str] = field(default_factory=lambda: MappingProxyType(dict(_DEV)))  # split -> TSV file name
 
     def __reduce__(self):
-        return get_task, (self.name,)  # between the processes of a run goes the name
+        """Between the processes of a run goes the name, of `custom` what makes it."""
+        if self.name == CUSTOM:
+            return custom_task, (self.columns, self.tsv_label, self.labels, self.metrics)
+        return get_task, (self.name,)
 
     @property
     def pair(self) -> bool:
@@ -145,6 +152,23 @@ def get_task(name: str) -> Task:
     if name not in TASKS:
         raise InputError(f"unknown task {name!r}; the tasks are {nearest(name, TASKS)}")
     return TASKS[name]
+
+
+def custom_task(
+    columns: tuple[str, ...], label: str, labels: tuple[str, ...] | None, metrics: tuple[str, ...] = ()
+) -> Task:
+    """The task of a user's own data. `columns` of the one or two sentences, `labels` the class names in the order of
+    their indices, None for a regression; the first of the `metrics` is the main one, none stand for the usual."""
+    metrics = metrics or (NUMBER_METRICS if labels is None else ("accuracy", "macro_f1"))
+    return Task(CUSTOM, columns, CUSTOM, columns, label, labels, labels, metrics, main=metrics[:1])
+
+
+def quality_names(task: str, metrics: Sequence[str]) -> tuple[str, ...]:
+    """All that may be measured of a student's answers, as far as the configuration tells: for `custom` without its
+    `metrics` those of classes and of numbers."""
+    if task != CUSTOM:
+        return TASKS[task].quality
+    return (*(metrics or (*CLASS_METRICS, *NUMBER_METRICS)), "agreement", "divergence")
 
 
 def read_tasks(text: str | None) -> list[str]:

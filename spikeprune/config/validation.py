@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from spikeprune.config import data_rules
 from spikeprune.config.derived import is_int, is_ints, runs, scratch_size, stage_rows, student_layers
 from spikeprune.config.names import CANDIDATES, LONGEST
 from spikeprune.config.schema import Config, Losses, Stage
@@ -73,17 +74,6 @@ def student(config: Config) -> Iterator[Problem]:
     if layers is not None and isinstance(s.t_steps, list) and len(s.t_steps) != layers + 1:
         text = f"needs {layers + 1} numbers, the embedding's and one for each of {layers} layers"
         yield ("student.t_steps", *keys), f"student.t_steps = {s.t_steps}: {text}; it has {len(s.t_steps)}"
-
-
-def data(config: Config) -> Iterator[Problem]:
-    d, keys = config.data, ("data.dir", "data.source")
-    if d.source == "dir" and not d.dir:
-        yield keys, "data.source = dir: needs data.dir, a GLUE directory"
-    if d.source in ("hub", "embedded") and d.dir:
-        yield keys, f"data.dir = {d.dir}: contradicts data.source = {d.source}; use data.source=dir, or leave it out"
-    if runs(config, "general_kd") and not d.corpus:
-        text = "needs data.corpus, the text it learns from; or set it to 0"
-        yield ("stages.general_kd.epochs", "data.corpus"), f"stages.general_kd.epochs: {text}"
 
 
 def losses(config: Config) -> Iterator[Problem]:
@@ -228,7 +218,10 @@ RULES: tuple[Rule, ...] = (
     lists,
     teacher,
     student,
-    data,
+    data_rules.sources,
+    data_rules.own,
+    data_rules.metrics,
+    data_rules.class_weights,
     losses,
     spatial,
     temporal,

@@ -33,6 +33,7 @@ class Encoded:
     labels: Tensor | None  # long[examples], float32[examples] for regression, None for plain text
     pad_id: int
     max_length: int
+    truncated: int = 0  # examples that were cut to `max_length`
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -77,6 +78,7 @@ def encode(
     if empty := [i for i, length in enumerate(lengths) if length <= special]:
         text = first[empty[0]] if second is None else f"{first[empty[0]]} {second[empty[0]]}"
         raise InputError(f"{where}, example {empty[0]}: the tokenizer leaves nothing of {text!r}; correct or drop it")
+    full = [i for i, length in enumerate(lengths) if length == max_length]
     kind = torch.float32 if regression else torch.long
     return Encoded(
         ids=_flat(rows["input_ids"]),
@@ -85,6 +87,7 @@ def encode(
         labels=None if labels is None else torch.tensor(labels, dtype=kind),
         pad_id=tokenizer.pad_token_id,
         max_length=max_length,
+        truncated=sum(bool(rows.encodings[i].overflowing) for i in full),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import Any
 
 from spikeprune.config.tasks import Task
@@ -10,7 +11,7 @@ from spikeprune.config.tasks import Task
 DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
-def sentence(task: Task, value: Any) -> str:
+def sentence(value: Any, *, may_be_empty: bool = False) -> str:
     """The text without blanks around it."""
     if missing(value):
         raise ValueError("the sentence is missing")
@@ -18,7 +19,7 @@ def sentence(task: Task, value: Any) -> str:
         raise ValueError(f"{value!r} is no text")
     if "\0" in value:
         raise ValueError("the sentence has a NUL character; is the file binary, or text in UTF-16?")
-    if not value.strip() and not task.empty_sentences:
+    if not value.strip() and not may_be_empty:
         raise ValueError("the sentence is empty")
     return value.strip()
 
@@ -60,9 +61,10 @@ def _class(task: Task, text: str) -> int:
 
 
 def _score(task: Task, value: Any) -> float:
-    low, high = task.range
+    low, high = task.range or (-sys.float_info.max, sys.float_info.max)
     written = DECIMAL.fullmatch(value.strip()) if isinstance(value, str) else _number(value)
     number = float(value) if written else float("nan")
     if not low <= number <= high:  # nan fails too
-        raise ValueError(f"score {value!r} is not a number from {low:g} to {high:g}")
+        bounds = f"from {low:g} to {high:g}" if task.range else "as 3, 0.5 or 1e-3"
+        raise ValueError(f"score {value!r} is not a number {bounds}")
     return number

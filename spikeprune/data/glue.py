@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -18,37 +16,11 @@ from spikeprune.data import synthetic
 from spikeprune.data.batching import PAD_TO, Batch, BatchLoader, Encoded, encode
 from spikeprune.data.cells import label, sentence
 from spikeprune.data.hub import HubUnavailable, load_splits
+from spikeprune.data.raw import RawData, Split, assemble
 from spikeprune.data.tsv import read_tsv
 from spikeprune.errors import InputError, nearest
-from spikeprune.files import jsonfile
 
 SOURCES = ("auto", "hub", "dir", "embedded")
-
-
-@dataclass(frozen=True)
-class Split:
-    first: list[str]
-    second: list[str] | None  # None where the task has single sentences
-    labels: list[int] | list[float]  # class indices, or scores for regression
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, rows: list[int]) -> Split:
-        second = None if self.second is None else [self.second[i] for i in rows]
-        return Split([self.first[i] for i in rows], second, [self.labels[i] for i in rows])
-
-
-@dataclass(frozen=True)
-class RawData:
-    """Text and labels of a task: `splits` has "train" and then the task's dev splits, by their hub names."""
-
-    task: Task
-    splits: dict[str, Split]
-    source: str  # dir | hub | embedded
-    origin: str  # the directory as given, the hub name, or how the sentences were generated
-    fingerprint: str  # 16 hex digits of the sha256 of all splits
-    banner: str  # one line that names the source
 
 
 def load_raw(
@@ -73,8 +45,6 @@ def load_raw(
     """
     if source not in SOURCES:
         raise InputError(f"data.source is {source!r}; it must be one of {nearest(source, SOURCES)}")
-    if source not in SOURCES:
-        raise InputError(f"data.source={source}: choose from {nearest(source, SOURCES)}")
     if source == "dir" and not directory:
         raise InputError("data.source=dir needs data.dir, a GLUE directory in the original TSV layout")
     if directory and source in ("hub", "embedded"):
@@ -98,26 +68,13 @@ def load_raw(
         splits = synthetic.generate(task, seed=seed, train=embedded_train, dev=embedded_dev)
         splits = {name: Split(*columns) for name, columns in splits.items()}
         origin = f"generated, seed {seed}, {embedded_train} + {embedded_dev} examples"
-    if train_limit is not None and train_limit < len(splits[TRAIN]):
-        rows = Random(seed).sample(range(len(splits[TRAIN])), train_limit)
-        splits[TRAIN] = splits[TRAIN].take(rows)
-        note += f", {train_limit} training examples drawn with seed {seed}"
     banner = {
         "dir": f"data: {task.name} from directory {origin}{note}",
         "hub": f"data: {task.name} from hub dataset {origin}{note}",
         "embedded": f"data: {task.name} from the EMBEDDED corpus ({origin}{note}): generated sentences, "
         "these are NOT GLUE scores",
     }[source]
-    raw = RawData(task, splits, source, origin, _fingerprint(task, splits), banner)
-    _refuse_one_label(raw, train_limit)
-    return raw
-
-
-def _fingerprint(task: Task, splits: dict[str, Split]) -> str:
-    digest = hashlib.sha256(task.name.encode())
-    for name, split in splits.items():
-        digest.update(jsonfile.dumps([name, split.first, split.second, split.labels]).encode())
-    return digest.hexdigest()[:16]
+    return assemble(task, splits, source=source, origin=origin, banner=banner, seed=seed, train_limit=train_limit)
 
 
 def _from_dir(task: Task, directory: Path) -> tuple[dict[str, Split], str]:
@@ -165,7 +122,7 @@ def _hub_split(task: Task, where: str, rows) -> tuple[Split, str]:
         return found
 
     labels = cells("label", read)
-    first, *second = [cells(column, partial(sentence, task)) for column in task.columns]
+    first, *second = [cells(column, partial(sentence, may_be_empty=task.empty_sentences)) for column in task.columns]
     return Split(first, second[0] if second else None, labels), note
 
 
@@ -187,19 +144,6 @@ def _label_reader(task: Task, where: str, names: list[str] | None) -> tuple[Call
             f"{where}: the label names {', '.join(names)} are not those of the task, {', '.join(task.labels)}"
         )
     return lambda value: known[value] if value in known else read(value), ""
-
-
-def _refuse_one_label(raw: RawData, limit: int | None) -> None:
-    """Nothing is learnt from examples that are all alike, and no metric says anything about them."""
-    for name, split in raw.splits.items():
-        if len(set(split.labels)) > 1:
-            continue
-        only = split.labels[0] if raw.task.regression else raw.task.labels[split.labels[0]]
-        drawn = f" that data.train_limit={limit} draws" if limit and name == TRAIN else ""
-        raise InputError(
-            f"data.{raw.source}={raw.origin}, task {raw.task.name}, split {name}: all {len(split)} examples{drawn} "
-            f"have the same label, {only}; give data with at least two"
-        )
 
 
 class GlueData(LightningDataModule):

@@ -116,7 +116,9 @@ def train_wordpiece(texts: Iterable[str], *, vocab_size: int, max_length: int = 
     if not counts:
         raise InputError("there is no text to build a vocabulary from; the training split holds no words")
     if vocab_size < len(start):
-        raise InputError(f"teacher.vocab_size is {vocab_size}, but the characters alone need {len(start)}; raise it")
+        raise InputError(
+            f"teacher.size has a vocabulary of {vocab_size}, but the characters alone need {len(start)}; raise it"
+        )
     trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=start, show_progress=False)
     learner.train_from_iterator([" ".join([word] * count) for word, count in sorted(counts.items())], trainer)
     vocabulary = learner.get_vocab()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from spikeprune.config.tasks import Task
 from spikeprune.data.cells import label, sentence
+from spikeprune.data.rows import tab_cells, text_lines
 from spikeprune.errors import InputError
 
 
@@ -19,19 +20,13 @@ def read_tsv(task: Task, path: Path) -> tuple[list[str], list[str] | None, list,
     """
     if not path.is_file():
         raise InputError(f"{path} is missing; data.dir must hold {task.folder}/{path.name} for task {task.name}")
-    with open(path, encoding="utf-8-sig", newline="\n") as file:
-        try:
-            lines = file.read().split("\n")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from error
-    if lines and not lines[-1]:
-        lines.pop()
-    columns, width, start = _columns(task, path, lines)
+    lines = text_lines(path)
+    columns, width = _columns(task, path, next(lines, (1, ""))[1] if task.header else "")
     *texts, label_at = columns
     sentences: list[list[str]] = [[] for _ in texts]
     labels, skipped = [], 0
-    for number, line in enumerate(lines[start:], start=start + 1):
-        cells = line.rstrip("\r").split("\t")
+    for number, line in lines:
+        cells = tab_cells(line)
         if len(cells) < width and task.skip_short_rows:
             skipped += 1
             continue
@@ -45,7 +40,7 @@ def read_tsv(task: Task, path: Path) -> tuple[list[str], list[str] | None, list,
         try:
             labels.append(label(task, cells[label_at].strip()))
             for column, at in zip(sentences, texts, strict=True):
-                column.append(sentence(task, cells[at]))
+                column.append(sentence(cells[at], may_be_empty=task.empty_sentences))
         except ValueError as error:
             raise InputError(f"{path}:{number}: {error}; correct it or drop this line") from None
     if not labels:
@@ -53,14 +48,14 @@ def read_tsv(task: Task, path: Path) -> tuple[list[str], list[str] | None, list,
     return sentences[0], (sentences[1] if task.pair else None), labels, skipped
 
 
-def _columns(task: Task, path: Path, lines: list[str]) -> tuple[list[int], int, int]:
-    """Positions of the sentences and the label, columns per row, and the index of the first line with data."""
+def _columns(task: Task, path: Path, first: str) -> tuple[list[int], int]:
+    """Positions of the sentences and the label, and columns per row, from a file's `first` line."""
     names = [*task.tsv_columns, task.tsv_label]
     if not task.header:
-        return [int(name) for name in names], task.tsv_width, 0
-    header = [cell.strip() for cell in lines[0].split("\t")] if lines else []
+        return [int(name) for name in names], task.tsv_width
+    header = [cell.strip() for cell in tab_cells(first)]
     missing = [name for name in names if name not in header]
-    if lines and missing:
+    if first and missing:
         raise InputError(
             f"{path}:1: no column {missing[0]!r} in the header ({', '.join(header)}); task {task.name} needs "
             f"{', '.join(names)}"
@@ -68,4 +63,4 @@ def _columns(task: Task, path: Path, lines: list[str]) -> tuple[list[int], int, 
     twice = [name for name in names if header.count(name) > 1]
     if twice:
         raise InputError(f"{path}:1: the header has column {twice[0]!r} more than once; rename all but the right one")
-    return [header.index(name) for name in names] if lines else [0] * len(names), len(header), 1
+    return [header.index(name) for name in names] if first else [0] * len(names), len(header)

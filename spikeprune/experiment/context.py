@@ -8,8 +8,11 @@ from typing import Any
 
 from spikeprune.config.derived import active_stages, least_neurons, runs, scratch_size
 from spikeprune.config.schema import Config, Stage
-from spikeprune.config.tasks import Task, get_task
-from spikeprune.data.glue import GlueData, RawData, load_raw
+from spikeprune.config.tasks import CUSTOM, Task, get_task
+from spikeprune.data.classes import class_weights
+from spikeprune.data.glue import GlueData, load_raw
+from spikeprune.data.own import Columns, load_own
+from spikeprune.data.raw import RawData
 from spikeprune.data.tokenizer import check_vocabulary, load_tokenizer, train_wordpiece
 from spikeprune.errors import InputError
 from spikeprune.experiment import processes
@@ -31,6 +34,7 @@ class RunContext:
     tokenizer: Any
     teacher_config: Any  # of transformers, of one of `families.FAMILIES`
     layers: list[int]  # teacher layer that each student layer starts from and is distilled from
+    class_weights: list[float] | None = None  # of the hard loss
     tracker: Tracker = field(default_factory=NullTracker)
 
     def stage(self, name: str) -> Stage:
@@ -45,38 +49,29 @@ class RunContext:
         return active_stages(self.config)
 
 
-def prepare(config: Config, *, tokenizer_from: str | None = None) -> RunContext:
+def prepare(config: Config, *, tokenizer_from: str | None = None, known: Task | None = None) -> RunContext:
     """Read data, vocabulary and the teacher's configuration. Raises InputError for what does not fit.
 
-    `tokenizer_from`: directory of a finished run's teacher, whose vocabulary then stands in for a new one.
+    `tokenizer_from`: directory of a finished run's teacher, whose vocabulary then stands in for a new one. `known`: the
+    task of that run where it was made from the user's own data.
     """
     processes.use_threads(config.run)
-    task, data = get_task(config.task), config.data
-    raw = load_raw(
-        task=task,
-        source=data.source,
-        directory=data.dir,
-        hub=data.hub,
-        seed=config.seed,
-        train_limit=data.train_limit,
-        embedded_train=data.embedded[0],
-        embedded_dev=data.embedded[1],
-        generated=config.preset == "tiny",
-    )
-    train = raw.splits["train"]
+    raw, data = read_data(config, generated=config.preset == "tiny", known=known), config.data
+    task, train = raw.task, raw.splits["train"]
     texts = train.first + (train.second or [])
     checkpoint = config.teacher.checkpoint
     if tokenizer_from or checkpoint:
         tokenizer = load_tokenizer(tokenizer_from or checkpoint)
     else:
-        tokenizer = train_wordpiece(texts, vocab_size=config.teacher.vocab_size, max_length=data.max_length)
+        tokenizer = train_wordpiece(texts, vocab_size=scratch_size(config)["vocab"], max_length=data.max_length)
     check_vocabulary(tokenizer, texts)
     if tokenizer_from or checkpoint:
         bert = read_config(tokenizer_from or checkpoint, classes=task.num_labels)
     else:
         t = config.teacher
-        size = {"vocab": len(tokenizer), "positions": data.max_length, "classes": task.num_labels}
-        bert = scratch_config(**scratch_size(config), **size, dropout=0.1 if t.dropout is None else t.dropout)
+        size = {**scratch_size(config), "vocab": len(tokenizer)}
+        size |= {"positions": data.max_length, "classes": task.num_labels}
+        bert = scratch_config(**size, dropout=0.1 if t.dropout is None else t.dropout)
     check_fit(config, bert, tokens=tokens_of(tokenizer), types=types_of(tokenizer, task))
     tokenizer.model_max_length = min(tokenizer.model_max_length, longest_text(bert))  # saved with every stage
     layers = chosen_layers(config.student.layers, bert.num_hidden_layers)
@@ -88,7 +83,29 @@ def prepare(config: Config, *, tokenizer_from: str | None = None) -> RunContext:
         eval_batch_size=data.eval_batch_size,
         seed=config.seed,
     )
-    return RunContext(config, task, raw, tokens, tokenizer, bert, layers)
+    weights = class_weights(data.class_weights, task, train.labels)
+    return RunContext(config, task, raw, tokens, tokenizer, bert, layers, weights)
+
+
+def read_data(config: Config, *, generated: bool = False, known: Task | None = None) -> RawData:
+    """The task's data. `generated`: where a hub's cannot be had, generated sentences may stand in for them. `known`:
+    the task of a run on own data, whose classes are not inferred anew. Raises InputError for what is wrong with them.
+    """
+    data, common = config.data, {"seed": config.seed, "train_limit": config.data.train_limit}
+    if config.task == CUSTOM:
+        columns = Columns(tuple(data.text), data.label)
+        files = {"train_file": data.train_file, "dev_file": data.dev_file, "hub": data.hub}
+        return load_own(**files, columns=columns, metrics=data.metrics, known=known, **common)
+    return load_raw(
+        task=get_task(config.task),
+        source=data.source,
+        directory=data.dir,
+        hub=data.hub,
+        embedded_train=data.embedded[0],
+        embedded_dev=data.embedded[1],
+        generated=generated,
+        **common,
+    )
 
 
 def tokens_of(tokenizer: Any) -> int:

@@ -1,12 +1,15 @@
-"""Estimates of a whole run: the optimizer steps of each stage, and the time left."""
+"""Estimates of a whole run: the optimizer steps of each stage, disk, and the time left."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 
+from spikeprune.cost.shapes import parameters
+from spikeprune.experiment.build.networks import teacher_shape
 from spikeprune.experiment.context import RunContext
 
+CORPUS = "general_kd"  # the stage that learns from one
 STUDENT_STEP = 2.0  # steps of the teacher, as MiniLM's stages on a GPU
 
 
@@ -20,6 +23,22 @@ def stage_steps(context: RunContext) -> dict[str, int]:
         return stage.epochs * math.ceil(examples / (stage.batch_size or context.config.data.batch_size))
 
     return {name: steps(name) for name in context.active()}
+
+
+def bytes_needed(context: RunContext) -> int:
+    """Upper bound of what a run writes: each stage's weights, and two resume checkpoints (the older one is removed
+    after the newer one is complete), each with weights and Adam's two moments."""
+    weights = 4 * parameters(shape=teacher_shape(context)).total
+    return weights * (len(context.active()) + 2 * 3) + 5_000_000
+
+
+def before(context: RunContext) -> str:
+    """A line on what the run will take, printed before its first stage."""
+    counted = stage_steps(context)
+    guess = f", {CORPUS} as if its corpus were as long as the task's data" if CORPUS in counted else ""
+    each = ", ".join(f"{name} {count}" for name, count in counted.items() if count)
+    disk = bytes_needed(context) / 1e6
+    return f"will take {sum(counted.values())} optimizer steps ({each}{guess}) and at most {disk:.0f} MB of disk"
 
 
 def seconds_left(planned: Mapping[str, int], stage: str, *, done: int, total: int, seconds: float) -> float | None:

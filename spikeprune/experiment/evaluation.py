@@ -8,6 +8,7 @@ from typing import Any
 
 from spikeprune.config.load import read_resolved
 from spikeprune.config.schema import Config
+from spikeprune.config.tasks import CUSTOM
 from spikeprune.errors import InputError
 from spikeprune.experiment import processes
 from spikeprune.experiment.build.modules import student_module
@@ -32,7 +33,8 @@ def evaluate(
     overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Measure a finished stage again from its saved checkpoint (the last one, unless `stage` names another), or with
-    `compacted` what `spikeprune compact` left. `data_dir`: a GLUE directory in place of the run's own data.
+    `compacted` what `spikeprune compact` left. `data_dir`: a GLUE directory, or of a run on own data a file with the
+    same columns, in place of the run's own data.
     `stepwise`: spikes are simulated step by step also where a closed form gives the same. `early_exit`: inference that
     stops once it is confident is measured too. `overrides`: `key=value` of the keys in `load.MEASURING`.
 
@@ -61,23 +63,26 @@ def evaluate(
         measured = measure_student(context, student_module(context, name, student, teacher, stepwise=stepwise), name)
         if early_exit:
             measured["dynamic"] = measure_early_exit(context, student)
-    facts = {"run": str(run_dir), "task": context.config.task, "stage": name, "compacted": compacted}
+    facts = {"run": str(run_dir), "task": context.config.task, "main_metric": "+".join(context.task.main)}
+    facts |= {"stage": name, "compacted": compacted}
     if overrides:
         facts["changed"] = list(overrides)
     return {**facts, "data": data_facts(context), **compared_data(directory, context), **measured}
 
 
 def reopen(run_dir: str | Path, data_dir: str | None, overrides: Sequence[str] = ()) -> tuple[RunDirectory, RunContext]:
-    """A run whose teacher is finished, with its own tokenizer; `data_dir`: a GLUE directory in place of its data.
+    """A run whose teacher is finished, with its own tokenizer; `data_dir`: in place of its data, see `evaluate`.
     `overrides`: of the keys that a measurement may change."""
     quiet()
     directory = RunDirectory.open(run_dir)
     config = read_resolved(directory.config, overrides)
     processes.check_devices(config.run.accelerator, devices=1)
-    if data_dir is not None:
+    if data_dir is not None and config.task == CUSTOM:
+        config.data.source, config.data.train_file, config.data.dev_file = "auto", data_dir, data_dir
+    elif data_dir is not None:
         config.data.source, config.data.dir = "dir", data_dir
     directory.record("teacher")  # an unfinished teacher is the clearer complaint
-    return directory, prepare(config, tokenizer_from=str(directory.stage("teacher")))
+    return directory, prepare(config, tokenizer_from=str(directory.stage("teacher")), known=directory.task())
 
 
 def compared_data(directory: RunDirectory, context: RunContext) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from hashlib import sha1, sha256
 from pathlib import Path
 
@@ -15,11 +16,11 @@ from transformers.utils import logging
 
 from spikeprune.config.load import load
 from spikeprune.config.schema import Config
-from spikeprune.config.tasks import get_task, read_tasks
+from spikeprune.config.tasks import CUSTOM, get_task, read_tasks
 from spikeprune.data.corpus import read_corpus
-from spikeprune.data.glue import load_raw
 from spikeprune.data.tokenizer import load_tokenizer
 from spikeprune.errors import InputError
+from spikeprune.experiment import context
 from spikeprune.experiment.offline import OFFLINE
 from spikeprune.models.teacher import Teacher
 
@@ -53,8 +54,10 @@ def read(configs: list[Config]) -> list[str]:
 
 def local(config: Config) -> bool:
     """Whether the run reads local files only."""
-    files = [config.teacher.checkpoint or ".", *config.data.corpus]
-    return config.data.source in ("dir", "embedded") and all(Path(name).exists() for name in files)
+    data, files = config.data, [config.teacher.checkpoint or ".", *config.data.corpus]
+    return (data.source in ("dir", "embedded") or data.train_file is not None) and all(
+        Path(name).exists() for name in files
+    )
 
 
 def offline(experiment: str, overrides: Sequence[str], tasks: Sequence[str]) -> str:
@@ -79,7 +82,8 @@ def needs(configs: list[Config]) -> dict[tuple, Need]:
     wanted: dict[tuple, Need] = {}
     for config in configs:
         data, checkpoint = config.data, config.teacher.checkpoint
-        wanted["data", config.task, data.source, data.dir, data.hub] = lambda c=config: read_data(c)
+        place = data.source, data.dir, data.hub, data.train_file, data.dev_file
+        wanted[("data", config.task, *place)] = lambda c=config: read_data(c)
         if checkpoint:
             wanted["teacher", checkpoint] = lambda c=config: read_teacher(c)
         if config.stages.general_kd.epochs:
@@ -89,17 +93,7 @@ def needs(configs: list[Config]) -> dict[tuple, Need]:
 
 
 def read_data(config: Config) -> str:
-    data = config.data
-    raw = load_raw(
-        task=get_task(config.task),
-        source="hub" if data.source == "auto" and not data.dir else data.source,
-        directory=data.dir,
-        hub=data.hub,
-        seed=config.seed,
-        train_limit=None,
-        embedded_train=data.embedded[0],
-        embedded_dev=data.embedded[1],
-    )
+    raw = context.read_data(replace(config, data=replace(config.data, train_limit=None)))
     return f"{raw.banner}; {', '.join(f'{len(split)} {name}' for name, split in raw.splits.items())}"
 
 
@@ -107,7 +101,7 @@ def read_teacher(config: Config) -> str:
     logging.set_verbosity_error()  # a classifier that is not there yet is what a stage makes
     name = str(config.teacher.checkpoint)
     load_tokenizer(name)
-    teacher = Teacher.load(name, classes=get_task(config.task).num_labels)
+    teacher = Teacher.load(name, classes=2 if config.task == CUSTOM else get_task(config.task).num_labels)
     line = f"teacher: {name}, {sum(p.numel() for p in teacher.parameters()):,} parameters"
     if Path(name).exists():
         return line

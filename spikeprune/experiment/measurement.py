@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from spikeprune.config.keys import leaves
+from spikeprune.config.tasks import CUSTOM
 from spikeprune.cost.energy import PRICES, summarize
 from spikeprune.cost.operations import dense
 from spikeprune.cost.shapes import matrix_bytes
@@ -21,7 +22,7 @@ from spikeprune.models.shape import student_shape
 from spikeprune.models.sparsity import share
 from spikeprune.models.teacher import Teacher
 from spikeprune.training.callbacks.finite import StopOnNonFinite
-from spikeprune.training.metrics import main_metric
+from spikeprune.training.metrics import main_metric, of_majority
 from spikeprune.training.modules.student import DistillationModule
 from spikeprune.training.modules.task import TaskModule
 
@@ -98,10 +99,12 @@ def check_finite(measured: Measured, where: str) -> None:
 
 def check_teacher(context: RunContext, measured: Measured) -> None:
     """Raises InputError for a teacher no better than a constant prediction: without correlation, or as accurate as the
-    majority class. Correct predictions are compared as whole numbers."""
-    labels, metrics = context.raw.splits[context.task.dev_splits[0]].labels, measured["metrics"]
-    if context.task.regression:
-        name, found, same = "pearson", metrics["pearson"], 0.0
+    majority class (of own data: by their main metric). Correct predictions are compared as whole numbers."""
+    task, metrics = context.task, measured["metrics"]
+    labels = context.raw.splits[task.dev_splits[0]].labels
+    if task.regression or (task.name == CUSTOM and task.main[0] != "accuracy"):
+        name = task.main[0] if task.name == CUSTOM else "pearson"
+        found, same = metrics[name], 0.0 if task.regression else of_majority(name, labels, task.num_labels)
         better, words = found > same, f"{found:.3f}, no better than a constant prediction ({same:.3f})"
     else:
         name, found = "accuracy", round(metrics["accuracy"] * len(labels))

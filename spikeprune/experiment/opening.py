@@ -9,11 +9,10 @@ from importlib.util import find_spec
 
 from spikeprune.config.load import differences, read_resolved, to_yaml
 from spikeprune.config.schema import Config
-from spikeprune.cost.shapes import parameters
 from spikeprune.errors import InputError
 from spikeprune.experiment.build import arithmetic, networks
-from spikeprune.experiment.build.networks import teacher_shape
 from spikeprune.experiment.context import RunContext, prepare
+from spikeprune.experiment.estimate import bytes_needed
 from spikeprune.experiment.lock import RunLock
 from spikeprune.experiment.reuse import shared_stages, take_over
 from spikeprune.experiment.run_directory import RunDirectory
@@ -113,13 +112,6 @@ def enter(directory: RunDirectory, context: RunContext) -> None:
             f"run.dir: {directory.path} was started on other data ({started_on['origin']}, fingerprint "
             f"{started_on['fingerprint']}, now {context.raw.fingerprint}); use another run.dir"
         )
-
-
-def bytes_needed(context: RunContext) -> int:
-    """Upper bound of what a run writes: each stage's weights, and two resume checkpoints (the older one is removed
-    after the newer one is complete), each with weights and Adam's two moments."""
-    weights = 4 * parameters(shape=teacher_shape(context)).total
-    return weights * (len(context.active()) + 2 * 3) + 5_000_000
 
 
 def copy_stages(context: RunContext, directory: RunDirectory, reuse: Reuse) -> None:

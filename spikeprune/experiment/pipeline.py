@@ -10,7 +10,8 @@ from typing import Any
 import lightning as L
 
 from spikeprune.config.schema import Config
-from spikeprune.experiment import opening, processes
+from spikeprune.data.description import describe
+from spikeprune.experiment import estimate, opening, processes
 from spikeprune.experiment.context import RunContext
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.experiment.run_log import recorded
@@ -52,8 +53,9 @@ def run_process(config: Config, tracker: Tracker) -> dict[str, Any]:
             print_once(f"\n{summary_table(summary)}")
             return summary
         with log_of(directory), tracker.opened(config, directory, context.active()):
-            print_once(context.raw.banner)
-            print_once(str(backends))
+            for line in (context.raw.banner, *describe(context.raw, context.data.encoded), str(backends)):
+                print_once(line)
+            print_once(estimate.before(context))
             opening.copy_stages(context, directory, reuse)
             run_stages(context, directory)
             summary = distributed.first(lambda: finish(context, directory, backends))

@@ -20,7 +20,7 @@ COMMON = ("task", "seed", "data", "teacher", "cost.prices")
 STUDENT = ("student", "data.replace_words")  # … on every stage but the teacher's
 RUN = ("run.accelerator", "run.devices", "run.precision", "run.kernels")
 CORPUS = ("data.corpus", "data.replace_words")
-PLACES = ("data.source", "data.dir", "data.hub")
+PLACES = ("data.source", "data.dir", "data.hub", "data.train_file", "data.dev_file")
 
 
 def shared_stages(context: RunContext) -> tuple[list[str], str]:

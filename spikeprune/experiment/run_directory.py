@@ -22,6 +22,8 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from spikeprune.config.load import read_resolved
+from spikeprune.config.tasks import CUSTOM, Task, custom_task, get_task
 from spikeprune.errors import InputError
 from spikeprune.files import jsonfile
 from spikeprune.files.atomic import write_atomic, write_json
@@ -110,6 +112,16 @@ class RunDirectory:
         """Source and fingerprint of the run's data. Raises InputError where the file is missing or damaged."""
         remedy = f"without it the data cannot be compared: remove {self.path} to begin again"
         return jsonfile.read(self.path / "data.json", remedy, ("origin", "fingerprint"))
+
+    def task(self) -> Task:
+        """The run's task; that of own data has the classes that were found in them when the run began."""
+        data = read_resolved(self.config)
+        if data.task != CUSTOM:
+            return get_task(data.task)
+        remedy = f"without it the classes are not known: remove {self.path} to begin again"
+        labels = jsonfile.read(self.path / "data.json", remedy, ("labels",))["labels"]
+        columns = tuple(data.data.text), data.data.label
+        return custom_task(*columns, None if labels is None else tuple(labels), tuple(data.data.metrics))
 
     def stage(self, name: str) -> Path:
         return self.path / "stages" / name

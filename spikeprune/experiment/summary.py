@@ -16,17 +16,20 @@ from spikeprune import __version__
 from spikeprune.config.derived import active_stages, compresses
 from spikeprune.config.keys import leaves
 from spikeprune.config.load import MAY_DIFFER, Config
+from spikeprune.config.tasks import CUSTOM
 from spikeprune.experiment.context import RunContext
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.files import jsonfile
 
 # Keys left out of the hash of settings: a summary has them itself, or they differ from machine to machine.
-NAMED = ("seed", "data.source", "data.dir", "data.hub")
+NAMED = ("seed", "data.source", "data.dir", "data.hub", "data.train_file", "data.dev_file")
 
 
-def data_facts(context: RunContext) -> dict[str, str]:
+def data_facts(context: RunContext) -> dict[str, Any]:
+    """Where the data are from; of own data the classes too, None for a regression."""
     raw = context.raw
-    return {"source": raw.source, "origin": raw.origin, "fingerprint": raw.fingerprint, "banner": raw.banner}
+    facts = {"source": raw.source, "origin": raw.origin, "fingerprint": raw.fingerprint, "banner": raw.banner}
+    return {**facts, "labels": raw.task.labels} if raw.task.name == CUSTOM else facts
 
 
 def summarize_run(context: RunContext, directory: RunDirectory) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The table that a run ends with: dense teacher, then each stage, plain text of at most about 110 columns.
 
-Read from `summary.json`; of it this file uses `task`, `preset`, `seed`, `data.{source,origin,banner}`, `uncompressed`
-and `final` (names of stages, or None), `shape` (the student's layers, and heads and ffn a layer),
+Read from `summary.json`; of it this file uses `task`, `main_metric`, `preset`, `seed`, `data.{source,origin,banner}`,
+`uncompressed` and `final` (names of stages, or None), `shape` (the student's layers, and heads and ffn a layer),
 `teacher.{metrics,main,cost}`, `stages.<name>.{metrics,main,cost,t_steps,heads,ffn,encoder_weights}` and, where a stage
 has them, its `budget`, `fidelity` and `synapses`. Metrics are fractions, `cost` is what `energy.summarize` returned,
 `heads` and `ffn` count what each layer keeps, `encoder_weights` is `{kind,stored_bits,bytes,float32}`.
@@ -12,14 +12,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from spikeprune.config.tasks import get_task
-
 Summary = Mapping[str, Any]
 
 UNITS = (("mJ", 1e9), ("µJ", 1e6), ("nJ", 1e3), ("pJ", 1.0))
-SHORT = {"accuracy": "acc", "f1": "F1", "matthews": "mcc", "pearson": "pears", "spearman": "spear"}
+SHORT = {"accuracy": "acc", "macro_f1": "mF1", "f1": "F1", "matthews": "mcc", "pearson": "pears", "spearman": "spear"}
 LONG = {
     "accuracy": "accuracy",
+    "macro_f1": "macro F1",
     "f1": "F1",
     "matthews": "Matthews correlation",
     "pearson": "Pearson correlation",
@@ -174,7 +173,7 @@ def _closing(summary: Summary, unit: str, size: float) -> list[str]:
 
 def score_line(found: Summary) -> str:
     """The definition of `score` for a task, in a sentence."""
-    names = [LONG[name] for name in get_task(found["task"]).main]
+    names = [LONG[name] for name in found["main_metric"].split("+")]
     return f"score: {'mean of ' * (len(names) > 1)}{' and '.join(names)} on the dev split, × 100."
 
 

@@ -66,11 +66,12 @@ def soft_loss(student: Tensor, teacher: Tensor, *, temperature: float, regressio
     return temperature**2 * F.kl_div(predicted, target, reduction="none", log_target=True).sum(-1)
 
 
-def hard_loss(logits: Tensor, labels: Tensor, *, regression: bool) -> Tensor:
-    """The task's own loss per sample `[B]`: cross-entropy, or squared error for regression."""
+def hard_loss(logits: Tensor, labels: Tensor, *, regression: bool, weights: Tensor | None = None) -> Tensor:
+    """The task's own loss per sample `[B]`: cross-entropy, by the `weights [C]` of the classes where there are any, or
+    squared error for regression."""
     if regression:
         return (logits[:, 0] - labels) ** 2
-    return F.cross_entropy(logits, labels, reduction="none")
+    return F.cross_entropy(logits, labels, weights, reduction="none")
 
 
 def drawn_loss(logits: Tensor, *, regression: bool) -> Tensor:

@@ -3,7 +3,7 @@ their states over processes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import sqrt
 
 import torch
@@ -47,6 +47,14 @@ def f1(confusion: Confusion) -> float:
     return _ratio(2 * positive, 2 * positive + false_positive + false_negative)
 
 
+def macro_f1(confusion: Confusion) -> float:
+    """Mean of F1 over the classes that occur, among the labels or the answers."""
+    predicted = [sum(column) for column in zip(*confusion, strict=True)]
+    counts = [(confusion[i][i], sum(row) + predicted[i]) for i, row in enumerate(confusion)]
+    found = [2 * right / both for right, both in counts if both]
+    return sum(found) / len(found) if found else 0.0
+
+
 def matthews(confusion: Confusion) -> float:
     """Gorodkin's R_K (2004), for two classes Matthews' correlation; 0 where all labels or all answers are the same.
 
@@ -63,7 +71,14 @@ def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
 
 
-COUNTED = {"accuracy": accuracy, "f1": f1, "matthews": matthews}
+COUNTED = {"accuracy": accuracy, "macro_f1": macro_f1, "f1": f1, "matthews": matthews}
+
+
+def of_majority(name: str, labels: Sequence[int], classes: int) -> float:
+    """A metric of the answers of one who always says the most frequent of the `labels`."""
+    counts = [labels.count(i) for i in range(classes)]
+    said = counts.index(max(counts))
+    return COUNTED[name]([[count * (i == said) for i in range(classes)] for count in counts])
 
 
 class Counts(Metric):

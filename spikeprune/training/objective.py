@@ -46,8 +46,17 @@ class LossWeights:
 class Objective(nn.Module):
     """The loss of a training batch, term by term. It has no parameters and no state in a checkpoint."""
 
-    def __init__(self, weights: LossWeights, *, layer_map: Sequence[int], shape: Shape, regression: bool):
+    def __init__(
+        self,
+        weights: LossWeights,
+        *,
+        layer_map: Sequence[int],
+        shape: Shape,
+        regression: bool,
+        class_weights: Tensor | None = None,
+    ):
         super().__init__()
+        self.register_buffer("class_weights", class_weights, persistent=False)
         self.weights, self.layer_map, self.regression = weights, list(layer_map), regression
         begin, end = weights.additions_from, weights.additions_limit or 0.0
         self.additions = AdditionsTerm(shape, begin=begin, end=end, fall=weights.additions_fall)
@@ -107,4 +116,5 @@ class Objective(nn.Module):
 
     def hard(self, batch: Mapping[str, Tensor], outputs: Outputs) -> Tensor:
         """`[B]`: the distance from the true labels."""
-        return losses.hard_loss(outputs.logits.float(), batch["labels"], regression=self.regression)
+        logits, weights = outputs.logits.float(), self.class_weights
+        return losses.hard_loss(logits, batch["labels"], regression=self.regression, weights=weights)

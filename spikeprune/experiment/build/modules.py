@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import lightning as L
+import torch
 
 from spikeprune.config.schema import Stage
 from spikeprune.data.augmentation import Augment, replaceable
@@ -66,6 +67,7 @@ def _common(context: RunContext, stage: Stage) -> dict[str, Any]:
         "task": context.task,
         "dev_splits": context.task.dev_splits,
         "optimization": how,
+        "class_weights": None if context.class_weights is None else torch.tensor(context.class_weights),
         "graphs": GraphedTerms if cuda_graphs(context.config) else None,
     }
 

@@ -19,7 +19,7 @@ import yaml
 from spikeprune.config import scalars
 from spikeprune.config.keys import type_of
 from spikeprune.config.load import Config, load
-from spikeprune.config.tasks import TASKS
+from spikeprune.config.tasks import quality_names
 from spikeprune.errors import InputError, nearest
 from spikeprune.report.results import names
 
@@ -294,7 +294,8 @@ def _load(sweep: Sweep, tried: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _metric(sweep: Sweep, values: Mapping[str, Any]) -> list[str]:
-    known = names(TASKS[sweep.config(values, "run.dir=check").task].quality)
+    config = sweep.config(values, "run.dir=check")
+    known = names(quality_names(config.task, config.data.metrics))
     if sweep.metric in known:
         return []
     return [f"metric.name = {sweep.metric}: is not logged; choose from {nearest(sweep.metric, known)}"]

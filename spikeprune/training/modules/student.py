@@ -48,7 +48,11 @@ class DistillationModule(TaskModule):
         self.augment = augment
         self.losses, self.forward_mode = losses, forward_mode
         self.objective = Objective(
-            losses, layer_map=layer_map, shape=student_shape(student), regression=self.task.regression
+            losses,
+            layer_map=layer_map,
+            shape=student_shape(student),
+            regression=self.task.regression,
+            class_weights=self.class_weights,
         )
         self.fidelity = nn.ModuleList(Fidelity(regression=self.task.regression) for _ in self.dev_splits)
         self.solved: dict[str, float] = {}  # of the last step's fixed points, where there is feedback

@@ -39,10 +39,12 @@ class TaskModule(L.LightningModule):
         task: Task,
         dev_splits: Sequence[str],
         optimization: Optimization,
+        class_weights: Tensor | None = None,
         graphs: Callable[..., ReplayedTerms] | None = None,
     ):
         super().__init__()
         self.task, self.optimization = task, optimization
+        self.register_buffer("class_weights", class_weights, persistent=False)  # [C], of the hard loss
         self.graphed = None if graphs is None else graphs(self.learn, self.models)
         self.dev_splits = list(dev_splits)
         self.dev_metrics = nn.ModuleList(task_metrics(task) for _ in self.dev_splits)

@@ -28,6 +28,7 @@ class TeacherModule(TaskModule):
 
     def learn(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         logits = self.infer(batch).logits.float()
-        loss = losses.hard_loss(logits, batch["labels"], regression=self.task.regression).mean()
+        weights = self.class_weights
+        loss = losses.hard_loss(logits, batch["labels"], regression=self.task.regression, weights=weights).mean()
         terms = whole_batch({"hard": loss}, batch)
         return {"loss": terms["hard"], **terms}

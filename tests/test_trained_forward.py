@@ -44,7 +44,7 @@ def test_statistics_are_those_of_the_simulation(options) -> None:
             for sums, grad in zip(fisher, torch.autograd.grad(loss_of(one, outputs).sum(), masks), strict=True):
                 sums += grad[0].square()
             for layer in range(L):
-                rates[layer] += outputs.rates[f"layers.{layer}.intermediate"].detach() * n
+                rates[layer] += outputs.rates[f"layers.{layer}.intermediate"].detach() * net.ffn[layer] * n
             tokens += n
     torch.testing.assert_close(found.head_fisher, fisher[0] / 5)
     torch.testing.assert_close(found.ffn_fisher, fisher[1] / 5)

@@ -196,6 +196,7 @@ class Quantize(Compression):
 @dataclass
 class Budget(Compression):
     target: str = key("energy", "what the budget limits", choices=names.TARGETS)
+    method: str = key("greedy", "who chooses: greedy removal, or gates that are learnt", choices=("greedy", "gates"))
     value: float | None = key(None, "share of the dense teacher's (latency: of the uncompressed student's)", check=KEPT)
     candidates: list[str] = key(["heads", "ffn", "steps"], "what may be removed")
 

@@ -24,7 +24,7 @@ from spikeprune.models.tensors import misfit, not_finite, out_of_memory
 from spikeprune.pruning.budget_report import cost_in_unit
 from spikeprune.report.tables import budget_line
 from spikeprune.training import distributed
-from spikeprune.training.callbacks.budget import BudgetPruning
+from spikeprune.training.callbacks.budget_target import BudgetTarget
 from spikeprune.training.callbacks.resume import ResumeState
 from spikeprune.training.modules.task import TaskModule
 
@@ -99,7 +99,7 @@ def fit(context: RunContext, directory: RunDirectory, name: str, module: TaskMod
         raise KeyboardInterrupt if trainer.interrupted else SystemExit from None
     distributed.same(digest(module), f"the network that {name} left")
     state = next(c for c in trainer.callbacks if isinstance(c, ResumeState))
-    budget = next((c for c in trainer.callbacks if isinstance(c, BudgetPruning)), None)
+    budget = next((c for c in trainer.callbacks if isinstance(c, BudgetTarget)), None)
     facts = {"steps": trainer.global_step, "seconds": round(state.seconds, 2)}
     return {**facts, "budget": budget} if budget else facts
 

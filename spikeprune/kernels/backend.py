@@ -2,7 +2,7 @@
 
 | operation (`snn.call`) | kernel | covers |
 |---|---|---|
-| equilibrium | `equilibrium.fused_equilibrium` | IF, masks per channel |
+| equilibrium | `equilibrium.fused_equilibrium` | IF |
 | closed_form | `scan.fused_totals` | IF, masks per channel |
 | simulation | `scan.fused_scan` | IF and LIF, masks per channel, no trace |
 | a whole encoder without gradient | `encoder.encode` | see `encoder.covers` |
@@ -32,12 +32,12 @@ class TritonLayers:
 
     def covers(self, call: LayerCall) -> bool:
         if call.operation == "equilibrium":
-            per_channel = all(mask is None or mask.dim() == 1 for mask in (call.mask, call.alive))
-            return per_channel and equilibrium.covers(call.drive.mean, call.kind, call.leak)
+            return equilibrium.covers(call.drive.mean, call.kind, call.leak)
         if call.operation == "closed_form":
             return call.leak == 1.0 and scan.covers(call.drive.mean, call.kind, "accumulate", call.mask)
         if call.operation == "simulation":
-            return not call.ctx.trace and scan.covers(call.theta, call.kind, call.coding_name, call.mask)
+            gated = call.gate is not None and call.coding_name == "running_mean"  # its pulses are not kept
+            return not call.ctx.trace and not gated and scan.covers(call.theta, call.kind, call.coding_name, call.mask)
         return False
 
     def run(self, call: LayerCall) -> LayerOutput:
@@ -59,12 +59,11 @@ class TritonBackend:
 
 
 def settle(call: LayerCall) -> LayerOutput:
-    """`snn.equilibrium.equilibrium`, with mask and rates."""
+    """`snn.equilibrium.equilibrium`, with rates and a mask per channel; masks of each sample are left to the layer."""
     shares = call.ctx.shares if call.ctx.rate else None
-    value, rates = equilibrium.fused_equilibrium(
-        call.drive.mean, call.theta, call.t_steps, call.kind, call.mask, shares
-    )
-    return LayerOutput(SpikeTrain(value), masked=True, rates=rates)
+    mask = call.mask if call.mask is not None and call.mask.dim() == 1 else None
+    value, rates = equilibrium.fused_equilibrium(call.drive.mean, call.theta, call.t_steps, call.kind, mask, shares)
+    return LayerOutput(SpikeTrain(value), masked=mask is not None, rates=rates)
 
 
 def total(call: LayerCall) -> LayerOutput:

@@ -13,6 +13,7 @@ from transformers.activations import ACT2FN
 from spikeprune.models.outputs import check_length
 from spikeprune.models.quantization import MATRICES
 from spikeprune.models.relative_bias import AttentionBias
+from spikeprune.snn.call import StepGate
 from spikeprune.snn.context import ForwardContext, SpikeTrain
 from spikeprune.snn.spiking_layer import SpikingLayer
 
@@ -71,12 +72,13 @@ class SpikingEmbedding(nn.Module):
         t_steps: int,
         ctx: ForwardContext,
         back: SpikeTrain | None = None,
+        gate: StepGate | None = None,
     ) -> SpikeTrain:
         """`back`: what the last layer sends to the embedding, where there is feedback."""
         current = self.current(input_ids, token_type_ids)
         if back is None:
-            return self.neurons(lambda: current, t_steps=t_steps, ctx=ctx)
-        return self.neurons(lambda a: current + self.feedback(a), back, t_steps=t_steps, ctx=ctx)
+            return self.neurons(lambda: current, t_steps=t_steps, ctx=ctx, gate=gate)
+        return self.neurons(lambda a: current + self.feedback(a), back, t_steps=t_steps, ctx=ctx, gate=gate)
 
 
 class EncoderLayer(nn.Module):
@@ -160,6 +162,7 @@ class EncoderLayer(nn.Module):
         heads: Tensor,
         ffn: Tensor,
         t_steps: int,
+        gate: StepGate | None = None,
         ctx: ForwardContext,
         acting: Callable[[str], Map],
         bias: AttentionBias | None = None,
@@ -170,7 +173,7 @@ class EncoderLayer(nn.Module):
         f reads. f is given their values, or with time first what is read of them at every step. `acting` gives a matrix
         as a function, by its name (see `SpikingBert.acting`).
         """
-        fire = {"t_steps": t_steps, "ctx": ctx}
+        fire = {"t_steps": t_steps, "ctx": ctx, "gate": gate}
         query, key, value, out, up, down = (acting(name) for name in MATRICES)
         kept = heads.repeat_interleave(self.head_size, -1)  # [D] or [B, 1, D]
         q = self.query_neurons(query, a, alive=kept, **fire) if self.query_neurons is not None else None

@@ -40,6 +40,7 @@ from spikeprune.models.packing import PackedLinear
 from spikeprune.models.quantization import QUANTIZERS
 from spikeprune.models.relative_bias import RelativeBias
 from spikeprune.models.sparsity import Synapses, counted
+from spikeprune.snn.call import StepGate, shorter
 from spikeprune.snn.context import ForwardContext, SpikeTrain
 from spikeprune.snn.spiking_layer import SpikingLayer
 
@@ -313,6 +314,7 @@ class SpikingBert(nn.Module):
         pulses: bool = False,
         heads: Tensor | None = None,
         ffn: Tensor | None = None,
+        steps: Tensor | None = None,
     ) -> Outputs:
         """`[B, N]` ids and mask (1 real, 0 padding) -> `Outputs`.
 
@@ -324,7 +326,9 @@ class SpikingBert(nn.Module):
             scores: return attention scores; without them and without gradient attention may be fused
             pulses: return the last layer's spike train, from which a synchronous coding gives logits at every step
             percentile, deaden: see `ForwardContext`
-            heads, ffn: `[B, L, H]` and `[B, L, F]`, masks of each sample in place of the network's, for their gradient
+            heads, ffn: `[B, L, H]` and `[B, L, F]`, masks of each sample in place of the network's, for their gradient;
+                rates are then of all units as they fire before them
+            steps: `[L+1]`, how far the gates of each layer's last steps are open (`snn.call.StepGate`)
 
         Raises ValueError for an unknown mode, InputError for texts longer than the position embeddings.
         """
@@ -343,7 +347,7 @@ class SpikingBert(nn.Module):
         )
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
-        encode = partial(self.encode, input_ids, token_type_ids, heads=heads, ffn=ffn)
+        encode = partial(self.encode, input_ids, token_type_ids, heads=heads, ffn=ffn, steps=steps)
         solved: dict[str, float] = {}
         if self.embedding.feedback is None:
             signal, hidden, all_scores = encode(ctx=ctx)
@@ -372,14 +376,18 @@ class SpikingBert(nn.Module):
         ctx: ForwardContext,
         heads: Tensor | None,
         ffn: Tensor | None,
+        steps: Tensor | None = None,
         back: SpikeTrain | None = None,
     ) -> Encoded:
         """Embedding and layers -> the last layer's spike train, the values `[B, N, D]` of embedding and layers, and the
         attention scores. `back`: the train fed back to the embedding. A backend may compute all of it."""
-        if back is None and heads is None and ffn is None and self.covered(ctx):
+        if back is None and heads is None and ffn is None and steps is None and self.covered(ctx):
             return self.backend.run(self, input_ids, token_type_ids, ctx=ctx)
         t_embedding, *t_layers = self.steps
-        signal = self.embedding(input_ids, token_type_ids, t_steps=t_embedding, ctx=ctx, back=back)  # [B, N, D]
+        gates = [None] * len(self.steps) if steps is None else list(map(StepGate, steps, map(shorter, self.steps)))
+        signal = self.embedding(
+            input_ids, token_type_ids, t_steps=t_embedding, ctx=ctx, back=back, gate=gates[0]
+        )  # [B, N, D]
         hidden, all_scores = [signal.value], []
         biases = [None] * len(self.layers) if self.relative_bias is None else self.relative_bias(ctx.tokens)
         for i, layer in enumerate(self.layers):
@@ -390,6 +398,7 @@ class SpikingBert(nn.Module):
                 heads=head_mask[..., : layer.heads],
                 ffn=ffn_mask[..., : layer.ffn],
                 t_steps=t_layers[i],
+                gate=gates[i + 1],
                 ctx=ctx,
                 acting=partial(self.acting, i),
                 bias=biases[i],

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from spikeprune.pruning.budget_report import TOLERANCE
 from spikeprune.pruning.candidates import Candidate, cheapest
 from spikeprune.pruning.estimates import RemovalEstimates
 
 STRIDE = 0.2  # largest share of the present cost that is removed on one estimate
-TOLERANCE = 0.02  # of the goal: a cost that is closer below it counts as reached
 CHOICE = 0.1  # share of a layer's units that even a small round may choose from
 TRIES = 8  # candidates that may turn out too large to return before the search for one that fits ends
 SPARE = 1.5  # estimated over needed saving of the last round's list, since estimates err

@@ -114,7 +114,7 @@ def unit_rates(student: SpikingBert, rates: Mapping[str, Tensor], name: str) -> 
             found[i, : layer.heads] = rates[f"layers.{i}.context"].unflatten(0, (layer.heads, -1)).mean(1)
         else:
             found[i, : layer.ffn] = rates[f"layers.{i}.intermediate"]
-    return found
+    return found * getattr(student, name)
 
 
 @torch.no_grad()

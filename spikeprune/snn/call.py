@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +22,22 @@ from torch import Tensor
 from spikeprune.snn.coding import Coding
 from spikeprune.snn.context import ForwardContext, SpikeTrain
 from spikeprune.snn.neurons import Neuron
+
+
+class StepGate(NamedTuple):
+    """Mixes a train with its beginning, to learn whether its last steps are needed: 1 all steps, 0 `shorter` ones."""
+
+    open: Tensor  # scalar in 0..1
+    shorter: int
+
+    def mix(self, value: Tensor, short: Tensor) -> Tensor:
+        """`value` of the whole train and `short` of its beginning; the gradient to what fired is the whole train's."""
+        return value + (self.open - 1) * (value - short).detach()
+
+
+def shorter(t_steps: int) -> int:
+    """Steps that a closed gate leaves of a train: a quarter less, at least one step less, never none."""
+    return max(1, t_steps - max(1, t_steps // 4))
 
 
 @dataclass(frozen=True)
@@ -46,6 +62,7 @@ class LayerCall:
     drive: Drive
     mask: Tensor | None  # [D] or [B, 1, D]: 0 silences a pruned channel
     alive: Tensor | None  # [D] or [B, 1, D]: 1 for the channels that are read
+    gate: StepGate | None  # of the train's last steps, in training
     count_first: bool  # count the first token's spikes separately too
     sends_pulses: bool  # the train itself is read, whatever the coding reads
     ctx: ForwardContext

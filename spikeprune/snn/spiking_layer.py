@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from spikeprune.errors import known
 from spikeprune.snn.adaptive_threshold import gains_of, in_units_of, times_gain
-from spikeprune.snn.call import Drive, LayerBackend, LayerCall, LayerOutput
+from spikeprune.snn.call import Drive, LayerBackend, LayerCall, LayerOutput, StepGate
 from spikeprune.snn.coding import CODINGS
-from spikeprune.snn.context import ForwardContext, SpikeTrain
+from spikeprune.snn.context import ForwardContext, Recorder, SpikeTrain
 from spikeprune.snn.dead_zone import DeadZone, among
 from spikeprune.snn.equilibrium import clip, closed_form, equilibrium
 from spikeprune.snn.neurons import NEURONS, asr, simulable
@@ -86,6 +86,7 @@ class SpikingLayer(nn.Module):
         mask: Tensor | None = None,
         y: Tensor | None = None,
         alive: Tensor | None = None,
+        gate: StepGate | None = None,
     ) -> SpikeTrain:
         """Fire for `t_steps` on the current `f(*inputs)`, and record what `ctx` asks for.
 
@@ -94,6 +95,7 @@ class SpikingLayer(nn.Module):
             mask: `[D]` or `[B, 1, D]`, 0 silences a pruned channel.
             y: f of the inputs' mean values `[B, N, D]`, where the caller has it already.
             alive: `[D]`, the channels that are read, where `mask` does not tell: rates, traces and gains are of these.
+            gate: of the train's last steps.
 
         Raises ValueError for a simulation of more steps than `neurons.LONGEST`.
         """
@@ -105,7 +107,7 @@ class SpikingLayer(nn.Module):
         relative = drive if gains is None else in_units_of(drive, gains)
         if ctx.mode == "calibrate":
             self.calibrate(relative.mean, ctx.tokens, ctx.percentile, alive)
-        train = self.fire(relative, t_steps, ctx, mask, alive)
+        train = self.fire(relative, t_steps, ctx, mask, alive, gate)
         if gains is not None:
             train = times_gain(train, gains, self.coding, self.leak)
         return replace(train, driven_by=self.shown_current(drive, ctx)) if self.shows_current else train
@@ -133,7 +135,13 @@ class SpikingLayer(nn.Module):
         return y.to(self.log_theta.dtype)  # a half-precision current would miscount spikes
 
     def fire(
-        self, drive: Drive, t_steps: int, ctx: ForwardContext, mask: Tensor | None, alive: Tensor | None
+        self,
+        drive: Drive,
+        t_steps: int,
+        ctx: ForwardContext,
+        mask: Tensor | None,
+        alive: Tensor | None,
+        gate: StepGate | None,
     ) -> SpikeTrain:
         """The response of neurons with a fixed theta, by the operation of this forward; recorded and masked."""
         call = LayerCall(
@@ -147,19 +155,41 @@ class SpikingLayer(nn.Module):
             drive=drive,
             mask=mask,
             alive=alive,
+            gate=gate,
             count_first=self.count_first,
             sends_pulses=self.sends_pulses,
             ctx=ctx,
         )
-        covered = self.backend is not None and self.backend.covers(call)
-        out = self.backend.run(call) if covered else OPERATIONS[call.operation](call)
-        value = out.train.value if mask is None or out.masked else out.train.value * mask
+        out = self.respond(call)
+        fired = out.train.value
+        train = out.train if gate is None else self.through_gate(call, out)
+        value = train.value if mask is None or out.masked else train.value * mask
         counts = out.counts
         if counts is not None and mask is not None:
             counts = counts * (mask if mask.dim() == 1 else mask[:, 0])
-        rates = mean_rates(call, value, out.rates) if ctx.rate else None
+        rates = mean_rates(call, fired, out.rates) if ctx.rate else None
         ctx.record.add(self.name, counts=counts, first_counts=out.first_counts, rates=rates, trace=out.trace)
-        return replace(out.train, value=value)
+        return replace(train, value=value)
+
+    def respond(self, call: LayerCall) -> LayerOutput:
+        covered = self.backend is not None and self.backend.covers(call)
+        return self.backend.run(call) if covered else OPERATIONS[call.operation](call)
+
+    def through_gate(self, call: LayerCall, out: LayerOutput) -> SpikeTrain:
+        """The train behind `call.gate`, unmasked where `out` is."""
+        gate, pulses = call.gate, out.train.pulses
+        if call.ctx.mode == "spiking" and not self.coding.stationary:
+            short = asr(pulses[: gate.shorter], self.leak)
+            if call.mask is not None and not out.masked:  # the pulses have it
+                short = short / call.mask.detach().clamp(min=torch.finfo(short.dtype).tiny)
+            pulses = torch.cat([pulses[: gate.shorter], gate.open.detach() * pulses[gate.shorter :]])
+            return replace(out.train, value=gate.mix(out.train.value, short), pulses=pulses)
+        with torch.no_grad():
+            ctx = replace(call.ctx, mode="equilibrium", rate=False, record=Recorder())
+            short = self.respond(
+                replace(call, t_steps=gate.shorter, mask=call.mask if out.masked else None, gate=None, ctx=ctx)
+            )
+        return replace(out.train, value=gate.mix(out.train.value, short.train.value))
 
     def shown_current(self, drive: Drive, ctx: ForwardContext) -> SpikeTrain:
         """The current as a train, for a membrane shortcut: read step by step as spikes are; its value is the mean that
@@ -194,11 +224,12 @@ class SpikingLayer(nn.Module):
 
 
 def mean_rates(call: LayerCall, value: Tensor, computed: Tensor | None) -> Tensor:
-    """Mean |ASR| over real tokens `[D]`, 0 for a pruned channel whether or not its neuron fires. `value [B, N, D]` has
-    the mask in it; `computed`: the rates of an implementation that gives them with the value."""
-    alive = call.alive
+    """Mean |ASR| over real tokens `[D]`, 0 for a pruned channel whether or not its neuron fires; under masks of each
+    sample that of every channel as it fires before them. `computed`: the rates of an implementation that gives them
+    with the `value [B, N, D]`."""
+    kept = call.alive if call.alive is not None and call.alive.dim() == 1 else None
     if computed is not None:
-        return computed if alive is None else computed * alive
+        return computed if kept is None else computed * kept
     fired = value.abs() * call.ctx.tokens[..., None]
-    fired = fired * alive if call.mask is None and alive is not None else fired
+    fired = fired if kept is None else fired * kept
     return fired.sum((0, 1)) / (call.theta * call.ctx.n_tokens)

@@ -35,17 +35,27 @@ class AdditionsTerm(nn.Module):
         """Scalar; `tokens`: mean of a sentence."""
         return self.expected(student, outputs, tokens, self.limit)
 
-    def expected(self, student: SpikingBert, outputs: Outputs, tokens: Tensor, limit: Tensor | float = 0.0) -> Tensor:
-        shape = self.shape
-        steps = {name: student.steps[place(name)[0] + 1] for name in outputs.rates}
-        fan_out = operations.fan_out(
-            shape=shape, heads=student.heads, ffn=student.ffn, tokens=tokens, links=student.links()
-        )
+    def expected(
+        self,
+        student: SpikingBert,
+        outputs: Outputs,
+        tokens: Tensor,
+        limit: Tensor | float = 0.0,
+        *,
+        heads: Tensor | None = None,
+        ffn: Tensor | None = None,
+        t_steps: Tensor | None = None,
+    ) -> Tensor:
+        """`heads [L, H]`, `ffn [L, F]` and `t_steps [L+1]`: expected ones in place of the student's."""
+        shape, t_steps = self.shape, student.steps if t_steps is None else t_steps
+        heads, ffn = student.heads if heads is None else heads, student.ffn if ffn is None else ffn
+        steps = {name: t_steps[place(name)[0] + 1] for name in outputs.rates}
+        fan_out = operations.fan_out(shape=shape, heads=heads, ffn=ffn, tokens=tokens, links=student.links())
         for name, rate in outputs.rates.items():  # a compacted student's heads come first
             if isinstance(fan_out.get(name), Tensor) and fan_out[name].dim():
                 fan_out[name] = fan_out[name][: len(rate)]
         dense = shape.layers * shape.hidden * (4 * shape.hidden + 2 * shape.ffn)
-        unfired = operations.unfired(shape=shape, t_steps=student.steps, coding=student.coding)
+        unfired = operations.unfired(shape=shape, t_steps=t_steps, coding=student.coding)
         return losses.additions_loss(
             outputs.rates, fan_out=fan_out, t_steps=steps, unfired=unfired, dense=dense, limit=limit
         )

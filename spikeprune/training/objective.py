@@ -28,6 +28,12 @@ def whole_batch(terms: dict[str, Tensor], batch: Mapping[str, Tensor]) -> dict[s
     return {name: term * batch["share"][MEAN_OVER[name]].to(term.dtype) for name, term in terms.items()}
 
 
+def mean_tokens(batch: Mapping[str, Tensor]) -> Tensor:
+    """Real tokens of a sentence, mean over the whole batch, scalar; all processes' parts of it together."""
+    mean = batch["attention_mask"].bool().sum(1).float().mean()
+    return batch["share"][3].to(mean.dtype) if "share" in batch else mean
+
+
 @dataclass(frozen=True)
 class LossWeights:
     """See `schema.Losses`; zero leaves a term out."""
@@ -96,9 +102,7 @@ class Objective(nn.Module):
             scores = outputs.scores, teacher_outputs.scores
             terms["scores"] = losses.scores_loss(*scores, tokens, self.layer_map, heads=student.heads)
         if weights.additions:
-            mean = tokens.sum(1).float().mean()
-            mean = batch["share"][3].to(mean.dtype) if "share" in batch else mean  # the whole batch's
-            terms["additions"] = self.additions(student, outputs, mean)
+            terms["additions"] = self.additions(student, outputs, mean_tokens(batch))
         return whole_batch(terms, batch)
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:

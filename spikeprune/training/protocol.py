@@ -35,6 +35,7 @@ class PrunableModule(Protocol):
         teacher_outputs(batch)            computed once a batch, and passed to `sample_loss` as a third argument
         output_distance(logits, others)   `[B]`, in the unit of `sample_loss`; default: KL divergence, or squared error
         limitable_additions               the loss term that `BudgetPruning` may limit (`training/additions.py`)
+        gates                             `GatePruning`'s, None before: see `training.gates.Gates`
     """
 
     student: nn.Module  # a SpikingBert, or a module that contains exactly one

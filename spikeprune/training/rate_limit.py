@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spikeprune.pruning.budget import TOLERANCE
+from spikeprune.pruning.budget_report import TOLERANCE
 from spikeprune.training.additions import AdditionsTerm
 
 MAX_PENALTY_SCALE = 16.0  # times the weight that the losses give to additions

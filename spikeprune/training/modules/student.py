@@ -15,10 +15,11 @@ from spikeprune.models.outputs import INPUTS, Outputs
 from spikeprune.models.shape import student_shape
 from spikeprune.models.teacher import Teacher
 from spikeprune.training.additions import AdditionsTerm
+from spikeprune.training.gates import Gates
 from spikeprune.training.losses import soft_loss
 from spikeprune.training.metrics import Fidelity
 from spikeprune.training.modules.task import TaskModule
-from spikeprune.training.objective import LossWeights, Objective
+from spikeprune.training.objective import LossWeights, Objective, mean_tokens
 
 FORWARDS = ("equilibrium", "spiking")  # that training may use
 
@@ -55,25 +56,34 @@ class DistillationModule(TaskModule):
             class_weights=self.class_weights,
         )
         self.fidelity = nn.ModuleList(Fidelity(regression=self.task.regression) for _ in self.dev_splits)
+        self.gates: Gates | None = None  # while `GatePruning` prices the student's cost
         self.solved: dict[str, float] = {}  # of the last step's fixed points, where there is feedback
 
     def infer(self, batch: Mapping[str, Tensor]) -> Outputs:
         return infer(self.student, *(batch[name] for name in INPUTS), stepwise=self.stepwise)
 
-    def models(self) -> list[nn.Module]:
-        return [self.student, self.teacher]
+    def models(self) -> list[nn.Module | Gates]:
+        return [self.student, self.teacher, *([] if self.gates is None else [self.gates])]
 
     def learn(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        inputs, objective = [batch[name] for name in INPUTS], self.objective
+        inputs, objective, gates = [batch[name] for name in INPUTS], self.objective, self.gates
         outputs = self.student(
-            *inputs, mode=self.forward_mode, rate=objective.reads_rates, scores=objective.reads_scores
+            *inputs,
+            mode=self.forward_mode,
+            rate=objective.reads_rates or gates is not None,
+            scores=objective.reads_scores,
+            **({} if gates is None else gates.relaxed()),
         )
         terms = objective(batch, outputs, self.student, objective.teacher_outputs(batch, self.teacher))
-        self.solved = outputs.solved
-        return {"loss": objective.total(terms), **{name: term.detach() for name, term in terms.items()}}
+        self.solved, loss = outputs.solved, objective.total(terms)
+        if gates is not None:
+            terms["budget"] = gates.penalty(self.student, outputs, mean_tokens(batch))
+            loss = loss + terms["budget"]
+        return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
 
     def learn_state(self) -> Hashable:
-        return tuple(self.student.steps), self.student.quantized
+        learning = self.gates is not None and self.gates.learning
+        return tuple(self.student.steps), self.student.quantized, learning
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         self.objective.additions.fall(self.global_step / self.total_steps)

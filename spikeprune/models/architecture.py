@@ -1,8 +1,9 @@
-"""Which arguments make a `SpikingBert`: the known names, and the sizes of a compacted network's layers."""
+"""The arguments of a `SpikingBert`, their known names, and the sizes of a compacted network's layers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -51,3 +52,46 @@ def check(values: dict[str, Any]) -> None:
         raise ValueError(f"a sparse student's weights are float, not {values['weights']}")
     if values["feedback"] and values["coding"] == "accumulate":
         raise ValueError("feedback needs a synchronous coding: in accumulate the last layer fires after the first")
+
+
+@dataclass(kw_only=True)
+class Architecture:
+    """All arguments of `SpikingBert`. D, L, H, F and C are those of the uncompressed architecture. Raises ValueError as
+    `check`."""
+
+    vocab: int  # rows of the word, position and segment embeddings
+    positions: int
+    segments: int  # 0: token types are not read
+    hidden: int  # D
+    layers: int  # L
+    heads: int  # H
+    ffn: int  # F
+    classes: int  # C
+    t_steps: int | Sequence[int]  # time steps: one number, or L+1
+    spikes: str = "ternary"  # the neurons, a name in `snn.neurons.NEURONS`
+    leak: float = 1.0  # 1: IF, below 1: LIF
+    theta: str = "channel"  # one threshold per channel or per tensor
+    coding: str = "accumulate"  # what non-linear steps see of a spike train, a name in `snn.coding.CODINGS`
+    query: str = "real"  # or spiking
+    pooling: str = "mean"  # or cls
+    act: str = "gelu"  # of the feed-forward neurons, the teacher's
+    pooler_act: str = "tanh"  # behind the pooler, or gelu
+    eps: float = 1e-12  # of the layer norms
+    embedding: int | None = None  # width of the embeddings, projected to D where it is another one; None: D
+    position_offset: int = 0  # row of the first token's position
+    relative_buckets: int = 0  # rows of the relative position bias of the attention scores; 0: none
+    weights: str = "float"  # or the quantizer of the encoder's matrices, a name in `quantization.QUANTIZERS`
+    fold: bool = False  # thresholds per channel are folded into the matrices that read them before quantization
+    packed: bool = False  # the encoder's matrices are stored as few-bit codes and scales and are final
+    feedback: bool = False  # a connection from the last layer to the first (`feedback.py`)
+    residual: str = "spikes"  # what the shortcuts carry, spikes or membrane
+    dead_zone: bool = False  # currents below a bound count as zero (`snn/dead_zone.py`)
+    sparse: bool = False  # a weight of zero in the encoder's matrices is no synapse (`sparsity.py`)
+    # Heads and neurons of each layer of a compacted network. The masks keep their shapes, with ones for these and zeros
+    # for the missing ones: shares and costs refer to the uncompressed architecture.
+    layer_heads: Sequence[int] | None = None
+    layer_ffn: Sequence[int] | None = None
+    labels: Sequence[str] | None = None  # names of the classes, in order
+
+    def __post_init__(self):
+        check(vars(self))

@@ -13,15 +13,15 @@ shortcut of Hu et al. (arXiv 2112.08954) and of Spike-driven Transformer (Yao et
 
 Every matrix product has a spiking operand: a, c, h or f with the weights, k and v in the attention.
 
-`forward` makes a `ForwardContext`, which says what is asked for; `encode` goes once through embedding and layers, each
-spiking layer by itself (`snn/spiking_layer.py`), or has an attached backend (`kernels`) compute all of that; `classify`
-turns the last values into logits.
+`forward` makes a `ForwardContext`, the settings of one forward; `encode` is embedding and layers, each spiking layer by
+itself (`snn/spiking_layer.py`) or all of them by an attached backend (`kernels`); `classify` turns the last values into
+logits.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -31,7 +31,7 @@ from transformers.activations import ACT2FN
 
 from spikeprune.cost.shapes import SynapseCounts
 from spikeprune.models import weights
-from spikeprune.models.architecture import RESIDUALS, check, leading_ones, unit_counts
+from spikeprune.models.architecture import RESIDUALS, Architecture, leading_ones, unit_counts
 from spikeprune.models.backend import Backend, Encoded
 from spikeprune.models.feedback import close
 from spikeprune.models.layers import EncoderLayer, Map, SpikingEmbedding
@@ -52,6 +52,51 @@ def refresh_synapses(student: SpikingBert, _: Any) -> None:
     student.refresh_synapses()
 
 
+def spiking_layers_of(a: Architecture) -> Callable[..., SpikingLayer]:
+    """`(name, channels, groups=1)` -> a spiking layer of this architecture."""
+    return partial(SpikingLayer, neuron=a.spikes, leak=a.leak, coding=a.coding, theta=a.theta, dead_zone=a.dead_zone)
+
+
+def embedding(a: Architecture) -> SpikingEmbedding:
+    return SpikingEmbedding(
+        vocab=a.vocab,
+        positions=a.positions,
+        position_offset=a.position_offset,
+        segments=a.segments,
+        width=a.embedding or a.hidden,
+        hidden=a.hidden,
+        eps=a.eps,
+        feedback=a.feedback,
+        residual=a.residual,
+        spiking=spiking_layers_of(a),
+    )
+
+
+def encoder_layer(a: Architecture, index: int, *, heads: int, ffn: int) -> EncoderLayer:
+    """The layer of that index with so many heads and neurons, perhaps none."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Initializing zero-element")
+        return EncoderLayer(
+            index,
+            hidden=a.hidden,
+            heads=heads,
+            head_size=a.hidden // a.heads,
+            ffn=ffn,
+            query=a.query,
+            eps=a.eps,
+            act=a.act,
+            residual=a.residual,
+            spiking=spiking_layers_of(a),
+            linear=partial(PackedLinear, weights=a.weights) if a.packed else nn.Linear,
+        )
+
+
+def relative_bias(a: Architecture, heads: Sequence[int]) -> RelativeBias:
+    """Of layers with so many heads each."""
+    compacted = a.layer_heads is not None
+    return RelativeBias(buckets=a.relative_buckets, heads=a.heads, layer_heads=heads, compacted=compacted)
+
+
 class SpikingBert(nn.Module):
     """Token ids to logits through spikes.
 
@@ -60,158 +105,43 @@ class SpikingBert(nn.Module):
     a quantizer the scalar `strength`: the encoder's matrices move from their stored weights (0) to the quantized ones
     (1). A float network has no `strength`, so it refuses the checkpoint of a quantized one.
 
-    Args:
-        vocab, positions, segments: rows of the word, position and segment embeddings
-        position_offset: the row of the first token's position; segments: 0 where token types are not read
-        embedding: the width of the embeddings, projected to D where it is another one (None: D)
-        relative_buckets: rows of the relative position bias of the attention scores (0: none)
-        hidden, layers, heads, ffn, classes: D, L, H, F and C of the uncompressed architecture
-        t_steps: time steps, one number or L+1
-        spikes, leak, theta, coding: the neurons (`snn.neurons.NEURONS`), their leak, thresholds per channel or tensor,
-            and what non-linear steps see of a spike train (`snn.coding.CODINGS`)
-        query: real or spiking; pooling: mean or cls, with `pooler_act` behind the pooler, tanh or gelu
-        act, eps: the activation and layer norm of the teacher
-        weights: float, or the quantizer of the encoder's matrices (`quantization.QUANTIZERS`)
-        fold: thresholds per channel are folded into the matrices that read them before these are quantized
-        packed: the encoder's matrices are stored as few-bit codes and scales and are final
-        feedback: a connection from the last layer to the first (`feedback.py`)
-        residual: what the shortcuts carry, spikes or membrane
-        dead_zone: currents below a bound count as zero (`snn/dead_zone.py`)
-        sparse: a weight of zero in the encoder's matrices is no synapse (`sparsity.py`)
-        layer_heads, layer_ffn: heads and neurons that each layer of a compacted network has. The masks keep their
-            shapes, with ones for these and zeros for the missing ones: shares and costs refer to the uncompressed
-            architecture.
-        labels: names of the classes, in order
-
-    Raises ValueError for arguments that are unknown or do not fit each other. `SpikingBert(**student.values)` has the
-    same architecture with random weights.
+    `values`: the fields of `architecture.Architecture`, which raises ValueError for those that do not fit each other.
+    `SpikingBert(**student.values)` has the same architecture with random weights.
     """
 
-    def __init__(
-        self,
-        *,
-        vocab: int,
-        positions: int,
-        segments: int,
-        hidden: int,
-        layers: int,
-        heads: int,
-        ffn: int,
-        classes: int,
-        t_steps: int | Sequence[int],
-        spikes: str = "ternary",
-        leak: float = 1.0,
-        theta: str = "channel",
-        coding: str = "accumulate",
-        query: str = "real",
-        pooling: str = "mean",
-        act: str = "gelu",
-        pooler_act: str = "tanh",
-        eps: float = 1e-12,
-        embedding: int | None = None,
-        position_offset: int = 0,
-        relative_buckets: int = 0,
-        weights: str = "float",
-        fold: bool = False,
-        packed: bool = False,
-        feedback: bool = False,
-        residual: str = "spikes",
-        dead_zone: bool = False,
-        sparse: bool = False,
-        layer_heads: Sequence[int] | None = None,
-        layer_ffn: Sequence[int] | None = None,
-        labels: Sequence[str] | None = None,
-    ):
+    def __init__(self, **values: Any):
         super().__init__()
-        self.values: dict[str, Any] = {
-            "vocab": vocab,
-            "positions": positions,
-            "segments": segments,
-            "hidden": hidden,
-            "layers": layers,
-            "heads": heads,
-            "ffn": ffn,
-            "classes": classes,
-            "t_steps": t_steps,
-            "spikes": spikes,
-            "leak": leak,
-            "theta": theta,
-            "coding": coding,
-            "query": query,
-            "pooling": pooling,
-            "act": act,
-            "pooler_act": pooler_act,
-            "eps": eps,
-            "embedding": embedding,
-            "position_offset": position_offset,
-            "relative_buckets": relative_buckets,
-            "weights": weights,
-            "fold": fold,
-            "packed": packed,
-            "feedback": feedback,
-            "residual": residual,
-            "dead_zone": dead_zone,
-            "sparse": sparse,
-            "layer_heads": layer_heads,
-            "layer_ffn": layer_ffn,
-            "labels": labels,
-        }
-        check(self.values)
-        self.coding, self.pooling, self.query, self.weights, self.packed = coding, pooling, query, weights, packed
-        self.fold = fold and theta == "channel" and weights != "float"  # one theta for all is a matter of the scale
-        own_heads, own_ffn = unit_counts(layers, heads, layer_heads), unit_counts(layers, ffn, layer_ffn)
-        spiking = partial(SpikingLayer, neuron=spikes, leak=leak, coding=coding, theta=theta, dead_zone=dead_zone)
-        self.embedding = SpikingEmbedding(
-            vocab=vocab,
-            positions=positions,
-            position_offset=position_offset,
-            segments=segments,
-            width=embedding or hidden,
-            hidden=hidden,
-            eps=eps,
-            feedback=feedback,
-            residual=residual,
-            spiking=spiking,
+        a = Architecture(**values)
+        self.values: dict[str, Any] = dict(vars(a))
+        self.coding, self.pooling, self.query, self.weights, self.packed = (
+            a.coding,
+            a.pooling,
+            a.query,
+            a.weights,
+            a.packed,
         )
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Initializing zero-element")  # a layer of no heads, or no neurons
-            self.layers = nn.ModuleList(
-                EncoderLayer(
-                    i,
-                    hidden=hidden,
-                    heads=own_heads[i],
-                    head_size=hidden // heads,
-                    ffn=own_ffn[i],
-                    query=query,
-                    eps=eps,
-                    act=act,
-                    residual=residual,
-                    spiking=spiking,
-                    linear=partial(PackedLinear, weights=weights) if packed else nn.Linear,
-                )
-                for i in range(layers)
-            )
-        self.relative_bias = None
-        if relative_buckets:
-            compacted = layer_heads is not None
-            self.relative_bias = RelativeBias(
-                buckets=relative_buckets, heads=heads, layer_heads=own_heads, compacted=compacted
-            )
-        self.pooler = nn.Linear(hidden, hidden) if pooling == "cls" else None
-        self.pooler_act = ACT2FN[pooler_act]
-        self.layers[-1].output_neurons.count_first = pooling == "cls"
+        self.fold = (
+            a.fold and a.theta == "channel" and a.weights != "float"
+        )  # one theta for all is a matter of the scale
+        heads, ffn = unit_counts(a.layers, a.heads, a.layer_heads), unit_counts(a.layers, a.ffn, a.layer_ffn)
+        self.embedding = embedding(a)
+        self.layers = nn.ModuleList(encoder_layer(a, i, heads=heads[i], ffn=ffn[i]) for i in range(a.layers))
+        self.relative_bias = relative_bias(a, heads) if a.relative_buckets else None
+        self.pooler = nn.Linear(a.hidden, a.hidden) if a.pooling == "cls" else None
+        self.pooler_act = ACT2FN[a.pooler_act]
+        self.layers[-1].output_neurons.count_first = a.pooling == "cls"
         self.layers[-1].output_neurons.sends_pulses = True
-        self.classifier = nn.Linear(hidden, classes)
-        self.register_buffer("heads", leading_ones(own_heads, heads))
-        self.register_buffer("ffn", leading_ones(own_ffn, ffn))
-        self.register_buffer("t_steps", torch.ones(layers + 1, dtype=torch.long))
-        if weights != "float" and not packed:
+        self.classifier = nn.Linear(a.hidden, a.classes)
+        self.register_buffer("heads", leading_ones(heads, a.heads))
+        self.register_buffer("ffn", leading_ones(ffn, a.ffn))
+        self.register_buffer("t_steps", torch.ones(a.layers + 1, dtype=torch.long))
+        if a.weights != "float" and not a.packed:
             self.register_buffer("strength", torch.zeros(()))
         self.backend: Backend | None = None
         self._read: dict[str, tuple] = {}
-        self.set_t_steps(t_steps)
+        self.set_t_steps(a.t_steps)
         self.synapses = None
-        if sparse:
+        if a.sparse:
             self.synapses = Synapses(self)
             self.refresh_synapses()
             self.register_load_state_dict_post_hook(refresh_synapses)

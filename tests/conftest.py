@@ -45,6 +45,7 @@ def _no_program(*names: str) -> str:
 MISSING = {
     "gpu": _no_gpu,
     "slurm": lambda: _no_program("slurmctld", "slurmd", "sbatch", "munged"),
+    "compiler": lambda: _no_program("cc"),
     "browser": lambda: _no_program("chromium"),
 }
 

@@ -24,6 +24,7 @@ PACKAGES = (
     "pruning",
     "data",
     "kernels",
+    "runtime",
     "models",
     "snn",
     "cost",

@@ -13,4 +13,4 @@ PRICES = ("fp32", "fp16", "int32", "int8")
 PRECISIONS = ("32-true", "tf32", "bf16-mixed", "16-mixed", "64-true")
 WANDB_MODES = ("off", "auto", "online", "offline")
 LONGEST = 4096  # time steps of a spike train
-EXPORTS = ("hf",)
+EXPORTS = ("hf", "c")

@@ -1,0 +1,1001 @@
+/* A spiking BERT, event by event; see spikerun.h. The formulas are those of models/modeling.py, the file's layout and
+ * the names of its tensors those of docs/runtime.md.
+ *
+ * Legend: n tokens, D hidden, h heads of a layer, d channels of a head, I = h d, F feed-forward neurons, T time steps.
+ * A train of spikes is int8 [frames][token][channel]: a frame for each step, or one frame of signed numbers of spikes
+ * where currents are constant and neurons do not leak. */
+#include "spikerun.h"
+
+#include <math.h>
+#include <string.h>
+
+#define LANES 16u      /* outputs of a panel of float rows: 64 bytes, */
+#define CODE_LANES 64u /* and of few-bit rows */
+#define TOKENS 32u /* tokens whose events are listed at a time: they share what the cache has of the rows */
+#define ALIGNMENT 64u
+#define HEADER 128u
+#define RECORD 48u
+#define VERSION 1u
+#define LONGEST 127u /* time steps: a number of spikes is one byte */
+#define WIDEST 65535u /* channels of a matrix: an event is two bytes */
+
+enum { ROWS, COUNTED_ROWS, LISTS, BLOCKS }; /* forms of a matrix */
+enum { ACCUMULATE, PER_STEP };
+enum { MEAN, CLS };
+enum { GELU, GELU_NEW, RELU };
+enum { SPIKES, MEMBRANE };
+
+typedef struct {
+    uint32_t in, out, stride, bits;
+    uint32_t kind;
+    const float *rows;       /* [panels][in][LANES]: all that a panel's outputs need lies together */
+    const int8_t *codes;     /* [panels][in][CODE_LANES], unpacked */
+    const float *scale;      /* [out] of codes */
+    const float *bias;       /* [out] */
+    const uint32_t *start;   /* [in + 1] of a row's entries: LISTS, BLOCKS */
+    const uint16_t *index;   /* output of an entry, or the number of its block of LANES outputs */
+    const float *entries;    /* [entries], or [entries][LANES] */
+    const uint32_t *fan_out; /* [in] synapses of a channel; NULL: all outputs, or as LISTS have it */
+} matrix;
+
+typedef struct {
+    int8_t *spikes; /* [frames][max_tokens][stride] */
+    uint32_t channels, stride, frames;
+    size_t frame; /* max_tokens * stride */
+} train;
+
+typedef struct {
+    uint32_t t_steps, heads, inner, ffn;
+    matrix qkv, out, up, down;
+    const float *attention_weight, *attention_bias, *output_weight, *output_bias;
+    const float *theta[6]; /* by spikerun_site */
+} layer;
+
+typedef struct {
+    uint32_t begin, negative, end; /* of a list: events of positive spikes, then of negative ones */
+} span;
+
+struct spikerun {
+    spikerun_shape shape;
+    uint32_t head_size, coding, ternary, pooling, act, residual, weight_bits, frames, lanes;
+    float leak, eps;
+    int loop;
+    uint32_t t_embedding;
+    const float *word, *position, *segment, *norm_weight, *norm_bias, *theta; /* of the embedding */
+    layer *layers;
+    matrix pooler;
+    const float *classifier, *classifier_bias;
+    spikerun_operations *operations, *here; /* [layers + 2]; the layer being computed */
+    spikerun_observer observer;
+    void *observed;
+    size_t used;
+    /* buffers of a run */
+    train below, above, key, value, context, hidden, wide;
+    float *currents, *summed, *held, *held_past; /* [max_tokens][channels] */
+    float *drive, *next_drive, *drive_hidden;    /* currents that a membrane shortcut reads, [steps][max_tokens][D] */
+    float *membrane[6];                          /* [max_tokens][channels], by site: per_step */
+    float *query, *scores, *mixed;               /* [d][lanes], [tokens][lanes], [d][lanes] of one head */
+    uint16_t *list;
+    int8_t *list_counts;
+    span *spans;
+    float *row;
+};
+
+typedef struct {
+    uint32_t first, last; /* frames that a reader sums up, */
+    float norm;           /* and by what it divides their sum */
+} window;
+
+const char *spikerun_message(int code) {
+    static const char *const messages[] = {
+        "no error",
+        "the file is no model.spk: export the run again",
+        "the file has another version of the format: export the run again with this program's version",
+        "the processor or the file is big-endian: this program reads little-endian files on little-endian processors",
+        "the file has another length than its header says: copy it again",
+        "the file is damaged, its checksum differs: copy it again",
+        "a size or a setting in the file's header is out of range: export the run again",
+        "the file asks for a setting that this program does not have: export a student without it",
+        "a tensor in the file has a value that it cannot have: export the run again",
+        "file and arena must lie at addresses that are multiples of 8",
+        "the model needs more memory than this processor addresses: open it for fewer tokens",
+        "the arena is smaller than spikerun_arena says",
+        "a sentence needs at least one token and at most those that the model was opened for: cut it",
+        "a token id is none of the model's vocabulary: use the tokenizer that was exported with it",
+        "a segment is none of the model's",
+        "the loop counts needs the coding accumulate and neurons that do not leak: use events",
+    };
+    int known = code >= 0 && (size_t)code < sizeof messages / sizeof *messages;
+    return known ? messages[code] : "unknown code";
+}
+
+/* ------------------------------------------------------------------------------------------------ vectors and sums */
+
+/* What one spike adds to a panel of outputs is one vector; the compiler splits it into the processor's own. The sums stay
+ * in registers over all events of a token, four at a time, so that none waits for the one before; event e goes to sum
+ * e mod 4, on every processor alike. */
+#if defined(__GNUC__) && !defined(SPIKERUN_SCALAR)
+typedef float vec __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int8_t codes_vec __attribute__((vector_size(64), aligned(1), may_alias));
+#define AT(e) (panel[list[e]])
+#define EVENTS(from, to, op)                                        \
+    for (e = (from); e + 4 <= (to); e += 4) {                       \
+        a op AT(e), b op AT(e + 1), c op AT(e + 2), d op AT(e + 3); \
+    }                                                               \
+    if (e < (to)) a op AT(e);                                       \
+    if (e + 1 < (to)) b op AT(e + 1);                               \
+    if (e + 2 < (to)) c op AT(e + 2);
+
+static void add_events(const float *rows, const uint16_t *list, span s, float *sum) {
+    const vec *panel = (const vec *)rows;
+    vec a = *(vec *)sum, b = {0}, c = {0}, d = {0};
+    uint32_t e;
+    EVENTS(s.begin, s.negative, +=)
+    EVENTS(s.negative, s.end, -=)
+    *(vec *)sum = (a + b) + (c + d);
+}
+
+static void add_counts(const float *rows, const uint16_t *list, const int8_t *n, span s, float *sum) {
+    const vec *panel = (const vec *)rows;
+    vec a = *(vec *)sum, b = {0}, c = {0}, d = {0};
+    uint32_t e;
+#undef AT
+#define AT(e) ((float)n[e] * panel[list[e]])
+    EVENTS(s.begin, s.end, +=)
+#undef AT
+#define AT(e) (panel[list[e]])
+    *(vec *)sum = (a + b) + (c + d);
+}
+
+/* Codes of -1, 0 and 1, at most 4 · 127 of them: each sum is one byte. */
+static void add_signs(const int8_t *rows, const uint16_t *list, span s, int32_t *sum) {
+    const codes_vec *panel = (const codes_vec *)rows;
+    codes_vec a = {0}, b = {0}, c = {0}, d = {0};
+    uint32_t e;
+    EVENTS(s.begin, s.negative, +=)
+    EVENTS(s.negative, s.end, -=)
+    for (uint32_t i = 0; i < CODE_LANES; i++) sum[i] += (a[i] + b[i]) + (c[i] + d[i]);
+}
+
+static void add_block(const float *row, float k, float *sum) {
+    if (k == 1.0f)
+        *(vec *)sum += *(const vec *)row;
+    else if (k == -1.0f)
+        *(vec *)sum -= *(const vec *)row;
+    else
+        *(vec *)sum += k * *(const vec *)row;
+}
+#else
+static void add_block(const float *row, float k, float *sum) {
+    for (uint32_t i = 0; i < LANES; i++) sum[i] = k == 1.0f ? sum[i] + row[i] : k == -1.0f ? sum[i] - row[i] : sum[i] + k * row[i];
+}
+
+static void add_four(const float *rows, const uint16_t *list, const int8_t *n, uint32_t from, uint32_t to, float k,
+                     float part[4][LANES]) {
+    for (uint32_t e = from; e < to; e++) add_block(rows + (size_t)list[e] * LANES, n ? (float)n[e] : k, part[(e - from) % 4]);
+}
+
+static void sum_four(float part[4][LANES], float *sum) {
+    for (uint32_t i = 0; i < LANES; i++) sum[i] = (part[0][i] + part[1][i]) + (part[2][i] + part[3][i]);
+}
+
+static void add_events(const float *rows, const uint16_t *list, span s, float *sum) {
+    float part[4][LANES] = {{0}};
+    memcpy(part[0], sum, sizeof part[0]);
+    add_four(rows, list, NULL, s.begin, s.negative, 1.0f, part);
+    add_four(rows, list, NULL, s.negative, s.end, -1.0f, part);
+    sum_four(part, sum);
+}
+
+static void add_counts(const float *rows, const uint16_t *list, const int8_t *n, span s, float *sum) {
+    float part[4][LANES] = {{0}};
+    memcpy(part[0], sum, sizeof part[0]);
+    add_four(rows, list, n, s.begin, s.end, 0.0f, part);
+    sum_four(part, sum);
+}
+
+static void add_signs(const int8_t *rows, const uint16_t *list, span s, int32_t *sum) {
+    for (uint32_t e = s.begin; e < s.end; e++)
+        for (uint32_t i = 0; i < CODE_LANES; i++) {
+            int8_t code = rows[(size_t)list[e] * CODE_LANES + i];
+            sum[i] += e < s.negative ? code : -code;
+        }
+}
+#endif
+
+static uint32_t padded(uint32_t x, uint32_t lanes) { return (x + lanes - 1) / lanes * lanes; }
+
+/* A panel of few-bit rows, as whole numbers. */
+static void add_codes(const int8_t *rows, uint32_t bits, const uint16_t *list, const int8_t *n, span s, float *sum) {
+    int32_t total[CODE_LANES] = {0};
+    if (n && bits != 8) {
+        int16_t part[CODE_LANES] = {0}; /* products of 127 at most */
+        for (uint32_t e = s.begin; e < s.end; e++) {
+            const int8_t *row = rows + (size_t)list[e] * CODE_LANES;
+            for (uint32_t i = 0; i < CODE_LANES; i++) part[i] = (int16_t)(part[i] + n[e] * row[i]);
+            if ((e - s.begin) % 256 < 255 && e + 1 < s.end) continue;
+            for (uint32_t i = 0; i < CODE_LANES; i++) total[i] += part[i], part[i] = 0;
+        }
+    } else if (bits == 8) {
+        for (uint32_t e = s.begin; e < s.end; e++) {
+            const int8_t *row = rows + (size_t)list[e] * CODE_LANES;
+            if (n)
+                for (uint32_t i = 0; i < CODE_LANES; i++) total[i] += n[e] * row[i];
+            else if (e < s.negative)
+                for (uint32_t i = 0; i < CODE_LANES; i++) total[i] += row[i];
+            else
+                for (uint32_t i = 0; i < CODE_LANES; i++) total[i] -= row[i];
+        }
+    } else {
+        for (uint32_t at = s.begin; at < s.end;) {
+            span some = {at, s.negative, s.end - at < 500 ? s.end : at + 500};
+            some.negative = some.negative < at ? at : some.negative > some.end ? some.end : some.negative;
+            add_signs(rows, list, some, total);
+            at = some.end;
+        }
+    }
+    for (uint32_t i = 0; i < CODE_LANES; i++) sum[i] += (float)total[i];
+}
+
+static void add_entries(const matrix *w, uint32_t channel, float k, float *sum) {
+    uint32_t to = w->start[channel + 1u];
+    for (uint32_t at = w->start[channel]; w->kind == LISTS && at < to; at++) {
+        float *one = sum + w->index[at], entry = w->entries[at];
+        *one = k == 1.0f ? *one + entry : k == -1.0f ? *one - entry : *one + k * entry;
+    }
+    for (uint32_t at = w->start[channel]; w->kind == BLOCKS && at < to; at++)
+        add_block(w->entries + (size_t)at * LANES, k, sum + (size_t)w->index[at] * LANES);
+}
+
+/* --------------------------------------------------------------------------------------------------------- events */
+
+/* Lists a token's events: channels of positive spikes, then of negative ones, one that fired n times n times; in the
+ * loop `counts` once, with n beside it. The list has room for 4 more. */
+static uint32_t list_events(const spikerun *m, const int8_t *spikes, uint32_t channels, uint32_t at, span *found) {
+    uint16_t *list = m->list;
+    found->begin = at;
+    if (m->loop == SPIKERUN_COUNTS) {
+        for (uint32_t c = 0; c < channels; c++) {
+            list[at] = (uint16_t)c, m->list_counts[at] = spikes[c];
+            at += spikes[c] != 0;
+        }
+        found->negative = found->end = at;
+        return at;
+    }
+    for (int sign = 1; sign >= -1; sign -= 2) {
+        for (uint32_t c = 0; c < channels; c++) {
+            int n = sign * spikes[c];
+            for (; n > 4; n--) list[at++] = (uint16_t)c;
+            list[at] = list[at + 1] = list[at + 2] = list[at + 3] = (uint16_t)c; /* no branch for few spikes */
+            at += n > 0 ? (uint32_t)n : 0u;
+        }
+        if (sign > 0) found->negative = at;
+    }
+    found->end = at;
+    return at;
+}
+
+static uint64_t additions_of(const matrix *w, const spikerun *m, span s) {
+    uint64_t found = 0;
+    if (!w->fan_out && w->kind != LISTS && !(m->loop == SPIKERUN_COUNTS)) return (uint64_t)(s.end - s.begin) * w->out;
+    for (uint32_t e = s.begin; e < s.end; e++) {
+        uint32_t c = m->list[e], n = 1;
+        if (m->loop == SPIKERUN_COUNTS) n = (uint32_t)(m->list_counts[e] < 0 ? -m->list_counts[e] : m->list_counts[e]);
+        uint32_t fan_out = w->fan_out ? w->fan_out[c] : w->kind == LISTS ? w->start[c + 1] - w->start[c] : w->out;
+        found += (uint64_t)n * fan_out;
+    }
+    return found;
+}
+
+/* Adds to a token's sums, the panel of outputs from p on, what the events of one frame bring. */
+static void add_frame(const spikerun *m, const matrix *w, span s, uint32_t p, float *sum) {
+    const int8_t *n = m->loop == SPIKERUN_COUNTS ? m->list_counts : NULL;
+    if (w->kind >= LISTS)
+        for (uint32_t e = s.begin; e < s.end; e++)
+            add_entries(w, m->list[e], n ? (float)n[e] : e < s.negative ? 1.0f : -1.0f, sum);
+    else if (w->codes)
+        add_codes(w->codes + (size_t)p * w->in, w->bits, m->list, n, s, sum);
+    else if (n)
+        add_counts(w->rows + (size_t)p * w->in, m->list, n, s, sum);
+    else
+        add_events(w->rows + (size_t)p * w->in, m->list, s, sum);
+}
+
+/* y [n][stride] = what the rows of w bring that spike in a window, over its norm; from one frame to the next the sum
+ * leaks. Without bias. */
+static void synapses(spikerun *m, const matrix *w, const train *s, window seen, uint32_t n, float *y) {
+    uint32_t frames = seen.last - seen.first;
+    uint32_t panel = w->kind >= LISTS ? w->stride : w->codes ? CODE_LANES : LANES;
+    memset(y, 0, sizeof *y * w->stride * n);
+    for (uint32_t block = 0; block < n; block += TOKENS) {
+        uint32_t tokens = n - block < TOKENS ? n - block : TOKENS, at = 0;
+        for (uint32_t i = 0; i < tokens; i++)
+            for (uint32_t f = 0; f < frames; f++) {
+                span *found = &m->spans[i * frames + f];
+                const int8_t *spikes = s->spikes + (seen.first + f) * s->frame + (size_t)(block + i) * s->stride;
+                at = list_events(m, spikes, s->channels, at, found);
+                m->here->additions += additions_of(w, m, *found);
+            }
+        for (uint32_t p = 0; p < w->stride; p += panel)
+            for (uint32_t i = 0; i < tokens; i++) {
+                float *sum = y + (size_t)(block + i) * w->stride + p;
+                for (uint32_t f = 0; f < frames; f++) {
+                    for (uint32_t k = 0; f && m->leak != 1.0f && k < panel; k++) sum[k] *= m->leak;
+                    add_frame(m, w, m->spans[i * frames + f], p, sum);
+                }
+            }
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        float *to = y + (size_t)i * w->stride;
+        if (w->scale)
+            for (uint32_t k = 0; k < w->out; k++) to[k] = to[k] * w->scale[k] / seen.norm;
+        else if (seen.norm != 1.0f)
+            for (uint32_t k = 0; k < w->out; k++) to[k] /= seen.norm;
+    }
+}
+
+static void add_bias(const matrix *w, uint32_t n, float *y) {
+    for (uint32_t i = 0; i < n; i++)
+        for (uint32_t k = 0; k < w->out; k++) y[(size_t)i * w->stride + k] += w->bias[k];
+}
+
+/* The shortcut of spikes: y [n][stride] += theta times what a channel sent, over norm. A spike is one addition. */
+static void shortcut(spikerun *m, const train *s, window seen, const float *theta, uint32_t n, float *y,
+                     uint32_t stride) {
+    for (uint32_t i = 0; i < n; i++) {
+        float *sum = m->row;
+        memset(sum, 0, sizeof *sum * s->channels);
+        for (uint32_t f = seen.first; f < seen.last; f++) {
+            span found;
+            if (f > seen.first && m->leak != 1.0f)
+                for (uint32_t c = 0; c < s->channels; c++) sum[c] *= m->leak;
+            list_events(m, s->spikes + f * s->frame + (size_t)i * s->stride, s->channels, 0, &found);
+            for (uint32_t e = found.begin; e < found.end; e++) {
+                uint32_t c = m->list[e];
+                int k = m->loop == SPIKERUN_COUNTS ? m->list_counts[e] : e < found.negative ? 1 : -1;
+                sum[c] += k == 1 ? theta[c] : k == -1 ? -theta[c] : (float)k * theta[c];
+                m->here->additions += (uint64_t)(k < 0 ? -k : k);
+            }
+        }
+        for (uint32_t c = 0; c < s->channels; c++) y[(size_t)i * stride + c] += sum[c] / seen.norm;
+    }
+}
+
+/* -------------------------------------------------------------------------------------------- element-wise functions */
+
+/* e^x for x <= 0: 2^k times the series of the rest, |rest| <= ln 2 / 2. The same on every processor, unlike libm's. */
+static float exp_negative(float x) {
+    x = x > -87.0f ? x : -87.0f; /* NaN too */
+    x = x < 0.0f ? x : 0.0f;
+    int32_t k = (int32_t)(x * 1.44269504f - 0.5f);
+    float r = (x - (float)k * 0.693145752f) - (float)k * 1.42860677e-6f;
+    float p = 1.0f + r * (1.0f + r * (0.5f + r * (0.166666667f + r * (0.0416666667f +
+              r * (8.33333333e-3f + r * (1.38888889e-3f + r * 1.98412698e-4f))))));
+    uint32_t bits = (uint32_t)(k + 127) << 23;
+    float power;
+    memcpy(&power, &bits, sizeof power);
+    return p * power;
+}
+
+/* A minimax quotient on |x| <= 3.92, beyond which erf is 1 in single precision. */
+static float error_function(float x) {
+    x = x < 3.92f ? x : 3.92f;
+    x = x > -3.92f ? x : -3.92f;
+    float z = x * x;
+    float p = 1.12837911f + z * (0.190405726f + z * (0.0527486242f + z * (3.76558444e-3f + z * (2.84881855e-4f +
+              z * 2.05009133e-6f))));
+    float q = 1.0f + z * (0.502075434f + z * (0.114108808f + z * (0.0149691524f + z * (1.16252725e-3f +
+              z * 3.80917118e-5f))));
+    return x * p / q;
+}
+
+static float hyperbolic_tangent(float x) {
+    float e = exp_negative(x < 0 ? 2.0f * x : -2.0f * x);
+    float y = (1.0f - e) / (1.0f + e);
+    return x < 0 ? -y : y;
+}
+
+static void activate(const spikerun *m, float *x, uint32_t size) {
+    if (m->act == GELU)
+        for (uint32_t i = 0; i < size; i++) x[i] = 0.5f * x[i] * (1.0f + error_function(x[i] * 0.707106781f));
+    else if (m->act == GELU_NEW)
+        for (uint32_t i = 0; i < size; i++) {
+            float inner = 0.797884561f * (x[i] + 0.044715f * x[i] * x[i] * x[i]);
+            x[i] = 0.5f * x[i] * (1.0f + hyperbolic_tangent(inner));
+        }
+    else
+        for (uint32_t i = 0; i < size; i++) x[i] = x[i] > 0.0f ? x[i] : 0.0f;
+}
+
+/* In a fixed order, so that all processors round alike. */
+static float total(const float *x, uint32_t size) {
+    float part[LANES] = {0};
+    uint32_t i = 0;
+    for (; i + LANES <= size; i += LANES)
+        for (uint32_t k = 0; k < LANES; k++) part[k] += x[i + k];
+    for (uint32_t k = 0; i + k < size; k++) part[k] += x[i + k];
+    for (uint32_t half = LANES / 2; half; half /= 2)
+        for (uint32_t k = 0; k < half; k++) part[k] += part[k + half];
+    return part[0];
+}
+
+static void layer_norm(spikerun *m, float *x, const float *weight, const float *bias) {
+    uint32_t size = m->shape.hidden;
+    float mean = total(x, size) / (float)size, *square = m->row;
+    for (uint32_t i = 0; i < size; i++) x[i] -= mean;
+    for (uint32_t i = 0; i < size; i++) square[i] = x[i] * x[i];
+    float factor = 1.0f / sqrtf(total(square, size) / (float)size + m->eps);
+    for (uint32_t i = 0; i < size; i++) x[i] = x[i] * factor * weight[i] + bias[i];
+}
+
+/* ---------------------------------------------------------------------------------------------------------- neurons */
+
+/* Signed spikes of T steps of the constant currents x, of neurons that do not leak: T x / theta, rounded to nearest
+ * (`ternary_settled` and `binary_settled` of snn/neurons.py). */
+static void settle(int ternary, uint32_t t_steps, const float *x, const float *theta, uint32_t size, int8_t *spikes) {
+    float most = (float)t_steps;
+    for (uint32_t c = 0; c < size; c++) {
+        float y = most * (x[c] / theta[c]);
+        float number = (y < 0 ? -y : y) + 0.5f;
+        int32_t k = (int32_t)(number < most ? number : most);
+        spikes[c] = (int8_t)(y < 0 ? (ternary ? -k : 0) : k);
+    }
+}
+
+/* One step: u <- leak u + x, a spike where u reaches theta (half of it, either sign, if ternary), u <- u - theta s. */
+static void step(const spikerun *m, const float *x, const float *theta, uint32_t size, float *u, int8_t *spikes) {
+    if (m->ternary)
+        for (uint32_t c = 0; c < size; c++) {
+            float v = m->leak * u[c] + x[c], half = theta[c] / 2;
+            int s = (v >= half) - (v <= -half);
+            u[c] = v - theta[c] * (float)s, spikes[c] = (int8_t)s;
+        }
+    else
+        for (uint32_t c = 0; c < size; c++) {
+            float v = m->leak * u[c] + x[c];
+            int s = v >= theta[c];
+            u[c] = v - theta[c] * (float)s, spikes[c] = (int8_t)s;
+        }
+}
+
+static void rest(const spikerun *m, const float *theta, uint32_t size, float *u) {
+    for (uint32_t c = 0; c < size; c++) u[c] = m->ternary ? 0.0f : 0.5f * theta[c];
+}
+
+/* Neurons of all tokens on the currents x [n][stride]: their whole train where these are constant, else step `t`, which
+ * goes to frame `frame`. */
+static void fire(spikerun *m, int index, int site, const layer *l, const float *x, uint32_t stride, int constant,
+                 uint32_t t, uint32_t frame, uint32_t n, train *s) {
+    const float *theta = l ? l->theta[site] : m->theta;
+    uint32_t t_steps = l ? l->t_steps : m->t_embedding;
+    int closed = m->coding == ACCUMULATE && m->leak == 1.0f;
+    uint32_t size = s->channels, first = closed ? 0 : constant ? 0 : t;
+    uint32_t last = closed ? 1 : constant ? t_steps : t + 1;
+    for (uint32_t i = 0; i < n; i++) {
+        const float *current = x + (size_t)i * stride;
+        int8_t *out = s->spikes + (size_t)i * s->stride;
+        if (closed) {
+            settle(m->ternary != 0, t_steps, current, theta, size, out);
+            continue;
+        }
+        float *u = constant ? m->row : m->membrane[site] + (size_t)i * size;
+        if (first == 0) rest(m, theta, size, u);
+        for (uint32_t k = first; k < last; k++) step(m, current, theta, size, u, out + (constant ? k : frame) * s->frame);
+    }
+    for (uint32_t k = first; m->observer && k < last; k++)
+        m->observer(m->observed, index, site, (int)k, s->spikes + (closed ? 0 : constant ? k : frame) * s->frame, (int)n,
+                    (int)size, s->stride);
+}
+
+/* ------------------------------------------------------------------------------------------------------------ layers */
+
+/* softmax(q k^T / sqrt d) v of one head into y [n][stride]. A key's spike adds its channel of all queries to the scores
+ * of its token, a value's spike the weights of its token to its channel of all contexts: both are columns over queries.
+ * `factor`: what a spike of a key or value weighs. */
+static void attend(spikerun *m, const layer *l, uint32_t head, const float *q, uint32_t q_stride, float norm, uint32_t n,
+                   float *y, uint32_t stride) {
+    uint32_t d = m->head_size, lanes = padded(n, LANES), frames = m->key.frames, base = head * d;
+    const float *theta_key = l->theta[SPIKERUN_KEY] + base, *theta_value = l->theta[SPIKERUN_VALUE] + base;
+    float root = sqrtf((float)d);
+    for (uint32_t c = 0; c < d; c++) {
+        float factor = theta_key[c] / (root * norm);
+        for (uint32_t i = 0; i < n; i++) m->query[c * lanes + i] = q[(size_t)i * q_stride + base + c] * factor;
+        for (uint32_t i = n; i < lanes; i++) m->query[c * lanes + i] = 0.0f;
+    }
+    memset(m->scores, 0, sizeof *m->scores * n * lanes);
+    memset(m->mixed, 0, sizeof *m->mixed * d * lanes);
+    for (int part = 0; part < 2; part++) {
+        const train *s = part ? &m->value : &m->key;
+        for (uint32_t j = 0; j < n; j++)
+            for (uint32_t f = 0; f < frames; f++) {
+                span found;
+                list_events(m, s->spikes + f * s->frame + (size_t)j * s->stride + base, d, 0, &found);
+                float decay = 1.0f; /* of this step's spikes until the train ends */
+                for (uint32_t k = f + 1; k < frames; k++) decay *= m->leak;
+                for (uint32_t e = found.begin; e < found.end; e++) {
+                    uint32_t c = m->list[e];
+                    int k = m->loop == SPIKERUN_COUNTS ? m->list_counts[e] : e < found.negative ? 1 : -1;
+                    float weight = decay * (float)k;
+                    float *sum = part ? m->mixed + c * lanes : m->scores + (size_t)j * lanes;
+                    const float *column = part ? m->scores + (size_t)j * lanes : m->query + c * lanes;
+                    if (weight == 1.0f)
+                        for (uint32_t i = 0; i < lanes; i++) sum[i] += column[i];
+                    else if (weight == -1.0f)
+                        for (uint32_t i = 0; i < lanes; i++) sum[i] -= column[i];
+                    else
+                        for (uint32_t i = 0; i < lanes; i++) sum[i] += weight * column[i];
+                    m->here->additions += (uint64_t)(k < 0 ? -k : k) * n;
+                }
+            }
+        if (part) break;
+        float *most = m->row, *sum = m->row + lanes; /* of each query over all keys */
+        memcpy(most, m->scores, sizeof *most * lanes);
+        memset(sum, 0, sizeof *sum * lanes);
+        for (uint32_t j = 1; j < n; j++)
+            for (uint32_t i = 0; i < lanes; i++) {
+                float score = m->scores[(size_t)j * lanes + i];
+                most[i] = score > most[i] ? score : most[i];
+            }
+        for (uint32_t j = 0; j < n; j++)
+            for (uint32_t i = 0; i < lanes; i++) {
+                float e = exp_negative(m->scores[(size_t)j * lanes + i] - most[i]);
+                m->scores[(size_t)j * lanes + i] = e, sum[i] += e;
+            }
+        for (uint32_t j = 0; j < n; j++)
+            for (uint32_t i = 0; i < lanes; i++) m->scores[(size_t)j * lanes + i] /= sum[i];
+    }
+    for (uint32_t c = 0; c < d; c++)
+        for (uint32_t i = 0; i < n; i++)
+            y[(size_t)i * stride + base + c] = m->mixed[c * lanes + i] * theta_value[c] / norm;
+    m->here->elementwise += (uint64_t)n * n;
+}
+
+/* sum_{i<T} leak^i: by which a train's (leaking) sum is divided for its mean. */
+static float norm_of(const spikerun *m, uint32_t t_steps) {
+    float sum = 0.0f;
+    for (uint32_t t = 0; t < t_steps; t++) sum = m->leak * sum + 1.0f;
+    return sum;
+}
+
+/* y <- what a reader sees at step t of a source of `ended` steps: in per_step its synapses' input now, after the end the
+ * mean of all that came, which `held` sums up. */
+static void hold(const spikerun *m, uint32_t t, uint32_t ended, size_t size, float *y, float *held) {
+    float norm = norm_of(m, ended);
+    for (size_t i = 0; t < ended && i < size; i++) held[i] = (t ? m->leak * held[i] : 0.0f) + y[i];
+    for (size_t i = 0; t >= ended && i < size; i++) y[i] = held[i] / norm;
+}
+
+/* The membrane shortcut: y [n][stride] += currents [n][D]. */
+static void add_currents(spikerun *m, const float *currents, uint32_t n, float *y, uint32_t stride) {
+    uint32_t size = m->shape.hidden;
+    for (uint32_t i = 0; i < n; i++)
+        for (uint32_t c = 0; c < size; c++) y[(size_t)i * stride + c] += currents[(size_t)i * size + c];
+}
+
+static void norm_rows(spikerun *m, const float *y, uint32_t stride, const float *weight, const float *bias, uint32_t n,
+                      float *x) {
+    uint32_t size = m->shape.hidden;
+    for (uint32_t i = 0; i < n; i++) {
+        memcpy(x + (size_t)i * size, y + (size_t)i * stride, sizeof *x * size);
+        layer_norm(m, x + (size_t)i * size, weight, bias);
+    }
+    m->here->elementwise += (uint64_t)n * size;
+}
+
+/* What the attention's shortcut adds at step t: `past` [n][D], from a source of `ended` steps. */
+static const float *past_below(spikerun *m, const float *theta, uint32_t index, uint32_t t, uint32_t ended, int waits,
+                               window seen, uint32_t n) {
+    size_t size = (size_t)n * m->shape.hidden;
+    float *past = m->summed;
+    if (m->residual == SPIKES) {
+        memset(past, 0, sizeof *past * size);
+        if (t < ended) shortcut(m, &m->below, seen, theta, n, past, m->shape.hidden);
+    } else if (m->coding == ACCUMULATE || index == 0) {
+        return m->drive; /* constant */
+    } else if (t < ended) {
+        memcpy(past, m->drive + (size_t)t * m->shape.max_tokens * m->shape.hidden, sizeof *past * size);
+    }
+    if (waits) hold(m, t, ended, size, past, m->held_past);
+    return past;
+}
+
+/* One encoder layer. Reads m->below, a train of `ended` steps, and m->drive, its currents; leaves its own there. */
+static void run_layer(spikerun *m, uint32_t index, const float *theta_below, uint32_t ended, uint32_t n) {
+    const layer *l = &m->layers[index];
+    uint32_t T = l->t_steps, size = m->shape.hidden, stride = padded(l->inner, LANES);
+    int constant = m->coding == ACCUMULATE, membrane = m->residual == MEMBRANE, at = (int)index;
+    int closed = constant && m->leak == 1.0f, waits = !constant && T > ended;
+    window own = {0, closed || !constant ? 1 : T, constant ? norm_of(m, T) : 1.0f};
+    float *y = m->currents;
+    train *const inside[] = {&m->key, &m->value, &m->context, &m->hidden, &m->wide};
+    for (uint32_t k = 0; k < 5; k++) inside[k]->frames = own.last;
+    m->key.channels = m->value.channels = m->context.channels = l->inner;
+    m->wide.channels = l->ffn, m->above.frames = closed ? 1 : T;
+    for (uint32_t t = 0; t < (constant ? 1 : T); t++) {
+        window seen = {t, t + 1, 1.0f};
+        if (constant) seen.first = 0, seen.last = m->below.frames, seen.norm = norm_of(m, ended);
+        if (t < ended || constant) synapses(m, &l->qkv, &m->below, seen, n, y);
+        if (waits) hold(m, t, ended, (size_t)n * l->qkv.stride, y, m->held);
+        add_bias(&l->qkv, n, y);
+        fire(m, at, SPIKERUN_KEY, l, y + l->inner, l->qkv.stride, constant, t, 0, n, &m->key);
+        fire(m, at, SPIKERUN_VALUE, l, y + 2 * l->inner, l->qkv.stride, constant, t, 0, n, &m->value);
+        for (uint32_t head = 0; head < l->heads; head++)
+            attend(m, l, head, y, l->qkv.stride, own.norm, n, m->summed, stride);
+        fire(m, at, SPIKERUN_CONTEXT, l, m->summed, stride, constant, t, 0, n, &m->context);
+
+        synapses(m, &l->out, &m->context, own, n, y);
+        add_bias(&l->out, n, y);
+        add_currents(m, past_below(m, theta_below, index, constant ? 0 : t, ended, waits, seen, n), n, y, l->out.stride);
+        norm_rows(m, y, l->out.stride, l->attention_weight, l->attention_bias, n, m->drive_hidden);
+        fire(m, at, SPIKERUN_ATTENTION, l, m->drive_hidden, size, constant, t, 0, n, &m->hidden);
+
+        synapses(m, &l->up, &m->hidden, own, n, y);
+        add_bias(&l->up, n, y);
+        for (uint32_t i = 0; i < n; i++) activate(m, y + (size_t)i * l->up.stride, l->ffn);
+        m->here->elementwise += (uint64_t)n * l->ffn;
+        fire(m, at, SPIKERUN_INTERMEDIATE, l, y, l->up.stride, constant, t, 0, n, &m->wide);
+
+        synapses(m, &l->down, &m->wide, own, n, y);
+        add_bias(&l->down, n, y);
+        if (membrane)
+            add_currents(m, m->drive_hidden, n, y, l->down.stride);
+        else
+            shortcut(m, &m->hidden, own, l->theta[SPIKERUN_ATTENTION], n, y, l->down.stride);
+        if (membrane) m->here->additions += 2u * (uint64_t)n * size;
+        float *drive = membrane ? m->next_drive + (size_t)t * m->shape.max_tokens * size : m->summed;
+        norm_rows(m, y, l->down.stride, l->output_weight, l->output_bias, n, drive);
+        fire(m, at, SPIKERUN_OUTPUT, l, drive, size, constant, t, t, n, &m->above);
+    }
+    train below = m->below;
+    float *drive = m->drive;
+    m->below = m->above, m->above = below;
+    m->drive = m->next_drive, m->next_drive = drive;
+}
+
+/* Currents of the embedding: the normed sum of a token's rows. */
+static void embed(spikerun *m, const int32_t *ids, const int32_t *segments, uint32_t n) {
+    uint32_t size = m->shape.hidden;
+    for (uint32_t i = 0; i < n; i++) {
+        const float *word = m->word + (size_t)ids[i] * size, *position = m->position + (size_t)i * size;
+        const float *segment = m->segment + (size_t)(segments ? segments[i] : 0) * size;
+        float *x = m->drive + (size_t)i * size;
+        for (uint32_t c = 0; c < size; c++) x[c] = word[c] + position[c] + segment[c];
+        layer_norm(m, x, m->norm_weight, m->norm_bias);
+    }
+    m->here->elementwise += (uint64_t)n * size;
+}
+
+/* Logits of the last layer's train, of `ended` steps: of [CLS] through the pooler, or of the mean over tokens. */
+static void classify(spikerun *m, const float *theta, uint32_t ended, uint32_t n, float *logits) {
+    uint32_t size = m->shape.hidden;
+    window seen = {0, m->below.frames, norm_of(m, ended)};
+    float *value = m->currents;
+    if (m->pooling == CLS) {
+        synapses(m, &m->pooler, &m->below, seen, 1, value);
+        add_bias(&m->pooler, 1, value);
+        for (uint32_t c = 0; c < size; c++) value[c] = hyperbolic_tangent(value[c]);
+        m->here->elementwise += size;
+    } else {
+        float *each = m->summed; /* [n][D] */
+        memset(each, 0, sizeof *each * n * size);
+        memset(value, 0, sizeof *value * size);
+        shortcut(m, &m->below, seen, theta, n, each, size);
+        for (uint32_t i = 0; i < n; i++)
+            for (uint32_t c = 0; c < size; c++) value[c] += each[(size_t)i * size + c];
+        for (uint32_t c = 0; c < size; c++) value[c] /= (float)n;
+    }
+    for (uint32_t k = 0; k < m->shape.classes; k++) {
+        const float *weight = m->classifier + (size_t)k * size;
+        for (uint32_t c = 0; c < size; c++) m->row[c] = weight[c] * value[c];
+        logits[k] = total(m->row, size) + m->classifier_bias[k];
+    }
+    m->here->multiplications += (uint64_t)m->shape.classes * size;
+}
+
+/* ------------------------------------------------------------------------------------------------------------- files */
+
+typedef struct {
+    const uint8_t *file;
+    size_t size, at;
+    uint8_t *arena; /* NULL: only its size is wanted */
+    size_t used, room;
+    int code; /* of the first fault */
+} loader;
+
+static size_t times(size_t a, size_t b) { return b && a > SIZE_MAX / b ? SIZE_MAX : a * b; }
+
+static void fault(loader *in, int code) {
+    if (in->code == SPIKERUN_OK) in->code = code;
+}
+
+/* The next tensor of the file, at a multiple of 64; NULL after a fault. */
+static const void *take(loader *in, size_t count, size_t each) {
+    size_t bytes = times(count, each), skip = (ALIGNMENT - in->at % ALIGNMENT) % ALIGNMENT;
+    if (in->code != SPIKERUN_OK) return NULL;
+    if (skip > in->size - in->at || bytes > in->size - in->at - skip) {
+        fault(in, SPIKERUN_SHORT);
+        return NULL;
+    }
+    const uint8_t *found = in->file + in->at + skip;
+    in->at += skip + bytes;
+    return found;
+}
+
+/* Numbers that must be finite, and above 0 where they are thresholds. */
+static const float *take_floats(loader *in, size_t count, int positive) {
+    const float *found = take(in, count, sizeof *found);
+    for (size_t i = 0; found && i < count; i++)
+        if (!(found[i] >= -3.4028235e38f && found[i] <= 3.4028235e38f) || (positive && !(found[i] > 0)))
+            return fault(in, SPIKERUN_TENSOR), (const float *)NULL;
+    return found;
+}
+
+/* Memory of the arena, at a multiple of 64; NULL where only the size is wanted, and after a fault. */
+static void *carve(loader *in, size_t count, size_t each) {
+    size_t bytes = times(count, each);
+    if (in->code != SPIKERUN_OK) return NULL;
+    if (bytes > SIZE_MAX - 2 * ALIGNMENT - in->used) return fault(in, SPIKERUN_TOO_LARGE), (void *)NULL;
+    size_t at = in->used;
+    in->used += (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    if (in->arena && in->used > in->room) return fault(in, SPIKERUN_ARENA), (void *)NULL;
+    return in->arena ? in->arena + at : NULL;
+}
+
+static uint32_t number(const uint8_t *at) {
+    uint32_t x;
+    memcpy(&x, at, sizeof x);
+    return x;
+}
+
+static uint32_t checksum(const uint8_t *data, size_t size) {
+    static const uint32_t table[16] = {0x00000000, 0x1db71064, 0x3b6e20c8, 0x26d930ac, 0x76dc4190, 0x6b6b51f4,
+                                       0x4db26158, 0x5005713c, 0xedb88320, 0xf00f9344, 0xd6d6a3e8, 0xcb61b38c,
+                                       0x9b64c2b0, 0x86d3d2d4, 0xa00ae278, 0xbdbdf21c};
+    uint32_t crc = 0xffffffffu;
+    for (size_t i = 0; i < size; i++) {
+        crc ^= data[i];
+        crc = (crc >> 4) ^ table[crc & 15u];
+        crc = (crc >> 4) ^ table[crc & 15u];
+    }
+    return ~crc;
+}
+
+/* Few-bit rows as one byte a code, in the arena. A code is what its bits say less `low`, by steps of `step`. */
+static void unpack(loader *in, matrix *w) {
+    size_t packed = (times(w->out, w->bits) + 31) / 32 * 4;
+    const uint8_t *data = take(in, w->in, packed);
+    int8_t *to = carve(in, times(w->in, w->stride), 1);
+    if (to) memset(to, 0, times(w->in, w->stride));
+    int low = w->bits == 8 ? 0 : -1, by = w->bits == 1 ? 2 : 1, mask = (1 << w->bits) - 1;
+    for (size_t row = 0; data && row < w->in; row++)
+        for (uint32_t c = 0; c < w->out; c++) {
+            int field = data[row * packed + c * w->bits / 8] >> (c * w->bits % 8) & mask;
+            if (w->bits == 2 && field == 3) fault(in, SPIKERUN_TENSOR);
+            if (to) to[(c / CODE_LANES * w->in + row) * CODE_LANES + c % CODE_LANES] = (int8_t)(w->bits == 8 ? (field ^ 128) - 128 : field * by + low);
+        }
+    w->codes = to;
+}
+
+static void take_entries(loader *in, matrix *w, uint32_t entries) {
+    uint32_t places = w->kind == LISTS ? w->out : w->stride / LANES;
+    w->start = take(in, (size_t)w->in + 1, sizeof *w->start);
+    w->index = take(in, entries, sizeof *w->index);
+    w->entries = take_floats(in, times(entries, w->kind == LISTS ? 1 : LANES), 0);
+    if (in->code != SPIKERUN_OK) return;
+    for (uint32_t c = 0; c < w->in; c++)
+        if (w->start[c] > w->start[c + 1]) fault(in, SPIKERUN_TENSOR);
+    if (w->start[0] != 0 || w->start[w->in] != entries) fault(in, SPIKERUN_TENSOR);
+    for (uint32_t i = 0; i < entries; i++)
+        if (w->index[i] >= places) fault(in, SPIKERUN_TENSOR);
+}
+
+static void take_matrix(loader *in, matrix *w, uint32_t inputs, uint32_t outputs, uint32_t bits, uint32_t kind,
+                        uint32_t entries) {
+    memset(w, 0, sizeof *w);
+    w->in = inputs, w->out = outputs, w->bits = bits, w->kind = kind;
+    w->stride = padded(outputs, bits == 32 ? LANES : CODE_LANES);
+    w->bias = take_floats(in, outputs, 0);
+    if (kind > BLOCKS || (kind != ROWS && bits != 32)) fault(in, SPIKERUN_HEADER);
+    if (bits != 32) {
+        w->scale = take_floats(in, outputs, 0);
+        unpack(in, w);
+    } else if (kind <= COUNTED_ROWS) {
+        w->rows = take_floats(in, times(inputs, w->stride), 0);
+    } else {
+        take_entries(in, w, entries);
+    }
+    if (kind == COUNTED_ROWS || kind == BLOCKS) w->fan_out = take(in, inputs, sizeof *w->fan_out);
+    for (uint32_t c = 0; w->fan_out && c < inputs; c++)
+        if (w->fan_out[c] > outputs) fault(in, SPIKERUN_TENSOR);
+}
+
+static void take_layer(loader *in, const spikerun *m, const uint8_t *record, layer *l) {
+    uint32_t size = m->shape.hidden;
+    memset(l, 0, sizeof *l);
+    l->t_steps = number(record), l->heads = number(record + 4), l->ffn = number(record + 8);
+    if (l->t_steps < 1 || l->t_steps > LONGEST || l->heads > WIDEST / m->head_size || l->ffn > WIDEST ||
+        l->heads * m->head_size > WIDEST / 4) {
+        fault(in, SPIKERUN_HEADER);
+        return;
+    }
+    l->inner = l->heads * m->head_size;
+    matrix *const own[] = {&l->qkv, &l->out, &l->up, &l->down};
+    uint32_t inputs[] = {size, l->inner, size, l->ffn}, outputs[] = {3 * l->inner, size, l->ffn, size};
+    for (int k = 0; k < 4; k++)
+        take_matrix(in, own[k], inputs[k], outputs[k], m->weight_bits, number(record + 12 + 8 * k),
+                    number(record + 16 + 8 * k));
+    l->attention_weight = take_floats(in, size, 0), l->attention_bias = take_floats(in, size, 0);
+    l->output_weight = take_floats(in, size, 0), l->output_bias = take_floats(in, size, 0);
+    uint32_t channels[] = {l->inner, l->inner, l->inner, size, l->ffn, size};
+    for (int k = 0; k < 6; k++) l->theta[k] = take_floats(in, channels[k], 1);
+}
+
+static void carve_train(loader *in, train *s, uint32_t channels, uint32_t frames, uint32_t tokens) {
+    s->channels = channels, s->stride = padded(channels, 8), s->frames = frames;
+    s->frame = times(tokens, s->stride);
+    s->spikes = carve(in, frames, s->frame);
+}
+
+/* Buffers for the widest layer and the longest train. */
+static void carve_buffers(loader *in, spikerun *m, uint32_t inner, uint32_t ffn, uint32_t widest, uint32_t t_most) {
+    uint32_t n = m->shape.max_tokens, size = m->shape.hidden, lanes = padded(n, LANES), d = m->head_size;
+    int closed = m->coding == ACCUMULATE && m->leak == 1.0f, synchronous = m->coding == PER_STEP;
+    uint32_t outside = closed ? 1 : t_most, own = closed || synchronous ? 1 : t_most;
+    uint32_t most = size > ffn ? size : ffn, tokens = n < TOKENS ? n : TOKENS;
+    most = most > inner ? most : inner;
+    carve_train(in, &m->below, size, outside, n);
+    carve_train(in, &m->above, size, outside, n);
+    carve_train(in, &m->key, inner, own, n);
+    carve_train(in, &m->value, inner, own, n);
+    carve_train(in, &m->context, inner, own, n);
+    carve_train(in, &m->hidden, size, own, n);
+    carve_train(in, &m->wide, ffn, own, n);
+    uint32_t middle = padded(size > inner ? size : inner, LANES);
+    m->currents = carve(in, times(n, widest), sizeof(float));
+    m->summed = carve(in, times(n, middle), sizeof(float));
+    m->drive = carve(in, times(times(n, size), synchronous && m->residual == MEMBRANE ? t_most : 1), sizeof(float));
+    m->next_drive = m->residual == MEMBRANE ? carve(in, times(times(n, size), synchronous ? t_most : 1), sizeof(float))
+                                            : m->drive;
+    m->drive_hidden = carve(in, times(n, size), sizeof(float));
+    if (synchronous) {
+        uint32_t channels[] = {inner, inner, inner, size, ffn, size};
+        for (int k = 0; k < 6; k++) m->membrane[k] = carve(in, times(n, channels[k]), sizeof(float));
+        m->held = carve(in, times(n, widest), sizeof(float));
+        m->held_past = carve(in, times(n, size), sizeof(float));
+    }
+    m->query = carve(in, times(d, lanes), sizeof(float));
+    m->mixed = carve(in, times(d, lanes), sizeof(float));
+    m->scores = carve(in, times(n, lanes), sizeof(float));
+    size_t events = times(times(tokens, most), t_most);
+    m->list = carve(in, events < SIZE_MAX - 4 ? events + 4 : SIZE_MAX, sizeof *m->list);
+    m->list_counts = closed ? carve(in, times(tokens, most) + 4, 1) : NULL;
+    m->spans = carve(in, times(tokens, closed ? 1 : t_most), sizeof *m->spans);
+    m->row = carve(in, (most > 2 * lanes ? most : 2 * lanes), sizeof *m->row);
+}
+
+static int same_endian(const uint8_t *file) { return number(file + 20) == 0x01020304u; }
+
+static int read_header(const uint8_t *file, size_t bytes, spikerun *m) {
+    if (bytes < HEADER || memcmp(file, "SPKR", 4) != 0) return SPIKERUN_NO_MODEL;
+    if (!same_endian(file)) return SPIKERUN_ENDIAN;
+    if (number(file + 4) != VERSION) return SPIKERUN_VERSION;
+    if (number(file + 8) != (uint32_t)bytes || number(file + 12) != (uint32_t)((uint64_t)bytes >> 32))
+        return SPIKERUN_SHORT;
+    if (checksum(file + 20, bytes - 20) != number(file + 16)) return SPIKERUN_CHECKSUM;
+    const uint8_t *at = file + 24;
+    m->shape.vocab = number(at), m->shape.positions = number(at + 4), m->shape.segments = number(at + 8);
+    m->shape.hidden = number(at + 12), m->shape.layers = number(at + 16), m->head_size = number(at + 20);
+    m->shape.classes = number(at + 24), m->coding = number(at + 28), m->ternary = number(at + 32);
+    m->pooling = number(at + 36), m->act = number(at + 40), m->residual = number(at + 44);
+    m->weight_bits = number(at + 48);
+    uint32_t embedding_bits = number(at + 52), buckets = number(at + 56), query = number(at + 60);
+    memcpy(&m->leak, at + 64, sizeof m->leak), memcpy(&m->eps, at + 68, sizeof m->eps);
+    const spikerun_shape *s = &m->shape;
+    int sizes = s->vocab >= 1 && s->vocab <= INT32_MAX && s->positions >= 1 && s->positions <= 65536 &&
+                s->segments >= 1 && s->segments <= INT32_MAX && s->hidden >= 1 && s->hidden <= WIDEST / 4 &&
+                s->layers >= 1 && s->layers <= 1024 && m->head_size >= 1 && m->head_size <= s->hidden &&
+                s->classes >= 1 && s->classes <= 65536;
+    int settings = m->coding <= PER_STEP && m->ternary <= 1 && m->pooling <= CLS && m->act <= RELU &&
+                   m->residual <= MEMBRANE && m->leak > 0.0f && m->leak <= 1.0f && m->eps > 0.0f && m->eps < 1.0f &&
+                   (m->weight_bits == 32 || m->weight_bits == 8 || m->weight_bits == 2 || m->weight_bits == 1);
+    if (!sizes || !settings) return SPIKERUN_HEADER;
+    return embedding_bits != 32 || buckets || query ? SPIKERUN_UNSUPPORTED : SPIKERUN_OK;
+}
+
+/* Checks the file and lays the model out, in in->arena if there is one. */
+static spikerun *load(loader *in, uint32_t max_tokens) {
+    spikerun parsed, *m = &parsed;
+    memset(m, 0, sizeof *m);
+    fault(in, read_header(in->file, in->size, m));
+    if (max_tokens < 1) fault(in, SPIKERUN_LENGTH);
+    spikerun *made = carve(in, 1, sizeof *made);
+    if (in->code != SPIKERUN_OK) return NULL;
+    uint32_t size = m->shape.hidden, layers = m->shape.layers, inner = 0, ffn = 0, most = 0, t_most;
+    m->shape.max_tokens = max_tokens < m->shape.positions ? max_tokens : m->shape.positions;
+    m->layers = carve(in, layers, sizeof *m->layers);
+    m->operations = carve(in, (size_t)layers + 2, sizeof *m->operations);
+    in->at = HEADER;
+    const uint8_t *records = take(in, (size_t)layers + 1, RECORD);
+    if (in->code != SPIKERUN_OK) return NULL;
+    m->t_embedding = t_most = number(records);
+    if (t_most < 1 || t_most > LONGEST) fault(in, SPIKERUN_HEADER);
+    m->word = take_floats(in, times(m->shape.vocab, size), 0);
+    m->position = take_floats(in, times(m->shape.positions, size), 0);
+    m->segment = take_floats(in, times(m->shape.segments, size), 0);
+    m->norm_weight = take_floats(in, size, 0), m->norm_bias = take_floats(in, size, 0);
+    m->theta = take_floats(in, size, 1);
+    most = padded(size, CODE_LANES);
+    for (uint32_t i = 0; i < layers; i++) {
+        layer here;
+        take_layer(in, m, records + (size_t)(i + 1) * RECORD, &here);
+        if (in->code != SPIKERUN_OK) return NULL;
+        const uint32_t strides[] = {here.qkv.stride, here.out.stride, here.up.stride, here.down.stride};
+        for (int k = 0; k < 4; k++) most = strides[k] > most ? strides[k] : most;
+        inner = here.inner > inner ? here.inner : inner, ffn = here.ffn > ffn ? here.ffn : ffn;
+        t_most = here.t_steps > t_most ? here.t_steps : t_most;
+        if (in->arena) m->layers[i] = here;
+    }
+    if (m->pooling == CLS) take_matrix(in, &m->pooler, size, size, 32, ROWS, 0);
+    m->classifier = take_floats(in, times(m->shape.classes, size), 0);
+    m->classifier_bias = take_floats(in, m->shape.classes, 0);
+    if (in->at != in->size) fault(in, SPIKERUN_SHORT);
+    carve_buffers(in, m, inner, ffn, most, t_most);
+    m->used = in->used;
+    if (made && in->code == SPIKERUN_OK) *made = *m;
+    return made;
+}
+
+int spikerun_arena(const void *file, size_t bytes, uint32_t max_tokens, size_t *arena_bytes) {
+    loader in = {file, bytes, 0, NULL, 0, 0, SPIKERUN_OK};
+    if (!file || (uintptr_t)file % 8) return file ? SPIKERUN_ALIGNMENT : SPIKERUN_NO_MODEL;
+    load(&in, max_tokens);
+    *arena_bytes = in.used;
+    return in.code;
+}
+
+int spikerun_open(spikerun **model, const void *file, size_t bytes, uint32_t max_tokens, void *arena, size_t arena_bytes) {
+    loader in = {file, bytes, 0, arena, 0, arena_bytes, SPIKERUN_OK};
+    *model = NULL;
+    if (!file || !arena) return file ? SPIKERUN_ARENA : SPIKERUN_NO_MODEL;
+    if ((uintptr_t)file % 8 || (uintptr_t)arena % 8) return SPIKERUN_ALIGNMENT;
+    spikerun *made = load(&in, max_tokens);
+    if (in.code == SPIKERUN_OK) *model = made;
+    return in.code;
+}
+
+int spikerun_run(spikerun *m, const int32_t *ids, const int32_t *segments, uint32_t n, float *logits) {
+    if (n < 1 || n > m->shape.max_tokens) return SPIKERUN_LENGTH;
+    for (uint32_t i = 0; i < n; i++) {
+        if (ids[i] < 0 || (uint32_t)ids[i] >= m->shape.vocab) return SPIKERUN_TOKEN;
+        if (segments && (segments[i] < 0 || (uint32_t)segments[i] >= m->shape.segments)) return SPIKERUN_SEGMENT;
+    }
+    memset(m->operations, 0, sizeof *m->operations * (m->shape.layers + 2));
+    m->here = m->operations;
+    embed(m, ids, segments, n);
+    m->below.frames = m->coding == ACCUMULATE && m->leak == 1.0f ? 1 : m->t_embedding;
+    fire(m, -1, SPIKERUN_EMBEDDING, NULL, m->drive, m->shape.hidden, 1, 0, 0, n, &m->below);
+    const float *theta = m->theta;
+    uint32_t ended = m->t_embedding;
+    for (uint32_t i = 0; i < m->shape.layers; i++) {
+        m->here++;
+        run_layer(m, i, theta, ended, n);
+        theta = m->layers[i].theta[SPIKERUN_OUTPUT], ended = m->layers[i].t_steps;
+    }
+    m->here++;
+    classify(m, theta, ended, n, logits);
+    return SPIKERUN_OK;
+}
+
+int spikerun_set_loop(spikerun *m, int loop) {
+    int fits = loop == SPIKERUN_EVENTS || (loop == SPIKERUN_COUNTS && m->coding == ACCUMULATE && m->leak == 1.0f);
+    if (fits) m->loop = loop;
+    return fits ? SPIKERUN_OK : SPIKERUN_LOOP;
+}
+
+void spikerun_observe(spikerun *m, spikerun_observer observer, void *context) {
+    m->observer = observer, m->observed = context;
+}
+
+spikerun_shape spikerun_shape_of(const spikerun *m) { return m->shape; }
+const spikerun_operations *spikerun_operations_of(const spikerun *m) { return m->operations; }
+size_t spikerun_used(const spikerun *m) { return m->used; }

@@ -1,0 +1,353 @@
+"""The C runtime beside the Python network: spikes, logits and operations, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import struct
+import subprocess
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from students import F64, H, make, prune, sentences
+
+from spikeprune.errors import InputError
+from spikeprune.models.compaction import compact
+from spikeprune.models.inference import infer
+from spikeprune.models.modeling import SpikingBert
+from spikeprune.models.shape import student_operations
+from spikeprune.runtime import Session, library, to_bytes
+from spikeprune.runtime.session import LOOPS
+
+pytestmark = pytest.mark.compiler
+HERE = Path(library.__file__).parent
+
+PLAIN = {"theta": "channel", "pooling": "mean", "t_steps": (3, 5, 2)}
+NETWORKS = {
+    "plain": PLAIN,
+    "one theta, cls": {"theta": "tensor", "pooling": "cls", "t_steps": (1, 2, 4), "act": "relu"},
+    "membrane": {"residual": "membrane", "pooling": "cls", "t_steps": (4, 1, 3), "act": "gelu_new"},
+}
+NEURONS = [
+    (coding, leak, spikes)
+    for coding in ("accumulate", "per_step")
+    for leak in (1.0, 0.8)
+    for spikes in ("ternary", "binary")
+]
+
+
+def quantized(weights: str, **options) -> SpikingBert:
+    student = make(weights=weights, **{**PLAIN, **options})
+    student.set_strength(1.0)
+    return student
+
+
+def sparse(share: float = 0.4) -> SpikingBert:
+    student = make(sparse=True)
+    with torch.no_grad():
+        for layer in student.layers:
+            for matrix in (layer.query, layer.key, layer.value, layer.out, layer.up, layer.down):
+                matrix.weight.mul_(torch.rand_like(matrix.weight) < share)
+    student.refresh_synapses()
+    return student
+
+
+def trains(session: Session, ids: np.ndarray, segments: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Spikes of each channel over the sentence, by spiking layer and step, and the logits."""
+    found: dict[str, list[np.ndarray]] = {}
+    session.observe(lambda name, step, spikes: found.setdefault(name, []).append(np.abs(spikes).sum(0)))
+    logits = session.run(ids, segments).logits
+    session.observe(None)
+    return {name: np.stack(steps) for name, steps in found.items()}, logits
+
+
+def assert_equal(student: SpikingBert, loop: str = "events", form: str = "auto") -> None:
+    """Same spikes in every layer, channel and step, same logits, same operations; a sentence at a time. In double
+    precision, of parameters that single precision has, the network rounds no current across a threshold."""
+    student = copy.deepcopy(student).float().double()
+    small, batch = compact(student), sentences()
+    session = Session(to_bytes(student, form), max_tokens=16, loop=loop)
+    assert session.used == session.arena_bytes
+    fired = 0
+    for b, n in enumerate(batch["attention_mask"].sum(1).tolist()):
+        one = {name: x[b : b + 1, :n] for name, x in batch.items()}
+        outputs = infer(small, **one)
+        ids, segments = (one[name][0].numpy() for name in ("input_ids", "token_type_ids"))
+        counts, logits = trains(session, ids, segments)
+        np.testing.assert_allclose(logits, outputs.logits[0].numpy(), rtol=0, atol=2e-6)
+        for name, spikes in counts.items():
+            expected = outputs.counts[name][:, 0].numpy()
+            if spikes.shape[0] != expected.shape[0]:  # the closed form counts whole trains
+                spikes = spikes.sum(0, keepdims=True)
+            np.testing.assert_array_equal(spikes, expected, err_msg=name)
+            fired += spikes.sum()
+        answer = session.run(ids, segments)
+        counted = student_operations(small, outputs.counts, torch.tensor([n]))
+        for found, wanted in (
+            (answer.additions, counted.ac),
+            (answer.multiplications, counted.mac),
+            (answer.elementwise, counted.elementwise),
+        ):
+            np.testing.assert_array_equal(found, wanted.numpy())
+    assert fired > 1000
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(("coding", "leak", "spikes"), NEURONS)
+def test_spikes_logits_and_operations_are_the_networks(coding, leak, spikes, network) -> None:
+    student = prune(make(coding=coding, leak=leak, spikes=spikes, **NETWORKS[network]))
+    assert_equal(student)
+    if coding == "accumulate" and leak == 1.0:
+        assert_equal(student, "counts")
+    else:
+        with pytest.raises(InputError, match="counts needs the coding accumulate"):
+            Session(to_bytes(student), loop="counts")
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("theta", ["channel", "tensor"])
+@pytest.mark.parametrize("weights", ["binary", "ternary", "int8"])
+def test_few_bit_weights(weights, theta, loop) -> None:
+    assert_equal(prune(quantized(weights, fold=True, theta=theta)), loop)
+
+
+def test_thresholds_that_are_not_folded_take_float_rows() -> None:
+    student = quantized("ternary")
+    assert_equal(student)
+    assert len(to_bytes(student)) > len(to_bytes(quantized("ternary", fold=True)))
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("form", ["rows", "lists", "blocks", "auto"])
+def test_sparse_matrices(form, loop) -> None:
+    assert_equal(prune(sparse()), loop, form)
+
+
+def test_layers_without_heads_or_neurons() -> None:
+    student = make()
+    student.heads[0] = 0
+    student.ffn[1] = 0
+    assert_equal(student)
+    assert_equal(compact(student))
+
+
+def test_more_tokens_than_are_listed_at_a_time() -> None:
+    student = make(seed=3)
+    student.embedding.position = torch.nn.Embedding(70, 12).to(F64)
+    student.values["positions"] = 70
+    student = student.float().double()
+    ids = torch.randint(23, (1, 70))
+    outputs = infer(student, ids, torch.ones_like(ids))
+    answer = Session(to_bytes(student)).run(ids[0].numpy())
+    np.testing.assert_allclose(answer.logits, outputs.logits[0].detach().numpy(), atol=2e-6)
+
+
+def test_the_networks_own_rounding_is_all_that_differs() -> None:
+    """Given the same spikes below, a layer of the C program and one in single precision fire alike but for currents at
+    a threshold: at most one spike in 100,000."""
+    student = make(t_steps=(7, 7, 7), weights="ternary", fold=True)
+    student.set_strength(1.0)
+    student = compact(student).float()
+    session, batch = Session(to_bytes(student), max_tokens=16), sentences((8,) * 48)
+    with torch.no_grad():
+        sites = student.spiking_layers()
+        values = {}
+        for name, layer in sites.items():
+            layer.register_forward_hook(lambda _, __, train, name=name: values.__setitem__(name, train.value))
+        infer(student, **batch)
+    differ, total = [], 0
+    for b in range(48):
+
+        def compare(name, step, spikes, b=b):
+            wanted = (values[name][b] / sites[name].theta * 7).round().to(torch.int8).numpy()
+            differ.extend((name, b, *place) for place in np.argwhere(spikes != wanted))
+            nonlocal total
+            total += int(np.abs(wanted).sum())
+            spikes[:] = wanted  # the layers above see the network's own
+
+        session.observe(compare)
+        session.run(batch["input_ids"][b].numpy(), batch["token_type_ids"][b].numpy())
+    assert total > 100_000 and len(differ) <= total / 100_000, differ
+
+
+def test_the_observer_changes_what_the_network_goes_on_with() -> None:
+    student = make()
+    session, ids = Session(to_bytes(student)), [1, 2, 3]
+    plain = session.run(ids)
+
+    def silence(name, step, spikes):
+        spikes[:] = 0
+
+    session.observe(silence)
+    silent = session.run(ids)
+    assert plain.additions.sum() > silent.additions.sum() == 0
+
+
+# ------------------------------------------------------------------------------------------------------------ refusals
+
+
+@pytest.fixture(scope="module")
+def file() -> bytes:
+    return to_bytes(prune(make(**NETWORKS["membrane"])))
+
+
+def sealed(data: bytes | bytearray) -> bytes:
+    """With length and checksum that fit."""
+    data = bytearray(data)
+    struct.pack_into("<Q", data, 8, len(data))
+    struct.pack_into("<I", data, 16, zlib.crc32(bytes(data[20:])))
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"coding": "running_mean"}, "the coding running_mean"),
+        ({"spikes": "ternary_scaled"}, "ternary_scaled spikes"),
+        ({"query": "spiking"}, "a spiking query"),
+        ({"coding": "per_step", "feedback": True}, "feedback"),
+        ({"dead_zone": True}, "a dead zone"),
+        ({"t_steps": (200, 4, 2)}, "200 time steps"),
+    ],
+)
+def test_a_student_that_it_does_not_run_is_refused(options, words) -> None:
+    with pytest.raises(InputError, match=f"the C runtime does not have {words}"):
+        to_bytes(make(**options))
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "words"),
+    [
+        (0, b"SPKX", "no model.spk"),
+        (4, b"\x02", "another version"),
+        (20, b"\x01\x02\x03\x04", "big-endian"),
+        (24, b"\x00" * 4, "out of range"),  # vocabulary
+        (24, b"\xff\xff\xff\x7f", "another length"),  # more rows than the file has
+        (36, b"\xff\xff\xff\xff", "out of range"),  # hidden
+        (76, b"\x08", "does not have"),  # 8-bit embeddings
+        (80, b"\x20", "does not have"),  # relative positions
+        (84, b"\x01", "does not have"),  # a spiking query
+        (128, b"\x00", "out of range"),  # no time steps
+        (128 + 48 + 4, b"\xff\xff", "out of range"),  # heads
+        (128 + 48 + 12, b"\x07", "out of range"),  # form of a matrix
+        (192 + 128, b"\x00\x00\xc0\x7f", "a value that it cannot have"),  # NaN in an embedding
+    ],
+)
+def test_a_file_with_a_wrong_value_is_refused(file, offset, value, words) -> None:
+    data = bytearray(file)
+    data[offset : offset + len(value)] = value
+    with pytest.raises(InputError, match=words):
+        Session(sealed(data))
+
+
+def test_damage_is_refused(file) -> None:
+    for place in range(24, len(file), 997):
+        data = bytearray(file)
+        data[place] ^= 1
+        with pytest.raises(InputError, match="damaged, its checksum differs"):
+            Session(bytes(data))
+    for size in (*range(0, 200, 7), *range(200, len(file), 1999)):
+        for cut in (file[:size], sealed(file[: max(size, 24)])):
+            with pytest.raises(InputError, match=r"length|no model\.spk|checksum|big-endian"):
+                Session(cut)
+    with pytest.raises(InputError, match="another length"):
+        Session(sealed(file + b"\0" * 64))
+
+
+def test_bad_input_is_refused(file, tmp_path) -> None:
+    session = Session(file, max_tokens=4)
+    for ids, segments, words in (
+        ([], None, "at least one token"),
+        ([1] * 5, None, "at most those that the model was opened for"),
+        ([23], None, "none of the model's vocabulary"),
+        ([-1], None, "none of the model's vocabulary"),
+        ([1], [2], "a segment is none"),
+        ([1, 2], [0], "two lists of one length"),
+    ):
+        with pytest.raises(InputError, match=words):
+            session.run(ids, segments)
+    with pytest.raises(InputError, match="at least one token"):
+        Session(file, max_tokens=0)
+    with pytest.raises(InputError, match="cannot be read"):
+        Session(tmp_path / "missing.spk")
+
+
+def test_without_a_compiler_it_is_a_sentence(monkeypatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler -O3")
+    with pytest.raises(InputError, match="no-such-compiler -O3 is not on PATH: install gcc or clang"):
+        library.built()
+    monkeypatch.setenv("CC", "false")
+    with pytest.raises(InputError, match="false does not compile the C runtime"):
+        library.compile_library(Path("/nowhere.so"))
+
+
+# ------------------------------------------------------------------------------------------------------------- sources
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang", "arm-linux-gnueabihf-gcc"])
+def test_no_warning(compiler) -> None:
+    if shutil.which(compiler) is None:
+        pytest.skip(f"{compiler} is not on PATH")
+    for options in ([], ["-DSPIKERUN_SCALAR"]):
+        words = [compiler, "-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic", "-fsyntax-only", *options]
+        for name in ("spikerun.c", "main.c"):
+            done = subprocess.run([*words, str(HERE / name)], capture_output=True, text=True, encoding="utf-8")
+            assert done.returncode == 0, done.stderr
+
+
+def test_nothing_is_allocated(tmp_path) -> None:
+    """The object file needs nothing of the C library but these."""
+    if shutil.which("nm") is None:
+        pytest.skip("nm is not on PATH")
+    subprocess.run(["cc", "-std=c99", "-O0", "-c", HERE / "spikerun.c", "-o", tmp_path / "o"], check=True)
+    found = subprocess.run(["nm", "-u", tmp_path / "o"], capture_output=True, text=True, encoding="utf-8", check=True)
+    names = {line.split()[-1] for line in found.stdout.splitlines()}
+    assert names <= {"memcpy", "memset", "memcmp", "sqrtf", "__stack_chk_fail", "_GLOBAL_OFFSET_TABLE_"}
+
+
+def test_the_program_reads_ids_and_words(tmp_path) -> None:
+    """`make`, then lines of ids, and English with a vocabulary."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not on PATH")
+    for name in library.FILES:
+        shutil.copy(HERE / name, tmp_path)
+    subprocess.run(["make", "-s", "-C", tmp_path, "CC=cc -Werror", "CFLAGS=-O1", "ARCH="], check=True)
+    student = copy.deepcopy(make())
+    (tmp_path / "model.spk").write_bytes(to_bytes(student))
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "fine", "film", "##s", "!"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+
+    def run(text: str, *options: str) -> list[str]:
+        command = [tmp_path / "spikerun", tmp_path / "model.spk", *options]
+        done = subprocess.run(command, input=text, capture_output=True, text=True, encoding="utf-8")
+        return done.stdout.splitlines()[1:] if done.returncode == 0 else [done.stderr.strip()]
+
+    def answers(lines: list[str]) -> list[list[str]]:
+        return [line.partition(" ms ")[0].split() for line in lines]
+
+    spoken = run("A fine films!\nunheard-of film\n", "--vocab", str(tmp_path / "vocab.txt"))
+    listed = run("2 4 5 6 7 8 3\n2 1 1 1 6 3\n")
+    assert answers(spoken) == answers(listed) and len(listed) == 2
+    session = Session(to_bytes(student))
+    answer = session.run([2, 4, 5, 6, 7, 8, 3])
+    first = answers(listed)[0]
+    assert first[1] == str(answer.logits.argmax())
+    assert [float(x) for x in first[3:6]] == pytest.approx(answer.logits.tolist(), abs=1e-6)
+    assert first[first.index("additions") + 1] == str(answer.additions.sum())
+    segments = session.run([2, 4, 3, 5, 3], [0, 0, 0, 1, 1]).additions.sum()
+    assert f"additions {segments} " in run("2 4 3 | 5 3\n", "--counts", "--layers")[0]
+    assert run("23\n") == ["error: sentence: " + library.library().spikerun_message(13).decode()]
+    assert run("1 x\n")[0].startswith("error: ids: a line is token ids")
+
+
+def test_heads_are_head_major() -> None:
+    """One head alone sees its own channels."""
+    student = make()
+    for head in range(H):
+        alone = copy.deepcopy(student)
+        alone.heads[:] = 0
+        alone.heads[:, head] = 1
+        assert_equal(alone)

@@ -249,6 +249,8 @@ def test_a_fresh_process_measures_the_same(compacted) -> None:
         assert found[key] == source[key], key
     # in float32 a current within rounding of its threshold may fire in one of the two only
     rates = found["cost"].pop("rates"), source["cost"].pop("rates")
+    work = [{kind: sum(rows) for kind, rows in row["cost"].pop("work").items()} for row in (found, source)]
+    assert work[0] == pytest.approx(work[1], rel=1e-3)
     assert found["cost"] == pytest.approx(source["cost"], rel=1e-3) and rates[0] == pytest.approx(rates[1], rel=1e-2)
 
 

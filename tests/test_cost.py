@@ -7,8 +7,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForSequenceClassification
 
-from spikeprune.cost import energy, operations
+from spikeprune.cost import latency, operations
+from spikeprune.cost.dense import dense
+from spikeprune.cost.energy_models import ENERGY_MODELS
+from spikeprune.cost.network import dense_network, spiking_network
 from spikeprune.cost.shapes import Shape
+from spikeprune.cost.summary import norm_ops, summarize
 
 # One layer of two heads of one channel, three neurons: D=2, H=2, d=1, F=3, C=2.
 TINY = Shape(hidden=2, heads=2, ffn=3, layers=1, classes=2)
@@ -253,13 +257,11 @@ def test_dense_equals_a_profiler(sizes):
     net = BertForSequenceClassification._from_config(config, attn_implementation="eager").eval()
     with FlopCounterMode(display=False) as profiler, torch.no_grad():
         net(input_ids=torch.ones(2, n, dtype=torch.long))
-    assert operations.dense(torch.tensor([n, n]), shape=shape).mac.sum() * 2 == profiler.get_total_flops()
+    assert dense(torch.tensor([n, n]), shape=shape).mac.sum() * 2 == profiler.get_total_flops()
 
 
 def test_dense_by_hand():
-    ops = operations.dense(
-        torch.tensor([4, 1]), shape=Shape(hidden=2, heads=2, ffn=3, layers=1, classes=2, pooling="cls")
-    )
+    ops = dense(torch.tensor([4, 1]), shape=Shape(hidden=2, heads=2, ffn=3, layers=1, classes=2, pooling="cls"))
     # 4 tokens: 4·4·4 + 2·16·2 + 2·4·2·3; 1 token: 16 + 4 + 12. Each: pooler 4, classifier 4.
     assert ops.mac.tolist() == [0, 64 + 64 + 48 + 32, 16]
     assert ops.elementwise.tolist() == [10, (16 + 32 + 12) + (4 + 2 + 3), 4]
@@ -271,38 +273,45 @@ def test_every_neuron_firing_once_adds_what_the_dense_network_multiplies(pooling
     shape, n = Shape(hidden=36, heads=3, ffn=50, layers=2, classes=3, pooling=pooling), 7
     counts = {site: c + n for site, c in silent(shape, (1, 1, 1)).items()}
     counts["pooled"] = torch.ones(1, 1, 36)
-    ops, dense = run(counts, shape=shape, n=(n,), steps=(1, 1, 1)), operations.dense(torch.tensor([n]), shape=shape)
+    ops, plain = run(counts, shape=shape, n=(n,), steps=(1, 1, 1)), dense(torch.tensor([n]), shape=shape)
     residuals = 2 * 2 * n * 36
     mean = 0 if pooling == "cls" else n * 36
-    assert ops.ac.sum() + ops.mac.sum() == dense.mac.sum() + residuals + mean
-    assert torch.equal(ops.elementwise, dense.elementwise)
+    assert ops.ac.sum() + ops.mac.sum() == plain.mac.sum() + residuals + mean
+    assert torch.equal(ops.elementwise, plain.elementwise)
 
 
-def test_energy_and_normalized_operations():
+def spiking(ops, *, shape=TINY, coding="accumulate"):
+    return spiking_network(ops, shape=shape, heads=torch.ones(1, 2), ffn=torch.ones(1, 3), coding=coding)
+
+
+def test_normalized_operations():
     counts = silent(TINY, (1, 1))
     counts["layers.0.output"][0, 0, 0] = 4
-    ops, dense = run(counts), operations.dense(torch.tensor([4]), shape=TINY)
-    fp32 = energy.PRICES["fp32"]
-    assert energy.energy_pj(ops, fp32) == pytest.approx(4 * 0.9 + 4 * 4.6)
-    assert energy.energy_full_pj(ops, fp32) == pytest.approx(4 * 0.9 + 4 * 4.6 + 68 * 4.6)
-    assert energy.norm_ops(ops, dense) == 8 / (64 + 64 + 48 + 4)
-    assert energy.energy_pj(dense, energy.PRICES["int8"]) == pytest.approx(180 * 0.23)
+    assert norm_ops(run(counts), dense(torch.tensor([4]), shape=TINY)) == 8 / (64 + 64 + 48 + 4)
 
 
 def test_latency():
-    steps = [4, 2, 3]
-    assert [energy.latency_steps(steps, c) for c in ("accumulate", "running_mean", "per_step")] == [9, 4, 4]
-    assert [energy.latency_stages(steps, c) for c in ("accumulate", "running_mean", "per_step")] == [29, 4, 4]
+    steps, codings = [4, 2, 3], ("accumulate", "running_mean", "per_step")
+    assert [latency.latency_steps(steps, c) for c in codings] == [9, 4, 4]
+    assert [latency.latency_stages(steps, c) for c in codings] == [29, 4, 4]
+    assert [latency.latency_overlapped(steps, c) for c in codings] == [14, 4, 4]
+
+
+def test_overlapping_is_a_bound_that_equal_trains_of_one_step_reach():
+    for steps in ([1, 1], [3, 1, 4], [2, 2, 2]):
+        bound, stages = latency.latency_overlapped(steps, "accumulate"), latency.latency_stages(steps, "accumulate")
+        assert bound <= stages and (bound == stages) == (max(steps) == 1)
 
 
 def test_summary_holds_every_cost():
-    dense = operations.dense(torch.tensor([4]), shape=TINY)
-    teacher = energy.summarize(dense, dense_ops=dense, prices=energy.PRICES["fp32"], shape=TINY)
+    plain = dense(torch.tensor([4]), shape=TINY)
+    common = {"dense_ops": plain, "model": ENERGY_MODELS["convention"], "shape": TINY}
+    teacher = summarize(dense_network(plain, shape=TINY), **common)
     assert teacher["norm_ops"] == 1 and "latency_steps" not in teacher
-    ops, masks = run(silent(TINY, (2, 1))), {"heads": torch.ones(1, 2), "ffn": torch.ones(1, 3)}
+    masks = {"heads": torch.ones(1, 2), "ffn": torch.ones(1, 3)}
     time = {"t_steps": [2, 1], "coding": "accumulate"}
-    student = energy.summarize(ops, dense_ops=dense, prices=energy.PRICES["fp32"], shape=TINY, **masks, **time)
-    assert set(student) - set(teacher) == {"latency_steps", "latency_stages"}
+    student = summarize(spiking(run(silent(TINY, (2, 1)))), **common, **masks, **time)
+    assert set(student) - set(teacher) == {"latency_steps", "latency_stages", "latency_overlapped"}
     assert (student["latency_steps"], student["latency_stages"], student["params"]) == (3, 7, teacher["params"])
 
 

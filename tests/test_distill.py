@@ -9,7 +9,7 @@ import torch
 from micro import GLUE, micro
 
 from spikeprune.config.load import load
-from spikeprune.cost import operations
+from spikeprune.cost import operations, synapses
 from spikeprune.cost.activity import place
 from spikeprune.cost.shapes import Shape
 from spikeprune.experiment.context import prepare
@@ -146,9 +146,9 @@ def test_the_priced_firing_is_what_the_counter_counts(spikes, pooling, residual)
     if pooling == "cls":  # the one token that the pooler reads has no share in a token's price
         wanted = wanted - counted.ac[-1]
     prices = {
-        "fan_out": operations.fan_out(shape=shape, **masks, tokens=7.0),
+        "fan_out": synapses.fan_out(shape=shape, **masks, tokens=7.0),
         "t_steps": {name: steps[place(name)[0]] for name in outputs.rates},
-        "unfired": operations.unfired(shape=shape, t_steps=student.steps, coding="accumulate"),
+        "unfired": synapses.unfired(shape=shape, t_steps=student.steps, coding="accumulate"),
         "dense": 10.0,
     }
     found = additions_loss(outputs.rates, **prices)

@@ -13,7 +13,7 @@ from students import C, D, L, make, prune, sentences
 from spikeprune import cli
 from spikeprune.config.load import load
 from spikeprune.config.tasks import get_task
-from spikeprune.cost.energy import PRICES
+from spikeprune.cost.energy_models import ENERGY_MODELS
 from spikeprune.cost.operations import count
 from spikeprune.cost.shapes import Shape
 from spikeprune.errors import InputError
@@ -117,7 +117,7 @@ def test_the_overhead_by_hand(pooling) -> None:
 
 def play(student, **how):
     batches = [{**sentences(lengths, seed), "labels": torch.arange(len(lengths)) % C} for lengths, seed in PARTS]
-    return dynamic(student, lambda: batches, task=get_task("mnli"), prices=PRICES["fp32"], **how)
+    return dynamic(student, lambda: batches, task=get_task("mnli"), model=ENERGY_MODELS["convention"], **how)
 
 
 PARTS = (((8, 5, 6), 1), ((4, 7), 2))

@@ -23,7 +23,7 @@ from transformers import (
 
 from spikeprune.config.load import load
 from spikeprune.config.tasks import get_task
-from spikeprune.cost.operations import dense
+from spikeprune.cost.dense import dense
 from spikeprune.cost.shapes import model_bytes, parameters
 from spikeprune.data.batching import encode
 from spikeprune.data.tokenizer import load_tokenizer

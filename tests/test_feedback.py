@@ -13,8 +13,9 @@ from test_dynamic import shape_of
 
 from spikeprune import cli
 from spikeprune.config.load import load
-from spikeprune.cost.operations import count, fan_out
+from spikeprune.cost.operations import count
 from spikeprune.cost.shapes import Shape, parameters
+from spikeprune.cost.synapses import fan_out
 from spikeprune.errors import InputError
 from spikeprune.experiment import checkpoints, evaluation, pipeline
 from spikeprune.experiment.run_directory import RunDirectory

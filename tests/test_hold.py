@@ -13,7 +13,6 @@ from test_joint import TEACHER, meter
 
 from spikeprune.config.schema import Config, Stage
 from spikeprune.config.tasks import TASKS
-from spikeprune.cost.energy import PRICES
 from spikeprune.experiment.build.callbacks import budget
 from spikeprune.models.teacher import Teacher, scratch_config
 from spikeprune.pruning.budget import TOLERANCE
@@ -49,7 +48,7 @@ def term(made: DistillationModule) -> AdditionsTerm:
 def callback(share: float, **changes) -> BudgetPruning:
     options = {"target": "energy", "relative_to": "dense", "candidates": ("heads", "ffn", "steps"), "min_heads": 1}
     options |= {"min_ffn": 4, "block": 4, "sentences": 8, "measured": 7, "batch_size": 4}
-    options |= {"dense_shape": TEACHER, "prices": PRICES["fp32"], "seed": 0}
+    options |= {"dense_shape": TEACHER, "seed": 0}
     return BudgetPruning(share=share, **options, **({"begin": 0, "settle": 3, "end": 5} | changes))
 
 
@@ -183,7 +182,7 @@ def test_a_resumed_leg_has_limit_and_press() -> None:
     expected = play(whole, one, lambda epoch: 0.01)
     found = play(legs, two, lambda epoch: 0.01, range(5))
     three.load_state_dict(two.state_dict())
-    three.meter = two.meter  # with its prices
+    three.meter = two.meter  # with its model
     term(legs).limit.zero_(), term(legs).penalty_scale.fill_(1.0)
     found += play(legs, three, lambda epoch: 0.01, range(5, EPOCHS))
     assert found == expected

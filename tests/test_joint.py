@@ -14,11 +14,16 @@ from hypothesis import strategies as st
 from pruning import F, H, L, batches, make
 
 from spikeprune.config import names
-from spikeprune.cost.energy import PRICES, summarize
-from spikeprune.cost.operations import count, dense
+from spikeprune.cost.dense import dense
+from spikeprune.cost.energy_models import ENERGY_MODELS
+from spikeprune.cost.network import dense_network
+from spikeprune.cost.operations import count
+from spikeprune.cost.opponents import equal_bits
 from spikeprune.cost.shapes import Shape
+from spikeprune.cost.summary import summarize
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS
+from spikeprune.models.shape import student_network
 from spikeprune.pruning import estimates
 from spikeprune.pruning.budget import Budget
 from spikeprune.pruning.candidates import KINDS, Candidate, cheapest
@@ -31,7 +36,9 @@ TEACHER = Shape(hidden=12, heads=H, ffn=F, layers=3, classes=3, pooling="cls", v
 
 
 def meter(target: str = "energy", shape: Shape = SHAPE) -> CostMeter:
-    return CostMeter(batches((4, 3), seed=3), target=target, shape=shape, dense_shape=TEACHER, prices=PRICES["fp32"])
+    return CostMeter(
+        batches((4, 3), seed=3), target=target, shape=shape, dense_shape=TEACHER, model=ENERGY_MODELS["convention"]
+    )
 
 
 def budget(student: SpikingBert, target: str = "energy", **options) -> Budget:
@@ -114,10 +121,13 @@ def test_the_meter_reads_what_the_run_reports(coding, target) -> None:
             ops = one if ops is None else ops + one
             here = dense(lengths, shape=TEACHER)
             plain = here if plain is None else plain + here
-    common = {"dense_ops": plain, "prices": PRICES["fp32"]}
-    cost = summarize(ops, shape=SHAPE, **masks, coding=coding, **common)
-    teacher = summarize(plain, shape=TEACHER, **common)
+    common = {"dense_ops": plain, "model": ENERGY_MODELS["convention"]}
+    cost = summarize(student_network(student, ops), shape=SHAPE, **masks, coding=coding, **common)
+    teacher = summarize(dense_network(plain, shape=TEACHER), shape=TEACHER, **common)
+    lengths = torch.cat([batch["attention_mask"].sum(1) for batch in batches((4, 3), seed=3)])
+    equal = ENERGY_MODELS["convention"].per_sample(equal_bits(lengths, shape=SHAPE, **masks))
     wanted = {
+        "equal_bits": cost["energy_pj"] / equal,
         "energy": cost["energy_pj"] / teacher["energy_pj"],
         "ac": cost["ac"] / teacher["mac"],
         "latency": cost["latency_steps"],

@@ -11,7 +11,7 @@ from students import make, sentences
 from spikeprune.config import names
 from spikeprune.config.load import load
 from spikeprune.config.tasks import get_task
-from spikeprune.cost.energy import latency_stages, latency_steps
+from spikeprune.cost.latency import latency_stages, latency_steps
 from spikeprune.data.glue import load_raw
 from spikeprune.errors import InputError
 from spikeprune.kernels import attach
@@ -31,7 +31,7 @@ BATCHES = {"batches": 1, "batch_size": 1, "seed": 0, "begin": 0, "end": 1}
 TEMPORAL = {"t_steps": 2, "criterion": "uniform"}
 JOINT = {"target": "ac", "share": 0.5, "relative_to": "dense", "candidates": ["ffn"], "min_heads": 1, "min_ffn": 1}
 JOINT |= {"block": 1, "sentences": 1, "measured": 1, "batch_size": 1, "seed": 0}
-JOINT |= dict.fromkeys(("dense_shape", "prices"))
+JOINT |= dict.fromkeys(("dense_shape",))
 JOINT |= {"begin": 0, "settle": 1, "end": 1}
 RAW = {"task": get_task("sst2"), "directory": None, "hub": "", "seed": 0, "train_limit": None}
 RAW |= {"embedded_train": 1, "embedded_dev": 1}
@@ -64,7 +64,7 @@ CHOICES = [
     ("criterion", lambda: SpatialPruning(**{**SPATIAL, **BATCHES, "criterion": WRONG}), "magnitude, rate, taylor"),
     ("scope", lambda: SpatialPruning(**{**SPATIAL, **BATCHES, "scope": WRONG}), "global, layer"),
     ("criterion", lambda: TemporalPruning(**{**TEMPORAL, **BATCHES, "criterion": WRONG}), "uniform, convergence"),
-    ("target", lambda: BudgetPruning(**{**JOINT, "target": WRONG}), "ac, energy, latency"),
+    ("target", lambda: BudgetPruning(**{**JOINT, "target": WRONG}), "ac, energy, equal_bits, latency"),
     ("relative_to", lambda: BudgetPruning(**{**JOINT, "relative_to": WRONG}), "dense, student"),
     ("candidate", lambda: BudgetPruning(**{**JOINT, "candidates": [WRONG]}), "heads, ffn, steps"),
     ("data.source", lambda: load_raw(**RAW, source=WRONG), "auto, hub, dir, embedded"),

@@ -10,7 +10,6 @@ import torch
 from pruning import D, F, H, L, batches, inputs, loss_of, make
 from weights import linear, matrix
 
-from spikeprune.cost import energy
 from spikeprune.cost.shapes import Shape, matrix_bytes, model_bytes
 from spikeprune.models.compaction import compact
 from spikeprune.models.modeling import SpikingBert
@@ -219,7 +218,7 @@ def test_a_folded_student_learns_and_is_not_the_plain_one() -> None:
 def test_bytes_are_counted_as_stored_and_operations_as_before() -> None:
     rows = {}
     for student in (make(), quantized("ternary", 0.9), quantized("ternary")):
-        counter, batch = SynOpsLogger(prices=energy.PRICES["fp32"]), batches((3,))[0]
+        counter, batch = SynOpsLogger(teacher_shape=SHAPE, model="convention"), batches((3,))[0]
         with torch.no_grad():
             outputs = student.eval()(**inputs(batch), mode="spiking", count=True)
         module = SimpleNamespace(student=student, log_dict=lambda *_, **__: None)

@@ -41,7 +41,7 @@ def test_a_chain_of_bases_ends_after_one(write) -> None:
 
 
 def test_an_unknown_key_without_likeness_lists_its_section(empty: Path) -> None:
-    assert problems(empty, "cost.zzz=1") == "cost.zzz: unknown key; there are prices [command line]"
+    assert problems(empty, "cost.zzz=1") == "cost.zzz: unknown key; there are model [command line]"
 
 
 def test_all_problems_in_one_message(write) -> None:

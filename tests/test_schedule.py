@@ -10,7 +10,8 @@ from pruning import L, Module, batches, known, make
 
 from spikeprune.config import names
 from spikeprune.config.derived import COMPRESSION
-from spikeprune.cost.energy import PRICES
+from spikeprune.cost.energy_models import ENERGY_MODELS
+from spikeprune.cost.network import level_bits
 from spikeprune.experiment.build.callbacks import COMPRESSING
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.quantization import WEIGHTS
@@ -146,7 +147,10 @@ def test_temporal_pruning_resumed_keeps_its_line() -> None:
 def test_the_names_in_checks_are_those_of_the_registries() -> None:
     assert names.SPATIAL_CRITERIA == (*CRITERIA, "kwon")
     assert names.TEMPORAL_CRITERIA == tuple(TEMPORAL_CRITERIA)
-    assert names.PRICES == tuple(PRICES)
+    assert names.ENERGY_MODELS == tuple(ENERGY_MODELS)
+    longest = level_bits(names.LONGEST, signed=True)
+    narrow = {name: model.widest for name, model in ENERGY_MODELS.items() if model.widest < longest}
+    assert names.WIDEST_ACTIVATION == narrow
     assert (*COMPRESSION, "finetune") == tuple(COMPRESSING)
     assert names.WEIGHTS == WEIGHTS
     assert names.NEURONS == tuple(NEURONS)

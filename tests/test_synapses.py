@@ -16,7 +16,7 @@ from test_dynamic import shape_of
 
 from spikeprune import cli
 from spikeprune.config.load import load
-from spikeprune.cost import operations
+from spikeprune.cost import operations, synapses
 from spikeprune.cost.shapes import matrix_bytes, model_bytes
 from spikeprune.experiment import checkpoints, evaluation, pipeline
 from spikeprune.experiment.run_directory import RunDirectory
@@ -184,7 +184,7 @@ def test_the_loss_prices_what_is_counted() -> None:
     student, batch = thinned(), sentences((5,))
     outputs = student(**batch, mode="equilibrium", rate=True)
     units = {"shape": shape_of(student), "heads": student.heads, "ffn": student.ffn, "links": student.links()}
-    fan_out = operations.fan_out(tokens=5.0, **units)
+    fan_out = synapses.fan_out(tokens=5.0, **units)
     steps = {"embedding": student.steps[0], **{f"layers.{i}": t for i, t in enumerate(student.steps[1:])}}
     found = 0.0
     for name, rate in outputs.rates.items():

@@ -15,12 +15,13 @@ from test_dynamic import shape_of, work
 from spikeprune import cli
 from spikeprune.config.load import load
 from spikeprune.cost.adaptive_threshold import gain_work
-from spikeprune.cost.energy import PRICES, energy_pj
+from spikeprune.cost.energy_models import ENERGY_MODELS
 from spikeprune.cost.operations import count
 from spikeprune.cost.shapes import Shape
 from spikeprune.experiment import pipeline
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.models.compaction import compact
+from spikeprune.models.shape import student_network
 from spikeprune.models.variants import deaden, variant
 from spikeprune.snn.coding import CODINGS
 from spikeprune.snn.context import ForwardContext
@@ -58,6 +59,10 @@ def test_edges_by_hand(percentile, edges, silent) -> None:
         assert zone(CURRENTS).eq(0).equal(again(CURRENTS).eq(0))
 
 
+def convention_pj(student, batch) -> float:
+    return ENERGY_MODELS["convention"].per_sample(student_network(student, work(student, batch)))
+
+
 @pytest.mark.parametrize("coding", CODINGS)
 @torch.no_grad()
 def test_more_silence_costs_less_energy_and_moves_the_answer_further(coding) -> None:
@@ -66,9 +71,9 @@ def test_more_silence_costs_less_energy_and_moves_the_answer_further(coding) -> 
     for percentile in (0, 20, 50, 80, 95):
         quiet = variant(student, dead_zone=True)
         deaden(quiet, batch, percentile)
-        costs.append(energy_pj(work(quiet, batch), PRICES["fp32"]))
+        costs.append(convention_pj(quiet, batch))
         shifts.append((quiet(**batch, mode="spiking").logits - plain).abs().mean().item())
-    assert shifts[0] == 0 and costs[0] == energy_pj(work(student, batch), PRICES["fp32"])
+    assert shifts[0] == 0 and costs[0] == convention_pj(student, batch)
     assert costs[-1] < costs[2] < costs[0] and costs[-1] < 0.75 * costs[0]
     assert shifts[-1] > shifts[1] > 0
     assert all(site.dead_zone is None for site in student.spiking_layers().values())

@@ -175,7 +175,7 @@ def test_the_mode_is_by_key_then_by_environment(overrides, said, mode, monkeypat
 
 
 def test_results_are_quality_beside_cost() -> None:
-    cost = dict.fromkeys(("energy_full_pj", "ac", "mac", "norm_ops", "latency_steps", "rate", "params", "bytes"), 1)
+    cost = dict.fromkeys(("ac", "mac", "norm_ops", "latency_steps", "rate", "params", "bytes"), 1)
     row = {"metrics": {"accuracy": 0.5, "mismatched/accuracy": 0.4}, "main": 0.5, "cost": {**cost, "energy_pj": 20.0}}
     row |= {"heads": [2, 1], "ffn": [8, 4], "t_steps": [4, 2, 1]}
     faithful = {"agreement": 0.75, "divergence": 0.5, "mismatched/agreement": 0.25, "mismatched/divergence": 1.0}

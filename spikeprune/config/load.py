@@ -46,7 +46,7 @@ MEASURING = (
     "student.coding",
     "student.forward",
     "student.dead_zone",
-    "cost.prices",
+    "cost.model",
 )
 SAVED = ("task", "seed", "run", "data", "teacher", "student", "stages", "cost")  # by every run
 OLDER = ("compress", "distill", "time")  # sections of earlier versions

@@ -197,7 +197,11 @@ class Quantize(Compression):
 class Budget(Compression):
     target: str = key("energy", "what the budget limits", choices=names.TARGETS)
     method: str = key("greedy", "who chooses: greedy removal, or gates that are learnt", choices=("greedy", "gates"))
-    value: float | None = key(None, "share of the dense teacher's (latency: of the uncompressed student's)", check=KEPT)
+    value: float | None = key(
+        None,
+        "share of the dense teacher's; equal_bits: of the same network's, computed densely; latency: uncompressed",
+        check=KEPT,
+    )
     candidates: list[str] = key(["heads", "ffn", "steps"], "what may be removed")
 
 
@@ -222,7 +226,7 @@ class Stages:
 
 @dataclass
 class Cost:
-    prices: str = key("fp32", "energy per addition and multiplication", choices=names.PRICES)
+    model: str = key("convention", "energy model that tables and budgets lead with", choices=names.ENERGY_MODELS)
 
 
 @dataclass

@@ -12,7 +12,7 @@ from typing import Any
 
 from spikeprune.config import data_rules
 from spikeprune.config.derived import is_int, is_ints, runs, scratch_size, stage_rows, student_layers
-from spikeprune.config.names import CANDIDATES, LONGEST
+from spikeprune.config.names import CANDIDATES, LONGEST, WIDEST_ACTIVATION
 from spikeprune.config.schema import Config, Losses, Stage
 from spikeprune.errors import Problem, nearest
 
@@ -197,6 +197,16 @@ def _numbers(steps: Any, layers: int | None) -> list[int]:
     return steps if is_ints(steps, 1) else []
 
 
+def energy_model(config: Config) -> Iterator[Problem]:
+    """A model's figures must reach the activations of the dense network that a student is compared with."""
+    model, steps = config.cost.model, config.student.t_steps
+    longest = max([steps] if is_int(steps, 1) else steps) if is_int(steps, 1) or is_ints(steps, 1) else 1
+    bits = ((1 if config.student.spikes == "binary" else 2) * longest).bit_length()
+    if bits > WIDEST_ACTIVATION.get(model, bits):
+        text = f"has no figure for the {bits} bits that student.t_steps = {steps} takes densely; use int32"
+        yield ("cost.model", "student.t_steps"), f"cost.model = {model}: {text}"
+
+
 def devices(config: Config) -> Iterator[Problem]:
     run = config.run
     if run.accelerator == "cpu" and run.precision == "16-mixed":
@@ -228,6 +238,7 @@ RULES: tuple[Rule, ...] = (
     quantize,
     without_target,
     budget,
+    energy_model,
     devices,
 )
 

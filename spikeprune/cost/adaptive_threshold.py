@@ -22,7 +22,7 @@ from spikeprune.cost.shapes import Shape
 def gain_work(
     n: Tensor, *, shape: Shape, heads: Tensor, ffn: Tensor, steps: Sequence[int], coding: str
 ) -> tuple[Tensor, Tensor]:
-    """(MACs [L+2], element-wise operations [L+2]) of all gains in sentences of `n [B]` real tokens; float64."""
+    """(MACs [L+2], roots [L+2]) of all gains in sentences of `n [B]` real tokens; float64."""
     tokens, pairs, wide = n.sum(), n.square().sum(), shape.hidden
     times = [t if coding != "accumulate" else 1 for t in steps]
     mac = [tokens * wide * times[0]]  # the embedding's squares

@@ -6,14 +6,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spikeprune.cost.operations import Operations
+from spikeprune.cost.kinds import Operations, of_rows
 from spikeprune.cost.shapes import Shape
 
 
 def extra(shape: Shape, samples: int, **kinds: dict[int, Tensor]) -> Operations:
-    """Operations in single rows [L+2]; their additions stand at the first step."""
-    rows = {kind: torch.zeros(shape.layers + 2, dtype=torch.float64) for kind in ("ac", "mac", "elementwise")}
+    """Work in single rows [L+2]; additions stand at the first step."""
+    zero = torch.zeros(shape.layers + 2, dtype=torch.float64)
+    rows = {kind: zero.clone() for kind in kinds}
     for kind, values in kinds.items():
         for row, value in values.items():
             rows[kind][row] = float(value)
-    return Operations(**rows, ac_per_step=rows["ac"][:, None], samples=samples)
+    return of_rows(len(zero), zero, tokens=zero.new_zeros(()), samples=samples, **rows)

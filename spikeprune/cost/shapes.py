@@ -34,6 +34,7 @@ class Shape:
     theta: str = "none"  # spike thresholds stored for each site: none | tensor | channel
     gain: bool = False  # thresholds follow the token's input
     membrane: bool = False  # currents go past each block, not spikes
+    signed: bool = True  # ternary spikes
     feedback: bool = False  # the last layer's spikes reach the embedding's site through a matrix D×D
 
     def __post_init__(self):

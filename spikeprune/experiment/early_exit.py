@@ -21,15 +21,18 @@ import torch
 from torch import Tensor
 
 from spikeprune.config.tasks import Task
-from spikeprune.cost.energy import PRICES, Prices, energy_pj, summarize
+from spikeprune.cost.dense import dense
+from spikeprune.cost.energy_models import ENERGY_MODELS, EnergyModel
 from spikeprune.cost.exit_overhead import extra
-from spikeprune.cost.operations import Operations, count, dense
+from spikeprune.cost.kinds import Operations
+from spikeprune.cost.operations import count
+from spikeprune.cost.summary import summarize
 from spikeprune.errors import InputError
 from spikeprune.experiment.build import trainers
 from spikeprune.experiment.context import RunContext
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS
-from spikeprune.models.shape import student_shape
+from spikeprune.models.shape import student_network, student_shape
 from spikeprune.snn.coding import read_running_mean
 from spikeprune.training.metrics import main_metric, task_metrics
 
@@ -58,7 +61,7 @@ def measure_early_exit(context: RunContext, student: SpikingBert) -> dict[str, A
         for rows in order.split(size):
             yield {name: x.to(device) for name, x in data.batch(rows.tolist()).items()}
 
-    found = dynamic(student.to(device), batches, task=context.task, prices=PRICES[context.config.cost.prices])
+    found = dynamic(student.to(device), batches, task=context.task, model=ENERGY_MODELS[context.config.cost.model])
     student.to(home)
     return found
 
@@ -108,18 +111,17 @@ class EveryExit:
         """`cost.operations.count`, on the CPU."""
         student = self.student
         kept = {"heads": student.heads, "ffn": student.ffn, "t_steps": steps, "links": student.links()}
-        found = count(counts, lengths, shape=self.shape, coding=student.coding, **kept)
-        kinds = {kind: getattr(found, kind).cpu() for kind in ("ac", "mac", "elementwise", "ac_per_step")}
-        return Operations(**kinds, samples=found.samples)
+        form = {"coding": student.coding, "leak": student.values["leak"]}
+        return count(counts, lengths, shape=self.shape, **form, **kept).mapped(Tensor.cpu)
 
     def overhead(self, stops: Tensor) -> Operations:
         """Operations of the tests up to each sentence's exit, beside the one classification of every run."""
         shape, times = self.shape, stops.clamp(max=self.last - 1).double()  # no test at the last step
         extra_logits = times.sum() - (stops < self.last).sum()  # an early exit returns its last test's logits
         tanh = shape.hidden * (shape.pooling == "cls")
-        mac = extra_logits * shape.hidden * shape.classes
-        elementwise = times.sum() * shape.classes + extra_logits * tanh
-        return extra(shape, len(times), mac={-1: mac}, elementwise={-1: elementwise})
+        mac, softmax = extra_logits * shape.hidden * shape.classes, times.sum() * shape.classes
+        kinds = {"mac": mac, "softmax": softmax, "activation": extra_logits * tanh}
+        return extra(shape, len(times), **{kind: {-1: value} for kind, value in kinds.items()})
 
 
 class Row:
@@ -132,17 +134,15 @@ class Row:
         self.metrics.update(done.logits.float().cpu().argmax(-1), labels.cpu())
         self.exits.append(done)
 
-    def result(self, student: SpikingBert, prices: Prices, plain: Operations) -> dict[str, Any]:
+    def result(self, student: SpikingBert, model: EnergyModel, plain: Operations) -> dict[str, Any]:
         shape, work = student_shape(student), reduce(add, (done.work for done in self.exits))
         overheads = [done.overhead for done in self.exits if done.overhead is not None]
         overhead = reduce(add, overheads) if overheads else extra(shape, work.samples)
-        both = Operations(
-            *(a + b for a, b in zip(sums(work), sums(overhead), strict=True)), work.ac_per_step, work.samples
-        )
+        alone, tested = (student_network(student, ops) for ops in (work, work.with_work(overhead)))
         steps = torch.cat([done.steps for done in self.exits]).cpu()  # [samples, L+1]
         masks = {"heads": student.heads, "ffn": student.ffn}
         stored = {"bits": student.stored_bits, "synapses": student.synapse_count()}
-        cost = summarize(both, dense_ops=plain, prices=prices, shape=shape, **masks, **stored)
+        cost = summarize(tested, dense_ops=plain, model=model, shape=shape, **masks, **stored)
         latency = steps.amax(1).mean().item()  # all layers tick together
         metrics = self.metrics.compute()
         return {
@@ -152,12 +152,8 @@ class Row:
             "t_steps": steps.mean(0).tolist(),
             "early": torch.cat([done.early for done in self.exits]).double().mean().item(),
             "cost": {**cost, "latency_steps": latency, "latency_stages": latency},
-            "overhead": {**overhead.per_sample(), "energy_pj": energy_pj(overhead, prices)},
+            "overhead": {**overhead.per_sample(), "energy_pj": model.per_sample(tested) - model.per_sample(alone)},
         }
-
-
-def sums(ops: Operations) -> tuple[Tensor, Tensor, Tensor]:
-    return ops.ac, ops.mac, ops.elementwise
 
 
 @torch.no_grad()
@@ -166,7 +162,7 @@ def dynamic(
     batches: Callable[[], Iterable[Batch]],
     *,
     task: Task,
-    prices: Prices,
+    model: EnergyModel,
     bounds: Sequence[float] = BOUNDS,
 ) -> dict[str, Any]:
     """Quality and cost without and with stopping, for each bound, and after each number of steps.
@@ -190,12 +186,12 @@ def dynamic(
             stops = run.stops(bound)
             row.add(run.ended(stops, run.overhead(stops) if bound < 1 else None), labels)
     student.train(was_training)
-    whole = static.result(student, prices, reduce(add, plain))
-    stopped = [row.result(student, prices, reduce(add, plain)) for row in chosen]
+    whole = static.result(student, model, reduce(add, plain))
+    stopped = [row.result(student, model, reduce(add, plain)) for row in chosen]
     for row in stopped:
         row["energy_saving"] = whole["cost"]["energy_pj"] / row["cost"]["energy_pj"]
     shown = ("metrics", "main", "mean_steps", "t_steps", "cost")
-    cut = [row.result(student, prices, reduce(add, plain)) for row in curve]
+    cut = [row.result(student, model, reduce(add, plain)) for row in curve]
     return {
         "coding": student.coding,
         "static": whole,

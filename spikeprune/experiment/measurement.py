@@ -8,9 +8,11 @@ from typing import Any
 
 from spikeprune.config.keys import leaves
 from spikeprune.config.tasks import CUSTOM
-from spikeprune.cost.energy import PRICES, summarize
-from spikeprune.cost.operations import dense
+from spikeprune.cost.dense import dense
+from spikeprune.cost.energy_models import ENERGY_MODELS
+from spikeprune.cost.network import dense_network
 from spikeprune.cost.shapes import matrix_bytes
+from spikeprune.cost.summary import summarize
 from spikeprune.errors import InputError
 from spikeprune.experiment.build import trainers
 from spikeprune.experiment.build.callbacks import synops
@@ -36,9 +38,12 @@ def measure_teacher(context: RunContext, teacher: Teacher) -> Measured:
     evaluator.validate(module, datamodule=context.data, verbose=False)
     lengths = context.data.val_dataloader()[0].data.lengths
     shape = teacher_shape(context)
-    operations = dense(lengths, shape=shape)
-    cost = summarize(operations, dense_ops=operations, prices=PRICES[context.config.cost.prices], shape=shape)
-    return {**quality(context, module), "cost": cost}
+    network = dense_network(dense(lengths, shape=shape), shape=shape)
+    model = ENERGY_MODELS[context.config.cost.model]
+    cost = summarize(network, dense_ops=network.ops, model=model, shape=shape)
+    cost["work"] = network.ops.work()
+    energy = {name: {"teacher": one.per_sample(network)} for name, one in ENERGY_MODELS.items()}
+    return {**quality(context, module), "cost": cost, "energy": energy}
 
 
 def measure_student(context: RunContext, module: DistillationModule, stage: str) -> Measured:
@@ -57,6 +62,7 @@ def _measure_student(context: RunContext, module: DistillationModule, stage: str
         **quality(context, module),
         "fidelity": validated(module, context.task.fidelity),
         "cost": counter.cost,
+        "energy": counter.energy,
         "t_steps": student.steps,
         "heads": [int(n) for n in student.heads.sum(1).tolist()],
         "ffn": [int(n) for n in student.ffn.sum(1).tolist()],

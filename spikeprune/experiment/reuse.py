@@ -6,6 +6,7 @@ import os
 import shutil
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from spikeprune.config.derived import active_stages, runs
 from spikeprune.config.load import differences, read_resolved
@@ -16,7 +17,7 @@ from spikeprune.experiment.run_directory import WEIGHTS, RunDirectory
 
 # Sections that decide every stage. Of `run` only keys that change numbers; of `data` neither general_kd's text nor the
 # place of the task's data, whose fingerprint is compared.
-COMMON = ("task", "seed", "data", "teacher", "cost.prices")
+COMMON = ("task", "seed", "data", "teacher")
 STUDENT = ("student", "data.replace_words")  # … on every stage but the teacher's
 RUN = ("run.accelerator", "run.devices", "run.precision", "run.kernels")
 CORPUS = ("data.corpus", "data.replace_words")
@@ -70,6 +71,8 @@ def _stage_differences(theirs: Config, mine: Config, name: str) -> list[str]:
     sections = [f"stages.{name}", *(STUDENT if name != "teacher" else ())]
     if name == "finetune" and runs(mine, "budget"):
         sections.append("stages.budget")
+    if "stages.budget" in sections:  # it aims at energy under this model
+        sections.append("cost.model")
     if name == "general_kd":
         sections += CORPUS
     return [line for line in differences(theirs, mine, ()) if _decides(line, sections)]
@@ -101,10 +104,16 @@ def take_over(context: RunContext, directory: RunDirectory, stages: list[str]) -
                 _link(path, folder / path.name)
             elif path.is_file() and path.suffix != ".ckpt" and path.name != "record.json":
                 shutil.copyfile(path, folder / path.name)
-        record = source.record(name)
+        record = led_by(context.config.cost.model, name, source.record(name))
         directory.finish(name, {**record, "taken_from": str(source.path)})
         taken.append(name)
     return taken
+
+
+def led_by(model: str, name: str, record: dict[str, Any]) -> dict[str, Any]:
+    """A stage's record whose `energy_pj` is under `model`, whatever model the run that made it led with."""
+    network = "teacher" if name == "teacher" else "student"
+    return {**record, "cost": {**record["cost"], "energy_pj": record["energy"][model][network]}}
 
 
 def _link(path: Path, target: Path) -> None:

@@ -60,8 +60,8 @@ def train_student(context: RunContext, directory: RunDirectory, name: str, paren
     budget = facts.pop("budget", None)
     measured = measure_student(context, module, name)
     if budget:
-        dense = distributed.first(lambda: directory.record("teacher")["cost"])
-        facts["budget"] = budget.report(cost_in_unit(budget.target, measured["cost"], dense))
+        teacher = distributed.first(lambda: directory.record("teacher"))
+        facts["budget"] = budget.report(cost_in_unit(budget.target, measured, teacher, budget.model))
         print_once(budget_line(facts["budget"]))
     distributed.first(lambda: save_student(context, directory, name, parent, student, {**measured, **facts}))
 

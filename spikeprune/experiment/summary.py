@@ -39,7 +39,7 @@ def summarize_run(context: RunContext, directory: RunDirectory) -> dict[str, Any
     rows = {name: {key: directory.record(name)[key] for key in wanted} for name in stages}
     for name, row in rows.items():
         found = directory.record(name)  # without fidelity where an older run has left it
-        row |= {key: found[key] for key in ("fidelity", "budget", "synapses") if key in found}
+        row |= {key: found[key] for key in ("energy", "fidelity", "budget", "synapses") if key in found}
     teacher = directory.record("teacher")
     dense_pj = teacher["cost"]["energy_pj"]
     for row in rows.values():
@@ -59,7 +59,7 @@ def summarize_run(context: RunContext, directory: RunDirectory) -> dict[str, Any
             "heads": context.teacher_config.num_attention_heads,
             "ffn": context.teacher_config.intermediate_size,
         },
-        "teacher": {key: teacher[key] for key in ("metrics", "main", "cost", "steps", "seconds")},
+        "teacher": {key: teacher[key] for key in ("metrics", "main", "cost", "energy", "steps", "seconds")},
         "stages": rows,
         "uncompressed": uncompressed if compressing else (stages[-1] if stages else None),
         "final": stages[-1] if stages else None,

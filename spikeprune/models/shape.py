@@ -7,8 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from spikeprune.cost.operations import Operations, count
-from spikeprune.cost.shapes import Shape
+from spikeprune.cost.kinds import Operations
+from spikeprune.cost.network import Network, spiking_network
+from spikeprune.cost.operations import count
+from spikeprune.cost.shapes import Shape, SynapseCounts
 from spikeprune.errors import InputError
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.snn.neurons import NEURONS
@@ -35,6 +37,7 @@ def student_shape(student: SpikingBert) -> Shape:
         gain=NEURONS[values["spikes"]].gain is not None,
         membrane=values["residual"] == "membrane",
         feedback=values["feedback"],
+        signed=NEURONS[values["spikes"]].low < 0,
     )
 
 
@@ -70,4 +73,30 @@ def student_operations(
         t_steps=student.steps,
         coding=student.coding,
         links=student.links(),
+        leak=student.values["leak"],
     )
+
+
+def student_network(
+    student: SpikingBert,
+    ops: Operations,
+    *,
+    shape: Shape | None = None,
+    heads: Tensor | None = None,
+    ffn: Tensor | None = None,
+) -> Network:
+    """The student that did the work `ops`, as energy models read it; arguments as in `student_operations`."""
+    return spiking_network(
+        ops,
+        shape=student_shape(student) if shape is None else shape,
+        heads=student.heads if heads is None else heads,
+        ffn=student.ffn if ffn is None else ffn,
+        coding=student.coding,
+        bits=student.stored_bits,
+        links=missing_synapses(student),
+    )
+
+
+def missing_synapses(student: SpikingBert) -> list[SynapseCounts] | None:
+    """`SpikingBert.links` where a synapse is missing, so that hardware must store a list of them; else None."""
+    return None if student.synapse_count() is None else student.links()

@@ -8,6 +8,8 @@ from typing import Any
 
 TOLERANCE = 0.02  # of the goal: a cost that is closer below it counts as reached
 
+EQUAL_BITS = "the same network's, computed densely at equal bits,"
+
 
 def goal_of(target: str, share: float, reference: float) -> float:
     """The cost to end with, in the unit of `CostMeter`; latency is whole steps, so the next below."""
@@ -20,10 +22,12 @@ def in_words(value: float, *, target: str, relative_to: str, unit: float, up: bo
     up, so that it is a share that can be reached."""
     share = math.ceil(value / unit * 1e4) / 1e4 if up else value / unit
     whose = "the dense teacher's" if relative_to == "dense" else "the uncompressed student's"
-    what = {"ac": "additions", "energy": "energy", "latency": f"latency ({value:.0f} steps)"}[target]
+    what = {"ac": "additions", "energy": "energy", "latency": f"latency ({value:.0f} steps)"}
+    if target == "equal_bits" and relative_to == "dense":
+        return f"{share:.4g} of {EQUAL_BITS} energy"
     if target == "ac" and relative_to == "dense":
-        whose, what = "the dense teacher's", "multiplications, in additions"
-    return f"{share:.4g} of {whose} {what}"
+        return f"{share:.4g} of the dense teacher's multiplications, in additions"
+    return f"{share:.4g} of {whose} {what[target]}"
 
 
 def shortfall(value: float, reported: float, *, goal: float, start: float | None, sentences: int) -> str:
@@ -41,11 +45,14 @@ def shortfall(value: float, reported: float, *, goal: float, start: float | None
     return ""
 
 
-def cost_in_unit(target: str, cost: Mapping[str, float], dense: Mapping[str, float]) -> float:
-    """A measured student's `cost` in the unit of `CostMeter`, given its dense teacher's."""
+def cost_in_unit(target: str, measured: Mapping[str, Any], teacher: Mapping[str, Any], model: str) -> float:
+    """A measured student in the unit of `CostMeter`, energy under `model`, given its dense teacher as measured."""
     if target == "latency":
-        return float(cost["latency_steps"])
-    return cost["ac"] / dense["mac"] if target == "ac" else cost["energy_pj"] / dense["energy_pj"]
+        return float(measured["cost"]["latency_steps"])
+    if target == "ac":
+        return measured["cost"]["ac"] / teacher["cost"]["mac"]
+    energies = measured["energy"][model]
+    return energies["student"] / energies["equal_bits" if target == "equal_bits" else "teacher"]
 
 
 def budget_record(

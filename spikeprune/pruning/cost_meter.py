@@ -8,16 +8,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spikeprune.cost.energy import Prices, latency_steps
-from spikeprune.cost.operations import Operations, dense
+from spikeprune.cost.dense import dense
+from spikeprune.cost.energy_models import EnergyModel
+from spikeprune.cost.kinds import Operations
+from spikeprune.cost.latency import latency_steps
+from spikeprune.cost.network import dense_network
+from spikeprune.cost.opponents import equal_bits
 from spikeprune.cost.shapes import Shape
 from spikeprune.errors import known
 from spikeprune.models.inference import infer
 from spikeprune.models.modeling import SpikingBert
-from spikeprune.models.shape import student_operations
+from spikeprune.models.shape import missing_synapses, student_network, student_operations
 from spikeprune.pruning.statistics import given
 
-TARGETS = ("ac", "energy", "latency")
+TARGETS = ("ac", "energy", "equal_bits", "latency")
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,9 @@ class CostMeter:
     """Counts a student's operations on `batches`: spikes of `models.inference.infer`, counted as by
     `cost.operations.count`, padding left out.
 
-    `target`: `energy` in the dense teacher's energy on the same sentences (without element-wise work, as `energy_pj`),
-    `ac` in the dense teacher's multiply-accumulates, `latency` in steps, which no sentence changes.
+    `target`: `energy` under `model` in the dense teacher's energy on the same sentences, `equal_bits` in the energy of
+    the student computed densely at equal bits (`cost.opponents`), `ac` in the dense teacher's multiply-accumulates,
+    `latency` in steps, which no sentence changes.
     `dense_shape` is the teacher's. `mean` is over processes, which read the same sentences and must decide the same. A
     student in another coding, or quantized, is measured as it is.
     """
@@ -47,15 +52,15 @@ class CostMeter:
         target: str,
         shape: Shape,
         dense_shape: Shape,
-        prices: Prices,
+        model: EnergyModel,
         mean: Callable[[Tensor], Tensor] = lambda x: x,
     ):
         known("target", target, TARGETS)
-        self.batches, self.target, self.shape, self.prices, self.mean = batches, target, shape, prices, mean
-        lengths = torch.cat([batch["attention_mask"].sum(1) for batch in batches])
-        self.sentences = len(lengths)
-        macs = dense(lengths, shape=dense_shape).mac.sum()
-        self.unit = macs * (prices.mac if target == "energy" else 1.0)
+        self.batches, self.target, self.shape, self.model, self.mean = batches, target, shape, model, mean
+        self.lengths = torch.cat([batch["attention_mask"].sum(1) for batch in batches])
+        self.sentences = len(self.lengths)
+        teacher = dense_network(dense(self.lengths, shape=dense_shape), shape=dense_shape)
+        self.unit = model.total(teacher) if target == "energy" else teacher.ops.mac.sum()
 
     def value(self, student: SpikingBert) -> float:
         if self.target == "latency":
@@ -63,7 +68,8 @@ class CostMeter:
         return self.mean(self._total(student, student.heads, student.ffn)).item()
 
     def read(self, student: SpikingBert) -> CostReading:
-        """The count is linear in each mask for fixed spikes, so its gradient is the saving of removing a unit."""
+        """For fixed spikes counts are linear in each mask, so their gradient is the saving of removing a unit; of a
+        model whose memories shrink with it the saving to first order."""
         if self.target == "latency":
             return CostReading(self.value(student), torch.zeros_like(student.heads), torch.zeros_like(student.ffn))
         masks = [mask.double().requires_grad_() for mask in (student.heads.clone(), student.ffn.clone())]
@@ -75,16 +81,19 @@ class CostMeter:
     def _total(self, student: SpikingBert, heads: Tensor, ffn: Tensor) -> Tensor:
         was_training = student.training
         student.eval()
-        total: Tensor | float = 0.0
+        total: Operations | None = None
         for batch in self.batches:
             counts = infer(student, **given(batch)).counts
             lengths = batch["attention_mask"].sum(1)
             ops = student_operations(student, counts, lengths, shape=self.shape, heads=heads, ffn=ffn)
-            total = total + self._weighted(ops)
+            total = ops if total is None else total + ops
         student.train(was_training)
-        return total / self.unit
-
-    def _weighted(self, ops: Operations) -> Tensor:
         if self.target == "ac":
-            return ops.ac.sum()
-        return self.prices.ac * ops.ac.sum() + self.prices.mac * ops.mac.sum()
+            return total.ac.sum() / self.unit
+        energy = self.model.total(student_network(student, total, shape=self.shape, heads=heads, ffn=ffn))
+        return energy / (self._equal_bits(student, heads, ffn) if self.target == "equal_bits" else self.unit)
+
+    def _equal_bits(self, student: SpikingBert, heads: Tensor, ffn: Tensor) -> Tensor:
+        kept = {"heads": heads, "ffn": ffn, "links": missing_synapses(student)}
+        form = {"t_steps": student.steps, "bits": student.stored_bits}
+        return self.model.total(equal_bits(self.lengths, shape=self.shape, **form, **kept))

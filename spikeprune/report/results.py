@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 PREFIX = "result/"
-COSTS = ("energy_pj", "energy_full_pj", "ac", "mac", "norm_ops", "latency_steps", "rate", "params", "bytes")
+COSTS = ("energy_pj", "ac", "mac", "norm_ops", "latency_steps", "rate", "params", "bytes")
 NAMES = ("main", *COSTS, "energy_saving", "heads", "ffn", "t_steps")
 QUALITY, ENERGY = f"{PREFIX}main", f"{PREFIX}energy_pj"
 

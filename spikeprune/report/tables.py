@@ -3,8 +3,8 @@
 Read from `summary.json`; of it this file uses `task`, `main_metric`, `preset`, `seed`, `data.{source,origin,banner}`,
 `uncompressed` and `final` (names of stages, or None), `shape` (the student's layers, and heads and ffn a layer),
 `teacher.{metrics,main,cost}`, `stages.<name>.{metrics,main,cost,t_steps,heads,ffn,encoder_weights}` and, where a stage
-has them, its `budget`, `fidelity` and `synapses`. Metrics are fractions, `cost` is what `energy.summarize` returned,
-`heads` and `ffn` count what each layer keeps, `encoder_weights` is `{kind,stored_bits,bytes,float32}`.
+has them, its `budget`, `fidelity` and `synapses`. Metrics are fractions, `cost` is what `cost.summary.summarize`
+returned, `heads` and `ffn` count what each layer keeps, `encoder_weights` is `{kind,stored_bits,bytes,float32}`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ COSTS = {
     "mac": ("multiply-accumulates", "per sentence"),
     "elementwise": ("element-wise ops", "per sentence"),
     "norm_ops": ("operations", "relative to the dense teacher"),
-    "energy_pj": ("energy of AC and MAC", "pJ per sentence"),
-    "energy_full_pj": ("energy, all ops", "pJ per sentence"),
+    "energy_pj": ("energy, cost.model", "pJ per sentence"),
     "rate": ("firing rate", "spikes per neuron and step"),
     "latency_steps": ("latency", "time steps"),
     "latency_stages": ("latency, by layer", "time steps of layers in sequence"),
+    "latency_overlapped": ("latency, overlapped", "time steps at least, were layers to overlap"),
     "params": ("parameters", ""),
     "bytes": ("size", "bytes"),
 }
@@ -166,8 +166,8 @@ def _closing(summary: Summary, unit: str, size: float) -> list[str]:
         *[f"  {budget_line(row['budget'], name)}" for name, row in summary["stages"].items() if "budget" in row],
         "",
         f"{full}{score_line(summary)}",
-        "AC, MAC, energy E: mean of one sentence, padding left out; E without element-wise operations",
-        "(energy_full_pj includes them). T: mean time steps of a layer; steps: latency until the logits.",
+        "AC, MAC, energy E (by cost.model): mean of one sentence, padding left out. T: mean time steps of a",
+        "layer; steps: latency until the logits.",
     ]
 
 
@@ -196,7 +196,9 @@ def _weights(found: Summary) -> list[str]:
 def budget_line(budget: Summary, stage: str = "") -> str:
     """Target and result of a budget, with the reason where the target is missed."""
     of = {"dense": "the dense teacher", "student": "the uncompressed student"}[budget["of"]]
-    line = f"budget{' of ' + stage if stage else ''}: {budget['target']} {budget['reported']:.4g} of {of}'s"
+    what = "energy" if budget["target"] == "equal_bits" else budget["target"]
+    of = "the same dense network" if budget["target"] == "equal_bits" else of
+    line = f"budget{' of ' + stage if stage else ''}: {what} {budget['reported']:.4g} of {of}'s"
     line += f", target {budget['share']:.4g}"
     if budget["target"] == "latency":
         line += f" (whole steps: {budget['goal']:.4g})"

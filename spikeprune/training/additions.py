@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from spikeprune.cost import operations
+from spikeprune.cost import synapses
 from spikeprune.cost.activity import place
 from spikeprune.cost.shapes import Shape
 from spikeprune.models.modeling import SpikingBert
@@ -50,12 +50,12 @@ class AdditionsTerm(nn.Module):
         shape, t_steps = self.shape, student.steps if t_steps is None else t_steps
         heads, ffn = student.heads if heads is None else heads, student.ffn if ffn is None else ffn
         steps = {name: t_steps[place(name)[0] + 1] for name in outputs.rates}
-        fan_out = operations.fan_out(shape=shape, heads=heads, ffn=ffn, tokens=tokens, links=student.links())
+        fan_out = synapses.fan_out(shape=shape, heads=heads, ffn=ffn, tokens=tokens, links=student.links())
         for name, rate in outputs.rates.items():  # a compacted student's heads come first
             if isinstance(fan_out.get(name), Tensor) and fan_out[name].dim():
                 fan_out[name] = fan_out[name][: len(rate)]
         dense = shape.layers * shape.hidden * (4 * shape.hidden + 2 * shape.ffn)
-        unfired = operations.unfired(shape=shape, t_steps=t_steps, coding=student.coding)
+        unfired = synapses.unfired(shape=shape, t_steps=t_steps, coding=student.coding)
         return losses.additions_loss(
             outputs.rates, fan_out=fan_out, t_steps=steps, unfired=unfired, dense=dense, limit=limit
         )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from spikeprune.cost.operations import dense
+from spikeprune.cost.dense import dense
 from spikeprune.models.inference import infer
 from spikeprune.models.shape import dense_shape, spiking_bert, student_operations
 from spikeprune.pruning.statistics import given

@@ -22,13 +22,18 @@ import torch
 from torch import Tensor
 
 from spikeprune.config.load import load
-from spikeprune.cost.energy import PRICES, summarize
-from spikeprune.cost.operations import Operations, count, dense
+from spikeprune.cost import energy_models
+from spikeprune.cost.dense import dense
+from spikeprune.cost.kinds import Operations
+from spikeprune.cost.network import dense_network
+from spikeprune.cost.operations import count
 from spikeprune.cost.shapes import Shape
+from spikeprune.cost.summary import summarize
 from spikeprune.experiment import pipeline
 from spikeprune.models.compaction import compact
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.serialization import nbytes, parameter_count, stored_tensors
+from spikeprune.models.shape import student_network
 from spikeprune.models.variants import deaden
 from spikeprune.pruning.budget import Budget
 from spikeprune.pruning.cost_meter import CostMeter
@@ -300,10 +305,9 @@ def additions_by_step(ops: Operations) -> list[list[float]]:
     return ops.ac_per_step.tolist()
 
 
-ENERGY_MODELS = tuple(PRICES)
+ENERGY_MODELS = tuple(energy_models.ENERGY_MODELS)
 COSTS = {  # in the field's words: today's name
     "energy, pJ": "energy_pj",
-    "energy with element-wise work, pJ": "energy_full_pj",
     "normalized operations": "norm_ops",
     "parameters": "params",
     "bytes": "bytes",
@@ -314,12 +318,12 @@ COSTS = {  # in the field's words: today's name
 
 def costs(student: Network | None, energy: str, bits: int = 32) -> dict[str, float]:
     """Of a student, or of the dense teacher."""
-    common = {"dense_ops": dense_operations(), "prices": PRICES[energy], "bits": bits}
+    common = {"dense_ops": dense_operations(), "model": energy_models.ENERGY_MODELS[energy], "bits": bits}
     if student is None:
-        found = summarize(dense_operations(), shape=dense_shape(), **common)
+        found = summarize(dense_network(dense_operations(), shape=dense_shape()), shape=dense_shape(), **common)
     else:
         masks = {"heads": student.heads, "ffn": student.ffn, "t_steps": student.steps, "coding": student.coding}
-        found = summarize(operations(student), shape=shape_of(student), **masks, **common)
+        found = summarize(student_network(student, operations(student)), shape=shape_of(student), **masks, **common)
     return {words: found[name] for words, name in COSTS.items() if name in found}
 
 
@@ -388,7 +392,7 @@ def joint_plan(target: str, share: float, **options: Any) -> dict[str, Any]:
     torch.manual_seed(0)
     distance = partial(soft_loss, temperature=1.0, regression=False)
     shapes = {"shape": shape_of(student), "dense_shape": dense_shape()}
-    meter = CostMeter(batches, target=target, prices=PRICES["fp32"], **shapes)
+    meter = CostMeter(batches, target=target, model=energy_models.ENERGY_MODELS["convention"], **shapes)
     floors = {"min_heads": 1, "min_ffn": 4, "most_steps": student.steps, "block": 4}
     budget = Budget(student, batches, taught, of_drawn_answers, distance, meter, **floors)
     whole = budget.value

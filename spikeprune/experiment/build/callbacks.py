@@ -9,7 +9,6 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from spikeprune.config.derived import compresses, least_neurons, prunes_synapses, runs
 from spikeprune.config.schema import Compression
-from spikeprune.cost.energy import PRICES
 from spikeprune.experiment.build.arithmetic import cuda_graphs
 from spikeprune.experiment.build.networks import teacher_shape
 from spikeprune.experiment.context import RunContext
@@ -89,7 +88,7 @@ def budget(context: RunContext, name: str) -> list[Callback]:
         "batch_size": config.data.eval_batch_size,
         "seed": config.seed,
         "dense_shape": teacher_shape(context),
-        "prices": PRICES[config.cost.prices],
+        "model": config.cost.model,
         "begin": 0,
         "settle": min(last_decision(target.end, epochs), end),
         "end": end,
@@ -146,9 +145,9 @@ def reference(context: RunContext, run: RunDirectory) -> float | None:
     first = next(i for i, name in enumerate(students) if compresses(context.config, name))
     if not first:
         return None
-    measured = run.record(students[first - 1])["cost"]
-    return cost_in_unit(context.config.stages.budget.target, measured, run.record("teacher")["cost"])
+    measured, config = run.record(students[first - 1]), context.config
+    return cost_in_unit(config.stages.budget.target, measured, run.record("teacher"), config.cost.model)
 
 
 def synops(context: RunContext) -> SynOpsLogger:
-    return SynOpsLogger(prices=PRICES[context.config.cost.prices])
+    return SynOpsLogger(teacher_shape=teacher_shape(context), model=context.config.cost.model)

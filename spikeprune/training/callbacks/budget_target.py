@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 from torch import Tensor
 
-from spikeprune.cost.energy import PRICES, Prices
+from spikeprune.cost.energy_models import ENERGY_MODELS
 from spikeprune.cost.shapes import Shape
 from spikeprune.errors import InputError, known
 from spikeprune.models import shape as shapes
@@ -28,14 +28,15 @@ RECOVER = 0.25  # last share of the epochs that only trains, where `end` is not 
 class BudgetTarget(EpochSchedule):
     """A schedule under a budget.
 
-    target              ac (additions), energy or latency: one of `cost_meter.TARGETS`
+    target              one of `cost_meter.TARGETS`: ac (additions), energy, equal_bits (energy over that of the same
+                        network computed densely at equal bits) or latency
     share               of the reference's cost, to end with
     relative_to         dense (the dense teacher) or student (the uncompressed one)
     reference           the uncompressed student's cost in the meter's unit; None: its cost at the first decision
     candidates          kinds that may be removed, of `candidates.KINDS`
     min_heads, min_ffn  kept in every layer
     sentences, measured training sentences that losses and costs are measured on, in batches of `batch_size`
-    prices              energy of one addition and one multiply-accumulate
+    model               of energy: one of `cost.energy_models.ENERGY_MODELS`
     dense_shape         of the teacher; None: of the dense BERT of the student's sizes
 
     Raises ValueError for an unknown name, and InputError for a share that the floors do not allow.
@@ -55,7 +56,7 @@ class BudgetTarget(EpochSchedule):
         batch_size: int = 32,
         seed: int = 0,
         dense_shape: Shape | None = None,
-        prices: Prices = PRICES["fp32"],
+        model: str = "convention",
         begin: int = 0,
         settle: int | None = None,
         end: int | None = None,
@@ -65,6 +66,7 @@ class BudgetTarget(EpochSchedule):
     ):
         super().__init__(begin=begin, end=end)
         known("target", target, TARGETS)
+        known("model", model, ENERGY_MODELS)
         known("relative_to", relative_to, ("dense", "student"))
         for kind in candidates:
             known("candidate", kind, KINDS)
@@ -72,7 +74,7 @@ class BudgetTarget(EpochSchedule):
         self.kinds, self.min_heads, self.min_ffn = tuple(candidates), min_heads, min_ffn
         self.sentences, self.measured = sentences, measured
         self.batch_size, self.seed = batch_size, seed
-        self.dense_shape, self.prices = dense_shape, prices
+        self.dense_shape, self.model = dense_shape, model
         self.settle, self.reference = settle, reference
         self.start: float | None = None  # the cost before the first decision
         self.value: float | None = None  # the cost at the last measurement
@@ -112,7 +114,7 @@ class BudgetTarget(EpochSchedule):
                 target=self.target,
                 shape=shapes.student_shape(student),
                 dense_shape=self.dense_shape or shapes.dense_shape(student),
-                prices=self.prices,
+                model=ENERGY_MODELS[self.model],
                 mean=agreed,
             )
         return self.meter

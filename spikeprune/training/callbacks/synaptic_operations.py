@@ -1,14 +1,21 @@
-"""SynOpsLogger: operations, energy, firing rates and latency on the dev split, at each validation."""
+"""SynOpsLogger: operations, energy, opponents, firing rates and latency on the dev split, at each validation."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning as L
 import torch
+from torch import Tensor
 
 from spikeprune.cost.activity import Activity, activity
-from spikeprune.cost.energy import Prices, summarize
-from spikeprune.cost.operations import Operations, dense
-from spikeprune.models.shape import student_operations, student_shape
+from spikeprune.cost.dense import dense
+from spikeprune.cost.energy_models import ENERGY_MODELS
+from spikeprune.cost.kinds import Operations
+from spikeprune.cost.opponents import comparison, opponents, silent
+from spikeprune.cost.shapes import Shape
+from spikeprune.cost.summary import summarize
+from spikeprune.models.shape import missing_synapses, student_network, student_operations, student_shape
 from spikeprune.training import distributed
 from spikeprune.training.protocol import student_of
 
@@ -17,17 +24,19 @@ class SynOpsLogger(L.Callback):
     """Logs `cost/ac`, `cost/mac`, `cost/elementwise`, `cost/energy_pj` …, `cost/rate`, `cost/sparsity`, each for one
     sentence, padding left out, and of each layer the firing rates `rate/<spiking layer>` and what is kept: `heads/<i>`,
     `ffn/<i>`, and `t_steps/<i>`, with the embedding's first. Counts on the first dev split. After a validation `cost`
-    holds all of it, with the firing rate of each spiking layer under `rates`."""
+    holds all of it, with the firing rate of each spiking layer under `rates` and the work of each kind and row under
+    `work`, and `energy` the table of `cost.opponents.comparison`. `model`: the energy model of `energy_pj`."""
 
-    def __init__(self, *, prices: Prices):
-        self.prices = prices
+    def __init__(self, *, teacher_shape: Shape, model: str):
+        self.teacher_shape, self.model = teacher_shape, model
         self.reset()
 
     def reset(self) -> None:
         self.ops: Operations | None = None
-        self.dense: Operations | None = None
+        self.lengths: list[Tensor] = []
         self.activity: Activity | None = None
-        self.cost: dict[str, float] = {}
+        self.cost: dict[str, Any] = {}
+        self.energy: dict[str, dict[str, Any]] = {}
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.reset()
@@ -38,29 +47,40 @@ class SynOpsLogger(L.Callback):
         student, lengths = student_of(pl_module), batch["attention_mask"].sum(1)
         ops = student_operations(student, outputs.counts, lengths)
         rates = activity(outputs.counts, lengths, heads=student.heads, ffn=student.ffn, t_steps=student.steps)
-        plain = dense(lengths, shape=student_shape(student))
         self.ops = ops if self.ops is None else self.ops + ops
-        self.dense = plain if self.dense is None else self.dense + plain
         self.activity = rates if self.activity is None else self.activity + rates
+        self.lengths.append(lengths)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        student = student_of(pl_module)
-        self.cost = summarize(
-            summed(self.ops),
-            dense_ops=summed(self.dense),
-            prices=self.prices,
-            shape=student_shape(student),
-            heads=student.heads,
-            ffn=student.ffn,
+        student, active = student_of(pl_module), summed_activity(self.activity)
+        shape, rate, own = student_shape(student), active.rate(), student_network(student, summed(self.ops))
+        masks = {"heads": student.heads, "ffn": student.ffn}
+        lengths = torch.cat([part.to(own.ops.ac.device) for part in distributed.gather(torch.cat(self.lengths))])
+        others = opponents(
+            lengths,
+            shape=shape,
+            teacher_shape=self.teacher_shape,
+            t_steps=student.steps,
+            bits=student.stored_bits,
+            links=missing_synapses(student),
+            **masks,
+        )
+        without_spikes = silent(own, shape=shape, t_steps=student.steps, coding=student.coding)
+        self.energy = comparison(own, others, without_spikes, rate=rate)
+        costs = summarize(
+            own,
+            dense_ops=dense(lengths, shape=shape),
+            model=ENERGY_MODELS[self.model],
+            shape=shape,
             t_steps=student.steps,
             coding=student.coding,
             bits=student.stored_bits,
             synapses=student.synapse_count(),
+            **masks,
         )
-        active = summed_activity(self.activity)
-        rate = active.rate()
-        self.cost = {**self.cost, "rate": rate, "sparsity": 1 - rate, "rates": active.rates()}
-        logged = {f"cost/{name}": float(value) for name, value in self.cost.items() if name != "rates"}
+        costs |= {"rate": rate, "sparsity": 1 - rate}
+        self.cost = {**costs, "rates": active.rates(), "work": own.ops.work()}
+        logged = {f"cost/{name}": float(value) for name, value in costs.items()}
         logged |= {f"rate/{site}": rate for site, rate in self.cost["rates"].items()}
         kept = {"t_steps": student.steps, "heads": student.heads.sum(1).tolist(), "ffn": student.ffn.sum(1).tolist()}
         logged |= {f"{name}/{i}": float(n) for name, numbers in kept.items() for i, n in enumerate(numbers)}
@@ -71,9 +91,8 @@ def summed(ops: Operations) -> Operations:
     """The operations of all processes together."""
     if distributed.world() == 1:
         return ops
-    sums = [distributed.total(x) for x in (ops.ac, ops.mac, ops.elementwise, ops.ac_per_step)]
     samples = distributed.total(torch.tensor(float(ops.samples), dtype=torch.float64, device=ops.ac.device))
-    return Operations(*sums, samples=int(samples))
+    return ops.mapped(distributed.total, samples=int(samples))
 
 
 def summed_activity(activity: Activity) -> Activity:

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "experiments" / "results"
 ABLATIONS = KEPT / "ablation"
 PUBLISHED = ROOT / "experiments" / "published.json"
-README, PAGE = ROOT / "README.md", ROOT / "docs" / "results.md"
+README, PAGE, COST = ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "cost.md"
 FIRST_RUN = "mrpc-tiny-embedded-s0.json"  # kept, its table stands at the head of the README
 FIGURE = ROOT / "docs" / "figures" / "quality-energy.svg"
 TABLE_READS = ("ac", "mac", "energy_pj", "latency_steps", "bytes")  # of a cost
@@ -307,7 +307,23 @@ def pages() -> dict[Path, str]:
     if (KEPT / FIRST_RUN).is_file():
         kept = jsonfile.loads((KEPT / FIRST_RUN).read_text(encoding="utf-8"))
         readme = between_marks(readme, "first run", terminal(kept))
-    return {PAGE: page, README: readme}
+    cost = between_marks(COST.read_text(encoding="utf-8"), "models", model_table())
+    return {PAGE: page, README: readme, COST: cost}
+
+
+def model_table() -> str:
+    """The registry of energy models: constants, what is counted and left out, and the source of each."""
+    from spikeprune.cost.energy_models import ENERGY_MODELS
+
+    lines = [
+        [f"`{model.name}`", constants(model), model.counted, model.left_out, model.source]
+        for model in ENERGY_MODELS.values()
+    ]
+    return markdown(["`cost.model`", "pJ", "counted", "left out", "source"], lines)
+
+
+def constants(model) -> str:
+    return ", ".join(f"{name} {pj:g}" for name, pj in model.constants.items())
 
 
 def terminal(summary: dict) -> str:

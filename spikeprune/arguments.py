@@ -41,6 +41,7 @@ EVALUATE_EXAMPLES = """\
 examples:
   spikeprune evaluate runs/mrpc-tiny-s0
   spikeprune evaluate runs/mrpc-tiny-s0 --stage internal_kd --json
+  spikeprune evaluate runs/mrpc-tiny-s0 --energy cost.model=memory
   spikeprune evaluate runs/mrpc-minilm-s0 --data glue
   spikeprune evaluate runs/mrpc-tiny-s0 student.coding=running_mean --early-exit
   spikeprune evaluate runs/mrpc-tiny-s0 student.dead_zone=60
@@ -135,6 +136,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--data", type=expanduser, metavar="DIR", help="a GLUE directory to measure on instead of the run's own data"
     )
+    evaluate.add_argument("--energy", action="store_true", help="also time the student and dense networks, one thread")
     evaluate.add_argument("--stepwise", action="store_true", help="simulate step by step, not in closed form")
     evaluate.add_argument(
         "--early-exit", action="store_true", help="also measure inference that stops once it is confident"

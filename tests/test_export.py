@@ -26,6 +26,7 @@ from spikeprune.experiment.checkpoints import load_student
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.export import command, licence
 from spikeprune.models.compaction import compact
+from spikeprune.report.numbers import digits
 
 TERNARY = ["stages.quantize.weights=ternary", "stages.quantize.epochs=1", "stages.quantize.fold=true"]
 
@@ -107,7 +108,7 @@ def test_the_card_is_read_back_with_scores_and_energy(run, exported) -> None:
     assert result.metric_value == pytest.approx(record["metrics"]["accuracy"], abs=1e-6)
     fingerprint, saved = run.data_facts()["fingerprint"], read_resolved(run.config)
     energy = run.record("teacher")["cost"]["energy_pj"] / record["cost"]["energy_pj"]
-    for words in (fingerprint, f"{energy:.1f}", f"--to hf {exported['hf']}", *words_of(saved)):
+    for words in (fingerprint, digits(energy), f"--to hf {exported['hf']}", *words_of(saved)):
         assert words in card.content, words
 
 

@@ -31,7 +31,8 @@ from spikeprune.experiment.measurement import check_teacher
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.experiment.summary import commit
 from spikeprune.models import inference
-from spikeprune.report.tables import digits, summary_table
+from spikeprune.report.numbers import digits
+from spikeprune.report.tables import summary_table
 from spikeprune.training.callbacks.synaptic_operations import SynOpsLogger
 
 COST = {"ac", "mac", "elementwise", "energy_pj", "norm_ops", "params", "bytes"}

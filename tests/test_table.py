@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from spikeprune.report.tables import energy_unit, evaluation_lines, si, summary_table
+from spikeprune.report.numbers import energy_unit, si
+from spikeprune.report.tables import evaluation_lines, summary_table
 
 
 def cost(energy, **more):
@@ -115,7 +116,7 @@ def test_evaluation_lines_have_words_and_units():
     }
     lines = evaluation_lines(measured).splitlines()
     assert [line.split() for line in lines if line.startswith(("energy", "additions"))] == [
-        ["energy", "of", "AC", "and", "MAC", "2.50M", "pJ", "per", "sentence"],
+        ["energy,", "cost.model", "2.50M", "pJ", "per", "sentence"],
         ["additions", "(AC)", "3.00M", "per", "sentence"],
     ]
     assert lines[-1] == "score: mean of accuracy and F1 on the dev split, × 100."

@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from spikeprune import __version__
 from spikeprune.export.facts import Facts
 from spikeprune.models.modeling import SpikingBert
+from spikeprune.report.energy_table import energy_markdown
 
 NAMES = {  # of a metric on the hub, where it is another
     "matthews": "matthews_correlation",
@@ -71,7 +72,8 @@ def body(student: SpikingBert, facts: Facts) -> Iterator[str]:
         yield f"**{facts.data['banner']}**"
     yield f"## Data\n\n{table(('', ''), data_rows(facts))}"
     yield f"## Scores on the dev split\n\n{table(('metric', 'dense teacher', 'this model'), score_rows(facts))}"
-    yield f"## Energy\n\n{table(('per sentence', 'dense teacher', 'this model'), cost_rows(facts))}\n\n{ENERGY}"
+    operations = table(("per sentence", "dense teacher", "this model"), cost_rows(facts))
+    yield f"## Energy\n\n{operations}\n\n{ENERGY}\n\n{energy_markdown(facts.record['energy'])}"
     yield f"## Network\n\n{table(('', ''), network_rows(student, facts))}"
     yield f"## Made by\n\n```\n{facts.trained}\n{facts.command}\n```"
     yield f"## Licence\n\n{licence_line(facts)}"
@@ -84,8 +86,8 @@ from transformers import pipeline
 print(pipeline("text-classification", "DIRECTORY")("a fine film"))
 """
 ENERGY = (
-    "An addition (AC) adds a weight for a spike, a multiplication (MAC) is one of two real numbers. The energy is a "
-    "model: operations times energy per operation, without memory accesses."
+    "An addition (AC) adds a weight for a spike, a multiplication (MAC) is one of two real numbers. Energy is a "
+    "function of such counts under a published model: pJ of a sentence, and ÷ an opponent's energy over this network's."
 )
 
 
@@ -112,19 +114,9 @@ def cost_rows(facts: Facts) -> list[tuple[str, str, str]]:
         "ac": "additions (AC)",
         "mac": "multiplications (MAC)",
         "elementwise": "element-wise operations",
-        "energy_pj": "energy of AC and MAC, nJ",
-        "energy_full_pj": "energy of all operations, nJ",
     }
-    scale = {"energy_pj": 1e-3, "energy_full_pj": 1e-3}
     dense, own = facts.dense["cost"], facts.record["cost"]
-    rows = [
-        (words, *(f"{cost[key] * scale.get(key, 1):,.0f}" for cost in (dense, own)))
-        for key, words in names.items()
-        if key in own and key in dense
-    ]
-    if own["energy_pj"]:
-        rows.append(("energy of AC and MAC, × less", "1", f"{dense['energy_pj'] / own['energy_pj']:.1f}"))
-    return rows
+    return [(words, *(f"{cost[key]:,.0f}" for cost in (dense, own))) for key, words in names.items()]
 
 
 def network_rows(student: SpikingBert, facts: Facts) -> list[tuple[str, str]]:

@@ -12,8 +12,9 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from spikeprune.report.numbers import digits, energy_unit, si
 from spikeprune.report.results import front
-from spikeprune.report.tables import banner, digits, energy_unit, si
+from spikeprune.report.tables import banner
 
 Summary = Mapping[str, Any]
 COSTS = ("ac", "mac", "energy_pj", "latency_steps", "bytes")
@@ -87,7 +88,7 @@ def to_markdown(found: Mapping[tuple[str, int], Summary], failed: Mapping[tuple[
         *("| " + " | ".join(line) + " |" for line in lines),
         "",
     ]
-    text.append("Means of the dev split, one sentence, padding left out; energy without element-wise work; ± is the")
+    text.append("Means of the dev split, one sentence, padding left out; energy by cost.model; ± is the")
     text.append("standard deviation over seeds. Every ablation starts from the same spiking student of its seed.")
     text += [FAITHFUL[column] for column in faithful if column in FAITHFUL]
     ways = {name: group for name, group in by_name.items() if name not in (TEACHER, STUDENT)}

@@ -11,7 +11,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from spikeprune.report.tables import NOT_GLUE, digits, energy_unit
+from spikeprune.report.numbers import digits, energy_unit
+from spikeprune.report.tables import NOT_GLUE
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 INK = "#333333"
@@ -169,7 +170,7 @@ def front_figure(rows: Sequence[Mapping[str, Any]], kept: Sequence[int], path: s
     scores = [*(score for _, score in points), 100 * teacher["main"]]
     room = max(1.0, 0.25 * (max(scores) - min(scores)))
     axes.set(xscale="log", ylim=(min(scores) - room, max(scores) + room))
-    axes.set_xlabel(f"energy per sentence [{unit}], additions and multiply-accumulates", color=INK)
+    axes.set_xlabel(f"energy per sentence [{unit}], by cost.model", color=INK)
     axes.set_ylabel("score", color=INK)
     axes.margins(x=0.18)
     low, high = axes.get_xlim()

@@ -9,12 +9,14 @@ returned, `heads` and `ffn` count what each layer keeps, `encoder_weights` is `{
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+
+from spikeprune.report.energy_table import energy_lines
+from spikeprune.report.numbers import columns, digits, energy_unit, si
 
 Summary = Mapping[str, Any]
 
-UNITS = (("mJ", 1e9), ("µJ", 1e6), ("nJ", 1e3), ("pJ", 1.0))
 SHORT = {"accuracy": "acc", "macro_f1": "mF1", "f1": "F1", "matthews": "mcc", "pearson": "pears", "spearman": "spear"}
 LONG = {
     "accuracy": "accuracy",
@@ -56,29 +58,6 @@ def other_data(measured: Summary) -> str | None:
         f"warning: these are other data than the run's own. Measured on {now['source']} ({now['origin']}), trained on "
         f"{own['source']} ({own['origin']}): the scores measure transfer, not the run's own quality"
     )
-
-
-def energy_unit(picojoules: Sequence[float]) -> tuple[str, float]:
-    """(name, pJ in one) of the largest unit in which the smallest of these energies is at least one."""
-    least = min(picojoules)
-    return next(((name, size) for name, size in UNITS if least >= size), UNITS[-1])
-
-
-def si(value: float) -> str:
-    """Three digits and k, M, G or T: 12345 → `12.3k`; an int below 1000 as it is."""
-    if isinstance(value, int) and abs(value) < 1000:
-        return str(value)
-    for suffix in ("", "k", "M", "G"):
-        if abs(value) < 999.5:
-            return f"{digits(value)}{suffix}"
-        value /= 1000
-    return f"{digits(value)}T"
-
-
-def digits(value: float) -> str:
-    """Three significant digits without an exponent; nothing below a hundredth."""
-    places = 0 if value == 0 or abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
-    return f"{value:.{places}f}"
 
 
 def summary_table(summary: Summary) -> str:
@@ -138,13 +117,6 @@ def _size(row: Summary) -> list[str]:
     return [si(row["cost"]["params"]), si(row["cost"]["bytes"])]
 
 
-def columns(rows: list[list[str]]) -> list[str]:
-    """Lines of equal width, a rule below the first."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
-    return [lines[0], "-" * len(lines[0]), *lines[1:]]
-
-
 def _closing(summary: Summary, unit: str, size: float) -> list[str]:
     """The result in a sentence, the units of each layer, and a legend of the columns."""
     if summary["final"] is None:
@@ -165,6 +137,7 @@ def _closing(summary: Summary, unit: str, size: float) -> list[str]:
         *_weights(final["encoder_weights"]),
         *[f"  {budget_line(row['budget'], name)}" for name, row in summary["stages"].items() if "budget" in row],
         "",
+        *([*energy_lines(final["energy"], final["cost"]["rate"]), ""] if "energy" in final else []),
         f"{full}{score_line(summary)}",
         "AC, MAC, energy E (by cost.model): mean of one sentence, padding left out. T: mean time steps of a",
         "layer; steps: latency until the logits.",
@@ -219,6 +192,8 @@ def evaluation_lines(measured: Summary) -> str:
     lines = [line for line in lines if line is not None]
     lines += [f"{name:<24}{value:>12}  {unit}".rstrip() for name, value, unit in rows]
     lines += ["", score_line(measured)]
+    if "student" in measured.get("energy", {}).get("convention", {}):
+        lines += ["", *energy_lines(measured["energy"], measured["cost"]["rate"])]
     if "dynamic" in measured:
         lines += ["", *dynamic_lines(measured["dynamic"])]
     return "\n".join(lines)

@@ -9,8 +9,9 @@ from typing import Any
 from spikeprune.files.atomic import write_json
 from spikeprune.integrations.sweeps.local import Driver
 from spikeprune.report.figures import front_figure
+from spikeprune.report.numbers import columns, digits, energy_unit
 from spikeprune.report.results import ENERGY, QUALITY, front
-from spikeprune.report.tables import banner, columns, digits, energy_unit
+from spikeprune.report.tables import banner
 
 
 def report(driver: Driver) -> int:

@@ -28,10 +28,10 @@ def dense(
     """Work of the dense BERT of this shape on sentences of `lengths` [B], padding left out.
 
     MAC of a sentence: L(4nD² + 2n²D + 2nDF) + D·C, and D² more where there is a pooler (`pooling="cls"`), and nED where
-    embeddings of another width E are projected. Agrees with `torch.utils.flop_counter` (which counts a MAC as two). With
-    masks `heads` [L,H] and `ffn` [L,F] kept units alone
-    count, with `links` the synapses between them. `rounded`: each activation in the place of a spiking neuron is
-    rounded once to a few levels, one of `updates`.
+    embeddings of another width E are projected. Agrees with `torch.utils.flop_counter` (which counts a MAC as two).
+
+    With masks `heads` [L,H] and `ffn` [L,F] kept units alone count, with `links` the synapses between them. `rounded`:
+    each activation in the place of a spiking neuron is rounded once to a few levels, one of `updates`.
     """
     n = lengths.double()
     heads = n.new_ones(shape.layers, shape.heads) if heads is None else heads.to(n)

@@ -1,16 +1,16 @@
-"""Several GPUs against one: throughput of sst2's internal_kd at a fixed batch per GPU, and what the students then know.
+"""Several GPUs against one: throughput of sst2's internal_kd at a fixed batch per GPU, and the students' quality.
 
 python experiments/bench_ddp.py --data path/to/glue --teacher path/to/minilm-l6-h384 [--devices 2] [key=value …]
-python experiments/bench_ddp.py … --speed-only      # throughput alone: no prediction_kd, no leg `same`
+python experiments/bench_ddp.py … --speed-only      # throughput alone: no prediction_kd, no setting `same`
 
-Hardware: one machine with two NVIDIA GPUs. Every leg is a run of its own process, as `spikeprune train` makes it, from
-the same teacher; one device and several take turns. A block is 25 optimizer steps, timed between two synchronizations,
-after the first 100, in which shapes of batches are captured as CUDA graphs. Leg `same` has one device's batch over
-all of them: then the steps are the same too, and the metrics may differ by chance alone; at a fixed batch per device,
-leg `many`, there are fewer steps. Where a leg's seconds went is printed behind it: start (imports, processes meeting),
-data (`--train-limit` sentences drawn, then tokenized), teacher (trained in the first leg, copied into the others), and
-each stage with its measurement. `--json` keeps all of it, beside what it was made on and from: hardware, torch, commit,
-data and how many of them, batch, overrides.
+Hardware: one machine with two NVIDIA GPUs. Each measurement is a run in its own process, as `spikeprune train` makes
+it, from the same teacher; settings of one device and of several take turns. A block is 25 optimizer steps, timed
+between two synchronizations, after the first 100, in which shapes of batches are captured as CUDA graphs. The setting
+`same` shares one device's batch among all of them: its steps are those of one device, and the metrics may differ by
+chance alone; at a fixed batch per device, setting `many`, there are fewer steps. The seconds of each phase are
+printed: start (imports, processes meeting), data (`--train-limit` sentences drawn, then tokenized), teacher (trained
+once, then copied), and each stage with its measurement. `--json` keeps all of it with hardware, torch, commit, data,
+batch and overrides.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Clock(L.Callback):
 
 
 class Stopwatch:
-    """Seconds of a leg's parts, as rank 0 sees them; `since`: when its process was asked for, in `time.time`."""
+    """Seconds of a run's phases in rank 0; `since`: the `time.time` at which its process was started."""
 
     def __init__(self, since: float):
         self.since, self.seconds = since, {}
@@ -82,30 +82,30 @@ class Stopwatch:
 
         def run(*args: Any, **kwargs: Any) -> Any:
             begin = time.time()
-            self.seconds.setdefault("start", begin - self.since)  # ends where the first part begins
+            self.seconds.setdefault("start", begin - self.since)  # ends where the first phase begins
             try:
                 return work(*args, **kwargs)
             finally:
-                part = name(*args, **kwargs)
-                self.seconds[part] = self.seconds.get(part, 0.0) + time.time() - begin
+                phase = name(*args, **kwargs)
+                self.seconds[phase] = self.seconds.get(phase, 0.0) + time.time() - begin
 
         return run
 
 
-def leg(folder: Path, warm: int, block: int, since: float, overrides: list[str]) -> None:
-    """One run, with a clock in its internal_kd, and one for each of its parts."""
+def timed_run(folder: Path, warm: int, block: int, since: float, overrides: list[str]) -> None:
+    """One run, with a clock in its internal_kd, and one for each of its phases."""
     plain, watch = trainers.stage_callbacks, Stopwatch(since)
 
-    def with_clock(parts, name, run):
+    def with_clock(context, name, run):
         clock = [Clock(folder / "blocks.json", warm, block)] if name == "internal_kd" else []
-        return [*clock, *plain(parts, name, run)]
+        return [*clock, *plain(context, name, run)]
 
     trainers.stage_callbacks = with_clock
     opening.prepare = watch.timed(opening.prepare, lambda *_: "data")
     pipeline.train_teacher = watch.timed(pipeline.train_teacher, lambda *_: "teacher")
     pipeline.train_student = watch.timed(pipeline.train_student, lambda context, directory, name, parent: name)
     pipeline.run(load(GLUE, [*overrides, f"run.dir={folder}"]))  # only rank 0 returns
-    write_json(folder / "parts.json", watch.seconds)
+    write_json(folder / "phases.json", watch.seconds)
 
 
 def lengths(stages: tuple[str, ...]) -> dict[str, int]:
@@ -128,34 +128,34 @@ def measure(args: argparse.Namespace, folder: Path, devices: int, batch: int, st
             for name, epochs in lengths(stages).items()
             for key in (f"epochs={epochs}", "steps=0")
         ),
-        *(["stages.teacher.batch_size=256"] if args.speed_only else []),  # it need not know much
+        *(["stages.teacher.batch_size=256"] if args.speed_only else []),  # throughput does not depend on its quality
         *("run.checkpoint_every=1000000", *args.overrides, f"run.devices={devices}"),
         *(f"stages.{name}.batch_size={batch}" for name in STAGES[1:]),
     ]
-    plan = ["--leg", str(folder), "--warm", str(args.warm), "--block", str(args.block)]
+    options = ["--run-dir", str(folder), "--warm", str(args.warm), "--block", str(args.block)]
     begin = time.time()
-    done = subprocess.run([sys.executable, __file__, *plan, "--since", str(begin), *overrides])
+    done = subprocess.run([sys.executable, __file__, *options, "--since", str(begin), *overrides])
     if done.returncode:
-        sys.exit(done.returncode)  # it has said why
+        sys.exit(done.returncode)  # its message is printed
     whole, run = time.time() - begin, RunDirectory(folder)
     if not teacher.is_dir():
         shutil.copytree(run.stage("teacher"), teacher)
     measured = {name: run.record(name) for name in stages}
-    parts = jsonfile.loads((folder / "parts.json").read_text(encoding="utf-8"))
-    parts |= {"rest": whole - sum(parts.values())}
-    print(f"   {whole:.1f} s: {', '.join(f'{part} {seconds:.1f}' for part, seconds in parts.items())}", flush=True)
+    phases = jsonfile.loads((folder / "phases.json").read_text(encoding="utf-8"))
+    phases["rest"] = whole - sum(phases.values())
+    print(f"   {whole:.1f} s: {', '.join(f'{phase} {seconds:.1f}' for phase, seconds in phases.items())}", flush=True)
     return {
         "blocks": jsonfile.loads((folder / "blocks.json").read_text(encoding="utf-8")),
         "main": {name: record["main"] for name, record in measured.items()},
         "steps": measured["internal_kd"]["steps"],
-        "parts": parts,
+        "phases": phases,
         "ac": measured[stages[-1]]["cost"]["ac"],
         "made": made_on(run),
     }
 
 
 def made_on(run: RunDirectory) -> dict[str, Any]:
-    """What a leg ran on and learnt from, by its own word; all but its threads is the same in every leg."""
+    """Hardware, versions and data of a run; all but its threads is the same in every setting."""
     summary, config = run.read_summary(), read_resolved(run.config)
     facts = {key: summary[key] for key in ("hardware", "commit", "preset")}
     data = {"data": summary["data"]["banner"], "train_limit": config.data.train_limit}
@@ -167,55 +167,54 @@ def spread(values: list[float]) -> str:
     return f"{middle:9.1f} ({low:.1f} to {high:.1f}, {len(values)} blocks)"
 
 
-def enough(name: str, result: dict, warm: int, block: int) -> None:
-    """Raises InputError where a leg was too short for a spread."""
+def check_blocks(name: str, result: dict, warm: int, block: int) -> None:
+    """Raises InputError where a run was too short for a spread."""
     if (blocks := len(result["blocks"])) < 2:
-        text = (
-            f"leg {name}: {blocks} of the 2 blocks that are needed: its internal_kd has {result['steps']} steps, and 2 "
+        raise InputError(
+            f"setting {name}: {blocks} of the 2 blocks that are needed: its internal_kd has {result['steps']} steps, "
+            f"and 2 blocks end at step {warm + 2 * block}; raise --train-limit, or lower --batch, --warm or --block"
         )
-        text += f"blocks end at step {warm + 2 * block}; raise --train-limit, or lower --batch, --warm or --block"
-        raise InputError(text)
 
 
 def compare(args: argparse.Namespace) -> None:
     n, b = args.devices, args.batch
     one, many, same = f"1 × {b}", f"{n} × {b}", f"{n} × {b // n}"
-    legs = [(one, 1, b), (many, n, n * b), *([(same, n, b)] if args.same and not args.speed_only else [])]
+    settings = [(one, 1, b), (many, n, n * b), *([(same, n, b)] if args.same and not args.speed_only else [])]
     found: dict[str, dict] = {}
     for turn in range(args.rounds):
-        for name, devices, batch in legs[: 3 if turn == 0 else 2]:
+        for name, devices, batch in settings[: 3 if turn == 0 else 2]:
             print(f"-- {name}, round {turn + 1} of {args.rounds}", flush=True)
             folder = args.work / f"{devices}x{batch}-{turn}"
             result = measure(args, folder, devices, batch, STAGES if turn == 0 and not args.speed_only else STAGES[:2])
-            enough(name, result, args.warm, args.block)
+            check_blocks(name, result, args.warm, args.block)
             found.setdefault(name, result | {"blocks": []})["blocks"] += result["blocks"]
     write(args, found, speed_ups(found, one))
 
 
 def speed_ups(found: dict[str, dict], one: str) -> dict[str, float]:
-    """Median throughput of each other leg over that of `one`."""
+    """Median throughput of each other setting over that of `one`."""
     medians = {name: statistics.median(result["blocks"]) for name, result in found.items()}
     return {name: median / medians[one] for name, median in medians.items() if name != one}
 
 
-def write(args: argparse.Namespace, found: dict[str, dict], gains: dict[str, float]) -> None:
-    """Print every leg's throughput and metrics; all of it into `--json`. The first leg has one device."""
+def write(args: argparse.Namespace, found: dict[str, dict], speed_up: dict[str, float]) -> None:
+    """Print throughput and metrics of every setting; all of it into `--json`. The first one has one device."""
     made = [result.pop("made") for result in found.values()][0]
     print(f"\n{made['hardware']}, torch {made['torch']}, commit {made['commit']}, {made['data']}")
     print("sst2 internal_kd, devices × sentences each")
     main = next(iter(found.values()))["main"]
-    learnt = [stage for stage in STAGES[1:] if stage in main]
-    print(f"{'':10} {'sentences/s: median (quartiles)':40} {'steps':>8}  {'  '.join(learnt)}  additions/sentence")
+    distilled = [stage for stage in STAGES[1:] if stage in main]
+    print(f"{'':10} {'sentences/s: median (quartiles)':40} {'steps':>8}  {'  '.join(distilled)}  additions/sentence")
     for name, r in found.items():
-        scores = "  ".join(f"{100 * r['main'][stage]:{len(stage)}.2f}" for stage in learnt)
+        scores = "  ".join(f"{100 * r['main'][stage]:{len(stage)}.2f}" for stage in distilled)
         print(f"{name:10} {spread(r['blocks']):40} {r['steps']:8}  {scores}  {r['ac']:18.0f}")
     print(f"teacher {100 * main['teacher']:.2f}")
-    for name, gain in gains.items():
-        print(f"speed-up of {name}: {gain:.2f} ×")
+    for name, factor in speed_up.items():
+        print(f"speed-up of {name}: {factor:.2f} ×")
     if args.json:
         made |= {name: getattr(args, name) for name in ("devices", "batch", "warm", "block", "rounds", "overrides")}
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        write_json(args.json, {"made": made, "speed_up": gains, "legs": found})
+        write_json(args.json, {"made": made, "speed_up": speed_up, "settings": found})
 
 
 def main() -> int:
@@ -228,17 +227,17 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--warm", type=int, default=100, help="steps before the first block")
     parser.add_argument("--block", type=int, default=25, help="steps")
-    parser.add_argument("--same", action=argparse.BooleanOptionalAction, default=True, help="the third leg too")
-    parser.add_argument("--speed-only", action="store_true", help="no prediction_kd and no third leg")
+    parser.add_argument("--same", action=argparse.BooleanOptionalAction, default=True, help="the third setting too")
+    parser.add_argument("--speed-only", action="store_true", help="no prediction_kd and no third setting")
     parser.add_argument("--json", type=Path, help="write every block and metric there")
-    parser.add_argument("--leg", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--run-dir", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--since", type=float, help=argparse.SUPPRESS)
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="of the configuration, for every leg")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="of the configuration, for every setting")
     args = parser.parse_intermixed_args()
-    if not args.leg and not (args.data and args.teacher):
+    if not args.run_dir and not (args.data and args.teacher):
         parser.error("--data and --teacher are needed")
-    if args.leg:
-        leg(args.leg, args.warm, args.block, args.since, args.overrides)
+    if args.run_dir:
+        timed_run(args.run_dir, args.warm, args.block, args.since, args.overrides)
         return 0
     with tempfile.TemporaryDirectory(prefix="bench-ddp-") as work:
         args.work = Path(work)

@@ -31,7 +31,7 @@ AT = rows.Setting(
 
 @pytest.mark.parametrize("name", peers.PEERS)
 def test_a_peer_is_the_same_network(name) -> None:
-    """In float64 no current lands beside its threshold by rounding: the answers are ours."""
+    """In float64 no current lands beside its threshold by rounding: the logits are ours."""
     if reason := peers.lacking(name):
         pytest.skip(reason)
     assert rows.exact_difference(name) < 1e-12
@@ -55,7 +55,7 @@ def test_a_peer_that_answers_otherwise_is_not_compared(monkeypatch) -> None:
         return lambda ids, mask: 1.1 * run(ids, mask)
 
     monkeypatch.setitem(peers.PEERS, "loop", other_start)
-    found = {row.words: row for row in rows.simulation(AT)}
+    found = {row.comparison: row for row in rows.simulation(AT)}
     row = found[f"times as fast as {rows.TITLES['loop']}"]
     assert row.skipped.startswith("not the same network") and row.ratio is None
     assert all(other.ratio or other.skipped for other in found.values())
@@ -114,7 +114,7 @@ def test_a_whole_run_writes_what_it_measured(tmp_path, monkeypatch) -> None:
     made = bench.run(CPU, "torch", tmp_path, list(report.PARTS))
     written = json.loads((tmp_path / "bench-cpu.json").read_text())
     assert written["rows"] == json.loads(json.dumps(made["rows"])) and len(written["rows"]) == 10
-    ours = next(row for row in written["rows"] if "loop over steps" in row["words"])
+    ours = next(row for row in written["rows"] if "loop over steps" in row["comparison"])
     assert ours["ratio"] == pytest.approx(ours["other"]["median"] / ours["ours"]["median"])
     assert {row["T"] for row in written["growth"]} == {2, 3} and len(written["profiles"]) == 10
     text = (tmp_path / "bench-cpu.md").read_text()
@@ -179,22 +179,22 @@ def test_a_result_that_lacks_a_part_is_kept_under_those_it_has(tmp_path, monkeyp
     assert set(found) == {"cpu-evaluation-growth-simulation-training"} and len(found.popitem()[1]["rows"]) == 3
 
 
-def test_without_a_gpu_it_says_so(capsys) -> None:
+def test_a_missing_gpu_is_one_sentence(capsys) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     assert bench.main(["--device", "cuda"]) == 2
     assert capsys.readouterr().err == "error: --device cuda: needs a CUDA device, which is not here\n"
 
 
-def test_a_leg_on_several_gpus_that_is_too_short_says_so() -> None:
-    bench_ddp.enough("2 × 8", {"blocks": [10.0, 11.0], "steps": 150}, warm=100, block=25)
-    words = r"leg 2 × 8: 1 of the 2 blocks .* has 149 steps, and 2 blocks end at step 150; raise --train-limit"
+def test_a_run_too_short_for_a_spread_is_refused() -> None:
+    bench_ddp.check_blocks("2 × 8", {"blocks": [10.0, 11.0], "steps": 150}, warm=100, block=25)
+    words = r"setting 2 × 8: 1 of the 2 blocks .* has 149 steps, and 2 blocks end at step 150; raise --train-limit"
     with pytest.raises(InputError, match=words):
-        bench_ddp.enough("2 × 8", {"blocks": [10.0], "steps": 149}, warm=100, block=25)
+        bench_ddp.check_blocks("2 × 8", {"blocks": [10.0], "steps": 149}, warm=100, block=25)
 
 
 @pytest.mark.slow
-def test_a_comparison_of_devices_is_kept_with_what_it_was_made_on(tmp_path, glue, monkeypatch, capfd) -> None:
+def test_a_comparison_of_devices_is_kept_with_hardware_and_data(tmp_path, glue, monkeypatch, capfd) -> None:
     """Two processes and one, on the CPU: real runs, whose speeds say nothing."""
     plain = [word for word in micro(tmp_path / "x", glue) if not word.startswith(("run.dir", "stages."))]
     small = [*plain, "stages.teacher.lr=1.0e-2"]
@@ -203,26 +203,27 @@ def test_a_comparison_of_devices_is_kept_with_what_it_was_made_on(tmp_path, glue
     out = tmp_path / "new" / "ddp.json"
     monkeypatch.setattr(sys, "argv", ["bench_ddp.py", *given, "--speed-only", "--json", str(out), *words])
     assert bench_ddp.main() == 0
-    found, said = json.loads(out.read_text()), capfd.readouterr().out
-    made, legs = found["made"], found["legs"]
+    found, printed = json.loads(out.read_text()), capfd.readouterr().out
+    made, settings = found["made"], found["settings"]
     assert (made["commit"], made["torch"]) == (commit(), torch.__version__)
     assert made["hardware"] == f"{hardware(CPU).rpartition(',')[0]}, 1 threads"  # OMP_NUM_THREADS
     assert (made["train_limit"], made["batch"], made["devices"], made["preset"]) == (48, 4, 2, "tiny")
     assert made["overrides"] == words and "48 training examples" in made["data"]
-    assert {name: leg["steps"] for name, leg in legs.items()} == {"1 × 4": 12, "2 × 4": 6}
-    assert {name: len(leg["blocks"]) for name, leg in legs.items()} == {"1 × 4": 10, "2 × 4": 4}
-    one, two = (statistics.median(leg["blocks"]) for leg in legs.values())
+    assert {name: row["steps"] for name, row in settings.items()} == {"1 × 4": 12, "2 × 4": 6}
+    assert {name: len(row["blocks"]) for name, row in settings.items()} == {"1 × 4": 10, "2 × 4": 4}
+    one, two = (statistics.median(row["blocks"]) for row in settings.values())
     assert found["speed_up"] == {"2 × 4": pytest.approx(two / one)} and one > 0
-    assert f"speed-up of 2 × 4: {two / one:.2f} ×" in said and made["hardware"] in said
+    assert f"speed-up of 2 × 4: {two / one:.2f} ×" in printed and made["hardware"] in printed
 
 
-def test_what_fails_in_a_leg_is_said_once(tmp_path, monkeypatch, capfd) -> None:
+def test_a_failed_run_prints_its_message_once(tmp_path, monkeypatch, capfd) -> None:
     given = ["--data", "nowhere", "--teacher", "nowhere", "preset=tiny", "run.accelerator=cpu"]
     monkeypatch.setattr(sys, "argv", ["bench_ddp.py", *given])
     with pytest.raises(SystemExit) as ended:
         bench_ddp.main()
-    said = capfd.readouterr().err
-    assert ended.value.code == 2 and said.count("error: ") == 1 and "Traceback" not in said and "nowhere" in said
+    printed = capfd.readouterr().err
+    assert ended.value.code == 2 and printed.count("error: ") == 1
+    assert "Traceback" not in printed and "nowhere" in printed
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def test_the_mean_gradient_of_the_parts_is_that_of_the_batch(losses, world) -> N
 
     def gradients(batch) -> list[torch.Tensor]:
         parameters = [p for p in module.parameters() if p.requires_grad]
-        found = torch.autograd.grad(module.learn(batch)["loss"], parameters, allow_unused=True)
+        found = torch.autograd.grad(module.loss_terms(batch)["loss"], parameters, allow_unused=True)
         return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
 
     whole, added = gradients(batch), None

@@ -101,8 +101,8 @@ def test_graphed_steps_equal_plain_ones(coding: str, precision: torch.dtype | No
             made.student.set_t_steps([3, 2, 1])
         made.objective.additions.limit.fill_(0.5 - 0.02 * step)
         here = batch((16, 24)[step % 2], step)
-        plain = learnt(made, here, made.learn, precision)
-        graphed = learnt(made, here, lambda b: made.graphed(b, made.learn_state()), precision)
+        plain = learnt(made, here, made.loss_terms, precision)
+        graphed = learnt(made, here, lambda b: made.graphed(b, made.python_state()), precision)
         assert list(plain) == list(graphed)
         for name, expected in plain.items():
             gap = (graphed[name] - expected).norm() / expected.norm().clamp(min=1e-6)

@@ -48,7 +48,7 @@ class Steps(DistillationModule):
         return optimizer.adamw(self, self.optimization, self.total_steps)
 
     def training_step(self, batch, batch_idx):
-        return self.learn(batch)["loss"]
+        return self.loss_terms(batch)["loss"]
 
 
 def clipped(precision: str, scale: float = 1.0) -> tuple[DistillationModule, torch.Tensor]:

@@ -276,5 +276,5 @@ def teacher_module() -> TeacherModule:
 
 def test_a_teacher_learns_from_true_labels_alone() -> None:
     module, batch = teacher_module(), {**sentences(), "labels": torch.tensor([0, 1, 1])}
-    terms = module.learn(batch)
+    terms = module.loss_terms(batch)
     assert set(terms) == {"loss", "hard"} and terms["loss"] == terms["hard"]

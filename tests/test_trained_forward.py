@@ -73,7 +73,7 @@ def test_tuning_fits_what_the_forward_itself_adds_up(options, mode) -> None:
 def learning(coding: str, forward_mode: str) -> DistillationModule:
     made = module(additions=0.0, hard=1.0)
     made.student, made.forward_mode = student(coding=coding).float(), forward_mode
-    made.varied = dict
+    made.augmented = dict
     return made
 
 

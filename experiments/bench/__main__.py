@@ -5,8 +5,8 @@ python -m experiments.bench --device cuda          on one GPU, under 150 s
 python -m experiments.bench --keep FILE.json …     take results into docs/performance.md
 python -m experiments.bench --check                exit code 1 where docs/performance.md differs from the kept results
 
-Writes bench-DEVICE.json and bench-DEVICE.md into --out, after each comparison, so that a run which is stopped leaves
-what it had.
+Writes bench-DEVICE.json and bench-DEVICE.md into --out, after each comparison, so that an interrupted run leaves
+its finished ones.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from spikeprune.kernels import lacking
 
 
 def settings(device: torch.device, backend: str) -> dict[str, Setting]:
-    """What each part runs on: on a GPU MiniLM and BERT-base at B 32, N 128; on a CPU less of it."""
+    """Sizes and batches of each part: on a GPU MiniLM and BERT-base at B 32, N 128; on a CPU less of it."""
     common: dict[str, Any] = {"device": device, "kernels": backend}
     if device.type == "cuda":
         whole = Setting(**common, sizes=(MINILM, BASE), sentences=32, tokens=128, t_steps=16, budget=4.0)
@@ -72,15 +72,15 @@ def run(device: torch.device, backend: str, out: Path, parts: list[str]) -> dict
             results[place].append({**asdict(found), "met": found.met} if isinstance(found, Row) else found)
             results["made"]["seconds"] = time.perf_counter() - start
             write(results, out)
-            print(said(found), flush=True)
+            print(in_words(found), flush=True)
     return results
 
 
-def said(found: Row | dict) -> str:
+def in_words(found: Row | dict) -> str:
     if isinstance(found, dict):
         return ", ".join(f"{key} {v:.4g}" if isinstance(v, float) else f"{key} {v}" for key, v in found.items())
     value = found.skipped or f"{found.ratio:.3g}"
-    return f"{found.network}, {found.setting}: {found.words}: {value}"
+    return f"{found.network}, {found.setting}: {found.comparison}: {value}"
 
 
 def write(results: dict[str, Any], out: Path) -> None:
@@ -98,7 +98,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path(".bench"))
     parser.add_argument("--parts", nargs="+", choices=report.PARTS, default=list(report.PARTS))
     parser.add_argument("--keep", nargs="+", type=Path, metavar="FILE", help="take these into docs/performance.md")
-    parser.add_argument("--check", action="store_true", help="is docs/performance.md what the kept results give?")
+    parser.add_argument("--check", action="store_true", help="does docs/performance.md match the kept results?")
     return parser.parse_args(argv)
 
 
@@ -110,8 +110,8 @@ def main(argv: list[str]) -> int:
         page = report.PAGE.read_text(encoding="utf-8")
         made = report.with_results(page, report.kept_results())
         if args.check:
-            words = "is what the results give" if made == page else "differs: --keep its results"
-            print(f"docs/performance.md {words}")
+            verdict = "matches the kept results" if made == page else "differs: --keep its results"
+            print(f"docs/performance.md {verdict}")
             return int(made != page)
         report.PAGE.write_text(made, encoding="utf-8")
         return 0

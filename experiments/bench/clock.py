@@ -54,7 +54,7 @@ def seconds(work: Work, device: torch.device) -> float:
 def timings(works: Mapping[str, Work], device: torch.device, *, budget: float, least: int = 3) -> dict[str, Timing]:
     """Time several pieces of work in turns, so that a machine which slows down slows all of them.
 
-    Two calls of each warm up. Rounds go on until `budget` seconds are spent, at least `least`, at most 50.
+    Two calls of each warm up. Rounds continue until `budget` seconds are spent, at least `least`, at most 50.
     """
     for work in works.values():
         seconds(work, device)
@@ -75,7 +75,7 @@ def _timing(ordered: list[float]) -> Timing:
 
 
 def graphed(work: Work, device: torch.device) -> Work:
-    """`work` as one CUDA graph: what it sends to the device, without the time that the host takes to send it."""
+    """`work` as one CUDA graph: its kernels without the time that the host takes to launch them."""
     side = torch.cuda.Stream(device)
     side.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(side):
@@ -84,17 +84,17 @@ def graphed(work: Work, device: torch.device) -> Work:
     torch.cuda.current_stream(device).wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        held = work()  # its memory is the graph's
+        output = work()  # in the graph's memory
 
     def replay() -> object:
         graph.replay()
-        return held
+        return output
 
     return replay
 
 
 def peak_bytes(work: Work, device: torch.device) -> int:
-    """Most memory of tensors that `work` holds at once, beyond what was there before."""
+    """Peak memory of the tensors of `work`, beyond what was allocated before."""
     work()
     gc.collect()
     if device.type == "cuda":
@@ -106,11 +106,11 @@ def peak_bytes(work: Work, device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         work()
-    held = most = 0
+    current = most = 0
     events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
     for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        most = max(most, held)
+        current += event.nbytes()
+        most = max(most, current)
     return most
 
 
@@ -127,7 +127,7 @@ def shares(work: Work, device: torch.device) -> dict[str, float]:
         name = event.name()
         if cuda and event.device_type() == DeviceType.CUDA:
             found[_group(name.lower())] += event.duration_ns() * 1e-9
-        elif not cuda and name in LEAVES:  # what calls them is left out
+        elif not cuda and name in LEAVES:  # not their callers
             found[LEAVES[name]] += event.duration_ns() * 1e-9
     if not cuda:
         found["the rest"] = max(0.0, wall - sum(found.values()))

@@ -1,12 +1,12 @@
-"""One spiking BERT as others would write it: the same weights, binary IF neurons of threshold 1, per_step coding.
+"""The same spiking BERT in other libraries: the same weights, binary IF neurons of threshold 1, per_step coding.
 
-`tick` is the network; what differs is who keeps the membranes and whether time is the outermost loop.
+`tick` is the network; peers differ in the code that keeps the membranes and in whether time is the outermost loop.
 
-| who | time | membranes |
+| peer | time | membranes |
 |---|---|---|
 | `spikingjelly` | inside each layer, all steps in one product | SpikingJelly's multi-step IFNode |
 | `snntorch` | outermost loop | snnTorch's Leaky, one call a step |
-| `loop` | outermost loop | plain tensors, and running rates at every site, as in SpikingBERT |
+| `loop` | outermost loop | plain tensors, and running rates of every spiking layer, as in SpikingBERT |
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from torch import Tensor
 
 from spikeprune.models.modeling import SpikingBert
 
-Fire = Callable[[str, Tensor], Tensor]  # a site's name and its current -> its spikes, of the same shape
+Fire = Callable[[str, Tensor], Tensor]  # a spiking layer's name and its current -> its spikes, of the same shape
 
 
 def current(student: SpikingBert, ids: Tensor) -> Tensor:
-    """What drives the embedding's neurons, `[B, N, D]`."""
+    """The current of the embedding's neurons, `[B, N, D]`."""
     e = student.embedding
     return e.norm(e.word(ids) + e.position.weight[: ids.shape[1]] + e.segment.weight[0])
 
@@ -106,8 +106,8 @@ def snntorch(student: SpikingBert, t_steps: int) -> Callable[[Tensor, Tensor], T
 
 
 def loop(student: SpikingBert, t_steps: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """SpikingBERT's structure (Bal & Sengupta 2024, arXiv 2308.10873): every site of every layer at every step, and at
-    every site the weighted sum of its spikes, from which its rate is read."""
+    """SpikingBERT's structure (Bal & Sengupta 2024, arXiv 2308.10873): every spiking layer at every step, and the
+    weighted sum of its spikes, from which its rate is read."""
 
     @torch.no_grad()
     def run(ids: Tensor, mask: Tensor) -> Tensor:

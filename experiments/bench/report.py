@@ -29,19 +29,19 @@ def time_of(found: dict | None) -> str:
 
 
 def ratios(results: dict) -> str:
-    """One line for each comparison; what was skipped says why."""
+    """One line for each comparison; a skipped one has its reason."""
     lines = []
     for row in results["rows"]:
         goal = "" if row["goal"] is None else f"{row['goal'][0]} {row['goal'][1]:g}"
         if row["met"] is not None:
             goal += ": met" if row["met"] else ": missed"
         value = row["skipped"] or f"{row['ratio']:.3g}"
-        apart = "" if row["difference"] is None else f"{row['difference']:.1g}"
-        what = f"{row['group']}: {row['words']}"
+        difference = "" if row["difference"] is None else f"{row['difference']:.1g}"
+        what = f"{row['group']}: {row['comparison']}"
         times = [time_of(row["ours"]), time_of(row["other"])]
-        lines.append([what, f"{row['network']}, {row['setting']}", *times, value, goal, apart])
+        lines.append([what, f"{row['network']}, {row['setting']}", *times, value, goal, difference])
     return table(
-        ["comparison", "network and batch", "ours, ms", "other, ms", "ratio", "goal", "answers differ by"], lines
+        ["comparison", "network and batch", "ours, ms", "other, ms", "ratio", "goal", "logits differ by"], lines
     )
 
 

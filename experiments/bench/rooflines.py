@@ -1,4 +1,5 @@
-"""What bounds a simulation: its matrix products alone, and the rates at which this machine multiplies and copies."""
+"""Bounds of a simulation's speed: its matrix products alone, and the rates at which this machine multiplies and
+copies."""
 
 from __future__ import annotations
 
@@ -68,10 +69,10 @@ def operations(size: Size, *, t_steps: int, sentences: int, tokens: int) -> floa
 
 
 def least_bytes(size: Size, *, t_steps: int, sentences: int, tokens: int) -> float:
-    """Fewest bytes that a site-by-site simulation moves: each product's operand and answer once, each train once.
+    """Fewest bytes that a layer-by-layer simulation moves: each product's operand and result once, each train once.
 
-    A layer has ten tensors as wide as D (the answers of query, key, value, out and down; the trains of k, v, c, h and
-    a') and two as wide as F (the answer of up, the train of f), each written once and read once, in float32. That some
+    A layer has ten tensors as wide as D (the results of query, key, value, out and down; the trains of k, v, c, h and
+    a') and two as wide as F (the result of up, the train of f), each written once and read once, in float32. That some
     are read by several is left out.
     """
     numbers = t_steps * sentences * tokens * (2 * 10 * size.hidden + 2 * 2 * size.ffn)

@@ -1,4 +1,4 @@
-"""The comparisons: each runs pieces of equal work in turns, checks that they answer alike, and gives ratios."""
+"""The comparisons: each runs pieces of equal work in turns, checks that their logits agree, and gives ratios."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ class Setting:
 
 @dataclass
 class Row:
-    """One ratio. `words`: what it says; `goal`: the bound that it is held to, `at least` or `at most`."""
+    """One ratio. `goal`: a bound, `at least` or `at most`."""
 
     group: str
     network: str
     setting: str
-    words: str
+    comparison: str
     ours: Timing | None = None
     other: Timing | None = None
     ratio: float | None = None
@@ -102,8 +102,8 @@ def shallow_difference(at: Setting, size: Size, name: str) -> float:
     size = replace(size, layers=2)
     student = at.student(size, unit_theta=True, t_steps=at.t_steps, coding="per_step", spikes="binary")
     batch = at.batch(size)
-    answers = peers.PEERS[name](student, at.t_steps)(batch["input_ids"], batch["attention_mask"])
-    return difference(simulated(student, batch)(), answers)
+    logits = peers.PEERS[name](student, at.t_steps)(batch["input_ids"], batch["attention_mask"])
+    return difference(simulated(student, batch)(), logits)
 
 
 def closed_differences(at: Setting, size: Size, student: SpikingBert) -> tuple[float, float]:
@@ -145,29 +145,29 @@ def simulation(at: Setting) -> Iterator[Row]:
         if at.kernels == "triton":
             works["split products"] = split_products(size, **shape, device=at.device)
         rows = []
-        answers = works["ours"]()
+        logits = works["ours"]()
         for name, goal in (
             ("spikingjelly", at.goal("at least", 2.0)),
             ("snntorch", None),
             ("loop", at.goal("at least", 10.0)),
         ):
-            words = f"times as fast as {TITLES[name]}"
-            row = Row(**common, words=words, goal=goal, skipped=peers.lacking(name))
+            comparison = f"times as fast as {TITLES[name]}"
+            row = Row(**common, comparison=comparison, goal=goal, skipped=peers.lacking(name))
             rows.append((name, row))
             if not row.skipped:
                 run = peers.PEERS[name](student, at.t_steps)
                 work = partial(run, batch["input_ids"], batch["attention_mask"])
-                row.difference = difference(answers, work())
+                row.difference = difference(logits, work())
                 exact, shallow = exact_difference(name), shallow_difference(at, size, name)
                 if exact < EXACT and shallow < SAME:
                     works[name] = work
                     if at.device.type == "cuda" and goal is not None:
                         works[f"{name}, TF32"] = in_tf32(work)
-                        words = f"times as fast as {TITLES[name]}, TF32 allowed there"
-                        rows.append((f"{name}, TF32", Row(**common, words=words)))
-                        rows[-1][1].difference = difference(answers, works[f"{name}, TF32"]())
+                        comparison = f"times as fast as {TITLES[name]}, TF32 allowed there"
+                        rows.append((f"{name}, TF32", Row(**common, comparison=comparison)))
+                        rows[-1][1].difference = difference(logits, works[f"{name}, TF32"]())
                 else:
-                    found = f"answers differ by {exact:.2g} in float64, {shallow:.2g} in float32"
+                    found = f"logits differ by {exact:.2g} in float64, {shallow:.2g} in float32"
                     row.skipped = f"not the same network: {found}"
         other = at.student(size, t_steps=at.t_steps, coding="running_mean")
         works["running_mean"] = simulated(other, batch)
@@ -179,13 +179,15 @@ def simulation(at: Setting) -> Iterator[Row]:
             yield row
         counted = {"operations": operations(size, **shape), "bytes": least_bytes(size, **shape)}
         for name, coding in (("ours", "per_step"), ("running_mean", "running_mean")):
-            words = f"times the time of its matrix products alone ({coding})"
-            row = Row(**common, words=words, goal=at.goal("at most", 1.5), ours=found[name], other=found["products"])
+            comparison = f"times the time of its matrix products alone ({coding})"
+            row = Row(
+                **common, comparison=comparison, goal=at.goal("at most", 1.5), ours=found[name], other=found["products"]
+            )
             row.ratio, row.more = row.ours.median / row.other.median, counted
             yield row
             if "split products" in found:
-                words = f"times the time of the int8 products that it runs on ({coding})"
-                row = Row(**common, words=words, ours=found[name], other=found["split products"])
+                comparison = f"times the time of the int8 products that it runs on ({coding})"
+                row = Row(**common, comparison=comparison, ours=found[name], other=found["split products"])
                 row.ratio = row.ours.median / row.other.median
                 yield row
 
@@ -205,9 +207,9 @@ def evaluation(at: Setting) -> Iterator[Row]:
         small = nets.compacted(student, 0.3)
         long = copy.deepcopy(student)
         long.set_t_steps(at.growth[-1])
-        apart = difference(infer(student, **batch).logits, infer(student, **batch, stepwise=True).logits)
+        gap = difference(infer(student, **batch).logits, infer(student, **batch, stepwise=True).logits)
         exact, shallow = closed_differences(at, size, student)
-        unequal = "" if exact < EXACT and shallow < SAME else f"not the simulation: {exact:.2g}, {shallow:.2g} apart"
+        unequal = "" if exact < EXACT and shallow < SAME else f"not the simulation: {exact:.2g}, {shallow:.2g} off"
 
         def dense(bert=bert, batch=batch) -> Tensor:
             with torch.no_grad():
@@ -230,8 +232,10 @@ def evaluation(at: Setting) -> Iterator[Row]:
             ("small", f"T {steps}, {place}", "times the time of the dense forward, 30 % kept", ("at most", 1.0)),
         )
         ways = ("", ", CUDA graphs") if len(found) > 4 else ("",)
-        for (name, setting, words, goal), way in itertools.product(rows, ways):
-            row = Row(**common, setting=setting, words=words + way, goal=goal, skipped=unequal, difference=apart)
+        for (name, setting, comparison, goal), way in itertools.product(rows, ways):
+            row = Row(
+                **common, setting=setting, comparison=comparison + way, goal=goal, skipped=unequal, difference=gap
+            )
             row.ours, row.other = found[name + way], found["dense" + way]
             row.ratio = None if unequal else row.ours.median / row.other.median
             yield row

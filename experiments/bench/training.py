@@ -17,12 +17,12 @@ from spikeprune.training import losses
 
 
 def distillation(at: Setting, size: Size, *, spiking: bool, t_steps: int = 4, graphs: bool = False) -> Work:
-    """One step: teacher, learner, losses of hidden states, attention scores and answers, backward, AdamW. `graphs`:
+    """One step: teacher, learner, losses of hidden states, attention scores and logits, backward, AdamW. `graphs`:
     forward and backward replayed from CUDA graphs, as training on a GPU does."""
     teacher = Teacher(size.bert()).to(at.device).freeze()
     learner = at.student(size, t_steps=t_steps) if spiking else Teacher(size.bert()).to(at.device)
     learner.train()
-    extra = {} if spiking else {"features": True}
+    extra = {} if spiking else {"hidden": True, "scores": True}
     batch, layer_map = at.batch(size), list(range(size.layers))
     optimizer = torch.optim.AdamW(learner.parameters(), lr=1e-5, fused=at.device.type == "cuda")
 
@@ -60,13 +60,13 @@ def training(at: Setting) -> Iterator[Row]:
                 work()
         found = timings(works, at.device, budget=at.budget)
         common = {"group": "training step", "network": size.name, "setting": f"B {at.sentences}, N {at.tokens}"}
-        words = "times the time of a dense HF BERT distillation step, teacher in both"
+        comparison = "times the time of a dense HF BERT distillation step, teacher in both"
         for kind in ("", ", CUDA graphs") if len(found) > 2 else ("",):
-            row = Row(**common, words=words + kind, ours=found[f"ours{kind}"], other=found[f"dense{kind}"])
+            row = Row(**common, comparison=comparison + kind, ours=found[f"ours{kind}"], other=found[f"dense{kind}"])
             row.ratio, row.goal = row.ours.median / row.other.median, at.goal("at most", 1.3)
             yield row
-        held = {t: peak_bytes(work, at.device) for t, work in ((4, ours), (at.growth[-1], long))}
-        words = f"times the peak memory at T 4, at T {at.growth[-1]}"
-        row = Row(**common, words=words, goal=("at most", 1.001), ratio=held[at.growth[-1]] / held[4])
-        row.more = {f"bytes at T {t}": float(n) for t, n in held.items()}
+        peaks = {t: peak_bytes(work, at.device) for t, work in ((4, ours), (at.growth[-1], long))}
+        comparison = f"times the peak memory at T 4, at T {at.growth[-1]}"
+        row = Row(**common, comparison=comparison, goal=("at most", 1.001), ratio=peaks[at.growth[-1]] / peaks[4])
+        row.more = {f"bytes at T {t}": float(n) for t, n in peaks.items()}
         yield row

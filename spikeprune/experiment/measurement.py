@@ -92,7 +92,7 @@ def quality(context: RunContext, module: TaskModule) -> dict[str, Any]:
 
 def validated(module: TaskModule, names: Sequence[str]) -> dict[str, float]:
     """The module's metrics of these names, of further dev splits too."""
-    return {key: value for key, value in module.found.items() if key.rpartition("/")[2] in names}
+    return {key: value for key, value in module.dev_quality.items() if key.rpartition("/")[2] in names}
 
 
 def check_finite(measured: Measured, where: str) -> None:

@@ -65,7 +65,7 @@ class DistillationModule(TaskModule):
     def models(self) -> list[nn.Module | Gates]:
         return [self.student, self.teacher, *([] if self.gates is None else [self.gates])]
 
-    def learn(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def loss_terms(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         inputs, objective, gates = [batch[name] for name in INPUTS], self.objective, self.gates
         outputs = self.student(
             *inputs,
@@ -81,7 +81,7 @@ class DistillationModule(TaskModule):
             loss = loss + terms["budget"]
         return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
 
-    def learn_state(self) -> Hashable:
+    def python_state(self) -> Hashable:
         learning = self.gates is not None and self.gates.learning
         return tuple(self.student.steps), self.student.quantized, learning
 
@@ -103,14 +103,14 @@ class DistillationModule(TaskModule):
             self.log_quality(i, fidelity.compute())
             fidelity.reset()
 
-    def varied(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The batch with its sentences changed, where the configuration asks for it."""
+    def augmented(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The batch with words of its sentences replaced, where there is an `augment`."""
         return dict(batch) if self.augment is None else self.augment(batch)
 
     def decision_batch(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The batch as pruning decisions use it: `varied` where the teacher gives the targets, since a true label would
-        not fit a changed sentence."""
-        return self.varied(batch) if self.losses.soft else batch
+        """The batch as pruning decisions use it: `augmented` where the teacher gives the targets, since a true label
+        would not fit a changed sentence."""
+        return self.augmented(batch) if self.losses.soft else batch
 
     def output_distance(self, logits: Tensor, others: Tensor) -> Tensor:
         """`[B]`: how far `logits [B, C]` are from `others`, in the unit of `sample_loss`."""

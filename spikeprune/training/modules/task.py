@@ -1,4 +1,4 @@
-"""What teacher and student share as LightningModules: the training step, and quality on dev splits. Plain values in."""
+"""The common base of the LightningModules of teacher and student: the training step, and quality on dev splits."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ class ReplayedTerms(Protocol):
     """The loss terms of a batch and their gradient, computed in another way, such as `cuda_graphs.GraphedTerms`."""
 
     def __call__(self, batch: Mapping[str, Tensor], state: Hashable) -> dict[str, Tensor]:
-        """As `TaskModule.learn`; `state`: as `TaskModule.learn_state`."""
+        """As `TaskModule.loss_terms`; `state`: as `TaskModule.python_state`."""
 
     def backward(self, loss: Tensor) -> None:
-        """Give the parameters the gradients of the `loss` that the last call returned."""
+        """Write the gradients of the `loss` that the last call returned into the parameters."""
 
 
 class TaskModule(L.LightningModule):
-    """What teacher and student share: optimization, and quality on each dev split under `val/`.
+    """Optimization and quality on each dev split, logged under `val/`, of teacher and student.
 
     The first split logs `val/accuracy` …; a further one (MNLI's mismatched) `val/<split>/accuracy` …. `val/main` is
-    GLUE's number for the first. `graphs(learn, models)` makes what computes `learn` in its place; None: `learn` itself.
+    GLUE's number for the first. `graphs(loss_terms, models)`, such as `cuda_graphs.GraphedTerms`, replays `loss_terms`
+    and its gradient; None: it is computed as it stands.
     """
 
     def __init__(
@@ -45,10 +46,10 @@ class TaskModule(L.LightningModule):
         super().__init__()
         self.task, self.optimization = task, optimization
         self.register_buffer("class_weights", class_weights, persistent=False)  # [C], of the hard loss
-        self.graphed = None if graphs is None else graphs(self.learn, self.models)
+        self.graphed = None if graphs is None else graphs(self.loss_terms, self.models)
         self.dev_splits = list(dev_splits)
         self.dev_metrics = nn.ModuleList(task_metrics(task) for _ in self.dev_splits)
-        self.found: dict[str, float] = {}  # of the last validation, without `val/`; what Lightning logs is float32
+        self.dev_quality: dict[str, float] = {}  # of the last validation, by names without `val/`; logged as float32
 
     def configure_optimizers(self):
         # not trainer.estimated_stepping_batches: that sets up the loader before a checkpoint is restored, and Lightning
@@ -57,28 +58,28 @@ class TaskModule(L.LightningModule):
         return adamw(self, self.optimization, self.total_steps)
 
     def infer(self, batch: Mapping[str, Tensor]) -> Outputs:
-        """The outputs that quality is judged by."""
+        """The outputs of a dev batch, by which quality is measured."""
         raise NotImplementedError
 
     def models(self) -> list[nn.Module]:
-        """Those that `learn` runs."""
+        """The networks that `loss_terms` runs."""
         raise NotImplementedError
 
-    def learn(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What a training batch teaches: `loss`, and each of its terms without gradient, all scalar."""
+    def loss_terms(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Of a training batch: `loss`, and each of its terms without gradient, all scalar."""
         raise NotImplementedError
 
-    def learn_state(self) -> Hashable:
-        """What `learn` reads from Python and may change in the course of a stage."""
+    def python_state(self) -> Hashable:
+        """The values in Python, not in tensors, that `loss_terms` reads and that may change during a stage."""
         return None
 
-    def varied(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The batch as it is learnt from."""
+    def augmented(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The batch as it is trained on."""
         return batch
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        batch = self.varied(batch)
-        terms = self.learn(batch) if self.graphed is None else self.graphed(batch, self.learn_state())
+        batch = self.augmented(batch)
+        terms = self.loss_terms(batch) if self.graphed is None else self.graphed(batch, self.python_state())
         self.terms = {
             name: term.detach() for name, term in terms.items()
         }  # of this step; see training/callbacks/finite.py
@@ -110,7 +111,7 @@ class TaskModule(L.LightningModule):
         return outputs
 
     def on_validation_epoch_end(self) -> None:
-        self.found = {}
+        self.dev_quality = {}
         for i, metrics in enumerate(self.dev_metrics):
             results = metrics.compute()
             metrics.reset()
@@ -119,8 +120,8 @@ class TaskModule(L.LightningModule):
                 self.log("val/main", main_metric(self.task, results), prog_bar=True, rank_zero_only=True)
 
     def log_quality(self, i: int, results: Mapping[str, Tensor | float]) -> None:
-        """What was found on the `i`-th dev split."""
+        """Log the metrics of the `i`-th dev split."""
         prefix = "" if i == 0 else f"{self.dev_splits[i]}/"
         found = {f"{prefix}{name}": float(value) for name, value in results.items()}
-        self.found |= found
+        self.dev_quality |= found
         self.log_dict({f"val/{name}": value for name, value in found.items()}, rank_zero_only=True)

@@ -26,7 +26,7 @@ class TeacherModule(TaskModule):
     def models(self) -> list[nn.Module]:
         return [self.teacher]
 
-    def learn(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def loss_terms(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         logits = self.infer(batch).logits.float()
         weights = self.class_weights
         loss = losses.hard_loss(logits, batch["labels"], regression=self.task.regression, weights=weights).mean()

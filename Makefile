@@ -74,7 +74,7 @@ esac; \
 if [ -n $(call Q,$(TEACHER)) ]; then set -- "$$@" teacher.checkpoint=$(call Q,$(TEACHER)); fi
 endef
 
-glue: $(STAMP)  ## run the pipeline: TASK=mrpc [PRESET=tiny|minilm|paper] [DATA=auto|hub|embedded|DIR, embedded for tiny] [TEACHER=name-or-dir] [SEED=0] [ARGS="key=value …"]
+glue: $(STAMP)  ## run the pipeline: TASK=mrpc [PRESET=tiny|minilm|base|paper] [DATA=auto|hub|embedded|DIR, embedded for tiny] [TEACHER=name-or-dir] [SEED=0] [ARGS="key=value …"]
 	@$(CHOSEN); \
 	if [ -n $(call Q,$(SEED)) ]; then set -- "$$@" seed=$(call Q,$(SEED)); fi; \
 	$(GIVEN); \

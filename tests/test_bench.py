@@ -4,6 +4,7 @@ No speed is asserted here."""
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import sys
 from pathlib import Path
@@ -113,11 +114,12 @@ def test_a_whole_run_writes_what_it_measured(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(bench, "ceilings", lambda device, budget: {"bytes a second": 2e9})
     made = bench.run(CPU, "torch", tmp_path, list(report.PARTS))
     written = json.loads((tmp_path / "bench-cpu.json").read_text())
-    assert written["rows"] == json.loads(json.dumps(made["rows"])) and len(written["rows"]) == 10
+    assert written["rows"] == json.loads(json.dumps(made["rows"])) and len(written["rows"]) == 11
     ours = next(row for row in written["rows"] if "loop over steps" in row["comparison"])
     assert ours["ratio"] == pytest.approx(ours["other"]["median"] / ours["ours"]["median"])
     assert {row["T"] for row in written["growth"]} == {2, 3} and len(written["profiles"]) == 10
     text = (tmp_path / "bench-cpu.md").read_text()
+    assert re.search(r"without attention scores.*; [\d,.]+ samples per second, ours; [\d,.]+ .*, dense \|", text)
     assert "| simulation: times as fast as a loop over steps" in text and "2 · 10⁹ bytes a second" in text
     closed = [row["bytes"] for row in written["growth"] if row["way"] == "accumulate, closed form" and row["N"] == 8]
     assert closed[0] == closed[1]  # memory at T = 2 and at T = 3

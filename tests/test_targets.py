@@ -56,7 +56,7 @@ ABLATIONS = sorted(path.stem for path in (ROOT / "experiments" / "ablations").gl
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
-@pytest.mark.parametrize("preset", ["tiny", "minilm", "paper"])
+@pytest.mark.parametrize("preset", ["tiny", "minilm", "base", "paper"])
 def test_every_ablation_goes_with_every_preset(name, preset) -> None:
     for task in TASKS:
         config = load(GLUE, [f"task={task}", f"preset={preset}", f"ablation={name}"])

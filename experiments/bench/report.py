@@ -37,7 +37,8 @@ def ratios(results: dict) -> str:
             goal += ": met" if row["met"] else ": missed"
         value = row["skipped"] or f"{row['ratio']:.3g}"
         difference = "" if row["difference"] is None else f"{row['difference']:.1g}"
-        what = f"{row['group']}: {row['comparison']}"
+        rates = [f"; {value:,.0f} {name}" for name, value in row["more"].items() if name.startswith("samples")]
+        what = f"{row['group']}: {row['comparison']}{''.join(rates)}"
         times = [time_of(row["ours"]), time_of(row["other"])]
         lines.append([what, f"{row['network']}, {row['setting']}", *times, value, goal, difference])
     return table(

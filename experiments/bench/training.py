@@ -16,30 +16,43 @@ from spikeprune.models.teacher import Teacher
 from spikeprune.training import losses
 
 
-def distillation(at: Setting, size: Size, *, spiking: bool, t_steps: int = 4, graphs: bool = False) -> Work:
+def distillation(
+    at: Setting,
+    size: Size,
+    *,
+    spiking: bool,
+    t_steps: int = 4,
+    graphs: bool = False,
+    scores: bool = True,
+    half: bool = False,
+) -> Work:
     """One step: teacher, learner, losses of hidden states, attention scores and logits, backward, AdamW. `graphs`:
-    forward and backward replayed from CUDA graphs, as training on a GPU does."""
+    forward and backward replayed from CUDA graphs, as training on a GPU does. Without `scores` attention is fused on
+    both sides; `half`: products in bfloat16."""
     teacher = Teacher(size.bert()).to(at.device).freeze()
     learner = at.student(size, t_steps=t_steps) if spiking else Teacher(size.bert()).to(at.device)
     learner.train()
-    extra = {} if spiking else {"hidden": True, "scores": True}
+    wanted = {"hidden": True, "scores": scores}
+    own = {"scores": scores} if spiking else wanted
     batch, layer_map = at.batch(size), list(range(size.layers))
     optimizer = torch.optim.AdamW(learner.parameters(), lr=1e-5, fused=at.device.type == "cuda")
 
     def learn(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         inputs, tokens = [batch[name] for name in INPUTS], batch["attention_mask"].bool()
         with torch.no_grad():
-            teacher_outputs = teacher(*inputs, hidden=True, scores=True)
-        outputs = learner(*inputs, **extra)
+            teacher_outputs = teacher(*inputs, **wanted)
+        outputs = learner(*inputs, **own)
         loss = losses.hidden_loss(outputs.hidden, teacher_outputs.hidden, tokens, layer_map)
-        loss = loss + losses.scores_loss(outputs.scores, teacher_outputs.scores, tokens, layer_map)
+        if scores:
+            loss = loss + losses.scores_loss(outputs.scores, teacher_outputs.scores, tokens, layer_map)
         loss = loss + losses.soft_loss(outputs.logits, teacher_outputs.logits, temperature=2.0, regression=False).mean()
         return {"loss": loss}
 
     graphed = GraphedTerms(learn, lambda: [learner, teacher])
 
     def step() -> None:
-        terms = graphed(batch, None) if graphs else learn(batch)
+        with torch.autocast(at.device.type, torch.bfloat16, enabled=half):
+            terms = graphed(batch, None) if graphs else learn(batch)
         graphed.backward(terms["loss"])
         optimizer.step()
         optimizer.zero_grad()
@@ -48,7 +61,8 @@ def distillation(at: Setting, size: Size, *, spiking: bool, t_steps: int = 4, gr
 
 
 def training(at: Setting) -> Iterator[Row]:
-    """Time of a step at T = 4, with and without CUDA graphs on both sides, and its peak memory at the longest T."""
+    """Time of a step at T = 4, with and without CUDA graphs on both sides, and its peak memory at the longest T; then
+    of a step without attention scores in bfloat16, the preset base's, with samples per second."""
     for size in at.sizes:
         ours, long = (distillation(at, size, spiking=True, t_steps=t) for t in (4, at.growth[-1]))
         dense = distillation(at, size, spiking=False)
@@ -70,3 +84,20 @@ def training(at: Setting) -> Iterator[Row]:
         row = Row(**common, comparison=comparison, goal=("at most", 1.001), ratio=peaks[at.growth[-1]] / peaks[4])
         row.more = {f"bytes at T {t}": float(n) for t, n in peaks.items()}
         yield row
+        yield in_bfloat16(at, size)
+
+
+def in_bfloat16(at: Setting, size: Size) -> Row:
+    """A step as of the preset base beside the dense one: bfloat16, no attention scores, CUDA graphs on a GPU."""
+    how = {"scores": False, "half": True, "graphs": at.device.type == "cuda"}
+    works = {name: distillation(at, size, spiking=name == "ours", **how) for name in ("ours", "dense")}
+    for _ in range(3):  # a shape is captured at its third appearance
+        for work in works.values():
+            work()
+    found = timings(works, at.device, budget=at.budget)
+    row = Row("training step", size.name, f"B {at.sentences}, N {at.tokens}", "")
+    row.comparison = "times the time of a dense step, bfloat16, without attention scores, CUDA graphs"
+    row.ours, row.other = found["ours"], found["dense"]
+    row.ratio, row.goal = row.ours.median / row.other.median, at.goal("at most", 1.5)
+    row.more = {f"samples per second, {name}": at.sentences / timing.median for name, timing in found.items()}
+    return row

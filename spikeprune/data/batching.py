@@ -17,7 +17,7 @@ from torch import Tensor
 from spikeprune.errors import InputError
 
 PAD_TO = 8  # what tensor cores like
-PAD_REPLAYED = 32  # fewer shapes, so fewer CUDA graphs
+PAD_REPLAYED = 16  # fewer shapes, so fewer CUDA graphs; more would cost short sentences much padding
 POOL = 50  # batches that share one sorting by length: large enough to save padding, small enough to stay shuffled
 
 Batch = dict[str, Tensor]

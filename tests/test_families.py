@@ -41,6 +41,7 @@ from spikeprune.models.sequence_classification import SpikingBertForSequenceClas
 from spikeprune.models.serialization import nbytes, parameter_count, stored_tensors
 from spikeprune.models.shape import dense_shape, student_shape
 from spikeprune.models.teacher import Teacher, copy_encoder
+from spikeprune.runtime.writer import to_bytes
 from spikeprune.training.objective import LossWeights, Objective
 from tests.micro import GLUE
 
@@ -243,6 +244,15 @@ def test_texts_up_to_the_last_position(kind) -> None:
                 continue
             with pytest.raises(InputError, match=f"reads from 1 to {longest}"):
                 network(ids, torch.ones_like(ids))
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("mpnet", "a relative position bias"), ("roberta", "positions behind"), ("electra", "projected embeddings")],
+)
+def test_the_c_program_refuses_what_it_lacks(kind, words) -> None:
+    with pytest.raises(InputError, match=f"the C runtime does not have {words}"):
+        to_bytes(student_of(kind, pooling="mean"))
 
 
 @pytest.mark.parametrize(

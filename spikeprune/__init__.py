@@ -30,6 +30,7 @@ _MODULES = {
     "evaluate": "spikeprune.experiment.evaluation",
     "from_bert": "spikeprune.models.conversion",
     "load": "spikeprune.experiment.checkpoints",
+    "predict": "spikeprune.experiment.prediction",
 }
 __all__ = ["__version__", "run", *_MODULES]
 

@@ -65,6 +65,20 @@ examples:
 Writes a new directory that other programs load: the last stage's student, without its pruned heads and neurons.
 """
 
+PREDICT_EXAMPLES = """\
+examples:
+  spikeprune predict runs/sst2-tiny-s0 "a fine film" "a dull one"
+  spikeprune predict runs/sst2-tiny-s0 --file reviews.csv --out predictions.csv --cost
+  cat reviews.txt | spikeprune predict runs/sst2-tiny-s0 --compact --out predictions.jsonl
+  spikeprune predict runs/mrpc-minilm-s0 "He slept ." "He was asleep ."
+  spikeprune predict runs/sst2-minilm-s0 --glue-test --data glue
+  spikeprune predict runs/sst2-minilm-s0 runs/rte-minilm-s0 --glue-test --data glue --zip submission.zip
+
+Without texts or --file it reads lines from standard input, the two texts of a pair with a tab between. A file is CSV,
+TSV, JSON lines, parquet or plain lines (.txt), with the columns of the run's own data. Predictions go to standard
+output as CSV, or to --out, in the order of the texts; a file that exists is not overwritten.
+"""
+
 SYNC_EXAMPLES = """\
 examples:
   spikeprune sync runs/mrpc-tiny-s0
@@ -159,6 +173,21 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument("--stage", metavar="NAME", help="a finished stage; by default the last one")
     which.add_argument("--compact", action="store_true", help="the model that `spikeprune compact` wrote")
     export.add_argument("--data", type=expanduser, metavar="DIR", help="a GLUE directory to check the files on")
+
+    predict = _command(commands, "predict", "predict texts with a run's network", PREDICT_EXAMPLES)
+    predict.add_argument("run", type=expanduser, metavar="RUN", help="a run's directory, such as runs/sst2-tiny-s0")
+    predict.add_argument("texts", metavar="text", nargs="*", help="what to predict; with --glue-test: further runs")
+    which = predict.add_mutually_exclusive_group()
+    which.add_argument("--stage", metavar="NAME", help="a finished stage; by default the student's last one")
+    which.add_argument("--compact", action="store_true", help="the model that `spikeprune compact` wrote")
+    predict.add_argument("--file", type=expanduser, metavar="IN", help="a file of texts")
+    predict.add_argument(
+        "--out", type=expanduser, metavar="OUT", help="a .csv or .jsonl file; with --glue-test a directory"
+    )
+    predict.add_argument("--cost", action="store_true", help="with additions, energy and time steps of each text")
+    predict.add_argument("--glue-test", action="store_true", help="write GLUE's submission files, of its test splits")
+    predict.add_argument("--data", type=expanduser, metavar="DIR", help="with --glue-test: a GLUE directory with them")
+    predict.add_argument("--zip", type=expanduser, metavar="FILE", help="with --glue-test: into one archive")
 
     sync = _command(commands, "sync", "send runs to W&B that were offline", SYNC_EXAMPLES)
     sync.add_argument(

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from spikeprune.arguments import parse
+from spikeprune.errors import InputError
 from spikeprune.experiment import offline, slurm_job, streams
 from spikeprune.files import jsonfile
 from spikeprune.training import signals
@@ -64,6 +65,24 @@ def _export(args: argparse.Namespace) -> None:
 
     record = export(args.run, args.to, args.directory, stage=args.stage, compacted=args.compact, data_dir=args.data)
     print(export_lines(record))
+
+
+def _predict(args: argparse.Namespace) -> None:
+    which = {"stage": args.stage, "compacted": args.compact}
+    if args.glue_test:
+        if args.file or args.cost:
+            raise InputError("--glue-test answers GLUE's test splits, without --file and --cost; leave them out")
+        from spikeprune.experiment import submission
+
+        lines = submission.submit([args.run, *args.texts], args.data, args.out, args.zip, **which)
+        print("\n".join(lines))
+        return
+    if args.data or args.zip:
+        raise InputError("--data and --zip belong to --glue-test; add it, or give texts by --file")
+    from spikeprune.experiment import prediction_files
+
+    if line := prediction_files.predict_to(args.run, args.texts, args.file, args.out, cost=args.cost, **which):
+        print(line)
 
 
 def _sync(args: argparse.Namespace) -> None:
@@ -123,6 +142,7 @@ ACTIONS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "config": _config,
     "evaluate": _evaluate,
     "compact": _compact,
+    "predict": _predict,
     "export": _export,
     "sync": _sync,
     "sweep": _sweep,

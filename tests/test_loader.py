@@ -39,7 +39,7 @@ def test_batches_are_padded_like_the_tokenizer_pads(mrpc, tokenizer):
 def test_a_text_of_which_no_token_is_left_is_refused(tokenizer):
     nothing = "\u200b\u200b"  # zero-width spaces, which the normalizer drops
     with pytest.raises(InputError, match=r"split x, example 1: the tokenizer leaves nothing of"):
-        encode(tokenizer, ["a dog", nothing], max_length=8, where="split x")
+        encode(tokenizer, ["a dog", nothing], max_length=8, place="split x, example {}".format)
     with pytest.raises(InputError, match=r"example 0: the tokenizer leaves nothing of"):
         encode(tokenizer, [nothing], [""], max_length=8)
     assert len(encode(tokenizer, ["a dog"], [""], max_length=8)) == 1  # as a few of QQP's pairs

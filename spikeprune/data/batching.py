@@ -5,7 +5,7 @@ Shapes: B sentences (or pairs) of a batch, N tokens of its longest, rounded up.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,18 +66,25 @@ class Encoded:
 
 
 def encode(
-    tokenizer, first, second=None, labels=None, *, max_length: int, regression: bool = False, where: str = "the texts"
+    tokenizer,
+    first,
+    second=None,
+    labels=None,
+    *,
+    max_length: int,
+    regression: bool = False,
+    place: Callable[[int], str] = "example {}".format,
 ) -> Encoded:
     """Tokenizes sentences (pairs) once: `[CLS] first [SEP]` or `[CLS] first [SEP] second [SEP]`, cut to `max_length`
     tokens, special ones included, from the longer of the two. An example without any other token is an InputError,
-    which says `where`."""
+    which says its `place(i)`."""
     options = {"truncation": True, "max_length": max_length, "return_attention_mask": False}
     rows = tokenizer(list(first), None if second is None else list(second), return_token_type_ids=True, **options)
     lengths = [len(row) for row in rows["input_ids"]]
     special = tokenizer.num_special_tokens_to_add(pair=second is not None)
     if empty := [i for i, length in enumerate(lengths) if length <= special]:
         text = first[empty[0]] if second is None else f"{first[empty[0]]} {second[empty[0]]}"
-        raise InputError(f"{where}, example {empty[0]}: the tokenizer leaves nothing of {text!r}; correct or drop it")
+        raise InputError(f"{place(empty[0])}: the tokenizer leaves nothing of {text!r}; correct or drop it")
     full = [i for i, length in enumerate(lengths) if length == max_length]
     kind = torch.float32 if regression else torch.long
     return Encoded(

@@ -178,7 +178,7 @@ class GlueData(LightningDataModule):
                 split.labels,
                 max_length=max_length,
                 regression=raw.task.regression,
-                where=f"task {raw.task.name} from {raw.origin}, split {name}",
+                place=lambda i, split=name: f"task {raw.task.name} from {raw.origin}, split {split}, example {i}",
             )
             for name, split in raw.splits.items()
         }

@@ -8,19 +8,26 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from spikeprune.errors import InputError
 from spikeprune.files import jsonfile
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """All of `content` under `path`, or nothing: a temporary file beside it is renamed when it is complete."""
-    data = content.encode() if isinstance(content, str) else content
+    """All of `content` under `path`, or nothing."""
+    with new_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write piece by piece, which becomes `path` once the block has ended without an error, and else is
+    removed: a temporary one beside it is renamed when it is complete."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
@@ -55,4 +62,4 @@ def new_directory(path: Path) -> Iterator[Path]:
 def absent(path: Path) -> None:
     """Raises InputError where something is at `path`."""
     if os.path.lexists(path):
-        raise InputError(f"{path}: exists; nothing is overwritten: remove it or name another directory")
+        raise InputError(f"{path}: exists; nothing is overwritten: remove it or name another one")

@@ -62,13 +62,18 @@ def student(context: RunContext, frozen: Teacher, calibration: dict[str, torch.T
 
 def teacher_shape(context: RunContext) -> Shape:
     """The sizes that the teacher's cost is counted with."""
-    encoder = architecture(context.teacher_config)
+    return dense_shape(context.teacher_config, context.task.num_labels)
+
+
+def dense_shape(config: Any, classes: int) -> Shape:
+    """As `teacher_shape`, of a transformers configuration."""
+    encoder = architecture(config)
     return Shape(
         hidden=encoder["hidden"],
         heads=encoder["heads"],
         ffn=encoder["ffn"],
-        layers=context.teacher_config.num_hidden_layers,
-        classes=context.task.num_labels,
+        layers=config.num_hidden_layers,
+        classes=classes,
         vocab_size=encoder["vocab"],
         positions=encoder["positions"],
         types=encoder["segments"],

@@ -1,0 +1,215 @@
+"""Predictions of a run's network for any number of texts, in order and in bounded memory.
+
+Texts are taken a window at a time, tokenized and truncated as in training, sorted by length into batches, and given
+back in the order in which they came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from spikeprune.config.derived import active_stages
+from spikeprune.config.load import read_resolved
+from spikeprune.config.schema import Config
+from spikeprune.config.tasks import Task
+from spikeprune.cost.energy import PRICES, energy_pj, latency_steps
+from spikeprune.cost.operations import Operations, dense
+from spikeprune.data.batching import encode
+from spikeprune.data.cells import sentence
+from spikeprune.data.tokenizer import load_tokenizer
+from spikeprune.errors import InputError
+from spikeprune.experiment import processes
+from spikeprune.experiment.build.arithmetic import kernels, on_gpu
+from spikeprune.experiment.build.networks import dense_shape
+from spikeprune.experiment.checkpoints import load_compact, load_student
+from spikeprune.experiment.run_directory import RunDirectory
+from spikeprune.experiment.terminal import quiet
+from spikeprune.kernels import attach
+from spikeprune.models.inference import infer
+from spikeprune.models.modeling import SpikingBert
+from spikeprune.models.outputs import INPUTS, Outputs
+from spikeprune.models.shape import student_operations
+from spikeprune.models.teacher import Teacher
+
+WINDOW = 2048  # texts that are sorted by length together
+Texts = tuple[str, ...]  # one sentence, or the two of a pair
+Example = tuple[str, Texts]  # where it stands, for messages, and its texts
+
+
+class Cost(NamedTuple):
+    """Of one example. A dense teacher has no additions and no steps."""
+
+    additions: float
+    energy_pj: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Of one example: the name of a class and the probability of each, or the number of a regression without them."""
+
+    texts: Texts
+    prediction: str | float
+    probabilities: tuple[float, ...] | None
+    cost: Cost | None
+
+    def record(self, task: Task) -> dict[str, Any]:
+        """As an object of a JSON lines file: texts by their columns, `prediction`, `probabilities`, costs."""
+        found = {**dict(zip(task.columns, self.texts, strict=True)), "prediction": rounded(self.prediction)}
+        if self.probabilities is not None:
+            found["probabilities"] = dict(zip(task.labels, map(rounded, self.probabilities), strict=True))
+        return {**found, **{name: rounded(x) for name, x in (self.cost._asdict() if self.cost else {}).items()}}
+
+
+def rounded(value: Any) -> Any:
+    """A float to six digits, which is more than float32 sums agree on between batches."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+@dataclass(frozen=True)
+class Network:
+    """A run's network, and what its texts have to go through."""
+
+    config: Config
+    task: Task
+    tokenizer: Any
+    device: torch.device
+    forward: Callable[[dict[str, Tensor]], Outputs]
+    operations: Callable[[Outputs, Tensor, int], Operations]  # of the batch' i-th example, from its lengths [B]
+    steps: int  # until the logits
+
+
+def open_network(run_dir: str | Path, stage: str | None = None, compacted: bool = False) -> Network:
+    """The network of a finished stage, by default the last one of the student, or with `compacted` the one that
+    `spikeprune compact` left. The run's data are not needed. Raises InputError."""
+    quiet()
+    directory = RunDirectory.open(run_dir)
+    config = read_resolved(directory.config)
+    processes.check_devices(config.run.accelerator, devices=1)
+    processes.use_threads(config.run)
+    device = torch.device("cuda" if on_gpu(config) else "cpu")
+    name = stage or last_student(directory, config)
+    folder = directory.compact if compacted else directory.stage(name)
+    if compacted or name != "teacher":
+        student = load_compact(directory) if compacted else load_student(directory, name)
+        how = of_student(student.to(device).eval(), kernels(config))
+    else:
+        directory.verified(name)
+        how = of_teacher(Teacher.load(folder, classes=directory.task().num_labels).freeze().to(device))
+    return Network(config, directory.task(), load_tokenizer(str(folder)), device, *how)
+
+
+def last_student(directory: RunDirectory, config: Config) -> str:
+    """The last finished stage of the student. Raises InputError where none is finished."""
+    finished = [name for name in active_stages(config) if name != "teacher" and directory.finished(name)]
+    if not finished:
+        resumes = "the same `spikeprune train` command resumes the run"
+        raise InputError(f"{directory.path}: no stage of the student is finished; {resumes}")
+    return finished[-1]
+
+
+def of_student(student: SpikingBert, backend: str) -> tuple[Callable, Callable, int]:
+    attach(student, backend)
+
+    def operations(outputs: Outputs, lengths: Tensor, i: int) -> Operations:
+        counts = {site: spikes[:, i : i + 1] for site, spikes in outputs.counts.items()}
+        return student_operations(student, counts, lengths[i : i + 1])
+
+    steps = latency_steps(student.steps, student.coding)
+    return lambda batch: infer(student, *(batch[name] for name in INPUTS)), operations, steps
+
+
+def of_teacher(teacher: Teacher) -> tuple[Callable, Callable, int]:
+    shape = dense_shape(teacher.bert.config, teacher.bert.config.num_labels)
+    forward = torch.no_grad()(lambda batch: teacher(*(batch[name] for name in INPUTS)))
+    return forward, lambda outputs, lengths, i: dense(lengths[i : i + 1], shape=shape), 0
+
+
+def predictions(network: Network, examples: Iterable[Example], cost: bool = False) -> Iterator[Prediction]:
+    """One for each example, in order, read and predicted a window at a time. `cost`: with each one's own costs, counted
+    from its spikes. Raises InputError for a text of which the tokenizer leaves nothing."""
+    rest = iter(examples)
+    while window := list(islice(rest, WINDOW)):
+        yield from _of_window(network, window, cost)
+
+
+def _of_window(network: Network, window: Sequence[Example], cost: bool) -> list[Prediction]:
+    places, texts = zip(*window, strict=True)
+    first, *second = zip(*texts, strict=True)
+    data = encode(
+        network.tokenizer,
+        first,
+        second[0] if second else None,
+        max_length=network.config.data.max_length,
+        place=places.__getitem__,
+    )
+    found: list[Prediction | None] = [None] * len(window)
+    for rows in data.lengths.argsort(stable=True).split(network.config.data.eval_batch_size):
+        batch = {name: x.to(network.device) for name, x in data.batch(rows).items()}
+        outputs, lengths = network.forward(batch), batch["attention_mask"].sum(1)
+        answers = outputs.logits.double() if network.task.regression else outputs.logits.double().softmax(-1)
+        for i, (row, answer) in enumerate(zip(rows.tolist(), answers.tolist(), strict=True)):
+            costs = _cost(network, network.operations(outputs, lengths, i)) if cost else None
+            found[row] = _prediction(network.task, texts[row], answer, costs)
+    return found
+
+
+def _cost(network: Network, operations: Operations) -> Cost:
+    energy = energy_pj(operations, PRICES[network.config.cost.prices])
+    return Cost(operations.per_sample()["ac"], energy, network.steps)
+
+
+def _prediction(task: Task, texts: Texts, answer: list[float], cost: Cost | None) -> Prediction:
+    """`answer`: the probabilities, or the number of a regression alone."""
+    if task.regression:
+        return Prediction(texts, answer[0], None, cost)
+    return Prediction(texts, task.labels[answer.index(max(answer))], tuple(answer), cost)
+
+
+def predict(
+    run: str | Path,
+    texts: Iterable[str | tuple[str, str]],
+    *,
+    stage: str | None = None,
+    compacted: bool = False,
+    cost: bool = False,
+) -> Iterator[dict[str, Any]]:
+    """Predictions of a run's network, as `spikeprune predict` writes them into a JSON lines file.
+
+    Args:
+        run: a run's directory.
+        texts: sentences, or pairs of them where the task has pairs.
+        stage: a finished stage, by default the last one of the student.
+        compacted: the model that `spikeprune compact` wrote.
+        cost: with the additions, energy (pJ) and time steps of each.
+
+    Raises `errors.InputError` for a run without a finished stage, and for texts that are empty or not of the task.
+
+    Example: `[found["prediction"] for found in predict("runs/sst2-tiny-s0", ["a fine film"])]`
+    """
+    network = open_network(run, stage, compacted)
+    found = predictions(network, (checked(network.task, i, text) for i, text in enumerate(texts, 1)), cost)
+    return (prediction.record(network.task) for prediction in found)
+
+
+def checked(task: Task, number: int, texts: str | Sequence[str]) -> Example:
+    """The `number`-th of the texts given. Raises InputError where they are empty, or more or fewer than the task's."""
+    given, place = (texts,) if isinstance(texts, str) else tuple(texts), f"text {number}"
+    if len(given) != len(task.columns):
+        raise InputError(f"{place}: the task has {len(task.columns)} texts an example ({', '.join(task.columns)})")
+    return place, read_texts(place, given, task.empty_sentences)
+
+
+def read_texts(place: str, texts: Sequence[Any], may_be_empty: bool = False) -> Texts:
+    """Without blanks around them. Raises InputError, which names the `place`, for a text that is missing or empty."""
+    try:
+        return tuple(sentence(text, may_be_empty=may_be_empty) for text in texts)
+    except ValueError as error:
+        raise InputError(f"{place}: {error}; correct it or drop it") from None

@@ -1,0 +1,338 @@
+"""Own data from file to prediction; predictions of a run: order, cost, files, refusals; GLUE's submission."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+import zipfile
+from itertools import count
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from hub import Hub
+from micro import GLUE, ROOT, micro, only
+from own import COLUMNS, MOODS, write_reviews, write_scores
+from test_fetch import Machine
+from test_glue import ROWS
+
+import spikeprune
+from spikeprune import cli
+from spikeprune.config.load import load, read_resolved
+from spikeprune.config.schema import Config
+from spikeprune.config.tasks import TASKS, get_task
+from spikeprune.data.tokenizer import train_wordpiece
+from spikeprune.errors import InputError
+from spikeprune.experiment import compaction, evaluation, pipeline, prediction, submission
+from spikeprune.experiment.prediction import Network, open_network, predict, predictions
+from spikeprune.experiment.run_directory import RunDirectory
+from spikeprune.models.outputs import Outputs
+
+WHOLE = ["stages.temporal.t_steps=null", "stages.teacher.epochs=6", "data.replace_words=0"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Three classes, learnt by a teacher and two stages of a student, the last compacted."""
+    folder = tmp_path_factory.mktemp("own")
+    files = [write_reviews(folder / "reviews.csv"), write_reviews(folder / "dev.csv", 30, seed=1)]
+    given = [f"data.train_file={files[0]}", f"data.dev_file={files[1]}", "data.source=auto"]
+    stages = [*only("teacher", "prediction_kd", "spatial"), "stages.teacher.epochs=6"]
+    pipeline.run(load(GLUE, [*micro(folder / "run"), *COLUMNS, *WHOLE, *given, *stages]))
+    compaction.compact_run(folder / "run")
+    return folder
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def run(*words: str) -> int:
+    return cli.main(["predict", *words])
+
+
+# ---------------------------------------------------------------------------------------------------- from file to file
+
+
+def test_from_a_csv_to_predictions_with_costs(folder, capsys) -> None:
+    """Commas, quotes, newlines and several scripts come out as they went in; quality and cost are those of the run."""
+    out = folder / "predicted.csv"
+    assert run(str(folder / "run"), "--file", str(folder / "dev.csv"), "--out", str(out), "--cost") == 0
+    assert capsys.readouterr().out == f"written: {out}\n"
+    given, found = table(folder / "dev.csv"), table(out)
+    assert [row["review"] for row in found] == [row["review"] for row in given]
+    names = sorted(MOODS)
+    classes, costs = [f"p({name})" for name in names], ["additions", "energy_pj", "steps"]
+    assert list(found[0]) == ["review", "prediction", *classes, *costs]
+    for row in found:
+        chances = [float(row[name]) for name in classes]
+        assert sum(chances) == pytest.approx(1, abs=1e-5) and row["prediction"] == names[chances.index(max(chances))]
+    record = RunDirectory(folder / "run").record("spatial")
+    right = [one["prediction"] == other["mood"] for one, other in zip(found, given, strict=True)]
+    assert sum(right) / 30 == pytest.approx(record["metrics"]["accuracy"]) and sum(right) > 10
+    for key, name in (("ac", "additions"), ("energy_pj", "energy_pj")):
+        assert sum(float(row[name]) for row in found) / 30 == pytest.approx(record["cost"][key], rel=1e-4)
+    assert {row["steps"] for row in found} == {str(record["cost"]["latency_steps"])}
+
+
+def test_json_lines_from_standard_input(folder, monkeypatch, capsys) -> None:
+    texts = "lovely 映画\nawful, really\n"
+    for flags in ([], ["--compact"], ["--stage", "teacher", "--cost"]):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(texts.encode()), encoding="utf-8"))
+        out = folder / f"out{len(flags)}.jsonl"
+        assert run(str(folder / "run"), *flags, "--out", str(out)) == 0
+        found = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+        assert [one["review"] for one in found] == texts.splitlines()
+        assert set(found[0]["probabilities"]) == set(MOODS) and ("additions" in found[0]) == ("--cost" in flags)
+    assert found[0]["prediction"] == '"froh"' and found[0]["additions"] == 0 < found[0]["energy_pj"]
+    capsys.readouterr()
+    assert run(str(folder / "run"), "lovely", "a, b") == 0
+    shown = list(csv.reader(io.StringIO(capsys.readouterr().out)))
+    assert [row[0] for row in shown] == ["review", "lovely", "a, b"]
+
+
+def test_windows_keep_order_and_read_no_further(folder, monkeypatch) -> None:
+    network = open_network(folder / "run")
+    texts = [f"{word} film {'the ' * i}" for i, word in enumerate(["lovely", "awful", "plain"] * 4)]
+    examples = [(f"text {i}", (text.strip(),)) for i, text in enumerate(texts)]
+    whole = list(predictions(network, examples))
+    monkeypatch.setattr(prediction, "WINDOW", 5)
+    parts = list(predictions(network, examples))
+    assert [one.texts for one in parts] == [texts for _, texts in examples]
+    for one, other in zip(whole, parts, strict=True):
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-6)
+    numbers = count()
+    endless = ((f"text {next(numbers)}", ("lovely",)) for _ in count())
+    next(predictions(network, endless))
+    assert next(numbers) == 5
+
+
+def test_texts_are_cut_as_in_training(folder) -> None:
+    network, long = open_network(folder / "run"), "lovely " + "film " * 100
+    length = network.config.data.max_length
+    tokens = network.tokenizer(
+        long, truncation=True, max_length=length, return_tensors="pt", return_token_type_ids=True
+    )
+    logits = spikeprune.load(folder / "run" / "stages" / "spatial")(**tokens).logits
+    found = next(predict(folder / "run", [long]))
+    wanted = logits.double().softmax(-1)[0].tolist()
+    assert tokens["input_ids"].shape[1] == length and list(found["probabilities"].values()) == pytest.approx(
+        wanted, 1e-4
+    )
+
+
+FOREIGN = """
+import sys
+import spikeprune
+from spikeprune import SpikingBertForSequenceClassification  # registers the architecture
+from transformers import pipeline
+for folder in sys.argv[1:]:
+    answer = pipeline("text-classification", folder)("lovely")[0]
+    print(answer["label"], spikeprune.load(folder).config.id2label[0], sep="|")
+"""
+
+
+@pytest.mark.slow
+def test_transformers_reads_every_directory_of_a_run(folder) -> None:
+    """In a process that has only imported a model's name."""
+    folders = [*sorted((folder / "run" / "stages").iterdir()), folder / "run" / "compact"]
+    done = subprocess.run(
+        [sys.executable, "-c", FOREIGN, *map(str, folders)], capture_output=True, text=True, encoding="utf-8", cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line.split("|") for line in done.stdout.splitlines()]
+    assert len(lines) == 4 and all(label in MOODS and first == sorted(MOODS)[0] for label, first in lines)
+
+
+# ------------------------------------------------------------------------------------------------- measured and resumed
+
+
+def test_a_run_on_own_data_is_measured_again_and_on_another_file(folder, capsys) -> None:
+    own = evaluation.evaluate(folder / "run")
+    assert own["same_data"] and own["metrics"] == RunDirectory(folder / "run").record("spatial")["metrics"]
+    other = evaluation.evaluate(folder / "run", data_dir=str(folder / "dev.csv"))
+    assert other["metrics"] == own["metrics"] and not other["same_data"]
+    assert cli.main(["evaluate", str(folder / "run"), "--compact"]) == 0
+    assert "score: accuracy on the dev split" in capsys.readouterr().out
+    (folder / "strange.csv").write_text("review,mood\nx,neutral\ny,other\n")
+    with pytest.raises(InputError, match=r"strange\.csv:3: label 'other' is none of"):
+        evaluation.evaluate(folder / "run", data_dir=str(folder / "strange.csv"))
+
+
+def test_the_same_command_finds_the_run_and_other_data_do_not(folder, capsys) -> None:
+    again = RunDirectory(folder / "run").config
+    pipeline.run(read_resolved(again))
+    assert "finished, nothing to run" in capsys.readouterr().out
+    changed = read_resolved(again)
+    changed.data.dev_file = str(write_reviews(folder / "dev.csv.csv", 30, seed=2))
+    with pytest.raises(InputError, match="was started with another configuration"):
+        pipeline.run(changed)
+
+
+def test_a_regression_of_pairs(tmp_path) -> None:
+    write_scores(tmp_path / "near.jsonl")
+    own = ["task=custom", "data.text=[a,b]", "data.label=near", f"data.train_file={tmp_path / 'near.jsonl'}"]
+    stages = [*only("teacher", "prediction_kd"), "stages.teacher.epochs=4"]
+    settings = [*micro(tmp_path / "run"), *WHOLE, "data.source=auto", *own, *stages]
+    settings += ["stages.spatial.heads=1.0", "stages.spatial.ffn=1.0"]
+    summary = pipeline.run(load(GLUE, settings))
+    assert summary["main_metric"] == "pearson" and summary["data"]["labels"] is None
+    found = list(predict(tmp_path / "run", [("red green", "red green"), ("red green", "blue black")], stage="teacher"))
+    assert [set(one) for one in found] == [{"a", "b", "prediction"}] * 2
+    assert all(-1 < one["prediction"] < 4 for one in found)
+
+
+@pytest.mark.slow
+def test_a_hub_data_set(tmp_path) -> None:
+    """By the real client, from a stand-in for the hub; the classes are in the data set's order."""
+    repository = tmp_path / "hub" / "datasets" / "me" / "moods"
+    repository.mkdir(parents=True)
+    for split, size in (("train", 60), ("validation", 24)):
+        columns = {"review": [f"{('good', 'bad')[i % 2]} film {i}" for i in range(size)]}
+        data = datasets.Dataset.from_dict({**columns, "mood": [i % 2 for i in range(size)]})
+        kind = datasets.ClassLabel(names=["up", "down"])
+        data.cast_column("mood", kind).to_parquet(repository / f"{split}.parquet")
+    given = [*micro(tmp_path / "run"), *COLUMNS, *WHOLE, "data.source=hub", "data.hub=me/moods"]
+    stages = [*only("teacher", "prediction_kd"), "stages.spatial.heads=1.0", "stages.spatial.ffn=1.0"]
+    with Hub(tmp_path / "hub") as hub:
+        machine = Machine(tmp_path / "cache", hub.url)
+        code, _, error = machine("train", str(GLUE), *given, *stages)
+        assert code == 0, error
+    code, out, error = machine("predict", str(tmp_path / "run"), "good film", "bad film", "--stage", "teacher")
+    assert code == 0, error
+    header, *rows = csv.reader(io.StringIO(out))
+    assert header == ["review", "prediction", "p(up)", "p(down)"] and [row[1] for row in rows] == ["up", "down"]
+
+
+# -------------------------------------------------------------------------------------------------------------- refused
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["text", "--file", "dev.csv"], "texts are given as well; give one of the two"),
+        (["--file", "missing.csv"], "missing.csv: is missing"),
+        (["--file", "other.csv"], "no column 'review'; it has revue (did you mean revue?)"),
+        (["--file", "empty.csv"], "empty.csv: holds no examples; there is nothing to predict"),
+        (["--file", "empty.txt"], "empty.txt: is empty; there is nothing to predict"),
+        (["--file", "blank.txt"], "blank.txt:2: the sentence is empty"),
+        (["--file", "x.docx"], "x.docx: is of no kind that is read; give one of .txt, .csv"),
+        (["text", "--out", "dev.csv"], "dev.csv: exists; nothing is overwritten"),
+        (["text", "--out", "a.tsv"], "a.tsv: is of no kind that is written; end its name in .csv or .jsonl"),
+        (["text", "--out", "no/a.csv"], "no is no directory"),
+        (["text", "--stage", "temporal"], "stage 'temporal' is not finished; finished are: "),
+        ([" "], "text 1: the sentence is empty"),
+        (["--glue-test"], "is a run on own data, of which GLUE has no test"),
+        (["--zip", "a.zip"], "--data and --zip belong to --glue-test"),
+        (["--glue-test", "--file", "dev.csv"], "without --file and --cost"),
+    ],
+)
+def test_what_cannot_be_predicted_is_one_sentence(folder, words, message, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "other.csv").write_text("revue\nx\n")
+    (folder / "empty.csv").write_text("review\n")
+    (folder / "empty.txt").write_text("")
+    (folder / "blank.txt").write_text("x\n\ny\n")
+    before = sorted(folder.iterdir())
+    assert run("run", *words) == 2
+    shown = capsys.readouterr()
+    assert message in shown.err and "Traceback" not in shown.err and len(shown.err.splitlines()) == 1
+    assert sorted(folder.iterdir()) == before
+
+
+def test_a_file_that_breaks_off_leaves_nothing(folder, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(prediction, "WINDOW", 2)
+    (folder / "broken.csv").write_text("review\nlovely\nawful\nplain\n\nx\n")
+    before = sorted(folder.iterdir())
+    assert run(str(folder / "run"), "--file", str(folder / "broken.csv"), "--out", str(folder / "broken.jsonl")) == 2
+    assert "broken.csv:5: an empty line" in capsys.readouterr().err and sorted(folder.iterdir()) == before
+
+
+def test_a_run_without_a_student_is_told(tmp_path, folder) -> None:
+    (tmp_path / "config.yaml").write_bytes((folder / "run" / "config.yaml").read_bytes())
+    with pytest.raises(InputError, match="no stage of the student is finished"):
+        open_network(tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------- GLUE's submission
+
+
+TEST_HEADERS = {"cola": "index\tsentence", "sst2": "index\tsentence"}
+
+
+def write_test(folder: Path, name: str, size: int = 7) -> None:
+    """A test split: a training file without its label column, and an index in front."""
+    task = get_task(name)
+    header = ROWS[name][0] or ""
+    columns = [column for column in header.lstrip("\ufeff").split("\t") if column != task.tsv_label]
+    columns = TEST_HEADERS.get(name, "\t".join(["index", *(c for c in columns if c != "index")])).split("\t")
+    for test in submission.tests(task).values():
+        path = folder / test.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if "diagnostic" in test.file:
+            columns = ["index", "sentence1", "sentence2"]
+        rows = ["\t".join(str(i) if c in ("index", "id") else f'a "word {i}' for c in columns) for i in range(size)]
+        path.write_text("\n".join(["\t".join(columns), *rows]) + "\n", encoding="utf-8")
+
+
+def network_of(name: str) -> Network:
+    """One that answers the classes in turn, by the number that stands in a text; of a regression beyond its range."""
+    task = get_task(name)
+    tokenizer = train_wordpiece([f'a "word {i}' for i in range(10)], vocab_size=100)
+
+    def forward(batch: dict[str, torch.Tensor]) -> Outputs:
+        numbers = [int("".join(c for c in tokenizer.decode(ids, skip_special_tokens=True) if c.isdigit())[0])
+                   for ids in batch["input_ids"]]  # fmt: skip
+        if task.regression:
+            return Outputs(torch.tensor([[2.0 * n] for n in numbers]))
+        return Outputs(torch.nn.functional.one_hot(torch.tensor(numbers) % task.num_labels, task.num_labels).float())
+
+    return Network(Config(task=name), task, tokenizer, torch.device("cpu"), forward, None, 0)
+
+
+FIRST = {  # what GLUE's files say of the first rows
+    "CoLA.tsv": "0 1 0", "SST-2.tsv": "0 1 0", "MRPC.tsv": "0 1 0", "QQP.tsv": "0 1 0", "WNLI.tsv": "0 1 0",
+    "STS-B.tsv": "0.000 2.000 4.000", "MNLI-m.tsv": "entailment neutral contradiction",
+    "MNLI-mm.tsv": "entailment neutral contradiction", "AX.tsv": "entailment neutral contradiction",
+    "QNLI.tsv": "entailment not_entailment entailment", "RTE.tsv": "entailment not_entailment entailment",
+}  # fmt: skip
+
+
+def test_all_eleven_submission_files_in_one_archive(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(submission, "open_network", lambda run, stage, compacted: network_of(run))
+    for name in TASKS:
+        write_test(tmp_path / "glue", name)
+    archive = tmp_path / "all.zip"
+    assert run(*TASKS, "--glue-test", "--data", str(tmp_path / "glue"), "--zip", str(archive)) == 0
+    with zipfile.ZipFile(archive) as opened:
+        files = {name: opened.read(name).decode() for name in opened.namelist()}
+    assert set(files) == set(FIRST)
+    for name, text in files.items():
+        header, *rows = text.splitlines()
+        assert header == "index\tprediction" and [row.split("\t")[0] for row in rows] == [str(i) for i in range(7)]
+        assert " ".join(row.split("\t")[1] for row in rows[:3]) == FIRST[name], name
+    assert files["STS-B.tsv"].splitlines()[-1] == "6\t5.000"  # within the range
+    assert len(capsys.readouterr().out.splitlines()) == 11
+
+
+def test_submission_files_are_refused_in_a_sentence(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(submission, "open_network", lambda run, stage, compacted: network_of(Path(run).name))
+    data, out = ["--glue-test", "--data", str(tmp_path)], ["--out", str(tmp_path / "files")]
+    write_test(tmp_path, "mnli")
+    (tmp_path / "diagnostic" / "diagnostic.tsv").unlink()
+    assert run("mnli", *data, *out) == 0
+    assert "AX.tsv is left out: there is no diagnostic/diagnostic.tsv" in capsys.readouterr().out
+    for words, message in (
+        (["mnli", *data, *out], "MNLI-m.tsv: exists"),
+        (["rte", *data, *out], "test.tsv: is missing"),
+        (["mnli", "x/mnli", *data, "--zip", str(tmp_path / "a.zip")], "MNLI-m.tsv is in another run's answers already"),
+        (["mnli", *data, *out, "--zip", "a.zip"], "--zip a.zip is given as well"),
+    ):
+        assert run(*words) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "a.zip").exists()

@@ -128,7 +128,7 @@ def test_bad_input_is_exit_2_and_no_traceback(args: tuple[str, ...], message: st
     [
         (
             ("trian", GLUE),
-            "unknown command trian; there are train, config, evaluate, compact, export, sync, sweep, launch, fetch",
+            "unknown command trian; there are train, config, evaluate, compact, ",
         ),
         (("train", GLUE, "--seed=1"), "unknown option --seed; there are --help; a key of the configuration is written"),
         (("evaluate", "runs/x", "--stagge", "spatial"), "--json (did you mean --stage?)"),

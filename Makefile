@@ -5,7 +5,7 @@
 
 PYTHON ?= python3
 PRESET ?= tiny
-# tiny's teacher starts from nothing: real GLUE is beyond it, so without word on the data it gets what it can learn.
+# The teacher of tiny starts from random weights and cannot learn real GLUE: its default data are generated.
 DATA ?= $(if $(filter tiny,$(PRESET)),embedded,auto)
 # tiny runs on the CPU
 GPUS ?= $(if $(filter tiny,$(PRESET)),0,1)
@@ -17,13 +17,13 @@ UV := $(shell command -v uv 2>/dev/null)
 
 ifneq ($(UV),)
 MAKE_VENV = $(UV) venv --quiet --allow-existing --python '>=3.10' $(VENV)
-# uv does not read pip's settings; a folder of wheels that pip is told about serves it as well.
+# uv does not read pip's settings, such as a folder of wheels.
 INSTALL := $(if $(PIP_FIND_LINKS),UV_FIND_LINKS="$(PIP_FIND_LINKS)") $(UV) pip install --quiet --python $(BIN)/python
 else
 MAKE_VENV = $(PYTHON) -m venv $(VENV)
 INSTALL := $(BIN)/python -m pip install --quiet
 endif
-# The locks are complete, so nothing is resolved.
+# The locks are complete: nothing is resolved.
 LOCKED := $(INSTALL) --no-deps --require-hashes -r
 
 help:  ## list the targets
@@ -31,8 +31,8 @@ help:  ## list the targets
 
 setup: $(STAMP)  ## make .venv and install the locked versions [TORCH=auto|cpu|cuda]
 
-# torch's CUDA packages are several GB. A machine without an NVIDIA GPU tries for a CPU build first; a login node whose
-# compute nodes have GPUs says TORCH=cuda.
+# torch's CUDA packages are several GB. A machine without an NVIDIA GPU tries for a CPU build first; on a login node whose
+# compute nodes have GPUs set TORCH=cuda.
 $(STAMP): pyproject.toml requirements/base.lock requirements/cpu.lock requirements/cuda.lock
 	$(MAKE_VENV)
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 10) and "error: Python 3.10 or newer is needed: set PYTHON")'
@@ -48,15 +48,15 @@ $(STAMP): pyproject.toml requirements/base.lock requirements/cpu.lock requiremen
 	$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
-# What names a task; several in an array.
+# The variable that names the task; ARRAY names several.
 NAMED = $(TASK)
 slurm fetch: NAMED = $(TASK)$(ARRAY)
-# One word of the shell, whatever is in it.
+# A value quoted as one word of the shell.
 Q = '$(subst ','\'',$(1))'
 OPTION = if [ -n $(call Q,$(2)) ]; then set -- "$$@" --$(1)=$(call Q,$(2)); fi
 
-# ARGS are words of the shell, quoted by who gives them. Of one that begins with # the rest of the line is a comment,
-# `whole=1` too, so the check stands on the next line.
+# ARGS are words of the shell, quoted by the user. An unquoted # makes the rest of the line a comment, `whole=1` too, so
+# the check stands on the next line.
 GIVEN = whole=; set -- "$$@" $(ARGS); whole=1
 WHOLE = if [ -z "$$whole" ]; then echo "error: ARGS: put quotes around what holds a \#: ARGS=\"'run.dir=exp \#1'\"" >&2; exit 2; fi
 
@@ -120,7 +120,7 @@ sweep-local: $(STAMP)  ## the same without a server; ends with the Pareto front:
 	$(WHOLE); \
 	exec $(BIN)/spikeprune sweep experiments/sweeps/$(call Q,$(SWEEP)).yaml "$$@"
 
-# Four files at a time on two cores: they wait more than they work.
+# Four files at a time on two cores: tests wait more than they compute.
 PYTEST = $(BIN)/python -m pytest -n $(or $(JOBS),4) --dist loadfile --no-loadscope-reorder
 
 test: $(STAMP)  ## run the tests but for the slow ones, four files at a time [JOBS=4] [ARGS="-k name"]
@@ -129,7 +129,7 @@ test: $(STAMP)  ## run the tests but for the slow ones, four files at a time [JO
 test-slow: $(STAMP)  ## run the slow ones: SLURM clusters, sweeps, a W&B server, an installed wheel [JOBS=4] [ARGS="-k name"]
 	$(PYTEST) -m slow $(ARGS)
 
-# A CPU build of torch comes without Triton. It lies beside the environment, so that nothing else finds it.
+# A CPU build of torch comes without Triton. It is installed beside the environment, so that nothing else imports it.
 test-kernels: $(STAMP)  ## run the GPU's kernels on the CPU, in Triton's interpreter
 	awk '/^triton==/ { here = 1 } here { print } here && !/\\$$/ { exit }' requirements/cuda.lock > .triton.txt
 	test -d .triton/triton || $(INSTALL) --target .triton --no-deps --require-hashes -r .triton.txt
@@ -148,8 +148,8 @@ docs: $(STAMP)  ## the pages and figures that are generated: configuration, figu
 	$(BIN)/python docs/figures/draw.py
 	$(BIN)/python experiments/results.py
 
-# The benchmark's peers come without what they depend on: they run on what is here, and SpikingJelly would bring another
-# torch. A row whose peer is missing says so.
+# The benchmark's peers are installed without their dependencies: SpikingJelly would bring another torch. The row of a
+# missing peer has the reason in place of a ratio.
 bench: $(STAMP)  ## our speed beside others', on this machine's CPU [ARGS="--device cuda"]
 	@$(LOCKED) requirements/bench.lock || echo "bench: SpikingJelly and snnTorch cannot be installed; their rows are skipped"
 	$(BIN)/python -m experiments.bench $(ARGS)

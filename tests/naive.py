@@ -1,7 +1,7 @@
 """Two spiking students written out from the formulas, on plain tensors; not tests.
 
-They use nothing of the package but a student's `state_dict`. `Accumulate` fires site after site; `Synchronous` ticks
-all sites together, with time as its outer loop (SpikingBERT, arXiv 2308.10873, eqs. 1-4).
+They use nothing of the package but a student's `state_dict`. `Accumulate` fires layer after layer; `Synchronous` ticks
+all spiking layers together, with time as its outer loop (SpikingBERT, arXiv 2308.10873, eqs. 1-4).
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class Naive:
         return out
 
     def functions(self, i):
-        """SpikingLayer -> (the sites it reads, f, mask of its channels). "below" is the output of the layer before,
-        "what drives" a site the currents that its neurons get."""
+        """SpikingLayer -> (the layers it reads, f, mask of its channels). "below" is the output of the layer before,
+        "what drives" a spiking layer the currents that its neurons get."""
         p, ones = f"layers.{i}", self.w["heads"].new_ones(())
         heads = self.w["heads"][i].repeat_interleave(self.head_size)
         spiking_query = f"{p}.query_neurons.log_theta" in self.w
@@ -111,7 +111,7 @@ class Naive:
 
 
 class Accumulate(Naive):
-    """Each site takes one mean input, then fires for its T steps; the next one starts when it is done."""
+    """Each spiking layer takes one mean input, then fires for its T steps; the next one starts when it is done."""
 
     def site(self, name, x, t_steps, mask=1.0):
         u, theta, total, norm = self.rest(name, x), self.theta(name), torch.zeros_like(x), 0.0
@@ -135,7 +135,7 @@ class Accumulate(Naive):
 
 
 class Clock:
-    """One site of the synchronous network: membrane, and the sums of what it has sent and seen."""
+    """One spiking layer of the synchronous network: membrane, and the sums of what it has sent and seen."""
 
     def __init__(self, net: Synchronous, name: str, t_steps: int, mask):
         self.net, self.name, self.t_steps, self.mask = net, name, t_steps, mask
@@ -148,17 +148,17 @@ class Clock:
         return self.sent / self.norm
 
     def seen(self, tick):
-        """What a reader sees at `tick`: the pulse of this step or the mean so far; of a silent site its mean."""
+        """What a reader sees at `tick`: the pulse of this step or the mean so far; of a silent layer its mean."""
         held = self.net.coding == "running_mean" or tick > self.t_steps
         return self.mean if held else self.pulse
 
     def driven(self, tick):
-        """What a residual sees at `tick` of the currents: this step's answer of f; of a silent site the last, or in
+        """What a residual sees at `tick` of the currents: this step's f; of a silent spiking layer the last, or in
         per_step the mean of all."""
         return self.told / self.norm if self.net.coding == "per_step" and tick > self.t_steps else self.answer
 
     def tick(self, tick, answer):
-        """`answer`: f of what the site sees now."""
+        """`answer`: f of what the spiking layer sees now."""
         if tick > self.t_steps:
             return
         current = self.answer = answer
@@ -174,14 +174,14 @@ class Clock:
 
 
 class Synchronous(Naive):
-    """Every site moves at every tick (SpikingBERT, arXiv 2308.10873, eqs. 1-4); a layer falls silent after its T."""
+    """Every layer moves at every tick (SpikingBERT, arXiv 2308.10873, eqs. 1-4); a layer falls silent after its T."""
 
     def __init__(self, *args, coding: str, **options):
         super().__init__(*args, **options)
         self.coding = coding
 
     def clocks(self):
-        """The first site, and for each layer its functions and sites, by name."""
+        """The first spiking layer, and for each layer its functions and spiking layers, by name."""
         layers = []
         for i, t_steps in enumerate(self.steps[1:]):
             table = self.functions(i)
@@ -198,7 +198,7 @@ class Synchronous(Naive):
 
     @staticmethod
     def upwards(tick, below, layers) -> None:
-        """The rest of a tick, from the layer that hears the first site to the last."""
+        """The rest of a tick, from the layer that hears the first spiking layer to the last."""
         for table, clocks in layers:
             for name, (sources, f, _) in table.items():
                 read = []

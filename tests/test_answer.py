@@ -101,7 +101,7 @@ def test_the_evaluation_costs_no_time_steps(spikes) -> None:
 def test_chunks_are_the_whole_batch(coding, monkeypatch) -> None:
     student, batch = prune(make(4, (3, 4, 2), coding=coding, pooling="cls")), sentences((8, 8, 8, 5, 2))
     one = sentence_numbers(student, N)
-    assert one == 4 * N * FFN  # the longest train, all tokens, the widest site
+    assert one == 4 * N * FFN  # the longest train, all tokens, the widest spiking layer
     whole = infer(student, **batch, stepwise=True)
     sizes = []
     forward = type(student).forward

@@ -41,13 +41,13 @@ def test_a_peer_is_the_same_network(name) -> None:
     ours = rows.simulated(student, batch)()
     with torch.no_grad():
         rates = [(count > 0).double().mean() for count in student(**batch, mode="spiking", count=True).counts.values()]
-    assert all(0.05 < rate < 1 for rate in rates[:-1])  # every site is at work
+    assert all(0.05 < rate < 1 for rate in rates[:-1])  # every spiking layer is at work
     run = peers.PEERS[name](student, 7)
     for _ in range(2):  # it starts from rest each time
         torch.testing.assert_close(run(batch["input_ids"], batch["attention_mask"]), ours, rtol=0, atol=1e-9)
 
 
-def test_a_peer_that_answers_otherwise_is_not_compared(monkeypatch) -> None:
+def test_a_peer_with_other_outputs_is_not_compared(monkeypatch) -> None:
     """Its row says why, and the others are measured."""
     loop = peers.loop
 

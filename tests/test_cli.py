@@ -209,7 +209,7 @@ def test_anything_else_keeps_its_traceback(pipeline) -> None:
             cli.main(["train", GLUE])
 
 
-def test_ctrl_c_says_how_to_go_on(pipeline, capsys) -> None:
+def test_ctrl_c_prints_how_to_resume(pipeline, capsys) -> None:
     pipeline.run = pipeline.evaluate = raising(KeyboardInterrupt())
     assert cli.main(["train", GLUE]) == 130
     assert capsys.readouterr().err == "\ninterrupted; the same command resumes where this one stopped\n"

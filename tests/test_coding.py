@@ -78,7 +78,7 @@ def test_the_identity_passes_every_pulse_on(name, leak) -> None:
 
 
 @pytest.mark.parametrize("leak", LEAKS)
-def test_per_step_sees_this_step_and_sends_this_answer(leak) -> None:
+def test_per_step_reads_this_step_and_emits_its_current(leak) -> None:
     pulses = random(6, 3)
     assert torch.equal(CODINGS["per_step"].read(pulses, 6, leak), pulses)
     assert torch.equal(CODINGS["per_step"].drive(pulses, 6, leak), pulses)

@@ -79,7 +79,7 @@ KINDS = list(itertools.product(("channel", "tensor"), ("real", "spiking"), ("mea
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 @pytest.mark.parametrize("weights", QUANTIZERS)
-def test_a_quantized_student_keeps_its_answers(weights, strength) -> None:
+def test_a_quantized_student_keeps_its_outputs(weights, strength) -> None:
     """Half-way as floats, all the way packed."""
     masked, batch = make(weights=weights), sentences()
     masked.set_strength(strength)
@@ -94,7 +94,7 @@ def test_a_quantized_student_keeps_its_answers(weights, strength) -> None:
 @pytest.mark.parametrize("coding", CODINGS)
 @pytest.mark.parametrize("spikes", NEURONS)
 @pytest.mark.parametrize(("theta", "query", "pooling"), KINDS)
-def test_answers_costs_and_sizes_are_the_masked_students(coding, spikes, theta, query, pooling) -> None:
+def test_outputs_costs_and_sizes_are_the_masked_students(coding, spikes, theta, query, pooling) -> None:
     options = {"coding": coding, "spikes": spikes, "theta": theta, "query": query, "pooling": pooling}
     masked, batch = make(**options), sentences()
     small, shape, lengths = compact(masked), shape_of(masked), batch["attention_mask"].sum(1)
@@ -184,7 +184,7 @@ def test_gradients_are_those_of_what_is_left() -> None:
     torch.testing.assert_close(small.layers[0].down.weight.grad[:, 3:], masked.layers[0].down.weight.grad[:, 10:])
 
 
-def test_nothing_is_said_about_empty_layers_and_their_thresholds_are_left_alone() -> None:
+def test_empty_layers_give_no_warning_and_their_thresholds_stay() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         small = compact(make(theta="tensor"))

@@ -105,7 +105,7 @@ def test_padding_and_neighbours_change_nothing(spikes, coding, residual) -> None
 @every_kind
 @both_residuals
 @torch.no_grad()
-def test_compacted_it_answers_and_costs_the_same(spikes, coding, residual) -> None:
+def test_compacted_outputs_and_costs_are_equal(spikes, coding, residual) -> None:
     student, batch = student_of(spikes, coding, residual=residual), sentences()
     small, lengths = compact(student), batch["attention_mask"].sum(1)
     shape = Shape(**{**shape_of(student).__dict__, "gain": NEURONS[spikes].gain is not None})

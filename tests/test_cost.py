@@ -35,7 +35,7 @@ def run(counts, *, shape=TINY, n=(4,), heads=None, ffn=None, steps=(1, 1), codin
     return operations.count(counts, torch.tensor(n), shape=shape, heads=heads, ffn=ffn, t_steps=steps, coding=coding)
 
 
-# One spike in channel 1 of a site: additions in a sentence of 4 tokens; whole, without head 1, without neuron 1.
+# One spike in channel 1 of a layer: additions in a sentence of 4 tokens; whole, without head 1, without neuron 1.
 FAN_OUT = [
     ("embedding", 7, 4, 7),  # 3·1·2 into q, k, v and the residual; one head left: 3·1·1 + 1
     ("layers.0.key", 4, 0, 4),  # one for each query
@@ -151,7 +151,7 @@ def test_batches_add_up():
 
 
 def spike_trains(shape, steps, lengths, seed, ternary=True):
-    """Random spikes of every site, {site: [T_l, B, N, channels]}; padding fires too, and must not count."""
+    """Random spikes of every layer, {layer: [T_l, B, N, channels]}; padding fires too, and must not count."""
     rng = torch.Generator().manual_seed(seed)
     size = len(lengths), max(lengths) + 2
     return {

@@ -91,7 +91,7 @@ def test_soft_loss_by_hand() -> None:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_soft_loss_is_zero_only_for_the_same_answer(temperature) -> None:
+def test_soft_loss_is_zero_only_for_equal_outputs(temperature) -> None:
     teacher = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
     options = {"temperature": temperature, "regression": False}
     torch.testing.assert_close(soft_loss(teacher + 5, teacher, **options), torch.zeros(6), atol=1e-5, rtol=0)
@@ -124,7 +124,7 @@ def test_layer_maps_rise_to_the_last_layer() -> None:
 @pytest.mark.parametrize("spikes", ["binary", "ternary"])
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 @pytest.mark.parametrize("residual", RESIDUALS)
-def test_the_priced_firing_is_what_the_counter_counts(spikes, pooling, residual) -> None:
+def test_expected_additions_are_the_counted_ones(spikes, pooling, residual) -> None:
     """Rates times steps and fan-out are the additions of a token, pruned units free; sentences of one length."""
     torch.manual_seed(0)
     how = {"pooling": pooling, "membrane": residual == "membrane"}

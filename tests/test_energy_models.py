@@ -187,7 +187,7 @@ def test_kinds_and_rows_add_up_and_batches_too(model) -> None:
 
 
 @every_model
-def test_a_model_says_what_it_is(model) -> None:
+def test_a_model_describes_itself(model) -> None:
     assert ENERGY_MODELS[model.name] is model and model.constants
     for text in (model.source, model.counted, model.left_out):
         assert len(text) > 20 and "\n" not in text

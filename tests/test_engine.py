@@ -80,7 +80,7 @@ def test_a_product_is_nearly_as_exact_as_float32s() -> None:
 
 
 def fired(y: torch.Tensor, site: Firing) -> torch.Tensor:
-    """What a site's train holds, of f's answers `[S, rows, D]`."""
+    """What a spiking layer's train holds, of the currents `[S, rows, D]`."""
     neuron = NEURONS["ternary" if site.ternary else "binary"]
     if site.mode == CLOSED:
         return neuron.settled(y / site.theta, int(site.total)) * site.kept
@@ -102,7 +102,7 @@ def train_of(mode: int, t: int, rows: int, width: int, device: str) -> torch.Ten
 
 
 def cases(sizes):
-    """What sites do, on one size each: mode, neuron, leak, T."""
+    """What spiking layers do, on one size each: mode, neuron, leak, T."""
     sites = [(mode, kind, 1.0, t) for mode in (CLOSED, PER_STEP, RUNNING) for kind in KINDS for t in (1, 5)]
     sites += [(PER_STEP, "ternary", 0.7, 3), (RUNNING, "binary", 1.0, 16)]
     for i, site in enumerate(sites):

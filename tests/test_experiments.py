@@ -25,7 +25,7 @@ def name(path: Path) -> str:
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)
-def test_the_header_says_what_and_how(path: Path) -> None:
+def test_the_header_has_purpose_and_command(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     header = "\n".join(re.match(r"(?:#[^\n]*\n)+", text).group().splitlines())
     for word in ("Purpose", "Command", "Hardware", "Expected"):

@@ -53,7 +53,7 @@ def test_anderson_solves_a_linear_map_of_each_sample(seed) -> None:
     assert torch.equal(alone.z[0], found.z[0])  # what has converged does not move with the rest
 
 
-def test_anderson_says_when_it_did_not_get_there() -> None:
+def test_anderson_reports_a_missed_tolerance() -> None:
     found = anderson(lambda z: 2 * z + 1 + z.sign(), torch.ones(1, 3), tolerance=1e-6, most=4)
     assert found.steps == 4 and found.residual > 1e-6
     found = anderson(lambda z: z * torch.nan, torch.ones(1, 3), tolerance=1e-6, most=4)
@@ -176,7 +176,7 @@ def test_statistics_see_the_network_at_rest() -> None:
 
 
 class Echo(Synchronous):
-    """Time as the outer loop; at each tick the first site hears what the last sent at the tick before."""
+    """Time as the outer loop; at each tick the first spiking layer hears what the last sent at the tick before."""
 
     def run(self):
         (embedding, layers), constant = self.clocks(), self.embed()

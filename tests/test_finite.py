@@ -152,7 +152,7 @@ def test_a_scaler_may_skip_steps_but_not_for_ever(tmp_path, looks) -> None:
         fit(tmp_path, Toy({"weight": {3}, "gradient": {2, 3}}, skips=True), scaler=True)
 
 
-def test_answers_that_are_not_finite_name_their_split(tmp_path) -> None:
+def test_outputs_that_are_not_finite_name_their_split(tmp_path) -> None:
     with pytest.raises(InputError, match="stage temporal: 4 answers to the split 'two' are not finite"):
         fit(tmp_path, Toy({"answer": {0}}))
 

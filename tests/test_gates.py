@@ -179,7 +179,7 @@ def test_masks_keep_the_highest_within_two_percent(share) -> None:
     assert len(worse) <= 8 * F  # only behind units that were too large
 
 
-def test_folded_gates_compute_what_was_learnt() -> None:
+def test_folded_gates_compute_the_same() -> None:
     student, batch = make(1), batches()[0]
     mine = gates(student, kinds=("heads", "ffn"))
     with torch.no_grad():
@@ -292,7 +292,7 @@ def test_a_resumed_stage_is_the_undisturbed_one() -> None:
         assert torch.equal(resumed.gates.price, first.gates.price) and resumed.value == first.value
 
 
-def test_final_masks_are_held_without_gates() -> None:
+def test_final_masks_stay_without_gates() -> None:
     """As in fine-tuning: nothing is drawn, the price keeps firing at the goal."""
     module = Learning(make(1))
     module.student.ffn[:, 20:] = 0

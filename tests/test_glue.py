@@ -268,7 +268,7 @@ def test_hub_label_names_that_are_the_tasks_in_part_are_refused(tmp_path, hub_ca
         raw_of("rte", "hub", hub=str(hub_directory(tmp_path, {"train": split, "validation": split}, label)))
 
 
-def test_without_a_network_hub_fails_soon_and_auto_says_what_it_took(monkeypatch, hub_cache):
+def test_without_a_network_hub_fails_soon_and_auto_prints_its_source(monkeypatch, hub_cache):
     def refuse(*args, **kwargs):
         raise OSError("network is unreachable")
 

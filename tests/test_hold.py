@@ -123,7 +123,7 @@ def test_the_limit_is_first_what_the_additions_are() -> None:
 
 
 @pytest.mark.parametrize("soft", [3.0, 0.0])
-def test_answers_move_in_the_unit_of_the_loss(soft) -> None:
+def test_output_distance_has_the_unit_of_the_loss(soft) -> None:
     """Of a candidate's two prices the greater counts, so the stage's weight is on both; a hard loss alone has one."""
     made = module(soft=soft, hard=1.0, temperature=4.0)
     trainer = SimpleNamespace(datamodule=DATA)
@@ -134,7 +134,7 @@ def test_answers_move_in_the_unit_of_the_loss(soft) -> None:
     assert plain > 0
 
 
-def test_rates_are_held_and_in_the_end_go_to_the_goal() -> None:
+def test_rates_are_limited_and_reach_the_goal() -> None:
     """From 1 to 0.2 in four decisions: the cubic leaves 0.5375, then 0.3, 0.2125 and 0.2. Above a goal that is held the
     rates are to go to one per cent below it."""
     mine = callback(0.2)
@@ -175,7 +175,7 @@ def test_what_training_may_mend_is_no_reason_to_prune() -> None:
     assert more.units != few[0].units and more.cost <= goal
 
 
-def test_a_resumed_leg_has_limit_and_press() -> None:
+def test_a_resumed_run_has_limit_and_penalty_scale() -> None:
     whole, legs = module(), module()
     goal = GOAL * cost(whole)
     one, two, three = (callback(goal) for _ in range(3))

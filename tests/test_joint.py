@@ -138,8 +138,8 @@ def test_the_meter_reads_what_the_run_reports(coding, target) -> None:
 
 
 @pytest.mark.parametrize("coding", CODINGS)
-def test_a_last_layers_neurons_save_what_their_gradient_says(coding) -> None:
-    """Nothing but the output site, which the mean pooling reads once, fires differently when they are gone: with its
+def test_a_last_layers_neurons_save_as_estimated(coding) -> None:
+    """Nothing but the output layer, which the mean pooling reads once, fires differently when they are gone: with its
     weights at zero not even that."""
     student, measure = make(1, coding=coding).eval(), meter("ac")
     with torch.no_grad():
@@ -224,7 +224,7 @@ def test_a_state_is_measured_once(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("coding", CODINGS)
-def test_what_moves_the_answers_is_not_free_though_the_loss_falls(coding) -> None:
+def test_a_change_of_outputs_is_not_free_though_the_loss_falls(coding) -> None:
     """The same distances from the teacher_outputs with the sign turned: losses fall by what they rose by, estimates
     stay."""
     student = make(0, coding=coding)

@@ -53,7 +53,7 @@ def undisturbed(tmp_path_factory, glue, shared) -> RunDirectory:
     return RunDirectory(folder / "run")
 
 
-def test_the_target_is_met_and_held(undisturbed) -> None:
+def test_the_target_is_reached_and_kept(undisturbed) -> None:
     summary = json.loads(undisturbed.summary.read_text())
     dense = summary["teacher"]["cost"]["energy_pj"]
     for name in ("budget", "finetune"):
@@ -218,7 +218,7 @@ def test_the_ablation_refuses_what_it_sets_itself(capsys, monkeypatch) -> None:
     assert ablation.main(["--only", "nonne", "task=sst2"]) == 2 and "did you mean none?" in capsys.readouterr().err
 
 
-def test_the_command_line_answers_a_bad_start_with_one_sentence(glue, tmp_path, capsys) -> None:
+def test_a_bad_start_is_one_sentence_on_the_command_line(glue, tmp_path, capsys) -> None:
     code = cli.main(["train", str(GLUE), *micro(tmp_path / "run", glue), f"run.start_from={tmp_path}"])
     error = capsys.readouterr().err
     assert code == 2 and error.startswith("error: ") and len(error.splitlines()) == 1

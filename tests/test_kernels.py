@@ -113,7 +113,7 @@ def compare_odd_values(device: str) -> None:
 
 
 def compare_site(device: str) -> None:
-    """A site and a student answer alike under both, gradients of log(theta) included."""
+    """A spiking layer and a student agree under both, gradients of log(theta) included."""
     made = SpikingLayer("x", 37, neuron="ternary", leak=1.0, coding="accumulate", theta="channel").to(device)
     x = torch.randn(2, 5, 37, device=device)
     tokens = torch.tensor([[True] * 5, [True] * 2 + [False] * 3], device=device)
@@ -179,7 +179,7 @@ def test_masks_and_rates_on_cuda(kind: str, masked: bool) -> None:
 
 
 @pytest.mark.gpu
-def test_odd_values_sites_and_students_on_cuda() -> None:
+def test_odd_values_layers_and_students_on_cuda() -> None:
     torch.manual_seed(0)
     compare_odd_values("cuda")
     compare_site("cuda")

@@ -101,7 +101,7 @@ def test_a_zombie_is_dead() -> None:
     child.wait()
 
 
-def test_a_former_leg_of_the_same_job_is_dead_wherever_it_was(monkeypatch) -> None:
+def test_an_earlier_attempt_of_the_same_job_is_dead_on_any_machine(monkeypatch) -> None:
     former = replace(Holder.me(), host="elsewhere", job="12", restarts=0)
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
@@ -112,7 +112,7 @@ def test_a_former_leg_of_the_same_job_is_dead_wherever_it_was(monkeypatch) -> No
     assert Holder.me().job == "12_3"
 
 
-def test_a_machine_that_cannot_be_asked_is_not_taken_for_dead(tmp_path, monkeypatch) -> None:
+def test_an_unreachable_machine_is_not_taken_for_dead(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))  # no squeue
     for job in (None, "12"):
         leave(tmp_path, replace(Holder.me(), host="elsewhere", job=job))
@@ -157,7 +157,7 @@ def test_many_that_find_the_same_dead_holder_do_not_meet(tmp_path) -> None:
     assert locks(tmp_path) == []
 
 
-def test_train_says_so(tmp_path, capsys) -> None:
+def test_train_prints_it(tmp_path, capsys) -> None:
     """Through the command line: refused in one sentence; and after a kill the takeover is told."""
     run = tmp_path / "run"
     run.mkdir()
@@ -175,7 +175,7 @@ def test_train_says_so(tmp_path, capsys) -> None:
     assert "no better than" in captured.err and locks(run) == []
 
 
-def test_a_signal_outside_the_queue_says_why_it_is_not_requeued(tmp_path, monkeypatch, capsys) -> None:
+def test_a_signal_outside_the_queue_prints_why_it_is_not_requeued(tmp_path, monkeypatch, capsys) -> None:
     """In a job, but without SLURM's commands: the exit code asks for another start, and the reason is there."""
     from spikeprune.training import signals
 

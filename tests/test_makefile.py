@@ -46,7 +46,7 @@ def test_arguments_are_not_cut_off(make, target) -> None:
 
 
 @pytest.mark.parametrize("target", ["glue", "slurm", "fetch", "ablation"])
-def test_a_task_is_asked_for(make, target) -> None:
+def test_a_task_is_required(make, target) -> None:
     program, (said,) = make(target)
     assert not program and f"error: name a task, such as: make {target} TASK=mrpc" in said
 

@@ -128,7 +128,7 @@ def test_no_statistic_has_anything_of_them(options) -> None:
 
 
 def test_no_calibration_has_anything_of_them() -> None:
-    """One threshold for a whole site is that of the channels that are left, whose dead zones nothing has moved."""
+    """One threshold for a whole layer is that of the channels that are left, whose dead zones nothing has moved."""
     student = variant(masked(theta="tensor", query="spiking"), dead_zone=True)
     other, here = scrambled(student), sentences()
     for net in (student, other):

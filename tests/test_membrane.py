@@ -20,7 +20,7 @@ from spikeprune.snn.coding import CODINGS
 @pytest.mark.parametrize("coding", CODINGS)
 @torch.no_grad()
 def test_layers_that_are_silent_let_words_through(coding) -> None:
-    """Neurons whose thresholds are out of reach say nothing, and a residual of spikes ends there. The last site may
+    """Neurons whose thresholds are out of reach say nothing, and a residual of spikes ends there. The last layer may
     fire: past layers that are silent it still tells sentences apart."""
     batch = sentences((5, 5, 5))
     different = {}

@@ -112,7 +112,7 @@ def test_ties_of_the_closed_form(kind) -> None:
 @pytest.mark.parametrize("kind", NEURONS)
 @pytest.mark.parametrize("leak", [0.5, 0.9])
 @pytest.mark.parametrize("t_steps", [1, 2, 7])
-def test_a_leaky_neuron_settles_where_its_formula_says(kind, leak, t_steps) -> None:
+def test_a_leaky_neuron_settles_at_its_formula(kind, leak, t_steps) -> None:
     x = (4 * torch.rand(60, generator=torch.Generator().manual_seed(3), dtype=F64) - 2).tolist()
     weights = [leak ** (t_steps - t) for t in range(1, t_steps + 1)]
     wanted = []

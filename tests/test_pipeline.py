@@ -137,7 +137,7 @@ def test_metrics_have_each_layer_the_learning_rate_and_the_time(finished) -> Non
     assert {site: last[f"rate/{site}"] for site in record["cost"]["rates"]} == pytest.approx(record["cost"]["rates"])
 
 
-def test_the_summary_says_what_was_made_of_what(finished, glue) -> None:
+def test_the_summary_names_each_stages_parent(finished, glue) -> None:
     run, _ = finished
     summary = json.loads(run.summary.read_text())
     data = summary["data"]
@@ -152,7 +152,7 @@ def test_the_summary_says_what_was_made_of_what(finished, glue) -> None:
     assert config.task == "sst2" and config.teacher.dropout == 0.1 and config.stages.spatial.ffn == 0.3
 
 
-def test_the_summary_says_what_it_costs(finished) -> None:
+def test_the_summary_has_the_cost(finished) -> None:
     run, _ = finished
     summary = json.loads(run.summary.read_text())
     teacher, rows = summary["teacher"], summary["stages"]
@@ -212,13 +212,13 @@ def test_metrics_are_in_order_and_complete(finished) -> None:
     assert len(lines) == len(records) + 1 and set(lines[0].split(",")) == keys
 
 
-def test_the_last_line_of_each_stage_is_what_the_summary_says(finished) -> None:
+def test_the_last_line_of_each_stage_equals_the_summary(finished) -> None:
     """The dev split measured by the logger during training is the one measured again at the end."""
     check_last_lines(finished[0])
 
 
 @pytest.mark.gpu
-def test_so_it_is_where_the_engine_answers(tmp_path, glue) -> None:
+def test_the_same_with_the_fused_encoder(tmp_path, glue) -> None:
     """Several epochs a stage, by a fused optimizer, with heads of a size that the engine knows."""
     sizes = ["teacher.size=[32,2,2,64,300]", "stages.spatial.heads=0.5"]
     epochs = ["stages.finetune.epochs=4", "stages.prediction_kd.epochs=3", "run.accelerator=gpu"]
@@ -318,7 +318,7 @@ def test_other_data_under_the_same_name_are_refused(finished, tmp_path, glue) ->
 
 
 @pytest.mark.parametrize("epochs", [0, 1])
-def test_a_teacher_that_has_learnt_nothing_stops_the_run(epochs, tmp_path, capsys) -> None:
+def test_a_teacher_no_better_than_chance_stops_the_run(epochs, tmp_path, capsys) -> None:
     """On generated data, which no network learns in one epoch at such a rate."""
     run = RunDirectory(tmp_path / "run")
     small = ["task=rte", "data.embedded=[16,20]", "stages.teacher.lr=1.0e-9"]

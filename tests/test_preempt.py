@@ -128,7 +128,7 @@ def test_a_signal_before_anything_is_read_stops_too(number, tmp_path) -> None:
         ({"SLURM_PROCID": "0", "RANK": "0", "NODE_RANK": "0", "LOCAL_RANK": "0"}, False),
     ],
 )
-def test_only_the_first_of_several_processes_answers_a_signal(numbers, follows, monkeypatch, capsys) -> None:
+def test_only_the_first_of_several_processes_handles_a_signal(numbers, follows, monkeypatch, capsys) -> None:
     for name in ("SLURM_PROCID", "RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in numbers.items():
@@ -150,7 +150,7 @@ def test_outside_a_run_the_signals_keep_their_meaning(tmp_path) -> None:
     assert [signal.getsignal(number) for number in signals.CODES] == before
 
 
-def test_a_signal_waits_until_it_is_asked_for() -> None:
+def test_a_signal_waits_until_it_is_polled() -> None:
     with signals.caught():
         os.kill(os.getpid(), TERM)
         os.kill(os.getpid(), USR1)  # the first one counts

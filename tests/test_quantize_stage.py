@@ -108,7 +108,7 @@ def test_a_quantized_stage_loads_in_the_next_one_and_alone(runs) -> None:
     assert re.search(r"^encoder weights +ternary$", evaluation_lines(again), re.MULTILINE)
 
 
-def test_the_summary_says_what_is_quantized(runs) -> None:
+def test_the_summary_has_the_quantized_weights(runs) -> None:
     run, _ = runs
     summary = json.loads(run.summary.read_text())
     rows = summary["stages"]

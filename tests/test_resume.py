@@ -142,7 +142,7 @@ def test_a_damaged_resume_checkpoint_is_refused(half, glue) -> None:
         pipeline.run(config_of(half, glue))
 
 
-def test_ctrl_c_says_how_to_go_on_and_the_run_goes_on(tmp_path, glue, undisturbed) -> None:
+def test_ctrl_c_prints_how_to_resume_and_the_run_resumes(tmp_path, glue, undisturbed) -> None:
     overrides, log = command_of(tmp_path / "run", glue), tmp_path / "log"
     assert leg(overrides, log, ("prediction_kd", 5), signal.SIGINT) == 130
     assert "the same command resumes" in log.read_text() and "Traceback" not in log.read_text()

@@ -56,7 +56,7 @@ def answers_of(made: SpikingLayer, way: str, size, t_steps: int, masked: bool, g
 
 
 def compare_sites(device: str, sizes=SIZES, steps=(1, 2, 5, 16)) -> None:
-    """A site under both backends: the same spikes, bit for bit; sums in another order to a few ulp."""
+    """A spiking layer under both backends: the same spikes, bit for bit; sums in another order to a few ulp."""
     flags = ((False, False, False), (True, True, False), (True, False, True))
     cases = itertools.product(CODINGS, KINDS, LEAKS, flags)
     silent = 0
@@ -169,7 +169,7 @@ def test_in_the_interpreter() -> None:
 
 
 @pytest.mark.gpu
-def test_sites_on_cuda() -> None:
+def test_spiking_layers_on_cuda() -> None:
     torch.manual_seed(0)
     compare_totals("cuda")
     compare_sites("cuda", sizes=(*SIZES, (8, 128, 384)), steps=(1, 2, 5, 16, 64))

@@ -49,7 +49,7 @@ def test_a_schedule_decides_once_in_each_of_its_epochs() -> None:
     assert diary.entries == [(1, 0.25), (2, 0.5), (3, 0.75), (4, 1.0)]
 
 
-def test_a_schedule_goes_on_where_it_was() -> None:
+def test_a_schedule_resumes_where_it_was() -> None:
     first, second = Diary(begin=0, end=3), Diary(begin=0, end=3)
     for epoch in (0, 1):
         start(first, epoch)

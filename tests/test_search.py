@@ -107,7 +107,7 @@ def test_blocks_hold_each_samples_own_gradients(student) -> None:
 
 
 @pytest.mark.parametrize("coding", ["accumulate", "running_mean", "per_step"])
-def test_prices_are_what_removing_a_unit_saves(coding) -> None:
+def test_unit_operations_are_the_saving_of_removing_a_unit(coding) -> None:
     student, data = make(coding=coding).eval(), batches((3,))
     unit_costs, lengths = kwon.unit_operations(student, data, SHAPE), data[0]["attention_mask"].sum(1)
     with torch.no_grad():

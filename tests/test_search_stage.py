@@ -86,7 +86,7 @@ def test_a_stage_of_no_epochs_prunes_and_learns_nothing(run) -> None:
     assert compaction.compact_run(run.path)["check"]["max_difference"] < 1e-9
 
 
-def test_with_epochs_it_goes_on_learning_and_a_share_too_small_is_refused(run) -> None:
+def test_with_epochs_it_trains_on_and_a_share_too_small_is_refused(run) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pipeline.run(start(run.path.parent / "more", "stages.spatial.epochs=2"))
@@ -96,7 +96,7 @@ def test_with_epochs_it_goes_on_learning_and_a_share_too_small_is_refused(run) -
             pipeline.run(start(run.path.parent / "small", "stages.spatial.epochs=0", "stages.spatial.operations=0.02"))
 
 
-def test_killed_after_the_search_it_goes_on_as_undisturbed(run) -> None:
+def test_killed_after_the_search_it_resumes_as_undisturbed(run) -> None:
     """The decision is made once: a second one, on folded weights, would be another."""
     folder, log = run.path.parent, run.path.parent / "log"
     legs = [*overrides(folder / "legs", "stages.spatial.epochs=2"), "run.checkpoint_every=3"]

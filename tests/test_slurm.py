@@ -157,7 +157,7 @@ def test_a_second_job_in_the_directory_is_told_of_the_first(cluster, jobs, inter
     assert f"SLURM job {job})" in capsys.readouterr().err and cluster.queue() == before
 
 
-def test_slurm_is_asked_whether_a_job_lives(cluster, jobs) -> None:
+def test_slurm_knows_whether_a_job_lives(cluster, jobs) -> None:
     job = jobs["endless"][0]
     assert slurm_job.alive(job, 0) is True
     assert slurm_job.alive(job, 1) is False and slurm_job.alive("99999", 0) is False
@@ -275,7 +275,7 @@ def test_two_ranks_by_srun_stop_together_and_go_on(cluster, folder, glue, capsys
         ("--sbatch=--gres=gpu:9", ("Requested node configuration is not available",)),
     ],
 )
-def test_what_slurm_refuses_is_said_in_its_words(cluster, glue, tmp_path, capsys, option, words) -> None:
+def test_a_refusal_of_slurm_is_quoted(cluster, glue, tmp_path, capsys, option, words) -> None:
     assert cli.main(["launch", str(GLUE), *micro(tmp_path / "run", glue), *REQUEST, option]) == 2
     message = capsys.readouterr().err
     assert message.startswith("error: sbatch refuses the job: ") and all(word in message for word in words), message

@@ -78,7 +78,7 @@ def test_few_bit_weights_are_not_given_back() -> None:
         ("finetune", 0, {"additions": 0.1}, True),
     ],
 )
-def test_which_stages_train_without_what_is_masked(name, budget, losses, is_final) -> None:
+def test_which_stages_train_without_masked_units(name, budget, losses, is_final) -> None:
     """Those that neither take units away nor compare heads one by one; where none has left there is no need."""
     student = make()
     config = Config()

@@ -58,7 +58,7 @@ def test_a_default_that_changes_makes_other_settings(monkeypatch) -> None:
     assert Student().leak == 0.5 and settings(changed) != before
 
 
-def test_a_saved_configuration_says_the_same(tmp_path) -> None:
+def test_a_saved_configuration_has_the_same_settings(tmp_path) -> None:
     config = load(GLUE, BASE)
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert settings(read_resolved(tmp_path / "config.yaml")) == settings(config)

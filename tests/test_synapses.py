@@ -134,7 +134,7 @@ def test_a_loaded_student_knows_its_synapses() -> None:
         assert all(torch.equal(a, b) for a, b in zip(mine, its, strict=True))
 
 
-def test_a_smaller_student_learns_without_them_and_gives_back() -> None:
+def test_a_compacted_student_trains_and_is_scattered_back() -> None:
     student = thinned()
     gone = [(weight == 0) & allowed_mask(student, i, name).bool() for i, name, weight in weights_of(student)]
     small = compacted(student)
@@ -179,7 +179,7 @@ def test_with_all_synapses_it_costs_what_it_did() -> None:
 
 
 @torch.no_grad()
-def test_the_loss_prices_what_is_counted() -> None:
+def test_the_loss_estimates_the_counted_additions() -> None:
     """Σ T · rate · fan-out over a sentence's tokens is its additions, in `accumulate`."""
     student, batch = thinned(), sentences((5,))
     outputs = student(**batch, mode="equilibrium", rate=True)
@@ -196,7 +196,7 @@ def test_the_loss_prices_what_is_counted() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("coding", CODINGS)
-def test_compacted_it_answers_and_costs_the_same(coding) -> None:
+def test_compacted_outputs_and_costs_are_equal(coding) -> None:
     student, batch = thinned(coding=coding), sentences()
     small = compact(student)
     assert small.layers[0].heads == H - 1 and small.layers[0].query.in_features == D

@@ -90,7 +90,7 @@ def test_metrics_agree_with_scikit_learn(name):
 @pytest.mark.parametrize("ones", [0, 1, 721, 1042, 1043])
 @pytest.mark.parametrize("answer", ["no", "yes", "right", "wrong"])
 @pytest.mark.filterwarnings("ignore")
-def test_metrics_of_degenerate_answers_are_scikit_learns(name, ones, answer):
+def test_metrics_of_degenerate_predictions_are_scikit_learns(name, ones, answer):
     labels = np.array([1] * ones + [0] * (1043 - ones))
     made = {"no": 0 * labels, "yes": 0 * labels + 1, "right": labels, "wrong": 1 - labels}[answer]
     wanted = {metric: REFERENCE[metric](labels, made) for metric in get_task(name).metrics}

@@ -240,7 +240,7 @@ def test_what_is_no_bert_is_one_clear_sentence(make, message, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(("asked", "rate"), [(None, 0.1), (0.0, 0.0), (0.4, 0.4)])
-def test_a_checkpoint_learns_with_its_own_dropout_or_the_one_asked_for(asked, rate, tmp_path) -> None:
+def test_a_checkpoint_trains_with_its_own_dropout_or_the_given_one(asked, rate, tmp_path) -> None:
     """`transformers` hands out models in evaluation mode, and nothing later would change that."""
     teacher = Teacher.load(saved(bert(), tmp_path), classes=3, dropout=asked)
     drops = [module for module in teacher.modules() if isinstance(module, torch.nn.Dropout)]
@@ -256,7 +256,7 @@ def test_the_configuration_is_judged_without_the_weights(tmp_path) -> None:
     assert read_config(str(saved(bert(), tmp_path / "y")), classes=2).num_labels == 2
 
 
-def test_a_teacher_from_scratch_has_the_size_asked_for() -> None:
+def test_a_teacher_from_scratch_has_the_given_size() -> None:
     config = scratch_config(vocab=29, hidden=12, layers=2, heads=3, ffn=37, positions=9, dropout=0.25, classes=4)
     teacher = Teacher.scratch(config)
     shapes = {name: tuple(p.shape) for name, p in teacher.bert.named_parameters()}

@@ -91,7 +91,7 @@ def test_the_loss_is_that_of_a_student_with_these_steps(coding) -> None:
     assert student.steps == [3, 4, 2] and student.training
 
 
-def test_temporal_statistics_measure_when_asked_and_agree_over_processes() -> None:
+def test_temporal_statistics_agree_over_processes() -> None:
     student, data, calls = make(2, (3, 4, 2)), batches((3, 2)), []
 
     def mean(x: torch.Tensor) -> torch.Tensor:  # of this process and one that found nothing
@@ -125,7 +125,7 @@ def test_the_profile_is_the_distance_to_the_last_asr() -> None:
     assert profile[0][-1] == 0 and profile[0][0] > 0.05 and profile[1].item() == 0
 
 
-def test_the_profile_of_a_layer_is_the_mean_of_its_sites() -> None:
+def test_the_profile_of_a_layer_is_the_mean_of_its_spiking_layers() -> None:
     student, data = make(2, (3, 4, 2)), batches((3,))
     student.eval()
     with torch.no_grad():

@@ -65,7 +65,7 @@ def convention_pj(student, batch) -> float:
 
 @pytest.mark.parametrize("coding", CODINGS)
 @torch.no_grad()
-def test_more_silence_costs_less_energy_and_moves_the_answer_further(coding) -> None:
+def test_more_silence_costs_less_energy_and_moves_the_output_further(coding) -> None:
     student, batch = make(3, (4, 4, 4), coding=coding), sentences((8, 7, 6, 5))
     plain, costs, shifts = student(**batch, mode="spiking").logits, [], []
     for percentile in (0, 20, 50, 80, 95):
@@ -80,7 +80,7 @@ def test_more_silence_costs_less_energy_and_moves_the_answer_further(coding) -> 
 
 
 @torch.no_grad()
-def test_the_share_asked_for_is_silent_at_every_site() -> None:
+def test_the_given_share_is_silent_in_every_spiking_layer() -> None:
     student, batch = variant(make(3, (9, 9, 9)), dead_zone=True), sentences((8, 8, 8, 8))
     deaden(student, batch, 60)
     seen = {}

@@ -136,7 +136,7 @@ def config(*overrides: str):
     return load(GLUE, ["run.wandb=auto", *overrides])
 
 
-def test_a_server_that_says_nothing_is_not_waited_for(silent_server, monkeypatch, capsys) -> None:
+def test_a_silent_server_is_not_waited_for(silent_server, monkeypatch, capsys) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     begin = time.monotonic()
     assert connection.chosen_mode(config()) == "offline"

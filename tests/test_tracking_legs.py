@@ -26,7 +26,7 @@ def check_artifacts(board: Board) -> None:
         assert artifact["state"] == "COMMITTED" and {n: e["digest"] for n, e in contents.items()} == digests
 
 
-def test_legs_offline_and_online_killed_in_between_are_one_run(tmp_path, glue) -> None:
+def test_attempts_offline_and_online_killed_in_between_are_one_run(tmp_path, glue) -> None:
     run, log, command = RunDirectory(tmp_path / "run"), tmp_path / "log", train(tmp_path / "run", glue)
     with wandb_server() as board:
         assert start(command, log, kill=("internal_kd", BATCHES + 5)) == -signal.SIGKILL, log.read_text()
@@ -48,7 +48,7 @@ def test_legs_offline_and_online_killed_in_between_are_one_run(tmp_path, glue) -
         assert board.unknown == set()
 
 
-def test_sync_makes_one_run_of_offline_legs_and_sends_nothing_twice(tmp_path, glue) -> None:
+def test_sync_makes_one_run_of_offline_attempts_and_sends_nothing_twice(tmp_path, glue) -> None:
     run, log, command = RunDirectory(tmp_path / "run"), tmp_path / "log", train(tmp_path / "run", glue)
     assert start(command, log, kill=("spatial", 5)) == -signal.SIGKILL, log.read_text()
     with wandb_server() as board:

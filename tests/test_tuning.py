@@ -61,7 +61,7 @@ def test_the_fit_is_the_least_squares_solution(layer, kind, residual) -> None:
 
 
 @pytest.mark.parametrize("coding", ["accumulate", "running_mean", "per_step"])
-def test_real_masks_folded_into_weights_answer_as_real_masks(coding) -> None:
+def test_real_masks_folded_into_weights_equal_real_masks(coding) -> None:
     student, _ = pruned_pair(coding)
     factor = {name: torch.rand_like(mask) * 2 * mask for name, mask in kwon.masks_of(student)}
     batch = inputs(batches((3,))[0])

@@ -1,8 +1,8 @@
 """Quantized and sparse weights as bytes: exact both ways, and as many as `shapes.matrix_bytes` counts.
 
 Codes are written row after row, the first in a byte's lowest bits, the last byte filled up with zeros: binary 8 to a
-byte (0 is -1, 1 is +1), ternary 4 to a byte (code + 1), int8 one (two's complement). A sparse matrix is packed as where
-it has synapses, a bit for each place in binary's order (1 is one), and their float weights in the same order.
+byte (0 is -1, 1 is +1), ternary 4 to a byte (code + 1), int8 one (two's complement). A sparse matrix is packed as a bit
+for each place in binary's order, 1 for a synapse, and the float weights of the synapses in the same order.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from spikeprune.models.quantization import QUANTIZERS, Codes, Quantizer
 
 class PackedLinear(nn.Module):
     """A linear map of `outputs` channels whose weights are final: `data` uint8 as `pack` makes it, `scale` [out, 1],
-    and a bias. The student works out what it computes (see `SpikingBert.acting`)."""
+    and a bias. The student computes with it (see `SpikingBert.acting`)."""
 
     def __init__(self, inputs: int, outputs: int, *, weights: str):
         super().__init__()
         self.weights, self.in_features, self.out_features = weights, inputs, outputs
         self.register_buffer("data", torch.zeros(_bytes(_quantizer(weights), outputs * inputs), dtype=torch.uint8))
-        # a matrix that has lost every input has no use for its scales
+        # a matrix without inputs has no scales
         self.register_buffer("scale", torch.zeros(outputs if inputs else 0, 1))
         self.bias = nn.Parameter(torch.zeros(outputs))
         self._unpacked: tuple = (None, None)
@@ -47,7 +47,7 @@ class PackedLinear(nn.Module):
 
 
 def pack(codes: Tensor, weights: str) -> Tensor:
-    """Codes [out, in] -> uint8 [ceil(out · in · bits / 8)]. Raises ValueError for codes that the quantizer has not."""
+    """Codes [out, in] -> uint8 [ceil(out · in · bits / 8)]. Raises ValueError for codes outside the quantizer's."""
     quantizer = _quantizer(weights)
     numbers, step = codes.flatten().to(torch.int16), _step(quantizer)
     allowed = torch.arange(quantizer.low, quantizer.high + 1, step, device=codes.device)
@@ -62,7 +62,7 @@ def pack(codes: Tensor, weights: str) -> Tensor:
 
 
 def unpack(data: Tensor, shape: tuple[int, int], weights: str) -> Tensor:
-    """What `pack` was given, as int8. Raises ValueError for bytes of another number than this shape has."""
+    """The codes [out, in] int8 of `pack`. Raises ValueError where the number of bytes does not fit the shape."""
     quantizer, size = _quantizer(weights), shape[0] * shape[1]
     wanted = _bytes(quantizer, size)
     if data.numel() != wanted:
@@ -80,7 +80,7 @@ def pack_sparse(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def unpack_sparse(places: Tensor, weights: Tensor, shape: tuple[int, int]) -> Tensor:
-    """What `pack_sparse` was given. Raises ValueError where the two do not fit the shape or each other."""
+    """The matrix [out, in] of `pack_sparse`. Raises ValueError where the two do not fit the shape or each other."""
     there = unpack(places, shape, "binary") > 0
     if int(there.sum()) != len(weights):
         raise ValueError(f"{len(weights)} weights for {int(there.sum())} synapses")

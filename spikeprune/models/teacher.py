@@ -43,18 +43,18 @@ def scratch_config(
 
 
 class Teacher(nn.Module):
-    """`Outputs` of a sequence classifier of one of `families.FAMILIES`. Dropout and gradients are the trainer's
-    business while it learns the task; once frozen it stays in evaluation mode whatever `train()` says, and so gives the
-    same teacher_outputs twice. MPNet's attention is exchanged for a fused one, in place."""
+    """`Outputs` of a sequence classifier of one of `families.FAMILIES`. While it is fine-tuned the trainer
+    sets its mode; once frozen it has no gradients and stays in evaluation mode after `train()`, so that its outputs are
+    the same each time. MPNet's attention is exchanged for a fused one, in place."""
 
     def __init__(self, bert: PreTrainedModel):
         super().__init__()
         self.bert, self.family = fuse(bert), family_of(bert.config)
         self.frozen = False
-        self.note = ""  # on what was taken for granted about the checkpoint, a line
+        self.note = ""  # a line on assumptions about the checkpoint
 
     def __reduce__(self):
-        # transformers' own hooks, which answer with hidden states, do not survive a pickle
+        # transformers' hooks that collect hidden states do not survive a pickle
         return rebuilt, (self.bert.config, self.bert.state_dict(), self.frozen)
 
     @classmethod
@@ -107,7 +107,9 @@ class Teacher(nn.Module):
             )
         if broken := not_finite(bert.state_dict()):
             raise InputError(f"teacher.checkpoint: {broken[0]} at {checkpoint} is not finite; give another checkpoint")
-        teacher = cls(bert.train())  # transformers loads for answers, and Lightning leaves modes as it finds them
+        teacher = cls(
+            bert.train()
+        )  # transformers loads in evaluation mode, and Lightning leaves modes as it finds them
         if labels is not None and not any(key.startswith("classifier.") for key in wrong):
             teacher.sort_classes(*label_order(str(checkpoint), labels))
         return teacher
@@ -147,8 +149,8 @@ class Teacher(nn.Module):
         if self.family.types:
             batch["token_type_ids"] = token_type_ids
         if not scores:
-            answer = self.bert(**batch, output_hidden_states=hidden)
-            return Outputs(answer.logits, answer.hidden_states if hidden else ())
+            outputs = self.bert(**batch, output_hidden_states=hidden)
+            return Outputs(outputs.logits, outputs.hidden_states if hidden else ())
         projected: list[Tensor] = []
         hooks = [
             layer[name].register_forward_hook(lambda _, __, y: projected.append(y))
@@ -156,15 +158,15 @@ class Teacher(nn.Module):
             for name in ("query", "key")
         ]
         try:
-            answer = self.bert(**batch, output_hidden_states=hidden)
+            outputs = self.bert(**batch, output_hidden_states=hidden)
         finally:
             for hook in hooks:
                 hook.remove()
         heads, bias = self.bert.config.num_attention_heads, self.score_bias(input_ids)
         found = (raw_scores(q, k, heads) for q, k in zip(projected[::2], projected[1::2], strict=True))
         return Outputs(
-            answer.logits,
-            answer.hidden_states if hidden else (),
+            outputs.logits,
+            outputs.hidden_states if hidden else (),
             tuple(found if bias is None else (score + bias for score in found)),
         )
 

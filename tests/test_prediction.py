@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -28,8 +29,9 @@ from spikeprune.config.tasks import TASKS, get_task
 from spikeprune.data.tokenizer import train_wordpiece
 from spikeprune.errors import InputError
 from spikeprune.experiment import compaction, evaluation, pipeline, prediction, submission
-from spikeprune.experiment.prediction import Network, open_network, predict, predictions
+from spikeprune.experiment.prediction import Predictor, open_predictor, predict, predictions
 from spikeprune.experiment.run_directory import RunDirectory
+from spikeprune.integrations.sweeps import spec
 from spikeprune.models.outputs import Outputs
 
 WHOLE = ["stages.temporal.t_steps=null", "stages.teacher.epochs=6", "data.replace_words=0"]
@@ -97,25 +99,25 @@ def test_json_lines_from_standard_input(folder, monkeypatch, capsys) -> None:
 
 
 def test_windows_keep_order_and_read_no_further(folder, monkeypatch) -> None:
-    network = open_network(folder / "run")
+    predictor = open_predictor(folder / "run")
     texts = [f"{word} film {'the ' * i}" for i, word in enumerate(["lovely", "awful", "plain"] * 4)]
     examples = [(f"text {i}", (text.strip(),)) for i, text in enumerate(texts)]
-    whole = list(predictions(network, examples))
+    whole = list(predictions(predictor, examples))
     monkeypatch.setattr(prediction, "WINDOW", 5)
-    parts = list(predictions(network, examples))
+    parts = list(predictions(predictor, examples))
     assert [one.texts for one in parts] == [texts for _, texts in examples]
     for one, other in zip(whole, parts, strict=True):
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-6)
     numbers = count()
     endless = ((f"text {next(numbers)}", ("lovely",)) for _ in count())
-    next(predictions(network, endless))
+    next(predictions(predictor, endless))
     assert next(numbers) == 5
 
 
 def test_texts_are_cut_as_in_training(folder) -> None:
-    network, long = open_network(folder / "run"), "lovely " + "film " * 100
-    length = network.config.data.max_length
-    tokens = network.tokenizer(
+    predictor, long = open_predictor(folder / "run"), "lovely " + "film " * 100
+    length = predictor.config.data.max_length
+    tokens = predictor.tokenizer(
         long, truncation=True, max_length=length, return_tensors="pt", return_token_type_ids=True
     )
     logits = spikeprune.load(folder / "run" / "stages" / "spatial")(**tokens).logits
@@ -162,6 +164,23 @@ def test_a_run_on_own_data_is_measured_again_and_on_another_file(folder, capsys)
     (folder / "strange.csv").write_text("review,mood\nx,neutral\ny,other\n")
     with pytest.raises(InputError, match=r"strange\.csv:3: label 'other' is none of"):
         evaluation.evaluate(folder / "run", data_dir=str(folder / "strange.csv"))
+
+
+def test_a_run_says_before_what_it_will_take(folder) -> None:
+    log = (folder / "run" / "run.log").read_text(encoding="utf-8")
+    before, after = log.split("[1/3] teacher: 6 epochs\n")
+    assert 'classes of 120 training examples: "froh" 40 (33.3%), neutral 40 (33.3%), traurig, müde 40' in before
+    assert "cut to 24 tokens: 0.0% of train, 0.0% of validation\n" in before
+    assert "will take 150 optimizer steps (teacher 90, prediction_kd 15, spatial 45) and at most " in before
+    assert re.search(r"^  teacher: \d+\.\d\d GB of memory after 10 steps, \d+ s left of the whole run$", after, re.M)
+
+
+def test_sweeps_and_ablations_know_own_data(folder) -> None:
+    own = [*COLUMNS, f"data.train_file={folder / 'reviews.csv'}", "data.metrics=[macro_f1]", "preset=tiny"]
+    sweep = spec.read(ROOT / "experiments" / "sweeps" / "budget.yaml", [*own, "data.source=auto"])
+    assert spec.default_folder(sweep) == Path("runs/sweeps/budget-reviews-tiny")
+    config = load(GLUE, [*own, "ablation=temporal"])
+    assert config.run.dir == "runs/reviews-tiny-temporal-s0" and config.stages.spatial.epochs == 0
 
 
 def test_the_same_command_finds_the_run_and_other_data_do_not(folder, capsys) -> None:
@@ -256,7 +275,7 @@ def test_a_file_that_breaks_off_leaves_nothing(folder, monkeypatch, capsys) -> N
 def test_a_run_without_a_student_is_told(tmp_path, folder) -> None:
     (tmp_path / "config.yaml").write_bytes((folder / "run" / "config.yaml").read_bytes())
     with pytest.raises(InputError, match="no stage of the student is finished"):
-        open_network(tmp_path)
+        open_predictor(tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------------- GLUE's submission
@@ -280,7 +299,7 @@ def write_test(folder: Path, name: str, size: int = 7) -> None:
         path.write_text("\n".join(["\t".join(columns), *rows]) + "\n", encoding="utf-8")
 
 
-def network_of(name: str) -> Network:
+def predictor_of(name: str) -> Predictor:
     """One that answers the classes in turn, by the number that stands in a text; of a regression beyond its range."""
     task = get_task(name)
     tokenizer = train_wordpiece([f'a "word {i}' for i in range(10)], vocab_size=100)
@@ -292,7 +311,7 @@ def network_of(name: str) -> Network:
             return Outputs(torch.tensor([[2.0 * n] for n in numbers]))
         return Outputs(torch.nn.functional.one_hot(torch.tensor(numbers) % task.num_labels, task.num_labels).float())
 
-    return Network(Config(task=name), task, tokenizer, torch.device("cpu"), forward, None, 0)
+    return Predictor(Config(task=name), task, tokenizer, torch.device("cpu"), forward, None, 0)
 
 
 FIRST = {  # what GLUE's files say of the first rows
@@ -304,7 +323,7 @@ FIRST = {  # what GLUE's files say of the first rows
 
 
 def test_all_eleven_submission_files_in_one_archive(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(submission, "open_network", lambda run, stage, compacted: network_of(run))
+    monkeypatch.setattr(submission, "open_predictor", lambda run, stage, compacted: predictor_of(run))
     for name in TASKS:
         write_test(tmp_path / "glue", name)
     archive = tmp_path / "all.zip"
@@ -321,7 +340,7 @@ def test_all_eleven_submission_files_in_one_archive(tmp_path, monkeypatch, capsy
 
 
 def test_submission_files_are_refused_in_a_sentence(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(submission, "open_network", lambda run, stage, compacted: network_of(Path(run).name))
+    monkeypatch.setattr(submission, "open_predictor", lambda run, stage, compacted: predictor_of(Path(run).name))
     data, out = ["--glue-test", "--data", str(tmp_path)], ["--out", str(tmp_path / "files")]
     write_test(tmp_path, "mnli")
     (tmp_path / "diagnostic" / "diagnostic.tsv").unlink()

@@ -19,8 +19,10 @@ from spikeprune.config.derived import active_stages
 from spikeprune.config.load import read_resolved
 from spikeprune.config.schema import Config
 from spikeprune.config.tasks import Task
-from spikeprune.cost.energy import PRICES, energy_pj, latency_steps
-from spikeprune.cost.operations import Operations, dense
+from spikeprune.cost.dense import dense
+from spikeprune.cost.energy_models import ENERGY_MODELS
+from spikeprune.cost.latency import latency_steps
+from spikeprune.cost.network import Network, dense_network
 from spikeprune.data.batching import encode
 from spikeprune.data.cells import sentence
 from spikeprune.data.tokenizer import load_tokenizer
@@ -35,7 +37,7 @@ from spikeprune.kernels import attach
 from spikeprune.models.inference import infer
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS, Outputs
-from spikeprune.models.shape import student_operations
+from spikeprune.models.shape import student_network, student_operations
 from spikeprune.models.teacher import Teacher
 
 WINDOW = 2048  # texts that are sorted by length together
@@ -74,7 +76,7 @@ def rounded(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Network:
+class Predictor:
     """A run's network, and what its texts have to go through."""
 
     config: Config
@@ -82,11 +84,11 @@ class Network:
     tokenizer: Any
     device: torch.device
     forward: Callable[[dict[str, Tensor]], Outputs]
-    operations: Callable[[Outputs, Tensor, int], Operations]  # of the batch' i-th example, from its lengths [B]
+    example: Callable[[Outputs, Tensor, int], Network]  # the batch' i-th with its work, from the lengths [B]
     steps: int  # until the logits
 
 
-def open_network(run_dir: str | Path, stage: str | None = None, compacted: bool = False) -> Network:
+def open_predictor(run_dir: str | Path, stage: str | None = None, compacted: bool = False) -> Predictor:
     """The network of a finished stage, by default the last one of the student, or with `compacted` the one that
     `spikeprune compact` left. The run's data are not needed. Raises InputError."""
     quiet()
@@ -103,7 +105,7 @@ def open_network(run_dir: str | Path, stage: str | None = None, compacted: bool 
     else:
         directory.verified(name)
         how = of_teacher(Teacher.load(folder, classes=directory.task().num_labels).freeze().to(device))
-    return Network(config, directory.task(), load_tokenizer(str(folder)), device, *how)
+    return Predictor(config, directory.task(), load_tokenizer(str(folder)), device, *how)
 
 
 def last_student(directory: RunDirectory, config: Config) -> str:
@@ -118,52 +120,55 @@ def last_student(directory: RunDirectory, config: Config) -> str:
 def of_student(student: SpikingBert, backend: str) -> tuple[Callable, Callable, int]:
     attach(student, backend)
 
-    def operations(outputs: Outputs, lengths: Tensor, i: int) -> Operations:
+    def example(outputs: Outputs, lengths: Tensor, i: int) -> Network:
         counts = {site: spikes[:, i : i + 1] for site, spikes in outputs.counts.items()}
-        return student_operations(student, counts, lengths[i : i + 1])
+        return student_network(student, student_operations(student, counts, lengths[i : i + 1]))
 
     steps = latency_steps(student.steps, student.coding)
-    return lambda batch: infer(student, *(batch[name] for name in INPUTS)), operations, steps
+    return lambda batch: infer(student, *(batch[name] for name in INPUTS)), example, steps
 
 
 def of_teacher(teacher: Teacher) -> tuple[Callable, Callable, int]:
     shape = dense_shape(teacher.bert.config, teacher.bert.config.num_labels)
-    forward = torch.no_grad()(lambda batch: teacher(*(batch[name] for name in INPUTS)))
-    return forward, lambda outputs, lengths, i: dense(lengths[i : i + 1], shape=shape), 0
+
+    def example(outputs: Outputs, lengths: Tensor, i: int) -> Network:
+        return dense_network(dense(lengths[i : i + 1], shape=shape), shape=shape)
+
+    return torch.no_grad()(lambda batch: teacher(*(batch[name] for name in INPUTS))), example, 0
 
 
-def predictions(network: Network, examples: Iterable[Example], cost: bool = False) -> Iterator[Prediction]:
+def predictions(predictor: Predictor, examples: Iterable[Example], cost: bool = False) -> Iterator[Prediction]:
     """One for each example, in order, read and predicted a window at a time. `cost`: with each one's own costs, counted
     from its spikes. Raises InputError for a text of which the tokenizer leaves nothing."""
     rest = iter(examples)
     while window := list(islice(rest, WINDOW)):
-        yield from _of_window(network, window, cost)
+        yield from _of_window(predictor, window, cost)
 
 
-def _of_window(network: Network, window: Sequence[Example], cost: bool) -> list[Prediction]:
+def _of_window(predictor: Predictor, window: Sequence[Example], cost: bool) -> list[Prediction]:
     places, texts = zip(*window, strict=True)
     first, *second = zip(*texts, strict=True)
     data = encode(
-        network.tokenizer,
+        predictor.tokenizer,
         first,
         second[0] if second else None,
-        max_length=network.config.data.max_length,
+        max_length=predictor.config.data.max_length,
         place=places.__getitem__,
     )
     found: list[Prediction | None] = [None] * len(window)
-    for rows in data.lengths.argsort(stable=True).split(network.config.data.eval_batch_size):
-        batch = {name: x.to(network.device) for name, x in data.batch(rows).items()}
-        outputs, lengths = network.forward(batch), batch["attention_mask"].sum(1)
-        answers = outputs.logits.double() if network.task.regression else outputs.logits.double().softmax(-1)
+    for rows in data.lengths.argsort(stable=True).split(predictor.config.data.eval_batch_size):
+        batch = {name: x.to(predictor.device) for name, x in data.batch(rows).items()}
+        outputs, lengths = predictor.forward(batch), batch["attention_mask"].sum(1)
+        answers = outputs.logits.double() if predictor.task.regression else outputs.logits.double().softmax(-1)
         for i, (row, answer) in enumerate(zip(rows.tolist(), answers.tolist(), strict=True)):
-            costs = _cost(network, network.operations(outputs, lengths, i)) if cost else None
-            found[row] = _prediction(network.task, texts[row], answer, costs)
+            costs = _cost(predictor, predictor.example(outputs, lengths, i)) if cost else None
+            found[row] = _prediction(predictor.task, texts[row], answer, costs)
     return found
 
 
-def _cost(network: Network, operations: Operations) -> Cost:
-    energy = energy_pj(operations, PRICES[network.config.cost.prices])
-    return Cost(operations.per_sample()["ac"], energy, network.steps)
+def _cost(predictor: Predictor, example: Network) -> Cost:
+    energy = ENERGY_MODELS[predictor.config.cost.model].per_sample(example)
+    return Cost(example.ops.per_sample()["ac"], energy, predictor.steps)
 
 
 def _prediction(task: Task, texts: Texts, answer: list[float], cost: Cost | None) -> Prediction:
@@ -194,9 +199,9 @@ def predict(
 
     Example: `[found["prediction"] for found in predict("runs/sst2-tiny-s0", ["a fine film"])]`
     """
-    network = open_network(run, stage, compacted)
-    found = predictions(network, (checked(network.task, i, text) for i, text in enumerate(texts, 1)), cost)
-    return (prediction.record(network.task) for prediction in found)
+    predictor = open_predictor(run, stage, compacted)
+    found = predictions(predictor, (checked(predictor.task, i, text) for i, text in enumerate(texts, 1)), cost)
+    return (prediction.record(predictor.task) for prediction in found)
 
 
 def checked(task: Task, number: int, texts: str | Sequence[str]) -> Example:

@@ -13,7 +13,7 @@ from typing import Any
 from spikeprune.config.tasks import Task
 from spikeprune.data.rows import FORMATS, Table, decoded_lines, open_table, text_lines
 from spikeprune.errors import InputError
-from spikeprune.experiment.prediction import Example, Prediction, open_network, predictions, read_texts, rounded
+from spikeprune.experiment.prediction import Example, Prediction, open_predictor, predictions, read_texts, rounded
 from spikeprune.files import jsonfile
 from spikeprune.files.atomic import absent, new_file
 
@@ -39,9 +39,9 @@ def predict_to(
     if not words and not file and sys.stdin.isatty():
         raise InputError("no text is given; write it behind RUN, name a --file, or pipe lines into the command")
     target = None if out is None else unwritten(out, *FORMATTED)
-    network = open_network(run, stage, compacted)
-    found = predictions(network, examples_of(network.task, words, file), cost)
-    lines = FORMATTED[".csv" if target is None else target.suffix.lower()](network.task, found, cost)
+    predictor = open_predictor(run, stage, compacted)
+    found = predictions(predictor, examples_of(predictor.task, words, file), cost)
+    lines = FORMATTED[".csv" if target is None else target.suffix.lower()](predictor.task, found, cost)
     if target is None:
         sys.stdout.writelines(lines)
         return ""

@@ -13,7 +13,7 @@ from spikeprune.config.tasks import CUSTOM, Task
 from spikeprune.data.hub import load_splits
 from spikeprune.data.rows import Table, hub_table, open_table
 from spikeprune.errors import InputError
-from spikeprune.experiment.prediction import Example, Network, open_network, predictions, read_texts
+from spikeprune.experiment.prediction import Example, Predictor, open_predictor, predictions, read_texts
 from spikeprune.experiment.prediction_files import text_columns, unwritten
 from spikeprune.experiment.terminal import print_once
 from spikeprune.files.atomic import absent, write_atomic
@@ -60,10 +60,10 @@ def submit(
     target = unwritten(archive, ".zip") if archive else Path(out) if out else Path(runs[0]) / FOLDER
     files: dict[str, str] = {}
     for run in runs:
-        network = open_network(run, stage, compacted)
-        if network.task.name == CUSTOM:
+        predictor = open_predictor(run, stage, compacted)
+        if predictor.task.name == CUSTOM:
             raise InputError(f"{run}: is a run on own data, of which GLUE has no test")
-        for name, text in of_run(network, data_dir):
+        for name, text in of_run(predictor, data_dir):
             if name in files:
                 raise InputError(f"{run}: {name} is in another run's answers already; give one run for each task")
             if not archive:
@@ -78,16 +78,16 @@ def submit(
     return [f"{target}: {name}, {text.count(chr(10)) - 1} predictions" for name, text in files.items()]
 
 
-def of_run(network: Network, data_dir: str | None) -> Iterator[tuple[str, str]]:
+def of_run(predictor: Predictor, data_dir: str | None) -> Iterator[tuple[str, str]]:
     """Each submission file of a run's task: its name and its text."""
-    for name, test in tests(network.task).items():
-        table = test_table(network.config, test, data_dir)
+    for name, test in tests(predictor.task).items():
+        table = test_table(predictor.config, test, data_dir)
         if table is None:
             print_once(f"{name} is left out: there is no {test.file}")
             continue
         numbers: list[str] = []
-        found = predictions(network, examples(network.task, table, numbers))
-        lines = [answer(network.task, one.prediction) for one in found]
+        found = predictions(predictor, examples(predictor.task, table, numbers))
+        lines = [answer(predictor.task, one.prediction) for one in found]
         rows = (f"{number}\t{line}" for number, line in zip(numbers, lines, strict=True))
         yield name, "\n".join(["index\tprediction", *rows]) + "\n"
 

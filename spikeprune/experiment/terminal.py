@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 import sys
 import warnings
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ from spikeprune.experiment.run_log import unrecorded
 from spikeprune.report.numbers import digits, energy_unit
 from spikeprune.training.callbacks.resume import ResumeState
 from spikeprune.training.modules.task import TaskModule
+
+FIRST_STEPS = 10
 
 
 class Bars(TQDMProgressBar):
@@ -90,6 +93,31 @@ class EpochLines(Callback):
         line = epoch_line(place, losses, measured, time_left(trainer, self.planned, self.stage))
         shown = trainer.progress_bar_callback
         print_once(line) if shown is None else shown.print(line)
+
+
+class FirstSteps(Callback):
+    """Prints once, after the first optimizer steps of a stage, the memory that it takes and the time left of the whole
+    run: early enough to stop what does not fit."""
+
+    def __init__(self, planned: Mapping[str, int], stage: str, steps: int = FIRST_STEPS):
+        self.planned, self.stage, self.steps = planned, stage, steps
+        self.begun: int | None = None
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        self.begun = trainer.global_step if self.begun is None else self.begun
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step - self.begun == self.steps and trainer.is_global_zero:
+            left, shown = time_left(trainer, self.planned, self.stage), trainer.progress_bar_callback
+            line = f"  {self.stage}: {memory()} after {self.steps} steps, {left} of the whole run"
+            print_once(line) if shown is None else shown.print(line)
+
+
+def memory() -> str:
+    """The most that this process has taken so far, of the GPU where it uses one."""
+    if torch.cuda.is_available() and (taken := torch.cuda.max_memory_allocated()):
+        return f"{taken / 1e9:.2f} GB of GPU memory"
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB of memory"  # Linux counts kB
 
 
 def epoch_line(place: str, losses: Mapping[str, float], measured: Mapping[str, float], left: str) -> str:

@@ -20,7 +20,7 @@ from spikeprune.config.derived import active_stages, value_of
 from spikeprune.config.load import load
 from spikeprune.config.resources import folders
 from spikeprune.config.schema import Config
-from spikeprune.config.tasks import read_tasks
+from spikeprune.config.tasks import CUSTOM, read_tasks
 from spikeprune.errors import InputError
 from spikeprune.experiment import fetch, slurm_job
 from spikeprune.experiment.lock import RunLock
@@ -180,7 +180,7 @@ def _run(experiment: str, overrides: Sequence[str], request: Request) -> Run:
         raise InputError(
             f"run.dir = {config.run.dir!r}: a job's log cannot have a backslash or a line break in its path"
         )
-    if config.data.source == "auto":
+    if config.data.source == "auto" and config.task != CUSTOM:  # that of own data then reads its file
         raise InputError(
             "data.source = auto: a compute node must not choose its data by the network it has; set data.source=hub "
             "(after spikeprune fetch), data.source=dir with data.dir, or data.source=embedded"

@@ -15,7 +15,7 @@ from spikeprune.experiment.build.callbacks import stage_callbacks
 from spikeprune.experiment.context import RunContext
 from spikeprune.experiment.estimate import stage_steps
 from spikeprune.experiment.run_directory import RunDirectory
-from spikeprune.experiment.terminal import EpochLines, bars
+from spikeprune.experiment.terminal import EpochLines, FirstSteps, bars
 from spikeprune.training.callbacks.preempt import StopOnSignal
 from spikeprune.training.callbacks.records import RecordsLogger
 from spikeprune.training.callbacks.resume import AtomicCheckpointIO
@@ -39,7 +39,7 @@ def trainer(context: RunContext, name: str, run: RunDirectory, offset: int) -> L
         precision=arithmetic.precision(config),
         max_epochs=max(1, stage.epochs),  # a stage of none stops itself (see training/callbacks/mask_search.py)
         gradient_clip_val=CLIP,
-        callbacks=[*shown, EpochLines(planned, name), *stage_callbacks(context, name, run)],
+        callbacks=[*shown, FirstSteps(planned, name), EpochLines(planned, name), *stage_callbacks(context, name, run)],
         plugins=[AtomicCheckpointIO()],
         logger=loggers,
         log_every_n_steps=config.run.log_every,

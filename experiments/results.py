@@ -16,6 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from statistics import mean, stdev
 
+from spikeprune.config.tasks import SELECT
 from spikeprune.errors import InputError
 from spikeprune.files import jsonfile
 
@@ -87,6 +88,8 @@ def of_a_commit(path: Path) -> dict:
         summary = jsonfile.read(path, "make the run again", ("commit", "stages"))
     except InputError as error:
         refuse(str(error))
+    if SELECT in summary["data"].get("scored", ()):
+        refuse(f"{path}: was scored on held-out training examples (data.select); a row is of a run with data.select=0")
     if summary["commit"] == "unknown" or summary["commit"].endswith("-dirty"):
         refuse(f"{path}: made by commit {summary['commit']}; run it again from a clean checkout")
     return summary

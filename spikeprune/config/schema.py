@@ -93,6 +93,9 @@ class Data:
     )
     batch_size: int = key(32, "examples per optimizer step, over all devices", check=AT_LEAST_1)
     eval_batch_size: int = key(64, "examples per batch of an evaluation", check=AT_LEAST_1)
+    select: float = key(
+        0.0, "share of the training examples held out by seed and scored in place of dev; 0: dev", check=SHARE_BELOW_1
+    )
     train_limit: int | None = key(None, "training examples used, by seeded shuffle; null: all", check=AT_LEAST_1)
     embedded: list[int] = key([4000, 500], "training and dev examples that are generated, source embedded")
     replace_words: float = key(

@@ -7,12 +7,13 @@ Source: Wang et al. 2019, GLUE (arXiv 1804.07461); label order as in the hub dat
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from spikeprune.errors import InputError, nearest
 
 TRAIN, VALIDATION = "train", "validation"
+SELECT = "select"  # training examples that are held out and scored in place of the dev splits
 CUSTOM = "custom"
 CLASS_METRICS = ("accuracy", "macro_f1", "f1", "matthews")
 NUMBER_METRICS = ("pearson", "spearman")
@@ -42,6 +43,8 @@ class Task:
 
     def __reduce__(self):
         """Between the processes of a run goes the name, of `custom` what makes it."""
+        if SELECT in self.dev:
+            return selecting, (replace(self, dev=dict(_DEV)),)
         if self.name == CUSTOM:
             return custom_task, (self.columns, self.tsv_label, self.labels, self.metrics)
         return get_task, (self.name,)
@@ -152,6 +155,11 @@ def get_task(name: str) -> Task:
     if name not in TASKS:
         raise InputError(f"unknown task {name!r}; the tasks are {nearest(name, TASKS)}")
     return TASKS[name]
+
+
+def selecting(task: Task) -> Task:
+    """The task with the split SELECT in place of its dev splits."""
+    return replace(task, dev=MappingProxyType({SELECT: ""}))
 
 
 def custom_task(

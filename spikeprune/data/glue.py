@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -33,6 +33,7 @@ def load_raw(
     train_limit: int | None,
     embedded_train: int,
     embedded_dev: int,
+    select: float = 0.0,
     generated: bool = False,
 ) -> RawData:
     """The task's data from `source`: `dir` (a GLUE directory in the original TSV layout), `hub` (a dataset name, or a
@@ -40,7 +41,8 @@ def load_raw(
 
     `auto` takes `directory` if there is one, else the hub or its cache. Only where `generated` allows it an unreachable
     or unknown hub dataset makes it go on to the embedded corpus, whose banner says so; a fault in the data never does.
-    `train_limit`: the first so many training examples of a shuffle by `seed`.
+    `train_limit`: the first so many training examples of a shuffle by `seed`; `select`: see `raw.assemble`, no dev
+    split is then read.
     Everything wrong with the data is an `InputError` that names file and line.
     """
     if source not in SOURCES:
@@ -52,13 +54,13 @@ def load_raw(
     if train_limit is not None and train_limit < 1:
         raise InputError(f"data.train_limit must be at least 1, not {train_limit}; null takes all examples")
 
-    note = ""
+    note, wanted = "", (TRAIN,) if select else (TRAIN, *task.dev)
     if directory:
         source, origin = "dir", directory
-        splits, note = _from_dir(task, Path(directory))
+        splits, note = _from_dir(task, Path(directory), wanted)
     elif source in ("hub", "auto"):
         try:
-            splits, note = _from_hub(task, hub)
+            splits, note = _from_hub(task, hub, wanted)
             source, origin = "hub", hub
         except HubUnavailable:
             if source == "hub" or not generated:
@@ -74,27 +76,28 @@ def load_raw(
         "embedded": f"data: {task.name} from the EMBEDDED corpus ({origin}{note}): generated sentences, "
         "these are NOT GLUE scores",
     }[source]
-    return assemble(task, splits, source=source, origin=origin, banner=banner, seed=seed, train_limit=train_limit)
+    options = {"seed": seed, "train_limit": train_limit, "select": select}
+    return assemble(task, splits, source=source, origin=origin, banner=banner, **options)
 
 
-def _from_dir(task: Task, directory: Path) -> tuple[dict[str, Split], str]:
+def _from_dir(task: Task, directory: Path, wanted: Sequence[str]) -> tuple[dict[str, Split], str]:
     if not directory.is_dir():
         raise InputError(f"data.dir={directory} is not a directory; give one that holds {task.folder}/train.tsv")
     if not (directory / task.folder).is_dir():
         raise InputError(f"data.dir={directory} has no directory {task.folder}, where task {task.name} would be")
     splits, skipped = {}, 0
-    for name, file in task.files.items():
-        *columns, count = read_tsv(task, directory / task.folder / file)
+    for name in wanted:
+        *columns, count = read_tsv(task, directory / task.folder / task.files[name])
         splits[name] = Split(*columns)
         skipped += count
     return splits, f", {skipped} unusable rows skipped" if skipped else ""
 
 
-def _from_hub(task: Task, hub: str) -> tuple[dict[str, Split], str]:
+def _from_hub(task: Task, hub: str, wanted: Sequence[str]) -> tuple[dict[str, Split], str]:
     instead = "give data.dir=DIRECTORY with GLUE's TSV files, another data.hub, or data.source=embedded (generated)"
     loaded = load_splits(hub, task.name, instead=instead)
     splits, notes = {}, []
-    for name in (TRAIN, *task.dev):
+    for name in wanted:
         if name not in loaded:
             raise InputError(f"dataset {hub!r} ({task.name}) has no split {name!r}, only {', '.join(loaded)}")
         splits[name], note = _hub_split(task, f"dataset {hub!r} ({task.name}), split {name}", loaded[name])

@@ -53,27 +53,33 @@ def load_own(
     metrics: Sequence[str],
     seed: int,
     train_limit: int | None,
+    select: float = 0.0,
     known: Task | None = None,
 ) -> RawData:
     """The data in `train_file` and `dev_file`, or without a `train_file` in the data set `hub` (`owner/name`, or
     `owner/name:config`). Without a dev split a tenth of the training examples is cut off by seed, stratified.
+    `select`: see `raw.assemble`, no dev split is then read.
 
     The classes are inferred from the training labels, see `classes.infer`; `known`: a run's task, whose classes are
     meant, so that another label is refused. Raises InputError, with file and line, for all that is wrong.
     """
     source, origin = ("file", train_file) if train_file else ("hub", hub)
-    tables = _files(train_file, dev_file) if train_file else _hub(hub)
+    tables = _files(train_file, None if select else dev_file) if train_file else _hub(hub)
+    own_dev = dev_file is not None or VALIDATION in tables
+    if select:
+        tables = {TRAIN: tables[TRAIN]}
     read = {split: read_examples(table, columns) for split, table in tables.items()}
     train = read[TRAIN]
     task = known or custom_task(columns.text, columns.label, _classes(train, columns, metrics), tuple(metrics))
     splits, note = {split: labelled(examples, task) for split, examples in read.items()}, ""
-    if VALIDATION not in splits:
+    if not own_dev:
         splits, note = cut_off(splits[TRAIN], seed)
-    elif dev_file and dev_file != train_file:
+    elif dev_file and dev_file != train_file and not select:
         note = f" and {dev_file}"
     what = "the hub data set" if source == "hub" else "the file"
     banner = f"data: {what} {origin}{note}"
-    return assemble(task, splits, source=source, origin=origin, banner=banner, seed=seed, train_limit=train_limit)
+    options = {"seed": seed, "train_limit": train_limit, "select": select}
+    return assemble(task, splits, source=source, origin=origin, banner=banner, **options)
 
 
 def _files(train_file: str, dev_file: str | None) -> dict[str, Table]:

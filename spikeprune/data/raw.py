@@ -6,7 +6,8 @@ import hashlib
 from dataclasses import dataclass
 from random import Random
 
-from spikeprune.config.tasks import CUSTOM, TRAIN, Task
+from spikeprune.config.tasks import CUSTOM, SELECT, TRAIN, Task, selecting
+from spikeprune.data.split import stratified
 from spikeprune.errors import InputError
 from spikeprune.files import jsonfile
 
@@ -48,16 +49,29 @@ def assemble(
     banner: str,
     seed: int,
     train_limit: int | None,
+    select: float = 0.0,
 ) -> RawData:
-    """Splits that were read as `RawData`. `train_limit`: the first so many training examples of a shuffle by `seed`.
-    Raises InputError for a split whose labels are all the same."""
+    """Splits that were read as `RawData`. `train_limit`: the first so many training examples of a shuffle by `seed`;
+    `select`: the share of these that is held out as the only split that is scored. Raises InputError for a split whose
+    labels are all the same, and for too few examples to hold any out."""
     if train_limit is not None and train_limit < len(splits[TRAIN]):
         rows = Random(seed).sample(range(len(splits[TRAIN])), train_limit)
         splits = {**splits, TRAIN: splits[TRAIN].take(rows)}
         banner += f", {train_limit} training examples drawn with seed {seed}"
+    if select:
+        task, splits = selecting(task), held_out(splits[TRAIN], select, seed)
+        banner += f"; scored on {len(splits[SELECT])} training examples held out by seed {seed}, dev is not read"
     raw = RawData(task, splits, source, origin, _fingerprint(task, splits), banner)
     _refuse_one_label(raw, train_limit)
     return raw
+
+
+def held_out(train: Split, share: float, seed: int) -> dict[str, Split]:
+    """The training split in two, stratified. Raises InputError where it is too small."""
+    kept, held = stratified(train.labels, share, seed)
+    if not held or not kept:
+        raise InputError(f"data.select = {share}: {len(train)} training examples are too few for it; set another share")
+    return {TRAIN: train.take(kept), SELECT: train.take(held)}
 
 
 def _fingerprint(task: Task, splits: dict[str, Split]) -> str:

@@ -92,6 +92,7 @@ def read_data(config: Config, *, generated: bool = False, known: Task | None = N
     the task of a run on own data, whose classes are not inferred anew. Raises InputError for what is wrong with them.
     """
     data, common = config.data, {"seed": config.seed, "train_limit": config.data.train_limit}
+    common["select"] = data.select
     if config.task == CUSTOM:
         columns = Columns(tuple(data.text), data.label)
         files = {"train_file": data.train_file, "dev_file": data.dev_file, "hub": data.hub}

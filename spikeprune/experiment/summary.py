@@ -26,9 +26,11 @@ NAMED = ("seed", "data.source", "data.dir", "data.hub", "data.train_file", "data
 
 
 def data_facts(context: RunContext) -> dict[str, Any]:
-    """Where the data are from; of own data the classes too, None for a regression."""
+    """Where the data are from, and how many examples of which splits are scored; of own data the classes too, None for
+    a regression."""
     raw = context.raw
     facts = {"source": raw.source, "origin": raw.origin, "fingerprint": raw.fingerprint, "banner": raw.banner}
+    facts["scored"] = {name: len(raw.splits[name]) for name in raw.task.dev_splits}
     return {**facts, "labels": raw.task.labels} if raw.task.name == CUSTOM else facts
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from spikeprune.config.tasks import SELECT
 from spikeprune.report.energy_table import energy_lines
 from spikeprune.report.numbers import columns, digits, energy_unit, si
 
@@ -147,7 +148,9 @@ def _closing(summary: Summary, unit: str, size: float) -> list[str]:
 def score_line(found: Summary) -> str:
     """The definition of `score` for a task, in a sentence."""
     names = [LONG[name] for name in found["main_metric"].split("+")]
-    return f"score: {'mean of ' * (len(names) > 1)}{' and '.join(names)} on the dev split, × 100."
+    selected = SELECT in found["data"].get("scored", ())
+    split = "held-out training examples (data.select)" if selected else "the dev split"
+    return f"score: {'mean of ' * (len(names) > 1)}{' and '.join(names)} on {split}, × 100."
 
 
 def _fidelity(found: Summary) -> list[str]:

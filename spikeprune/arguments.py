@@ -79,6 +79,16 @@ TSV, JSON lines, parquet or plain lines (.txt), with the columns of the run's ow
 output as CSV, or to --out, in the order of the texts; a file that exists is not overwritten.
 """
 
+REPORT_EXAMPLES = """\
+examples:
+  spikeprune report runs/mrpc-tiny-s0
+  spikeprune report runs/sst2-tiny-s0 --text "a fine film" --text "not a fine film" -o spikes.html
+  spikeprune report runs/mrpc-tiny-s0 runs/mrpc-tiny-s1 -o seeds.html
+
+Writes one HTML file that needs no network, over what was there: stages, curves, what each layer keeps, energy, answers
+and spikes; of several runs also their Pareto front. A run writes its own when it ends.
+"""
+
 SYNC_EXAMPLES = """\
 examples:
   spikeprune sync runs/mrpc-tiny-s0
@@ -188,6 +198,25 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--glue-test", action="store_true", help="write GLUE's submission files, of its test splits")
     predict.add_argument("--data", type=expanduser, metavar="DIR", help="with --glue-test: a GLUE directory with them")
     predict.add_argument("--zip", type=expanduser, metavar="FILE", help="with --glue-test: into one archive")
+
+    report = _command(commands, "report", "write a page about one run or several", REPORT_EXAMPLES)
+    report.add_argument(
+        "runs", type=expanduser, metavar="RUN", nargs="+", help="a run's directory, such as runs/mrpc-tiny-s0"
+    )
+    report.add_argument(
+        "-o",
+        "--out",
+        type=expanduser,
+        metavar="FILE",
+        help="the page; by default report.html, of one run in its directory",
+    )
+    report.add_argument(
+        "--text",
+        metavar="TEXT",
+        action="append",
+        default=[],
+        help="a sentence whose spikes are shown, a pair with a tab between; by default some of the dev split",
+    )
 
     sync = _command(commands, "sync", "send runs to W&B that were offline", SYNC_EXAMPLES)
     sync.add_argument(

@@ -85,6 +85,12 @@ def _predict(args: argparse.Namespace) -> None:
         print(line)
 
 
+def _report(args: argparse.Namespace) -> None:
+    from spikeprune.experiment.report import write_report
+
+    print(f"report: {write_report(args.runs, args.out, args.text)}")
+
+
 def _sync(args: argparse.Namespace) -> None:
     from spikeprune.integrations.wandb.sync import sync
 
@@ -144,6 +150,7 @@ ACTIONS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "compact": _compact,
     "predict": _predict,
     "export": _export,
+    "report": _report,
     "sync": _sync,
     "sweep": _sweep,
     "launch": _launch,

@@ -13,6 +13,7 @@ from spikeprune.config.schema import Config
 from spikeprune.data.description import describe
 from spikeprune.experiment import estimate, opening, processes
 from spikeprune.experiment.context import RunContext
+from spikeprune.experiment.report import write_own
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.experiment.run_log import recorded
 from spikeprune.experiment.stage import train_student, train_teacher
@@ -59,7 +60,8 @@ def run_process(config: Config, tracker: Tracker) -> dict[str, Any]:
             opening.copy_stages(context, directory, reuse)
             run_stages(context, directory)
             summary = distributed.first(lambda: finish(context, directory, backends))
-            print_once(f"\n{summary_table(summary)}")
+            path = distributed.first(lambda: write_own(directory, context))
+            print_once(f"\n{summary_table(summary)}\n\nreport: {path}")
             return summary
 
 

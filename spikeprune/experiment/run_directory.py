@@ -7,6 +7,7 @@ runs/<name>/config.yaml        resolved configuration
            summary.json        per stage quality, cost and shape
            stages/<stage>/     a model that transformers loads (config.json, model.safetensors, tokenizer), record.json
            stages/<stage>/resume.ckpt   only while the stage runs
+           report.html         the page of `spikeprune report`, made when the run ends
            compact/            the compacted student and its tokenizer, after `spikeprune compact`
            lock.<n>            only while a run uses it: host, process and SLURM job
 """

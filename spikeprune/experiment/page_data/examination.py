@@ -1,0 +1,143 @@
+"""The final student and its teacher on the first dev split: answers, energy by layer, spikes of single sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spikeprune.cost.energy import PRICES
+from spikeprune.cost.operations import Operations, dense
+from spikeprune.data.batching import Encoded
+from spikeprune.data.tokenizer import load_tokenizer
+from spikeprune.errors import InputError
+from spikeprune.experiment.build.networks import teacher_shape
+from spikeprune.experiment.context import RunContext
+from spikeprune.experiment.page_data import answers
+from spikeprune.experiment.page_data.raster import raster
+from spikeprune.experiment.run_directory import RunDirectory
+from spikeprune.models.inference import infer
+from spikeprune.models.modeling import SpikingBert
+from spikeprune.models.outputs import INPUTS
+from spikeprune.models.shape import student_operations
+from spikeprune.models.teacher import Teacher
+
+SHOWN = 3  # sentences of the dev split whose spikes are shown
+SHORT = 24  # tokens of one that is chosen
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A text, or a pair, whose spikes are shown, with its label where the dev split tells it."""
+
+    texts: tuple[str, ...]
+    label: float | None = None
+
+    @classmethod
+    def read(cls, text: str) -> Sentence:
+        return cls(tuple(text.split("\t")))
+
+
+def examine(
+    context: RunContext,
+    directory: RunDirectory,
+    student: SpikingBert,
+    teacher: Teacher,
+    sentences: Sequence[Sentence],
+) -> dict[str, Any]:
+    """`answers`, `energy` and `spikes` of the page. Raises InputError for sentences that do not fit the task."""
+    device = torch.device("cuda" if torch.cuda.is_available() and context.config.run.accelerator != "cpu" else "cpu")
+    split = context.task.dev_splits[0]
+    encoded, raw = context.data.encoded[split], context.raw.splits[split]
+    size = context.config.data.eval_batch_size
+    own, theirs, operations = run_through(student.to(device), teacher.to(device), encoded, size, device)
+    texts = list(zip(raw.first, raw.second, strict=True)) if raw.second is not None else [(text,) for text in raw.first]
+    if not sentences:
+        chosen = short_rows(encoded)
+        sentences = [Sentence(texts[i], raw.labels[i]) for i in chosen]
+    return {
+        "answers": {
+            **answered(own, theirs, encoded.labels, texts),
+            "labels": None if context.task.labels is None else list(context.task.labels),
+            "split": split,
+        },
+        "energy": energy_account(operations, dense(encoded.lengths, shape=teacher_shape(context))),
+        "spikes": rasters(student, directory, sentences, context),
+    }
+
+
+@torch.no_grad()
+def run_through(
+    student: SpikingBert, teacher: Teacher, data: Encoded, batch_size: int, device: torch.device
+) -> tuple[Tensor, Tensor, Operations]:
+    """Logits of student and teacher, float64 `[S, C]` in the split's order, and the student's operations."""
+    order = data.lengths.argsort(stable=True)
+    own, theirs, operations = [], [], None
+    for rows in order.split(batch_size):
+        batch = data.batch(rows.tolist())
+        inputs = [batch[name].to(device) for name in INPUTS]
+        outputs = infer(student, *inputs)
+        counted = student_operations(student, outputs.counts, inputs[1].sum(1))
+        operations = counted if operations is None else operations + counted
+        own.append(outputs.logits.double().cpu())
+        theirs.append(teacher(*inputs, features=False).logits.double().cpu())
+    place = order.argsort()
+    return torch.cat(own)[place], torch.cat(theirs)[place], operations
+
+
+def answered(own: Tensor, theirs: Tensor, labels: Tensor, texts: Sequence[tuple[str, ...]]) -> dict[str, Any]:
+    """`student` and `teacher`: `answers.classified` or, of one output, `answers.regressed`; `worst`: the student's."""
+    if own.shape[1] == 1:
+        labels = labels.double()
+        found = {name: answers.regressed(x[:, 0], labels) for name, x in (("student", own), ("teacher", theirs))}
+        errors = (own[:, 0] - labels).abs()
+    else:
+        found = {name: answers.classified(x, labels) for name, x in (("student", own), ("teacher", theirs))}
+        errors = answers.class_errors(own, labels)
+    worst = answers.hardest(errors)
+    described = answers.described(texts, worst, own, labels)
+    beside = answers.described(texts, worst, theirs, labels)
+    return found | {
+        "worst": [{**row, "teacher": other["answer"]} for row, other in zip(described, beside, strict=True)]
+    }
+
+
+def energy_account(student: Operations, teacher: Operations) -> dict[str, Any]:
+    """Energy of a mean sentence in pJ under each model: `rows` (kind -> a number for the embedding, each layer and the
+    head) and the dense teacher's total."""
+    counts, plain = student.per_layer(), teacher.per_sample()
+    models = {}
+    for name, prices in PRICES.items():
+        kinds = {"additions": (prices.ac, "ac"), "multiply-accumulates": (prices.mac, "mac")}
+        rows = {kind: [price * n for n in counts[key]] for kind, (price, key) in kinds.items()}
+        models[name] = {"rows": rows, "teacher": prices.mac * plain["mac"], "source": prices.note}
+    return {"models": models, "counts": counts}
+
+
+def short_rows(data: Encoded) -> list[int]:
+    """The first sentences of the split that are short enough to be read at a glance, or its shortest."""
+    lengths = data.lengths.tolist()
+    return [i for i, n in enumerate(lengths) if n <= SHORT][:SHOWN] or [
+        min(range(len(lengths)), key=lengths.__getitem__)
+    ]
+
+
+def rasters(
+    student: SpikingBert, directory: RunDirectory, sentences: Sequence[Sentence], context: RunContext | None = None
+) -> list[dict[str, Any]]:
+    """Raises InputError for a sentence where the task has pairs, and for one without a word."""
+    tokenizer = load_tokenizer(str(directory.stage("teacher")))
+    pair = None if context is None else context.task.pair
+    length = student.values["positions"] if context is None else context.config.data.max_length
+    found = []
+    for sentence in sentences:
+        if pair is not None and len(sentence.texts) != 1 + pair or len(sentence.texts) > 2:
+            wanted = "two sentences with a tab between them" if pair else "one sentence, without a tab"
+            raise InputError(f"--text {sentence.texts[0]!r}: the task reads {wanted}")
+        if not all(text.strip() for text in sentence.texts):
+            raise InputError("--text: is empty; write a sentence")
+        found.append({**raster(student, tokenizer, sentence.texts, length), "label": sentence.label})
+    return found

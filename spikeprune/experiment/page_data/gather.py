@@ -1,0 +1,74 @@
+"""All of a page's data, from the directories of its runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from spikeprune.config.derived import active_stages
+from spikeprune.config.load import read_resolved
+from spikeprune.errors import InputError
+from spikeprune.experiment.checkpoints import load_student, load_teacher
+from spikeprune.experiment.context import RunContext
+from spikeprune.experiment.evaluation import reopen
+from spikeprune.experiment.page_data.curves import curves
+from spikeprune.experiment.page_data.examination import Sentence, examine, rasters
+from spikeprune.experiment.page_data.layers import layer_maps
+from spikeprune.experiment.run_directory import RunDirectory
+
+NO_STUDENT = {"missing": "No stage of the student is finished yet."}
+
+
+def gather(runs: Sequence[str | Path], texts: Sequence[str] = ()) -> dict[str, Any]:
+    """`{"runs": [of_run(…), …]}`. Raises InputError for a directory that holds no run, and for `texts` that do not fit
+    the task."""
+    return {"runs": [of_run(RunDirectory.open(run), texts) for run in runs]}
+
+
+def of_run(directory: RunDirectory, texts: Sequence[str] = (), context: RunContext | None = None) -> dict[str, Any]:
+    """One run. `context`: where it is open already. `texts`: sentences whose spikes are shown, in place of the dev
+    split's; the two of a pair are separated by a tab."""
+    config = read_resolved(directory.config)
+    stages = active_stages(config)
+    done = [name for name in stages if directory.finished(name)]
+    records = {name: directory.record(name) for name in done}
+    found = {
+        "name": str(directory.path),
+        "task": config.task,
+        "preset": config.preset,
+        "seed": config.seed,
+        "stages": stages,
+        "records": records,
+        "summary": directory.read_summary() if directory.summary.is_file() else None,
+        "data": directory.data_facts(),
+        "curves": curves(directory.read_metrics()),
+        "texts": list(texts),
+    }
+    students = [name for name in done if name != "teacher"]
+    if not students:
+        return {**found, "layers": NO_STUDENT, "energy": NO_STUDENT, "spikes": NO_STUDENT, "answers": NO_STUDENT}
+    sentences = [Sentence.read(text) for text in texts]
+    return found | look_at(directory, students[-1], context, sentences)
+
+
+def look_at(
+    directory: RunDirectory, stage: str, context: RunContext | None, sentences: Sequence[Sentence]
+) -> dict[str, Any]:
+    """What the student of a finished stage keeps, fires, costs and answers."""
+    try:
+        student = load_student(directory, stage).eval()
+    except InputError as error:
+        return {name: missing(error) for name in ("layers", "energy", "spikes", "answers")}
+    found: dict[str, Any] = {"layers": layer_maps(student)}
+    try:
+        context = reopen(directory.path, None)[1] if context is None else context
+        teacher = load_teacher(context, directory)
+    except InputError as error:
+        spikes = rasters(student, directory, sentences) if sentences else missing(error)
+        return {**found, "energy": missing(error), "answers": missing(error), "spikes": spikes}
+    return found | examine(context, directory, student, teacher, sentences)
+
+
+def missing(error: InputError) -> dict[str, str]:
+    return {"missing": f"Not shown: {error}."}

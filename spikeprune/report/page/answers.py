@@ -1,0 +1,126 @@
+"""The answers on the dev split: confusion or scatter, scores by class, calibration, the sentences answered worst."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from spikeprune.report.page.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, axes, drawing
+from spikeprune.report.page.grid import cells
+from spikeprune.report.page.markup import Markup, figure, figures, joined, keys, note, section, table, tag
+from spikeprune.report.page.scale import Scale, fitted
+
+Found = Mapping[str, Any]
+
+
+def answers(run: Mapping[str, Any]) -> Markup:
+    found = run["answers"]
+    if "missing" in found:
+        return section("Answers", note(found["missing"]))
+    labels = found["labels"]
+    lead = f"Of the final student on the split {found['split']}, beside the dense teacher."
+    if labels is None:
+        shown = figures(_scatter("student", found["student"]), _scatter("teacher", found["teacher"]))
+        return section("Answers", shown, worst(found["worst"], None), lead=lead)
+    shown = figures(
+        _confusion("student", found["student"], labels),
+        _confusion("teacher", found["teacher"], labels),
+        _reliability(found),
+    )
+    return section("Answers", shown, _classes(found, labels), worst(found["worst"], labels), lead=lead)
+
+
+def _confusion(who: str, found: Found, labels: Sequence[str]) -> Markup:
+    rows = found["confusion"]
+    sums = [max(1, sum(row)) for row in rows]
+    shares = [[n / total for n in row] for row, total in zip(rows, sums, strict=True)]
+
+    def tip(i: int, j: int) -> str:
+        return f"true {labels[i]}, answered {labels[j]}: {rows[i][j]}, {100 * shares[i][j]:.1f} % of {labels[i]}"
+
+    names = [cut(label) for label in labels]
+    left = 16 + 6.6 * max(map(len, names))
+    counts = iter([n for row in rows for n in row])
+    cell = (max(44, min(86, 260 // len(labels))), 34)
+    how = {"cell": cell, "left": left, "slanted": 7 * max(map(len, names)) > cell[0] + 12}
+    drawn = cells("Confusion", names, names, shares, tip=tip, write=lambda _: str(next(counts)), **how)
+    return figure(f"Confusion of the {who}: rows true, columns answered", drawn, wide=True)
+
+
+def cut(text: str, most: int = 18) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _classes(found: Found, labels: Sequence[str]) -> Markup:
+    head = ["class", "examples", "precision", "recall", "F1", "F1 of the teacher"]
+    rows = []
+    for label, own, theirs in zip(labels, found["student"]["classes"], found["teacher"]["classes"], strict=True):
+        scores = [f"{100 * own[key]:.1f}" for key in ("precision", "recall", "f1")]
+        rows.append([label, f"{own['examples']:.0f}", *scores, f"{100 * theirs['f1']:.1f}"])
+    return table(head, rows)
+
+
+def _reliability(found: Found) -> Markup:
+    """Accuracy over confidence, a point for each bin; the diagonal is perfect calibration."""
+    x, y = Scale(0, 1, LEFT + 4, RIGHT - 4), Scale(0, 1, BOTTOM, TOP)
+    parts: list[object] = [axes(x, y, "confidence", "accuracy")]
+    parts.append(tag("line", x1=x(0), y1=y(0), x2=x(1), y2=y(1), class_="dashed"))
+    names = []
+    for who, colour in (("teacher", "c7"), ("student", "c1")):
+        calibration = found[who]["calibration"]
+        names.append((f"{who}, ECE {100 * calibration['ece']:.1f} %", colour))
+        most = max(one["count"] for one in calibration["bins"])
+        for one in calibration["bins"]:
+            low, high = one["bin"]
+            tip = (
+                f"{who}, confidence {low:g} to {high:g}: {one['count']} sentences, {100 * one['accuracy']:.1f} % right"
+            )
+            radius = 2.5 + 6 * (one["count"] / most) ** 0.5
+            where = {"cx": x(one["confidence"]), "cy": y(one["accuracy"]), "r": f"{radius:.1f}"}
+            parts.append(tag("circle", **where, class_=f"{colour} area", fill_opacity="0.75", data_tip=tip))
+    return figure(
+        "Calibration: how often a confidence is right", drawing("Calibration", *parts, height=HEIGHT), keys(names)
+    )
+
+
+def _scatter(who: str, found: Found) -> Markup:
+    truths, told = zip(*found["points"], strict=True)
+    both = fitted([*truths, *told], 0, 1)
+    x, y = Scale(both.low, both.high, LEFT + 4, RIGHT - 4), Scale(both.low, both.high, BOTTOM, TOP)
+    ends = {"x1": x(both.low), "y1": y(both.low), "x2": x(both.high), "y2": y(both.high)}
+    dots = [
+        tag(
+            "circle",
+            cx=x(a),
+            cy=y(b),
+            r=2.6,
+            class_="c1 area",
+            fill_opacity="0.55",
+            data_tip=f"true {a:.2f}, {who} {b:.2f}",
+        )
+        for a, b in found["points"]
+    ]
+    parts = [axes(x, y, "true", f"answer of the {who}"), tag("line", **ends, class_="dashed"), *dots]
+    shown = f", {len(dots)} shown" if len(dots) < found["examples"] else ""
+    title = f"{who.capitalize()}: root mean square error {found['rmse']:.3f} on {found['examples']} sentences{shown}"
+    return figure(title, drawing("Scatter", *parts))
+
+
+def worst(rows: Sequence[Found], labels: Sequence[str] | None) -> Markup:
+    """A row for each sentence, the largest error first."""
+    if labels is None:
+        head, body = ["true", "student", "teacher", "sentence"], []
+        for row in rows:
+            numbers = [f"{row['label']:.2f}", f"{row['answer'][0]:.2f}", f"{row['teacher'][0]:.2f}"]
+            body.append([*numbers, " ‖ ".join(row["text"])])
+    else:
+        head, body = ["true", "student's answer", "teacher's answer", "sentence"], []
+        for row in rows:
+            told = [_told(row[key], labels) for key in ("answer", "teacher")]
+            body.append([labels[int(row["label"])], *told, " ‖ ".join(row["text"])])
+    return joined([tag("h4", "The sentences answered worst"), table(head, body, words=4)])
+
+
+def _told(probabilities: Sequence[float], labels: Sequence[str]) -> str:
+    best = max(range(len(labels)), key=probabilities.__getitem__)
+    return f"{labels[best]} ({100 * probabilities[best]:.1f} %)"

@@ -1,0 +1,122 @@
+"""Drawings on axes: lines, points and bars. Sizes are in units of a drawing 320 wide, which a page shows no smaller, so
+that letters of 11 units stay readable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from spikeprune.report.page.markup import Markup, joined, tag
+from spikeprune.report.page.scale import Scale, fitted, short
+
+WIDTH, HEIGHT = 320, 212
+LEFT, RIGHT, TOP, BOTTOM = 44, 312, 26, 172
+COLOURS = 7
+
+
+class Series(NamedTuple):
+    name: str
+    colour: str  # a class of `style.py`
+    points: Sequence[tuple[float, float]]
+
+
+def drawing(name: str, *parts: object, width: float = WIDTH, height: float = HEIGHT, fixed: bool = False) -> Markup:
+    """An SVG that fills its place, or a `fixed` one of its own size; `name` is read aloud."""
+    size = {"width": f"{width:g}", "height": f"{height:g}"} if fixed else {}
+    return tag("svg", *parts, viewBox=f"0 0 {width:g} {height:g}", role="img", aria_label=name, **size)
+
+
+def label(x: float, y: float, text: object, anchor: str = "middle", **more: object) -> Markup:
+    return tag("text", text, x=f"{x:g}", y=f"{y:g}", text_anchor=anchor, **more)
+
+
+def axes(x: Scale, y: Scale, x_name: str, y_name: str, write: Callable[[float], str] = short) -> Markup:
+    """Grid, ticks and names of both axes."""
+    parts: list[object] = []
+    for value in y.ticks():
+        at = y(value)
+        parts.append(tag("line", x1=LEFT, x2=RIGHT, y1=at, y2=at, class_="grid"))
+        parts.append(label(LEFT - 6, at + 4, write(value), "end"))
+    for value in x.ticks():
+        parts.append(label(x(value), BOTTOM + 16, short(value)))
+    parts.append(tag("line", x1=LEFT, x2=RIGHT, y1=BOTTOM, y2=BOTTOM, class_="axis"))
+    parts.append(label((LEFT + RIGHT) / 2, HEIGHT - 8, x_name, class_="name"))
+    parts.append(label(2, 12, y_name, "start", class_="name"))
+    return joined(parts)
+
+
+def path(points: Iterable[tuple[float, float]]) -> str:
+    return "M" + "L".join(f"{x:g} {y:g}" for x, y in points)
+
+
+def line(series: Series, x: Scale, y: Scale, write: Callable[[float], str]) -> Markup:
+    """A line with a mark at each point, which tells its numbers."""
+    places = [(x(a), y(b)) for a, b in series.points]
+    marks = [
+        tag(
+            "circle",
+            cx=px,
+            cy=py,
+            r=2.4,
+            class_=f"{series.colour} mark",
+            data_tip=f"{series.name}: {write(b)} at {a:g}",
+        )
+        for (px, py), (a, b) in zip(places, series.points, strict=True)
+    ]
+    return joined([tag("path", d=path(places), class_=f"{series.colour} line"), *marks])
+
+
+def lines(
+    name: str,
+    series: Sequence[Series],
+    *,
+    x_name: str,
+    y_name: str,
+    bands: Sequence[tuple[str, float, float]] = (),
+    log: bool = False,
+    zero: bool = False,
+    write: Callable[[float], str] = short,
+) -> Markup:
+    """Lines over a common axis; `bands`: (name, begin, end), every second one shaded."""
+    points = [point for one in series for point in one.points]
+    x_values = [a for a, _ in points] + [edge for _, *edges in bands for edge in edges]
+    x = Scale(min(x_values), max(x_values) if max(x_values) > min(x_values) else min(x_values) + 1, LEFT + 4, RIGHT - 4)
+    y = fitted((b for _, b in points), BOTTOM, TOP, log=log, zero=zero)
+    shades = [
+        tag(
+            "rect",
+            x=x(begin),
+            y=TOP,
+            width=round(x(end) - x(begin), 2),
+            height=BOTTOM - TOP,
+            class_="band" if i % 2 else "noband",
+            data_tip=band,
+        )
+        for i, (band, begin, end) in enumerate(bands)
+    ]
+    return drawing(name, *shades, axes(x, y, x_name, y_name, write), *(line(one, x, y, write) for one in series))
+
+
+def stacked(
+    name: str, rows: Sequence[str], parts: Sequence[tuple[str, str, Sequence[float]]], *, write: Callable[[float], str]
+) -> Markup:
+    """A horizontal bar for each row, of `parts`: (name, colour, a value for each row)."""
+    totals = [sum(values) for values in zip(*(part[2] for part in parts), strict=True)]
+    top, step = 6, 22
+    scale = Scale(0, max(totals) or 1, 92, 262)
+    drawn: list[object] = []
+    for i, row in enumerate(rows):
+        y, at = top + i * step, 0.0
+        drawn.append(label(86, y + 13, row, "end"))
+        for part, colour, values in parts:
+            if values[i]:
+                box = {
+                    "x": scale(at),
+                    "width": max(0.5, round(scale(at + values[i]) - scale(at), 2)),
+                    "y": y,
+                    "height": 15,
+                }
+                drawn.append(tag("rect", **box, class_=f"{colour} area", data_tip=f"{row}, {part}: {write(values[i])}"))
+                at += values[i]
+        drawn.append(label(scale(at) + 5, y + 13, write(totals[i]), "start"))
+    return drawing(name, *drawn, height=top + step * len(rows) + 4)

@@ -1,0 +1,131 @@
+"""Rasters of spikes on single sentences, word by word."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import exp
+from typing import Any
+
+from spikeprune.report.page.chart import drawing, label
+from spikeprune.report.page.grid import cells
+from spikeprune.report.page.markup import Markup, figure, joined, keys, note, section, tag
+
+ROW = 2.6  # height of a channel
+LEFT = 84
+
+
+def spikes(run: Mapping[str, Any]) -> Markup:
+    found = run["spikes"]
+    if "missing" in found:
+        return section("Spikes, word by word", note(found["missing"]))
+    labels = run["answers"].get("labels")
+    signs = keys((("spike", "c1"), ("negative spike", "c2")))
+    lead = "The final student, simulated step by step. A word's column holds its time steps from left to right."
+    return section("Spikes, word by word", signs, *(_sentence(one, labels) for one in found), lead=lead)
+
+
+def _sentence(found: Mapping[str, Any], labels: Sequence[str] | None) -> Markup:
+    cut = f" Shown are its first {len(found['tokens'])} tokens." if found["cut"] else ""
+    return joined(
+        [
+            tag("blockquote", " ‖ ".join(found["text"])),
+            tag("p", f"{answer(found['logits'], found['label'], labels)}{cut}", class_="lead"),
+            figure("Firing rate of each word by spiking layer", _rates(found), wide=True),
+            figure("Spikes of the embedding and of each layer's output", _raster(found), wide=True),
+        ]
+    )
+
+
+def answer(logits: Sequence[float], truth: float | None, labels: Sequence[str] | None) -> str:
+    """The student's answer to a sentence, and the label where it is known."""
+    if len(logits) == 1:
+        return f"Answer {logits[0]:.2f}{'' if truth is None else f', label {truth:g}'}."
+    names = labels or [str(i) for i in range(len(logits))]
+    top = max(logits)
+    total = sum(exp(x - top) for x in logits)
+    best = logits.index(top)
+    told = "" if truth is None else f", label {names[int(truth)]}"
+    return f"Answer {names[best]} at {100 / total:.0f} %{told}."
+
+
+def _rates(found: Mapping[str, Any]) -> Markup:
+    sites = list(found["rates"])
+    names = [_short(site) for site in sites]
+    values = [found["rates"][site] for site in sites]
+
+    def tip(i: int, j: int) -> str:
+        return f"{names[i]}, {found['tokens'][j]}: {values[i][j]:.3f} spikes per neuron and step"
+
+    high = max(max(row) for row in values)
+    return cells("Rates", names, found["tokens"], values, high=high, tip=tip, cell=(24, 14), left=100, slanted=True)
+
+
+def _short(site: str) -> str:
+    """`layers.0.key` → `1 key`."""
+    if site == "embedding":
+        return site
+    _, layer, part = site.split(".")
+    return f"{int(layer) + 1} {part}"
+
+
+def _raster(found: Mapping[str, Any]) -> Markup:
+    """A strip for each spiking layer below the words: channels from above, and in each word's column its steps."""
+    words, trains = found["tokens"], found["trains"]
+    step = 4.0 if max(train["t_steps"] for train in trains.values()) > 6 else 6.0
+    column = max(train["t_steps"] for train in trains.values()) * step + 8
+    top = 12 + 7.2 * max(map(len, words))
+    parts: list[object] = [
+        label(
+            LEFT + (j + 0.5) * column + 4,
+            top - 6,
+            word,
+            "start",
+            transform=f"rotate(-90 {LEFT + (j + 0.5) * column + 4:g} {top - 6:g})",
+        )
+        for j, word in enumerate(words)
+    ]
+    y = top
+    for site, train in trains.items():
+        height = train["rows"] * ROW
+        parts.append(
+            label(
+                LEFT - 8,
+                y + height / 2 - 2,
+                "embedding" if site == "embedding" else f"layer {_short(site).split()[0]}",
+                "end",
+            )
+        )
+        parts.append(label(LEFT - 8, y + height / 2 + 12, f"{train['rows']} of {train['of']}", "end"))
+        parts += _strip(site, train, words, y, step, column)
+        y += height + 8
+    return drawing("Spikes", *parts, width=LEFT + len(words) * column + 8, height=y, fixed=True)
+
+
+def _strip(
+    site: str, train: Mapping[str, Any], words: Sequence[str], y: float, step: float, column: float
+) -> list[Markup]:
+    height = train["rows"] * ROW
+    counts = [0] * len(words)
+    runs: dict[int, list[str]] = {1: [], -1: []}
+    for row, token, t, sign in train["spikes"]:
+        counts[token] += 1
+        runs[sign].append(f"M{LEFT + token * column + 4 + t * step:g} {y + (row + 0.5) * ROW:g}h{step - 1.6:g}")
+    places = train["rows"] * train["t_steps"]
+    backs = [
+        tag(
+            "rect",
+            x=f"{LEFT + j * column + 1:g}",
+            y=f"{y:g}",
+            width=f"{column - 2:g}",
+            height=f"{height:g}",
+            class_="band",
+            data_tip=f"{word}, {_short(site)}: {counts[j]} spikes in {places} places",
+        )
+        for j, word in enumerate(words)
+    ]
+    drawn = [
+        tag("path", d="".join(path), class_=f"{colour} spike", pointer_events="none")
+        for path, colour in ((runs[1], "c1"), (runs[-1], "c2"))
+        if path
+    ]
+    return [*backs, *drawn]

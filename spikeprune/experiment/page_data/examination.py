@@ -83,7 +83,7 @@ def run_through(
         counted = student_operations(student, outputs.counts, inputs[1].sum(1))
         operations = counted if operations is None else operations + counted
         own.append(outputs.logits.double().cpu())
-        theirs.append(teacher(*inputs, features=False).logits.double().cpu())
+        theirs.append(teacher(*inputs).logits.double().cpu())
     place = order.argsort()
     return torch.cat(own)[place], torch.cat(theirs)[place], operations
 

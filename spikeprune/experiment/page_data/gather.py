@@ -29,7 +29,7 @@ def gather(runs: Sequence[str | Path], texts: Sequence[str] = ()) -> dict[str, A
 def of_run(directory: RunDirectory, texts: Sequence[str] = (), context: RunContext | None = None) -> dict[str, Any]:
     """One run. `context`: where it is open already. `texts`: sentences whose spikes are shown, in place of the dev
     split's; the two of a pair are separated by a tab."""
-    config = read_resolved(directory.config)
+    config = read_resolved(directory.config) if context is None else context.config
     stages = active_stages(config)
     done = [name for name in stages if directory.finished(name)]
     records = {name: directory.record(name) for name in done}

@@ -16,7 +16,7 @@ BINS = 64  # cells that a layer's neurons are shown in
 
 def layer_maps(student: SpikingBert) -> dict[str, Any]:
     """`heads [L][H]` of zeros and ones; `neurons [L][≤ BINS]`, the share kept of neighbouring ones; `synapses [L][6]`,
-    the share kept of each of MATRICES; `t_steps [L+1]`, the embedding's first; `of`: heads, neurons of a whole layer."""
+    the share kept of each of MATRICES; `t_steps [L+1]`, the embedding's first; `of`: heads and neurons uncompressed."""
     return {
         "heads": student.heads.int().tolist(),
         "neurons": [binned(mask) for mask in student.ffn],
@@ -35,8 +35,8 @@ def binned(mask: Tensor) -> list[float]:
 
 @torch.no_grad()
 def synapse_shares(student: SpikingBert) -> list[list[float]]:
-    """Of the uncompressed matrices' synapses. A pruned head or neuron has none; in a sparse network a weight of zero is
-    none either."""
+    """Of the synapses of each uncompressed matrix: without those of pruned heads and neurons, and in a sparse network
+    without weights of zero."""
     hidden, ffn = student.values["hidden"], student.values["ffn"]
     shares: list[list[float]] = [[] for _ in student.layers]
     for i, name, weight in weights_of(student):

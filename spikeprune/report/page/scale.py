@@ -59,7 +59,10 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def short(value: float) -> str:
-    """A tick's number: 0.05, 12, 3.5k, 2M."""
+    """A tick's number: 5e-4, 0.05, 12, 3.5k, 2M."""
+    if 0 < abs(value) < 1e-3:
+        digits, _, power = f"{value:.0e}".partition("e")
+        return f"{digits}e{int(power)}"
     for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.4g}{suffix}"

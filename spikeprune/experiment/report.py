@@ -23,6 +23,8 @@ def write_report(runs: Sequence[str | Path], out: str | Path | None = None, text
     `texts`: sentences whose spikes are shown, in place of three of the dev split; a tab separates the two of a pair.
     Raises InputError for a directory that holds no run, texts that do not fit the task, and an `out` that cannot be.
     """
+    for run in runs:
+        RunDirectory.open(run)
     path = Path(out) if out else (Path(runs[0]) if len(runs) == 1 else Path()) / PAGE
     if path.is_dir() or not path.absolute().parent.is_dir():
         reason = "is a directory" if path.is_dir() else "its directory does not exist"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from spikeprune.config.derived import active_stages
-from spikeprune.config.load import read_resolved
+from spikeprune.config.load import Config, read_resolved
+from spikeprune.config.tasks import CUSTOM, get_task
 from spikeprune.errors import InputError
 from spikeprune.experiment.checkpoints import load_student, load_teacher
 from spikeprune.experiment.context import RunContext
@@ -41,6 +42,7 @@ def of_run(directory: RunDirectory, texts: Sequence[str] = (), context: RunConte
         "stages": stages,
         "records": records,
         "summary": directory.read_summary() if directory.summary.is_file() else None,
+        "main_metric": main_metric(config, records),
         "data": directory.data_facts(),
         "curves": curves(directory.read_metrics()),
         "texts": list(texts),
@@ -50,6 +52,14 @@ def of_run(directory: RunDirectory, texts: Sequence[str] = (), context: RunConte
         return {**found, "layers": NO_STUDENT, "energy": NO_STUDENT, "spikes": NO_STUDENT, "answers": NO_STUDENT}
     sentences = [Sentence.read(text) for text in texts]
     return found | look_at(directory, students[-1], context, sentences)
+
+
+def main_metric(config: Config, records: Mapping[str, Any]) -> str:
+    """The metrics whose mean is the score, joined by `+`; empty where no stage of a user's own task is finished."""
+    if config.task != CUSTOM:
+        return "+".join(get_task(config.task).main)
+    metrics = next(iter(records.values()), {"metrics": {}})["metrics"]
+    return next(iter(metrics), "")  # the first that is named is the score
 
 
 def look_at(

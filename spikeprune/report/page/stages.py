@@ -67,7 +67,8 @@ def stage_table(run: Run) -> Markup:
     columns = ["stage", "score", *names, "AC", "MAC", f"energy [{unit}]", "× less", "T", "heads", "neurons"]
     columns += ["steps", "parameters", "bytes", "trained [s]"]
     rows = [_row(name, record, records, shown, size) for name, record in records.items()]
-    legend = f"{score_line(run)} AC, MAC and energy of one sentence, padding left out; T: mean time steps of a layer."
+    score = score_line(run) if run["main_metric"] else ""
+    legend = f"{score} AC, MAC and energy of one sentence, padding left out; T: mean time steps of a layer."
     return section("Stages", table(columns, rows), lead=legend)
 
 

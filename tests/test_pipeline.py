@@ -54,7 +54,7 @@ def finished(tmp_path_factory, glue) -> tuple[RunDirectory, str]:
 def test_a_run_leaves_its_files(finished) -> None:
     run, _ = finished
     files = {str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file()}
-    wanted = {"config.yaml", "data.json", "metrics.jsonl", "metrics.csv", "run.log", "summary.json"}
+    wanted = {"config.yaml", "data.json", "metrics.jsonl", "metrics.csv", "run.log", "summary.json", "report.html"}
     wanted |= {f"stages/{name}/{file}" for name in STAGES for file in ("model.safetensors", "record.json")}
     tokenizer = ("tokenizer.json", "tokenizer_config.json")
     wanted |= {f"stages/{name}/{file}" for name in STAGES for file in ("config.json", *tokenizer)}
@@ -98,7 +98,8 @@ def test_only_the_weights_of_the_record_are_loaded(finished, tmp_path) -> None:
 
 def test_the_terminal_ends_with_the_table(finished) -> None:
     run, printed = finished
-    assert printed.rstrip().endswith(summary_table(json.loads(run.summary.read_text())))
+    table = summary_table(json.loads(run.summary.read_text()))
+    assert printed.endswith(f"\n{table}\n\nreport: {run.path / 'report.html'}\n")
     assert printed.startswith("data: sst2 from directory ")
 
 

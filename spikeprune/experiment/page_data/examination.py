@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spikeprune.cost.energy import PRICES
-from spikeprune.cost.operations import Operations, dense
+from spikeprune.cost.energy_models import ENERGY_MODELS
+from spikeprune.cost.kinds import Operations
 from spikeprune.data.batching import Encoded
 from spikeprune.data.tokenizer import load_tokenizer
 from spikeprune.errors import InputError
-from spikeprune.experiment.build.networks import teacher_shape
 from spikeprune.experiment.context import RunContext
 from spikeprune.experiment.page_data import answers
 from spikeprune.experiment.page_data.raster import raster
@@ -22,7 +21,7 @@ from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.models.inference import infer
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS
-from spikeprune.models.shape import student_operations
+from spikeprune.models.shape import student_network, student_operations
 from spikeprune.models.teacher import Teacher
 
 SHOWN = 3  # sentences of the dev split whose spikes are shown
@@ -64,7 +63,7 @@ def examine(
             "labels": None if context.task.labels is None else list(context.task.labels),
             "split": split,
         },
-        "energy": energy_account(operations, dense(encoded.lengths, shape=teacher_shape(context))),
+        "energy": energy_by_layer(student, operations),
         "spikes": rasters(student, directory, sentences, context),
     }
 
@@ -105,16 +104,15 @@ def answered(own: Tensor, theirs: Tensor, labels: Tensor, texts: Sequence[tuple[
     }
 
 
-def energy_account(student: Operations, teacher: Operations) -> dict[str, Any]:
-    """Energy of a mean sentence in pJ under each model: `rows` (kind -> a number for the embedding, each layer and the
-    head) and the dense teacher's total."""
-    counts, plain = student.per_layer(), teacher.per_sample()
-    models = {}
-    for name, prices in PRICES.items():
-        kinds = {"additions": (prices.ac, "ac"), "multiply-accumulates": (prices.mac, "mac")}
-        rows = {kind: [price * n for n in counts[key]] for kind, (price, key) in kinds.items()}
-        models[name] = {"rows": rows, "teacher": prices.mac * plain["mac"], "source": prices.note}
-    return {"models": models, "counts": counts}
+def energy_by_layer(student: SpikingBert, operations: Operations) -> dict[str, Any]:
+    """Of each energy model: pJ of a mean sentence by kind, `rows` of the embedding, each layer and the head, and what
+    the model counts."""
+    network, found = student_network(student, operations), {}
+    for name, model in ENERGY_MODELS.items():
+        rows = {kind: (pj / operations.samples).tolist() for kind, pj in model.energy(network).items()}
+        facts = {"counted": model.counted, "left_out": model.left_out, "source": model.source}
+        found[name] = {"rows": rows, **facts}
+    return {"models": found}
 
 
 def short_rows(data: Encoded) -> list[int]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from spikeprune.report.numbers import digits, energy_unit, si
 from spikeprune.report.page.chart import BOTTOM, LEFT, RIGHT, TOP, axes, drawing, label, path
 from spikeprune.report.page.markup import Markup, figure, figures, keys, note, section, table, tag
 from spikeprune.report.page.scale import Scale, fitted
 from spikeprune.report.page.stages import final, title
 from spikeprune.report.results import front
-from spikeprune.report.tables import digits, energy_unit, si
 
 Run = Mapping[str, Any]
 

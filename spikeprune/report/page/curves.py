@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from spikeprune.report.numbers import digits, energy_unit
 from spikeprune.report.page.chart import Series, lines
 from spikeprune.report.page.markup import Markup, figure, figures, keys, note, section
 from spikeprune.report.page.scale import short
 from spikeprune.report.page.style import COLOURS
-from spikeprune.report.tables import digits, energy_unit
 
 X = "epochs of the run"
 

@@ -1,34 +1,64 @@
-"""The energy account: by layer and kind under each model, and beside dense networks."""
+"""The energy account: beside dense networks, and by layer and kind, under each energy model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from spikeprune.report.energy_table import LEGEND, rows, sentences
+from spikeprune.report.numbers import digits, energy_unit
 from spikeprune.report.page.chart import stacked
-from spikeprune.report.page.markup import Markup, figure, figures, keys, note, section
-from spikeprune.report.page.style import COLOURS
-from spikeprune.report.tables import digits, energy_unit
+from spikeprune.report.page.markup import Markup, figure, figures, joined, keys, note, section, table, tag
+from spikeprune.report.page.stages import final
 
 Run = Mapping[str, Any]
+# Kinds of the energy models: a word and a colour, of which one model uses none twice.
+KINDS = {
+    "ac": ("additions", "c1"),
+    "arithmetic": ("arithmetic", "c1"),
+    "mac": ("multiply-accumulates", "c2"),
+    "synapse places": ("synapse places", "c2"),
+    "weights": ("weights", "c3"),
+    "norm": ("layer norm", "c3"),
+    "membranes": ("membranes", "c4"),
+    "softmax": ("softmax", "c4"),
+    "spikes": ("spikes", "c5"),
+    "updates": ("membrane updates", "c6"),
+    "activations": ("activations", "c6"),
+    "activation": ("gelu, tanh", "c7"),
+    "addresses": ("addresses", "c7"),
+}
+LEAD = "Of a mean sentence of the dev split. An energy model is a function of counts, no measurement."
 
 
 def energy(run: Run) -> Markup:
-    found = run["energy"]
+    found, last = run["energy"], final(run)
+    record = last[1] if last else {}
+    beside = _beside(record) if record.get("energy") else Markup("")
     if "missing" in found:
-        return section("Energy", note(found["missing"]))
-    lead = "Of a mean sentence of the dev split. An energy model is a function of counts, no measurement."
-    return section("Energy", figures(*(_by_layer(name, model) for name, model in found["models"].items())), lead=lead)
+        return section("Energy", beside, note(found["missing"]), lead=LEAD)
+    shown = figures(*(_by_layer(name, model) for name, model in found["models"].items()))
+    return section("Energy", beside, shown, _counted(found["models"]), lead=LEAD)
+
+
+def _beside(record: Run) -> Markup:
+    """The student beside dense networks under each model, and whether spikes pay."""
+    head, *body = rows(record["energy"])
+    told = [tag("p", sentence) for sentence in sentences(record["energy"], record["cost"]["rate"])]
+    return joined([*told, table(head, body), tag("p", " ".join(LEGEND), class_="lead")])
 
 
 def _by_layer(name: str, model: Run) -> Markup:
-    rows = list(model["rows"].items())
-    layers = len(rows[0][1]) - 2
+    kinds = {kind: values for kind, values in model["rows"].items() if any(values)}
+    layers = len(next(iter(model["rows"].values()))) - 2
     names = ["embedding", *(f"layer {i + 1}" for i in range(layers)), "classifier"]
-    unit, size = energy_unit([max(1.0, sum(map(sum, model["rows"].values())))])
-    parts = [(kind, COLOURS[i % len(COLOURS)], [pj / size for pj in values]) for i, (kind, values) in enumerate(rows)]
-    drawn = stacked(name, names, parts, write=lambda value: f"{digits(value)}")
-    total = sum(map(sum, model["rows"].values()))
-    title = f"{name}: {digits(total / size)} {unit}, ÷ {digits(model['teacher'] / total)} to the dense teacher"
-    shown = [(kind, colour) for kind, colour, values in parts if any(values)]
-    return figure(title, drawn, keys(shown))
+    total = sum(map(sum, kinds.values()))
+    unit, size = energy_unit([max(1.0, total)])
+    parts = [(*KINDS.get(kind, (kind, "c8")), [pj / size for pj in values]) for kind, values in kinds.items()]
+    drawn = stacked(name, names, parts, write=digits)
+    return figure(f"{name}: {digits(total / size)} {unit}", drawn, keys((kind, colour) for kind, colour, _ in parts))
+
+
+def _counted(models: Run) -> Markup:
+    body = [[name, model["counted"], model["left_out"], model["source"]] for name, model in models.items()]
+    return table(["energy model", "counts", "leaves out", "source"], body, words=4)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from spikeprune.report.numbers import digits, energy_unit, si
 from spikeprune.report.page.markup import Markup, joined, note, section, table, tag
-from spikeprune.report.tables import LONG, banner, digits, energy_unit, score_line, si
+from spikeprune.report.tables import LONG, banner, score_line
 
 Run = Mapping[str, Any]
 

@@ -11,11 +11,11 @@ CSS = """
 :root { color-scheme: light dark;
   --paper: #ffffff; --raised: #f6f7f9; --ink: #1b2230; --soft: #5b6575; --rule: #e3e6eb; --cell: #eceff3;
   --depth: #0b5fa5; --on-deep: #ffffff;
-  --c1: #0072b2; --c2: #d55e00; --c3: #008f6b; --c4: #b0588f; --c5: #b07a00; --c6: #3a93c9; --c7: #5f6774; }
+  --c1: #0072b2; --c2: #d55e00; --c3: #008f6b; --c4: #b0588f; --c5: #b07a00; --c6: #3a93c9; --c7: #5f6774; --c8: #8a5a44; }
 @media (prefers-color-scheme: dark) { :root {
   --paper: #11151c; --raised: #191f29; --ink: #e4e8ee; --soft: #98a3b3; --rule: #2a3240; --cell: #212936;
   --depth: #5ab0f2; --on-deep: #0b1119;
-  --c1: #56a8e0; --c2: #f0883e; --c3: #3dbb93; --c4: #d88bbb; --c5: #dca834; --c6: #8ccbf2; --c7: #a3adba; } }
+  --c1: #56a8e0; --c2: #f0883e; --c3: #3dbb93; --c4: #d88bbb; --c5: #dca834; --c6: #8ccbf2; --c7: #a3adba; --c8: #c49a86; } }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
 body { margin: 0 auto; max-width: 1200px; padding: 28px 20px 72px; background: var(--paper); color: var(--ink);
@@ -52,7 +52,7 @@ svg .number { fill: var(--ink); } svg .number.deep { fill: var(--on-deep); }
 .mark { fill: var(--c); stroke: transparent; stroke-width: 9; } .area { fill: var(--c); }
 .spike { stroke: var(--c); stroke-width: 1.7; fill: none; }
 .c1 { --c: var(--c1); } .c2 { --c: var(--c2); } .c3 { --c: var(--c3); } .c4 { --c: var(--c4); }
-.c5 { --c: var(--c5); } .c6 { --c: var(--c6); } .c7 { --c: var(--c7); }
+.c5 { --c: var(--c5); } .c6 { --c: var(--c6); } .c7 { --c: var(--c7); } .c8 { --c: var(--c8); }
 .legend { margin: 4px 0 0; } .legend span { margin-right: 14px; white-space: nowrap; }
 .key { display: inline-block; width: 10px; height: 10px; border-radius: 2px; background: var(--c); margin-right: 5px; }
 .scroll { overflow-x: auto; } .scroll:focus-visible { outline: 2px solid var(--c1); outline-offset: 2px; }

@@ -11,11 +11,13 @@ CSS = """
 :root { color-scheme: light dark;
   --paper: #ffffff; --raised: #f6f7f9; --ink: #1b2230; --soft: #5b6575; --rule: #e3e6eb; --cell: #eceff3;
   --depth: #0b5fa5; --on-deep: #ffffff;
-  --c1: #0072b2; --c2: #d55e00; --c3: #008f6b; --c4: #b0588f; --c5: #b07a00; --c6: #3a93c9; --c7: #5f6774; --c8: #8a5a44; }
+  --c1: #0072b2; --c2: #d55e00; --c3: #008f6b; --c4: #b0588f; --c5: #b07a00; --c6: #3a93c9; --c7: #5f6774;
+  --c8: #8a5a44; }
 @media (prefers-color-scheme: dark) { :root {
   --paper: #11151c; --raised: #191f29; --ink: #e4e8ee; --soft: #98a3b3; --rule: #2a3240; --cell: #212936;
   --depth: #5ab0f2; --on-deep: #0b1119;
-  --c1: #56a8e0; --c2: #f0883e; --c3: #3dbb93; --c4: #d88bbb; --c5: #dca834; --c6: #8ccbf2; --c7: #a3adba; --c8: #c49a86; } }
+  --c1: #56a8e0; --c2: #f0883e; --c3: #3dbb93; --c4: #d88bbb; --c5: #dca834; --c6: #8ccbf2; --c7: #a3adba;
+  --c8: #c49a86; } }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
 body { margin: 0 auto; max-width: 1200px; padding: 28px 20px 72px; background: var(--paper); color: var(--ink);

@@ -35,7 +35,7 @@ from spikeprune.report.numbers import digits
 from spikeprune.report.tables import summary_table
 from spikeprune.training.callbacks.synaptic_operations import SynOpsLogger
 
-COST = {"ac", "mac", "elementwise", "energy_pj", "norm_ops", "params", "bytes"}
+COST = {"ac", "mac", "elementwise", "energy_pj", "norm_ops", "params", "bytes", "work"}
 LATENCY = {"latency_steps", "latency_stages"}
 EPOCHS = {"teacher": 3, "internal_kd": 2, "prediction_kd": 1, "spatial": 3, "temporal": 3, "finetune": 1}
 

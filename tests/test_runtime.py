@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import resource
 import shutil
 import struct
 import subprocess
@@ -351,3 +352,74 @@ def test_heads_are_head_major() -> None:
         alone.heads[:] = 0
         alone.heads[:, head] = 1
         assert_equal(alone)
+
+
+# -------------------------------------------------------------------------------------------------------------- safety
+
+
+def seeds() -> dict[str, bytes]:
+    """A file of each kind of network and matrix."""
+    files = {name: to_bytes(make(**options)) for name, options in NETWORKS.items()}
+    files |= {f"per_step, {name}": to_bytes(make(coding="per_step", **options)) for name, options in NETWORKS.items()}
+    files["leaky"] = to_bytes(make(leak=0.8, **PLAIN))
+    files |= {weights: to_bytes(quantized(weights, fold=True)) for weights in ("binary", "ternary", "int8")}
+    return files | {form: to_bytes(sparse(), form) for form in ("rows", "lists", "blocks")}
+
+
+def built_fuzzer(folder: Path) -> list[str]:
+    options = ["-std=c99", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    sources = [Path(__file__).with_name("fuzz_spikerun.c"), HERE / "spikerun.c"]
+    command = ["cc", *options, "-I", str(HERE), *map(str, sources), "-o", str(folder / "fuzz"), "-lm"]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+    if done.returncode and "asan" in done.stderr:
+        pytest.skip("the compiler has no sanitizers")
+    assert done.returncode == 0, done.stderr
+    names = []
+    for i, data in enumerate(seeds().values()):
+        names.append(str(folder / f"{i}.spk"))
+        Path(names[-1]).write_bytes(data)
+    return [str(folder / "fuzz"), *names]
+
+
+@pytest.mark.slow
+def test_ten_thousand_mutants_are_refused_or_run(tmp_path) -> None:
+    """No fault that AddressSanitizer or UBSan sees, within four minutes."""
+    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+        pytest.skip("AddressSanitizer needs address space without a limit (ulimit -v)")
+    program, *files = built_fuzzer(tmp_path)
+    done = subprocess.run([program, "10000", "240", "1", *files], capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr[-3000:]
+    count, *codes = map(int, done.stdout.split())
+    assert count == 10_000 and codes[0] > 500 and codes[5] > 500  # run; damaged
+    assert min(codes[i] for i in (1, 2, 3, 4, 6, 7, 8, 11)) > 0, codes  # every other reason to refuse a file
+
+
+@pytest.mark.slow
+def test_arm_has_the_same_spikes(tmp_path) -> None:
+    """Logits and additions of every layer, digit for digit, with vectors that the compiler splits or plain loops."""
+    for program in ("arm-linux-gnueabihf-gcc", "qemu-arm", "make"):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not on PATH")
+    for name in library.FILES:
+        shutil.copy(HERE / name, tmp_path)
+    programs = {
+        "arm": ["CC=arm-linux-gnueabihf-gcc", "LDFLAGS=-static", "ARCH="],
+        "arm with vectors": ["CC=arm-linux-gnueabihf-gcc", "LDFLAGS=-static", "ARCH=-march=armv7-a -mfpu=neon"],
+        "scalar": ["CC=cc", "ARCH=-DSPIKERUN_SCALAR"],
+        "native": ["CC=cc"],
+    }
+    for name, options in programs.items():
+        subprocess.run(["make", "-s", "-C", tmp_path, *options], check=True)
+        (tmp_path / "spikerun").rename(tmp_path / name)
+    ids = np.random.default_rng(0).integers(0, 23, (6, 8))
+    lines = "\n".join(" ".join(map(str, row)) for row in ids) + "\n"
+    for network, data in seeds().items():
+        (tmp_path / "model.spk").write_bytes(data)
+        found = {}
+        for name in programs:
+            emulator = ["qemu-arm"] if name.startswith("arm") else []
+            words = [*emulator, tmp_path / name, tmp_path / "model.spk", "--layers"]
+            done = subprocess.run(words, input=lines, capture_output=True, text=True, encoding="utf-8", check=True)
+            found[name] = [line.partition(" ms ")[0] for line in done.stdout.splitlines()[1:]]
+        assert len(found["native"]) == 6 * (1 + 4)
+        assert all(lines == found["native"] for lines in found.values()), network

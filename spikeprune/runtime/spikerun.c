@@ -75,7 +75,7 @@ struct spikerun {
     float *drive, *next_drive, *drive_hidden;    /* currents that a membrane shortcut reads, [steps][max_tokens][D] */
     float *membrane[6];                          /* [max_tokens][channels], by site: per_step */
     float *query, *scores, *mixed;               /* [d][lanes], [tokens][lanes], [d][lanes] of one head */
-    uint16_t *list;
+    uint16_t *list, *negative; /* events; negative ones of the token being listed */
     int8_t *list_counts;
     span *spans;
     float *row;
@@ -117,6 +117,7 @@ const char *spikerun_message(int code) {
 #if defined(__GNUC__) && !defined(SPIKERUN_SCALAR)
 typedef float vec __attribute__((vector_size(64), aligned(4), may_alias));
 typedef int8_t codes_vec __attribute__((vector_size(64), aligned(1), may_alias));
+#define PREFETCH(at) __builtin_prefetch(at)
 #define AT(e) (panel[list[e]])
 #define EVENTS(from, to, op)                                        \
     for (e = (from); e + 4 <= (to); e += 4) {                       \
@@ -166,6 +167,7 @@ static void add_block(const float *row, float k, float *sum) {
         *(vec *)sum += k * *(const vec *)row;
 }
 #else
+#define PREFETCH(at) ((void)(at))
 static void add_block(const float *row, float k, float *sum) {
     for (uint32_t i = 0; i < LANES; i++) sum[i] = k == 1.0f ? sum[i] + row[i] : k == -1.0f ? sum[i] - row[i] : sum[i] + k * row[i];
 }
@@ -250,7 +252,7 @@ static void add_entries(const matrix *w, uint32_t channel, float k, float *sum) 
 /* --------------------------------------------------------------------------------------------------------- events */
 
 /* Lists a token's events: channels of positive spikes, then of negative ones, one that fired n times n times; in the
- * loop `counts` once, with n beside it. The list has room for 4 more. */
+ * loop `counts` once, with n beside it. The lists have room for 4 more. */
 static uint32_t list_events(const spikerun *m, const int8_t *spikes, uint32_t channels, uint32_t at, span *found) {
     uint16_t *list = m->list;
     found->begin = at;
@@ -262,15 +264,18 @@ static uint32_t list_events(const spikerun *m, const int8_t *spikes, uint32_t ch
         found->negative = found->end = at;
         return at;
     }
-    for (int sign = 1; sign >= -1; sign -= 2) {
-        for (uint32_t c = 0; c < channels; c++) {
-            int n = sign * spikes[c];
-            for (; n > 4; n--) list[at++] = (uint16_t)c;
-            list[at] = list[at + 1] = list[at + 2] = list[at + 3] = (uint16_t)c; /* no branch for few spikes */
-            at += n > 0 ? (uint32_t)n : 0u;
-        }
-        if (sign > 0) found->negative = at;
+    uint16_t *negative = m->negative;
+    for (uint32_t c = 0; c < channels; c++) {
+        int n = spikes[c], up = n > 0 ? n : 0, down = n < 0 ? -n : 0;
+        uint64_t four = c * UINT64_C(0x0001000100010001);
+        for (; up > 4; up--) list[at++] = (uint16_t)c;
+        for (; down > 4; down--) *negative++ = (uint16_t)c;
+        memcpy(list + at, &four, sizeof four), at += (uint32_t)up; /* no branch for few spikes */
+        memcpy(negative, &four, sizeof four), negative += down;
     }
+    size_t count = (size_t)(negative - m->negative);
+    memcpy(list + at, m->negative, sizeof *list * count);
+    found->negative = at, at += (uint32_t)count;
     found->end = at;
     return at;
 }
@@ -301,6 +306,14 @@ static void add_frame(const spikerun *m, const matrix *w, span s, uint32_t p, fl
         add_events(w->rows + (size_t)p * w->in, m->list, s, sum);
 }
 
+/* Asks for part i of `parts` of the panel that comes next, while this one is added. */
+static void prefetch(const matrix *w, uint32_t p, uint32_t i, uint32_t parts) {
+    size_t lines = w->in, to = lines * (i + 1) / parts;
+    if (w->kind >= LISTS || p >= w->stride) return;
+    const char *next = w->codes ? (const char *)(w->codes + (size_t)p * w->in) : (const char *)(w->rows + (size_t)p * w->in);
+    for (size_t line = lines * i / parts; line < to; line++) PREFETCH(next + line * 64);
+}
+
 /* y [n][stride] = what the rows of w bring that spike in a window, over its norm; from one frame to the next the sum
  * leaks. Without bias. */
 static void synapses(spikerun *m, const matrix *w, const train *s, window seen, uint32_t n, float *y) {
@@ -319,6 +332,7 @@ static void synapses(spikerun *m, const matrix *w, const train *s, window seen, 
         for (uint32_t p = 0; p < w->stride; p += panel)
             for (uint32_t i = 0; i < tokens; i++) {
                 float *sum = y + (size_t)(block + i) * w->stride + p;
+                prefetch(w, p + panel, i, tokens);
                 for (uint32_t f = 0; f < frames; f++) {
                     for (uint32_t k = 0; f && m->leak != 1.0f && k < panel; k++) sum[k] *= m->leak;
                     add_frame(m, w, m->spans[i * frames + f], p, sum);
@@ -518,12 +532,7 @@ static void attend(spikerun *m, const layer *l, uint32_t head, const float *q, u
                     float weight = decay * (float)k;
                     float *sum = part ? m->mixed + c * lanes : m->scores + (size_t)j * lanes;
                     const float *column = part ? m->scores + (size_t)j * lanes : m->query + c * lanes;
-                    if (weight == 1.0f)
-                        for (uint32_t i = 0; i < lanes; i++) sum[i] += column[i];
-                    else if (weight == -1.0f)
-                        for (uint32_t i = 0; i < lanes; i++) sum[i] -= column[i];
-                    else
-                        for (uint32_t i = 0; i < lanes; i++) sum[i] += weight * column[i];
+                    for (uint32_t i = 0; i < lanes; i += LANES) add_block(column + i, weight, sum + i);
                     m->here->additions += (uint64_t)(k < 0 ? -k : k) * n;
                 }
             }
@@ -868,6 +877,7 @@ static void carve_buffers(loader *in, spikerun *m, uint32_t inner, uint32_t ffn,
     m->scores = carve(in, times(n, lanes), sizeof(float));
     size_t events = times(times(tokens, most), t_most);
     m->list = carve(in, events < SIZE_MAX - 4 ? events + 4 : SIZE_MAX, sizeof *m->list);
+    m->negative = carve(in, times(most, t_most) + 4, sizeof *m->negative);
     m->list_counts = closed ? carve(in, times(tokens, most) + 4, 1) : NULL;
     m->spans = carve(in, times(tokens, closed ? 1 : t_most), sizeof *m->spans);
     m->row = carve(in, (most > 2 * lanes ? most : 2 * lanes), sizeof *m->row);

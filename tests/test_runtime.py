@@ -32,6 +32,7 @@ NETWORKS = {
     "one theta, cls": {"theta": "tensor", "pooling": "cls", "t_steps": (1, 2, 4), "act": "relu"},
     "membrane": {"residual": "membrane", "pooling": "cls", "t_steps": (4, 1, 3), "act": "gelu_new"},
 }
+FAMILIES = {"relative_buckets": 8, "position_offset": 2, "pooler_act": "gelu"}  # what BERT's relatives have
 NEURONS = [
     (coding, leak, spikes)
     for coding in ("accumulate", "per_step")
@@ -65,11 +66,13 @@ def trains(session: Session, ids: np.ndarray, segments: np.ndarray) -> tuple[dic
     return {name: np.stack(steps) for name, steps in found.items()}, logits
 
 
-def assert_equal(student: SpikingBert, loop: str = "events", form: str = "auto") -> None:
+def assert_equal(student: SpikingBert, loop: str = "events", form: str = "auto", own_segments: bool = True) -> None:
     """Same spikes in every layer, channel and step, same logits, same operations; a sentence at a time. In double
     precision, of parameters that single precision has, the network rounds no current across a threshold."""
     student = copy.deepcopy(student).float().double()
     small, batch = compact(student), sentences()
+    if not own_segments:
+        batch["token_type_ids"].zero_()
     session = Session(to_bytes(student, form), max_tokens=16, loop=loop)
     assert session.used == session.arena_bytes
     fired = 0
@@ -133,6 +136,17 @@ def test_layers_without_heads_or_neurons() -> None:
     student.ffn[1] = 0
     assert_equal(student)
     assert_equal(compact(student))
+
+
+@pytest.mark.parametrize("segments", [0, 2])
+def test_what_other_families_have(segments) -> None:
+    student = make(**NETWORKS["membrane"], **FAMILIES)
+    with torch.no_grad():
+        student.relative_bias.table.weight.normal_()
+    if not segments:
+        student.values["segments"], student.embedding.segment = 0, None
+    assert_equal(prune(student), own_segments=bool(segments))
+    assert_equal(compact(student), own_segments=bool(segments))
 
 
 def test_more_tokens_than_are_listed_at_a_time() -> None:
@@ -211,6 +225,7 @@ def sealed(data: bytes | bytearray) -> bytes:
         ({"query": "spiking"}, "a spiking query"),
         ({"coding": "per_step", "feedback": True}, "feedback"),
         ({"dead_zone": True}, "a dead zone"),
+        ({"embedding": 8}, "embeddings of another width"),
         ({"t_steps": (200, 4, 2)}, "200 time steps"),
     ],
 )
@@ -229,7 +244,7 @@ def test_a_student_that_it_does_not_run_is_refused(options, words) -> None:
         (24, b"\xff\xff\xff\x7f", "another length"),  # more rows than the file has
         (36, b"\xff\xff\xff\xff", "out of range"),  # hidden
         (76, b"\x08", "does not have"),  # 8-bit embeddings
-        (80, b"\x20", "does not have"),  # relative positions
+        (80, b"\x01", "another length|cannot have"),  # tables of a relative position bias
         (84, b"\x01", "does not have"),  # a spiking query
         (128, b"\x00", "out of range"),  # no time steps
         (128 + 48 + 4, b"\xff\xff", "out of range"),  # heads

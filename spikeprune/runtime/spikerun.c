@@ -48,7 +48,8 @@ typedef struct {
     uint32_t t_steps, heads, inner, ffn;
     matrix qkv, out, up, down;
     const float *attention_weight, *attention_bias, *output_weight, *output_bias;
-    const float *theta[6]; /* by spikerun_site */
+    const float *theta[6];         /* by spikerun_site */
+    const float *relative_bias;    /* [heads][2 reach + 1] by the distance of a key from the query; NULL: none */
 } layer;
 
 typedef struct {
@@ -57,7 +58,7 @@ typedef struct {
 
 struct spikerun {
     spikerun_shape shape;
-    uint32_t head_size, coding, ternary, pooling, act, residual, weight_bits, frames, lanes;
+    uint32_t head_size, coding, ternary, pooling, pooler_act, act, residual, weight_bits, reach;
     float leak, eps;
     int loop;
     uint32_t t_embedding;
@@ -75,7 +76,7 @@ struct spikerun {
     float *drive, *next_drive, *drive_hidden;    /* currents that a membrane shortcut reads, [steps][max_tokens][D] */
     float *membrane[6];                          /* [max_tokens][channels], by site: per_step */
     float *query, *scores, *mixed;               /* [d][lanes], [tokens][lanes], [d][lanes] of one head */
-    uint16_t *list, *negative; /* events; negative ones of the token being listed */
+    uint16_t *list;
     int8_t *list_counts;
     span *spans;
     float *row;
@@ -252,7 +253,7 @@ static void add_entries(const matrix *w, uint32_t channel, float k, float *sum) 
 /* --------------------------------------------------------------------------------------------------------- events */
 
 /* Lists a token's events: channels of positive spikes, then of negative ones, one that fired n times n times; in the
- * loop `counts` once, with n beside it. The lists have room for 4 more. */
+ * loop `counts` once, with n beside it. The list has room for 4 more. */
 static uint32_t list_events(const spikerun *m, const int8_t *spikes, uint32_t channels, uint32_t at, span *found) {
     uint16_t *list = m->list;
     found->begin = at;
@@ -264,18 +265,16 @@ static uint32_t list_events(const spikerun *m, const int8_t *spikes, uint32_t ch
         found->negative = found->end = at;
         return at;
     }
-    uint16_t *negative = m->negative;
-    for (uint32_t c = 0; c < channels; c++) {
-        int n = spikes[c], up = n > 0 ? n : 0, down = n < 0 ? -n : 0;
-        uint64_t four = c * UINT64_C(0x0001000100010001);
-        for (; up > 4; up--) list[at++] = (uint16_t)c;
-        for (; down > 4; down--) *negative++ = (uint16_t)c;
-        memcpy(list + at, &four, sizeof four), at += (uint32_t)up; /* no branch for few spikes */
-        memcpy(negative, &four, sizeof four), negative += down;
+    for (int sign = 1; sign >= -1; sign -= 2) {
+        for (uint32_t c = 0; c < channels; c++) {
+            int n = sign * spikes[c];
+            uint64_t four = c * UINT64_C(0x0001000100010001);
+            for (; n > 4; n--) list[at++] = (uint16_t)c;
+            memcpy(list + at, &four, sizeof four); /* no branch for few spikes */
+            at += n > 0 ? (uint32_t)n : 0u;
+        }
+        if (sign > 0) found->negative = at;
     }
-    size_t count = (size_t)(negative - m->negative);
-    memcpy(list + at, m->negative, sizeof *list * count);
-    found->negative = at, at += (uint32_t)count;
     found->end = at;
     return at;
 }
@@ -409,10 +408,10 @@ static float hyperbolic_tangent(float x) {
     return x < 0 ? -y : y;
 }
 
-static void activate(const spikerun *m, float *x, uint32_t size) {
-    if (m->act == GELU)
+static void activate(uint32_t act, float *x, uint32_t size) {
+    if (act == GELU)
         for (uint32_t i = 0; i < size; i++) x[i] = 0.5f * x[i] * (1.0f + error_function(x[i] * 0.707106781f));
-    else if (m->act == GELU_NEW)
+    else if (act == GELU_NEW)
         for (uint32_t i = 0; i < size; i++) {
             float inner = 0.797884561f * (x[i] + 0.044715f * x[i] * x[i] * x[i]);
             x[i] = 0.5f * x[i] * (1.0f + hyperbolic_tangent(inner));
@@ -516,7 +515,13 @@ static void attend(spikerun *m, const layer *l, uint32_t head, const float *q, u
         for (uint32_t i = 0; i < n; i++) m->query[c * lanes + i] = q[(size_t)i * q_stride + base + c] * factor;
         for (uint32_t i = n; i < lanes; i++) m->query[c * lanes + i] = 0.0f;
     }
-    memset(m->scores, 0, sizeof *m->scores * n * lanes);
+    for (uint32_t j = 0; j < n; j++)
+        for (uint32_t i = 0; i < lanes; i++) {
+            int32_t far = (int32_t)m->reach, distance = (int32_t)j - (int32_t)i;
+            distance = distance < -far ? -far : distance > far ? far : distance;
+            m->scores[(size_t)j * lanes + i] =
+                l->relative_bias ? l->relative_bias[head * (2 * m->reach + 1) + (uint32_t)(distance + far)] : 0.0f;
+        }
     memset(m->mixed, 0, sizeof *m->mixed * d * lanes);
     for (int part = 0; part < 2; part++) {
         const train *s = part ? &m->value : &m->key;
@@ -640,7 +645,7 @@ static void run_layer(spikerun *m, uint32_t index, const float *theta_below, uin
 
         synapses(m, &l->up, &m->hidden, own, n, y);
         add_bias(&l->up, n, y);
-        for (uint32_t i = 0; i < n; i++) activate(m, y + (size_t)i * l->up.stride, l->ffn);
+        for (uint32_t i = 0; i < n; i++) activate(m->act, y + (size_t)i * l->up.stride, l->ffn);
         m->here->elementwise += (uint64_t)n * l->ffn;
         fire(m, at, SPIKERUN_INTERMEDIATE, l, y, l->up.stride, constant, t, 0, n, &m->wide);
 
@@ -682,7 +687,10 @@ static void classify(spikerun *m, const float *theta, uint32_t ended, uint32_t n
     if (m->pooling == CLS) {
         synapses(m, &m->pooler, &m->below, seen, 1, value);
         add_bias(&m->pooler, 1, value);
-        for (uint32_t c = 0; c < size; c++) value[c] = hyperbolic_tangent(value[c]);
+        if (m->pooler_act)
+            activate(GELU, value, size);
+        else
+            for (uint32_t c = 0; c < size; c++) value[c] = hyperbolic_tangent(value[c]);
         m->here->elementwise += size;
     } else {
         float *each = m->summed; /* [n][D] */
@@ -837,6 +845,7 @@ static void take_layer(loader *in, const spikerun *m, const uint8_t *record, lay
     l->output_weight = take_floats(in, size, 0), l->output_bias = take_floats(in, size, 0);
     uint32_t channels[] = {l->inner, l->inner, l->inner, size, l->ffn, size};
     for (int k = 0; k < 6; k++) l->theta[k] = take_floats(in, channels[k], 1);
+    if (m->reach) l->relative_bias = take_floats(in, times(l->heads, 2 * m->reach + 1), 0);
 }
 
 static void carve_train(loader *in, train *s, uint32_t channels, uint32_t frames, uint32_t tokens) {
@@ -877,7 +886,6 @@ static void carve_buffers(loader *in, spikerun *m, uint32_t inner, uint32_t ffn,
     m->scores = carve(in, times(n, lanes), sizeof(float));
     size_t events = times(times(tokens, most), t_most);
     m->list = carve(in, events < SIZE_MAX - 4 ? events + 4 : SIZE_MAX, sizeof *m->list);
-    m->negative = carve(in, times(most, t_most) + 4, sizeof *m->negative);
     m->list_counts = closed ? carve(in, times(tokens, most) + 4, 1) : NULL;
     m->spans = carve(in, times(tokens, closed ? 1 : t_most), sizeof *m->spans);
     m->row = carve(in, (most > 2 * lanes ? most : 2 * lanes), sizeof *m->row);
@@ -898,18 +906,19 @@ static int read_header(const uint8_t *file, size_t bytes, spikerun *m) {
     m->shape.classes = number(at + 24), m->coding = number(at + 28), m->ternary = number(at + 32);
     m->pooling = number(at + 36), m->act = number(at + 40), m->residual = number(at + 44);
     m->weight_bits = number(at + 48);
-    uint32_t embedding_bits = number(at + 52), buckets = number(at + 56), query = number(at + 60);
+    uint32_t embedding_bits = number(at + 52), query = number(at + 60);
+    m->reach = number(at + 56), m->pooler_act = number(at + 72);
     memcpy(&m->leak, at + 64, sizeof m->leak), memcpy(&m->eps, at + 68, sizeof m->eps);
     const spikerun_shape *s = &m->shape;
     int sizes = s->vocab >= 1 && s->vocab <= INT32_MAX && s->positions >= 1 && s->positions <= 65536 &&
                 s->segments >= 1 && s->segments <= INT32_MAX && s->hidden >= 1 && s->hidden <= WIDEST / 4 &&
                 s->layers >= 1 && s->layers <= 1024 && m->head_size >= 1 && m->head_size <= s->hidden &&
                 s->classes >= 1 && s->classes <= 65536;
-    int settings = m->coding <= PER_STEP && m->ternary <= 1 && m->pooling <= CLS && m->act <= RELU &&
+    int settings = m->coding <= PER_STEP && m->ternary <= 1 && m->pooling <= CLS && m->act <= RELU && m->pooler_act <= 1 && m->reach <= 65536 &&
                    m->residual <= MEMBRANE && m->leak > 0.0f && m->leak <= 1.0f && m->eps > 0.0f && m->eps < 1.0f &&
                    (m->weight_bits == 32 || m->weight_bits == 8 || m->weight_bits == 2 || m->weight_bits == 1);
     if (!sizes || !settings) return SPIKERUN_HEADER;
-    return embedding_bits != 32 || buckets || query ? SPIKERUN_UNSUPPORTED : SPIKERUN_OK;
+    return embedding_bits != 32 || query ? SPIKERUN_UNSUPPORTED : SPIKERUN_OK;
 }
 
 /* Checks the file and lays the model out, in in->arena if there is one. */

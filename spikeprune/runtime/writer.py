@@ -17,9 +17,12 @@ from torch.nn.functional import pad
 
 from spikeprune.errors import InputError
 from spikeprune.models import weights
+from spikeprune.models.architecture import POOLER_ACTIVATIONS, POOLINGS, RESIDUALS
+from spikeprune.models.checkpoint_facts import ACTIVATIONS
 from spikeprune.models.compaction import compact
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.quantization import QUANTIZERS
+from spikeprune.models.relative_bias import FARTHEST, RelativeBias, bucket
 
 VERSION = 1
 HEADER, RECORD, ALIGNMENT = 128, 48, 64  # bytes
@@ -27,8 +30,7 @@ LANES = 16  # float rows are filled up to so many numbers
 LONGEST, WIDEST = 127, 65535  # time steps; channels of a matrix
 ROWS, COUNTED_ROWS, LISTS, BLOCKS = range(4)  # forms of a matrix
 FORMS = {"rows": COUNTED_ROWS, "lists": LISTS, "blocks": BLOCKS}  # of a sparse one
-CODINGS, SPIKES, POOLINGS = ("accumulate", "per_step"), ("binary", "ternary"), ("mean", "cls")
-ACTS, RESIDUALS = ("gelu", "gelu_new", "relu"), ("spikes", "membrane")
+CODINGS, SPIKES = ("accumulate", "per_step"), ("binary", "ternary")
 SITES = ("key", "value", "context", "attention", "intermediate", "output")
 SPARSER = 1 / 24  # of the outputs: below this share lists are faster than rows on a processor with wide vectors
 
@@ -55,6 +57,8 @@ def to_bytes(student: SpikingBert, sparse: str = "auto") -> bytes:
         for norm in (layer.attention_norm, layer.output_norm):
             tensors += [floats(norm.weight), floats(norm.bias)]
         tensors += [floats(theta_of(getattr(layer, f"{site}_neurons"))) for site in SITES]
+        if small.relative_bias is not None:
+            tensors.append(distance_bias(small.relative_bias, i))
     tensors += head(small)
     body = b"".join(aligned([np.frombuffer(b"".join(records), np.uint8), *tensors], HEADER))
     after = header_fields(small, bits) + body
@@ -65,20 +69,22 @@ def to_bytes(student: SpikingBert, sparse: str = "auto") -> bytes:
 def header_fields(student: SpikingBert, bits: int) -> bytes:
     """Bytes 20 to 128: byte order, sizes and settings."""
     values = student.values
-    sizes = [values[name] for name in ("vocab", "positions", "segments", "hidden", "layers")]
+    sizes = [values["vocab"], values["positions"] - values["position_offset"], max(values["segments"], 1)]
+    sizes += [values["hidden"], values["layers"]]
     sizes += [values["hidden"] // values["heads"], values["classes"]]
     settings = [
         CODINGS.index(values["coding"]),
         SPIKES.index(values["spikes"]),
         POOLINGS.index(values["pooling"]),
-        ACTS.index(values["act"]),
+        ACTIVATIONS.index(values["act"]),
         RESIDUALS.index(values["residual"]),
         bits,
         32,  # bits of the word embeddings
-        0,  # buckets of a relative position bias
+        FARTHEST if values["relative_buckets"] else 0,  # reach of a relative position bias
         0,  # a spiking query
     ]
     fields = struct.pack("<17I2f", 0x01020304, *sizes, *settings, values["leak"], values["eps"])
+    fields += struct.pack("<I", POOLER_ACTIVATIONS.index(values["pooler_act"]))
     return fields.ljust(HEADER - 20, b"\0")
 
 
@@ -90,9 +96,7 @@ def check(student: SpikingBert) -> None:
         (values["spikes"] not in SPIKES, f"{values['spikes']} spikes; it has {' and '.join(SPIKES)}"),
         (values["query"] != "real", "a spiking query; train with student.query=real"),
         (values["feedback"], "feedback; train with student.feedback=false"),
-        (values["relative_buckets"], "a relative position bias; start from a BERT"),
-        (values["position_offset"] or not values["segments"], "positions behind padding's; start from a BERT"),
-        ((values["embedding"] or values["hidden"]) != values["hidden"], "projected embeddings; start from a BERT"),
+        (student.embedding.projection is not None, "embeddings of another width than the layers"),
         (values["dead_zone"], "a dead zone; train with student.dead_zone=0"),
         (max(student.steps) > LONGEST, f"{max(student.steps)} time steps; it counts to {LONGEST}"),
         (max(values["hidden"], 1) > WIDEST // 4 or values["ffn"] > WIDEST, "layers of more than 65,535 channels"),
@@ -129,8 +133,18 @@ def theta_of(neurons) -> Tensor:
 
 def embedding(student: SpikingBert) -> Iterator[np.ndarray]:
     own = student.embedding
-    yield from (floats(table.weight) for table in (own.word, own.position, own.segment))
+    no_segment = own.word.weight.new_zeros(1, own.word.embedding_dim)
+    yield floats(own.word.weight)
+    yield floats(own.position.weight[own.position_offset :])
+    yield floats(no_segment if own.segment is None else own.segment.weight)
     yield from (floats(own.norm.weight), floats(own.norm.bias), floats(theta_of(own.neurons)))
+
+
+def distance_bias(bias: RelativeBias, layer: int) -> np.ndarray:
+    """`[heads, 2 FARTHEST + 1]` of a layer, by the distance of a key from the query: farther ones share a bucket."""
+    distances = torch.arange(-FARTHEST, FARTHEST + 1)
+    columns = bias.columns[layer, : bias.layer_heads[layer]].long()
+    return floats(bias.table(bucket(distances, bias.table.num_embeddings)).T[columns])
 
 
 def head(student: SpikingBert) -> list[np.ndarray]:

@@ -36,7 +36,7 @@ from spikeprune.report.tables import summary_table
 from spikeprune.training.callbacks.synaptic_operations import SynOpsLogger
 
 COST = {"ac", "mac", "elementwise", "energy_pj", "norm_ops", "params", "bytes", "work"}
-LATENCY = {"latency_steps", "latency_stages"}
+LATENCY = {"latency_steps", "latency_stages", "latency_overlapped"}
 EPOCHS = {"teacher": 3, "internal_kd": 2, "prediction_kd": 1, "spatial": 3, "temporal": 3, "finetune": 1}
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -71,10 +71,11 @@ case "$$data" in \
     *) if [ -d "$$data" ]; then set -- "$$@" data.source=dir data.dir="$$data"; \
        else set -- "$$@" data.source="$$data"; fi ;; \
 esac; \
-if [ -n $(call Q,$(TEACHER)) ]; then set -- "$$@" teacher.checkpoint=$(call Q,$(TEACHER)); fi
+if [ -n $(call Q,$(TEACHER)) ]; then set -- "$$@" teacher.checkpoint=$(call Q,$(TEACHER)); fi; \
+if [ -n $(call Q,$(BUDGET)) ]; then set -- "$$@" stages.budget.value=$(call Q,$(BUDGET)); fi
 endef
 
-glue: $(STAMP)  ## run the pipeline: TASK=mrpc [PRESET=tiny|minilm|base|paper] [DATA=auto|hub|embedded|DIR, embedded for tiny] [TEACHER=name-or-dir] [SEED=0] [ARGS="key=value …"]
+glue: $(STAMP)  ## run the pipeline: TASK=mrpc [PRESET=tiny|minilm|base|paper] [DATA=auto|hub|embedded|DIR, embedded for tiny] [TEACHER=name-or-dir] [BUDGET=0.01, share of the dense energy] [SEED=0] [ARGS="key=value …"]
 	@$(CHOSEN); \
 	if [ -n $(call Q,$(SEED)) ]; then set -- "$$@" seed=$(call Q,$(SEED)); fi; \
 	$(GIVEN); \

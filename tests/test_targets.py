@@ -50,6 +50,25 @@ def test_what_can_work_is_accepted(tmp_path) -> None:
     load(tmp_path / "empty.yaml", [*LATENCY, "student.coding=running_mean", "stages.budget.value=0.25"])
 
 
+@pytest.mark.parametrize("preset", ["tiny", "minilm", "paper"])
+def test_a_budget_takes_the_place_and_the_length_of_the_other_stages(preset) -> None:
+    plain = load(GLUE, [f"preset={preset}"]).stages
+    config = load(GLUE, [f"preset={preset}", "stages.budget.value=0.01"])
+    stages, removed = config.stages, (plain.spatial, plain.temporal)
+    assert [s for s in active_stages(config) if compresses(config, s)] == ["budget", "finetune"]
+    assert stages.budget.epochs == sum(stage.epochs for stage in removed) > 0
+    assert stages.budget.steps == sum(stage.steps for stage in removed)
+    assert stages.budget.losses.additions_limit is None is stages.finetune.losses.additions_limit
+    given = [
+        "stages.budget.value=0.01",
+        "stages.temporal.epochs=2",
+        "stages.finetune.losses={additions: 1, additions_limit: 0.5}",
+    ]
+    stages = load(GLUE, [f"preset={preset}", *given]).stages
+    assert (stages.temporal.epochs, stages.finetune.losses.additions_limit) == (2, 0.5)  # the command line stays
+    assert load(GLUE, [f"preset={preset}", "stages.budget.value=0.01", "stages.budget.epochs=3"]).stages.spatial.epochs
+
+
 # ------------------------------------------------------------------------------------------------------------ ablations
 
 ABLATIONS = sorted(path.stem for path in (ROOT / "experiments" / "ablations").glob("*.yaml"))

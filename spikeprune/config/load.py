@@ -51,6 +51,7 @@ MEASURING = (
 SAVED = ("task", "seed", "run", "data", "teacher", "student", "stages", "cost")  # by every run
 OLDER = ("compress", "distill", "time")  # sections of earlier versions
 COMMAND_LINE = "command line"
+BUDGET = "one budget"  # the source of what `_one_budget` sets
 BASE_DEPTH = 1
 Layer = tuple[str, dict]  # where it comes from, and its tree of keys
 
@@ -78,14 +79,38 @@ def resolve(path: str | Path, overrides: Iterable[str] = ()) -> tuple[Config, di
         merge.add(tree, source)
     for key, value in given:
         merge.add({key: value}, COMMAND_LINE)
+    _one_budget(merge)
     merge.config.run.dir = _run_dir(merge, path)
     return merge.finish(), merge.sources
 
 
+def _one_budget(merge: _Merge) -> None:
+    """A budget without epochs of its own is the whole compression: it takes the epochs and steps of the stages spatial
+    and temporal, which are left out, and firing is limited by the budget alone. What the command line sets stays."""
+    stages = merge.config.stages
+    if stages.budget.value is None or "stages.budget.epochs" in merge.sources:
+        return
+    spatial, temporal = stages.spatial, stages.temporal
+    ruled = {
+        "stages.budget.epochs": str(spatial.epochs + temporal.epochs),
+        "stages.budget.steps": str(spatial.steps + temporal.steps),
+        "stages.budget.losses.additions_limit": None,
+        "stages.finetune.losses.additions_limit": None,
+        "stages.spatial.epochs": "0",
+        "stages.temporal.epochs": "0",
+    }
+    for key, value in ruled.items():
+        if merge.sources.get(key) != COMMAND_LINE:
+            merge.add({key: value}, BUDGET)
+
+
 def _run_dir(merge: _Merge, path: Path) -> str:
-    """`run.dir`, whose default names the ablation, of own data these, and without a preset the experiment's file."""
+    """`run.dir`, whose default names the ablation, or the budget that takes its place, of own data these, and without a
+    preset the experiment's file."""
     config, folder = merge.config, OmegaConf.to_container(merge.config.run)["dir"]
     if "run.dir" not in merge.sources:
+        if config.ablation is None and merge.sources.get("stages.budget.epochs") == BUDGET:
+            folder = folder.replace("-s$", f"-budget{config.stages.budget.value:g}-s$")
         folder = folder.replace("-s$", "-${ablation}-s$") if config.ablation is not None else folder
         folder = (
             folder.replace("${task}", own_name(config.data.train_file, config.data.hub))

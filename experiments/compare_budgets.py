@@ -1,0 +1,197 @@
+"""The ways to meet a budget, at equal energy, epochs and seeds: python experiments/compare_budgets.py preset=tiny …
+
+--tasks "sst2 mrpc cola"   tasks (default: mrpc)
+--budgets "0.04 0.01"      shares of the dense teacher's energy; lowest: what time steps alone can reach, and 5 %
+--seeds "0 1"              seeds (default: 0)
+--ways "greedy gates …"    of WAYS below (default: all); steps alone at `lowest` only, heads and neurons elsewhere
+--jobs 4                   runs side by side
+--tag NAME                 a folder of its own, where the other has a table with other settings
+key=value                  any key of the configuration; a stage's own only where that stage runs
+
+Writes runs/budgets/<preset>/: for each task and seed the run `shared` (teacher and distilled student) and one for each
+budget and way that starts from it; budgets.csv with a row for each run, and budgets.md with means over the seeds, and
+the mean of all tasks. Started again it runs only what is missing; a run that fails is named at the end (exit code 2).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from ablation import GLUE, SHARED, SHARED_STAGES, fitting, seeds_of, tagged
+
+from spikeprune.config import scalars
+from spikeprune.errors import InputError, nearest
+from spikeprune.experiment import streams
+from spikeprune.files import jsonfile
+from spikeprune.files.atomic import write_atomic
+
+STAGES = [*SHARED_STAGES, "budget", "finetune"]
+KINDS = {"": "[heads,ffn,steps]", "-spatial": "[heads,ffn]", "-steps": "[steps]"}
+WAYS = {f"{method}{kind}": (method, kinds) for kind, kinds in KINDS.items() for method in ("gates", "greedy")}
+REFUSED, LOWEST = "still has ", "lowest"  # the words of a refusal before the lowest share; the budget of that share
+AGAIN = "remove it, and the same command makes it again"
+FAR_BELOW = 1e-6  # a share that no student reaches by its time steps
+ROOM = 1.05  # over the lowest share, since firing rates change while the student trains
+Key = tuple[str, str, int, str]  # task, budget, seed, way
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", default="mrpc")
+    parser.add_argument("--budgets", default="0.04 0.01 lowest")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--ways", default=" ".join(WAYS))
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--tag", default="")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    args = parser.parse_intermixed_args(arguments)
+    return streams.exit_code(lambda: run(args), f"; {streams.RESUMES}")
+
+
+def run(args: argparse.Namespace) -> int:
+    tasks, budgets, ways, seeds = args.tasks.split(), args.budgets.split(), args.ways.split(), seeds_of(args.seeds)
+    if wrong := [way for way in ways if way not in WAYS]:
+        raise InputError(f"--ways: unknown {wrong[0]}; choose from {nearest(wrong[0], WAYS)}")
+    preset = next((v for k, _, v in (item.partition("=") for item in args.overrides) if k == "preset"), "tiny")
+    root = Path("runs") / "budgets" / f"{preset}{tagged(args.tag)}"
+    keys = [(t, b, s, w) for t in tasks for b in budgets for s in seeds for w in ways if belongs(w, b)]
+
+    def shared(pair: tuple[str, int]) -> str:
+        task, seed = pair
+        return train(folder(root, task, seed) / "shared", args.overrides, [f"task={task}", f"seed={seed}", *SHARED])
+
+    def compressed(key: Key) -> str:
+        task, budget, seed, way = key
+        here = folder(root, task, seed)
+        share = lowest_share(here, args.overrides, task, seed) if budget == LOWEST else budget
+        own = [f"task={task}", f"seed={seed}", *of_way(way, share), scalars.of_path("run.start_from", here / "shared")]
+        return train(here / f"{budget}-{way}", args.overrides, own)
+
+    pairs = [(task, seed) for task in tasks for seed in seeds]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        failed = {pair: text for pair, text in zip(pairs, pool.map(shared, pairs), strict=True) if text}
+        if LOWEST in budgets:  # before the runs that need it side by side
+            list(pool.map(lambda p: lowest_share(folder(root, *p), args.overrides, *p), set(pairs) - set(failed)))
+        keys = [key for key in keys if (key[0], key[2]) not in failed]
+        failed |= {key: text for key, text in zip(keys, pool.map(compressed, keys), strict=True) if text}
+    found = {key: row(root, key) for key in keys if key not in failed}
+    if found:
+        write_atomic(root / "budgets.csv", to_csv(found))
+        write_atomic(root / "budgets.md", to_markdown(found))
+        print(to_markdown(found) + f"\nwritten to {root}/budgets.md and budgets.csv")
+    for name, text in failed.items():
+        print(f"error: {' '.join(map(str, name))}: {text}", file=sys.stderr)
+    return 2 if failed else 0
+
+
+def belongs(way: str, budget: str) -> bool:
+    return not way.endswith("-spatial" if budget == LOWEST else "-steps")
+
+
+def folder(root: Path, task: str, seed: int) -> Path:
+    return root / f"{task}-s{seed}"
+
+
+def of_way(way: str, share: str | float) -> list[str]:
+    method, kinds = WAYS[way]
+    return [f"stages.budget.method={method}", f"stages.budget.candidates={kinds}", f"stages.budget.value={share}"]
+
+
+def train(directory: Path, overrides: Sequence[str], own: Sequence[str]) -> str:
+    """Run what is missing of one run in a process of its own; its error, or nothing."""
+    if (directory / "summary.json").is_file():
+        return ""
+    stages = SHARED_STAGES if directory.name == "shared" else STAGES
+    words = [*fitting(list(overrides), stages), *own, scalars.of_path("run.dir", directory)]
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    log = directory.with_name(f"{directory.name}.log")
+    with log.open("w", encoding="utf-8") as file:
+        command = [sys.executable, "-m", "spikeprune", "train", str(GLUE), *words]
+        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode
+    print(f"{directory}: {'done' if code == 0 else f'exit code {code}, see {log}'}", flush=True)
+    return "" if code == 0 else log.read_text(encoding="utf-8").strip().rpartition("\n")[2]
+
+
+def lowest_share(here: Path, overrides: Sequence[str], task: str, seed: int) -> float:
+    """The lowest share of the energy that time steps alone can reach, as the refusal of a lower one names it."""
+    known_share = here / "lowest.json"
+    if not known_share.is_file():
+        own = [f"task={task}", f"seed={seed}", *of_way("greedy-steps", FAR_BELOW)]
+        said = train(here / "refused", overrides, [*own, scalars.of_path("run.start_from", here / "shared")])
+        if REFUSED not in said:
+            raise InputError(f"{here / 'refused.log'}: names no lowest share: {said}")
+        share = round(ROOM * float(said.partition(REFUSED)[2].split()[0]), 4)
+        write_atomic(known_share, jsonfile.dumps({"share": share}))
+    return jsonfile.read(known_share, AGAIN)["share"]
+
+
+def row(root: Path, key: Key) -> dict[str, Any]:
+    """Score and energy of a run, and those of what it began with."""
+    task, budget, seed, way = key
+    summary = jsonfile.read(folder(root, task, seed) / f"{budget}-{way}" / "summary.json", AGAIN)
+    last, teacher = summary["stages"][summary["final"]], summary["teacher"]
+    return {
+        "task": task,
+        "budget": budget,
+        "seed": seed,
+        "way": way,
+        "score": 100 * last["main"],
+        "below teacher": 100 * (teacher["main"] - last["main"]),
+        "energy": last["budget"]["reported"],
+        "target": last["budget"]["share"],
+        "heads": sum(last["heads"]),
+        "ffn": sum(last["ffn"]),
+        "t_steps": sum(last["t_steps"]),
+        "seconds": sum(stage["seconds"] for name, stage in summary["stages"].items() if name in ("budget", "finetune")),
+        "why_not": last["budget"]["why_not"],
+    }
+
+
+def to_csv(found: Mapping[Key, Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(next(iter(found.values()))))
+    writer.writeheader()
+    writer.writerows(found.values())
+    return text.getvalue()
+
+
+def to_markdown(found: Mapping[Key, Mapping[str, Any]]) -> str:
+    """For each budget a line for each way: the mean score of each task, and of all tasks with its spread over seeds."""
+    tasks = list(dict.fromkeys(key[0] for key in found))
+    head = ["budget", "way", *tasks, "mean", "below the teacher", "energy over target", "seconds", "seeds"]
+    lines = [head, ["---"] * len(head)]
+    for budget, way in dict.fromkeys((key[1], key[3]) for key in found):
+        group = [(key, value) for key, value in found.items() if (key[1], key[3]) == (budget, way)]
+        by_task = [[v["score"] for key, v in group if key[0] == task] for task in tasks]
+        seeds = [s for s in sorted({key[2] for key, _ in group}) if all((t, budget, s, way) in found for t in tasks)]
+        means, gaps = (
+            [statistics.fmean(found[t, budget, s, way][name] for t in tasks) for s in seeds]
+            for name in ("score", "below teacher")
+        )
+        rows = [value for _, value in group]
+        lines.append([budget, way, *map(spread, by_task), spread(means), spread(gaps)])
+        lines[-1] += [spread([v["energy"] / v["target"] for v in rows], 3), spread([v["seconds"] for v in rows], 0)]
+        lines[-1].append(" ".join(map(str, seeds)))
+    notes = ["", "Dev split, × 100; ± is the standard deviation over seeds, of `mean` that of the mean of all tasks."]
+    off = [f"- {' '.join(map(str, key))}: {v['why_not']}" for key, v in found.items() if v["why_not"]]
+    return "\n".join([*("| " + " | ".join(line) + " |" for line in lines), *notes, *off]) + "\n"
+
+
+def spread(values: Sequence[float], digits: int = 1) -> str:
+    if not values:
+        return "-"
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spikeprune.cost.shapes import Shape
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import Outputs
 from spikeprune.pruning.candidates import KINDS
@@ -44,11 +45,20 @@ class Gates:
     term     additions of the student, or None where the cost is its latency
     steps    optimizer steps in which the target falls
     learning whether units are still gated; afterwards the price acts on firing rates alone
+    equal_bits  whether the cost is relative to a dense network of the same units
     """
 
     def __init__(
-        self, student: SpikingBert, *, kinds: Sequence[str], term: AdditionsTerm | None, steps: int, seed: int
+        self,
+        student: SpikingBert,
+        *,
+        kinds: Sequence[str],
+        term: AdditionsTerm | None,
+        steps: int,
+        seed: int,
+        equal_bits: bool = False,
     ):
+        self.equal_bits = equal_bits
         self.term, self.learning = term, True
         self.sizes = [student.heads.numel(), student.ffn.numel(), len(student.t_steps)]
         self.shapes = [student.heads.shape, student.ffn.shape, student.t_steps.shape]
@@ -76,6 +86,11 @@ class Gates:
     def aim(self, target: float) -> None:
         self.target.fill_(target)
 
+    def calibrate(self, cost: float, additions: Tensor, student: SpikingBert) -> None:
+        """Take cost and expected additions as proportional, as they are measured of the student now."""
+        share = kept_share(self.term.shape, student.heads, student.ffn) if self.equal_bits else 1.0
+        self.factor.fill_(cost * share / additions)
+
     def parts(self, values: Tensor) -> list[Tensor]:
         """`[n]` -> heads `[L, H]`, neurons `[L, F]`, steps `[L+1]`, of gated units; 1 of others that are allowed."""
         values = values * self.gated + self.allowed - self.gated
@@ -98,15 +113,16 @@ class Gates:
             steps = closed + open_steps * (student.t_steps - closed)
         if self.term is None:
             return (steps.sum() if student.coding == "accumulate" else steps.max()).to(self.target)
+        unit = self.factor / (kept_share(self.term.shape, heads, ffn) if self.equal_bits else 1.0)
         if not self.learning:
-            return self.factor * self.term.expected(student, outputs, tokens)
+            return unit * self.term.expected(student, outputs, tokens)
         rates = dict(outputs.rates)
         for i, layer in enumerate(student.layers):
             kept = heads[i, : layer.heads].repeat_interleave(layer.head_size)
             rates[f"layers.{i}.context"] = rates[f"layers.{i}.context"] * kept
             rates[f"layers.{i}.intermediate"] = rates[f"layers.{i}.intermediate"] * ffn[i, : layer.ffn]
         expected = replace(outputs, rates=rates)
-        return self.factor * self.term.expected(student, expected, tokens, heads=heads, ffn=ffn, t_steps=steps)
+        return unit * self.term.expected(student, expected, tokens, heads=heads, ffn=ffn, t_steps=steps)
 
     def penalty(self, student: SpikingBert, outputs: Outputs, tokens: Tensor) -> Tensor:
         """The priced excess of the expected cost over the target, scalar."""
@@ -159,3 +175,9 @@ class Gates:
             getattr(self, name).copy_(state[name])
         self.learning = state["learning"]
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def kept_share(shape: Shape, heads: Tensor, ffn: Tensor) -> Tensor:
+    """Share of a dense layer stack's multiplications by weights that belongs to these heads and neurons."""
+    attention, forward = 4 * shape.hidden * shape.head_size * heads.sum(), 2 * shape.hidden * ffn.sum()
+    return (attention + forward) / (shape.layers * shape.hidden * (4 * shape.hidden + 2 * shape.ffn))

@@ -75,6 +75,7 @@ class GatePruning(BudgetTarget):
             term=None if self.target == "latency" else term,
             steps=self.fall,
             seed=self.seed,
+            equal_bits=self.target == "equal_bits",
         )
         self.gates.learning = self.learn
         if self.saved is not None:
@@ -117,7 +118,7 @@ class GatePruning(BudgetTarget):
         self.value = meter.value(student)
         if gates.term is not None:
             additions = gates.term.mean(student, self.loss_batches(trainer, module), forward_mode(module))
-            gates.factor.fill_(self.value / agreed(additions).item())
+            gates.calibrate(self.value, agreed(additions), student)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         student = student_of(pl_module)

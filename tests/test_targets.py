@@ -50,7 +50,7 @@ def test_what_can_work_is_accepted(tmp_path) -> None:
     load(tmp_path / "empty.yaml", [*LATENCY, "student.coding=running_mean", "stages.budget.value=0.25"])
 
 
-@pytest.mark.parametrize("preset", ["tiny", "minilm", "paper"])
+@pytest.mark.parametrize("preset", ["tiny", "minilm", "base", "paper"])
 def test_a_budget_takes_the_place_and_the_length_of_the_other_stages(preset) -> None:
     plain = load(GLUE, [f"preset={preset}"]).stages
     config = load(GLUE, [f"preset={preset}", "stages.budget.value=0.01"])

@@ -73,7 +73,7 @@ def test_certain_gates_compute_the_pruned_student(coding) -> None:
     mine = gates(student)
     close(mine, heads=[1, 4], ffn=[0, 5, F + 3], steps=[1])
     found = student(**given(batch), mode=mode, rate=True, **mine.relaxed())
-    cost = mine.cost(student, found, tokens(batch))
+    cost = mine.cost(found, tokens(batch))
     student.heads.view(-1)[[1, 4]] = 0
     student.ffn.view(-1)[[0, 5, F + 3]] = 0
     shorten(student, [1])
@@ -83,14 +83,14 @@ def test_certain_gates_compute_the_pruned_student(coding) -> None:
     mine.learning = False
     assert mine.relaxed() == {}
     # rates are those of the whole train: a train of four fires as often a step as one of three, up to rounding
-    torch.testing.assert_close(cost, mine.cost(student, wanted, tokens(batch)), rtol=0.1, atol=0)
+    torch.testing.assert_close(cost, mine.cost(wanted, tokens(batch)), rtol=0.1, atol=0)
 
 
 def test_without_steps_the_expected_cost_is_the_counted_one() -> None:
     student, batch = make(1), batches()[0]
     mine = gates(student, kinds=("heads", "ffn"))
     close(mine, heads=[1, 4], ffn=[0, 5, F + 3])
-    cost = mine.cost(student, gated(student, mine, batch), tokens(batch))
+    cost = mine.cost(gated(student, mine, batch), tokens(batch))
     set_masks(student, open_probability(mine.log_alpha.detach())[: H * L + F * L].round())
     assert student.heads.sum() == L * H - 2 and student.ffn.sum() == L * F - 3
     wanted = mine.term.expected(student, student(**given(batch), rate=True), tokens(batch))
@@ -102,7 +102,7 @@ def test_a_closed_gate_leaves_a_quarter_fewer_steps(t_steps) -> None:
     assert shorter(t_steps) == max(1, t_steps - max(1, t_steps // 4))
     mine = gates(make(0, (t_steps,) * 3), kinds=("steps",), term=None)
     close(mine, steps=[0, 2])
-    cost = mine.cost(make(0, (t_steps,) * 3), None, None)
+    cost = mine.cost(None, None)
     assert cost.item() == pytest.approx(2 * shorter(t_steps) + t_steps)
 
 
@@ -122,10 +122,10 @@ def test_gradients_of_gates_are_those_of_finite_differences(kind) -> None:
     at = [1, L * H + 3, L * H + L * F + 1][kind]
 
     def penalty() -> torch.Tensor:
-        return mine.penalty(student, outputs, tokens(batch))
+        return mine.penalty(outputs, tokens(batch))
 
     assert torch.autograd.grad(penalty(), mine.price)[0] == pytest.approx(
-        (mine.cost(student, outputs, tokens(batch)) / mine.target).log().item()
+        (mine.cost(outputs, tokens(batch)) / mine.target).log().item()
     )
     (slope,) = torch.autograd.grad(penalty(), mine.log_alpha)
     values = []
@@ -187,7 +187,7 @@ def test_folded_gates_compute_the_same() -> None:
     heads, ffn, steps = mine.settled()
     assert 0.1 < min(heads.min(), ffn.min()) and heads.max() < 1 and (steps == 1).all()
     wanted = student(**given(batch), heads=heads[None], ffn=ffn[None]).logits
-    mine.fold(student)
+    mine.fold()
     torch.testing.assert_close(student(**given(batch)).logits, wanted)
 
 
@@ -206,7 +206,7 @@ class Learning(Module):
 
     def step(self, batch) -> torch.Tensor:
         outputs = self.student(**inputs(batch), rate=True, **self.gates.relaxed())
-        return self.sample_loss(batch, outputs).mean() + self.gates.penalty(self.student, outputs, tokens(batch))
+        return self.sample_loss(batch, outputs).mean() + self.gates.penalty(outputs, tokens(batch))
 
 
 def callback(share: float, **options) -> GatePruning:

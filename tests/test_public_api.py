@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 import spikeprune
 from spikeprune import (
     BudgetPruning,
+    GatePruning,
     MaskSearch,
     SpatialPruning,
     SynapsePruning,
@@ -95,6 +96,18 @@ class Own(L.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=1e-3)
 
 
+class Gated(Own):
+    """One that learns gates, as docs/compression.md says."""
+
+    gates = None
+
+    def training_step(self, batch, batch_idx):
+        inputs = {name: x for name, x in batch.items() if name != "labels"}
+        outputs = self.student(**inputs, rate=True, **self.gates.relaxed())
+        loss = self.sample_loss(batch, outputs).mean()
+        return loss + self.gates.penalty(outputs, inputs["attention_mask"].sum(1).float().mean())
+
+
 def loader() -> DataLoader:
     batch = {**students.sentences((8, 5, 2, 7, 3, 8)), "labels": torch.tensor([0, 1, 2, 0, 1, 2])}
     return DataLoader([{name: x[i] for name, x in batch.items()} for i in range(6)], batch_size=3, shuffle=True)
@@ -126,6 +139,14 @@ def test_each_callback_compresses_a_module_of_ones_own(name, wrapped) -> None:
     assert isinstance(module, PrunableModule) and not compressed(student)
     fit(module, callback)
     assert compressed(student)
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "wrapped"])
+def test_gates_are_learnt_in_a_module_of_ones_own(wrapped) -> None:
+    student = students.make(dtype=torch.float32)
+    mine = GatePruning(share=0.3, relative_to="student", min_ffn=4, measured=8)
+    fit(Gated(Wrapped(student) if wrapped else student), mine, epochs=4)
+    assert student.ffn.mean() < 1 and not mine.gates.learning and mine.value <= mine.goal
 
 
 LAST = {"quantize": lambda: WeightQuantization("ternary", end=3), "synapses": lambda: SynapsePruning(kept=0.5, end=3)}

@@ -36,7 +36,7 @@ CLIP = 0.1  # largest excess that the price reacts to: gates need their time wha
 class Gates:
     """Gates of a student's units, the price of its cost, and their optimizer. A training step of a module reads
 
-        student(…, rate=True, **gates.relaxed())   and adds   gates.penalty(student, outputs, tokens)
+        student(…, rate=True, **gates.relaxed())   and adds   gates.penalty(outputs, tokens)
 
     to its loss, where tokens are the mean of a sentence. All is in tensors that keep their places, so that a replayed
     CUDA graph reads what `draw` and `aim` write.
@@ -58,7 +58,7 @@ class Gates:
         seed: int,
         equal_bits: bool = False,
     ):
-        self.equal_bits = equal_bits
+        self.student, self.equal_bits = student, equal_bits
         self.term, self.learning = term, True
         self.sizes = [student.heads.numel(), student.ffn.numel(), len(student.t_steps)]
         self.shapes = [student.heads.shape, student.ffn.shape, student.t_steps.shape]
@@ -86,9 +86,9 @@ class Gates:
     def aim(self, target: float) -> None:
         self.target.fill_(target)
 
-    def calibrate(self, cost: float, additions: Tensor, student: SpikingBert) -> None:
+    def calibrate(self, cost: float, additions: Tensor) -> None:
         """Take cost and expected additions as proportional, as they are measured of the student now."""
-        share = kept_share(self.term.shape, student.heads, student.ffn) if self.equal_bits else 1.0
+        share = kept_share(self.term.shape, self.student.heads, self.student.ffn) if self.equal_bits else 1.0
         self.factor.fill_(cost * share / additions)
 
     def parts(self, values: Tensor) -> list[Tensor]:
@@ -103,9 +103,10 @@ class Gates:
         heads, ffn, steps = self.parts(sampled(self.log_alpha, self.noise))
         return {"heads": heads[None], "ffn": ffn[None], "steps": steps}
 
-    def cost(self, student: SpikingBert, outputs: Outputs, tokens: Tensor) -> Tensor:
+    def cost(self, outputs: Outputs, tokens: Tensor) -> Tensor:
         """The expected cost, scalar; `outputs` with the rates of units as they fire before their gates."""
-        heads, ffn, steps = (student.heads, student.ffn, student.t_steps)
+        student = self.student
+        heads, ffn, steps = student.heads, student.ffn, student.t_steps
         if self.learning:
             heads, ffn, open_steps = self.parts(open_probability(self.log_alpha))
             closed = student.t_steps - (student.t_steps // 4).clamp(min=1)
@@ -124,9 +125,9 @@ class Gates:
         expected = replace(outputs, rates=rates)
         return unit * self.term.expected(student, expected, tokens, heads=heads, ffn=ffn, t_steps=steps)
 
-    def penalty(self, student: SpikingBert, outputs: Outputs, tokens: Tensor) -> Tensor:
+    def penalty(self, outputs: Outputs, tokens: Tensor) -> Tensor:
         """The priced excess of the expected cost over the target, scalar."""
-        excess = self.cost(student, outputs, tokens).clamp(min=1e-12).log() - self.target.log()
+        excess = self.cost(outputs, tokens).clamp(min=1e-12).log() - self.target.log()
         return self.price * excess + DAMPING / 2 * excess.relu().square()
 
     @torch.no_grad()
@@ -155,9 +156,10 @@ class Gates:
                 moment[at] = 0
 
     @torch.no_grad()
-    def fold(self, student: SpikingBert) -> None:
+    def fold(self) -> None:
         """Multiply the settled gates of kept units into the columns that read them, so that masks of ones compute what
         was learnt. Quantized columns have one scale for all: they stay."""
+        student = self.student
         if student.weights != "float":
             return
         heads, ffn, _ = self.settled()

@@ -59,7 +59,7 @@ class GatePruning(BudgetTarget):
             raise InputError(
                 f"GatePruning cannot prune {type(pl_module).__name__}: it has no member `gates`; set it to None in "
                 "__init__, and where it is not None pass the student rate=True and **gates.relaxed(), and add "
-                "gates.penalty(student, outputs, tokens) to the loss"
+                "gates.penalty(outputs, tokens) to the loss"
             )
         self.settle = max(self.settle, self.begin + 1)
         self.last, self.end = self.end, trainer.max_epochs - 1  # every epoch begins with a measurement
@@ -118,7 +118,7 @@ class GatePruning(BudgetTarget):
         self.value = meter.value(student)
         if gates.term is not None:
             additions = gates.term.mean(student, self.loss_batches(trainer, module), forward_mode(module))
-            gates.calibrate(self.value, agreed(additions), student)
+            gates.calibrate(self.value, agreed(additions))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         student = student_of(pl_module)
@@ -147,7 +147,7 @@ class GatePruning(BudgetTarget):
 
     def harden(self, student: SpikingBert, meter: CostMeter) -> None:
         """The settled gates become weights, masks and steps within the goal."""
-        self.gates.fold(student)
+        self.gates.fold()
         self.expose(student)
         scores = self.scores()
         floor = self.floor(student, scores)

@@ -77,7 +77,7 @@ class DistillationModule(TaskModule):
         terms = objective(batch, outputs, self.student, objective.teacher_outputs(batch, self.teacher))
         self.solved, loss = outputs.solved, objective.total(terms)
         if gates is not None:
-            terms["budget"] = gates.penalty(self.student, outputs, mean_tokens(batch))
+            terms["budget"] = gates.penalty(outputs, mean_tokens(batch))
             loss = loss + terms["budget"]
         return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
 

@@ -197,6 +197,20 @@ def test_fused_attention_is_attention(kind) -> None:
     torch.testing.assert_close(outputs[2].logits, outputs[3].logits)
 
 
+@pytest.mark.gpu
+@family
+def test_a_cuda_graph_holds_the_teacher(kind) -> None:
+    teacher, batch = Teacher(random_model(kind)).freeze().cuda(), {k: x.cuda() for k, x in batch_for(kind).items()}
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    with torch.no_grad(), torch.cuda.stream(stream):
+        plain = teacher(**batch, hidden=True).logits.clone()
+        with torch.cuda.graph(graph, stream=stream):
+            captured = teacher(**batch, hidden=True).logits
+        graph.replay()
+    torch.cuda.synchronize()
+    torch.testing.assert_close(captured, plain)
+
+
 def test_the_relative_position_bias_is_learnt() -> None:
     student = student_of("mpnet").train()
     student(**batch_for("mpnet")).logits.square().sum().backward()

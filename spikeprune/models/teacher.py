@@ -146,6 +146,8 @@ class Teacher(nn.Module):
         relative position bias among them. Without `scores` attention is fused and none are kept."""
         check_length(input_ids, longest_text(self.bert.config))
         batch = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if self.family.relative_bias(self.bert) is not None:
+            batch["attention_mask"] = additive(attention_mask)
         if self.family.types:
             batch["token_type_ids"] = token_type_ids
         if not scores:
@@ -175,6 +177,13 @@ class Teacher(nn.Module):
         if self.family.relative_bias(self.bert) is None:
             return None
         return self.family.encoder(self.bert).encoder.compute_position_bias(input_ids)
+
+
+def additive(mask: Tensor) -> Tensor:
+    """`[B, N]`, 1 for real tokens -> `[B, 1, 1, N]`, 0 for real tokens and the least float32 for padding, as
+    transformers takes a finished mask. The one that it makes for MPNet reads a number from the CPU, and a CUDA graph
+    cannot."""
+    return (1.0 - mask[:, None, None].float()) * torch.finfo(torch.float32).min
 
 
 def rebuilt(config: PreTrainedConfig, weights: dict[str, Tensor], frozen: bool) -> Teacher:

@@ -24,7 +24,7 @@ from spikeprune.errors import InputError
 from spikeprune.experiment import compaction, pipeline
 from spikeprune.experiment.checkpoints import load_student
 from spikeprune.experiment.run_directory import RunDirectory
-from spikeprune.export import command, licence
+from spikeprune.export import command, licence, onnx_file
 from spikeprune.models.compaction import compact
 from spikeprune.report.numbers import digits
 
@@ -45,11 +45,12 @@ def run(tmp_path_factory) -> RunDirectory:
 
 @pytest.fixture(scope="module")
 def exported(run, tmp_path_factory) -> dict[str, Path]:
-    """The last stage in each format."""
+    """The last stage in each format, but for one whose extra is not installed."""
     folder = tmp_path_factory.mktemp("exports")
-    for name in command.FORMATS:
+    formats = [name for name in command.FORMATS if name != "onnx" or not onnx_file.missing()]
+    for name in formats:
         assert cli.main(["export", str(run.path), "--to", name, str(folder / name)]) == 0
-    return {name: folder / name for name in command.FORMATS}
+    return {name: folder / name for name in formats}
 
 
 def test_every_format_leaves_a_record_and_nothing_else_beside_it(run, exported, capsys) -> None:
@@ -64,7 +65,7 @@ def test_every_format_leaves_a_record_and_nothing_else_beside_it(run, exported, 
         }
         assert record["check"]["words"]
     left = sorted(path.name for path in next(iter(exported.values())).parent.iterdir())
-    assert left == sorted(command.FORMATS)
+    assert left == sorted(exported)
 
 
 # --------------------------------------------------------------------------------------------------- Hugging Face

@@ -14,4 +14,4 @@ WIDEST_ACTIVATION = {"int8": 8, "fp16": 12}  # bits of the widest one that these
 PRECISIONS = ("32-true", "tf32", "bf16-mixed", "16-mixed", "64-true")
 WANDB_MODES = ("off", "auto", "online", "offline")
 LONGEST = 4096  # time steps of a spike train
-EXPORTS = ("hf", "c")
+EXPORTS = ("hf", "onnx", "c")

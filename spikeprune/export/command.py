@@ -24,7 +24,7 @@ from spikeprune.experiment.evaluation import last_finished, reopen
 from spikeprune.experiment.measurement import measure_student
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.experiment.summary import commit, data_facts, versions
-from spikeprune.export import c, hugging_face
+from spikeprune.export import c, hugging_face, onnx_file
 from spikeprune.export.facts import Facts
 from spikeprune.export.licence import teacher_of
 from spikeprune.files.atomic import absent, new_directory, write_json
@@ -32,7 +32,7 @@ from spikeprune.models.compaction import compact
 from spikeprune.models.modeling import SpikingBert
 
 Exporter = Callable[[SpikingBert, Any, Facts, Path], dict[str, Any]]
-FORMATS: dict[str, Exporter] = {"hf": hugging_face.write, "c": c.write}
+FORMATS: dict[str, Exporter] = {"hf": hugging_face.write, "onnx": onnx_file.write, "c": c.write}
 RECORD = "export.json"
 
 

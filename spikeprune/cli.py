@@ -44,6 +44,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         compacted=args.compact,
         stepwise=args.stepwise,
         early_exit=args.early_exit,
+        energy=args.energy,
         overrides=args.overrides,
     )
     if args.json and (warning := other_data(measured)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 SPATIAL_CRITERIA = ("magnitude", "rate", "taylor", "fisher", "random", "kwon")
 TEMPORAL_CRITERIA = ("uniform", "convergence", "sensitivity")
 NEURONS = ("binary", "ternary", "ternary_scaled")
+DENSE = "dense"  # real activations in place of spikes
 CODINGS = ("accumulate", "running_mean", "per_step")
 WEIGHTS = ("float", "binary", "ternary", "int8")
 TARGETS = ("ac", "energy", "equal_bits", "latency")

@@ -122,7 +122,11 @@ class Teacher:
 @dataclass
 class Student:
     layers: Any = key(None, "null: all of the teacher's; n: n evenly spread; [i, …]: these, from 0")
-    spikes: str = key("ternary", "spike set; ternary_scaled: threshold follows the input", choices=names.NEURONS)
+    spikes: str = key(
+        "ternary",
+        "spike set; ternary_scaled: threshold follows the input; dense: real activations",
+        choices=(*names.NEURONS, names.DENSE),
+    )
     leak: float = key(1.0, "γ: 1 IF, below 1 LIF", check=("must be above 0 and at most 1", lambda v: 0 < v <= 1))
     theta: str = key("channel", "one threshold per channel or per layer", choices=("channel", "tensor"))
     coding: str = key("accumulate", "what a non-linear step between spike trains reads", choices=names.CODINGS)

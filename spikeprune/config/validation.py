@@ -12,7 +12,7 @@ from typing import Any
 
 from spikeprune.config import data_rules
 from spikeprune.config.derived import is_int, is_ints, runs, scratch_size, stage_rows, student_layers
-from spikeprune.config.names import CANDIDATES, LONGEST, WIDEST_ACTIVATION
+from spikeprune.config.names import CANDIDATES, DENSE, LONGEST, WIDEST_ACTIVATION
 from spikeprune.config.schema import Config, Losses, Stage
 from spikeprune.errors import Problem, nearest
 
@@ -197,6 +197,24 @@ def _numbers(steps: Any, layers: int | None) -> list[int]:
     return steps if is_ints(steps, 1) else []
 
 
+def dense(config: Config) -> Iterator[Problem]:
+    """The dense opponent sends no spikes, so nothing that counts or shortens trains applies to it."""
+    s, key = config.student, "student.spikes"
+    if s.spikes != DENSE:
+        return
+    for name, value in (("coding", "accumulate"), ("forward", "equilibrium"), ("leak", 1.0), ("query", "real")):
+        if getattr(s, name) != value:
+            text = f"has no spike trains; set student.{name}={value}"
+            yield (f"student.{name}", key), f"student.{name} = {getattr(s, name)}: {key} = dense {text}"
+    for name in ("temporal", "budget"):
+        if runs(config, name):
+            yield (f"stages.{name}.epochs", key), f"stages.{name}: {key} = dense has no spikes; set its epochs to 0"
+    for name, stage in stage_rows(config):
+        if runs(config, name) and name != "teacher" and stage.losses.additions > 0:
+            loss = f"stages.{name}.losses.additions"
+            yield (loss, key), f"{loss} = {stage.losses.additions}: {key} = dense has no spikes; set it to 0"
+
+
 def energy_model(config: Config) -> Iterator[Problem]:
     """A model's figures must reach the activations of the dense network that a student is compared with."""
     model, steps = config.cost.model, config.student.t_steps
@@ -238,6 +256,7 @@ RULES: tuple[Rule, ...] = (
     quantize,
     without_target,
     budget,
+    dense,
     energy_model,
     devices,
 )

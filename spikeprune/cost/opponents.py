@@ -82,7 +82,8 @@ def comparison(
 ) -> dict[str, dict[str, Any]]:
     """The energy table of one student, plain numbers for JSON: for each of ENERGY_MODELS
 
-        student, teacher, masked_teacher, equal_bits   pJ of a mean sentence; None where the model has no figure
+        student, teacher, masked_teacher, equal_bits   pJ of a mean sentence; None where the model has no figure, or
+                      the student, dense itself, no such opponent
         ratios        {opponent: its energy over the student's}; above 1 the student takes less
         pays_below    the mean firing rate below which the student takes less than `equal_bits`, at most 1, all rates
                       scaled alike; None where it takes more even without a spike, or the model has no figure
@@ -97,7 +98,7 @@ def _under(
     model: EnergyModel, student: Network, others: Mapping[str, Network], without_spikes: Network, rate: float
 ) -> dict[str, Any]:
     own = model.per_sample(student)
-    energies = {name: energy_or_none(model, network) for name, network in others.items()}
+    energies = {name: energy_or_none(model, others[name]) if name in others else None for name in OPPONENTS}
     parts = {kind: values.sum().item() / student.ops.samples for kind, values in model.energy(student).items()}
     return {
         "student": own,

@@ -19,6 +19,7 @@ from spikeprune.experiment.measurement import measure_student, measure_teacher
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.experiment.summary import data_facts
 from spikeprune.experiment.terminal import quiet
+from spikeprune.experiment.timing import measured_ms
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.variants import deaden, variant
 
@@ -30,13 +31,15 @@ def evaluate(
     compacted: bool = False,
     stepwise: bool = False,
     early_exit: bool = False,
+    energy: bool = False,
     overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Measure a finished stage again from its saved checkpoint (the last one, unless `stage` names another), or with
     `compacted` what `spikeprune compact` left. `data_dir`: a GLUE directory, or of a run on own data a file with the
     same columns, in place of the run's own data.
     `stepwise`: spikes are simulated step by step also where a closed form gives the same. `early_exit`: inference that
-    stops once it is confident is measured too. `overrides`: `key=value` of the keys in `load.MEASURING`.
+    stops once it is confident is measured too. `energy`: the student and dense networks are timed. `overrides`:
+    `key=value` of the keys in `load.MEASURING`.
 
     Raises InputError where the teacher is asked for what only a student has, and as `check_early_exit`.
     """
@@ -49,7 +52,7 @@ def evaluate(
         name = directory.compact_record()["parent"]["stage"]
     directory.record(name)
     idle = [key for key in overrides if key.startswith("student.")]
-    idle += ["--stepwise"] * stepwise + ["--early-exit"] * early_exit
+    idle += ["--stepwise"] * stepwise + ["--early-exit"] * early_exit + ["--energy"] * energy
     if idle and name == "teacher":
         raise InputError(f"{' '.join(idle)}: the teacher does not spike; name a stage of the student")
     teacher = load_teacher(context, directory)
@@ -63,6 +66,8 @@ def evaluate(
         measured = measure_student(context, student_module(context, name, student, teacher, stepwise=stepwise), name)
         if early_exit:
             measured["dynamic"] = measure_early_exit(context, student)
+        if energy:
+            measured["measured_ms"] = measured_ms(context, student, teacher)
     facts = {"run": str(run_dir), "task": context.config.task, "main_metric": "+".join(context.task.main)}
     facts |= {"stage": name, "compacted": compacted}
     if overrides:

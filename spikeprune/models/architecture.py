@@ -68,7 +68,7 @@ class Architecture:
     ffn: int  # F
     classes: int  # C
     t_steps: int | Sequence[int]  # time steps: one number, or L+1
-    spikes: str = "ternary"  # the neurons, a name in `snn.neurons.NEURONS`
+    spikes: str = "ternary"  # the neurons, a name in `snn.neurons.ACTIVATIONS`
     leak: float = 1.0  # 1: IF, below 1: LIF
     theta: str = "channel"  # one threshold per channel or per tensor
     coding: str = "accumulate"  # what non-linear steps see of a spike train, a name in `snn.coding.CODINGS`

@@ -7,13 +7,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from spikeprune.cost.dense import dense
 from spikeprune.cost.kinds import Operations
-from spikeprune.cost.network import Network, spiking_network
+from spikeprune.cost.network import Network, dense_network, spiking_network
 from spikeprune.cost.operations import count
 from spikeprune.cost.shapes import Shape, SynapseCounts
 from spikeprune.errors import InputError
 from spikeprune.models.modeling import SpikingBert
-from spikeprune.snn.neurons import NEURONS
+from spikeprune.snn.neurons import ACTIVATIONS, DENSE
 
 
 def spiking_bert(model: nn.Module) -> SpikingBert:
@@ -34,10 +35,10 @@ def student_shape(student: SpikingBert) -> Shape:
         pooling=values["pooling"],
         query=values["query"],
         theta=values["theta"],
-        gain=NEURONS[values["spikes"]].gain is not None,
+        gain=ACTIVATIONS[values["spikes"]].gain is not None,
         membrane=values["residual"] == "membrane",
         feedback=values["feedback"],
-        signed=NEURONS[values["spikes"]].low < 0,
+        signed=ACTIVATIONS[values["spikes"]].low < 0,
     )
 
 
@@ -63,18 +64,19 @@ def student_operations(
     ffn: Tensor | None = None,
 ) -> Operations:
     """`cost.operations.count` of the spikes `counts` on sentences of `lengths [B]`, with the student's masks, time
-    steps, coding and synapses. `heads [L, H]` and `ffn [L, F]` replace its masks, where their gradient is wanted."""
-    return count(
-        counts,
-        lengths,
-        shape=student_shape(student) if shape is None else shape,
-        heads=student.heads if heads is None else heads,
-        ffn=student.ffn if ffn is None else ffn,
-        t_steps=student.steps,
-        coding=student.coding,
-        links=student.links(),
-        leak=student.values["leak"],
-    )
+    steps, coding and synapses; of a dense one `cost.dense.dense`. `heads [L, H]` and `ffn [L, F]` replace its masks,
+    where their gradient is wanted."""
+    shape = student_shape(student) if shape is None else shape
+    kept = {"heads": student.heads if heads is None else heads, "ffn": student.ffn if ffn is None else ffn}
+    if not sends_spikes(student):
+        return dense(lengths, shape=shape, links=student.links(), **kept)
+    form = {"t_steps": student.steps, "coding": student.coding, "leak": student.values["leak"]}
+    return count(counts, lengths, shape=shape, links=student.links(), **form, **kept)
+
+
+def sends_spikes(student: SpikingBert) -> bool:
+    """False for the dense opponent, whose neurons send real activations."""
+    return student.values["spikes"] not in DENSE
 
 
 def student_network(
@@ -86,15 +88,14 @@ def student_network(
     ffn: Tensor | None = None,
 ) -> Network:
     """The student that did the work `ops`, as energy models read it; arguments as in `student_operations`."""
-    return spiking_network(
-        ops,
-        shape=student_shape(student) if shape is None else shape,
-        heads=student.heads if heads is None else heads,
-        ffn=student.ffn if ffn is None else ffn,
-        coding=student.coding,
-        bits=student.stored_bits,
-        links=missing_synapses(student),
-    )
+    made: dict[str, Any] = {
+        "shape": student_shape(student) if shape is None else shape,
+        "heads": student.heads if heads is None else heads,
+        "ffn": student.ffn if ffn is None else ffn,
+        "bits": student.stored_bits,
+        "links": missing_synapses(student),
+    }
+    return spiking_network(ops, coding=student.coding, **made) if sends_spikes(student) else dense_network(ops, **made)
 
 
 def missing_synapses(student: SpikingBert) -> list[SynapseCounts] | None:

@@ -47,6 +47,19 @@ def energy_lines(energy: Energy, rate: float) -> list[str]:
     return [*columns(rows(energy)), "", *sentences(energy, rate), *LEGEND]
 
 
+def timing_lines(found: Mapping[str, Any]) -> list[str]:
+    """Milliseconds of a sentence on one machine: a row for the student and each dense network that was timed."""
+    names = {"student": "student", **OPPONENTS}
+    table = [["measured", "ms", "÷"]]
+    for key, name in names.items():
+        if key in found:
+            table.append([name, f"{found[key]:.2f}", digits(found[key] / found["student"])])
+    machine = (
+        f"PyTorch, batch 1, one thread, mean of {found['sentences']} sentences, on this machine: {found['machine']}"
+    )
+    return [*columns(table), machine]
+
+
 def energy_markdown(energy: Energy) -> str:
     head, *body = rows(energy)
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body))
@@ -55,6 +68,8 @@ def energy_markdown(energy: Energy) -> str:
 def sentences(energy: Energy, rate: float) -> list[str]:
     """Under which models spikes pay against equal bits, and below which firing rate they would under the others."""
     known = {model: row for model, row in energy.items() if row["equal_bits"] is not None}
+    if not known:
+        return ["Dense activations, no spikes: every product is a multiply-accumulate."]
     paying = [model for model, row in known.items() if row["ratios"]["equal_bits"] > 1]
     losing = {model: row["pays_below"] for model, row in known.items() if model not in paying}
     would = [f"{model} below {100 * at:.1f} %" for model, at in losing.items() if at is not None]

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from spikeprune.config.tasks import SELECT
-from spikeprune.report.energy_table import energy_lines
+from spikeprune.report.energy_table import energy_lines, timing_lines
 from spikeprune.report.numbers import columns, digits, energy_unit, si
 
 Summary = Mapping[str, Any]
@@ -197,6 +197,8 @@ def evaluation_lines(measured: Summary) -> str:
     lines += ["", score_line(measured)]
     if "student" in measured.get("energy", {}).get("convention", {}):
         lines += ["", *energy_lines(measured["energy"], measured["cost"]["rate"])]
+    if "measured_ms" in measured:
+        lines += ["", *timing_lines(measured["measured_ms"])]
     if "dynamic" in measured:
         lines += ["", *dynamic_lines(measured["dynamic"])]
     return "\n".join(lines)

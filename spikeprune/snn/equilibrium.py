@@ -12,14 +12,14 @@ from spikeprune.snn.neurons import Equilibrium, settle
 
 def clip(call: LayerCall) -> LayerOutput:
     """Exact rates, as for T -> infinity: the current, clipped to what the neurons can send."""
-    return LayerOutput(SpikeTrain(call.drive.mean.clamp(call.neuron.low * call.theta, call.theta)))
+    return LayerOutput(SpikeTrain(call.drive.mean.clamp(call.neuron.low * call.theta, call.neuron.high * call.theta)))
 
 
 def equilibrium(call: LayerCall) -> LayerOutput:
     """Rates of T levels, with the gradient of the equilibrium (see `neurons.Equilibrium`)."""
     y, theta = call.drive.mean, call.theta
     a = settle(y.detach(), theta.detach(), call.t_steps, call.neuron, call.leak)
-    return LayerOutput(SpikeTrain(Equilibrium.apply(y, theta, a, call.neuron.low)))
+    return LayerOutput(SpikeTrain(Equilibrium.apply(y, theta, a, call.neuron.low, call.neuron.high)))
 
 
 def closed_form(call: LayerCall) -> LayerOutput:

@@ -11,6 +11,7 @@ folds into its weight, so that only `s` is transmitted.
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ class Neuron(NamedTuple):
     start: float  # membrane before the first step, in units of theta: rounds to nearest
     low: float  # smallest ASR: 0 binary, -1 ternary
     settled: Callable[[Tensor, int], Tensor] | None  # spikes after T steps of the constant input x/theta, leak 1
+    high: float = 1.0  # largest ASR
     # of an adaptive threshold, the factor of theta: `(currents [..., D], groups, alive [D] or None) -> [..., D]`
     gain: Callable[[Tensor, int, Tensor | None], Tensor] | None = None
 
@@ -57,6 +59,16 @@ def ternary_settled(r: Tensor, t_steps: int) -> Tensor:
     return n.sign().mul_(n.abs().add_(0.5).floor_().clamp_(max=t_steps))
 
 
+def dense_step(x: Tensor, u: Tensor, theta: Tensor, leak: float) -> tuple[Tensor, Tensor]:
+    """A real number in place of a spike: the whole membrane is sent, and none is left. No spiking neuron."""
+    s = (leak * u + x) / theta
+    return s, torch.zeros_like(s)
+
+
+def dense_settled(r: Tensor, t_steps: int) -> Tensor:
+    return t_steps * r
+
+
 def rms_gain(x: Tensor, groups: int, alive: Tensor | None) -> Tensor:
     """Root mean square of a token's currents over each of `groups` equal parts of the channels, `alive` ones only.
 
@@ -80,6 +92,9 @@ NEURONS: dict[str, Neuron] = {
     "ternary": Neuron(step=ternary_step, start=0.0, low=-1.0, settled=ternary_settled),
     "ternary_scaled": Neuron(step=ternary_step, start=0.0, low=-1.0, settled=ternary_settled, gain=rms_gain),
 }
+# Activations of the dense opponent: its equilibrium is the identity, no rounding and no clip, whatever theta and T are.
+DENSE = {"dense": Neuron(step=dense_step, start=0.0, low=-torch.inf, settled=dense_settled, high=torch.inf)}
+ACTIVATIONS = ChainMap(NEURONS, DENSE)
 
 
 def simulable(t_steps: int) -> None:
@@ -128,22 +143,22 @@ def settle(x: Tensor, theta: Tensor, t_steps: int, neuron: Neuron, leak: float) 
 
 
 class Equilibrium(torch.autograd.Function):
-    """Forward `theta * a`; backward the gradient of `theta * clip(x/theta, low, 1)` with theta learnt as in LSQ.
+    """Forward `theta * a`; backward the gradient of `theta * clip(x/theta, low, high)` with theta learnt as in LSQ.
 
     Implicit differentiation at the neuron's equilibrium (SpikingBERT): to the input 1 inside the clip and 0
     outside; to theta `a - x/theta` inside and `a` outside (Esser et al. 2020, eq. 3).
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, theta: Tensor, a: Tensor, low: float) -> Tensor:
+    def forward(ctx, x: Tensor, theta: Tensor, a: Tensor, low: float, high: float = 1.0) -> Tensor:
         ctx.save_for_backward(x, theta, a)
-        ctx.low = low
+        ctx.low, ctx.high = low, high
         return theta * a
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, theta, a = ctx.saved_tensors
         r = x / theta
-        inside = ((r > ctx.low) & (r < 1)).to(grad.dtype)
+        inside = ((r > ctx.low) & (r < ctx.high)).to(grad.dtype)
         grad_theta = grad * (a - r * inside)
-        return grad * inside, grad_theta.sum_to_size(theta.shape), None, None
+        return grad * inside, grad_theta.sum_to_size(theta.shape), None, None, None

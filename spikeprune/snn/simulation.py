@@ -58,7 +58,7 @@ def measured_value(call: LayerCall, a: Tensor, mean: Tensor | None) -> Tensor:
         return call.theta * a
     # the clip is judged at the measured mean current, which in per_step is not f of the inputs' mean values
     y, theta = call.drive.mean, call.log_theta.exp()  # the rates' gradient reaches log(theta) by a path of its own
-    return Equilibrium.apply(y + (mean - y).detach(), theta, a, call.neuron.low)
+    return Equilibrium.apply(y + (mean - y).detach(), theta, a, call.neuron.low, call.neuron.high)
 
 
 def settling(spikes: Tensor, tokens: Tensor, leak: float, alive: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from spikeprune.snn.coding import CODINGS
 from spikeprune.snn.context import ForwardContext, Recorder, SpikeTrain
 from spikeprune.snn.dead_zone import DeadZone, among
 from spikeprune.snn.equilibrium import clip, closed_form, equilibrium
-from spikeprune.snn.neurons import NEURONS, asr, simulable
+from spikeprune.snn.neurons import ACTIVATIONS, asr, simulable
 from spikeprune.snn.simulation import simulate
 
 OPERATIONS: dict[str, Callable[[LayerCall], LayerOutput]] = {
@@ -37,7 +37,7 @@ class SpikingLayer(nn.Module):
     Args:
         name: under which measurements are recorded, such as `layers.0.key`.
         channels: D, the number of neurons.
-        neuron, coding: keys of NEURONS and CODINGS; `leak`: of the membrane, 1 for IF.
+        neuron, coding: keys of ACTIVATIONS and CODINGS; `leak`: of the membrane, 1 for IF.
         theta: a threshold per `channel`, or one per `tensor`.
         groups: parts of the channels, over each of which an adaptive threshold takes its own gain.
         dead_zone: whether currents too small to matter are dropped (see `dead_zone.py`).
@@ -60,11 +60,11 @@ class SpikingLayer(nn.Module):
         dead_zone: bool = False,
     ):
         super().__init__()
-        known("spikes", neuron, NEURONS)
+        known("spikes", neuron, ACTIVATIONS)
         known("coding", coding, CODINGS)
         known("theta", theta, ("channel", "tensor"))
         self.name, self.channels, self.leak, self.groups = name, channels, leak, groups
-        self.kind, self.neuron = neuron, NEURONS[neuron]
+        self.kind, self.neuron = neuron, ACTIVATIONS[neuron]
         self.coding_name, self.coding = coding, CODINGS[coding]
         self.count_first = False  # count the first token's spikes separately too
         self.sends_pulses = False  # its train itself is read, whatever the coding reads

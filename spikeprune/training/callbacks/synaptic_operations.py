@@ -15,7 +15,7 @@ from spikeprune.cost.kinds import Operations
 from spikeprune.cost.opponents import comparison, opponents, silent
 from spikeprune.cost.shapes import Shape
 from spikeprune.cost.summary import summarize
-from spikeprune.models.shape import missing_synapses, student_network, student_operations, student_shape
+from spikeprune.models.shape import missing_synapses, sends_spikes, student_network, student_operations, student_shape
 from spikeprune.training import distributed
 from spikeprune.training.protocol import student_of
 
@@ -52,8 +52,10 @@ class SynOpsLogger(L.Callback):
         self.lengths.append(lengths)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        student, active = student_of(pl_module), summed_activity(self.activity)
-        shape, rate, own = student_shape(student), active.rate(), student_network(student, summed(self.ops))
+        student = student_of(pl_module)
+        spiking, active = sends_spikes(student), summed_activity(self.activity)
+        rate, rates = (active.rate(), active.rates()) if spiking else (1.0, {})  # each activation is sent
+        shape, own = student_shape(student), student_network(student, summed(self.ops))
         masks = {"heads": student.heads, "ffn": student.ffn}
         lengths = torch.cat([part.to(own.ops.ac.device) for part in distributed.gather(torch.cat(self.lengths))])
         others = opponents(
@@ -65,6 +67,8 @@ class SynOpsLogger(L.Callback):
             links=missing_synapses(student),
             **masks,
         )
+        if not spiking:
+            del others["equal_bits"]
         without_spikes = silent(own, shape=shape, t_steps=student.steps, coding=student.coding)
         self.energy = comparison(own, others, without_spikes, rate=rate)
         costs = summarize(
@@ -79,9 +83,9 @@ class SynOpsLogger(L.Callback):
             **masks,
         )
         costs |= {"rate": rate, "sparsity": 1 - rate}
-        self.cost = {**costs, "rates": active.rates(), "work": own.ops.work()}
+        self.cost = {**costs, "rates": rates, "work": own.ops.work()}
         logged = {f"cost/{name}": float(value) for name, value in costs.items()}
-        logged |= {f"rate/{site}": rate for site, rate in self.cost["rates"].items()}
+        logged |= {f"rate/{site}": value for site, value in rates.items()}
         kept = {"t_steps": student.steps, "heads": student.heads.sum(1).tolist(), "ffn": student.ffn.sum(1).tolist()}
         logged |= {f"{name}/{i}": float(n) for name, numbers in kept.items() for i, n in enumerate(numbers)}
         pl_module.log_dict(logged, rank_zero_only=True)

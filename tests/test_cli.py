@@ -270,9 +270,9 @@ def test_evaluate_prints_json_or_a_table(pipeline, capsys, monkeypatch) -> None:
     seen, changed = [], []
 
     def evaluate(
-        run: str, stage, data_dir, compacted: bool, stepwise: bool, early_exit: bool, overrides: list[str]
+        run: str, stage, data_dir, compacted: bool, stepwise: bool, early_exit: bool, energy: bool, overrides: list[str]
     ) -> dict:
-        seen.append((run, stage, data_dir, compacted, stepwise, early_exit))
+        seen.append((run, stage, data_dir, compacted, stepwise, early_exit or energy))
         changed.extend(overrides)
         return {"task": "rte"}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from spikeprune import __version__
 from spikeprune.config import scalars
 from spikeprune.config.keys import type_of
-from spikeprune.config.names import EXPORTS
+from spikeprune.config.names import EXPORTS, RUNTIMES
 from spikeprune.config.resources import experiment_file
 from spikeprune.errors import nearest
 
@@ -194,6 +194,7 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--out", type=expanduser, metavar="OUT", help="a .csv or .jsonl file; with --glue-test a directory"
     )
+    predict.add_argument("--runtime", choices=RUNTIMES, default="torch", help="what computes: torch, or the C program")
     predict.add_argument("--cost", action="store_true", help="with additions, energy and time steps of each text")
     predict.add_argument("--glue-test", action="store_true", help="write GLUE's submission files, of its test splits")
     predict.add_argument("--data", type=expanduser, metavar="DIR", help="with --glue-test: a GLUE directory with them")

@@ -69,7 +69,7 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _predict(args: argparse.Namespace) -> None:
-    which = {"stage": args.stage, "compacted": args.compact}
+    which = {"stage": args.stage, "compacted": args.compact, "runtime": args.runtime}
     if args.glue_test:
         if args.file or args.cost:
             raise InputError("--glue-test answers GLUE's test splits, without --file and --cost; leave them out")

@@ -323,7 +323,7 @@ FIRST = {  # what GLUE's files say of the first rows
 
 
 def test_all_eleven_submission_files_in_one_archive(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(submission, "open_predictor", lambda run, stage, compacted: predictor_of(run))
+    monkeypatch.setattr(submission, "open_predictor", lambda run, stage, compacted, runtime: predictor_of(run))
     for name in TASKS:
         write_test(tmp_path / "glue", name)
     archive = tmp_path / "all.zip"
@@ -340,7 +340,9 @@ def test_all_eleven_submission_files_in_one_archive(tmp_path, monkeypatch, capsy
 
 
 def test_submission_files_are_refused_in_a_sentence(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(submission, "open_predictor", lambda run, stage, compacted: predictor_of(Path(run).name))
+    monkeypatch.setattr(
+        submission, "open_predictor", lambda run, stage, compacted, runtime: predictor_of(Path(run).name)
+    )
     data, out = ["--glue-test", "--data", str(tmp_path)], ["--out", str(tmp_path / "files")]
     write_test(tmp_path, "mnli")
     (tmp_path / "diagnostic" / "diagnostic.tsv").unlink()
@@ -355,3 +357,20 @@ def test_submission_files_are_refused_in_a_sentence(tmp_path, monkeypatch, capsy
         assert run(*words) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "a.zip").exists()
+
+
+@pytest.mark.compiler
+def test_the_c_program_predicts_the_same(folder, capsys) -> None:
+    """Probabilities, and costs counted from its own spikes."""
+    rows = []
+    for name in ("torch", "c"):
+        out = folder / f"by-{name}.csv"
+        words = [str(folder / "run"), "--file", str(folder / "dev.csv"), "--out", str(out), "--cost", "--runtime", name]
+        assert run(*words) == 0
+        rows.append(table(out))
+    for one, other in zip(*rows, strict=True):
+        assert one.keys() == other.keys() and one["prediction"] == other["prediction"]
+        for key in one.keys() - {"review", "prediction"}:
+            assert float(one[key]) == pytest.approx(float(other[key]), rel=1e-3), key
+    assert run(str(folder / "run"), "a film", "--runtime", "c", "--stage", "teacher") == 2
+    assert "runs spiking students and not the teacher" in capsys.readouterr().err

@@ -16,3 +16,4 @@ PRECISIONS = ("32-true", "tf32", "bf16-mixed", "16-mixed", "64-true")
 WANDB_MODES = ("off", "auto", "online", "offline")
 LONGEST = 4096  # time steps of a spike train
 EXPORTS = ("hf", "onnx", "c")
+RUNTIMES = ("torch", "c")  # of predictions

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from spikeprune.config.derived import active_stages
 from spikeprune.config.load import read_resolved
+from spikeprune.config.names import RUNTIMES
 from spikeprune.config.schema import Config
 from spikeprune.config.tasks import Task
 from spikeprune.cost.dense import dense
@@ -26,7 +27,7 @@ from spikeprune.cost.network import Network, dense_network
 from spikeprune.data.batching import encode
 from spikeprune.data.cells import sentence
 from spikeprune.data.tokenizer import load_tokenizer
-from spikeprune.errors import InputError
+from spikeprune.errors import InputError, known
 from spikeprune.experiment import processes
 from spikeprune.experiment.build.arithmetic import kernels, on_gpu
 from spikeprune.experiment.build.networks import dense_shape
@@ -34,11 +35,14 @@ from spikeprune.experiment.checkpoints import load_compact, load_student
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.experiment.terminal import quiet
 from spikeprune.kernels import attach
+from spikeprune.models.compaction import compact
 from spikeprune.models.inference import infer
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS, Outputs
 from spikeprune.models.shape import student_network, student_operations
 from spikeprune.models.teacher import Teacher
+from spikeprune.runtime import Session, to_bytes
+from spikeprune.runtime.inference import infer as run_program
 
 WINDOW = 2048  # texts that are sorted by length together
 Texts = tuple[str, ...]  # one sentence, or the two of a pair
@@ -88,20 +92,27 @@ class Predictor:
     steps: int  # until the logits
 
 
-def open_predictor(run_dir: str | Path, stage: str | None = None, compacted: bool = False) -> Predictor:
+def open_predictor(
+    run_dir: str | Path, stage: str | None = None, compacted: bool = False, runtime: str = "torch"
+) -> Predictor:
     """The network of a finished stage, by default the last one of the student, or with `compacted` the one that
-    `spikeprune compact` left. The run's data are not needed. Raises InputError."""
+    `spikeprune compact` left. `runtime`: torch, or c for the C program (`spikeprune/runtime`). The run's data are not
+    needed. Raises InputError."""
+    known("runtime", runtime, RUNTIMES)
     quiet()
     directory = RunDirectory.open(run_dir)
     config = read_resolved(directory.config)
     processes.check_devices(config.run.accelerator, devices=1)
     processes.use_threads(config.run)
-    device = torch.device("cuda" if on_gpu(config) else "cpu")
+    device = torch.device("cuda" if on_gpu(config) and runtime == "torch" else "cpu")
     name = stage or last_student(directory, config)
     folder = directory.compact if compacted else directory.stage(name)
     if compacted or name != "teacher":
         student = load_compact(directory) if compacted else load_student(directory, name)
-        how = of_student(student.to(device).eval(), kernels(config))
+        student = student.to(device).eval()
+        how = of_student(student, kernels(config)) if runtime == "torch" else of_program(compact(student))
+    elif runtime != "torch":
+        raise InputError(f"--runtime {runtime}: runs spiking students and not the teacher; name another stage")
     else:
         directory.verified(name)
         how = of_teacher(Teacher.load(folder, classes=directory.task().num_labels).freeze().to(device))
@@ -119,13 +130,21 @@ def last_student(directory: RunDirectory, config: Config) -> str:
 
 def of_student(student: SpikingBert, backend: str) -> tuple[Callable, Callable, int]:
     attach(student, backend)
+    return counted(student, lambda batch: infer(student, *(batch[name] for name in INPUTS)))
 
+
+def of_program(student: SpikingBert) -> tuple[Callable, Callable, int]:
+    """The C program, one sentence at a time."""
+    session = Session(to_bytes(student))
+    return counted(student, lambda batch: run_program(session, *(batch[name] for name in INPUTS)))
+
+
+def counted(student: SpikingBert, forward: Callable[[dict[str, Tensor]], Outputs]) -> tuple[Callable, Callable, int]:
     def example(outputs: Outputs, lengths: Tensor, i: int) -> Network:
         counts = {site: spikes[:, i : i + 1] for site, spikes in outputs.counts.items()}
         return student_network(student, student_operations(student, counts, lengths[i : i + 1]))
 
-    steps = latency_steps(student.steps, student.coding)
-    return lambda batch: infer(student, *(batch[name] for name in INPUTS)), example, steps
+    return forward, example, latency_steps(student.steps, student.coding)
 
 
 def of_teacher(teacher: Teacher) -> tuple[Callable, Callable, int]:
@@ -185,6 +204,7 @@ def predict(
     stage: str | None = None,
     compacted: bool = False,
     cost: bool = False,
+    runtime: str = "torch",
 ) -> Iterator[dict[str, Any]]:
     """Predictions of a run's network, as `spikeprune predict` writes them into a JSON lines file.
 
@@ -194,12 +214,13 @@ def predict(
         stage: a finished stage, by default the last one of the student.
         compacted: the model that `spikeprune compact` wrote.
         cost: with the additions, energy (pJ) and time steps of each.
+        runtime: torch, or c for the C program.
 
     Raises `errors.InputError` for a run without a finished stage, and for texts that are empty or not of the task.
 
     Example: `[found["prediction"] for found in predict("runs/sst2-tiny-s0", ["a fine film"])]`
     """
-    predictor = open_predictor(run, stage, compacted)
+    predictor = open_predictor(run, stage, compacted, runtime)
     found = predictions(predictor, (checked(predictor.task, i, text) for i, text in enumerate(texts, 1)), cost)
     return (prediction.record(predictor.task) for prediction in found)
 

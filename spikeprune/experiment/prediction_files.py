@@ -30,6 +30,7 @@ def predict_to(
     stage: str | None = None,
     compacted: bool = False,
     cost: bool = False,
+    runtime: str = "torch",
 ) -> str:
     """Predict what is given: `words`, a `file`, else standard input; write it to the file `out`, else to standard
     output as CSV. Returns a line on what was written, empty for standard output. Raises InputError; `out` is then not
@@ -39,7 +40,7 @@ def predict_to(
     if not words and not file and sys.stdin.isatty():
         raise InputError("no text is given; write it behind RUN, name a --file, or pipe lines into the command")
     target = None if out is None else unwritten(out, *FORMATTED)
-    predictor = open_predictor(run, stage, compacted)
+    predictor = open_predictor(run, stage, compacted, runtime)
     found = predictions(predictor, examples_of(predictor.task, words, file), cost)
     lines = FORMATTED[".csv" if target is None else target.suffix.lower()](predictor.task, found, cost)
     if target is None:

@@ -51,6 +51,7 @@ def submit(
     *,
     stage: str | None = None,
     compacted: bool = False,
+    runtime: str = "torch",
 ) -> list[str]:
     """Write the submission files of the `runs`, one for each task, into the directory `out` (by default the first run's
     `submission/`), or with `archive` into that zip file, as GLUE takes them. `data_dir`: a GLUE directory in place of
@@ -60,7 +61,7 @@ def submit(
     target = unwritten(archive, ".zip") if archive else Path(out) if out else Path(runs[0]) / FOLDER
     files: dict[str, str] = {}
     for run in runs:
-        predictor = open_predictor(run, stage, compacted)
+        predictor = open_predictor(run, stage, compacted, runtime)
         if predictor.task.name == CUSTOM:
             raise InputError(f"{run}: is a run on own data, of which GLUE has no test")
         for name, text in of_run(predictor, data_dir):

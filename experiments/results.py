@@ -30,8 +30,8 @@ FIGURE = ROOT / "docs" / "figures" / "quality-energy.svg"
 TABLE_READS = ("ac", "mac", "energy_pj", "latency_steps", "bytes")  # of a cost
 NOTHING = "No run of the present version has been kept yet."
 SCORES = ("dense teacher", "spiking student", "compressed")
-SETTING = ("task", "preset, data", "seeds", "metric", *SCORES, "energy, × less", "encoder bytes, × less")
-RUN = ("task", "preset, data", "seed", "metric", *SCORES, "energy, × less", "encoder bytes, × less")
+SETTING = ("task", "preset, data", "seeds", "metric", *SCORES, "McNemar p", "energy, × less", "encoder bytes, × less")
+RUN = ("task", "preset, data", "seed", "metric", *SCORES, "McNemar p", "energy, × less", "encoder bytes, × less")
 RUN += ("T", "heads", "neurons", "synapses", "training", "hardware", "commit")
 TASKS = ("sst2", "mrpc", "rte", "stsb", "cola", "qnli", "qqp", "mnli")
 
@@ -150,6 +150,24 @@ def scores(summary: dict) -> list[float]:
     return [100 * row["metrics"][metric_of(summary)] for row in rows(summary)]
 
 
+def sure_scores(summary: dict) -> list[str]:
+    """The scores, with their bootstrap intervals where the run has kept its predictions."""
+    found = []
+    for score, row in zip(scores(summary), rows(summary), strict=True):
+        low_high = row.get("intervals", {}).get(metric_of(summary))
+        interval = "" if low_high is None else " ({:.1f}–{:.1f})".format(*(100 * bound for bound in low_high))
+        found.append(f"{score:.1f}{interval}")
+    return found
+
+
+def chance(row: dict) -> str:
+    """The p of McNemar's test of a student against its teacher; of numbers, and without predictions, none."""
+    if "mcnemar" not in row:
+        return "-"
+    p = row["mcnemar"]["p"]
+    return "<0.001" if p < 0.001 else f"{p:.2g}"
+
+
 def savings(summary: dict) -> list[float]:
     return [row["energy_saving"] for row in rows(summary)[1:]]
 
@@ -196,7 +214,8 @@ def run_cells(summary: dict) -> list[str]:
         source(summary),
         str(summary["seed"]),
         metric_of(summary),
-        *(f"{score:.1f}" for score in scores(summary)),
+        *sure_scores(summary),
+        " → ".join(map(chance, rows(summary)[1:])),
         " → ".join(f"{saving:.1f}" for saving in savings(summary)),
         f"{byte_saving(summary):.1f}",
         " ".join(map(str, final["t_steps"])),
@@ -217,6 +236,7 @@ def setting_cells(found: list[dict]) -> list[str]:
         str(len(found)),
         metric_of(first),
         *(spread(values) for values in zip(*map(scores, found), strict=True)),
+        ", ".join(chance(rows(summary)[2]) for summary in found),
         " → ".join(f"{mean(values):.1f}" for values in zip(*map(savings, found), strict=True)),
         f"{mean(map(byte_saving, found)):.1f}",
     ]

@@ -67,10 +67,23 @@ def test_a_run_is_kept_and_has_a_row_beside_published_ones(results, tmp_path) ->
     results.keep(write(tmp_path / "run", summary()))
     assert [path.name for path in results.KEPT.iterdir()] == ["sst2-minilm-dir-s0.json"]
     (row,) = results.run_table(results.summaries()).splitlines()[2:]
-    assert row.startswith("| sst2 | minilm, GLUE dev | 0 | accuracy | 90.0 | 88.0 | 86.0 | 4.0 → 50.0 | ")
+    assert row.startswith("| sst2 | minilm, GLUE dev | 0 | accuracy | 90.0 | 88.0 | 86.0 | - → - | 4.0 → 50.0 | ")
     assert row.endswith("| 4 4 4 | 50 % | 75 % | 100 % | 3.0 min | one GPU | `0123456789ab` |")
     (row,) = results.setting_table(results.summaries()).splitlines()[2:]
     assert "SpikingBERT 88.19, " in row and "Sorbet 90.4" in row and row.endswith("| `0123456789ab` |")
+
+
+def test_a_row_says_how_sure_its_scores_are(results) -> None:
+    found = summary()
+    found["teacher"]["intervals"] = {"accuracy": [0.88, 0.919]}
+    found["stages"]["prediction_kd"]["mcnemar"] = {"first": 9, "second": 2, "p": 0.065}
+    found["stages"]["finetune"] |= {"intervals": {"accuracy": [0.84, 0.88]}, "mcnemar": {"p": 1e-5}}
+    (row,) = results.run_table([found]).splitlines()[2:]
+    assert "| 90.0 (88.0–91.9) | 88.0 | 86.0 (84.0–88.0) | 0.065 → <0.001 |" in row
+    other = summary(seed=1)
+    other["stages"]["finetune"]["mcnemar"] = {"p": 0.2}
+    (row,) = results.setting_table([found, other]).splitlines()[2:]
+    assert "| <0.001, 0.2 |" in row
 
 
 def test_generated_data_have_no_published_scores(results) -> None:

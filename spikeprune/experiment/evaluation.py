@@ -11,7 +11,7 @@ from spikeprune.config.schema import Config
 from spikeprune.config.tasks import CUSTOM
 from spikeprune.errors import InputError
 from spikeprune.experiment import processes
-from spikeprune.experiment.build.modules import student_module
+from spikeprune.experiment.build.modules import student_module, teacher_module
 from spikeprune.experiment.checkpoints import load_compact, load_student, load_teacher
 from spikeprune.experiment.context import RunContext, prepare
 from spikeprune.experiment.early_exit import check_early_exit, measure_early_exit
@@ -57,7 +57,7 @@ def evaluate(
         raise InputError(f"{' '.join(idle)}: the teacher does not spike; name a stage of the student")
     teacher = load_teacher(context, directory)
     if name == "teacher":
-        measured = measure_teacher(context, teacher)
+        measured = measure_teacher(context, teacher_module(context, teacher))
     else:
         student = load_compact(directory) if compacted else load_student(directory, name)
         student = untrained_changes(student, context, read_resolved(directory.config, changed))

@@ -16,24 +16,22 @@ from spikeprune.cost.summary import summarize
 from spikeprune.errors import InputError
 from spikeprune.experiment.build import trainers
 from spikeprune.experiment.build.callbacks import synops
-from spikeprune.experiment.build.modules import teacher_module
 from spikeprune.experiment.build.networks import teacher_shape
 from spikeprune.experiment.context import RunContext
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.shape import student_shape
 from spikeprune.models.sparsity import share
-from spikeprune.models.teacher import Teacher
 from spikeprune.training.callbacks.finite import StopOnNonFinite
 from spikeprune.training.metrics import main_metric, of_majority
 from spikeprune.training.modules.student import DistillationModule
 from spikeprune.training.modules.task import TaskModule
+from spikeprune.training.modules.teacher import TeacherModule
 
 FLOAT32 = "embeddings, pooler, classifier, biases, layer norms, thresholds"  # never quantized
 Measured = dict[str, Any]  # {"metrics", "main", "cost", …}
 
 
-def measure_teacher(context: RunContext, teacher: Teacher) -> Measured:
-    module = teacher_module(context, teacher)
+def measure_teacher(context: RunContext, module: TeacherModule) -> Measured:
     evaluator = trainers.evaluator(context.config, [StopOnNonFinite("teacher")])
     evaluator.validate(module, datamodule=context.data, verbose=False)
     lengths = context.data.val_dataloader()[0].data.lengths

@@ -12,6 +12,7 @@ import torch
 
 from spikeprune.config.derived import runs
 from spikeprune.errors import InputError
+from spikeprune.experiment import dev_predictions
 from spikeprune.experiment.build import arithmetic, modules, networks, trainers
 from spikeprune.experiment.checkpoints import load_student, load_teacher, save_student, save_teacher
 from spikeprune.experiment.context import RunContext
@@ -38,8 +39,11 @@ def train_teacher(context: RunContext, directory: RunDirectory) -> None:
     facts = (
         fit(context, directory, "teacher", module) if context.stage("teacher").epochs else {"steps": 0, "seconds": 0.0}
     )
-    measured = measure_teacher(context, module.teacher)
+    module = modules.teacher_module(context, module.teacher)
+    measured = measure_teacher(context, module)
     distributed.first(lambda: check_teacher(context, measured))
+    predictions = dev_predictions.predictions_of(context, module)
+    distributed.first(lambda: dev_predictions.keep(directory, "teacher", predictions))
     distributed.first(lambda: save_teacher(context, directory, module.teacher, {**measured, **facts}))
 
 
@@ -59,6 +63,8 @@ def train_student(context: RunContext, directory: RunDirectory, name: str, paren
         module = modules.student_module(context, name, student, frozen)
     budget = facts.pop("budget", None)
     measured = measure_student(context, module, name)
+    predictions = dev_predictions.predictions_of(context, module)
+    distributed.first(lambda: dev_predictions.keep(directory, name, predictions))
     if budget:
         teacher = distributed.first(lambda: directory.record("teacher"))
         facts["budget"] = budget.report(cost_in_unit(budget.target, measured, teacher, budget.model))

@@ -18,9 +18,11 @@ from spikeprune.config.keys import leaves
 from spikeprune.config.load import MAY_DIFFER, Config
 from spikeprune.config.tasks import CUSTOM
 from spikeprune.experiment.context import RunContext
+from spikeprune.experiment.dev_predictions import significance
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.files import jsonfile
 
+TEACHER = ("metrics", "main", "cost", "energy", "steps", "seconds")  # of its record
 # Keys left out of the hash of settings: a summary has them itself, or they differ from machine to machine.
 NAMED = ("seed", "data.source", "data.dir", "data.hub", "data.train_file", "data.dev_file")
 
@@ -42,6 +44,7 @@ def summarize_run(context: RunContext, directory: RunDirectory) -> dict[str, Any
     for name, row in rows.items():
         found = directory.record(name)  # without fidelity where an older run has left it
         row |= {key: found[key] for key in ("energy", "fidelity", "budget", "synapses") if key in found}
+        row |= significance(context.task, directory, name)
     teacher = directory.record("teacher")
     dense_pj = teacher["cost"]["energy_pj"]
     for row in rows.values():
@@ -61,7 +64,7 @@ def summarize_run(context: RunContext, directory: RunDirectory) -> dict[str, Any
             "heads": context.teacher_config.num_attention_heads,
             "ffn": context.teacher_config.intermediate_size,
         },
-        "teacher": {key: teacher[key] for key in ("metrics", "main", "cost", "energy", "steps", "seconds")},
+        "teacher": {key: teacher[key] for key in TEACHER} | significance(context.task, directory, "teacher"),
         "stages": rows,
         "uncompressed": uncompressed if compressing else (stages[-1] if stages else None),
         "final": stages[-1] if stages else None,

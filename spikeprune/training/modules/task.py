@@ -49,6 +49,7 @@ class TaskModule(L.LightningModule):
         self.graphed = None if graphs is None else graphs(self.loss_terms, self.models)
         self.dev_splits = list(dev_splits)
         self.dev_metrics = nn.ModuleList(task_metrics(task) for _ in self.dev_splits)
+        self.predicted: list[Tensor] = []  # of the last validation's batches, on the first dev split
         self.dev_quality: dict[str, float] = {}  # of the last validation, by names without `val/`; logged as float32
 
     def configure_optimizers(self):
@@ -103,11 +104,16 @@ class TaskModule(L.LightningModule):
             zip(values, distributed.total(torch.stack(list(values.values()))) / distributed.world(), strict=True)
         )
 
+    def on_validation_epoch_start(self) -> None:
+        self.predicted = []
+
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Outputs:
         outputs = self.infer(batch)
         logits = outputs.logits.float()
         predictions = logits[:, 0] if self.task.regression else logits.argmax(-1)
         self.dev_metrics[dataloader_idx].update(predictions, batch["labels"])
+        if dataloader_idx == 0:
+            self.predicted.append(predictions)
         return outputs
 
     def on_validation_epoch_end(self) -> None:

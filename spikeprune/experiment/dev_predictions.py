@@ -1,0 +1,54 @@
+"""The predictions that a stage's scores were made from, kept beside its record; what they say of how sure the scores
+are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from spikeprune.config.tasks import Task
+from spikeprune.experiment.context import RunContext
+from spikeprune.experiment.run_directory import RunDirectory
+from spikeprune.files import jsonfile
+from spikeprune.files.atomic import write_atomic
+from spikeprune.training import distributed
+from spikeprune.training.modules.task import TaskModule
+from spikeprune.training.significance import intervals, mcnemar
+
+FILE = "predictions.json"
+Predictions = dict[str, Any]  # split, and of each of its examples in order: labels, predictions
+
+
+def predictions_of(context: RunContext, module: TaskModule) -> Predictions:
+    """Of the module's last validation, on the first dev split. Every process calls it."""
+    split = context.task.dev_splits[0]
+    rows = np.concatenate(context.data.val_dataloader()[0].batches(0)).tolist()  # of this process
+    own = dict(zip(rows, torch.cat(module.predicted).tolist(), strict=True))
+    found = {row: value for part in distributed.gather(own) for row, value in part.items()}
+    labels = context.raw.splits[split].labels
+    return {"split": split, "labels": labels, "predictions": [found[row] for row in range(len(labels))]}
+
+
+def keep(directory: RunDirectory, stage: str, predictions: Predictions) -> None:
+    """Write them into the stage's directory, before its record."""
+    write_atomic(directory.make_stage(stage) / FILE, jsonfile.dumps(predictions) + "\n")
+
+
+def kept(directory: RunDirectory, stage: str) -> Predictions | None:
+    """None in a run that an older version has made."""
+    path = directory.stage(stage) / FILE
+    return jsonfile.read(path, f"remove {path.parent} to make the stage again") if path.is_file() else None
+
+
+def significance(task: Task, directory: RunDirectory, stage: str) -> dict[str, Any]:
+    """`intervals` of the stage's metrics; of a student's classes also `mcnemar`, the test against the teacher (first)
+    on the same examples. Empty where no predictions are kept."""
+    own, teacher = kept(directory, stage), kept(directory, "teacher")
+    if own is None:
+        return {}
+    found: dict[str, Any] = {"intervals": intervals(task, own["predictions"], own["labels"])}
+    if stage != "teacher" and not task.regression and teacher is not None and teacher["labels"] == own["labels"]:
+        found["mcnemar"] = mcnemar(teacher["predictions"], own["predictions"], own["labels"])
+    return found

@@ -55,7 +55,9 @@ def test_a_run_leaves_its_files(finished) -> None:
     run, _ = finished
     files = {str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file()}
     wanted = {"config.yaml", "data.json", "metrics.jsonl", "metrics.csv", "run.log", "summary.json", "report.html"}
-    wanted |= {f"stages/{name}/{file}" for name in STAGES for file in ("model.safetensors", "record.json")}
+    wanted |= {
+        f"stages/{name}/{file}" for name in STAGES for file in ("model.safetensors", "record.json", "predictions.json")
+    }
     tokenizer = ("tokenizer.json", "tokenizer_config.json")
     wanted |= {f"stages/{name}/{file}" for name in STAGES for file in ("config.json", *tokenizer)}
     assert files == wanted

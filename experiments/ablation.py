@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from spikeprune.config import scalars
-from spikeprune.config.derived import active_stages
+from spikeprune.config.derived import active_stages, data_name
 from spikeprune.config.load import load
 from spikeprune.errors import InputError
 from spikeprune.experiment import streams
@@ -74,10 +74,10 @@ def run(seeds: list[int], names: list[str], overrides: list[str], tag: str = "")
     for item in overrides:
         if item.partition("=")[0] in ("seed", "ablation", "run.dir", "run.start_from"):
             raise InputError(f"{item}: the ablation sets this itself; seeds are given by --seeds, names by --only")
-    which = [item for item in overrides if item.partition("=")[0] in ("task", "preset")]
+    which = [item for item in overrides if item.partition("=")[0] in ("task", "preset") or item.startswith("data.")]
     plain = load(GLUE, which)
     stages = {name: active_stages(load(GLUE, [*which, f"ablation={name}"])) for name in names}
-    root = Path("runs") / "ablation" / f"{plain.task}-{plain.preset}{tag}"
+    root = Path("runs") / "ablation" / f"{data_name(plain)}-{plain.preset}{tag}"
     plans = {}
     for seed in seeds:
         shared = root / f"s{seed}" / "shared"

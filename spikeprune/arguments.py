@@ -158,7 +158,10 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument("--stage", metavar="NAME", help="a finished stage; by default the last one")
     which.add_argument("--compact", action="store_true", help="the model that `spikeprune compact` wrote")
     evaluate.add_argument(
-        "--data", type=expanduser, metavar="DIR", help="a GLUE directory to measure on instead of the run's own data"
+        "--data",
+        type=expanduser,
+        metavar="DIR",
+        help="a GLUE directory, or a file with the columns of own data, to measure on instead of the run's",
     )
     evaluate.add_argument("--energy", action="store_true", help="also time the student and dense networks, one thread")
     evaluate.add_argument("--stepwise", action="store_true", help="simulate step by step, not in closed form")
@@ -171,7 +174,9 @@ def parser() -> argparse.ArgumentParser:
     compact.add_argument("run", type=expanduser, metavar="RUN", help="a run's directory, such as runs/mrpc-tiny-s0")
     compact.add_argument("overrides", metavar="key=value", nargs="*", help=CHANGED)
     compact.add_argument("--stage", metavar="NAME", help="a finished stage; by default the last one")
-    compact.add_argument("--data", type=expanduser, metavar="DIR", help="a GLUE directory to compare logits on")
+    compact.add_argument(
+        "--data", type=expanduser, metavar="DIR", help="a GLUE directory, or a file of own data, to compare logits on"
+    )
 
     export = _command(commands, "export", "write a student as files that other programs load", EXPORT_EXAMPLES)
     export.add_argument("run", type=expanduser, metavar="RUN", help="a run's directory, such as runs/mrpc-tiny-s0")
@@ -297,7 +302,7 @@ def _count(text: str) -> int:
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    """The arguments; key=value may also stand behind an option, where argparse does not look for them."""
+    """The arguments; key=value, or texts, may also stand behind an option, where argparse does not look for them."""
     top = parser()
     commands = next(action.choices for action in top._actions if action.dest == "command")
     command = next((word for word in words if not word.startswith("-")), None)
@@ -308,14 +313,21 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         top.error(f"unknown command {command}; there are {nearest(command, commands)}")
     args, rest = top.parse_known_args(words)
     for word in rest:
-        if word.startswith("-") or "=" not in word or not hasattr(args, "overrides"):
+        if word.startswith("-") or not _belongs(word, args):
             commands[args.command].error(_unknown(word, commands[args.command]))
-    if rest:
+    if rest and "texts" in args:
+        args.texts += rest
+    elif rest:
         args.overrides += rest
     if "experiment" in args:
         _default_experiment(args, commands[args.command])
     args.words = list(words)
     return args
+
+
+def _belongs(word: str, args: argparse.Namespace) -> bool:
+    """Whether a command takes a further word that is no option."""
+    return "texts" in args or ("overrides" in args and "=" in word)
 
 
 def _default_experiment(args: argparse.Namespace, command: argparse.ArgumentParser) -> None:

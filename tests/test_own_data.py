@@ -15,12 +15,14 @@ from own import COLUMNS, MOODS, write_reviews, write_scores
 
 from spikeprune.config.load import load
 from spikeprune.config.tasks import TRAIN, VALIDATION, custom_task, get_task
+from spikeprune.data.batching import encode
 from spikeprune.data.classes import class_weights, infer
-from spikeprune.data.description import classes
+from spikeprune.data.description import classes, cut
 from spikeprune.data.own import Columns, load_own
 from spikeprune.data.raw import RawData
 from spikeprune.data.rows import open_table
 from spikeprune.data.split import stratified
+from spikeprune.data.tokenizer import train_wordpiece
 from spikeprune.errors import InputError
 from spikeprune.training.losses import hard_loss
 from spikeprune.training.metrics import Counts, of_majority
@@ -253,3 +255,10 @@ def test_metrics_of_classes() -> None:
 def test_imbalance_is_told() -> None:
     line = classes([0] * 6 + [1] * 2, custom_task(("x",), "y", ("rare", "usual")))
     assert line == "classes of 8 training examples: rare 6 (75.0%), usual 2 (25.0%); the largest 3.0 × the smallest"
+
+
+def test_the_share_of_texts_that_are_cut() -> None:
+    """A text of as many tokens as there is room for is whole."""
+    tokenizer = train_wordpiece(["a b c"], vocab_size=100)
+    split = encode(tokenizer, ["a b", "a b c", "a b c a"], max_length=5)
+    assert split.lengths.tolist() == [4, 5, 5] and split.truncated == 1 and cut("train", split) == "33.3% of train"

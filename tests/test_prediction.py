@@ -23,6 +23,7 @@ from test_glue import ROWS
 
 import spikeprune
 from spikeprune import cli
+from spikeprune.arguments import parse
 from spikeprune.config.load import load, read_resolved
 from spikeprune.config.schema import Config
 from spikeprune.config.tasks import TASKS, get_task
@@ -30,6 +31,7 @@ from spikeprune.data.tokenizer import train_wordpiece
 from spikeprune.errors import InputError
 from spikeprune.experiment import compaction, evaluation, pipeline, prediction, submission
 from spikeprune.experiment.prediction import Predictor, open_predictor, predict, predictions
+from spikeprune.experiment.prediction_files import of_lines, of_words
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.integrations.sweeps import spec
 from spikeprune.models.outputs import Outputs
@@ -96,6 +98,18 @@ def test_json_lines_from_standard_input(folder, monkeypatch, capsys) -> None:
     assert run(str(folder / "run"), "lovely", "a, b") == 0
     shown = list(csv.reader(io.StringIO(capsys.readouterr().out)))
     assert [row[0] for row in shown] == ["review", "lovely", "a, b"]
+
+
+def test_pairs_and_words_behind_options() -> None:
+    """Two words, or a line with a tab between them, are an example of a task of pairs."""
+    mrpc, sst2 = get_task("mrpc"), get_task("sst2")
+    assert [texts for _, texts in of_words(mrpc, ["a", "b", "c", " d "])] == [("a", "b"), ("c", "d")]
+    assert list(of_lines(mrpc, [(1, "a\tb\r")], "x")) == [("x:1", ("a", "b"))]
+    assert list(of_lines(sst2, [(1, "a\tb")], "x")) == [("x:1", ("a\tb",))]
+    for wrong in (lambda: of_words(mrpc, ["a"]), lambda: of_lines(mrpc, [(3, "a b")], "x")):
+        with pytest.raises(InputError, match=r"give two for each|x:3: has 1 texts; write the two of a pair"):
+            list(wrong())
+    assert parse(["predict", "runs/x", "--stage", "teacher", "one", "--cost", "two = 2"]).texts == ["one", "two = 2"]
 
 
 def test_windows_keep_order_and_read_no_further(folder, monkeypatch) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from spikeprune.config.schema import Config, Stage
+from spikeprune.config.tasks import CUSTOM
 
 COMPRESSION = ("spatial", "temporal", "quantize", "budget")  # stages that remove something between epochs
 
@@ -71,6 +72,12 @@ def student_layers(config: Config) -> int | None:
     if layers is None:
         return scratch_size(config).get("layers") if config.teacher.checkpoint is None else None
     return layers if is_int(layers, 1) else len(layers) if is_ints(layers, 0) else None
+
+
+def data_name(config: Config) -> str:
+    """The task, of a user's own data their name: what directories are called after."""
+    data = config.data
+    return own_name(data.train_file, data.hub) if config.task == CUSTOM else config.task
 
 
 def own_name(train_file: str | None, hub: str) -> str:

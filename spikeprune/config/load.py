@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from spikeprune.config import scalars, validation
-from spikeprune.config.derived import own_name
+from spikeprune.config.derived import data_name
 from spikeprune.config.keys import every_key, in_words, leaves, names, near_key, type_of
 from spikeprune.config.resources import folders
 from spikeprune.config.schema import Config
@@ -112,11 +112,7 @@ def _run_dir(merge: _Merge, path: Path) -> str:
         if config.ablation is None and merge.sources.get("stages.budget.epochs") == BUDGET:
             folder = folder.replace("-s$", f"-budget{config.stages.budget.value:g}-s$")
         folder = folder.replace("-s$", "-${ablation}-s$") if config.ablation is not None else folder
-        folder = (
-            folder.replace("${task}", own_name(config.data.train_file, config.data.hub))
-            if config.task == CUSTOM
-            else folder
-        )
+        folder = folder.replace("${task}", data_name(config)) if config.task == CUSTOM else folder
     return folder if config.preset is not None else folder.replace("${preset}", path.stem)
 
 

@@ -56,7 +56,11 @@ def open_table(path: Path) -> Table:
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Lines of a UTF-8 file from 1, ended by a newline alone and without it; a byte-order mark is dropped."""
-    with open(path, "rb") as file:
+    try:
+        file = open(path, "rb")  # noqa: SIM115 it is closed by the block below
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); mend its rights or name another file") from None
+    with file:
         yield from decoded_lines(file, str(path))
 
 

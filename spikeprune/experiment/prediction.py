@@ -102,7 +102,9 @@ def open_predictor(
     quiet()
     directory = RunDirectory.open(run_dir)
     config = read_resolved(directory.config)
-    processes.check_devices(config.run.accelerator, devices=1)
+    if config.run.accelerator == "gpu":
+        config.run.accelerator = "auto"  # what was trained on a GPU may be used without one
+    config.run.kernels = "torch" if config.run.kernels == "torch" else "auto"
     processes.use_threads(config.run)
     device = torch.device("cuda" if on_gpu(config) and runtime == "torch" else "cpu")
     name = stage or last_student(directory, config)

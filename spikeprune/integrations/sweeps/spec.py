@@ -17,10 +17,10 @@ from typing import Any
 import yaml
 
 from spikeprune.config import scalars
-from spikeprune.config.derived import own_name
+from spikeprune.config.derived import data_name
 from spikeprune.config.keys import type_of
 from spikeprune.config.load import Config, load
-from spikeprune.config.tasks import CUSTOM, quality_names
+from spikeprune.config.tasks import quality_names
 from spikeprune.errors import InputError, nearest
 from spikeprune.report.results import names
 
@@ -305,5 +305,4 @@ def _metric(sweep: Sweep, values: Mapping[str, Any]) -> list[str]:
 def default_folder(sweep: Sweep) -> Path:
     """runs/sweeps/FILE-TASK-PRESET, of the first values where these are swept."""
     config = sweep.config({p.key: p.samples()[0] for p in sweep.parameters}, "run.dir=check")
-    task = own_name(config.data.train_file, config.data.hub) if config.task == CUSTOM else config.task
-    return Path("runs/sweeps") / "-".join(part for part in (sweep.path.stem, task, config.preset) if part)
+    return Path("runs/sweeps") / "-".join(part for part in (sweep.path.stem, data_name(config), config.preset) if part)

@@ -16,6 +16,8 @@ from itertools import groupby
 from pathlib import Path
 from statistics import mean, stdev
 
+from energy_results import detail_table, ratio_table
+
 from spikeprune.config.tasks import SELECT
 from spikeprune.errors import InputError
 from spikeprune.files import jsonfile
@@ -27,12 +29,25 @@ PUBLISHED = ROOT / "experiments" / "published.json"
 README, PAGE, COST = ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "cost.md"
 FIRST_RUN = "mrpc-tiny-embedded-s0.json"  # kept, its table stands at the head of the README
 FIGURE = ROOT / "docs" / "figures" / "quality-energy.svg"
-TABLE_READS = ("ac", "mac", "energy_pj", "latency_steps", "bytes")  # of a cost
 NOTHING = "No run of the present version has been kept yet."
 SCORES = ("dense teacher", "spiking student", "compressed")
-SETTING = ("task", "preset, data", "seeds", "metric", *SCORES, "McNemar p", "energy, × less", "encoder bytes, × less")
-RUN = ("task", "preset, data", "seed", "metric", *SCORES, "McNemar p", "energy, × less", "encoder bytes, × less")
+SETTING = ("task", "preset, data", "seeds", "metric", *SCORES, "McNemar p", "firing rate", "latency")
+SETTING += ("encoder bytes, × less",)
+RUN = (
+    "task",
+    "preset, data",
+    "seed",
+    "metric",
+    *SCORES,
+    "McNemar p",
+    "firing rate",
+    "latency",
+    "encoder bytes, × less",
+)
 RUN += ("T", "heads", "neurons", "synapses", "training", "hardware", "commit")
+LATENCY = ("latency_steps", "latency_stages", "latency_overlapped")
+TABLE_READS = ("ac", "mac", "energy_pj", "rate", *LATENCY, "bytes")  # of a cost
+ROW_READS = ("metrics", "main", "energy", "fidelity", "budget")
 TASKS = ("sst2", "mrpc", "rte", "stsb", "cola", "qnli", "qqp", "mnli")
 
 
@@ -121,7 +136,7 @@ def tag_of(name: str, rest: str) -> str:
 def table_part(summary: dict) -> dict:
     def part(row: dict) -> dict:
         cost = {key: row["cost"][key] for key in TABLE_READS if key in row["cost"]}
-        return {key: row[key] for key in ("metrics", "main", "fidelity", "budget") if key in row} | {"cost": cost}
+        return {key: row[key] for key in ROW_READS if key in row} | {"cost": cost}
 
     named = {summary["final"], summary["uncompressed"]} - {None}
     own = ("task", "preset", "seed", "data", "main_metric", "uncompressed", "final", "commit", "hardware", "versions")
@@ -168,8 +183,15 @@ def chance(row: dict) -> str:
     return "<0.001" if p < 0.001 else f"{p:.2g}"
 
 
-def savings(summary: dict) -> list[float]:
-    return [row["energy_saving"] for row in rows(summary)[1:]]
+def rate(summary: dict) -> float:
+    """Spikes of the compressed student for each neuron and step, in percent."""
+    return 100 * rows(summary)[2]["cost"]["rate"]
+
+
+def latency(summary: dict) -> str:
+    """Time steps of the compressed student: layers in turn, populations in turn, at least were these to overlap."""
+    cost = rows(summary)[2]["cost"]
+    return " / ".join(str(cost[key]) if key in cost else "-" for key in LATENCY)
 
 
 def few_bits(summary: dict) -> list[str]:
@@ -216,7 +238,8 @@ def run_cells(summary: dict) -> list[str]:
         metric_of(summary),
         *sure_scores(summary),
         " → ".join(map(chance, rows(summary)[1:])),
-        " → ".join(f"{saving:.1f}" for saving in savings(summary)),
+        f"{rate(summary):.1f} %",
+        latency(summary),
         f"{byte_saving(summary):.1f}",
         " ".join(map(str, final["t_steps"])),
         *kept,
@@ -237,7 +260,8 @@ def setting_cells(found: list[dict]) -> list[str]:
         metric_of(first),
         *(spread(values) for values in zip(*map(scores, found), strict=True)),
         ", ".join(chance(rows(summary)[2]) for summary in found),
-        " → ".join(f"{mean(values):.1f}" for values in zip(*map(savings, found), strict=True)),
+        f"{mean(map(rate, found)):.1f} %",
+        ", ".join(dict.fromkeys(map(latency, found))),
         f"{mean(map(byte_saving, found)):.1f}",
     ]
 
@@ -261,6 +285,10 @@ def setting_table(found: list[dict]) -> str:
     return markdown([*SETTING, "published", "commit"], lines) if found else NOTHING
 
 
+def setting_name(summary: dict) -> list[str]:
+    return [summary["task"], source(summary)]
+
+
 def peers(summary: dict) -> str:
     """`Sorbet 90.4, …` on the same task; none for generated data, which has no published scores."""
     if summary["data"]["source"] == "embedded":
@@ -280,10 +308,16 @@ def score(peer: dict, task: str) -> str:
 
 def published_table() -> str:
     lines = [
-        [f"{peer['name']} ({peer['venue']})", *(score(peer, task) for task in TASKS), peer["source"], peer["differs"]]
+        [f"{peer['name']} ({peer['venue']})", *(score(peer, task) for task in TASKS), *energy_claim(peer)]
+        + [peer["source"], peer["differs"]]
         for peer in published()
     ]
-    return markdown(["model", *TASKS, "source", "what differs from here"], lines)
+    return markdown(["model", *TASKS, "energy, as published", "under", "source", "what differs from here"], lines)
+
+
+def energy_claim(peer: dict) -> tuple[str, str]:
+    """A published figure of energy, and the energy model that it was counted under."""
+    return (peer["energy"]["figure"], peer["energy"]["model"]) if "energy" in peer else ("-", "-")
 
 
 def ablation_tables() -> str:
@@ -323,10 +357,13 @@ def pages() -> dict[Path, str]:
     """The complete text of each page that has tables of results."""
     found = summaries()
     figure = f"![Quality against energy](figures/{FIGURE.name})\n\n" if found else ""
-    page = between_marks(PAGE.read_text(encoding="utf-8"), "settings", figure + setting_table(found))
-    for name, table in (("runs", run_table(found)), ("ablation", ablation_tables()), ("published", published_table())):
+    ratios = ratio_table(settings(found), setting_name, markdown)
+    page = between_marks(PAGE.read_text(encoding="utf-8"), "settings", f"{ratios}\n\n{figure}{setting_table(found)}")
+    tables = {"runs": run_table(found), "ablation": ablation_tables(), "published": published_table()}
+    tables["energy"] = detail_table(settings(found), setting_name, markdown)
+    for name, table in tables.items():
         page = between_marks(page, name, table)
-    readme = between_marks(README.read_text(encoding="utf-8"), "results", setting_table(found))
+    readme = between_marks(README.read_text(encoding="utf-8"), "results", f"{ratios}\n\n{setting_table(found)}")
     if (KEPT / FIRST_RUN).is_file():
         kept = jsonfile.loads((KEPT / FIRST_RUN).read_text(encoding="utf-8"))
         readme = between_marks(readme, "first run", terminal(kept))

@@ -20,7 +20,8 @@ def summary(**changes) -> dict:
     """A run of two layers whose student has a quarter of the teacher's energy, the compressed one a fiftieth."""
 
     def row(accuracy: float, energy: float, **more) -> dict:
-        cost = {"ac": 8, "mac": 1, "energy_pj": energy, "latency_steps": 12, "bytes": 9}
+        cost = {"ac": 8, "mac": 1, "energy_pj": energy, "rate": 0.25, "bytes": 9}
+        cost |= {"latency_steps": 12, "latency_stages": 44, "latency_overlapped": 14}
         return {"metrics": {"accuracy": accuracy}, "main": accuracy, "cost": cost, "seconds": 60.0, **more}
 
     def student(accuracy: float, energy: float, heads: int) -> dict:
@@ -67,7 +68,9 @@ def test_a_run_is_kept_and_has_a_row_beside_published_ones(results, tmp_path) ->
     results.keep(write(tmp_path / "run", summary()))
     assert [path.name for path in results.KEPT.iterdir()] == ["sst2-minilm-dir-s0.json"]
     (row,) = results.run_table(results.summaries()).splitlines()[2:]
-    assert row.startswith("| sst2 | minilm, GLUE dev | 0 | accuracy | 90.0 | 88.0 | 86.0 | - → - | 4.0 → 50.0 | ")
+    assert row.startswith(
+        "| sst2 | minilm, GLUE dev | 0 | accuracy | 90.0 | 88.0 | 86.0 | - → - | 25.0 % | 12 / 44 / 14 |"
+    )
     assert row.endswith("| 4 4 4 | 50 % | 75 % | 100 % | 3.0 min | one GPU | `0123456789ab` |")
     (row,) = results.setting_table(results.summaries()).splitlines()[2:]
     assert "SpikingBERT 88.19, " in row and "Sorbet 90.4" in row and row.endswith("| `0123456789ab` |")
@@ -86,6 +89,25 @@ def test_a_row_says_how_sure_its_scores_are(results) -> None:
     assert "| <0.001, 0.2 |" in row
 
 
+def with_energy(equal_bits: float | None, seed: int = 0) -> dict:
+    """Under one model: 8 pJ against 400 and 80 of the teacher, and `equal_bits`."""
+    found = summary(seed=seed)
+    energies = {"teacher": 400.0, "masked_teacher": 80.0, "equal_bits": equal_bits}
+    divided = {name: None if pj is None else pj / 8 for name, pj in energies.items()}
+    row = {"student": 8.0, **energies, "ratios": divided, "pays_below": equal_bits and 0.05 * equal_bits, "parts": {}}
+    found["stages"]["finetune"]["energy"] = {"memory": row}
+    return found
+
+
+def test_energy_is_shown_against_every_opponent(results) -> None:
+    groups = [[with_energy(4.0), with_energy(2.0, seed=1)], [with_energy(None)], [summary()]]
+    (row, other), name = results.ratio_table(groups, results.setting_name, results.markdown).splitlines()[2:4], "minilm"
+    assert row == f"| sst2 | {name}, GLUE dev | 50.0 / 10.0 / 0.38 |" and other.endswith("| 50.0 / 10.0 / - |")
+    row, other = results.detail_table(groups, results.setting_name, results.markdown).splitlines()[2:]
+    assert row.endswith("| 0 nJ | 0 nJ | 50.0 / 10.0 / 0.38 | 25.0 % | 15.0 % |") and other.endswith("| - |")
+    assert results.ratio_table([[summary()]], results.setting_name, results.markdown).startswith("No run has been kept")
+
+
 def test_generated_data_have_no_published_scores(results) -> None:
     (row,) = results.setting_table(
         [summary(data={"source": "embedded", "banner": "", "fingerprint": "0"})]
@@ -100,6 +122,8 @@ def test_without_runs_the_tables_say_so(results) -> None:
 def test_what_is_not_verified_is_marked(results) -> None:
     spikingbert = next(line for line in results.published_table().splitlines() if line.startswith("| SpikingBERT"))
     assert "| 88.19 | 79.17* | 66.06 | 82.2* | - |" in spikingbert
+    sorbet = next(line for line in results.published_table().splitlines() if line.startswith("| Sorbet"))
+    assert "| 27.16 × less than BERT | convention |" in sorbet
 
 
 def test_an_ablation_is_kept_and_shown_in_its_order(results, tmp_path) -> None:

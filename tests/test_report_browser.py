@@ -18,7 +18,7 @@ pytestmark = pytest.mark.browser
 FACTS = """(() => {
   const box = (e) => e.getBoundingClientRect();
   const drawings = [...document.querySelectorAll('svg')];
-  const found = {empty: [], small: [], cut: [], covered: [], widths: []};
+  const found = {empty: [], small: [], cut: [], covered: []};
   for (const svg of drawings) {
     const name = svg.getAttribute('aria-label'), frame = box(svg), scale = svg.getScreenCTM().a;
     const shapes = [...svg.querySelectorAll('path, rect, circle, line')].filter(e => box(e).width + box(e).height > 0);

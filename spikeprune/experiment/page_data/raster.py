@@ -42,7 +42,7 @@ def raster(student: SpikingBert, tokenizer: Any, texts: Sequence[str], max_lengt
     inputs = {name: row[name].to(student.classifier.weight.device) for name in INPUTS}
     logits = student(*inputs.values(), mode="spiking", scores=False).logits[0]
     trains = spike_trains(student, inputs)
-    words = tokenizer.convert_ids_to_tokens(row["input_ids"][0].tolist())
+    words = [tokenizer.decode([token]).strip() or "␣" for token in row["input_ids"][0].tolist()]
     widths = {site: train.shape[-1] for site, train in trains.items()}
     kept = kept_channels(widths, heads=student.heads, ffn=student.ffn)
     shown = [site for site in trains if site == "embedding" or site.endswith(".output")]

@@ -11,6 +11,7 @@ from spikeprune.report.page.markup import Markup, figure, figures, joined, keys,
 from spikeprune.report.page.scale import Scale, fitted
 
 Found = Mapping[str, Any]
+LONGEST = 300  # letters of a sentence in a table
 
 
 def answers(run: Mapping[str, Any]) -> Markup:
@@ -40,14 +41,14 @@ def _confusion(who: str, found: Found, labels: Sequence[str]) -> Markup:
 
     names = [cut(label) for label in labels]
     left = 16 + 6.6 * max(map(len, names))
+    width = max(36, min(86, (318 - left) / len(labels)))
     counts = iter([n for row in rows for n in row])
-    cell = (max(44, min(86, 260 // len(labels))), 34)
-    how = {"cell": cell, "left": left, "slanted": 7 * max(map(len, names)) > cell[0] + 12}
+    how = {"cell": (width, 34), "left": left, "slanted": 7 * max(map(len, names)) > width + 12}
     drawn = cells("Confusion", names, names, shares, tip=tip, write=lambda _: str(next(counts)), **how)
     return figure(f"Confusion of the {who}: rows true, columns answered", drawn, wide=True)
 
 
-def cut(text: str, most: int = 18) -> str:
+def cut(text: str, most: int = 14) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
@@ -112,12 +113,12 @@ def worst(rows: Sequence[Found], labels: Sequence[str] | None) -> Markup:
         head, body = ["true", "student", "teacher", "sentence"], []
         for row in rows:
             numbers = [f"{row['label']:.2f}", f"{row['answer'][0]:.2f}", f"{row['teacher'][0]:.2f}"]
-            body.append([*numbers, " ‖ ".join(row["text"])])
+            body.append([*numbers, cut(" ‖ ".join(row["text"]), LONGEST)])
     else:
         head, body = ["true", "student's answer", "teacher's answer", "sentence"], []
         for row in rows:
             told = [_told(row[key], labels) for key in ("answer", "teacher")]
-            body.append([labels[int(row["label"])], *told, " ‖ ".join(row["text"])])
+            body.append([labels[int(row["label"])], *told, cut(" ‖ ".join(row["text"]), LONGEST)])
     return joined([tag("h4", "The sentences answered worst"), table(head, body, words=4)])
 
 

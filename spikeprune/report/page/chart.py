@@ -52,12 +52,13 @@ def path(points: Iterable[tuple[float, float]]) -> str:
 def line(series: Series, x: Scale, y: Scale, write: Callable[[float], str]) -> Markup:
     """A line with a mark at each point, which tells its numbers."""
     places = [(x(a), y(b)) for a, b in series.points]
+    radius = 2.4 if len(places) <= 40 else 1.2
     marks = [
         tag(
             "circle",
             cx=px,
             cy=py,
-            r=2.4,
+            r=radius,
             class_=f"{series.colour} mark",
             data_tip=f"{series.name}: {write(b)} at {a:g}",
         )

@@ -9,7 +9,7 @@ from spikeprune.report.numbers import digits, energy_unit
 from spikeprune.report.page.chart import Series, lines
 from spikeprune.report.page.markup import Markup, figure, figures, keys, note, section
 from spikeprune.report.page.scale import short
-from spikeprune.report.page.style import COLOURS
+from spikeprune.report.page.style import COLOURS, SHADES
 
 X = "epochs of the run"
 
@@ -23,24 +23,38 @@ def curves(run: Mapping[str, Any]) -> Markup:
         _figure("Score on the dev split", found["score"], found["bands"], "score"),
         _loss(found),
         _energy(found),
-        _figure("Firing rate by layer", found["rates"], found["bands"], "spikes per neuron and step", zero=True),
+        _rates(found),
         _figure("Learning rate of the weights", {"learning rate": found["lr"]}, found["bands"], "rate", zero=True),
     ]
     lead = f"Means of each epoch. Every second stage is shaded, in order: {stages}."
     return section("Training", figures(*filter(None, shown)), lead=lead)
 
 
-def series_of(named: Mapping[str, list]) -> list[Series]:
-    shown = [(name, points) for name, points in named.items() if points]
-    return [Series(name, COLOURS[i % len(COLOURS)], points) for i, (name, points) in enumerate(shown)]
-
-
 def _figure(title: str, named: Mapping[str, list], bands: list, y_name: str, **more: Any) -> Markup:
-    series = series_of(named)
+    shown = [(name, points) for name, points in named.items() if points]
+    return _drawn(
+        title,
+        [Series(name, COLOURS[i % len(COLOURS)], points) for i, (name, points) in enumerate(shown)],
+        bands,
+        y_name,
+        **more,
+    )
+
+
+def _drawn(title: str, series: list[Series], bands: list, y_name: str, **more: Any) -> Markup:
     if not series:
         return Markup("")
     legend = keys((one.name, one.colour) for one in series) if len(series) > 1 else ""
     return figure(title, lines(title, series, x_name=X, y_name=y_name, bands=bands, **more), legend)
+
+
+def _rates(found: Mapping[str, Any]) -> Markup:
+    """Layers in shades, from the embedding up."""
+    last = max(1, len(found["rates"]) - 1)
+    series = [
+        Series(name, f"s{i * (SHADES - 1) // last}", points) for i, (name, points) in enumerate(found["rates"].items())
+    ]
+    return _drawn("Firing rate by layer", series, found["bands"], "spikes per neuron and step", zero=True)
 
 
 def _loss(found: Mapping[str, Any]) -> Markup:

@@ -53,7 +53,7 @@ def _by_layer(name: str, model: Run) -> Markup:
     layers = len(next(iter(model["rows"].values()))) - 2
     names = ["embedding", *(f"layer {i + 1}" for i in range(layers)), "classifier"]
     total = sum(map(sum, kinds.values()))
-    unit, size = energy_unit([max(1.0, total)])
+    unit, size = energy_unit([max(1.0, *(sum(row) for row in zip(*kinds.values(), strict=True)))])
     parts = [(*KINDS.get(kind, (kind, "c8")), [pj / size for pj in values]) for kind, values in kinds.items()]
     drawn = stacked(name, names, parts, write=digits)
     return figure(f"{name}: {digits(total / size)} {unit}", drawn, keys((kind, colour) for kind, colour, _ in parts))

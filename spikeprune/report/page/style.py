@@ -6,6 +6,7 @@ import base64
 import hashlib
 
 COLOURS = ("c1", "c2", "c3", "c4", "c5", "c6", "c7")  # classes of curves and bars, after Okabe & Ito's palette
+SHADES = 24  # classes s0, s1, … of an ordered set of curves, from the first colour to the second
 
 CSS = """
 :root { color-scheme: light dark;
@@ -89,6 +90,10 @@ SCRIPT = """
   });
 })();
 """
+
+CSS += "".join(
+    f".s{i} {{ --c: color-mix(in oklab, var(--c2) {100 * i // (SHADES - 1)}%, var(--c1)); }}\n" for i in range(SHADES)
+)
 
 
 def policy() -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from browser import Browser, browser
-from micro import GLUE, micro
+from micro import GLUE, micro, only
 
 from spikeprune.config.load import load
 from spikeprune.experiment import pipeline, stage
@@ -53,10 +53,10 @@ def page(tmp_path_factory, glue) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stage, "check_teacher", lambda *_: None)  # what a few epochs teach is no better than a constant
         patch.setattr(pipeline, "write_own", lambda *_: None)
-        pipeline.run(load(GLUE, micro(folder / "sst2", glue)))
+        small = [*only("teacher", "internal_kd", "spatial"), "stages.temporal.t_steps=null", "stages.teacher.epochs=2"]
+        pipeline.run(load(GLUE, [*micro(folder / "sst2", glue), *small]))
         for task in ("mnli", "stsb"):
-            small = [f"task={task}", "data.embedded=[60,30]", "stages.temporal.epochs=0", "stages.finetune.epochs=0"]
-            pipeline.run(load(GLUE, [*micro(folder / task), *small, "stages.temporal.t_steps=null"]))
+            pipeline.run(load(GLUE, [*micro(folder / task), f"task={task}", "data.embedded=[40,30]", *small]))
     return write_report([folder / name for name in ("sst2", "mnli", "stsb")], folder / "report.html")
 
 

@@ -46,6 +46,25 @@ def test_stdout_stays_free_of_bars(capsys) -> None:
     assert "Epoch 0" in shown.err and "Validation DataLoader" in shown.err and shown.out.strip() == ""
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_line_stands_above_the_bar(tmp_path, capsys) -> None:
+    """Also where what is printed is recorded; the recording has the line alone."""
+
+    class Line(L.Callback):
+        def on_train_epoch_end(self, trainer, pl_module) -> None:
+            trainer.progress_bar_callback.print("a line")
+
+    how = {"max_epochs": 1, "limit_train_batches": 2, "enable_checkpointing": False}
+    with recorded(tmp_path / "run.log"):
+        L.Trainer(callbacks=[Bars(refresh_rate=1), Line()], **how, **QUIET).fit(BoringModel())
+    shown = capsys.readouterr()
+    assert shown.out == "a line\n" and "2/2" in shown.err
+    assert shown.err.rstrip(" ").endswith("\r") and re.search(r"\r +\r\rEpoch 0: 100%", shown.err), (
+        "cleared, then drawn again"
+    )
+    assert (tmp_path / "run.log").read_text(encoding="utf-8").splitlines()[1:] == ["a line"]
+
+
 def test_bars_are_for_terminals(monkeypatch) -> None:
     assert bars() == []
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)

@@ -48,6 +48,13 @@ class Bars(TQDMProgressBar):
         left = time_left(trainer, self.planned, self.stage) if self.planned else ""
         return {**shown, "run": left} if left else shown
 
+    def print(self, *parts: Any, **options: Any) -> None:
+        """Above the bar. tqdm's own `write` does not clear a bar where `run.log` records the streams."""
+        bar = self.train_progress_bar
+        bar.clear()
+        print(*parts, **options, flush=True)
+        bar.refresh()
+
 
 def bars(planned: Mapping[str, int] | None = None, stage: str = "") -> list[Bars]:
     """Progress bars where stderr is a terminal."""

@@ -11,9 +11,12 @@ from spikeprune.config.tasks import TASKS
 from spikeprune.kernels import attach, attached
 from spikeprune.kernels.cuda_graphs import PATIENCE, GraphedNorms, GraphedTerms
 from spikeprune.models.modeling import SpikingBert
+from spikeprune.models.shape import student_shape
 from spikeprune.models.teacher import Teacher, scratch_config
 from spikeprune.models.tensors import norms
+from spikeprune.training.additions import AdditionsTerm
 from spikeprune.training.callbacks.synapses import SynapsePruning
+from spikeprune.training.gates import Gates
 from spikeprune.training.losses import uniform_layer_map
 from spikeprune.training.modules.student import DistillationModule
 from spikeprune.training.modules.teacher import TeacherModule
@@ -112,6 +115,31 @@ def test_graphed_steps_equal_plain_ones(coding: str, precision: torch.dtype | No
             made.student.synapses.apply_masks(made.student)
         replayed.append(bool(made.graphed.captured))
     assert replayed == [False] * 4 + [True] * 6 + [False] * 4 + [True] * 4
+
+
+@pytest.mark.parametrize("coding", ["accumulate", "running_mean"])
+def test_graphed_steps_learn_gates_as_plain_ones(coding: str) -> None:
+    """Noise and target change at each step, which units are learnt before step 6."""
+    made = module(True, coding=coding, t_steps=4)
+    attach(made.student, "triton")
+    term = AdditionsTerm(student_shape(made.student), begin=0.0, end=0.0, fall=1.0)
+    made.gates = Gates(made.student, kinds=("heads", "ffn", "steps"), term=term, steps=10, seed=0)
+    for step in range(12):
+        made.gates.learning = step < 6
+        made.gates.draw()
+        made.gates.aim(0.5 - 0.02 * step)
+        here, found = batch(16, step), []
+        for terms in (made.loss_terms, lambda b: made.graphed(b, made.python_state())):
+            made.gates.price.grad = made.gates.log_alpha.grad = None
+            here_found = learnt(made, here, terms, None)
+            gates = {name: getattr(made.gates, name).grad for name in ("price", "log_alpha")}
+            found.append({**here_found, **{name: g.clone() for name, g in gates.items() if g is not None}})
+        assert list(found[0]) == list(found[1]) and ("log_alpha" in found[0]) == made.gates.learning
+        for name, expected in found[0].items():
+            gap = (found[1][name] - expected).norm() / expected.norm().clamp(min=1e-6)
+            assert gap < 1e-4, f"step {step}, {name}: {gap:.2e}"
+        made.gates.step()
+    assert made.graphed.captured
 
 
 def test_a_capture_leaves_the_random_state() -> None:

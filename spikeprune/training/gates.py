@@ -136,7 +136,8 @@ class Gates:
         if self.price.grad is None:
             return
         excess = distributed.mean(self.price.grad).clamp(-CLIP, CLIP)
-        self.price.add_(self.price_lr * excess).clamp_(min=0)
+        size = torch.where(excess < 0, self.price.clamp(min=1), 1.0)  # it falls faster than it rises: below the target
+        self.price.add_(self.price_lr * excess * size).clamp_(min=0)  # what it holds back is quality for nothing
         if self.learning and self.log_alpha.grad is not None:
             self.log_alpha.grad = distributed.mean(self.log_alpha.grad)
             self.optimizer.step()

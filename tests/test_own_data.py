@@ -141,6 +141,7 @@ def test_labels_that_tell_nothing_are_refused(labels, metrics, message) -> None:
     ("name", "text", "message"),
     [
         ("a.csv", "revue,mood\nx,a\n", r"a\.csv: no column 'review'; it has revue, mood \(did you mean revue\?\)"),
+        ("a.csv", '"a\nb",mood\nx,a\n', r"a\.csv: no column 'review'; it has a b, mood"),
         ("a.csv", "review,mood,mood\nx,a,b\n", r"a\.csv: column 'mood' is there twice"),
         ("a.csv", "", r"a\.csv: is empty; its first line must name the columns"),
         ("a.csv", "review,mood\n", r"a\.csv: holds no examples"),
@@ -166,11 +167,11 @@ def test_labels_that_tell_nothing_are_refused(labels, metrics, message) -> None:
         ("a.xlsx", "x", r"a\.xlsx: is of no kind that is read; give one of \.csv, \.tsv"),
     ],
 )
-def test_bad_files_are_one_sentence_with_file_and_line(tmp_path, name, text, message) -> None:
+def test_bad_files_are_one_sentence_with_file_and_line(tmp_path, name, text, message, capfd) -> None:
     (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(InputError, match=message) as error:
         own(tmp_path / name)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and capfd.readouterr().err == ""
 
 
 def test_a_label_that_training_has_not_is_refused_in_dev(tmp_path) -> None:

@@ -7,6 +7,7 @@ InputError with file and line, never a row less.
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
@@ -37,7 +38,8 @@ class Table:
         """Raises InputError for a column that is not there, with the nearest one that is."""
         for column in columns:
             if column not in self.columns:
-                raise InputError(f"{self.name}: no column {column!r}; it has {nearest(column, self.columns)}; {remedy}")
+                there = nearest(column, (" ".join(name.split()) for name in self.columns))  # a CSV's may have newlines
+                raise InputError(f"{self.name}: no column {column!r}; it has {there}; {remedy}")
             if self.columns.count(column) > 1:
                 raise InputError(f"{self.name}: column {column!r} is there twice; rename all but the right one")
 
@@ -138,9 +140,10 @@ def _json_objects(path: Path) -> Iterator[Row]:
 
 
 def _parquet(path: Path) -> Table:
-    """Through `datasets`, which streams it."""
+    """Through `datasets`, which streams it, and would print what its errors say as well."""
     import datasets
 
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)
     try:
         stream = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
         return _of_dataset(str(path), stream, stream.features or {})

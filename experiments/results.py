@@ -30,20 +30,11 @@ README, PAGE, COST = ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "d
 FIRST_RUN = "mrpc-tiny-embedded-s0.json"  # kept, its table stands at the head of the README
 FIGURE = ROOT / "docs" / "figures" / "quality-energy.svg"
 NOTHING = "No run of the present version has been kept yet."
+TABLE = "table"  # before the bits of a word table
 SCORES = ("dense teacher", "spiking student", "compressed")
-SETTING = ("task", "preset, data", "seeds", "metric", *SCORES, "McNemar p", "firing rate", "latency")
-SETTING += ("encoder bytes, × less",)
-RUN = (
-    "task",
-    "preset, data",
-    "seed",
-    "metric",
-    *SCORES,
-    "McNemar p",
-    "firing rate",
-    "latency",
-    "encoder bytes, × less",
-)
+MEASURED = ("McNemar p", "firing rate", "latency", "encoder bytes, × less", "whole file, × less")
+SETTING = ("task", "preset, data", "seeds", "metric", *SCORES, *MEASURED)
+RUN = ("task", "preset, data", "seed", "metric", *SCORES, *MEASURED)
 RUN += ("T", "heads", "neurons", "synapses", "training", "hardware", "commit")
 LATENCY = ("latency_steps", "latency_stages", "latency_overlapped")
 TABLE_READS = ("ac", "mac", "energy_pj", "rate", *LATENCY, "bytes")  # of a cost
@@ -195,9 +186,12 @@ def latency(summary: dict) -> str:
 
 
 def few_bits(summary: dict) -> list[str]:
-    """The kind of the compressed student's weights, where they are quantized."""
-    kind = rows(summary)[2]["encoder_weights"]["kind"]
-    return [] if kind == "float" else [kind]
+    """The kind of the compressed student's weights, and `table8` for a word table of 8 bits, where they are
+    quantized."""
+    stored = rows(summary)[2]["encoder_weights"]
+    table = stored["word_table_bits"] if "word_table_bits" in stored else 32  # older runs have none
+    found = [] if stored["kind"] == "float" else [stored["kind"]]
+    return found + ([f"{TABLE}{table}"] if table < 32 else [])
 
 
 def byte_saving(summary: dict) -> float:
@@ -208,8 +202,15 @@ def byte_saving(summary: dict) -> float:
     return whole / rows(summary)[2]["encoder_weights"]["bytes"]
 
 
+def file_saving(summary: dict) -> float:
+    """The teacher's float32 file over the compacted student's, word table and all."""
+    teacher, _, final = rows(summary)
+    return teacher["cost"]["bytes"] / final["cost"]["bytes"]
+
+
 def source(summary: dict) -> str:
-    found, kind = summary["data"]["source"], "".join(f", {kind} weights" for kind in few_bits(summary))
+    found = summary["data"]["source"]
+    kind = "".join(f", {kind}{'' if kind.startswith(TABLE) else ' weights'}" for kind in few_bits(summary))
     data = "generated data (not GLUE)" if found == "embedded" else "GLUE dev"
     return f"{summary['preset']}, {data}{kind}"
 
@@ -241,6 +242,7 @@ def run_cells(summary: dict) -> list[str]:
         f"{rate(summary):.1f} %",
         latency(summary),
         f"{byte_saving(summary):.1f}",
+        f"{file_saving(summary):.1f}",
         " ".join(map(str, final["t_steps"])),
         *kept,
         f"{minutes:.1f} min",
@@ -263,6 +265,7 @@ def setting_cells(found: list[dict]) -> list[str]:
         f"{mean(map(rate, found)):.1f} %",
         ", ".join(dict.fromkeys(map(latency, found))),
         f"{mean(map(byte_saving, found)):.1f}",
+        f"{mean(map(file_saving, found)):.1f}",
     ]
 
 

@@ -29,6 +29,7 @@ from spikeprune.models.compaction import compact
 from spikeprune.report.numbers import digits
 
 TERNARY = ["stages.quantize.weights=ternary", "stages.quantize.epochs=1", "stages.quantize.fold=true"]
+TERNARY += ["stages.quantize.embeddings=int4"]
 
 
 @pytest.fixture(scope="module")

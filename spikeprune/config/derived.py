@@ -46,6 +46,11 @@ def weights(config: Config) -> str:
     return config.stages.quantize.weights if runs(config, "quantize") else "float"
 
 
+def word_table(config: Config) -> str:
+    """What the word embeddings are quantized to in the end."""
+    return config.stages.quantize.embeddings if runs(config, "quantize") else "float"
+
+
 def folds(config: Config) -> bool:
     """Whether thresholds are folded into the weights before they are quantized."""
     return config.stages.quantize.fold and weights(config) != "float"

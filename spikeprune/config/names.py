@@ -15,5 +15,6 @@ WIDEST_ACTIVATION = {"int8": 8, "fp16": 12}  # bits of the widest one that these
 PRECISIONS = ("32-true", "tf32", "bf16-mixed", "16-mixed", "64-true")
 WANDB_MODES = ("off", "auto", "online", "offline")
 LONGEST = 4096  # time steps of a spike train
+TABLES = ("float", "int8", "int4", "ternary")
 EXPORTS = ("hf", "onnx", "c")
 RUNTIMES = ("torch", "c")  # of predictions

@@ -198,6 +198,7 @@ class Temporal(Compression):
 class Quantize(Compression):
     weights: str = key("float", "of the encoder: binary 1 bit, ternary 1.58, int8", choices=names.WEIGHTS)
     fold: bool = key(False, "fold thresholds into the weights before quantizing")
+    embeddings: str = key("float", "of the word table: bits of a number, with a scale a word", choices=names.TABLES)
 
 
 @dataclass

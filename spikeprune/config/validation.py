@@ -155,10 +155,15 @@ def without_target(config: Config) -> Iterator[Problem]:
     idle = {
         "spatial": s.spatial.heads == s.spatial.ffn == s.spatial.synapses == 1 and s.spatial.criterion != "kwon",
         "temporal": s.temporal.t_steps is None,
-        "quantize": s.quantize.weights == "float",
+        "quantize": s.quantize.weights == s.quantize.embeddings == "float",
         "budget": s.budget.value is None,
     }
-    targets = {"spatial": "heads, ffn or synapses", "temporal": "t_steps", "quantize": "weights", "budget": "value"}
+    targets = {
+        "spatial": "heads, ffn or synapses",
+        "temporal": "t_steps",
+        "quantize": "weights or embeddings",
+        "budget": "value",
+    }
     for name, nothing in idle.items():
         if nothing and runs(config, name):
             text = f"the stage would compress nothing; set its {targets[name]}, or stages.{name}.epochs=0"

@@ -13,6 +13,7 @@ from torch import Tensor
 from spikeprune.errors import known
 
 BITS = (1, 2, 8, 16, 32)
+TABLE_BITS = (2, 4, 8, 32)
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Shape:
     gain: bool = False  # thresholds follow the token's input
     membrane: bool = False  # currents go past each block, not spikes
     signed: bool = True  # ternary spikes
+    table_bits: int = 32  # of a number in the word embeddings; below 16 each word has a float32 scale
     feedback: bool = False  # the last layer's spikes reach the embedding's site through a matrix D×D
 
     def __post_init__(self):
@@ -143,7 +145,16 @@ def model_bytes(
     plain = found.total - sum(rows * columns for rows, columns in found.matrices)
     # which column of its bias a head of the student has, 2 bytes
     columns = 2 * shape.layers * shape.heads if shape.buckets and shape.theta != "none" else 0
-    return 4 * plain + columns + matrix_bytes(shape=shape, heads=heads, ffn=ffn, bits=bits, synapses=synapses)
+    table = table_bytes(shape) - 4 * shape.vocab_size * shape.width
+    return 4 * plain + table + columns + matrix_bytes(shape=shape, heads=heads, ffn=ffn, bits=bits, synapses=synapses)
+
+
+def table_bytes(shape: Shape) -> int:
+    """The word embeddings, each word's numbers in whole bytes. Raises ValueError for a width that is not stored."""
+    if shape.table_bits not in TABLE_BITS:
+        raise ValueError(f"word embeddings of {shape.table_bits} bits; known: {', '.join(map(str, TABLE_BITS))}")
+    row = -(-shape.width * shape.table_bits // 8)
+    return shape.vocab_size * (row + 4 * (shape.table_bits < 16))
 
 
 def matrix_bytes(

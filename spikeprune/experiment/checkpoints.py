@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from spikeprune.config.derived import folds, prunes_synapses, weights
+from spikeprune.config.derived import folds, prunes_synapses, weights, word_table
 from spikeprune.config.schema import Config
 from spikeprune.errors import InputError
 from spikeprune.experiment.context import RunContext
@@ -33,6 +33,8 @@ from spikeprune.models.serialization import (
     read_config,
 )
 from spikeprune.models.teacher import Teacher
+
+STRENGTHS = {"weights": "strength", "word_table": "embedding.word.strength"}  # by the argument with the quantizer
 
 
 def save_teacher(context: RunContext, directory: RunDirectory, teacher: Teacher, facts: dict[str, Any]) -> None:
@@ -99,11 +101,11 @@ def adopt(values: dict[str, Any], state: dict[str, Tensor], config: Config) -> d
     """Set in a student's `values` its quantizer, unless quantization has begun, and whether synapses will be pruned.
     Returns its `state` for these values."""
     values["sparse"] = prunes_synapses(config) or values["sparse"]
-    if state.get("strength", 0.0):
+    if any(state.get(key, 0.0) for key in STRENGTHS.values()):
         return state
-    values["weights"], values["fold"] = weights(config), folds(config)
-    state = {key: value for key, value in state.items() if key != "strength"}
-    return state if values["weights"] == "float" else {**state, "strength": torch.zeros(())}
+    values["weights"], values["fold"], values["word_table"] = weights(config), folds(config), word_table(config)
+    state = {key: value for key, value in state.items() if key not in STRENGTHS.values()}
+    return state | {key: torch.zeros(()) for name, key in STRENGTHS.items() if values[name] != "float"}
 
 
 def load_compact(directory: RunDirectory) -> SpikingBert:

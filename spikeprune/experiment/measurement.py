@@ -27,7 +27,7 @@ from spikeprune.training.modules.student import DistillationModule
 from spikeprune.training.modules.task import TaskModule
 from spikeprune.training.modules.teacher import TeacherModule
 
-FLOAT32 = "embeddings, pooler, classifier, biases, layer norms, thresholds"  # never quantized
+FLOAT32 = "pooler, classifier, biases, layer norms, thresholds"  # never quantized, as position embeddings
 Measured = dict[str, Any]  # {"metrics", "main", "cost", …}
 
 
@@ -77,9 +77,19 @@ def encoder_weights(student: SpikingBert) -> dict[str, Any]:
         "kind": student.weights if student.quantized else "float",
         "strength": student.quantized,
         "stored_bits": bits,
+        "word_table_bits": student.embedding.word.stored_bits,
         "bytes": matrix_bytes(shape=student_shape(student), **masks, **stored),
-        "float32": FLOAT32 if student.quantized else "everything",
+        "float32": ", ".join(float_tensors(student)),
     }
+
+
+def float_tensors(student: SpikingBert) -> list[str]:
+    """What stays float32 in the compacted file."""
+    table = student.embedding.word.final
+    if not (table or student.quantized):
+        return ["everything"]
+    own = [] if student.quantized else ["encoder weights"]
+    return [*own, "position embeddings" if table else "embeddings", FLOAT32]
 
 
 def quality(context: RunContext, module: TaskModule) -> dict[str, Any]:

@@ -147,6 +147,17 @@ class CountLinear(nn.Module):
         return counts.numbers @ matrix + self.bias
 
 
+class CodeTable(nn.Module):
+    """Word embeddings as int8 codes `[words, width]` and a scale `[words, 1]`."""
+
+    def __init__(self, codes: Tensor, scale: Tensor):
+        super().__init__()
+        self.codes, self.scale = nn.Buffer(codes.to(torch.int8)), nn.Buffer(scale.clone())
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.codes).to(self.scale.dtype) * F.embedding(ids, self.scale)
+
+
 class Classifier(nn.Module):
     """Ids, mask and segments `[B, N]` -> logits `[B, C]` and the spike counts of each layer in `fired`, of a student's
     closed form. The student stays as it is."""
@@ -155,6 +166,8 @@ class Classifier(nn.Module):
         super().__init__()
         self.student = as_float(student).eval()
         self.student._numbers = {"t_steps": student.steps}.__getitem__  # a trace cannot read numbers from a buffer
+        if student.packed and student.values["word_table"] != "float":
+            self.student.embedding.word = CodeTable(*student.embedding.word.codes())
         found = WeakTensorKeyDictionary()
         for i, name in matrices(student):
             source, t_steps = weights.source(student, i, name), steps_below(student, i, name)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from spikeprune.errors import known
 from spikeprune.models.checkpoint_facts import ACTIVATIONS
-from spikeprune.models.quantization import QUANTIZERS, WEIGHTS
+from spikeprune.models.quantization import QUANTIZERS, TABLES, WEIGHTS
 
 RESIDUALS = ("spikes", "membrane")
 QUERIES = ("real", "spiking")
@@ -34,7 +34,9 @@ def leading_ones(counts: Sequence[int], width: int) -> Tensor:
 
 def check(values: dict[str, Any]) -> None:
     """Raises ValueError for arguments of `SpikingBert` that are unknown or do not fit each other."""
-    known("weights", values["weights"], tuple(QUANTIZERS) if values["packed"] else WEIGHTS)
+    known("word_table", values["word_table"], ("float", *TABLES))
+    packs_weights = values["packed"] and values["word_table"] == "float"
+    known("weights", values["weights"], tuple(QUANTIZERS) if packs_weights else WEIGHTS)
     known("residual", values["residual"], RESIDUALS)
     known("query", values["query"], QUERIES)
     known("pooling", values["pooling"], POOLINGS)
@@ -82,7 +84,8 @@ class Architecture:
     relative_buckets: int = 0  # rows of the relative position bias of the attention scores; 0: none
     weights: str = "float"  # or the quantizer of the encoder's matrices, a name in `quantization.QUANTIZERS`
     fold: bool = False  # thresholds per channel are folded into the matrices that read them before quantization
-    packed: bool = False  # the encoder's matrices are stored as few-bit codes and scales and are final
+    word_table: str = "float"  # or the quantizer of the word embeddings, a name in `quantization.TABLES`
+    packed: bool = False  # what is quantized is stored as few-bit codes and scales and is final
     feedback: bool = False  # a connection from the last layer to the first (`feedback.py`)
     residual: str = "spikes"  # what the shortcuts carry, spikes or membrane
     dead_zone: bool = False  # currents below a bound count as zero (`snn/dead_zone.py`)

@@ -18,6 +18,7 @@ from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.packing import pack
 from spikeprune.models.quantization import MATRICES
 from spikeprune.models.weights import codes, matrix_names
+from spikeprune.models.word_table import packed_rows
 
 ROWS = {"heads": ("query", "key", "value"), "ffn": ("up",)}  # matrices whose rows are heads' channels, or neurons
 THETAS = {  # spiking layers whose channels are those of the heads, or the neurons
@@ -27,7 +28,7 @@ THETAS = {  # spiking layers whose channels are those of the heads, or the neuro
 COLUMNS = {"heads": "out", "ffn": "down"}
 # (student, layer, matrix, rows, columns) -> the matrix' tensors in the compacted network
 MatrixTensors = Callable[..., dict[str, Tensor]]
-PARTS = ("weight", "data", "scale")  # of a matrix, besides its bias
+PARTS = ("weight", "data", "scale", "strength")  # of a matrix, besides its bias, and of the word table
 OWN = ("heads", "ffn", "t_steps", "relative_bias.columns")  # buffers that a compacted network has of its own
 
 
@@ -42,9 +43,9 @@ def compact(student: SpikingBert) -> SpikingBert:
 
     Example: `compact(spikeprune.load("runs/sst2/stages/spatial").spiking_bert)`
     """
-    return without_masked(
-        student, weight_arguments(student, student.quantized == 1), state_without_matrices(student), effective_matrix
-    )
+    packed = student.quantized == 1 or (student.weights == "float" and student.embedding.word.final)
+    state = {**state_without_matrices(student), **table_tensors(student, packed)}
+    return without_masked(student, weight_arguments(student, packed), state, effective_matrix)
 
 
 @torch.no_grad()
@@ -124,12 +125,21 @@ def weight_arguments(student: SpikingBert, packed: bool) -> dict[str, Any]:
     """Arguments of a network with `student`'s time steps whose matrices are packed, or plain floats."""
     if packed:
         return {"t_steps": student.steps, "weights": student.weights, "fold": student.fold, "packed": True}
-    return {"t_steps": student.steps, "weights": "float", "fold": False, "packed": False}
+    return {"t_steps": student.steps, "weights": "float", "fold": False, "packed": False, "word_table": "float"}
+
+
+def table_tensors(student: SpikingBert, packed: bool) -> dict[str, Tensor]:
+    """The word table of a network whose quantized weights are packed, or plain floats."""
+    table, name = student.embedding.word, "embedding.word"
+    if not packed or student.values["word_table"] == "float":
+        return {f"{name}.weight": table.whole()}
+    codes, scale = table.codes()
+    return {f"{name}.data": packed_rows(codes, table.weights), f"{name}.scale": scale}
 
 
 def state_without_matrices(student: SpikingBert) -> dict[str, Tensor]:
-    """The state without the matrices' weights and the quantization strength."""
-    mine = {f"{matrix}.{part}" for matrix in matrix_names(student) for part in PARTS}
+    """The state without the matrices' weights, the word table and the quantization strengths."""
+    mine = {f"{name}.{part}" for name in (*matrix_names(student), "embedding.word") for part in PARTS}
     return {key: value for key, value in student.state_dict().items() if key not in mine | {"strength"}}
 
 
@@ -171,5 +181,5 @@ def as_float(student: SpikingBert) -> SpikingBert:
         for i in range(len(student.layers))
         for name in MATRICES
     }
-    same.load_state_dict({**state_without_matrices(student), **weights})
+    same.load_state_dict({**state_without_matrices(student), **table_tensors(student, False), **weights})
     return same.train(student.training)

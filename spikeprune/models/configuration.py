@@ -28,7 +28,7 @@ BERT_NAMES = {
 OWN_NAMES = (
     *("t_steps", "spikes", "leak", "theta", "coding", "query", "pooling", "residual", "feedback", "dead_zone"),
     *("position_offset", "pooler_act"),
-    *("weights", "fold", "packed", "sparse", "layer_heads", "layer_ffn"),
+    *("weights", "fold", "word_table", "packed", "sparse", "layer_heads", "layer_ffn"),
 )
 MODEL_NAMES = (*(name for name in BERT_NAMES.values() if name != "num_labels"), *OWN_NAMES)
 # Further keys that transformers and its hub write into any config.json.
@@ -55,6 +55,7 @@ class SpikingBertConfig(PreTrainedConfig):
         feedback     a connection from the last layer to the first
         dead_zone    currents below a bound count as zero
         weights      float, or one of `quantization.QUANTIZERS` for the encoder's matrices; fold: thresholds folded in
+        word_table   float, or one of `quantization.TABLES` for the word embeddings
         packed       the encoder's matrices are stored as few-bit codes and are final
         sparse       weights of zero in the encoder's matrices are no synapses
         layer_heads, layer_ffn   heads and feed-forward neurons of each layer of a compacted network (None: all)
@@ -92,6 +93,7 @@ class SpikingBertConfig(PreTrainedConfig):
     dead_zone: bool = False
     weights: str = "float"
     fold: bool = False
+    word_table: str = "float"
     packed: bool = False
     sparse: bool = False
     layer_heads: list[int] | None = None

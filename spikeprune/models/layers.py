@@ -13,6 +13,7 @@ from transformers.activations import ACT2FN
 from spikeprune.models.outputs import check_length
 from spikeprune.models.quantization import MATRICES
 from spikeprune.models.relative_bias import AttentionBias
+from spikeprune.models.word_table import WordTable
 from spikeprune.snn.call import StepGate
 from spikeprune.snn.context import ForwardContext, SpikeTrain
 from spikeprune.snn.spiking_layer import SpikingLayer
@@ -38,12 +39,13 @@ class SpikingEmbedding(nn.Module):
         hidden: int,
         eps: float,
         spiking: Callable[..., SpikingLayer],
+        table: Callable[[int, int], nn.Module] = WordTable,
         feedback: bool = False,
         residual: str = "spikes",
     ):
         super().__init__()
         self.position_offset = position_offset
-        self.word = nn.Embedding(vocab, width)
+        self.word = table(vocab, width)
         self.position = nn.Embedding(positions, width)
         self.segment = nn.Embedding(segments, width) if segments else None
         self.norm = nn.LayerNorm(width, eps=eps)

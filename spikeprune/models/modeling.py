@@ -40,6 +40,7 @@ from spikeprune.models.packing import PackedLinear
 from spikeprune.models.quantization import QUANTIZERS
 from spikeprune.models.relative_bias import RelativeBias
 from spikeprune.models.sparsity import Synapses, counted
+from spikeprune.models.word_table import PackedWordTable, WordTable
 from spikeprune.snn.call import StepGate, shorter
 from spikeprune.snn.context import ForwardContext, SpikeTrain
 from spikeprune.snn.spiking_layer import SpikingLayer
@@ -69,6 +70,7 @@ def embedding(a: Architecture) -> SpikingEmbedding:
         feedback=a.feedback,
         residual=a.residual,
         spiking=spiking_layers_of(a),
+        table=partial(PackedWordTable if a.packed and a.word_table != "float" else WordTable, weights=a.word_table),
     )
 
 
@@ -87,7 +89,7 @@ def encoder_layer(a: Architecture, index: int, *, heads: int, ffn: int) -> Encod
             act=a.act,
             residual=a.residual,
             spiking=spiking_layers_of(a),
-            linear=partial(PackedLinear, weights=a.weights) if a.packed else nn.Linear,
+            linear=partial(PackedLinear, weights=a.weights) if a.packed and a.weights != "float" else nn.Linear,
         )
 
 
@@ -153,10 +155,10 @@ class SpikingBert(nn.Module):
 
     @property
     def quantized(self) -> float:
-        """`strength` as a number; 0 for a float student, 1 for a packed one."""
-        if self.packed:
-            return 1.0
-        return 0.0 if self.weights == "float" else self._numbers("strength")
+        """`strength` as a number; 0 for a student of float weights, 1 for packed ones."""
+        if self.weights == "float":
+            return 0.0
+        return 1.0 if self.packed else self._numbers("strength")
 
     @property
     def stored_bits(self) -> int:
@@ -183,15 +185,18 @@ class SpikingBert(nn.Module):
         self.t_steps.copy_(torch.tensor(numbers))
 
     def set_strength(self, strength: float) -> None:
-        """Move the encoder's matrices towards their quantized weights: 0 not at all, 1 fully. Raises ValueError outside
-        0 to 1, and for float and packed networks."""
+        """Move the encoder's matrices and the word table towards their quantized weights: 0 not at all, 1 fully. Raises
+        ValueError outside 0 to 1, and for float and packed networks."""
         if self.packed:
             raise ValueError("a packed student's weights are final; quantize the masked student that it was made from")
-        if self.weights == "float":
+        if self.weights == self.values["word_table"] == "float":
             raise ValueError(f"a student of float weights has no strength; weights may be {', '.join(QUANTIZERS)}")
         if not 0 <= strength <= 1:
             raise ValueError(f"strength must be from 0 to 1, got {strength}")
-        self.strength.fill_(strength)
+        if self.weights != "float":
+            self.strength.fill_(strength)
+        if self.values["word_table"] != "float":
+            self.embedding.word.strength.fill_(strength)
 
     def acting(self, layer: int, name: str) -> Map:
         """A matrix of the encoder as a function, with its effective weight (see `weights.py`)."""

@@ -1,8 +1,9 @@
 """Quantized and sparse weights as bytes: exact both ways, and as many as `shapes.matrix_bytes` counts.
 
 Codes are written row after row, the first in a byte's lowest bits, the last byte filled up with zeros: binary 8 to a
-byte (0 is -1, 1 is +1), ternary 4 to a byte (code + 1), int8 one (two's complement). A sparse matrix is packed as a bit
-for each place in binary's order, 1 for a synapse, and the float weights of the synapses in the same order.
+byte (0 is -1, 1 is +1), ternary 4 to a byte (code + 1), int4 2 (code + 7), int8 one (two's complement). A sparse matrix
+is packed as a bit for each place in binary's order, 1 for a synapse, and the float weights of the synapses in the same
+order.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from spikeprune.errors import known
-from spikeprune.models.quantization import QUANTIZERS, Codes, Quantizer
+from spikeprune.models.quantization import Codes, Quantizer
+from spikeprune.models.quantization import quantizer_of as _quantizer
 
 
 class PackedLinear(nn.Module):
@@ -85,11 +86,6 @@ def unpack_sparse(places: Tensor, weights: Tensor, shape: tuple[int, int]) -> Te
     if int(there.sum()) != len(weights):
         raise ValueError(f"{len(weights)} weights for {int(there.sum())} synapses")
     return weights.new_zeros(shape).masked_scatter(there, weights)
-
-
-def _quantizer(weights: str) -> Quantizer:
-    known("weights", weights, tuple(QUANTIZERS))
-    return QUANTIZERS[weights]
 
 
 def _bytes(quantizer: Quantizer, size: int) -> int:

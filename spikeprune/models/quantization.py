@@ -49,6 +49,12 @@ def int8(w: Tensor, inputs: Inputs = None) -> Codes:
     return (w / _divisor(scale)).round().clamp(-127, 127), scale
 
 
+def int4(w: Tensor, inputs: Inputs = None) -> Codes:
+    """-7 to 7, symmetric, scale max |w| / 7; of word tables."""
+    scale = w.abs().amax(1, keepdim=True) / 7
+    return (w / _divisor(scale)).round().clamp(-7, 7), scale
+
+
 def _mean(w: Tensor, inputs: Inputs) -> Tensor:
     return w.abs().sum(1, keepdim=True) / (w.shape[1] if inputs is None else inputs)
 
@@ -73,11 +79,24 @@ QUANTIZERS: dict[str, Quantizer] = {
     "int8": Quantizer(int8, -127, 127, bits=8.0, stored=8),
 }
 WEIGHTS = ("float", *QUANTIZERS)
+# Of the word table, a scale for each word.
+TABLES: dict[str, Quantizer] = {
+    "int8": QUANTIZERS["int8"],
+    "int4": Quantizer(int4, -7, 7, bits=4.0, stored=4),
+    "ternary": QUANTIZERS["ternary"],
+}
+
+
+def quantizer_of(weights: str) -> Quantizer:
+    """Of the encoder's matrices or of the word table. Raises ValueError for an unknown name."""
+    every = {**QUANTIZERS, **TABLES}
+    known("weights", weights, tuple(every))
+    return every[weights]
 
 
 def codes_of(w: Tensor, weights: str, sizes: Tensor | None = None) -> Codes:
     """Codes and scale of `w`. `sizes [in]`: 0 for an input that is pruned, else its spike's theta to fold, or 1."""
-    quantizer = QUANTIZERS[weights]
+    quantizer = quantizer_of(weights)
     return quantizer.codes(w) if sizes is None else quantizer.codes(w * sizes, sizes.count_nonzero().clamp(min=1))
 
 
@@ -92,7 +111,7 @@ class Quantize(torch.autograd.Function):
     theta stands for W, which does not depend on it."""
 
     @staticmethod
-    def forward(ctx, w: Tensor, weights: str, strength: float, sizes: Tensor | None) -> Tensor:
+    def forward(ctx, w: Tensor, weights: str, strength: float | Tensor, sizes: Tensor | None) -> Tensor:
         return torch.lerp(w, weight_of(*codes_of(w, weights, sizes), sizes), strength)
 
     @staticmethod

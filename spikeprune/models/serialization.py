@@ -25,6 +25,7 @@ from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.packing import PackedLinear, pack_sparse, unpack_sparse
 from spikeprune.models.tensors import misfit, not_finite
 from spikeprune.models.weights import matrix_names
+from spikeprune.models.word_table import PackedWordTable
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 PREFIX = "spiking_bert."
@@ -153,7 +154,9 @@ def read_tensors(path: Path, remedy: str = AGAIN) -> dict[str, Tensor]:
 
 def parameter_count(student: SpikingBert) -> int:
     """Packed weights count as parameters too."""
-    packed = (module.shape for module in student.modules() if isinstance(module, PackedLinear))
+    packed = [module.shape for module in student.modules() if isinstance(module, PackedLinear)]
+    table = student.embedding.word
+    packed += [(table.words, table.width)] if isinstance(table, PackedWordTable) else []
     return sum(p.numel() for p in student.parameters()) + sum(rows * columns for rows, columns in packed)
 
 

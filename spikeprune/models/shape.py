@@ -39,6 +39,7 @@ def student_shape(student: SpikingBert) -> Shape:
         membrane=values["residual"] == "membrane",
         feedback=values["feedback"],
         signed=ACTIVATIONS[values["spikes"]].low < 0,
+        table_bits=student.embedding.word.stored_bits,
     )
 
 

@@ -205,7 +205,6 @@ def copy_encoder(student: nn.Module, teacher: Teacher, layers: list[int]) -> Non
     family, bert = teacher.family, teacher.bert
     source, embedding = family.encoder(bert).embeddings, student.embedding
     pairs = [
-        (embedding.word, source.word_embeddings),
         (embedding.position, source.position_embeddings),
         (embedding.norm, source.LayerNorm),
     ]
@@ -220,5 +219,6 @@ def copy_encoder(student: nn.Module, teacher: Teacher, layers: list[int]) -> Non
         pairs += [(getattr(target, name), module) for name, module in modules[index].items()]
     if student.pooler is not None:
         pairs += zip((student.pooler, student.classifier), family.head(bert), strict=True)
+    embedding.word.weight.data.copy_(source.word_embeddings.weight)
     for target, origin in pairs:
         target.load_state_dict(origin.state_dict())

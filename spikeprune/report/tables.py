@@ -161,12 +161,15 @@ def _fidelity(found: Summary) -> list[str]:
 
 
 def _weights(found: Summary) -> list[str]:
-    """The quantized weights and those that stay float32; nothing for float weights."""
-    if found["kind"] == "float":
-        return []
-    bits = f"{found['stored_bits']} bit{'s' * (found['stored_bits'] > 1)}"
-    packed = f"{found['kind']}, packed in {bits}: the encoder's matrices take {si(found['bytes'])} bytes"
-    return [f"  weights  {packed}", f"           float32: {found['float32']}"]
+    """The quantized weights, the word table's bits, and what stays float32; nothing where everything does."""
+    lines = []
+    if found["kind"] != "float":
+        bits = f"{found['stored_bits']} bit{'s' * (found['stored_bits'] > 1)}"
+        packed = f"{found['kind']}, packed in {bits}: the encoder's matrices take {si(found['bytes'])} bytes"
+        lines.append(f"  weights  {packed}")
+    if "word_table_bits" in found and found["word_table_bits"] < 32:  # older runs have none
+        lines.append(f"  words    packed in {found['word_table_bits']} bits and a scale for each")
+    return [*lines, f"           float32: {found['float32']}"] if lines else []
 
 
 def budget_line(budget: Summary, stage: str = "") -> str:

@@ -133,8 +133,8 @@ def theta_of(neurons) -> Tensor:
 
 def embedding(student: SpikingBert) -> Iterator[np.ndarray]:
     own = student.embedding
-    no_segment = own.word.weight.new_zeros(1, own.word.embedding_dim)
-    yield floats(own.word.weight)
+    no_segment = own.position.weight.new_zeros(1, own.position.embedding_dim)
+    yield floats(own.word.whole())
     yield floats(own.position.weight[own.position_offset :])
     yield floats(no_segment if own.segment is None else own.segment.weight)
     yield from (floats(own.norm.weight), floats(own.norm.bias), floats(theta_of(own.neurons)))

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from spikeprune.config.derived import folds, prunes_synapses, weights
+from spikeprune.config.derived import folds, prunes_synapses, weights, word_table
 from spikeprune.cost.shapes import Shape
 from spikeprune.experiment.context import RunContext
 from spikeprune.models.families import architecture
@@ -44,6 +44,7 @@ def student_values(context: RunContext) -> dict[str, Any]:
         "residual": s.residual,
         "dead_zone": bool(s.dead_zone),
         "fold": folds(context.config),
+        "word_table": word_table(context.config),
         "sparse": prunes_synapses(context.config),
     }
 

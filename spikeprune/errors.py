@@ -17,6 +17,28 @@ def nearest(name: str, choices) -> str:
     return ", ".join(choices) + hint
 
 
+def check_format(found: object, own: int, place: str, remedy: str) -> None:
+    """Raises InputError for files in another version of a format than this program's `own`; `remedy`: for older
+    ones."""
+    if found == own and not isinstance(found, bool):
+        return
+    newer = isinstance(found, int) and found > own
+    step = "a newer version of spikeprune has made it: install that one" if newer else remedy
+    raise InputError(f"{place}: is in format {found!r} and this version reads format {own}; {step}")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether torch or Python ran out of memory; on the CPU torch says so in an ordinary RuntimeError."""
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+
+
+MEMORY = (
+    "the memory is not enough; in a new run.dir lower data.batch_size, data.max_length or data.eval_batch_size, or "
+    "train with run.precision=bf16-mixed"
+)
+
+
 def known(what: str, name: str, choices) -> None:
     """Raises ValueError with the right names unless `name` is one of `choices`."""
     if name not in choices:

@@ -15,12 +15,12 @@ import torch
 from micro import GLUE, micro, only
 
 from spikeprune import cli
-from spikeprune.errors import InputError
+from spikeprune.errors import InputError, out_of_memory
 from spikeprune.experiment import stage
 from spikeprune.experiment.run_directory import RunDirectory, write_weights
 from spikeprune.files import jsonfile
 from spikeprune.files.atomic import write_json
-from spikeprune.models.tensors import misfit, out_of_memory
+from spikeprune.models.tensors import misfit
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SHORT = [
@@ -90,14 +90,28 @@ def removed(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
 
 
+def without_sums(folder: Path) -> None:
+    """As if the record were of these files."""
+    path = folder / "stages/spatial/record.json"
+    path.write_text(jsonfile.dumps({**jsonfile.loads(path.read_text()), "files": {}}))
+
+
 def other_width(folder: Path) -> None:
+    without_sums(folder)
     path = folder / "stages/spatial/config.json"
-    path.write_text(jsonfile.dumps({**jsonfile.loads(path.read_text()), "hidden_size": 27}))
+    path.write_text(jsonfile.dumps({**jsonfile.loads(path.read_text()), "intermediate_size": 38}))
 
 
 def unknown_value(folder: Path) -> None:
+    without_sums(folder)
     path = folder / "stages/spatial/config.json"
     path.write_text(jsonfile.dumps({**jsonfile.loads(path.read_text()), "colour": 1}))
+
+
+def other_words(folder: Path) -> None:
+    """Another letter in the vocabulary, which no reader would notice."""
+    path = folder / "stages/spatial/tokenizer.json"
+    path.write_text(path.read_text().replace('"film"', '"fiim"'))
 
 
 def broken_line(folder: Path) -> None:
@@ -109,20 +123,37 @@ def broken_line(folder: Path) -> None:
 
 
 EVALUATE, TRAIN = ["evaluate"], ["train"]
+OTHER, AGAIN = "is missing or not the file", "make it again"
 DAMAGE = {
     "summary": (TRAIN, cut("summary.json"), "summary.json: is damaged", "remove it, and the same `train`"),
     "data": (TRAIN, removed("data.json"), "data.json: is missing", "remove"),
     "metrics": (TRAIN, broken_line, "metrics.jsonl:3: is damaged (no JSON)", "remove this line"),
     "record": (EVALUATE, cut("stages/spatial/record.json"), "spatial/record.json: is damaged", "make the stage again"),
-    "student": (EVALUATE, cut("stages/spatial/config.json"), "spatial/config.json: is damaged", "make the stage"),
-    "no student": (EVALUATE, removed("stages/spatial/config.json"), "config.json: is missing", "make the stage"),
+    "student": (
+        EVALUATE,
+        cut("stages/spatial/config.json"),
+        "spatial/config.json: is missing or not the file",
+        "make it again",
+    ),
+    "no student": (
+        EVALUATE,
+        removed("stages/spatial/config.json"),
+        "config.json: is missing or not the file",
+        "make it again",
+    ),
     "another": (EVALUATE, other_width, "does not describe the network in model.safetensors", "and not ["),
+    "other words": (EVALUATE, other_words, f"spatial/tokenizer.json: {OTHER}", AGAIN),
     "unknown": (EVALUATE, unknown_value, "config.json: describes no spiking BERT", "colour"),
     "teacher": (EVALUATE, cut("stages/teacher/config.json"), "teacher/config.json: is damaged", "copy it there"),
     "tokenizer": (EVALUATE, cut("stages/teacher/tokenizer.json"), "tokenizer.json: is damaged", "copy it there"),
     "config": (EVALUATE, lambda f: (f / "config.yaml").write_text(""), "config.yaml: has no key 'task'", "restore it"),
     "compact": ([*EVALUATE, "--compact"], cut("compact/record.json"), "compact/record.json: is damaged", "compact"),
-    "compacted": ([*EVALUATE, "--compact"], cut("compact/config.json"), "compact/config.json: is damaged", "compact"),
+    "compacted": (
+        [*EVALUATE, "--compact"],
+        cut("compact/config.json"),
+        "compact/config.json: is missing or not the file",
+        "make it again",
+    ),
 }
 
 
@@ -198,12 +229,13 @@ def test_only_a_damaged_checkpoint_is_called_damaged(checkpoint, monkeypatch) ->
         patch.setattr(torch, "load", load(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried …")))
         with pytest.raises(InputError, match="not enough memory to load it"):
             stage.resume_step(path, module)
-        patch.setattr(torch, "load", load(RuntimeError("a fault of this program")))
-        with pytest.raises(RuntimeError, match="a fault of this program"):
+        patch.setattr(torch, "load", load(IndexError("list index out of range")))
+        with pytest.raises(InputError, match="is no checkpoint of a stage"):
             stage.resume_step(path, module)
-    torch.save({"weights": 1}, path)
-    with pytest.raises(InputError, match="is no checkpoint of a stage"):
-        stage.resume_step(path, module)
+    for other in ({"weights": 1}, {"global_step": -1, "state_dict": {}}, {"global_step": 1, "state_dict": {"a": 1}}):
+        torch.save(other, path)
+        with pytest.raises(InputError, match="is no checkpoint of a stage"):
+            stage.resume_step(path, module)
     torch.save({"global_step": 1, "state_dict": {"weight": torch.full((2, 3), math.nan), "bias": torch.ones(2)}}, path)
     with pytest.raises(InputError, match="resume.ckpt: weight is not finite; remove it"):
         stage.resume_step(path, module)

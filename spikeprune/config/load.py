@@ -24,6 +24,7 @@ from spikeprune.config.resources import folders
 from spikeprune.config.schema import Config
 from spikeprune.config.tasks import CUSTOM
 from spikeprune.errors import InputError, nearest
+from spikeprune.files import secrets
 
 __all__ = ["Config", "differences", "load", "read_resolved", "resolve", "to_yaml"]
 
@@ -225,6 +226,11 @@ class _Merge:
                 self.problem(f"{key}: {str(error).splitlines()[0]}", self.sources.get(key, ""))
                 self._default(key)
         config = OmegaConf.to_object(self.config)
+        for key, value in leaves(asdict(config)):
+            if name := secrets.held(str(value)):
+                self.problem(
+                    f"{key}: holds the value of {name}; leave it in the environment", self.sources.get(key, "")
+                )
         for keys, text in validation.problems(config, frozenset(self.unread)):
             self.problem(text, self._blame(keys))
         if self.problems:

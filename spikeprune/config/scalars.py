@@ -65,7 +65,10 @@ Loader.add_constructor(None, Loader.unknown)
 
 def parse(text: str) -> Any:
     """YAML whose scalars are text, or None for null. Raises yaml.YAMLError."""
-    return yaml.load(text, Loader)  # noqa: S506 it makes text, lists and dicts alone
+    try:
+        return yaml.load(text, Loader)  # noqa: S506 it makes text, lists and dicts alone
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
 
 
 def parse_file(path: Path) -> dict[str, Any]:
@@ -84,6 +87,8 @@ def parse_file(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: no such file{there}") from None
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
+    except ValueError:  # a NUL
+        raise InputError(f"{str(path)!r}: is no path of a file") from None
     if tree is not None and not isinstance(tree, dict):
         raise InputError(f"{path}: must hold keys and values")
     return tree or {}

@@ -39,7 +39,7 @@ def section(make: Callable[[], Any]) -> Any:
 
 @dataclass
 class Run:
-    """Where and how a run executes. Of these only devices, num_nodes, accelerator and precision change numbers."""
+    """Where and how a run executes. Devices, num_nodes, accelerator, precision and deterministic change numbers."""
 
     dir: str = key("runs/${task}-${preset}-s${seed}", "directory of the run", check=NOT_EMPTY)
     start_from: str | None = key(
@@ -54,6 +54,7 @@ class Run:
     kernels: str = key(
         "auto", "Triton kernels and CUDA graphs on a GPU, or plain PyTorch", choices=("auto", "torch", "triton")
     )
+    deterministic: bool = key(False, "the same bits again on one GPU, by slower algorithms; on the CPU it is always so")
     validate_every: int = key(1, "epochs between validations", check=AT_LEAST_1)
     log_every: int = key(20, "optimizer steps between logged training records", check=AT_LEAST_1)
     checkpoint_every: int | None = key(

@@ -7,7 +7,6 @@ InputError with file and line, never a row less.
 from __future__ import annotations
 
 import csv
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
@@ -19,6 +18,7 @@ from spikeprune.files import jsonfile
 
 Row = tuple[int, Mapping[str, Any]]  # its line, or its number from 0, and its cells by column
 REPAIR = "repair it or drop this line"
+UNREADABLE = (ValueError, OSError, TypeError, KeyError, AttributeError, NotImplementedError)  # Arrow's among them
 
 
 @dataclass(frozen=True)
@@ -140,15 +140,16 @@ def _json_objects(path: Path) -> Iterator[Row]:
 
 
 def _parquet(path: Path) -> Table:
-    """Through `datasets`, which streams it, and would print what its errors say as well."""
-    import datasets
+    """A batch of rows at a time; names of classes that `datasets` has stored are read too."""
+    import pyarrow.parquet
+    from datasets import Features
 
-    logging.getLogger("datasets").setLevel(logging.CRITICAL)
     try:
-        stream = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
-        return _of_dataset(str(path), stream, stream.features or {})
-    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+        file = pyarrow.parquet.ParquetFile(path)
+        features = Features.from_arrow_schema(file.schema_arrow)
+    except UNREADABLE as error:
         raise InputError(f"{path}: is no parquet file ({' '.join(str(error).split())[:200]}); write it again") from None
+    return _of_dataset(str(path), (row for batch in file.iter_batches() for row in batch.to_pylist()), features)
 
 
 def hub_table(name: str, rows: Any) -> Table:
@@ -162,7 +163,7 @@ def _of_dataset(name: str, rows: Iterable[Mapping[str, Any]], features: Mapping[
     def read() -> Iterator[Row]:
         try:
             yield from enumerate(rows)
-        except (ValueError, OSError) as error:
+        except UNREADABLE as error:
             raise InputError(f"{name}: cannot be read ({' '.join(str(error).split())[:200]}); write it again") from None
 
     return Table(name, tuple(features), read(), by_line=False, names=named)

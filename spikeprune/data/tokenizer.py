@@ -66,14 +66,14 @@ def _from_directory(checkpoint: str) -> PreTrainedTokenizerFast:
     except InputError as error:
         raise InputError(f"the tokenizer in {checkpoint} cannot be read: {error}") from None
     try:
-        return AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+        return AutoTokenizer.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # of many kinds, for files of any content
         raise InputError(f"the tokenizer in {checkpoint} cannot be read: {_line(error)}") from error
 
 
 def _from_hub(name: str) -> PreTrainedTokenizerFast:
     try:
-        return AutoTokenizer.from_pretrained(name, local_files_only=True)
+        return AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError):
         pass  # not in the cache: ask the hub
     if not reachable():
@@ -81,7 +81,7 @@ def _from_hub(name: str) -> PreTrainedTokenizerFast:
             f"{name!r} is no directory, is not in the hub's cache, and the hub cannot be reached; give a directory"
         )
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"no tokenizer {name!r} on the hub: {_line(error)}") from error
 

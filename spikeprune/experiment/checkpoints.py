@@ -15,7 +15,7 @@ from spikeprune.config.derived import folds, prunes_synapses, weights, word_tabl
 from spikeprune.config.schema import Config
 from spikeprune.errors import InputError
 from spikeprune.experiment.context import RunContext
-from spikeprune.experiment.run_directory import WEIGHTS, RunDirectory, read_verified, write_weights
+from spikeprune.experiment.run_directory import WEIGHTS, RunDirectory, sums, verified_weights, write_weights
 from spikeprune.experiment.summary import data_facts
 from spikeprune.files import jsonfile
 from spikeprune.files.atomic import write_json
@@ -74,7 +74,9 @@ def record(context: RunContext, directory: RunDirectory, name: str, parent: str 
     if name != "teacher" and parent is None:
         made_from = {"stage": "teacher", "weights": directory.record("teacher")["weights"]}
     stage = asdict(context.stage(name))
-    directory.finish(name, {"stage": name, "parent": made_from, "config": stage, "data": data_facts(context), **facts})
+    files = {"files": sums(directory.stage(name))}
+    kept = {"stage": name, "parent": made_from, "config": stage, "data": data_facts(context)}
+    directory.finish(name, {**kept, **facts, **files})
 
 
 def load_teacher(context: RunContext, directory: RunDirectory) -> Teacher:
@@ -111,7 +113,7 @@ def adopt(values: dict[str, Any], state: dict[str, Tensor], config: Config) -> d
 def load_compact(directory: RunDirectory) -> SpikingBert:
     """The student that `spikeprune compact` left, in evaluation mode."""
     folder, remedy = directory.compact, "`spikeprune compact` makes it again"
-    tensors = safetensors.torch.load(read_verified(folder / WEIGHTS, directory.compact_record()["weights"]))
+    tensors = safetensors.torch.load(verified_weights(folder, directory.compact_record()))
     values = read_config(folder, remedy).model_values()
     return network(values, full_state(values, tensors, str(folder), remedy)).eval()
 
@@ -132,9 +134,9 @@ def load(path: str | Path) -> PreTrainedModel:
         raise InputError(f"{path}: holds no model ({CONFIG} is missing); give a run, a stage's directory or a model's")
     remedy = f"remove {folder} to make it again"
     if (folder / "record.json").is_file():
-        read_verified(folder / WEIGHTS, jsonfile.read(folder / "record.json", remedy, ("weights",))["weights"])
+        verified_weights(folder, jsonfile.read(folder / "record.json", remedy, ("weights",)))
     if jsonfile.read(folder / CONFIG, remedy, ("model_type",))["model_type"] in FAMILIES:
-        return AutoModelForSequenceClassification.from_pretrained(folder).eval()
+        return AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=False).eval()
     return SpikingBertForSequenceClassification.from_pretrained(folder, config=read_config(folder, remedy))
 
 

@@ -13,7 +13,7 @@ from spikeprune.errors import InputError
 from spikeprune.experiment.checkpoints import load_student, write_student
 from spikeprune.experiment.context import RunContext
 from spikeprune.experiment.evaluation import last_finished, reopen, untrained_changes
-from spikeprune.experiment.run_directory import WEIGHTS
+from spikeprune.experiment.run_directory import WEIGHTS, sums
 from spikeprune.files.atomic import write_json
 from spikeprune.models.compaction import as_float, compact
 from spikeprune.models.modeling import SpikingBert
@@ -47,6 +47,7 @@ def compact_run(
         "parent": {"stage": name, "weights": source},
         "changed": list(overrides),
         "weights": weights,
+        "files": sums(folder),
         "t_steps": small.steps,
         **{key: {"kept": small.values[f"layer_{key}"], "of": small.values[key]} for key in ("heads", "ffn")},
         "encoder": {"weights": small.weights, "packed": small.packed, "bits": small.stored_bits},

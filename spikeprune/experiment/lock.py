@@ -124,7 +124,7 @@ class RunLock:
         return self.folder / f"lock.{number}"
 
     def _numbers(self) -> list[int]:
-        return sorted(int(path.suffix[1:]) for path in self.folder.glob("lock.*") if path.suffix[1:].isdigit())
+        return sorted(int(path.suffix[1:]) for path in self.folder.glob("lock.*") if path.suffix[1:].isdecimal())
 
     def _read(self, number: int) -> Holder | None:
         try:

@@ -69,6 +69,11 @@ def _measure_student(context: RunContext, module: DistillationModule, stage: str
     }
 
 
+def silent_layers(measured: Measured) -> list[str]:
+    """The spiking layers without any spike on the dev split, but for those whose units are all pruned."""
+    return [name for name, rate in measured["cost"]["rates"].items() if rate == 0.0]
+
+
 def encoder_weights(student: SpikingBert) -> dict[str, Any]:
     """Kind of the encoder's matrices, their packed size without pruned units, and the tensors that stay float."""
     masks = {"heads": student.heads, "ffn": student.ffn}

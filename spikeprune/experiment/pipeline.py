@@ -12,6 +12,7 @@ import lightning as L
 from spikeprune.config.schema import Config
 from spikeprune.data.description import describe
 from spikeprune.experiment import estimate, opening, processes
+from spikeprune.experiment.build import arithmetic
 from spikeprune.experiment.context import RunContext
 from spikeprune.experiment.report import write_own
 from spikeprune.experiment.run_directory import RunDirectory
@@ -34,7 +35,7 @@ def run(config: Config, tracker: Tracker | None = None) -> dict[str, Any]:
     several devices every process calls this; rank 0 reads, writes and returns.
     """
     quiet()
-    with processes.started(config):
+    with processes.started(config), arithmetic.repeatable(config):
         return run_process(config, tracker or NullTracker())
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,18 @@ import safetensors.torch
 from torch import Tensor
 
 from spikeprune.config.load import read_resolved
+from spikeprune.config.schema import Stages
 from spikeprune.config.tasks import CUSTOM, Task, custom_task, get_task
-from spikeprune.errors import InputError
+from spikeprune.errors import InputError, check_format, nearest
 from spikeprune.files import jsonfile
 from spikeprune.files.atomic import write_atomic, write_json
 from spikeprune.models.tensors import not_finite
 
 WEIGHTS = "model.safetensors"
 RECORD = ("weights", "steps")  # keys of every stage's record
+STAGES = tuple(field.name for field in fields(Stages))
+SUMMED = (".json", ".txt")  # files beside the weights that a record has the sha256 of
+FORMAT = 1  # of a run directory; another one is refused
 
 
 def write_weights(path: Path, state: dict[str, Tensor]) -> str:
@@ -55,6 +60,19 @@ def read_verified(path: Path, sha: str) -> bytes:
     return data
 
 
+def sums(folder: Path) -> dict[str, str]:
+    """The sha256 of each file beside the weights: configuration and tokenizer decide what the network answers, too."""
+    paths = [path for path in sorted(folder.iterdir()) if path.suffix in SUMMED and path.name != "record.json"]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def verified_weights(folder: Path, record: dict[str, Any]) -> bytes:
+    """The weights of a folder. Raises InputError where one of its files is not that of its `record`."""
+    for name, sha in record.get("files", {}).items():
+        read_verified(folder / Path(name).name, sha)
+    return read_verified(folder / WEIGHTS, record["weights"])
+
+
 class RunDirectory:
     """One run's directory. Made by `create` or `open`; neither changes a finished stage."""
 
@@ -69,6 +87,8 @@ class RunDirectory:
             raise InputError(
                 f"{path}: holds no run (config.yaml is missing); give a directory made by spikeprune train"
             )
+        if (run.path / "data.json").is_file():
+            run.data_facts()
         return run
 
     def create(self, *, need: int) -> None:
@@ -112,7 +132,9 @@ class RunDirectory:
     def data_facts(self) -> dict[str, str]:
         """Source and fingerprint of the run's data. Raises InputError where the file is missing or damaged."""
         remedy = f"without it the data cannot be compared: remove {self.path} to begin again"
-        return jsonfile.read(self.path / "data.json", remedy, ("origin", "fingerprint"))
+        facts = jsonfile.read(self.path / "data.json", remedy, ("origin", "fingerprint"))
+        check_format(facts.get("format", 1), FORMAT, str(self.path), "make the run again with this version")
+        return facts
 
     def task(self) -> Task:
         """The run's task; that of own data has the classes that were found in them when the run began."""
@@ -125,6 +147,9 @@ class RunDirectory:
         return custom_task(*columns, None if labels is None else tuple(labels), tuple(data.data.metrics))
 
     def stage(self, name: str) -> Path:
+        """Raises InputError for a name that is no stage's: one in a file may lead out of the directory."""
+        if name not in STAGES:
+            raise InputError(f"{self.path}: {name!r} is no stage; there are {nearest(name, STAGES)}")
         return self.path / "stages" / name
 
     def make_stage(self, name: str) -> Path:
@@ -160,8 +185,8 @@ class RunDirectory:
         return safetensors.torch.load(self.verified(name))
 
     def verified(self, name: str) -> bytes:
-        """The weights file of a finished stage, if it is the one that its record describes."""
-        return read_verified(self.stage(name) / WEIGHTS, self.record(name)["weights"])
+        """The weights file of a finished stage, if it and the files beside it are those that its record describes."""
+        return verified_weights(self.stage(name), self.record(name))
 
     @property
     def compact(self) -> Path:

@@ -10,7 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from spikeprune.errors import InputError
+from spikeprune.errors import MEMORY, InputError, out_of_memory
+from spikeprune.files.secrets import redacted
 from spikeprune.training.signals import Stopped
 
 
@@ -21,7 +22,7 @@ class Recorder:
         self.stream, self.file = stream, file
 
     def write(self, text: str) -> int:
-        self.file.write(text)
+        self.file.write(redacted(text))
         return self.stream.write(text)
 
     def __getattr__(self, name: str) -> Any:
@@ -43,7 +44,7 @@ def recorded(path: Path) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            file.write(ending(error))
+            file.write(redacted(ending(error)))
             raise
         finally:
             sys.stdout, sys.stderr = before
@@ -53,6 +54,8 @@ def ending(error: BaseException) -> str:
     """The lines that tell why an attempt has ended: a sentence where the user or the cluster has caused it."""
     if isinstance(error, InputError):
         return f"error: {error}\n"
+    if out_of_memory(error):
+        return f"error: {MEMORY}\n{error}\n"
     if isinstance(error, KeyboardInterrupt):
         return "interrupted\n"
     if isinstance(error, Stopped):

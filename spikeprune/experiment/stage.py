@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
+import struct
 import zipfile
+import zlib
 from pathlib import Path
+from pickletools import genops
 from typing import Any
 
 import torch
 
 from spikeprune.config.derived import runs
-from spikeprune.errors import InputError
+from spikeprune.errors import InputError, out_of_memory
 from spikeprune.experiment import dev_predictions
 from spikeprune.experiment.build import arithmetic, modules, networks, trainers
 from spikeprune.experiment.checkpoints import load_student, load_teacher, save_student, save_teacher
 from spikeprune.experiment.context import RunContext
-from spikeprune.experiment.measurement import check_teacher, measure_student, measure_teacher
+from spikeprune.experiment.measurement import check_teacher, measure_student, measure_teacher, silent_layers
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.experiment.terminal import print_once
 from spikeprune.models.compaction import compacted, scatter_into
 from spikeprune.models.modeling import SpikingBert
-from spikeprune.models.tensors import misfit, not_finite, out_of_memory
+from spikeprune.models.tensors import misfit, not_finite
 from spikeprune.pruning.budget_report import cost_in_unit
 from spikeprune.report.tables import budget_line
 from spikeprune.training import distributed
 from spikeprune.training.callbacks.budget_target import BudgetTarget
 from spikeprune.training.callbacks.resume import ResumeState
 from spikeprune.training.modules.task import TaskModule
+
+CLASSES = ("GLOBAL", "INST")  # operations of a pickle that name one
+LONGEST_NAME = 500
 
 
 def train_teacher(context: RunContext, directory: RunDirectory) -> None:
@@ -65,6 +70,8 @@ def train_student(context: RunContext, directory: RunDirectory, name: str, paren
     measured = measure_student(context, module, name)
     predictions = dev_predictions.predictions_of(context, module)
     distributed.first(lambda: dev_predictions.keep(directory, name, predictions))
+    if silent := silent_layers(measured):
+        print_once(f"{name}: no spike at all in {', '.join(silent)}, so nothing passes there; lower its lr or losses")
     if budget:
         teacher = distributed.first(lambda: directory.record("teacher"))
         facts["budget"] = budget.report(cost_in_unit(budget.target, measured, teacher, budget.model))
@@ -100,7 +107,12 @@ def fit(context: RunContext, directory: RunDirectory, name: str, module: TaskMod
         context.tracker.stage_resumed(directory, name)
     try:
         with arithmetic.products(context.config):
-            trainer.fit(module, datamodule=modules.stage_data(context, name), ckpt_path=checkpoint if resumed else None)
+            trainer.fit(
+                module,
+                datamodule=modules.stage_data(context, name),
+                ckpt_path=checkpoint if resumed else None,
+                weights_only=True,
+            )
     except SystemExit:  # Lightning's reaction to Ctrl-C
         raise KeyboardInterrupt if trainer.interrupted else SystemExit from None
     distributed.same(digest(module), f"the network that {name} left")
@@ -145,22 +157,31 @@ def read_checkpoint(path: Path, remedy: str) -> dict[str, Any]:
         raise InputError(f"{path}: is damaged; {remedy}")
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        raise InputError(f"{path}: there is not enough memory to load it; free some, and start again") from None
-    except (EOFError, KeyError, pickle.UnpicklingError):
+    except Exception as error:  # torch raises whatever it stumbles over
+        if out_of_memory(error):
+            raise InputError(f"{path}: there is not enough memory to load it; free some, and start again") from None
         saved = None
-    if not isinstance(saved, dict) or not {"global_step", "state_dict"} <= set(saved):
+    if not isinstance(saved, dict) or not is_step(saved.get("global_step")) or not is_state(saved.get("state_dict")):
         raise InputError(f"{path}: is no checkpoint of a stage; {remedy}")
     return saved
 
 
+def is_step(value: Any) -> bool:
+    return isinstance(value, int) and value >= 0
+
+
+def is_state(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(tensor, torch.Tensor) for tensor in value.values())
+
+
 def whole(path: Path) -> bool:
     """Whether all parts of a file of torch.save, a zip archive, have the checksums that they were written with; torch
-    itself loads a part that has changed."""
+    itself loads a part that has changed. A class with an endless name, over which torch would take minutes, is none."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (zipfile.BadZipFile, NotImplementedError, EOFError):
+            if archive.testzip() is not None:
+                return False
+            pickled = b"".join(archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
+        return all(len(str(name)) < LONGEST_NAME for op, name, _ in genops(pickled) if op.name in CLASSES)
+    except (zipfile.BadZipFile, RuntimeError, EOFError, ValueError, OSError, zlib.error, struct.error):
         return False

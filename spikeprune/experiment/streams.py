@@ -9,12 +9,14 @@ import sys
 from collections.abc import Callable
 from typing import TextIO
 
-from spikeprune.errors import InputError
+from spikeprune.errors import MEMORY, InputError, out_of_memory
+from spikeprune.files.secrets import redacted
 
 NO_READER = 141  # as a shell reports a program that SIGPIPE ended
 INTERRUPTED = 130
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 UNWRITABLE += (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+LONGEST = 1500  # characters of a line of an error
 RESUMES = "the same command resumes where this one stopped"
 
 
@@ -45,7 +47,12 @@ def _run(main: Callable[[], int], hint: str) -> int:
     try:
         return main()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown(str(error))}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        print(f"error: {MEMORY} ({shown(str(error).partition(chr(10))[0][:200])})", file=sys.stderr)
         return 2
     except OSError as error:
         if error.errno not in UNWRITABLE:
@@ -56,6 +63,14 @@ def _run(main: Callable[[], int], hint: str) -> int:
     except KeyboardInterrupt:
         print(f"\ninterrupted{hint}", file=sys.stderr)
         return INTERRUPTED
+
+
+def shown(message: str) -> str:
+    """A message that may quote a file or an argument, for a terminal: control characters are escaped, so that they
+    steer no terminal; of a line longer than LONGEST its beginning and its end are left; secrets are not shown."""
+    lines = ("".join(c if c.isprintable() else repr(c)[1:-1] for c in line) for line in redacted(message).split("\n"))
+    half = LONGEST // 2
+    return "\n".join(line if len(line) <= LONGEST else f"{line[:half]} … {line[-half:]}" for line in lines)
 
 
 def _reader_is_gone(stream: TextIO) -> bool:

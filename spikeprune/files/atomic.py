@@ -13,6 +13,8 @@ from typing import Any, BinaryIO
 from spikeprune.errors import InputError
 from spikeprune.files import jsonfile
 
+PART = ".part"  # ends the name of what is not complete
+
 
 def write_atomic(path: Path, content: bytes | str) -> None:
     """All of `content` under `path`, or nothing."""
@@ -24,7 +26,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write piece by piece, which becomes `path` once the block has ended without an error, and else is
     removed: a temporary one beside it is renamed when it is complete."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
@@ -48,7 +50,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     Raises InputError where `path` exists."""
     absent(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART))
     try:
         yield temporary
         temporary.chmod(0o755)
@@ -57,6 +59,12 @@ def new_directory(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what writers have left that were killed in `folder`, in which nobody may be writing now."""
+    for path in list(folder.rglob(f".*{PART}")):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def absent(path: Path) -> None:

@@ -25,6 +25,7 @@ from spikeprune.errors import InputError
 from spikeprune.experiment import fetch, slurm_job
 from spikeprune.experiment.lock import RunLock
 from spikeprune.experiment.run_directory import RunDirectory
+from spikeprune.files import secrets
 from spikeprune.files.atomic import write_atomic
 from spikeprune.integrations.labels import label
 
@@ -79,6 +80,10 @@ def launch(experiment: str, overrides: Sequence[str], request: Request, *, dry_r
     folder = runs[0].directory.path if len(runs) == 1 else launch_folder(runs)
     text = render(template, experiment, overrides, request, runs, folder, command)
     script = folder / SCRIPT
+    if name := secrets.held(text):
+        raise InputError(
+            f"{script}: would hold the value of {name}; leave it in the environment, which sbatch passes on"
+        )
     if dry_run:
         write(script, text)
         return [*lines, f"wrote {script}; submit it with: sbatch {shlex.quote(str(script))}"]

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from spikeprune.errors import nearest
+from spikeprune.errors import check_format, nearest
 from spikeprune.models.checkpoint_facts import generic_names, label_names
 
 # Arguments of `SpikingBert` that BERT's configuration has under another name; the rest have their own.
@@ -30,6 +30,7 @@ OWN_NAMES = (
     *("position_offset", "pooler_act"),
     *("weights", "fold", "word_table", "packed", "sparse", "layer_heads", "layer_ffn"),
 )
+FORMAT = 1  # of the directory
 MODEL_NAMES = (*(name for name in BERT_NAMES.values() if name != "num_labels"), *OWN_NAMES)
 # Further keys that transformers and its hub write into any config.json.
 SHARED_KEYS = (
@@ -58,6 +59,7 @@ class SpikingBertConfig(PreTrainedConfig):
         word_table   float, or one of `quantization.TABLES` for the word embeddings
         packed       the encoder's matrices are stored as few-bit codes and are final
         sparse       weights of zero in the encoder's matrices are no synapses
+        format       version of config.json and model.safetensors; another one is refused
         layer_heads, layer_ffn   heads and feed-forward neurons of each layer of a compacted network (None: all)
 
     Class names are `id2label` and `label2id`. Raises ValueError for a key that neither this nor transformers knows.
@@ -98,8 +100,10 @@ class SpikingBertConfig(PreTrainedConfig):
     sparse: bool = False
     layer_heads: list[int] | None = None
     layer_ffn: list[int] | None = None
+    format: int = 1
 
     def __post_init__(self, **kwargs: Any) -> None:
+        check_format(self.format, FORMAT, "config.json", "export or train the model again with this version")
         for key in kwargs:
             if not (key in SHARED_KEYS or key.startswith("_") or hasattr(PreTrainedConfig, key)):
                 names = nearest(key, (*MODEL_NAMES, "id2label", "label2id"))

@@ -17,10 +17,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from spikeprune.errors import InputError
+from spikeprune.errors import InputError, check_format
 from spikeprune.files import jsonfile
 from spikeprune.models.architecture import leading_ones
-from spikeprune.models.configuration import SpikingBertConfig
+from spikeprune.models.configuration import FORMAT, SpikingBertConfig
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.packing import PackedLinear, pack_sparse, unpack_sparse
 from spikeprune.models.tensors import misfit, not_finite
@@ -54,6 +54,7 @@ def read_config(folder: str | Path, remedy: str = AGAIN) -> SpikingBertConfig:
     raw = jsonfile.read(path, remedy, ("model_type",))
     if raw["model_type"] != SpikingBertConfig.model_type:
         raise InputError(f"{path}: describes a {raw['model_type']!r} model and not a spiking BERT; {remedy}")
+    check_format(raw.get("format", 1), FORMAT, str(path), remedy)
     try:
         return SpikingBertConfig.from_dict(raw)
     except (TypeError, ValueError, KeyError, AttributeError) as error:

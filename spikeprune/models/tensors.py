@@ -35,9 +35,3 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
 def norms(tensors: Sequence[Tensor], order: float) -> Tensor:
     """The norm of each tensor, of this order (2, or infinity for the largest magnitude), `[n]`."""
     return torch.stack(torch._foreach_norm(list(tensors), ord=order))
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether torch or Python ran out of memory; on the CPU torch says so in an ordinary RuntimeError."""
-    words = ("can't allocate memory", "not enough memory", "out of memory")
-    return isinstance(error, MemoryError) or any(word in str(error) for word in words)

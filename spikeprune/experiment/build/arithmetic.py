@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -43,6 +44,21 @@ def cuda_graphs(config: Config) -> bool:
     run = config.run
     # feedback reads residuals within the step, and 16-mixed scales each loss before its gradient
     return on_gpu(config) and run.kernels != "torch" and not config.student.feedback and run.precision != "16-mixed"
+
+
+@contextmanager
+def repeatable(config: Config) -> Iterator[None]:
+    """While it lasts, CUDA adds in one order where the configuration says so, also outside a Trainer."""
+    if not config.run.deterministic:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 @contextmanager

@@ -37,6 +37,7 @@ def trainer(context: RunContext, name: str, run: RunDirectory, offset: int) -> L
     made = L.Trainer(
         **processes.placement(config),
         precision=arithmetic.precision(config),
+        deterministic=config.run.deterministic,
         max_epochs=max(1, stage.epochs),  # a stage of none stops itself (see training/callbacks/mask_search.py)
         gradient_clip_val=CLIP,
         callbacks=[*shown, FirstSteps(planned, name), EpochLines(planned, name), *stage_callbacks(context, name, run)],
@@ -56,6 +57,7 @@ def evaluator(config: Config, callbacks: Sequence[Callback] = ()) -> L.Trainer:
     shown = bars()
     return L.Trainer(
         **processes.placement(config),
+        deterministic=config.run.deterministic,
         precision="64-true" if config.run.precision == "64-true" else "32-true",
         callbacks=[*callbacks, *shown, StopOnSignal()],
         logger=False,

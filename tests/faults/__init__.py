@@ -1,0 +1,1 @@
+"""Campaigns of injected faults, each repeatable by its seed: `make test-faults`; not tests themselves."""

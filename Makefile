@@ -1,7 +1,7 @@
 # `make help` lists the targets.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup glue slurm fetch ablation sweep sweep-local test test-slow test-kernels check results docs bench lock clean
+.PHONY: help setup glue slurm fetch ablation sweep sweep-local test test-slow test-faults test-kernels check results docs bench lock clean
 
 PYTHON ?= python3
 PRESET ?= tiny
@@ -129,6 +129,9 @@ test: $(STAMP)  ## run the tests but for the slow ones, four files at a time [JO
 
 test-slow: $(STAMP)  ## run the slow ones: SLURM clusters, sweeps, a W&B server, an installed wheel [JOBS=4] [ARGS="-k name"]
 	$(PYTEST) -m slow $(ARGS)
+
+test-faults: $(STAMP)  ## kill runs, fill disks, mutate inputs: campaigns of some minutes each [ARGS="kills --count 20 --seed 1"]
+	PYTHONPATH=tests $(BIN)/python -m faults $(ARGS)
 
 # A CPU build of torch comes without Triton. It is installed beside the environment, so that nothing else imports it.
 test-kernels: $(STAMP)  ## run the GPU's kernels on the CPU, in Triton's interpreter

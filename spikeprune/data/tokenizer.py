@@ -41,13 +41,25 @@ def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerFast:
             raise InputError(
                 f"the tokenizer of {checkpoint} has no {role}, so it is not a BERT's; choose a BERT checkpoint"
             )
-    row = tokenizer("a")["input_ids"]
+    row = _ids(tokenizer, checkpoint, "a")
+    for texts in (("\u2603 a",), ("a", "\u2603")):  # a word that is unknown, and a pair
+        _ids(tokenizer, checkpoint, *texts)
     if row[:1] != [tokenizer.cls_token_id] or row[-1:] != [tokenizer.sep_token_id]:
         raise InputError(
             f"the tokenizer of {checkpoint} does not put {tokenizer.cls_token} and {tokenizer.sep_token} around a "
             "sentence, which a BERT reads; save it with its post-processor"
         )
     return tokenizer
+
+
+def _ids(tokenizer: PreTrainedTokenizerFast, checkpoint: str, *texts: str) -> list[int]:
+    """Raises InputError where its files do not fit together; the library notices that no sooner."""
+    try:
+        return tokenizer(*texts)["input_ids"]
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of the library is no Exception
+        raise InputError(f"the tokenizer of {checkpoint} cannot tokenize ({_line(error)}); save it again") from None
 
 
 def _from_directory(checkpoint: str) -> PreTrainedTokenizerFast:
@@ -86,7 +98,7 @@ def _from_hub(name: str) -> PreTrainedTokenizerFast:
         raise InputError(f"no tokenizer {name!r} on the hub: {_line(error)}") from error
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
 
 

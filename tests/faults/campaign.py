@@ -139,7 +139,9 @@ def outcome(attempt: Attempt, random: Random, folder: Path) -> tuple[str, str]:
             found = ("lost", f"its sentence {wrong}: {shown(str(error))[:200]}") if wrong else ("refused", str(error))
         except SystemExit as stop:
             found = {2: ("refused", ""), 0: ("accepted", "")}.get(stop.code, ("lost", f"exit code {stop.code}"))
-        except (Exception, Slow) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # Slow, and a panic of a library in Rust, are no Exception
             found = "lost", f"{type(error).__name__} in {place_of(error)}: {error}"
     return ("lost", seen[0]) if seen else found
 

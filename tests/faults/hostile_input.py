@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import shutil
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,11 +17,12 @@ from unittest import mock
 
 import torch
 import yaml
+from children import run_command
 from micro import GLUE, ROOT, micro, only, write_sst2
 
 import spikeprune
 from faults import mutation
-from faults.campaign import Attempt
+from faults.campaign import Attempt, Row
 from spikeprune import arguments, cli
 from spikeprune.config.keys import every_key
 from spikeprune.config.load import load, to_yaml
@@ -345,6 +347,40 @@ def json_files(folder: Path) -> Attempt:
         jsonfile.read(path, "remove it", ("weights", "steps"))
 
     return attempt
+
+
+def whole_commands(folder: Path, seed: int, count: int, seconds: float) -> Row:
+    """Inputs of several kinds to commands in processes of their own: exit code 0 or 2, and no traceback."""
+    row, began, name = Row("whole commands", seed), time.monotonic(), "whole commands"
+    run, log = finished_run(folder), folder / "log"
+    tree, texts = yaml.safe_load(to_yaml(load(GLUE, ["preset=tiny", "task=sst2"]))), b"text,label\na good film,1\n"
+
+    def words_of(random: Random, kind: str) -> list[str]:
+        if kind == "data":
+            (folder / "texts.csv").write_bytes(mutation.of_bytes(random, texts))
+            return ["predict", str(run.path), "--file", str(folder / "texts.csv")]
+        if kind == "configuration":
+            text = yaml.safe_dump(mutation.of_tree(random, tree), allow_unicode=True).encode("utf-8", "surrogatepass")
+            (folder / "experiment.yaml").write_bytes(mutation.of_bytes(random, text))
+            return ["config", str(folder / "experiment.yaml")]
+        if kind == "command line":
+            return [random.choice(("config", "evaluate", "compact", "predict")), *(word(random) for _ in range(3))]
+        given = copy_of(run.path, folder / "given")
+        mutate(random, random.choice(sorted(p for p in given.rglob("*") if p.is_file())))
+        return ["predict", str(given), "a film", *random.choice(([], ["--compact"]))]
+
+    while row.tried < count and time.monotonic() - began < seconds:
+        random = Random(f"{name} {seed} {row.tried}")
+        kind = ("data", "configuration", "command line", "run directory")[row.tried % 4]
+        log.unlink(missing_ok=True)
+        code = run_command([part.replace("\0", "") for part in words_of(random, kind)], log)
+        said = log.read_text(errors="replace")
+        row.refused, row.accepted = row.refused + (code == 2), row.accepted + (code == 0)
+        if code not in (0, 2) or "Traceback" in said:
+            row.lost.append(f"{row.tried}, {kind}: exit code {code}: {said[-200:]}")
+        row.tried += 1
+    row.seconds = time.monotonic() - began
+    return row
 
 
 CAMPAIGNS: dict[str, Callable[[Path], Attempt]] = {

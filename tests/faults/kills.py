@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 
 from children import begin, run_command
-from micro import GLUE, logged, micro, write_sst2
+from micro import GLUE, logged, micro, only, write_sst2
 
 from faults.campaign import CHANGES, Row
 from spikeprune.experiment.run_directory import STAGES, RunDirectory
@@ -131,6 +131,44 @@ def killed_runs(
         row.accepted += 0 if wrong else len(ends) or 1
     row.seconds, row.note = time.monotonic() - began, f"{runs} runs"
     return row
+
+
+def sweep(folder: Path, seed: int, count: int, seconds: float) -> Row:
+    """A local sweep of four trials, two at a time, whose driver is killed; its trials end with it."""
+    row, began, random = Row("kills of a local sweep", seed), time.monotonic(), Random(f"sweep {seed}")
+    file, log, sweeps = tiny_sweep(folder), folder / "log", 0
+    words = ["sweep", str(file), "--local", "--trials", "4", "--jobs", "2", "--dir"]
+    if run_command([*words, str(folder / "undisturbed")], log):
+        row.lost.append(f"undisturbed: {last_line(log)}")
+        return row
+    wanted = trials_of(folder / "undisturbed")
+    while row.tried < count and time.monotonic() - began < seconds:
+        where, sweeps = folder / f"sweep{sweeps}", sweeps + 1
+        kills = min(3, count - row.tried)
+        ends, wrong = until_finished([*words, str(where)], where, folder / f"log{sweeps}", random, kills, longest=15)
+        wrong = wrong or differs(trials_of(where), wanted)
+        row.tried += len(ends) or 1
+        row.lost += [f"sweep {sweeps - 1}, after {', '.join(ends)}: {wrong}"] if wrong else []
+        row.accepted += 0 if wrong else len(ends) or 1
+    row.seconds, row.note = time.monotonic() - began, f"{sweeps} sweeps of four trials"
+    return row
+
+
+def tiny_sweep(folder: Path) -> Path:
+    glue = write_sst2(folder / "glue")
+    words = [*micro("RUN", glue), *only("spatial"), "stages.temporal.t_steps=null", "stages.spatial.epochs=1"]
+    words = [word for word in words if not word.startswith(("run.dir=", "stages.spatial.heads"))]
+    command = ["${env}", "${interpreter}", "-m", "spikeprune", "train", str(GLUE), *words]
+    command += ["run.dir=x/${oc.env:WANDB_RUN_ID}", "${args_no_hyphens}"]
+    tree = {"method": "random", "metric": {"name": "result/main", "goal": "maximize"}, "command": command}
+    tree["parameters"] = {"stages.spatial.heads": {"min": 0.3, "max": 1.0}}
+    (folder / "sweep.yaml").write_text(json.dumps(tree))
+    return folder / "sweep.yaml"
+
+
+def trials_of(folder: Path) -> dict:
+    """Values and results of each trial, and the front."""
+    return json.loads((folder / "results.json").read_text())
 
 
 def outputs(folder: Path, seed: int, count: int, seconds: float) -> Row:

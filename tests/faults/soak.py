@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 
 from children import run_command
-from micro import GLUE, ROOT, micro, only, write_sst2
+from micro import GLUE, micro, only, write_sst2
 
 from faults.campaign import Row
+from faults.kills import tiny_sweep
 
 GROWTH = 0.10  # of memory in the second half, above which it does not level off
 
@@ -70,19 +71,9 @@ def lines(folder: Path, seed: int, count: int, seconds: float) -> Row:
 
 def trials(folder: Path, seed: int, count: int, seconds: float) -> Row:
     """A local sweep, whose trials take the teacher over from each other."""
-    glue = write_sst2(folder / "glue")
-    words = [*micro("RUN", glue), *only("spatial"), "stages.temporal.t_steps=null", "stages.spatial.epochs=1"]
-    words = [word for word in words if not word.startswith(("run.dir=", "stages.spatial.heads"))]
-    command = ["${env}", "${interpreter}", "-m", "spikeprune", "train", str(GLUE), *words]
-    command += ["run.dir=x/${oc.env:WANDB_RUN_ID}", "${args_no_hyphens}"]
-    sweep = {"method": "random", "metric": {"name": "result/main", "goal": "maximize"}, "command": command}
-    sweep["parameters"] = {"stages.spatial.heads": {"min": 0.3, "max": 1.0}}
-    (folder / "sweep.yaml").write_text(json.dumps(sweep))
+    file = tiny_sweep(folder)
     where = ["--local", "--dir", str(folder / "sweep"), "--trials", str(count), "--jobs", "2"]
-    os.chdir(ROOT)
-    row = soaked(
-        "soak: trials", folder, ["sweep", str(folder / "sweep.yaml"), *where], f"{count} trials, two at a time"
-    )
+    row = soaked("soak: trials", folder, ["sweep", str(file), *where], f"{count} trials, two at a time")
     done = len(json.loads((folder / "sweep" / "results.json").read_text())["trials"]) if not row.lost else 0
     row.lost += [] if done == count else [f"{done} of {count} trials finished"]
     return row

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
-from children import run_command
+from children import begin, leg, run_command
 from micro import write_sst2
 
 from faults.campaign import Row
@@ -83,6 +83,43 @@ def full_disk(folder: Path, seed: int, count: int, seconds: float) -> Row:
     return row
 
 
+def read_only(folder: Path, seed: int, count: int, seconds: float) -> Row:
+    """A run's directory on a disk that cannot be written, before the run and in its middle; then it can."""
+    row, began = Row("read-only disk", seed), time.monotonic()
+    glue, disk, log = write_sst2(folder / "glue"), folder / "disk", folder / "log"
+    wanted = undisturbed(folder, glue, row)
+    with small_disk(disk, 120_000_000) as missing:
+        if missing or wanted is None:
+            row.note = missing
+            return row
+        run, words = RunDirectory(disk / "run"), command_of(disk / "run", glue)
+        for kills in (0, 1):
+            if kills:
+                until_first_stage(words, run, log)
+            remount(disk, "ro")
+            row.tried += 1
+            code, said = run_command(words, log), last_line(log)
+            remount(disk, "rw")
+            if code == 2 and said.startswith("error: "):
+                row.refused += 1
+            else:
+                row.lost.append(f"exit code {code}: {said}")
+        code = run_command(words, log)
+        wrong = last_line(log) if code else differs(left_by(run), wanted)
+        row.lost += [f"afterwards: {wrong}"] if wrong else []
+    row.seconds = time.monotonic() - began
+    return row
+
+
+def until_first_stage(words: list[str], run: RunDirectory, log: Path) -> None:
+    """Start a run and kill it once its teacher is finished."""
+    child = begin(words, log)
+    while child.is_alive() and not run.finished("teacher"):
+        time.sleep(0.01)
+    child.kill()
+    child.join()
+
+
 def vanished(folder: Path, seed: int, count: int, seconds: float) -> Row:
     """Each file of an unfinished run, and of a finished one, removed, cut short or with a bit flipped; then the run is
     started again, and evaluated."""
@@ -119,8 +156,6 @@ def vanished(folder: Path, seed: int, count: int, seconds: float) -> Row:
 
 def half_run(folder: Path, glue: Path) -> Path:
     """A run that was killed in the middle of its last stage."""
-    from children import leg
-
     half = folder / "half"
     leg(command_of(half, glue)[2:], folder / "log", ("finetune", 5))
     return half

@@ -113,8 +113,7 @@ def test_a_malicious_teacher_does_nothing(run, tmp_path) -> None:
     settings = json.loads((bert / "tokenizer_config.json").read_text())
     settings |= {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["code.Mine", "code.Mine"]}}
     (bert / "tokenizer_config.json").write_text(json.dumps(settings))
-    with pytest.raises(InputError, match="tokenizer"):
-        load_tokenizer(str(bert))
+    assert load_tokenizer(str(bert)).is_fast  # the library's own class for these files
     assert not mark.exists()
 
 

@@ -1,0 +1,26 @@
+"""A short sample of each campaign of injected faults; `make test-faults` runs them whole."""
+
+from __future__ import annotations
+
+import pytest
+from faults import hostile_input, kills, storage
+from faults.campaign import hostile
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.mark.parametrize("name", hostile_input.CAMPAIGNS)
+def test_hostile_input(name, tmp_path) -> None:
+    row = hostile(name, hostile_input.CAMPAIGNS[name](tmp_path), tmp_path, 1, 100, 5)
+    assert row.lost == [] and row.refused, row
+
+
+@pytest.mark.parametrize(
+    ("campaign", "count"),
+    [(kills.training, 8), (kills.outputs, 3), (storage.full_disk, 1), (storage.read_only, 1), (storage.vanished, 4)],
+)
+def test_faults(campaign, count, tmp_path) -> None:
+    row = campaign(tmp_path, 1, count, 15)
+    if row.note.startswith("mounting"):
+        pytest.skip(row.note)
+    assert row.lost == [] and row.tried, row

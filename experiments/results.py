@@ -393,7 +393,9 @@ def terminal(summary: dict) -> str:
     """The README's block of the first run: the command, and the table that it ends with."""
     from spikeprune.report.tables import summary_table
 
-    return f"```console\n$ make glue TASK={summary['task']}\n…\n{summary_table(summary)}\n```"
+    run = f"runs/{summary['task']}-{summary['preset']}-s{summary['seed']}"
+    lines = [f"$ make glue TASK={summary['task']}", "…", summary_table(summary), "", f"report: {run}/report.html"]
+    return "\n".join(["```console", *lines, "```"])
 
 
 def draw(found: list[dict]) -> None:

@@ -21,6 +21,7 @@ from transformers import (
     RobertaConfig,
 )
 
+import spikeprune
 from spikeprune.config.load import load
 from spikeprune.config.tasks import get_task
 from spikeprune.cost.dense import dense
@@ -28,7 +29,9 @@ from spikeprune.cost.shapes import model_bytes, parameters
 from spikeprune.data.batching import encode
 from spikeprune.data.tokenizer import load_tokenizer
 from spikeprune.errors import InputError
+from spikeprune.experiment import pipeline
 from spikeprune.experiment.context import check_fit, types_of
+from spikeprune.experiment.evaluation import evaluate
 from spikeprune.models.checkpoint_facts import read_config
 from spikeprune.models.compaction import compact, compacted, scatter_into
 from spikeprune.models.conversion import from_bert
@@ -43,7 +46,7 @@ from spikeprune.models.shape import dense_shape, student_shape
 from spikeprune.models.teacher import Teacher, copy_encoder
 from spikeprune.runtime import Session, to_bytes
 from spikeprune.training.objective import LossWeights, Objective
-from tests.micro import GLUE
+from tests.micro import GLUE, micro, only, write_sst2
 
 D, H, F, N, LAYERS, C = 12, 3, 37, 8, 3, 3
 SIZE = {"vocab_size": 29, "hidden_size": D, "num_hidden_layers": LAYERS, "num_attention_heads": H}
@@ -293,8 +296,8 @@ def test_what_would_be_another_network_is_refused(kind, change, message, tmp_pat
         read_config(str(tmp_path), classes=C)
 
 
-def roberta_tokenizer() -> PreTrainedTokenizerFast:
-    words = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "a": 4, "b": 5}
+def roberta_tokenizer(*words: str) -> PreTrainedTokenizerFast:
+    words = {word: i for i, word in enumerate(("<s>", "<pad>", "</s>", "<unk>", "a", "b", *words))}
     core = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     core.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
@@ -313,6 +316,23 @@ def test_token_types_matter_where_the_encoder_reads_them(kind) -> None:
         return check_fit(config, given, tokens=6, types=2)
     with pytest.raises(InputError, match="2 token types but the model has only 1"):
         check_fit(config, given, tokens=6, types=2)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["mpnet", pytest.param("roberta", marks=pytest.mark.slow)])
+def test_a_run_from_a_checkpoint_to_a_pruned_student(kind, tmp_path) -> None:
+    """With the family's special tokens, pooling by its head; what the run leaves is loaded again."""
+    folder = tmp_path / "checkpoint"
+    FAMILIES[kind].encoder(random_model(kind)).save_pretrained(folder)
+    roberta_tokenizer("the", "film", "was", "long", "story", "of", "rain", "bad", "good").save_pretrained(folder)
+    words = [*micro(tmp_path / "run", write_sst2(tmp_path / "glue")), *only("prediction_kd", "spatial")]
+    words += [f"teacher.checkpoint={folder}", "data.max_length=16", "student.pooling=cls", "teacher.dropout=0"]
+    pipeline.run(load(GLUE, [*words, "stages.teacher.epochs=8", "run.precision=bf16-mixed"]))
+    student = spikeprune.load(tmp_path / "run")
+    assert student.config.position_offset == 2 and student.config.pad_token_id == 1
+    assert student.spiking_bert.heads.sum() < H * LAYERS
+    record = evaluate(tmp_path / "run")
+    assert record["same_data"] and record["fidelity"]["agreement"] > 0.5
 
 
 def test_math_of_the_distance_bounds() -> None:

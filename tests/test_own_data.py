@@ -10,7 +10,7 @@ import datasets
 import pytest
 import sklearn.metrics
 import torch
-from micro import GLUE
+from micro import GLUE, micro
 from own import COLUMNS, MOODS, write_reviews, write_scores
 
 from spikeprune.config.load import load
@@ -24,6 +24,10 @@ from spikeprune.data.rows import open_table
 from spikeprune.data.split import stratified
 from spikeprune.data.tokenizer import train_wordpiece
 from spikeprune.errors import InputError
+from spikeprune.experiment.build import networks
+from spikeprune.experiment.build.modules import student_module, teacher_module
+from spikeprune.experiment.context import prepare
+from spikeprune.models.outputs import Outputs
 from spikeprune.training.losses import hard_loss
 from spikeprune.training.metrics import Counts, of_majority
 
@@ -241,6 +245,23 @@ def test_balanced_weights_make_every_class_count_the_same() -> None:
         class_weights([1, 2], task, labels)
     with pytest.raises(InputError, match="the labels are numbers"):
         class_weights("balanced", get_task("stsb"), [0.5])
+
+
+def test_class_weights_act_on_the_hard_loss_of_teacher_and_student(tmp_path) -> None:
+    write_reviews(tmp_path / "reviews.csv")
+    given = [*micro(tmp_path / "run"), "data.source=auto", *COLUMNS, f"data.train_file={tmp_path / 'reviews.csv'}"]
+    context = prepare(load(GLUE, [*given, "data.class_weights=[1,2,4]"]))
+    module = teacher_module(context, networks.teacher(context).eval())
+    batch = context.data.fixed_batches(1, 8, seed=0)[0]
+    logits, weights = module.infer(batch).logits, torch.tensor([1.0, 2.0, 4.0])[batch["labels"]]
+    wanted = (weights * hard_loss(logits, batch["labels"], regression=False)).mean()
+    assert (
+        module.loss_terms(batch)["loss"].item() == pytest.approx(wanted.item())
+        and "class_weights" not in module.state_dict()
+    )
+    student = networks.student(context, module.teacher, context.data.calibration_batches(8, seed=0))
+    objective = student_module(context, "finetune", student, module.teacher).objective
+    assert objective.hard(batch, Outputs(logits)).mean().item() == pytest.approx(wanted.item())
 
 
 def test_metrics_of_classes() -> None:

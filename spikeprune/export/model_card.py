@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from spikeprune import __version__
+from spikeprune.config.tasks import CUSTOM
 from spikeprune.export.facts import Facts
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.report.energy_table import energy_markdown
@@ -28,7 +29,7 @@ def card(student: SpikingBert, facts: Facts) -> ModelCard:
 def metadata(facts: Facts) -> ModelCardData:
     """Scores are the model index; a licence is given where the teacher's checkpoint states one."""
     return ModelCardData(
-        language="en",
+        language=None if facts.task.name == CUSTOM else "en",  # GLUE's
         license=facts.teacher.licence,
         library_name="transformers",
         pipeline_tag="text-classification",

@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from statistics import mean, stdev
 
-from energy_results import detail_table, ratio_table
+from energy_results import RATES, detail_table, rate_tables, ratio_table
 
 from spikeprune.config.tasks import SELECT
 from spikeprune.errors import InputError
@@ -363,6 +363,7 @@ def pages() -> dict[Path, str]:
     ratios = ratio_table(settings(found), setting_name, markdown)
     page = between_marks(PAGE.read_text(encoding="utf-8"), "settings", f"{ratios}\n\n{figure}{setting_table(found)}")
     tables = {"runs": run_table(found), "ablation": ablation_tables(), "published": published_table()}
+    tables["rates"] = firing_rates()
     tables["energy"] = detail_table(settings(found), setting_name, markdown)
     for name, table in tables.items():
         page = between_marks(page, name, table)
@@ -372,6 +373,13 @@ def pages() -> dict[Path, str]:
         readme = between_marks(readme, "first run", terminal(kept))
     cost = between_marks(COST.read_text(encoding="utf-8"), "models", model_table())
     return {PAGE: page, README: readme, COST: cost}
+
+
+def firing_rates() -> str:
+    """What `rate_sweep.py` has kept, with its figure."""
+    kept = [jsonfile.loads(path.read_text(encoding="utf-8")) for path in sorted(RATES.glob("*.json"))]
+    text = "\n\n".join(rate_tables(found, markdown) for found in kept)
+    return f"![Firing rate, score and energy](figures/firing-rates.svg)\n\n{text}" if kept else NOTHING
 
 
 def model_table() -> str:

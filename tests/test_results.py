@@ -108,6 +108,30 @@ def test_energy_is_shown_against_every_opponent(results) -> None:
     assert results.ratio_table([[summary()]], results.setting_name, results.markdown).startswith("No run has been kept")
 
 
+def test_firing_rates_have_a_table_and_a_figure(results, tmp_path) -> None:
+    from energy_results import rate_figure, rate_tables
+
+    def row(name: str, rate: float) -> dict:
+        final = with_energy(80 * rate)["stages"]["finetune"]
+        energy = {"memory": final["energy"]["memory"], "convention": final["energy"]["memory"]}
+        return {**final, "name": name, "rate": rate, "teacher": 0.9, "energy": energy}
+
+    limits, budgets = [row("base", 0.2), row("limit 0.02", 0.05)], [row("budget, memory", 0.1)]
+    found = {
+        "limits": limits,
+        "budgets": budgets,
+        "hardware": "one GPU",
+        "commit": "0123",
+        "task": "sst2",
+        "preset": "x",
+    }
+    table = rate_tables(found)
+    assert "| limit 0.02 | 86.0 | 5.0 % | 0.50 | 0.50 |" in table and "Dense teacher: 90.0; one GPU" in table
+    assert "| budget, memory | 86.0 | 10.0 % | 2.00 % | 2.00 % | 2 2 | 128 64 | 4 4 4 |" in table
+    rate_figure(found, tmp_path / "rates.svg")
+    assert "firing rate" in (tmp_path / "rates.svg").read_text(encoding="utf-8")
+
+
 def test_generated_data_have_no_published_scores(results) -> None:
     (row,) = results.setting_table(
         [summary(data={"source": "embedded", "banner": "", "fingerprint": "0"})]

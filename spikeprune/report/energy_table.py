@@ -6,10 +6,12 @@ Read from `energy`, plain numbers as `cost.opponents.comparison` returns them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import Any
 
 from spikeprune.report.numbers import columns, digits, si
 
+WIDTH = 110  # of the sentences, in characters
 Energy = Mapping[str, Mapping[str, Any]]
 OPPONENTS = {"teacher": "dense teacher", "masked_teacher": "teacher, masked", "equal_bits": "equal bits"}
 LEGEND = (
@@ -44,7 +46,8 @@ def _rate(row: Mapping[str, Any]) -> str:
 
 def energy_lines(energy: Energy, rate: float) -> list[str]:
     """The table in plain text with its sentence and legend; `rate`: the student's mean firing rate."""
-    return [*columns(rows(energy)), "", *sentences(energy, rate), *LEGEND]
+    said = [line for text in sentences(energy, rate) for line in wrap(text, WIDTH)]
+    return [*columns(rows(energy)), "", *said, *LEGEND]
 
 
 def timing_lines(found: Mapping[str, Any]) -> list[str]:

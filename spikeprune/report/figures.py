@@ -18,7 +18,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 INK = "#333333"
 
 
-def _figure(width: float, height: float):
+def new_figure(width: float, height: float):
     """A figure drawn without a display and without touching the caller's pyplot state; inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -28,7 +28,7 @@ def _figure(width: float, height: float):
     return figure
 
 
-def _save(figure, path: str | Path) -> Path:
+def save_figure(figure, path: str | Path) -> Path:
     from matplotlib import rc_context
 
     path = Path(path)
@@ -50,7 +50,7 @@ def results_figure(summaries: Sequence[Mapping[str, Any]], path: str | Path) -> 
     A colour for each task, data, preset and kind of weights. Of several seeds it is their mean, with a small star for
     each.
     """
-    figure = _figure(7.2, 4.4)
+    figure = new_figure(7.2, 4.4)
     axes = figure.add_subplot()
     groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}  # of the same stages, or they have no mean
     for summary in summaries:
@@ -76,7 +76,7 @@ def results_figure(summaries: Sequence[Mapping[str, Any]], path: str | Path) -> 
     axes.set_title("\n".join(["Quality and energy", *_warnings(summaries)]), loc="left", fontsize=10, color=INK)
     axes.legend(frameon=False, fontsize=8.5)
     _label(figure, axes, marks)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _kind(summary: Mapping[str, Any]) -> str:
@@ -155,7 +155,7 @@ def front_figure(rows: Sequence[Mapping[str, Any]], kept: Sequence[int], path: s
 
     `rows`: as in `integrations/sweeps/report.py`; `kept`: which of them are the front, cheapest first.
     """
-    figure = _figure(7.2, 4.4)
+    figure = new_figure(7.2, 4.4)
     axes = figure.add_subplot()
     teacher = rows[0]["teacher"]
     unit, size = energy_unit([row["results"]["result/energy_pj"] for row in rows])
@@ -178,4 +178,4 @@ def front_figure(rows: Sequence[Mapping[str, Any]], kept: Sequence[int], path: s
     axes.set_title("\n".join([title, *_warnings(rows[:1])]), loc="left", fontsize=10, color=INK)
     axes.legend(frameon=False, fontsize=8.5)
     _label(figure, axes, [(str(rows[i]["trial"]), *points[i]) for i in kept])
-    return _save(figure, path)
+    return save_figure(figure, path)

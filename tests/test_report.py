@@ -13,6 +13,7 @@ from students import CODINGS, H, make, prune, sentences
 
 from spikeprune import cli
 from spikeprune.config.load import load
+from spikeprune.cost.energy_models import ENERGY_MODELS
 from spikeprune.experiment import pipeline
 from spikeprune.experiment.page_data import answers
 from spikeprune.experiment.page_data.curves import curves
@@ -157,6 +158,7 @@ def test_a_run_ends_with_its_page(finished) -> None:
     found = Reader(page)
     assert found.titles == SECTIONS and found.scripts == 1 and found.drawings > 15
     assert "<script>alert" not in page and "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert all(f"<figcaption>{model}: " in page for model in ENERGY_MODELS) and "the same network at equal bits" in page
     assert f"report: {finished.path / 'report.html'}" in finished.log.read_text(encoding="utf-8").splitlines()[-1]
     assert not re.search(r"""(?:src|href|url\(|@import)\s*=?\s*["']?https?:""", page), "nothing comes from a network"
 

@@ -61,4 +61,5 @@ def _by_layer(name: str, model: Run) -> Markup:
 
 def _counted(models: Run) -> Markup:
     body = [[name, model["counted"], model["left_out"], model["source"]] for name, model in models.items()]
-    return table(["energy model", "counts", "leaves out", "source"], body, words=4)
+    shown = table(["energy model", "counts", "leaves out", "source"], body, words=4)
+    return tag("details", tag("summary", "What each energy model counts"), shown)

@@ -65,6 +65,7 @@ th, td { padding: 5px 10px; text-align: right; border-bottom: 1px solid var(--ru
 thead th { color: var(--soft); font-size: 12.5px; border-bottom: 1px solid var(--soft); }
 tbody th { font-weight: 560; } .words { text-align: left; }
 td.words { white-space: normal; min-width: 180px; overflow-wrap: anywhere; }
+details { margin: 14px 0; } summary { cursor: pointer; color: var(--c1); font-size: 13.5px; }
 h4 { font-size: 15px; font-weight: 600; margin: 22px 0 0; }
 blockquote { margin: 26px 0 4px; padding: 0; font-size: 15px; font-weight: 560; overflow-wrap: anywhere; }
 #tip { position: fixed; z-index: 2; pointer-events: none; background: var(--ink); color: var(--paper);

@@ -157,6 +157,7 @@ docs: $(STAMP)  ## the pages and figures that are generated: configuration, figu
 bench: $(STAMP)  ## our speed beside others', on this machine's CPU [ARGS="--device cuda"]
 	@$(LOCKED) requirements/bench.lock || echo "bench: SpikingJelly and snnTorch cannot be installed; their rows are skipped"
 	$(BIN)/python -m experiments.bench $(ARGS)
+	$(BIN)/python -m experiments.bench.runtime
 
 lock:  ## resolve the locked versions again, with uv [UPGRADE=--upgrade]
 	@test -n "$(UV)" || { echo "error: make lock needs uv" >&2; exit 2; }

@@ -7,6 +7,7 @@ import json
 import re
 import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 from experiments import bench_ddp  # noqa: E402
 from experiments.bench import __main__ as bench  # noqa: E402
-from experiments.bench import clock, nets, peers, report, rooflines, rows, training  # noqa: E402
+from experiments.bench import clock, nets, peers, report, rooflines, rows, runtime, runtime_report, training  # noqa: E402
 from spikeprune.errors import InputError  # noqa: E402
 from spikeprune.experiment.summary import commit, hardware  # noqa: E402
 
@@ -233,3 +234,36 @@ def test_a_failed_run_prints_its_message_once(tmp_path, monkeypatch, capfd) -> N
 )
 def test_a_profile_knows_the_kernels_of_products(kernel: str) -> None:
     assert clock._group(kernel) == "matrix products"
+
+
+# -------------------------------------------------------------------------------------------------------- C runtime
+
+
+@pytest.mark.compiler
+def test_the_runtime_is_timed_at_its_budgets(tmp_path, monkeypatch) -> None:
+    """Thresholds bring each form near the budget; a form's fit has its points on it."""
+    forms = ("float rows, events", "ternary rows, events", "synapses in blocks of 16, as blocks")
+    monkeypatch.setattr(runtime, "FORMS", {name: runtime.FORMS[name] for name in forms})
+    monkeypatch.setattr(runtime, "STORED", {"tiny": (TINY, runtime.Units(2, 2, 9), "ternary", 8)})
+    monkeypatch.setattr(runtime, "ARM", ["no-such-compiler"])
+    monkeypatch.setattr(runtime.onnx_file, "missing", lambda: ["onnxruntime"])
+    monkeypatch.setattr(
+        runtime, "warm_seconds", lambda works, budget: {n: work() and 1e-3 for n, work in works.items()}
+    )
+    made = runtime.run(tmp_path, [30, 75], 0.0, replace(TINY, hidden=48, ffn=96))
+    assert [row["budget"] for row in made["rows"]] == [30, 75]
+    for row in made["rows"]:
+        assert set(row["seconds"]) == {*runtime.FORMS, runtime.SILENT}
+        for name, facts in row["facts"].items():
+            assert 0.5 < facts["energy"] / row["budget"] < 2 and 0 < facts["rate"] < 1, name
+    made["rows"][1]["seconds"] = dict.fromkeys(made["rows"][1]["seconds"], 5e-4)
+    fixed, slope = runtime_report.fit(made, "float rows, events")
+    first, second = (row["facts"]["float rows, events"]["additions"] / 1e6 for row in made["rows"])
+    assert [fixed + slope * first, fixed + slope * second] == pytest.approx([1.0, 0.5])
+    written = json.loads((tmp_path / "bench-runtime.json").read_text())
+    assert "| tiny | " in runtime_report.markdown(written) and runtime_report.draw(written).startswith(b"<?xml")
+
+
+def test_the_runtimes_page_is_what_its_kept_results_give() -> None:
+    page, kept = runtime_report.PAGE.read_text(), json.loads(runtime_report.KEPT.read_text())
+    assert runtime_report.BEGIN in page and runtime_report.page_with(page, kept) == page

@@ -1,0 +1,129 @@
+"""Results of the runtime's benchmark as tables and a figure, and docs/runtime.md's section of them; nothing by hand."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from experiments.bench.report import ROOT, table
+from spikeprune.files import jsonfile
+from spikeprune.files.atomic import write_atomic
+
+KEPT, PAGE = Path(__file__).with_name("runtime.json"), ROOT / "docs" / "runtime.md"
+FIGURE = ROOT / "docs" / "figures" / "runtime.svg"
+BEGIN, END = "<!-- runtime: begin -->", "<!-- runtime: end -->"
+GOAL = 75
+GOALS = {"dense teacher, onnxruntime float32": 4.0, "dense teacher, onnxruntime int8": 1.0}  # times as fast at 1/GOAL
+FLASH = {"1 MB": 2**20, "16 MB": 2**24}
+
+
+def forms_of(results: dict) -> list[str]:
+    return list(results["rows"][0]["facts"])
+
+
+def fit(results: dict, name: str) -> tuple[float, float]:
+    """Milliseconds of the fixed part, and for a million additions: the line through a form's budgets that misses them
+    least, relative to each."""
+    points = [(row["facts"][name]["additions"] / 1e6, 1e3 * row["seconds"][name]) for row in results["rows"]]
+    x, y = np.array(points).T
+    slope, fixed = np.polyfit(x, y, 1, w=1 / y)
+    return float(fixed), float(slope)
+
+
+def markdown(results: dict) -> str:
+    rows, made = results["rows"], results["made"]
+    heads = [f"1/{row['budget']}" for row in rows]
+    lines = []
+    for name in forms_of(results):
+        fixed, slope = fit(results, name) if len(rows) > 1 else (float("nan"),) * 2
+        lines.append([name, *(milliseconds(row, name) for row in rows), f"{fixed:.2f} + {slope:.3f} x"])
+    others = [name for name in rows[0]["seconds"] if name not in rows[0]["facts"]]
+    lines += [[name, *(milliseconds(row, name) for row in rows), ""] for name in others]
+    first = [row["facts"][forms_of(results)[0]]["additions"] for row in rows]
+    lines.insert(0, ["additions, 10⁶", *(f"{n / 1e6:.1f}" for n in first), "x"])
+    parts = [
+        f"{results['network']}, {results['tokens']} tokens; {made['hardware']}, load average {made['load']:.1f} when "
+        f"it began, torch {made['torch']}, commit `{made['commit']}`. Milliseconds, the shortest of each row's calls:",
+        table(["energy of the dense teacher ×", *heads, "fit"], lines),
+        *verdicts(results),
+        *stored(results["sizes"]),
+    ]
+    return "\n\n".join(parts)
+
+
+def milliseconds(row: dict, name: str) -> str:
+    return f"{1e3 * row['seconds'][name]:.2f}" if name in row["seconds"] else ""
+
+
+def verdicts(results: dict) -> Iterator[str]:
+    """At the budget GOAL, each form against the goals."""
+    for row in (row for row in results["rows"] if row["budget"] == GOAL):
+        lines = []
+        for name in forms_of(results):
+            ratios = [
+                row["seconds"][other] / row["seconds"][name] if other in row["seconds"] else float("nan")
+                for other in GOALS
+            ]
+            words = [
+                f"{ratio:.1f} (at least {goal:g}: {'met' if ratio >= goal else 'missed'})"
+                for ratio, goal in zip(ratios, GOALS.values(), strict=True)
+            ]
+            lines.append([name, *words])
+        yield table([f"at 1/{GOAL}, times as fast as", *GOALS], lines)
+
+
+def stored(sizes: dict) -> Iterator[str]:
+    """What fits where, the program included."""
+    program = min((found["text"] + found["data"] for found in sizes["program"].values()), default=0)
+    lines = []
+    for name, found in sizes["networks"].items():
+        fits = [size for size, room in FLASH.items() if found["flash"] + program <= room]
+        arena = f"{found['arena']:,} ({found['tokens']} tokens)"
+        lines.append([name, f"{found['flash']:,}", arena, fits[0] if fits else "more"])
+    yield table(["network", "`model.spk`, bytes", "arena, bytes", "fits flash of"], lines)
+    if sizes["program"]:
+        lines = [[name, f"{found['text']:,}", f"{found['data']:,}"] for name, found in sizes["program"].items()]
+        yield table(["`spikerun.c` on Arm (Thumb-2)", "text, bytes", "data, bytes"], lines)
+
+
+def draw(results: dict) -> bytes:
+    """Time against additions, both logarithmic, with each form's fit."""
+    with rc_context({"svg.hashsalt": "runtime", "svg.fonttype": "none", "font.size": 9}):
+        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        for place, name in enumerate(forms_of(results)):
+            x = np.array([row["facts"][name]["additions"] / 1e6 for row in results["rows"]])
+            y = [1e3 * row["seconds"][name] for row in results["rows"]]
+            fixed, slope = fit(results, name)
+            dense_x = np.geomspace(x.min(), x.max(), 50)
+            axes.plot(x, y, "o", color=f"C{place}", markersize=4)
+            axes.plot(dense_x, fixed + slope * dense_x, color=f"C{place}", linewidth=1, label=name)
+        for style, name in zip(("--", ":"), GOALS, strict=True):
+            times = [1e3 * row["seconds"][name] for row in results["rows"] if name in row["seconds"]]
+            if times:
+                axes.axhline(np.median(times), color="#8A8A8A", linestyle=style, linewidth=1, label=name)
+        axes.set(xscale="log", yscale="log", xlabel="additions of a sentence, 10⁶", ylabel="milliseconds")
+        axes.legend(fontsize=7, frameon=False)
+        file = BytesIO()
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    return file.getvalue()
+
+
+def page_with(page: str, results: dict) -> str:
+    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+    return pattern.sub(lambda _: f"{BEGIN}\n{markdown(results)}\n{END}", page)
+
+
+def keep(path: Path) -> None:
+    results = jsonfile.loads(path.read_text(encoding="utf-8"))
+    KEPT.write_text(jsonfile.dumps(results, indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(page_with(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")
+    write_atomic(FIGURE, draw(results))

@@ -51,12 +51,13 @@ def examine(
     device = torch.device("cuda" if torch.cuda.is_available() and context.config.run.accelerator != "cpu" else "cpu")
     split = context.task.dev_splits[0]
     encoded, raw = context.data.encoded[split], context.raw.splits[split]
-    size = context.config.data.eval_batch_size
-    own, theirs, operations = run_through(student.to(device), teacher.to(device), encoded, size, device)
     texts = list(zip(raw.first, raw.second, strict=True)) if raw.second is not None else [(text,) for text in raw.first]
     if not sentences:
         chosen = short_rows(encoded)
         sentences = [Sentence(texts[i], raw.labels[i]) for i in chosen]
+    spikes = rasters(student.to(device), directory, sentences, context)
+    size = context.config.data.eval_batch_size
+    own, theirs, operations = run_through(student, teacher.to(device), encoded, size, device)
     return {
         "answers": {
             **answered(own, theirs, encoded.labels, texts),
@@ -64,7 +65,7 @@ def examine(
             "split": split,
         },
         "energy": energy_by_layer(student, operations),
-        "spikes": rasters(student, directory, sentences, context),
+        "spikes": spikes,
     }
 
 

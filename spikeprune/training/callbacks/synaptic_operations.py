@@ -57,7 +57,7 @@ class SynOpsLogger(L.Callback):
         rate, rates = (active.rate(), active.rates()) if spiking else (1.0, {})  # each activation is sent
         shape, own = student_shape(student), student_network(student, summed(self.ops))
         masks = {"heads": student.heads, "ffn": student.ffn}
-        lengths = torch.cat([part.to(own.ops.ac.device) for part in distributed.gather(torch.cat(self.lengths))])
+        lengths = torch.cat([part.to(own.ops.ac.device) for part in distributed.gather(torch.cat(self.lengths).cpu())])
         others = opponents(
             lengths,
             shape=shape,

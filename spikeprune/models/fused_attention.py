@@ -5,10 +5,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
-from transformers.models.mpnet.modeling_mpnet import MPNetSelfAttention
+from transformers.models.mpnet.modeling_mpnet import MPNetEncoder, MPNetSelfAttention
+
+from spikeprune.models.relative_bias import bucket
 
 
 class FusedAttention(MPNetSelfAttention):
@@ -33,9 +36,25 @@ class FusedAttention(MPNetSelfAttention):
         return (self.o(context.transpose(1, 2).flatten(2)),)
 
 
+BUCKETS = 32  # of transformers' call, which does not read its configuration
+
+
+class GraphedEncoder(MPNetEncoder):
+    """Its relative position bias is made on the device of the ids: releases of transformers differ in where they count
+    the distances, and a CUDA graph holds no copy from the CPU."""
+
+    def compute_position_bias(self, x: Tensor) -> Tensor:
+        """`[B, N, …]` -> `[B, H, N, N]`: row i, column j for the query at i and the key at j."""
+        at = torch.arange(x.shape[1], device=x.device)
+        values = self.relative_attention_bias(bucket(at[None, :] - at[:, None], BUCKETS))  # [N, N, H]
+        return values.movedim(-1, 0).expand(len(x), -1, -1, -1)
+
+
+FUSED = {MPNetSelfAttention: FusedAttention, MPNetEncoder: GraphedEncoder}
+
+
 def fuse(model: PreTrainedModel) -> PreTrainedModel:
     """The model with fused attention; its modules, parameters and their names stay."""
     for module in model.modules():
-        if type(module) is MPNetSelfAttention:
-            module.__class__ = FusedAttention
+        module.__class__ = FUSED.get(type(module), type(module))
     return model

@@ -20,9 +20,10 @@ sys.path.insert(0, str(ROOT))
 
 from experiments import bench_ddp  # noqa: E402
 from experiments.bench import __main__ as bench  # noqa: E402
-from experiments.bench import clock, nets, peers, report, rooflines, rows, runtime, runtime_report, training  # noqa: E402
+from experiments.bench import clock, deployed, nets, peers, report, rooflines, rows, runtime, runtime_report, training  # noqa: E402
 from spikeprune.errors import InputError  # noqa: E402
 from spikeprune.experiment.summary import commit, hardware  # noqa: E402
+from spikeprune.export import onnx_file  # noqa: E402
 
 CPU = torch.device("cpu")
 TINY = nets.Size("tiny", 24, 2, 3, 37, vocab=50)
@@ -267,3 +268,19 @@ def test_the_runtime_is_timed_at_its_budgets(tmp_path, monkeypatch) -> None:
 def test_the_runtimes_page_is_what_its_kept_results_give() -> None:
     page, kept = runtime_report.PAGE.read_text(), json.loads(runtime_report.KEPT.read_text())
     assert runtime_report.BEGIN in page and runtime_report.page_with(page, kept) == page
+
+
+@pytest.mark.slow
+def test_the_ways_of_a_deployed_student_are_compared(monkeypatch) -> None:
+    """The dense network's own rows without a goal; the exported students compute their twins in PyTorch."""
+    if reason := onnx_file.missing():
+        pytest.skip(f"not installed: {', '.join(reason)}")
+    monkeypatch.setattr(deployed, "SENTENCES", (2,))
+    monkeypatch.setattr(deployed, "THREADS", (1,))
+    monkeypatch.setattr(deployed, "STUDENTS", {"ternary student": deployed.STUDENTS["ternary student"]})
+    found = list(deployed.deployed(AT))
+    assert [row["way"] for row in found][:2] == ["ternary student, exported", "ternary student, PyTorch"]
+    assert found[0]["difference"] < 1e-5 and all(row["memory"] >= 0 and row["file"] > 0 for row in found)
+    text = report.of_a_call(found)
+    assert text.count("(at least 3: ") == text.count("(at least 1: ") == 1
+    assert len(text.splitlines()) == 2 + len(found) == 7

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from experiments.bench import report
+from experiments.bench.deployed import deployed
 from experiments.bench.nets import BASE, MINILM, SMALL
 from experiments.bench.rooflines import ceilings
 from experiments.bench.rows import Row, Setting, evaluation, growth, profiles, simulation
@@ -39,12 +40,14 @@ def settings(device: torch.device, backend: str) -> dict[str, Setting]:
     if device.type == "cuda":
         whole = Setting(**common, sizes=(MINILM, BASE), sentences=32, tokens=128, t_steps=16, budget=4.0)
         less = Setting(**common, sizes=(MINILM,), sentences=32, tokens=128, t_steps=16, budget=2.0)
-        return {"simulation": whole, "evaluation": whole, "training": whole, "profiles": less, "growth": less}
+        parts = {"simulation": whole, "evaluation": whole, "training": whole, "profiles": less, "growth": less}
+        return {**parts, "deployed": less}
     small = Setting(**common, sizes=(SMALL,), sentences=4, tokens=32, t_steps=16, budget=5.0)
     short = Setting(**common, sizes=(SMALL,), sentences=4, tokens=16, t_steps=16, budget=5.0)
     full = Setting(**common, sizes=(MINILM,), sentences=16, tokens=64, t_steps=4, budget=15.0)
     middle = Setting(**common, sizes=(SMALL,), sentences=16, tokens=64, t_steps=4, budget=10.0)
-    return {"simulation": small, "evaluation": full, "training": middle, "profiles": small, "growth": short}
+    parts = {"simulation": small, "evaluation": full, "training": middle, "profiles": small, "growth": short}
+    return {**parts, "deployed": full}
 
 
 def run(device: torch.device, backend: str, out: Path, parts: list[str]) -> dict[str, Any]:
@@ -57,6 +60,7 @@ def run(device: torch.device, backend: str, out: Path, parts: list[str]) -> dict
         "rows": [],
         "profiles": [],
         "growth": [],
+        "deployed": [],
     }
     results["made"] |= {"torch": torch.__version__, "load": os.getloadavg()[0]}  # before it adds its own
     work: dict[str, tuple[str, Callable]] = {
@@ -65,6 +69,7 @@ def run(device: torch.device, backend: str, out: Path, parts: list[str]) -> dict
         "training": ("rows", training),
         "profiles": ("profiles", profiles),
         "growth": ("growth", growth),
+        "deployed": ("deployed", deployed),
     }
     for part in parts:
         place, function = work[part]

@@ -11,7 +11,10 @@ from spikeprune.files import jsonfile
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = Path(__file__).parent / "kept"
 PAGE = ROOT / "docs" / "performance.md"
-PARTS = ("simulation", "evaluation", "training", "profiles", "growth")
+TABLES = ("profiles", "growth", "deployed")  # parts with a table of their own
+PARTS = ("simulation", "evaluation", "training", *TABLES)
+DENSE, DENSE_INT8 = "dense, onnxruntime float32", "dense, onnxruntime int8"
+GOALS = {DENSE: 3.0, DENSE_INT8: 1.0}  # an exported student is at least so many times as fast
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 
 
@@ -73,6 +76,30 @@ def where_time_goes(results: dict) -> str:
     return table(["where the time goes", "T", *groups], lines)
 
 
+def of_a_call(found: list[dict]) -> str:
+    """A line for each way, batch and number of threads: the whole call, and how much faster than the dense network."""
+    lines = []
+    for row in found:
+        middle, low, high = (1e3 * row[key] for key in ("seconds", "low", "high"))
+        ratios = [goal_of(row, other, least) for other, least in GOALS.items()]
+        apart = f"{row['difference']:.1g}" if "difference" in row else ""
+        sizes = [f"{row[key] / 1e6:.0f}" for key in ("memory", "file")]
+        place = [row["way"], str(row["B"]), str(row["threads"])]
+        lines.append([*place, f"{middle:.2f} ({low:.2f}–{high:.2f})", *ratios, *sizes, apart])
+    network, tokens = found[0]["network"], found[0]["N"]
+    heads = [f"× as fast as {other}" for other in GOALS]
+    columns = [f"whole call, {network}, {tokens} tokens", "batch", "threads", "ms", *heads, "memory, MB", "file, MB"]
+    return table([*columns, "logits differ by"], lines)
+
+
+def goal_of(row: dict, other: str, least: float) -> str:
+    """The ratio, and for an exported student whether it reaches the goal."""
+    ratio = row[f"ratio {other}"]
+    if not row["way"].endswith("exported"):
+        return f"{ratio:.2f}"
+    return f"{ratio:.2f} (at least {least:g}: {'met' if ratio >= least else 'missed'})"
+
+
 def heading(results: dict) -> str:
     made = results["made"]
     limits = ", ".join(f"{value / 1e9:,.0f} · 10⁹ {name}" for name, value in results["ceilings"].items())
@@ -87,6 +114,7 @@ def markdown(results: dict) -> str:
     parts = [heading(results), *([ratios(results)] if results["rows"] else [])]
     parts += [where_time_goes(results)] if results["profiles"] else []
     parts += [against_t(results)] if results["growth"] else []
+    parts += [of_a_call(results["deployed"])] if "deployed" in results and results["deployed"] else []
     return "\n\n".join(parts)
 
 
@@ -105,10 +133,10 @@ def keep(path: Path, parts: Collection[str]) -> None:
     others as well or lacks some."""
     results = jsonfile.loads(path.read_text(encoding="utf-8"))
     results["rows"] = [row for row in results["rows"] if row["group"].split()[0].rstrip(",") in parts]
-    for part in ("profiles", "growth"):
-        results[part] = results[part] if part in parts else []
+    for part in TABLES:
+        results[part] = results[part] if part in parts and part in results else []
     found = {row["group"].split()[0].rstrip(",") for row in results["rows"]}
-    found |= {part for part in ("profiles", "growth") if results[part]}
+    found |= {part for part in TABLES if results[part]}
     name = "-".join([results["made"]["device"], *([] if len(found) == len(PARTS) else sorted(found))])
     KEPT.mkdir(exist_ok=True)
     (KEPT / f"{name}.json").write_text(jsonfile.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -42,7 +42,12 @@ def write(student: SpikingBert, tokenizer: Any, facts: Facts, directory: Path) -
             "student.coding=accumulate` makes one that has, and --compact exports it"
         )
     check_installed()
-    model = graph_model(student, facts)
+    batch = next(facts.batches())
+    model = traced(student, tuple(batch[name][:2] for name in INPUTS))
+    labels = None if facts.task.regression else list(facts.task.labels)
+    model.metadata_props.update(
+        {"task": facts.task.name, "labels": jsonfile.dumps(labels), "max_length": str(facts.max_length)}
+    )
     whole = serialized(model)
     del model.graph.outputs[1:]
     (directory / FILE).write_bytes(serialized(model))
@@ -62,13 +67,12 @@ def missing() -> list[str]:
     return [name for name in NEEDS if importlib.util.find_spec(name) is None]
 
 
-def graph_model(student: SpikingBert, facts: Facts) -> Any:
-    """The traced and rewritten network, an onnx_ir.Model with the outputs `logits` and each layer's counts."""
+def traced(student: SpikingBert, inputs: tuple[torch.Tensor, ...]) -> Any:
+    """The rewritten network, an onnx_ir.Model with the outputs `logits` and each layer's counts. `inputs`: an example
+    of at least two sentences."""
     import onnx_ir
 
     network = Classifier(student)
-    batch = next(facts.batches())
-    inputs = tuple(batch[name][:2] for name in INPUTS)
     with quiet(), torch.no_grad():
         program = torch.onnx.export(
             network,
@@ -84,10 +88,6 @@ def graph_model(student: SpikingBert, facts: Facts) -> Any:
     onnx_rewrite.rewrite(onnx_ir, model.graph)
     strip_traces(model.graph)
     model.producer_name, model.producer_version = "spikeprune", __version__
-    labels = None if facts.task.regression else list(facts.task.labels)
-    model.metadata_props.update(
-        {"task": facts.task.name, "labels": jsonfile.dumps(labels), "max_length": str(facts.max_length)}
-    )
     return model
 
 

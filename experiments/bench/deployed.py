@@ -1,0 +1,194 @@
+"""What a user of a CPU waits for: the whole call, of an exported student and of its dense teacher by other ways.
+
+The student has the heads, neurons and time steps of a kept run, with random weights; its dense teacher is the same
+BERT, float32 and dynamically quantized to int8 by onnxruntime's own tool.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from experiments.bench import nets
+from experiments.bench.clock import timings
+from experiments.bench.report import DENSE, DENSE_INT8, GOALS
+from experiments.bench.rows import Setting, difference
+from spikeprune.export import onnx_file
+from spikeprune.files import jsonfile
+from spikeprune.models.compaction import compact
+from spikeprune.models.inference import infer
+from spikeprune.models.modeling import SpikingBert
+from spikeprune.models.outputs import INPUTS
+from spikeprune.models.sequence_classification import SpikingBertForSequenceClassification
+
+RUN = Path(__file__).resolve().parents[1] / "results" / "sst2-minilm-dir-s0.json"
+TOKENS, SENTENCES, THREADS = 25, (1, 8), (1, 2)
+STUDENTS = {
+    "ternary student": {"weights": "ternary", "fold": True, "word_table": "int8"},
+    "float student": {},
+}
+# Growth of resident memory from before the model is loaded to its peak in the first call, in a process of its own.
+KILOBYTES = """
+import re, sys
+def kilobytes(name):
+    return int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status", encoding="ascii").read())[1])
+"""
+MEMORY = {
+    "onnx": """
+import numpy as np, onnxruntime
+before = kilobytes("VmRSS")
+session = onnxruntime.InferenceSession(sys.argv[1])
+ids = np.ones((1, {tokens}), np.int64)
+session.run(None, {{given.name: ids for given in session.get_inputs()}})
+""",
+    "torch": """
+import torch
+from transformers import AutoModelForSequenceClassification
+from spikeprune import SpikingBertForSequenceClassification
+before = kilobytes("VmRSS")
+model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1]).eval()
+ids = torch.ones(1, {tokens}, dtype=torch.long)
+with torch.no_grad():
+    model(input_ids=ids, attention_mask=ids)
+""",
+}
+GROWN = 'print(1024 * (kilobytes("VmHWM") - before))'
+
+
+def deployed(at: Setting) -> Iterator[dict[str, Any]]:
+    """A row for each way, batch and number of threads: seconds, ratio to the dense network in onnxruntime float32,
+    growth of memory, bytes of the file. Without the extra onnx there is none."""
+    if at.device.type != "cpu" or onnx_file.missing():
+        return
+    threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder:
+        size, place = at.sizes[0], Path(folder)
+        models = {name: student(size, **options) for name, options in STUDENTS.items()}
+        files = written(size, models, place)
+        sizes = {name: weights_of(file).stat().st_size for name, file in files.items()}
+        grown = {name: memory(file) for name, file in files.items()}
+        try:
+            for count in THREADS:
+                torch.set_num_threads(count)
+                for sentences in SENTENCES:
+                    batch = nets.batch(size, sentences=sentences, tokens=TOKENS, device=at.device)
+                    calls = {name: call(file, models, name, count) for name, file in files.items()}
+                    works = {name: (lambda run=run, batch=batch: run(batch)) for name, run in calls.items()}
+                    found = timings(works, at.device, budget=at.budget)
+                    for name, timing in found.items():
+                        row = {"way": name, "B": sentences, "N": TOKENS, "threads": count, "network": size.name}
+                        row |= {"seconds": timing.median, "low": timing.low, "high": timing.high}
+                        row |= {"memory": grown[name], "file": sizes[name]}
+                        row |= {f"ratio {other}": found[other].median / timing.median for other in GOALS}
+                        yield row | logit_difference(name, calls, batch)
+        finally:
+            torch.set_num_threads(threads)
+
+
+def student(size: nets.Size, **options: Any) -> SpikingBert:
+    """A compacted student with the units and steps of `RUN`, as far as `size` has them."""
+    run = jsonfile.loads(RUN.read_text(encoding="utf-8"))
+    kept = run["stages"][run["final"]]
+    steps = (kept["t_steps"] * size.layers)[: size.layers + 1]
+    made = nets.student(size, torch.device("cpu"), t_steps=steps, pooling="cls", residual="membrane", **options)
+    for part in ("heads", "ffn"):
+        for layer, count in zip(getattr(made, part), kept[part], strict=False):
+            layer[max(1, round(count / run["shape"][part] * len(layer))) :] = 0
+    if options:
+        made.set_strength(1)
+    return compact(made).eval()
+
+
+def written(size: nets.Size, models: dict[str, SpikingBert], folder: Path) -> dict[str, Path]:
+    """The file of each way, or the directory that transformers loads."""
+    files = {}
+    inputs = tuple(nets.batch(size, sentences=2, tokens=TOKENS, device=torch.device("cpu"))[name] for name in INPUTS)
+    for name, model in models.items():
+        exported = onnx_file.traced(model, inputs)
+        del exported.graph.outputs[1:]
+        files[f"{name}, exported"] = folder / f"{name}.onnx"
+        files[f"{name}, exported"].write_bytes(onnx_file.serialized(exported))
+        files[f"{name}, PyTorch"] = folder / name
+        SpikingBertForSequenceClassification.of(model).save_pretrained(files[f"{name}, PyTorch"])
+    files["dense, PyTorch"] = folder / "dense"
+    size.bert().save_pretrained(files["dense, PyTorch"])
+    files[DENSE], files[DENSE_INT8] = folder / "dense.onnx", folder / "dense-int8.onnx"
+    export_dense(size, inputs, files[DENSE], files[DENSE_INT8])
+    return files
+
+
+class Logits(torch.nn.Module):
+    def __init__(self, bert: torch.nn.Module):
+        super().__init__()
+        self.bert = bert
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.bert(**dict(zip(INPUTS, inputs, strict=True))).logits
+
+
+def export_dense(size: nets.Size, inputs: tuple[Tensor, ...], file: Path, int8: Path) -> None:
+    """As PyTorch exports a BERT, and as onnxruntime's tool quantizes it."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    shapes = (({0: "batch", 1: "length"},) * len(INPUTS),)
+    with onnx_file.quiet():
+        program = torch.onnx.export(
+            Logits(size.bert()),
+            inputs,
+            dynamo=True,
+            opset_version=18,
+            input_names=list(INPUTS),
+            output_names=["logits"],
+            dynamic_shapes=shapes,
+            verbose=False,
+        )
+        program.save(str(file), external_data=False)
+        quantize_dynamic(str(file), str(int8), weight_type=QuantType.QInt8)
+
+
+def call(file: Path, models: dict[str, SpikingBert], name: str, threads: int) -> Callable[[dict[str, Tensor]], Tensor]:
+    """`batch -> logits`, everything between the two included."""
+    if file.suffix == ".onnx":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = threads, 3
+        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        names = [given.name for given in session.get_inputs()]
+        return lambda batch: torch.from_numpy(session.run(None, {key: batch[key].numpy() for key in names})[0])
+    student = models.get(name.removesuffix(", PyTorch"))
+    if student is not None:
+        return lambda batch: infer(student, **batch).logits
+    from transformers import BertForSequenceClassification
+
+    bert = BertForSequenceClassification.from_pretrained(file).eval()
+    return lambda batch: dense_logits(bert, batch)
+
+
+@torch.no_grad()
+def dense_logits(bert: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    return bert(**batch).logits
+
+
+def logit_difference(name: str, calls: dict[str, Callable], batch: dict[str, Tensor]) -> dict[str, float]:
+    """Of what is exported to the same network in PyTorch."""
+    twin = "dense, PyTorch" if name in GOALS else name.replace(", exported", ", PyTorch")
+    return {} if twin == name else {"difference": difference(calls[twin](batch), calls[name](batch))}
+
+
+def weights_of(file: Path) -> Path:
+    return file if file.is_file() else file / "model.safetensors"
+
+
+def memory(file: Path) -> int:
+    """Bytes by which a process grows that loads the model and calls it once."""
+    script = KILOBYTES + MEMORY["onnx" if file.suffix == ".onnx" else "torch"].format(tokens=TOKENS) + GROWN
+    done = subprocess.run([sys.executable, "-c", script, str(file)], capture_output=True, encoding="utf-8", check=True)
+    return int(done.stdout.splitlines()[-1])

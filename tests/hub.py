@@ -1,7 +1,9 @@
-"""A small stand-in for the hub on loopback, which the real client libraries ask for files of a folder; not a test."""
+"""A small stand-in for the hub on loopback, which the real client libraries ask for files of a folder, and which takes
+commits of small files; not a test."""
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import threading
@@ -32,6 +34,7 @@ class Hub:
 
 
 COMMIT = "c" * 40
+WRITES = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/(?P<what>preupload|commit)/main")
 ADDRESS = re.compile(
     r"/(?:api/)?(?P<kind>models/|datasets/)?(?P<repo>[^/]+/[^/]+)(?:/(?P<what>resolve|revision|tree|paths-info)"
     r"/(?P<revision>[^/]+)(?:/(?P<path>.*))?)?"
@@ -55,6 +58,8 @@ class _Handler(BaseHTTPRequestHandler):
     def answer(self, body: bytes) -> None:
         asked = urlparse(self.path)
         self.hub.asked.append(f"{self.command} {self.path}")
+        if (written := self.write(asked.path, body)) is not None:
+            return self.send_json(written)
         match = ADDRESS.fullmatch(unquote(asked.path))
         folder = match and self.hub.folder / (match["kind"] or "models/") / match["repo"]
         if not folder or not folder.is_dir():
@@ -79,6 +84,28 @@ class _Handler(BaseHTTPRequestHandler):
             "likes": 0,
         }
         self.send_json({**about, "id": match["repo"], "sha": COMMIT, "siblings": names})
+
+    def write(self, path: str, body: bytes) -> dict | None:
+        """What an upload asks, in its order: a repository, how each file is sent, and a commit of them."""
+        if path == "/api/repos/create":
+            about = json.loads(body)
+            name = f"{about.get('organization') or 'me'}/{about['name']}"
+            (self.hub.folder / "models" / name).mkdir(parents=True, exist_ok=True)
+            return {"url": f"{self.hub.url}/{name}", "name": name, "id": name}
+        if path == "/api/validate-yaml":
+            return {"errors": [], "warnings": []}
+        match = WRITES.fullmatch(unquote(path))
+        if match is None:
+            return None
+        if match["what"] == "preupload":
+            files = [file["path"] for file in json.loads(body)["files"]]
+            return {"files": [{"path": file, "uploadMode": "regular", "shouldIgnore": False} for file in files]}
+        for line in map(json.loads, body.splitlines()):
+            if line["key"] == "file":
+                place = self.hub.folder / "models" / match["repo"] / line["value"]["path"]
+                place.write_bytes(base64.b64decode(line["value"]["content"]))
+        address = f"{self.hub.url}/{match['repo']}/commit/{COMMIT}"
+        return {"success": True, "commitOid": COMMIT, "commitUrl": address, "hookOutput": ""}
 
     def refuse(self, code: str) -> None:
         self.send_response(404)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from hub import Hub
 from huggingface_hub import ModelCard
 from micro import GLUE, ROOT, micro, only, write_sst2
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -92,6 +93,35 @@ def test_transformers_loads_it_without_the_trainer(run, exported) -> None:
         probabilities = student(**tokens).logits.softmax(-1)[0]
     assert list(found) and set(found) == {"negative", "positive"}
     assert [found["negative"], found["positive"]] == pytest.approx(probabilities.tolist(), abs=1e-6)
+
+
+PUSHED = """
+import sys
+from huggingface_hub import HfApi, ModelCard
+from transformers import AutoModelForSequenceClassification
+import torch
+from spikeprune import SpikingBertForSequenceClassification
+own = SpikingBertForSequenceClassification.from_pretrained(sys.argv[1])
+own.push_to_hub("me/pushed")
+HfApi().upload_folder(repo_id="me/pushed", folder_path=sys.argv[1])
+there = AutoModelForSequenceClassification.from_pretrained("me/pushed")
+ids = torch.ones(2, 5, dtype=torch.long)
+assert torch.equal(there(input_ids=ids).logits, own(input_ids=ids).logits)
+assert ModelCard.load("me/pushed").data.eval_results
+"""
+
+
+def test_it_is_pushed_to_a_hub_and_loaded_from_there(exported, tmp_path) -> None:
+    with Hub(tmp_path / "hub") as hub:
+        here = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}
+        words = [sys.executable, "-c", PUSHED, str(exported["hf"])]
+        environment = {**os.environ, **here, "HF_TOKEN": "hf_none", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(words, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    pushed = tmp_path / "hub" / "models" / "me" / "pushed"
+    names_of = {path.name for path in exported["hf"].iterdir()}
+    assert names_of <= {path.name for path in pushed.iterdir()}
+    assert (pushed / "README.md").read_bytes() == (exported["hf"] / "README.md").read_bytes()
 
 
 def test_weights_are_packed_and_units_left_out(run, exported) -> None:

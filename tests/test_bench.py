@@ -145,10 +145,10 @@ def test_the_page_is_what_the_kept_results_give() -> None:
 def kept(parts, folder: Path, monkeypatch, *, without: str | None = None) -> dict[str, dict]:
     """What is in the folder of results after one with all parts, or all but one, has been taken in; by name."""
     groups = {"simulation": "simulation", "evaluation": "evaluation, accumulate", "training": "training step"}
-    made = {part: [part] if part in ("profiles", "growth") else {"group": groups[part]} for part in report.PARTS}
+    made = {part: [part] if part in report.TABLES else {"group": groups[part]} for part in report.PARTS}
     made.pop(without, None)
     results = {"made": {"device": "cpu"}, "rows": [row for row in made.values() if "group" in row]}
-    results |= {part: made.get(part, []) for part in ("profiles", "growth")}
+    results |= {part: made.get(part, []) for part in report.TABLES}
     path = folder / "result.json"
     path.write_text(json.dumps(results))
     monkeypatch.setattr(report, "KEPT", folder / "kept")
@@ -180,7 +180,7 @@ def test_some_parts_are_kept_under_their_names(parts, name, groups, others, tmp_
 
 def test_a_result_that_lacks_a_part_is_kept_under_those_it_has(tmp_path, monkeypatch) -> None:
     found = kept(report.PARTS, tmp_path, monkeypatch, without="profiles")
-    assert set(found) == {"cpu-evaluation-growth-simulation-training"} and len(found.popitem()[1]["rows"]) == 3
+    assert set(found) == {"cpu-deployed-evaluation-growth-simulation-training"} and len(found.popitem()[1]["rows"]) == 3
 
 
 def test_a_missing_gpu_is_one_sentence(capsys) -> None:

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,6 +35,7 @@ from spikeprune.files.atomic import write_json
 from spikeprune.models.compaction import compact
 from spikeprune.models.inference import infer
 from spikeprune.models.modeling import SpikingBert
+from spikeprune.models.outputs import INPUTS
 from spikeprune.models.quantization import MATRICES
 from spikeprune.models.shape import dense_shape, student_network, student_operations
 from spikeprune.runtime import Session, to_bytes
@@ -182,10 +182,7 @@ def onnx_sessions(size: nets.Size, batch: dict, folder: Path) -> dict[str, Work]
 
 def exported(made: SpikingBert, batch: dict, path: Path) -> Work:
     """The student as `spikeprune export --to onnx` writes it."""
-    twice = {name: x.expand(2, -1).contiguous() for name, x in batch.items()}
-    task = SimpleNamespace(name="bench", regression=True)
-    facts = SimpleNamespace(task=task, max_length=TOKENS, batches=lambda: iter([twice]))
-    model = onnx_file.graph_model(made, facts)
+    model = onnx_file.traced(made, tuple(batch[name].expand(2, -1).contiguous() for name in INPUTS))
     del model.graph.outputs[1:]
     path.write_bytes(onnx_file.serialized(model))
     return in_onnxruntime(str(path), batch)

@@ -240,6 +240,53 @@ def warm_seconds(works: dict[str, Work], budget: float, least: int = 15) -> dict
     return found
 
 
+def differences(size: nets.Size, sentences: int = 6) -> list[dict[str, Any]]:
+    """Spikes that differ from the Python network's of the same precision: of the whole network, and of each spiking
+    layer that is given the network's own spikes below."""
+    found = []
+    for name in ("float rows, events", "ternary rows, events"):
+        form = FORMS[name]
+        made = student(size, form.units[30], form)
+        session, layers = Session(to_bytes(made), max_tokens=TOKENS), made.spiking_layers()
+        for precision in ("double", "single"):
+            network = copy.deepcopy(made).double() if precision == "double" else made
+            row = {"form": name, "precision": precision, "spikes": 0, "whole": 0, "each": 0, "labels": 0}
+            for sentence in range(sentences):
+                batch = nets.batch(size, sentences=sentences, tokens=TOKENS, device=CPU)
+                batch = {key: x[sentence : sentence + 1] for key, x in batch.items()}
+                trains, logits = spikes_of(network, batch)
+                for part in ("whole", "each"):
+
+                    def compare(layer, step, spikes, part=part, row=row, trains=trains):
+                        wanted = trains[layer]
+                        row[part] += int(np.abs(spikes - wanted.astype(np.int16)).sum())
+                        if part == "each":
+                            spikes[:] = wanted
+
+                    session.observe(compare)
+                    answer = session.run(batch["input_ids"][0].numpy())
+                    row["labels"] += int(part == "whole" and answer.logits.argmax() == logits.argmax())
+                row["spikes"] += sum(int(np.abs(train).sum()) for train in trains.values())
+            found.append({**row, "sentences": sentences, "layers": len(layers)})
+    return found
+
+
+def spikes_of(network: SpikingBert, batch: dict) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Signed numbers of spikes `[N, channels]` of each spiking layer, and the logits."""
+    trains, handles = {}, []
+    for name, layer in network.spiking_layers().items():
+
+        def note(module, inputs, train, name=name):
+            steps = network.steps[0 if name == "embedding" else 1 + int(name.split(".")[1])]
+            trains[name] = (train.value[0] / module.theta * steps).round().to(torch.int8).numpy()
+
+        handles.append(layer.register_forward_hook(note))
+    logits = infer(network, **batch).logits[0].numpy()
+    for handle in handles:
+        handle.remove()
+    return trains, logits
+
+
 def running(data: bytes, loop: str, ids: np.ndarray) -> Callable[[], object]:
     session = Session(data, max_tokens=TOKENS, loop=loop)
     return lambda: session.run(ids)
@@ -249,6 +296,7 @@ def run(out: Path, budgets: list[int], budget_seconds: float, size: nets.Size) -
     torch.set_num_threads(1)
     made = {"hardware": hardware(CPU), "commit": commit(), "load": os.getloadavg()[0], "torch": torch.__version__}
     results: dict[str, Any] = {"made": made, "tokens": TOKENS, "network": size.name, "rows": [], "sizes": sizes()}
+    results["differences"] = differences(size)
     for row in measured(size, budgets, budget_seconds):
         results["rows"].append(row)
         print(f"1/{row['budget']}: " + ", ".join(f"{n} {1e3 * t:.2f} ms" for n, t in row["seconds"].items()))

@@ -53,6 +53,7 @@ def markdown(results: dict) -> str:
         f"it began, torch {made['torch']}, commit `{made['commit']}`. Milliseconds, the shortest of each row's calls:",
         table(["energy of the dense teacher ×", *heads, "fit"], lines),
         *verdicts(results),
+        differing(results["differences"]),
         *stored(results["sizes"]),
     ]
     return "\n\n".join(parts)
@@ -77,6 +78,28 @@ def verdicts(results: dict) -> Iterator[str]:
             ]
             lines.append([name, *words])
         yield table([f"at 1/{GOAL}, times as fast as", *GOALS], lines)
+
+
+def differing(rows: list[dict]) -> str:
+    columns = [
+        "Python network of",
+        "precision",
+        "spikes",
+        "differ, whole network",
+        "differ, each layer",
+        "labels agree",
+    ]
+    lines = [
+        [
+            row["form"].partition(",")[0],
+            row["precision"],
+            f"{row['spikes']:,}",
+            *(f"{row[part]:,} ({row[part] / row['spikes']:.1g})" for part in ("whole", "each")),
+            f"{row['labels']} of {row['sentences']}",
+        ]
+        for row in rows
+    ]
+    return table(columns, lines)
 
 
 def stored(sizes: dict) -> Iterator[str]:

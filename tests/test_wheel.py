@@ -18,6 +18,7 @@ from micro import ROOT, micro, write_sst2
 from spikeprune import __version__
 from spikeprune.config import resources
 from spikeprune.config.load import load
+from spikeprune.runtime import library
 
 EXPERIMENTS = ROOT / "experiments"
 SOURCES = ("spikeprune", "experiments", "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
@@ -51,6 +52,7 @@ def test_it_carries_experiments_and_metadata(wheel: Path) -> None:
         metadata = Parser().parsestr(archive.read(path).decode())
     files = [path for pattern in ("*.yaml", "slurm/*.sh") for path in EXPERIMENTS.rglob(pattern)]
     assert {f"spikeprune/experiments/{path.relative_to(EXPERIMENTS).as_posix()}" for path in files} <= names
+    assert {f"spikeprune/runtime/{name}" for name in library.FILES} <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert (metadata["License-Expression"], metadata["Version"]) == ("Apache-2.0", __version__)
     assert "SpikePrune developers" in metadata["Author"] and metadata["Keywords"] and metadata.get_all("Classifier")

@@ -32,7 +32,8 @@ ROWS, COUNTED_ROWS, LISTS, BLOCKS = range(4)  # forms of a matrix
 FORMS = {"rows": COUNTED_ROWS, "lists": LISTS, "blocks": BLOCKS}  # of a sparse one
 CODINGS, SPIKES = ("accumulate", "per_step"), ("binary", "ternary")
 SITES = ("key", "value", "context", "attention", "intermediate", "output")
-SPARSER = 1 / 24  # of the outputs: below this share lists are faster than rows on a processor with wide vectors
+SPARSER = 1 / 16  # of the outputs: below this share lists are faster than rows on a processor with wide vectors
+EMPTIER = 0.3  # of the blocks: below this share blocks are
 
 
 @torch.no_grad()
@@ -190,7 +191,7 @@ def fastest(there: Tensor) -> int:
     """The form of a matrix with these synapses [out, in]: blocks where most are empty, else rows, or lists."""
     if not there.numel() or there.double().mean() < SPARSER:
         return LISTS
-    return BLOCKS if in_panels(there).any(2).double().mean() < 0.5 else COUNTED_ROWS
+    return BLOCKS if in_panels(there).any(2).double().mean() < EMPTIER else COUNTED_ROWS
 
 
 def in_panels(w: Tensor) -> Tensor:

@@ -22,8 +22,11 @@ PATIENCE = 120  # seconds that a start may take
 STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
-def kill_at_write(number: int, folder: str) -> None:
-    """From now on this process kills itself when it begins its `number`-th change of a file in `folder`."""
+def prepare(clock: float, number: int, folder: str) -> None:
+    """Set this process' clock by so many seconds; and it kills itself when it begins its `number`-th change of a file
+    in `folder`, unless that is 0."""
+    real = time.time
+    time.time = lambda: real() + clock
     left = [number]
 
     def audit(event: str, args: tuple) -> None:
@@ -38,14 +41,15 @@ def kill_at_write(number: int, folder: str) -> None:
 
 def disturbed(words: list[str], folder: Path, log: Path, random: Random, environment=None, longest: float = 3.0) -> str:
     """One start of a command, which something ends early, unless it is faster: a kill at a random moment or change of
-    a file, SIGTERM, or SIGINT twice. Returns what has ended it, with the exit code; `finished` for 0."""
+    a file, SIGTERM, or SIGINT twice. Its clock may be up to a day slow. Returns what has ended it, `finished` for exit
+    code 0, and with a colon what should not have happened."""
     how = random.choice(("moment", "moment", "write", "write", "write", "SIGTERM", "SIGINT"))
+    number = random.randint(1, random.choice((4, 20, 100))) if how == "write" else 0
+    clock = random.choice((0, -random.uniform(1, 86_400)))
+    child = begin(words, log, environment, prepare, (clock, number, str(folder)))
     if how == "write":
-        number = random.randint(1, random.choice((4, 20, 100)))
-        child = begin(words, log, environment, kill_at_write, (number, str(folder)))
         child.join(PATIENCE)
     else:
-        child = begin(words, log, environment)
         child.join(random.uniform(0.05, longest))
         for _ in range({"SIGINT": 2}.get(how, 1)):
             if child.is_alive():
@@ -114,12 +118,12 @@ def two_processes(folder: Path, seed: int, count: int, seconds: float) -> Row:
 def killed_runs(
     name: str, folder: Path, seed: int, count: int, seconds: float, more: list[str] | None = None, longest: float = 3.0
 ) -> Row:
-    row, began, random = Row(name, seed), time.monotonic(), Random(f"{name} {seed}")
+    row, random = Row(name, seed), Random(f"{name} {seed}")
     glue, log = write_sst2(folder / "glue"), folder / "log"
     if run_command([*command_of(folder / "undisturbed", glue), *(more or [])], log):
         row.lost.append(f"undisturbed: {last_line(log)}")
         return row
-    wanted, runs = left_by(RunDirectory(folder / "undisturbed")), 0
+    wanted, runs, began = left_by(RunDirectory(folder / "undisturbed")), 0, time.monotonic()
     while row.tried < count and time.monotonic() - began < seconds:
         run, runs = RunDirectory(folder / f"run{runs}"), runs + 1
         kills = min(random.randint(3, 12), count - row.tried)
@@ -135,13 +139,13 @@ def killed_runs(
 
 def sweep(folder: Path, seed: int, count: int, seconds: float) -> Row:
     """A local sweep of four trials, two at a time, whose driver is killed; its trials end with it."""
-    row, began, random = Row("kills of a local sweep", seed), time.monotonic(), Random(f"sweep {seed}")
+    row, random = Row("kills of a local sweep", seed), Random(f"sweep {seed}")
     file, log, sweeps = tiny_sweep(folder), folder / "log", 0
     words = ["sweep", str(file), "--local", "--trials", "4", "--jobs", "2", "--dir"]
     if run_command([*words, str(folder / "undisturbed")], log):
         row.lost.append(f"undisturbed: {last_line(log)}")
         return row
-    wanted = trials_of(folder / "undisturbed")
+    wanted, began = trials_of(folder / "undisturbed"), time.monotonic()
     while row.tried < count and time.monotonic() - began < seconds:
         where, sweeps = folder / f"sweep{sweeps}", sweeps + 1
         kills = min(3, count - row.tried)
@@ -173,7 +177,7 @@ def trials_of(folder: Path) -> dict:
 
 def outputs(folder: Path, seed: int, count: int, seconds: float) -> Row:
     """`compact`, `export` and `predict --out`, killed: what they write is whole or absent, and made again."""
-    row, began, random = Row("kills of compact, export, predict", seed), time.monotonic(), Random(f"outputs {seed}")
+    row, random = Row("kills of compact, export, predict", seed), Random(f"outputs {seed}")
     glue, log, run = write_sst2(folder / "glue"), folder / "log", folder / "run"
     if run_command(command_of(run, glue), log):
         row.lost.append(f"undisturbed: {last_line(log)}")
@@ -189,6 +193,7 @@ def outputs(folder: Path, seed: int, count: int, seconds: float) -> Row:
         (folder / name).mkdir()
         run_command(words(folder / name), log)
         wanted[name] = contents(folder / name if name != "compact" else run / "compact")
+    began = time.monotonic()
     while row.tried < count and time.monotonic() - began < seconds:
         name = random.choice(list(ways))
         out = folder / f"out{row.tried}"

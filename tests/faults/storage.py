@@ -19,7 +19,7 @@ from faults.campaign import Row
 from faults.kills import command_of, differs, last_line, left_by, until_finished
 from spikeprune.experiment.run_directory import RunDirectory
 
-LIMITS = (200_000, 1_500_000)  # bytes that are left on the disk when a run begins to write
+MOST_LEFT = 150_000  # bytes of the disk when it has been filled
 
 
 @contextmanager
@@ -55,9 +55,9 @@ def fill(disk: Path, left: int) -> None:
 
 def full_disk(folder: Path, seed: int, count: int, seconds: float) -> Row:
     """Space runs out somewhere in a run; when there is some again, the same command ends it."""
-    row, began, random = Row("no space left", seed), time.monotonic(), Random(f"full {seed}")
+    row, random = Row("no space left", seed), Random(f"full {seed}")
     glue = write_sst2(folder / "glue")
-    wanted = undisturbed(folder, glue, row)
+    wanted, began = undisturbed(folder, glue, row), time.monotonic()
     while wanted and row.tried < count and time.monotonic() - began < seconds:
         disk, log = folder / f"disk{row.tried}", folder / f"log{row.tried}"
         with small_disk(disk, 120_000_000) as missing:
@@ -67,7 +67,7 @@ def full_disk(folder: Path, seed: int, count: int, seconds: float) -> Row:
             run, words = RunDirectory(disk / "run"), command_of(disk / "run", glue)
             kill = until_finished(words, run.path, log, random, 1, longest=2.0) if random.random() < 0.7 else ([], "")
             if not kill[1] and not run.summary.exists() and run.config.exists():
-                fill(disk, random.randint(0, LIMITS[1]))
+                fill(disk, random.randint(0, MOST_LEFT))
             row.tried += 1
             code = run_command(words, log)
             said = last_line(log)
@@ -123,12 +123,12 @@ def until_first_stage(words: list[str], run: RunDirectory, log: Path) -> None:
 def vanished(folder: Path, seed: int, count: int, seconds: float) -> Row:
     """Each file of an unfinished run, and of a finished one, removed, cut short or with a bit flipped; then the run is
     started again, and evaluated."""
-    row, began, random = Row("files removed, cut, flipped", seed), time.monotonic(), Random(f"vanished {seed}")
+    row, random = Row("files removed, cut, flipped", seed), Random(f"vanished {seed}")
     glue = write_sst2(folder / "glue")
     wanted = undisturbed(folder, glue, row)
     if wanted is None:
         return row
-    half, log = half_run(folder, glue), folder / "log"
+    half, log, began = half_run(folder, glue), folder / "log", time.monotonic()
     names = [str(p.relative_to(half)) for p in sorted(half.rglob("*")) if p.is_file() and "lock" not in p.name]
     cases = [(name, how) for name in names for how in ("removed", "cut", "flipped")]
     random.shuffle(cases)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from children import begin, run_command
 from micro import GLUE, logged, micro, only, write_sst2
@@ -92,14 +93,22 @@ def left_by(run: RunDirectory) -> dict:
     found = {"summary": json.loads(run.summary.read_text()), "records": {name: run.record(name) for name in names}}
     for row in (found["summary"]["teacher"], *found["summary"]["stages"].values(), *found["records"].values()):
         row.pop("seconds")
+    found["summary"].pop("commit")  # of the checkout, in which somebody may work
     files = sorted(str(p.relative_to(run.path)) for p in run.path.rglob("*") if p.is_file() and ".lock." not in p.name)
-    weights = {name: (run.stage(name) / "model.safetensors").read_bytes() for name in names}
+    weights = {name: run.verified(name) for name in names}
     return {**found, "files": files, "weights": weights, "logged": logged(run)}
 
 
-def differs(found: dict, wanted: dict) -> str:
+def differs(found: Any, wanted: Any, place: str = "") -> str:
     """The first part in which two runs differ; empty for none."""
-    return next((key for key in wanted if found[key] != wanted[key]), "")
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        parts = (differs(found.get(key), value, f"{place}.{key}".strip(".")) for key, value in wanted.items())
+        return next(filter(None, parts), "")
+    if found == wanted:
+        return ""
+    if isinstance(found, list) and isinstance(wanted, list):
+        found, wanted = ([x for x in a if x not in b] for a, b in ((found, wanted), (wanted, found)))
+    return f"{place} is {str(found)[:150]} and not {str(wanted)[:150]}"
 
 
 def command_of(folder: Path, glue: Path) -> list[str]:

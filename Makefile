@@ -1,7 +1,7 @@
 # `make help` lists the targets.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup glue slurm fetch ablation sweep sweep-local test test-slow test-faults test-kernels check results docs bench lock clean
+.PHONY: help setup glue slurm fetch ablation sweep sweep-local test test-slow test-faults audit test-kernels check results docs bench lock clean
 
 PYTHON ?= python3
 PRESET ?= tiny
@@ -133,6 +133,10 @@ test-slow: $(STAMP)  ## run the slow ones: SLURM clusters, sweeps, a W&B server,
 test-faults: $(STAMP)  ## kill runs, fill disks, mutate inputs: campaigns of some minutes each [ARGS="kills --count 20 --seed 1"]
 	PYTHONPATH=tests $(BIN)/python -m faults $(ARGS)
 
+audit: $(STAMP)  ## ask the package index for known weaknesses of the locked versions
+	test -d .audit/pip_audit || $(INSTALL) --target .audit pip-audit
+	PYTHONPATH=.audit $(BIN)/python -m pip_audit --disable-pip --require-hashes $(patsubst %,-r requirements/%.lock,base cuda)
+
 # A CPU build of torch comes without Triton. It is installed beside the environment, so that nothing else imports it.
 test-kernels: $(STAMP)  ## run the GPU's kernels on the CPU, in Triton's interpreter
 	awk '/^triton==/ { here = 1 } here { print } here && !/\\$$/ { exit }' requirements/cuda.lock > .triton.txt
@@ -175,5 +179,5 @@ lock:  ## resolve the locked versions again, with uv [UPGRADE=--upgrade]
 	    --no-emit-find-links --quiet $(UPGRADE) >> requirements/bench.lock
 
 clean:  ## remove what was generated, but no run
-	rm -rf $(VENV) *.egg-info build dist .pytest_cache .ruff_cache .hypothesis .bench .triton .triton.txt
+	rm -rf $(VENV) *.egg-info build dist .pytest_cache .ruff_cache .hypothesis .bench .triton .triton.txt .audit
 	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +

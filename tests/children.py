@@ -85,6 +85,20 @@ class Killer(L.Callback):
             os.kill(os.getpid(), self.signal)
 
 
+class ValidationKiller(Killer):
+    """The same at the beginning of the validation behind that step."""
+
+    def on_train_batch_end(self, trainer, *_) -> None:
+        pass
+
+    def on_validation_start(self, trainer, *_) -> None:
+        super().on_train_batch_end(trainer)
+
+
+def kill_in_validation(stage: str, step: int) -> None:
+    add_callback(stage, ValidationKiller(step, signal.SIGKILL))
+
+
 def _kill_at(stage: str, step: int, how: signal.Signals) -> None:
     add_callback(stage, Killer(step, how))
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from children import leg
+from children import kill_in_validation, leg, run_command
 from micro import BATCHES, GLUE, STAGES, logged, micro
 
 from spikeprune.config.load import load
@@ -78,6 +78,16 @@ def test_killed_and_resumed_equals_undisturbed(chain, undisturbed, glue, tmp_pat
     assert logged(run) == logged(undisturbed)
 
 
+def test_killed_in_a_validation_behind_a_checkpoint(undisturbed, glue, tmp_path) -> None:
+    """The step of a checkpoint is the last one of an epoch: what its validation measures is not left out."""
+    run, log = RunDirectory(tmp_path / "run"), tmp_path / "log"
+    words = ["train", str(GLUE), *command_of(run.path, glue), "run.checkpoint_every=4"]
+    for stage, step in (("internal_kd", BATCHES), ("spatial", 3 * BATCHES)):
+        assert run_command(words, log, None, kill_in_validation, (stage, step)) == -signal.SIGKILL, log.read_text()
+    assert run_command(words, log) == 0, log.read_text()
+    assert result(run) == result(undisturbed) and logged(run) == logged(undisturbed)
+
+
 def test_what_was_pruned_differs_from_stage_to_stage(undisturbed) -> None:
     """Or the test above would compare networks in which nothing happened."""
     stages = result(undisturbed)["summary"]["stages"]
@@ -126,6 +136,14 @@ def test_a_stage_is_not_built_on_a_damaged_one(half, glue, damage) -> None:
     with pytest.raises(InputError, match=r"temporal/model.safetensors: is missing or not the file that record.json"):
         pipeline.run(config_of(half, glue))
     assert not half.finished("finetune") and not half.summary.exists()
+
+
+def test_an_earlier_stage_is_verified_and_a_checkpoint_behind_its_record_goes(half, glue) -> None:
+    half.resume("spatial").write_bytes(b"left by a kill")
+    assert half.kept("spatial") and not half.resume("spatial").exists() and not half.kept("finetune")
+    (half.stage("internal_kd") / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"internal_kd/model.safetensors: is missing or not the file"):
+        pipeline.run(config_of(half, glue))
 
 
 def test_a_damaged_teacher_is_refused(half, glue) -> None:

@@ -75,7 +75,7 @@ def run_stages(context: RunContext, directory: RunDirectory) -> None:
     """Train, measure and record every stage that has no record yet."""
     stages = context.active()
     for number, name in enumerate(stages, 1):
-        if distributed.first(lambda name=name: directory.finished(name) and bool(directory.verified(name))):
+        if distributed.first(lambda name=name: directory.kept(name)):
             print_once(f"[{number}/{len(stages)}] {name}: finished earlier")
             continue
         stop_on_signal()

@@ -164,6 +164,15 @@ class RunDirectory:
         """A stage's record is the last file it writes."""
         return (self.stage(name) / "record.json").is_file()
 
+    def kept(self, name: str) -> bool:
+        """Whether an earlier attempt has finished a stage. Its files are verified, and a checkpoint is removed that a
+        kill between record and removal has left. Raises InputError for a file that has changed."""
+        if not self.finished(name):
+            return False
+        self.verified(name)
+        self.resume(name).unlink(missing_ok=True)
+        return True
+
     def complete(self, stages: Iterable[str]) -> bool:
         """Whether a run of these stages has nothing left to do."""
         return self.summary.is_file() and all(self.finished(name) for name in stages)

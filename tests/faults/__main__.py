@@ -18,7 +18,7 @@ sys.dont_write_bytecode = True
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-HEAD = ("campaign", "seed", "tried", "refused", "as undisturbed", "lost", "note")
+HEAD = ("campaign", "seed", "tried", "refused", "accepted", "lost", "note")
 BEGIN, END = "<!-- campaigns -->\n", "<!-- end of campaigns -->\n"
 
 

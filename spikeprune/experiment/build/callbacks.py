@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 
 from spikeprune.config.derived import compresses, least_neurons, prunes_synapses, runs
 from spikeprune.config.schema import Compression
@@ -23,7 +23,7 @@ from spikeprune.training.callbacks.gates import GatePruning
 from spikeprune.training.callbacks.mask_search import MaskSearch
 from spikeprune.training.callbacks.preempt import StopOnSignal
 from spikeprune.training.callbacks.quantization import WeightQuantization
-from spikeprune.training.callbacks.resume import ResumeState
+from spikeprune.training.callbacks.resume import ResumeCheckpoint, ResumeState
 from spikeprune.training.callbacks.schedule import last_decision
 from spikeprune.training.callbacks.spatial import SpatialPruning
 from spikeprune.training.callbacks.synapses import SynapsePruning
@@ -122,8 +122,6 @@ COMPRESSING: dict[str, Build] = {
 def stage_callbacks(context: RunContext, name: str, run: RunDirectory) -> list[Callback]:
     """What stops a stage at a number that is none, before anything is made of it, the stage's own callbacks, then what
     every stage has; the checkpoint comes last, so it sees their decisions."""
-    every = context.config.run.checkpoint_every
-    when = {"every_n_train_steps": every} if every else {"every_n_epochs": 1, "save_on_train_epoch_end": True}
     callbacks = COMPRESSING[name](context, name) if name in COMPRESSING else []
     for callback in callbacks:
         if isinstance(callback, BudgetTarget):
@@ -132,7 +130,7 @@ def stage_callbacks(context: RunContext, name: str, run: RunDirectory) -> list[C
         callbacks.append(SynapsePruning(kept=1.0))
     if name not in ("teacher", "general_kd"):
         callbacks.append(synops(context))
-    resume = ModelCheckpoint(run.stage(name), "resume", save_top_k=1, enable_version_counter=False, **when)
+    resume = ResumeCheckpoint(run.stage(name), context.config.run.checkpoint_every)
     graphed_norms = GraphedNorms if cuda_graphs(context.config) else None
     finite = StopOnNonFinite(name, context.config.run.precision, graphed_norms)
     return [finite, *callbacks, ResumeState(), StopOnSignal(run.resume(name)), resume]

@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from spikeprune.files.atomic import write_atomic
 from spikeprune.training import distributed
@@ -24,6 +25,29 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         torch.save(checkpoint, buffer)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_atomic(Path(path), buffer.getvalue())
+
+
+class ResumeCheckpoint(ModelCheckpoint):
+    """Writes a stage's resume checkpoint. One that is due at the last batch of an epoch is written at the epoch's end:
+    Lightning would resume from it behind the epoch's validation, which a kill may have cut short. `every`: optimizer
+    steps, None for each epoch's end."""
+
+    def __init__(self, folder: Path, every: int | None):
+        when = {"every_n_train_steps": every} if every else {"every_n_epochs": 1, "save_on_train_epoch_end": True}
+        super().__init__(folder, "resume", save_top_k=1, enable_version_counter=False, **when)
+        self.every, self.due = every, False
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        if not trainer.is_last_batch:
+            super().on_train_batch_end(trainer, pl_module, *args)
+        elif self.every:
+            self.due = trainer.global_step % self.every == 0
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        if self.due:
+            self.due = False
+            trainer.save_checkpoint(Path(self.dirpath) / f"{self.filename}{self.FILE_EXTENSION}")
 
 
 class ResumeState(L.Callback):

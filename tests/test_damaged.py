@@ -170,6 +170,14 @@ def test_a_damaged_file_of_a_run_is_named(finished, glue, tmp_path, capsys, case
     assert said.count("error: ") == 1 and what in said and remedy in said
 
 
+def test_of_two_records_of_one_validation_the_later_is_read(tmp_path) -> None:
+    run = RunDirectory(tmp_path)
+    for loss in (1.0, 2.0):
+        run.append_metrics({"stage": "spatial", "step": 7, "global_step": 7, "val/loss": loss})
+    run.append_metrics({"stage": "spatial", "step": 7, "global_step": 7, "train/loss": 3.0})
+    assert [r.get("val/loss") for r in run.read_metrics()] == [2.0, None]
+
+
 def test_a_student_with_a_weight_that_is_not_finite_is_neither_read_nor_written(finished, tmp_path, capsys) -> None:
     """A simulation would pass over it: NaN reaches no threshold."""
     folder = tmp_path / "run"

@@ -218,11 +218,13 @@ class RunDirectory:
             file.write(jsonfile.dumps(record) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Every record; a last line that a kill cut short is left out. Raises InputError for another broken line."""
+        """Every record; a last line that a kill cut short is left out, and of two with the same keys of one step, as a
+        validation leaves them that was begun again, the earlier. Raises InputError for another broken line."""
         lines = self.metrics.read_bytes().split(b"\n")[:-1] if self.metrics.is_file() else []
         remedy, needs = "remove this line: a step's records are lost, nothing else", ("stage", "step", "global_step")
         places = (f"{self.metrics}:{number}" for number in range(1, len(lines) + 1))
-        return [jsonfile.parsed(line, place, remedy, needs) for line, place in zip(lines, places, strict=True)]
+        found = [jsonfile.parsed(line, place, remedy, needs) for line, place in zip(lines, places, strict=True)]
+        return list({(str(r["stage"]), str(r["step"]), *sorted(r)): r for r in found}.values())
 
     def write_metrics(self, records: Iterable[dict[str, Any]]) -> None:
         write_atomic(self.metrics, "".join(jsonfile.dumps(r) + "\n" for r in records))

@@ -226,6 +226,15 @@ def test_another_version_of_a_model_is_refused(run, tmp_path) -> None:
         spikeprune.SpikingBertForSequenceClassification.from_pretrained(tmp_path / "hf")
 
 
+@pytest.mark.parametrize("wrong", [{"leak": [1]}, {"model_type": []}, {"id2label": {"x": "y"}}, {"hidden_size": "12"}])
+def test_a_model_of_wrong_values_is_refused(run, tmp_path, wrong) -> None:
+    shutil.copytree(run.path.parent / "hf", tmp_path / "hf")
+    values = json.loads((tmp_path / "hf" / "config.json").read_text())
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(values | wrong))
+    with pytest.raises(InputError, match="config.json: describes "):
+        spikeprune.load(tmp_path / "hf")
+
+
 # ------------------------------------------------------------------------------------------------------------- numbers
 
 

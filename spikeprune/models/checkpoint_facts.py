@@ -27,7 +27,7 @@ def read_config(checkpoint: str, *, classes: int) -> PreTrainedConfig:
     that fits."""
     raw = raw_config(checkpoint)
     kind = raw.get("model_type", "bert")  # without one, the next call explains it
-    if kind not in FAMILIES:
+    if kind not in list(FAMILIES):
         raise InputError(f"teacher.checkpoint: {checkpoint} holds a {kind!r} model; a teacher is one of {TITLES}")
     try:
         config = AutoConfig.from_pretrained(checkpoint, num_labels=classes, trust_remote_code=False)

@@ -104,6 +104,11 @@ class SpikingBertConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         check_format(self.format, FORMAT, "config.json", "export or train the model again with this version")
+        for name in MODEL_NAMES:
+            default, value = getattr(type(self), name, None), getattr(self, name)
+            kinds = (type(default), *({float: (int,)}.get(type(default), ())))
+            if name != "t_steps" and None not in (default, value) and type(value) not in kinds:
+                raise ValueError(f"{name} = {value!r} is no {type(default).__name__}")
         for key in kwargs:
             if not (key in SHARED_KEYS or key.startswith("_") or hasattr(PreTrainedConfig, key)):
                 names = nearest(key, (*MODEL_NAMES, "id2label", "label2id"))

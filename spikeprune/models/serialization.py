@@ -57,7 +57,7 @@ def read_config(folder: str | Path, remedy: str = AGAIN) -> SpikingBertConfig:
     check_format(raw.get("format", 1), FORMAT, str(path), remedy)
     try:
         return SpikingBertConfig.from_dict(raw)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # transformers raises whatever it stumbles over
         raise InputError(f"{path}: describes no spiking BERT ({error}); {remedy}") from None
 
 

@@ -16,7 +16,7 @@ from children import begin, leg, run_command
 from micro import write_sst2
 
 from faults.campaign import Row
-from faults.kills import command_of, differs, last_line, left_by, until_finished
+from faults.kills import command_of, differs, disturbed, last_line, left_by
 from spikeprune.experiment.run_directory import RunDirectory
 
 MOST_LEFT = 150_000  # bytes of the disk when it has been filled
@@ -65,8 +65,8 @@ def full_disk(folder: Path, seed: int, count: int, seconds: float) -> Row:
                 row.note = missing
                 return row
             run, words = RunDirectory(disk / "run"), command_of(disk / "run", glue)
-            kill = until_finished(words, run.path, log, random, 1, longest=2.0) if random.random() < 0.7 else ([], "")
-            if not kill[1] and not run.summary.exists() and run.config.exists():
+            disturbed(words, run.path, log, random, longest=2.0)  # somewhere in the run
+            if run.config.exists():
                 fill(disk, random.randint(0, MOST_LEFT))
             row.tried += 1
             code = run_command(words, log)

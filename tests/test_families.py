@@ -201,9 +201,10 @@ def test_fused_attention_is_attention(kind) -> None:
 
 
 @pytest.mark.gpu
-@family
-def test_a_cuda_graph_holds_the_teacher(kind) -> None:
-    teacher, batch = Teacher(random_model(kind)).freeze().cuda(), {k: x.cuda() for k, x in batch_for(kind).items()}
+def test_a_cuda_graph_holds_the_teacher() -> None:
+    """MPNet: the others' attention is fused by transformers, as runs with CUDA graphs show."""
+    batch = {name: x.cuda() for name, x in batch_for("mpnet").items()}
+    teacher = Teacher(random_model("mpnet")).freeze().cuda()
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     with torch.no_grad(), torch.cuda.stream(stream):
         plain = teacher(**batch, hidden=True).logits.clone()

@@ -53,6 +53,7 @@ ALONE = {  # overrides, the first the one that is tried, the rest what it needs
     "stages.quantize.weights=binary": "stages.quantize.epochs=2",
     "stages.quantize.weights=int8": "stages.quantize.epochs=2",
     "stages.quantize.fold=true": FEW,
+    "stages.quantize.embeddings=int8": "stages.quantize.epochs=2",
 }
 OFF = "stages.spatial.epochs=0 stages.temporal.epochs=0"
 TOGETHER = {  # keys that say when and how a callback decides: many of them at once change nothing either
@@ -65,6 +66,7 @@ TOGETHER = {  # keys that say when and how a callback decides: many of them at o
     " stages.spatial.operations=0.6",
     "budget": f"{OFF} stages.budget.target=latency stages.budget.value=0.5 stages.budget.candidates=[ffn,steps]"
     " stages.budget.epochs=2 stages.budget.end=0.7",
+    "gates": f"{OFF} stages.budget.method=gates stages.budget.value=0.5 stages.budget.epochs=2",
 }
 TRIED = {key: f"{key} {rest}".split() for key, rest in ALONE.items()} | {k: v.split() for k, v in TOGETHER.items()}
 

@@ -82,7 +82,7 @@ def test_every_ablation_goes_with_every_preset(name, preset) -> None:
         assert config.run.dir == f"runs/{task}-{preset}-{name}-s0"
         compressing = [s for s in active_stages(config) if compresses(config, s)]
         everything = ["spatial", "temporal", "quantize"]
-        wanted = {"spatial+temporal": everything[:2], "none": [], "all": everything}
+        wanted = {"spatial+temporal": everything[:2], "none": [], "all": everything, "dense": everything[:1]}
         if not name.startswith("joint"):
             assert compressing == wanted.get(name, [name])
         else:

@@ -76,7 +76,7 @@ def keep_ablation(folder: Path) -> None:
     found = {}
     for path in sorted(folder.glob("s*/*/summary.json")):
         if path.parent.name != "shared":
-            found[f"{path.parent.name} {path.parents[1].name[1:]}"] = table_part(of_a_commit(path))
+            found[f"{path.parent.name} {path.parents[1].name[1:]}"] = table_part(without_place(of_a_commit(path)))
     if not found:
         refuse(f"{folder}: no finished run, summary.json or s<seed>/<ablation>/summary.json")
     for name in {key.rsplit(" ", 1)[0] for key in found}:

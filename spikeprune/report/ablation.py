@@ -89,7 +89,8 @@ def to_markdown(found: Mapping[tuple[str, int], Summary], failed: Mapping[tuple[
         "",
     ]
     text.append("Means of the dev split, one sentence, padding left out; energy by cost.model; ± is the")
-    text.append("standard deviation over seeds. Every ablation starts from the same spiking student of its seed.")
+    text.append("standard deviation over seeds. Every ablation starts from the same spiking student of its seed;")
+    text.append("dense, which does not spike, from the same teacher.")
     text += [FAITHFUL[column] for column in faithful if column in FAITHFUL]
     ways = {name: group for name, group in by_name.items() if name not in (TEACHER, STUDENT)}
     points = [

@@ -11,22 +11,22 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from micro import write_cola, write_sst2
-
-gc.disable()  # while everything is imported, which it slows down by a fifth
-pytest.register_assert_rewrite("tracked", "together", "cluster")
-
-settings.register_profile("spikeprune", deadline=None, max_examples=50)  # machines differ in speed
-settings.load_profile("spikeprune")
 
 # read when torch is imported; subprocesses inherit it, and workers what the process that started them has set
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
-os.environ.setdefault(
-    "OMP_WAIT_POLICY", "PASSIVE"
-)  # several test files at a time: spinning threads would hold each other up
+# several test files at a time: spinning threads would hold each other up
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test waits for a network
+gc.disable()  # while everything is imported, which it slows down by a fifth
+
+from micro import write_cola, write_sst2  # noqa: E402 - imports torch
+
+pytest.register_assert_rewrite("tracked", "together", "cluster")
+
+settings.register_profile("spikeprune", deadline=None, max_examples=50)  # machines differ in speed
+settings.load_profile("spikeprune")
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -87,12 +87,12 @@ class Naive:
             del table["query"]
         return table
 
-    def theta(self, site):
-        key = "embedding.neurons" if site == "embedding" else f"{site}_neurons"
+    def theta(self, spiking_layer):
+        key = "embedding.neurons" if spiking_layer == "embedding" else f"{spiking_layer}_neurons"
         return self.w[f"{key}.log_theta"].exp()
 
-    def rest(self, site, like):
-        return torch.zeros_like(like) if self.ternary else torch.zeros_like(like) + self.theta(site) / 2
+    def rest(self, spiking_layer, like):
+        return torch.zeros_like(like) if self.ternary else torch.zeros_like(like) + self.theta(spiking_layer) / 2
 
     def fire(self, u, x, theta):
         u = self.leak * u + x
@@ -113,7 +113,7 @@ class Naive:
 class Accumulate(Naive):
     """Each spiking layer takes one mean input, then fires for its T steps; the next one starts when it is done."""
 
-    def site(self, name, x, t_steps, mask=1.0):
+    def spiking_layer(self, name, x, t_steps, mask=1.0):
         u, theta, total, norm = self.rest(name, x), self.theta(name), torch.zeros_like(x), 0.0
         for _ in range(t_steps):
             s, u = self.fire(u, x, theta)
@@ -122,13 +122,13 @@ class Accumulate(Naive):
 
     def run(self):
         drive = self.embed()
-        below = self.site("embedding", drive, self.steps[0])
+        below = self.spiking_layer("embedding", drive, self.steps[0])
         hidden = [below]
         for i, t_steps in enumerate(self.steps[1:]):
             values = {"below": below, "what drives below": drive}
             for name, (sources, f, mask) in self.functions(i).items():
                 drive = values[f"what drives {name}"] = f(*(values[s] for s in sources))
-                values[name] = self.site(f"layers.{i}.{name}", drive, t_steps, mask)
+                values[name] = self.spiking_layer(f"layers.{i}.{name}", drive, t_steps, mask)
             below = values["output"]
             hidden.append(below)
         return self.logits(below), hidden

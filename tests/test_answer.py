@@ -35,8 +35,8 @@ def test_the_closed_form_is_the_simulation(spikes, leak, theta, query, pooling, 
     one, other = infer(student, **batch), infer(student, **batch, stepwise=True)
     torch.testing.assert_close(one.logits, other.logits)
     assert one.counts.keys() == other.counts.keys() and ("pooled" in one.counts) == (pooling == "cls")
-    for site, counts in one.counts.items():
-        assert counts.shape[0] == 1 and torch.equal(counts[0], other.counts[site].sum(0)), site
+    for spiking_layer, counts in one.counts.items():
+        assert counts.shape[0] == 1 and torch.equal(counts[0], other.counts[spiking_layer].sum(0)), spiking_layer
     assert sum(counts.sum() for counts in one.counts.values()) > 0
 
 
@@ -115,7 +115,7 @@ def test_chunks_are_the_whole_batch(coding, monkeypatch) -> None:
         torch.testing.assert_close(parts.logits, whole.logits)
         assert all(map(torch.allclose, parts.hidden, whole.hidden))
         assert parts.counts.keys() == whole.counts.keys()
-        assert all(torch.equal(parts.counts[site], counts) for site, counts in whole.counts.items())
+        assert all(torch.equal(parts.counts[spiking_layer], counts) for spiking_layer, counts in whole.counts.items())
 
 
 def test_attention_without_its_scores_in_memory() -> None:

@@ -20,7 +20,7 @@ SITES = ("query", "key", "value", "context", "attention", "intermediate", "outpu
 
 
 def silent(shape, steps):
-    """Counts of one sentence without a single spike, {site: [T_l, 1, channels]}."""
+    """Counts of one sentence without a single spike, {spiking layer: [T_l, 1, channels]}."""
     counts = {"embedding": torch.zeros(steps[0], 1, shape.hidden)}
     for layer, t in enumerate(steps[1:]):
         for name in SITES[shape.query == "real" :]:
@@ -47,11 +47,11 @@ FAN_OUT = [
 ]
 
 
-@pytest.mark.parametrize(("site", "whole", "head_pruned", "neuron_pruned"), FAN_OUT)
+@pytest.mark.parametrize(("spiking_layer", "whole", "head_pruned", "neuron_pruned"), FAN_OUT)
 @pytest.mark.parametrize("coding", ["accumulate", "per_step"])
-def test_one_spike_costs_its_fan_out(site, whole, head_pruned, neuron_pruned, coding):
+def test_one_spike_costs_its_fan_out(spiking_layer, whole, head_pruned, neuron_pruned, coding):
     counts = silent(TINY, (1, 1))
-    counts[site][0, 0, 1] = 1
+    counts[spiking_layer][0, 0, 1] = 1
     assert run(counts, coding=coding).ac.sum() == whole
     assert run(counts, coding=coding, heads=[[1, 0]]).ac.sum() == head_pruned
     assert run(counts, coding=coding, ffn=[[1, 0, 1]]).ac.sum() == neuron_pruned
@@ -93,7 +93,7 @@ def test_cls_pooling_pays_for_the_spikes_of_cls_alone():
 
 
 def test_a_layer_without_heads_pays_nothing_for_attention():
-    counts = {site: torch.ones_like(c) for site, c in silent(TINY, (1, 1)).items()}
+    counts = {spiking_layer: torch.ones_like(c) for spiking_layer, c in silent(TINY, (1, 1)).items()}
     ops = run(counts, heads=[[0, 0]])
     # Residual of 2 embedding spikes, 2 attention spikes · 4, 3 neurons · 2; 2 outputs to the mean.
     assert ops.ac.tolist() == [0, 2 + 8 + 6, 2]
@@ -155,14 +155,14 @@ def spike_trains(shape, steps, lengths, seed, ternary=True):
     rng = torch.Generator().manual_seed(seed)
     size = len(lengths), max(lengths) + 2
     return {
-        site: torch.randint(-int(ternary), 2, (len(c), *size, c.shape[-1]), generator=rng).float()
-        for site, c in silent(shape, steps).items()
+        spiking_layer: torch.randint(-int(ternary), 2, (len(c), *size, c.shape[-1]), generator=rng).float()
+        for spiking_layer, c in silent(shape, steps).items()
     }
 
 
 def as_counts(trains, lengths):
     real = torch.arange(next(iter(trains.values())).shape[2]) < torch.tensor(lengths)[:, None]  # [B,N]
-    return {site: (s.abs() * real[..., None]).sum(2) for site, s in trains.items()}
+    return {spiking_layer: (s.abs() * real[..., None]).sum(2) for spiking_layer, s in trains.items()}
 
 
 def products(weight, spikes):
@@ -226,7 +226,7 @@ def test_equals_a_naive_counter(coding, query, steps, seed, membrane):
 def test_a_ternary_spike_is_one_addition():
     shape, lengths = Shape(hidden=6, heads=3, ffn=5, layers=2, classes=2), [3, 5]
     trains = spike_trains(shape, (2, 2, 2), lengths, seed=0)
-    binary = {site: s.abs() for site, s in trains.items()}
+    binary = {spiking_layer: s.abs() for spiking_layer, s in trains.items()}
     kinds = [run(as_counts(t, lengths), shape=shape, n=lengths, steps=(2, 2, 2)) for t in (trains, binary)]
     assert torch.equal(kinds[0].ac, kinds[1].ac)
     assert kinds[0].ac.sum() > 0
@@ -238,7 +238,9 @@ def test_padding_and_batching_change_nothing(coding):
     trains = spike_trains(shape, steps, lengths, seed=1)
     fixed = {"shape": shape, "steps": steps, "coding": coding}
     together = run(as_counts(trains, lengths), n=lengths, **fixed)
-    unpadded = [{site: s[:, b : b + 1, :n] for site, s in trains.items()} for b, n in enumerate(lengths)]
+    unpadded = [
+        {spiking_layer: s[:, b : b + 1, :n] for spiking_layer, s in trains.items()} for b, n in enumerate(lengths)
+    ]
     alone = [run(as_counts(s, [n]), n=[n], **fixed) for s, n in zip(unpadded, lengths, strict=True)]
     joined = alone[0] + alone[1] + alone[2]
     for kind in ("ac", "mac", "elementwise", "ac_per_step"):
@@ -271,7 +273,7 @@ def test_dense_by_hand():
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_every_neuron_firing_once_adds_what_the_dense_network_multiplies(pooling):
     shape, n = Shape(hidden=36, heads=3, ffn=50, layers=2, classes=3, pooling=pooling), 7
-    counts = {site: c + n for site, c in silent(shape, (1, 1, 1)).items()}
+    counts = {spiking_layer: c + n for spiking_layer, c in silent(shape, (1, 1, 1)).items()}
     counts["pooled"] = torch.ones(1, 1, 36)
     ops, plain = run(counts, shape=shape, n=(n,), steps=(1, 1, 1)), dense(torch.tensor([n]), shape=shape)
     residuals = 2 * 2 * n * 36
@@ -322,4 +324,4 @@ def test_wrong_input_is_named():
     with pytest.raises(ValueError, match="3 time steps given, expected 2"):
         run(counts, steps=(1, 1, 1))
     with pytest.raises(KeyError, match=r"layers\.0\.value"):
-        run({site: c for site, c in counts.items() if site != "layers.0.value"})
+        run({spiking_layer: c for spiking_layer, c in counts.items() if spiking_layer != "layers.0.value"})

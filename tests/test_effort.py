@@ -31,9 +31,9 @@ def test_spikes_are_counted_where_they_are(spikes, pooling) -> None:
         counts = student(**batch, mode="spiking", count=True).counts
     naive = Accumulate(student, batch, spikes=spikes, leak=1.0)
     sent = {}
-    plain_site = naive.site
+    plain_site = naive.spiking_layer
 
-    def site(name, x, t_steps, mask=1.0):
+    def spiking_layer(name, x, t_steps, mask=1.0):
         value = plain_site(name, x, t_steps, mask)
         tokens = batch["attention_mask"][..., None]
         sent[name] = (t_steps * value.abs() / naive.theta(name) * tokens).sum(1)  # [B, channels]
@@ -41,7 +41,7 @@ def test_spikes_are_counted_where_they_are(spikes, pooling) -> None:
             sent["pooled"] = t_steps * value[:, 0].abs() / naive.theta(name)
         return value
 
-    naive.site = site
+    naive.spiking_layer = spiking_layer
     naive.run()
     assert counts.keys() == sent.keys()
     for name, wanted in sent.items():
@@ -67,10 +67,10 @@ def test_rates_are_the_mean_size_of_the_asr(coding) -> None:
 
 def test_traces_by_hand() -> None:
     """Spikes 1 1 0 1 of one neuron: ASR so far 1, 1, 2/3, 3/4; the padding beside it does not count."""
-    site = SpikingLayer("x", 1, neuron="binary", leak=1.0, coding="accumulate", theta="tensor").to(F64)
+    spiking_layer = SpikingLayer("x", 1, neuron="binary", leak=1.0, coding="accumulate", theta="tensor").to(F64)
     ctx = ForwardContext("spiking", torch.tensor([[True, False]]), trace=True)
     with torch.no_grad():
-        site(lambda: torch.tensor([[[0.75], [5.0]]], dtype=F64), t_steps=4, ctx=ctx)  # u: 1.25, 1, .75, 1.5
+        spiking_layer(lambda: torch.tensor([[[0.75], [5.0]]], dtype=F64), t_steps=4, ctx=ctx)  # u: 1.25, 1, .75, 1.5
     errors, size = ctx.record.traces["x"]
     assert errors.tolist() == pytest.approx([1 / 4, 1 / 4, 1 / 12, 0])
     assert size.item() == pytest.approx(3 / 4)

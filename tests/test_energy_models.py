@@ -41,9 +41,9 @@ def simulated(student):
     return student(**sentences(), mode="spiking", count=True).counts
 
 
-def one_spike(site="layers.0.attention"):
+def one_spike(spiking_layer="layers.0.attention"):
     counts = silent(TINY, (1, 1))
-    counts[site][0, 0, 1] = 1
+    counts[spiking_layer][0, 0, 1] = 1
     return counts
 
 
@@ -162,14 +162,17 @@ def test_less_work_costs_less(model, coding) -> None:
 
     student = make(3, coding=coding)
     before = energy(student)
-    assert energy(student, lambda counts: {site: x // 2 for site, x in counts.items()}) < before
+    assert energy(student, lambda counts: {spiking_layer: x // 2 for spiking_layer, x in counts.items()}) < before
     for name, unit in (("heads", (0, 1)), ("ffn", (1, 3))):
         fewer = make(3, coding=coding)
         counts = infer(fewer, **sentences()).counts
         getattr(fewer, name)[unit] = 0
         assert energy(fewer, lambda _, counts=counts: counts) < before
     shorter = make(3, (3, 3, 2), coding=coding)
-    counts = {site: x[: 3 if site.startswith("layers.0") else len(x)] for site, x in simulated(student).items()}
+    counts = {
+        spiking_layer: x[: 3 if spiking_layer.startswith("layers.0") else len(x)]
+        for spiking_layer, x in simulated(student).items()
+    }
     assert energy(shorter, lambda _: counts) < before
 
 

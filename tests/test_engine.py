@@ -79,14 +79,14 @@ def test_a_product_is_nearly_as_exact_as_float32s() -> None:
         assert own < (2.5 * 2.5) * other, (width, most)
 
 
-def fired(y: torch.Tensor, site: Firing) -> torch.Tensor:
+def fired(y: torch.Tensor, spiking_layer: Firing) -> torch.Tensor:
     """What a spiking layer's train holds, of the currents `[S, rows, D]`."""
-    neuron = NEURONS["ternary" if site.ternary else "binary"]
-    if site.mode == CLOSED:
-        return neuron.settled(y / site.theta, int(site.total)) * site.kept
-    x = drive_running_mean(y, len(y), 1.0) if site.mode == RUNNING else y
-    s = torch.stack(list(steps(x, site.theta, neuron, site.leak))) * site.kept
-    return s.cumsum(0) if site.mode == RUNNING else s
+    neuron = NEURONS["ternary" if spiking_layer.ternary else "binary"]
+    if spiking_layer.mode == CLOSED:
+        return neuron.settled(y / spiking_layer.theta, int(spiking_layer.total)) * spiking_layer.kept
+    x = drive_running_mean(y, len(y), 1.0) if spiking_layer.mode == RUNNING else y
+    s = torch.stack(list(steps(x, spiking_layer.theta, neuron, spiking_layer.leak))) * spiking_layer.kept
+    return s.cumsum(0) if spiking_layer.mode == RUNNING else s
 
 
 def firing(width: int, mode: int, kind: str, leak: float, t: int, device: str) -> Firing:
@@ -103,10 +103,10 @@ def train_of(mode: int, t: int, rows: int, width: int, device: str) -> torch.Ten
 
 def cases(sizes):
     """What spiking layers do, on one size each: mode, neuron, leak, T."""
-    sites = [(mode, kind, 1.0, t) for mode in (CLOSED, PER_STEP, RUNNING) for kind in KINDS for t in (1, 5)]
-    sites += [(PER_STEP, "ternary", 0.7, 3), (RUNNING, "binary", 1.0, 16)]
-    for i, site in enumerate(sites):
-        yield site, sizes[(i + i // 2) % len(sizes)]
+    spiking_layers = [(mode, kind, 1.0, t) for mode in (CLOSED, PER_STEP, RUNNING) for kind in KINDS for t in (1, 5)]
+    spiking_layers += [(PER_STEP, "ternary", 0.7, 3), (RUNNING, "binary", 1.0, 16)]
+    for i, spiking_layer in enumerate(spiking_layers):
+        yield spiking_layer, sizes[(i + i // 2) % len(sizes)]
 
 
 def compare_products(device: str, sizes=((70, 64, 128), (130, 192, 64))) -> None:
@@ -117,17 +117,17 @@ def compare_products(device: str, sizes=((70, 64, 128), (130, 192, 64))) -> None
             split_integer.split(torch.randn(out, width, device=device), torch.randn(out, device=device), t)
             for _ in "ab"
         ]
-        both, site = split_integer.concatenated(weights), firing(2 * out, mode, kind, leak, t, device)
+        both, spiking_layer = split_integer.concatenated(weights), firing(2 * out, mode, kind, leak, t, device)
         units = encoder.units(mode, len(a), t, a.device)
         expected = split_integer.reference(a, both, units)
-        real, train = split_integer.product(a, both, units, steps=len(a), reals=out, neurons=site)
+        real, train = split_integer.product(a, both, units, steps=len(a), reals=out, neurons=spiking_layer)
         case = f"{mode}, {kind}, leak {leak}, T {t}, {rows} x {width} x {out}"
         assert torch.equal(real, expected[..., :out]), case
-        behind = Firing(site.theta[out:], site.kept[out:], *site[2:])
+        behind = Firing(spiking_layer.theta[out:], spiking_layer.kept[out:], *spiking_layer[2:])
         assert torch.equal(train.float(), fired(expected[..., out:], behind)), case
         assert torch.equal(split_integer.product(a, both, units, steps=len(a), reals=2 * out)[0], expected), case
-        own = split_integer.product(a, both, units, steps=len(a), reals=0, neurons=site, activation=GELU)[1]
-        assert differing(own, fired(gelu(expected), site)) < 1e-3, case
+        own = split_integer.product(a, both, units, steps=len(a), reals=0, neurons=spiking_layer, activation=GELU)[1]
+        assert differing(own, fired(gelu(expected), spiking_layer)) < 1e-3, case
 
 
 def differing(own: torch.Tensor, other: torch.Tensor) -> float:
@@ -150,22 +150,22 @@ def compare_norms(device: str, sizes=((33, 100), (5, 384))) -> None:
         y = torch.randn(len(residual), rows, width, device=device)
         theta, norm = torch.rand(columns, device=device) + 0.3, torch.nn.LayerNorm(columns, device=device)
         torch.nn.init.normal_(norm.weight), torch.nn.init.normal_(norm.bias)
-        site, units = firing(columns, mode, kind, leak, t, device), encoder.units(mode, len(y), t, y.device)
-        site = site._replace(kept=torch.ones_like(site.theta))
+        spiking_layer, units = firing(columns, mode, kind, leak, t, device), encoder.units(mode, len(y), t, y.device)
+        spiking_layer = spiking_layer._replace(kept=torch.ones_like(spiking_layer.theta))
         back = residual[..., :columns] * theta * units[:, None, None]
         with torch.no_grad():
-            expected = fired(norm(y[..., :columns] + back), site)
+            expected = fired(norm(y[..., :columns] + back), spiking_layer)
         how = {"steps": len(y), "asr_norm": float(leak_weights(t, leak).sum())}
-        train, value = norm_attention.normed(y, residual, theta, units, norm, site, value=True, **how)
+        train, value = norm_attention.normed(y, residual, theta, units, norm, spiking_layer, value=True, **how)
         case = f"{mode}, {kind}, leak {leak}, T {t}, {rows} x {columns}"
         assert differing(train[..., :columns], expected) < 1e-3 and not train[..., columns:].any(), case
         s = train[..., :columns].float()
         s = s.diff(dim=0, prepend=torch.zeros_like(s[:1])) if mode == RUNNING else s
         weights = torch.ones(1) if mode == CLOSED else leak_weights(t, leak)
         a = torch.einsum("t,tnd->nd", weights.to(s), s) / how["asr_norm"]
-        torch.testing.assert_close(value, site.theta * a, rtol=1e-5, atol=1e-6)
-        train, value = norm_attention.constant(y[0, :, :columns].contiguous(), site, width=width, **how)
-        plain = site._replace(mode=PER_STEP if mode == RUNNING else mode)
+        torch.testing.assert_close(value, spiking_layer.theta * a, rtol=1e-5, atol=1e-6)
+        train, value = norm_attention.constant(y[0, :, :columns].contiguous(), spiking_layer, width=width, **how)
+        plain = spiking_layer._replace(mode=PER_STEP if mode == RUNNING else mode)
         expected = fired(y[:1, :, :columns].expand(len(train), -1, -1), plain)
         expected = expected.cumsum(0) if mode == RUNNING else expected
         assert torch.equal(train[..., :columns].float(), expected), case
@@ -178,11 +178,11 @@ def compare_attention(device: str, sizes=((2, 20, 3, 16), (1, 150, 2, 32))) -> N
         q = 2 * torch.randn(len(pair), b * n, width, device=device)
         thetas = [torch.rand(width, device=device) + 0.3 for _ in range(2)]
         tokens = torch.arange(n, device=device) < torch.tensor([n, n // 2], device=device)[:b, None]
-        site, units = firing(width, mode, kind, leak, t, device), encoder.units(mode, len(q), t, q.device)
-        site = site._replace(theta=site.theta / 3)
+        spiking_layer, units = firing(width, mode, kind, leak, t, device), encoder.units(mode, len(q), t, q.device)
+        spiking_layer = spiking_layer._replace(theta=spiking_layer.theta / 3)
         bias = torch.randn(heads, n, n, device=device) if t > 1 else None
         how = {"steps": len(q), "heads": heads, "size": size, "bias": bias}
-        train = norm_attention.attended(q, pair, *thetas, units, tokens, site, **how)
+        train = norm_attention.attended(q, pair, *thetas, units, tokens, spiking_layer, **how)
         at = units[:, None, None]
         q, k, v = (
             x[..., :inner].double().view(-1, b, n, heads, size).transpose(2, 3)
@@ -191,7 +191,7 @@ def compare_attention(device: str, sizes=((2, 20, 3, 16), (1, 150, 2, 32))) -> N
         scores = q @ k.transpose(-1, -2) / size**0.5 + (0.0 if bias is None else bias.double())
         scores = scores.masked_fill(~tokens[None, :, None, None], -torch.inf)
         y = (scores.softmax(-1) @ v).transpose(2, 3).reshape(len(q), b * n, inner).float()
-        expected = fired(y, Firing(site.theta[:inner], site.kept[:inner], *site[2:]))
+        expected = fired(y, Firing(spiking_layer.theta[:inner], spiking_layer.kept[:inner], *spiking_layer[2:]))
         case = f"{mode}, {kind}, leak {leak}, T {t}, {b}, {n}, {heads} x {size}"
         assert differing(train[..., :inner], expected) < 1e-3 and not train[..., inner:].any(), case
 

@@ -67,12 +67,12 @@ def test_the_forward_is_at_the_fixed_point(spikes) -> None:
     student, batch = prune(closed(1, [2**42] * 3, spikes=spikes)), sentences()
     outputs = student(**batch)
     z = outputs.hidden[-1] * batch["attention_mask"][..., None]
-    site, embedding = student.embedding.neurons, student.embedding
+    spiking_layer, embedding = student.embedding.neurons, student.embedding
     position = embedding.position.weight[: batch["input_ids"].shape[1]]
     words = embedding.word(batch["input_ids"]) + position + embedding.segment(batch["token_type_ids"])
     current = embedding.norm(words) + z @ embedding.feedback.weight.T
     gain = NEURONS[spikes].gain
-    theta = site.theta if gain is None else site.theta * gain(current, 1, None)
+    theta = spiking_layer.theta if gain is None else spiking_layer.theta * gain(current, 1, None)
     wanted = torch.minimum(torch.maximum(current, NEURONS[spikes].low * theta), theta)
     torch.testing.assert_close(real(outputs.hidden[0], batch), real(wanted, batch))
     assert outputs.solved["residual"] <= 1e-11 and 3 < outputs.solved["steps"] < 60

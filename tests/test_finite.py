@@ -37,14 +37,14 @@ class Toy(L.LightningModule):
         super().__init__()
         self.spoil, self.skips = spoil, skips
         self.weight = torch.nn.Parameter(torch.ones(2))
-        self.site = torch.nn.Module()
-        self.site.log_theta = torch.nn.Parameter(torch.ones(1))
+        self.spiking_layer = torch.nn.Module()
+        self.spiking_layer.log_theta = torch.nn.Parameter(torch.ones(1))
 
     def hit(self, what: str) -> bool:
         return self.global_step in self.spoil.get(what, ())
 
     def training_step(self, batch, index):
-        soft = (self.weight * batch).square().mean() + self.site.log_theta.sum()
+        soft = (self.weight * batch).square().mean() + self.spiking_layer.log_theta.sum()
         self.terms = {"loss": soft.detach(), "soft": soft.detach()}
         for name in self.terms:
             self.terms[name] = self.terms[name] * (math.nan if self.hit(name) else 1.0)

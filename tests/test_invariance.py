@@ -42,7 +42,9 @@ def test_masks_of_ones_change_nothing_bit_for_bit(coding, mode, spikes, monkeypa
         assert torch.equal(outputs.logits, without.logits)
         assert all(map(torch.equal, outputs.hidden, without.hidden))
         assert outputs.counts.keys() == without.counts.keys()
-        assert all(torch.equal(outputs.counts[site], counts) for site, counts in without.counts.items())
+        assert all(
+            torch.equal(outputs.counts[spiking_layer], counts) for spiking_layer, counts in without.counts.items()
+        )
 
 
 @pytest.mark.parametrize(("coding", "mode"), MODES)
@@ -61,9 +63,9 @@ def test_what_is_pruned_may_hold_any_weights(coding, mode, query) -> None:
             linear.weight[channels].normal_()
             linear.bias[channels].normal_()
         layer.out.weight[:, channels].normal_()
-        for site in (layer.key_neurons, layer.value_neurons, layer.context_neurons, layer.query_neurons):
-            if site is not None:
-                site.log_theta[channels].normal_()
+        for spiking_layer in (layer.key_neurons, layer.value_neurons, layer.context_neurons, layer.query_neurons):
+            if spiking_layer is not None:
+                spiking_layer.log_theta[channels].normal_()
         layer = student.layers[1]
         layer.up.weight[neuron].normal_()
         layer.up.bias[neuron].normal_()
@@ -86,7 +88,7 @@ def test_padding_changes_nothing(coding, mode, pooling) -> None:
         plain, *changed = (student(**x, mode=mode, count=True, rate=True, trace=True) for x in (batch, longer, other))
     for outputs in changed:
         torch.testing.assert_close(outputs.logits, plain.logits)
-        assert all(torch.equal(outputs.counts[site], counts) for site, counts in plain.counts.items())
+        assert all(torch.equal(outputs.counts[spiking_layer], counts) for spiking_layer, counts in plain.counts.items())
         torch.testing.assert_close(outputs.rates, plain.rates)
         torch.testing.assert_close(outputs.traces, plain.traces)
     assert plain.counts and bool(plain.traces) == (mode == "spiking")
@@ -100,7 +102,9 @@ def test_a_sentence_does_not_depend_on_its_neighbours(coding) -> None:
         for b in range(3):
             alone = student(**{name: x[b : b + 1] for name, x in batch.items()}, mode="spiking", count=True)
             torch.testing.assert_close(alone.logits[0], together.logits[b])
-            assert all(torch.equal(alone.counts[site][:, 0], c[:, b]) for site, c in together.counts.items())
+            assert all(
+                torch.equal(alone.counts[spiking_layer][:, 0], c[:, b]) for spiking_layer, c in together.counts.items()
+            )
 
 
 @pytest.mark.parametrize("coding", CODINGS)
@@ -149,21 +153,21 @@ ACTIVATION = torch.tensor([[1.0, -8.0, 0.0], [2.0, 4.0, -0.5], [3.0, 1.0, 0.0], 
     ],
 )
 def test_calibration_by_hand(spikes, percentile, theta) -> None:
-    site = SpikingLayer("x", 3, neuron=spikes, leak=1.0, coding="accumulate", theta="channel")
+    spiking_layer = SpikingLayer("x", 3, neuron=spikes, leak=1.0, coding="accumulate", theta="channel")
     ctx = ForwardContext(
         "calibrate", torch.tensor([[True] * 4 + [False]]), percentile=percentile
     )  # the last token is padding
-    value = site(lambda: ACTIVATION[None], t_steps=2, ctx=ctx).value
-    assert site.theta.tolist() == pytest.approx(theta)
+    value = spiking_layer(lambda: ACTIVATION[None], t_steps=2, ctx=ctx).value
+    assert spiking_layer.theta.tolist() == pytest.approx(theta)
     low = torch.tensor(theta) * (0 if spikes == "binary" else -1)
     torch.testing.assert_close(value[0], ACTIVATION.clamp(low, torch.tensor(theta)))
 
 
 def test_calibration_of_one_theta_for_all_channels() -> None:
-    site = SpikingLayer("x", 3, neuron="ternary", leak=1.0, coding="accumulate", theta="tensor")
+    spiking_layer = SpikingLayer("x", 3, neuron="ternary", leak=1.0, coding="accumulate", theta="tensor")
     ctx = ForwardContext("calibrate", torch.tensor([[True] * 4 + [False]]), percentile=75.0)
-    site(lambda: ACTIVATION[None], t_steps=2, ctx=ctx)
-    assert site.theta.tolist() == pytest.approx([3.0])  # 0 0 0 .5 1 1 2 2 (3) 4 4 8
+    spiking_layer(lambda: ACTIVATION[None], t_steps=2, ctx=ctx)
+    assert spiking_layer.theta.tolist() == pytest.approx([3.0])  # 0 0 0 .5 1 1 2 2 (3) 4 4 8
 
 
 @pytest.mark.parametrize("spikes", ["binary", "ternary"])
@@ -175,5 +179,8 @@ def test_a_calibrated_network_is_the_one_that_calibration_saw(spikes, theta) -> 
     with torch.no_grad():
         seen = student(**batch, mode="calibrate", percentile=90.0)
         settled = student(**batch)
-    assert all((site.theta > 0).all() and site.theta.isfinite().all() for site in student.spiking_layers().values())
+    assert all(
+        (spiking_layer.theta > 0).all() and spiking_layer.theta.isfinite().all()
+        for spiking_layer in student.spiking_layers().values()
+    )
     torch.testing.assert_close(settled.logits, seen.logits, atol=1e-6, rtol=1e-6)

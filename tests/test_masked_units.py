@@ -40,9 +40,9 @@ def scrambled(student: SpikingBert) -> SpikingBert:
                 getattr(layer, name).weight[units] *= -3
                 getattr(layer, name).bias[units] += 1
             getattr(layer, COLUMNS[kind]).weight[:, units] *= 5
-            for site in (getattr(layer, name) for name in THETAS[kind]):
-                if site is not None and len(site.log_theta) > 1:
-                    site.log_theta[units] -= 1
+            for spiking_layer in (getattr(layer, name) for name in THETAS[kind]):
+                if spiking_layer is not None and len(spiking_layer.log_theta) > 1:
+                    spiking_layer.log_theta[units] -= 1
     return other
 
 
@@ -119,9 +119,9 @@ def test_no_statistic_has_anything_of_them(options) -> None:
         )
         for i in range(L):
             gone = student.heads[i].repeat_interleave(D // H) == 0
-            sites = [name for name in outputs.rates if name.startswith(f"layers.{i}.")]
+            spiking_layers = [name for name in outputs.rates if name.startswith(f"layers.{i}.")]
             assert not any(
-                outputs.rates[s][gone].any() for s in sites if s.endswith(("key", "value", "query", "context"))
+                outputs.rates[s][gone].any() for s in spiking_layers if s.endswith(("key", "value", "query", "context"))
             )
             assert not outputs.rates[f"layers.{i}.intermediate"][student.ffn[i] == 0].any()
     assert counted[0].rates() == pytest.approx(counted[1].rates())
@@ -134,13 +134,13 @@ def test_no_calibration_has_anything_of_them() -> None:
     for net in (student, other):
         net(**here, mode="calibrate", percentile=60.0)
         deaden(net, here, 30.0)
-    widths = {name: len(site.dead_zone.edge) for name, site in student.spiking_layers().items()}
+    widths = {name: len(spiking_layer.dead_zone.edge) for name, spiking_layer in student.spiking_layers().items()}
     kept = kept_channels(widths, heads=student.heads, ffn=student.ffn)
-    for name, site in student.spiking_layers().items():
-        torch.testing.assert_close(site.theta, other.spiking_layers()[name].theta, msg=name)
+    for name, spiking_layer in student.spiking_layers().items():
+        torch.testing.assert_close(spiking_layer.theta, other.spiking_layers()[name].theta, msg=name)
         edges = (net.spiking_layers()[name].dead_zone.edge[kept[name] > 0] for net in (student, other))
         torch.testing.assert_close(*edges, msg=name)
-    assert any(site.dead_zone.edge.any() for site in student.spiking_layers().values())
+    assert any(spiking_layer.dead_zone.edge.any() for spiking_layer in student.spiking_layers().values())
 
 
 def test_scores_by_hand() -> None:

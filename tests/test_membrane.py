@@ -26,9 +26,9 @@ def test_layers_that_are_silent_let_words_through(coding) -> None:
     different = {}
     for residual in ("spikes", "membrane"):
         student = make(0, (3, 3, 3), coding=coding, residual=residual)
-        for name, site in student.spiking_layers().items():
+        for name, spiking_layer in student.spiking_layers().items():
             if name != f"layers.{L - 1}.output":
-                site.log_theta.fill_(20.0)
+                spiking_layer.log_theta.fill_(20.0)
         out = student(**batch, mode="spiking", count=True)
         assert sum(counts.sum() for name, counts in out.counts.items() if f"{L - 1}.output" not in name) == 0
         different[residual] = not torch.equal(out.logits[0], out.logits[1])

@@ -137,7 +137,9 @@ def test_metrics_have_each_layer_the_learning_rate_and_the_time(finished) -> Non
     record, last = run.record("spatial"), next(r for r in reversed(records) if "val/main" in r)
     for key in ("t_steps", "heads", "ffn"):
         assert [last[f"{key}/{i}"] for i in range(len(record[key]))] == record[key]
-    assert {site: last[f"rate/{site}"] for site in record["cost"]["rates"]} == pytest.approx(record["cost"]["rates"])
+    assert {spiking_layer: last[f"rate/{spiking_layer}"] for spiking_layer in record["cost"]["rates"]} == pytest.approx(
+        record["cost"]["rates"]
+    )
 
 
 def test_the_summary_names_each_stages_parent(finished, glue) -> None:

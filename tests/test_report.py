@@ -85,8 +85,8 @@ def test_a_rasters_spikes_are_those_that_the_costs_count(coding) -> None:
     trains = spike_trains(student, batch)
     counts = infer(student, **batch, stepwise=True).counts
     real = batch["attention_mask"][None, :, :, None]
-    for site, train in trains.items():  # [T, B, N, D]
-        assert torch.equal((train.abs() * real).sum(2).double(), counts[site].double()), site
+    for spiking_layer, train in trains.items():  # [T, B, N, D]
+        assert torch.equal((train.abs() * real).sum(2).double(), counts[spiking_layer].double()), spiking_layer
     assert set(trains) == set(student.spiking_layers())
 
 

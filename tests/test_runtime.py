@@ -168,16 +168,16 @@ def test_the_networks_own_rounding_is_all_that_differs() -> None:
     student = compact(student).float()
     session, batch = Session(to_bytes(student), max_tokens=16), sentences((8,) * 48)
     with torch.no_grad():
-        sites = student.spiking_layers()
+        spiking_layers = student.spiking_layers()
         values = {}
-        for name, layer in sites.items():
+        for name, layer in spiking_layers.items():
             layer.register_forward_hook(lambda _, __, train, name=name: values.__setitem__(name, train.value))
         infer(student, **batch)
     differ, total = [], 0
     for b in range(48):
 
         def compare(name, step, spikes, b=b):
-            wanted = (values[name][b] / sites[name].theta * 7).round().to(torch.int8).numpy()
+            wanted = (values[name][b] / spiking_layers[name].theta * 7).round().to(torch.int8).numpy()
             differ.extend((name, b, *place) for place in np.argwhere(spikes != wanted))
             nonlocal total
             total += int(np.abs(wanted).sum())

@@ -161,7 +161,7 @@ def test_the_spiking_forward_has_the_same_value_with_and_without_gradient(coding
         plain = student(**batch, mode="spiking", count=True)
     torch.testing.assert_close(outputs.logits, plain.logits)
     same(outputs, plain.logits, plain.hidden, batch)
-    assert all(torch.equal(outputs.counts[site], counts) for site, counts in plain.counts.items())
+    assert all(torch.equal(outputs.counts[spiking_layer], counts) for spiking_layer, counts in plain.counts.items())
     assert not plain.scores or coding == "accumulate"
     outputs.logits.sum().backward()
     grads = [p.grad for name, p in student.named_parameters() if name.startswith("embedding.word")]
@@ -170,7 +170,7 @@ def test_the_spiking_forward_has_the_same_value_with_and_without_gradient(coding
 
 def test_the_synchronous_gradient_is_judged_at_the_measured_input() -> None:
     """per_step: f of the mean is 0.2 and inside, the mean of f over the steps is above theta: no gradient passes."""
-    site = SpikingLayer("x", 1, neuron="binary", leak=1.0, coding="per_step", theta="tensor").to(F64)
+    spiking_layer = SpikingLayer("x", 1, neuron="binary", leak=1.0, coding="per_step", theta="tensor").to(F64)
     below = torch.tensor([1.0, 0.0], dtype=F64)[:, None, None, None]  # [T, B, N, D]
     x = torch.tensor([[[0.5]]], dtype=F64, requires_grad=True)
     ctx = ForwardContext("spiking", torch.ones(1, 1, dtype=torch.bool))
@@ -178,7 +178,7 @@ def test_the_synchronous_gradient_is_judged_at_the_measured_input() -> None:
     def peaked(a):
         return 12.0 * (a - 0.5).abs() + 0.4 * a  # 0.2 at the mean 0.5; 6.4 and 6.0 at the single spikes
 
-    signal = site(peaked, SpikeTrain(x, below), t_steps=2, ctx=ctx)
+    signal = spiking_layer(peaked, SpikeTrain(x, below), t_steps=2, ctx=ctx)
     assert signal.value.item() == 1.0
     signal.value.backward()
     assert x.grad.item() == 0.0

@@ -158,8 +158,12 @@ def test_a_missing_synapse_saves_an_addition_a_spike(coding, query) -> None:
     saved_ = torch.zeros(L + 2, dtype=torch.float64)
     for i, name, weight in weights_of(student):
         below = "embedding" if i == 0 else f"layers.{i - 1}.output"
-        site = {"out": f"layers.{i}.context", "up": f"layers.{i}.attention", "down": f"layers.{i}.intermediate"}
-        spikes = counts[site.get(name, below)]
+        spiking_layer = {
+            "out": f"layers.{i}.context",
+            "up": f"layers.{i}.attention",
+            "down": f"layers.{i}.intermediate",
+        }
+        spikes = counts[spiking_layer.get(name, below)]
         heard = (
             spikes[: student.steps[i + 1]] if coding != "accumulate" and name in ("query", "key", "value") else spikes
         )

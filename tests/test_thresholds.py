@@ -76,7 +76,7 @@ def test_more_silence_costs_less_energy_and_moves_the_output_further(coding) -> 
     assert shifts[0] == 0 and costs[0] == convention_pj(student, batch)
     assert costs[-1] < costs[2] < costs[0] and costs[-1] < 0.75 * costs[0]
     assert shifts[-1] > shifts[1] > 0
-    assert all(site.dead_zone is None for site in student.spiking_layers().values())
+    assert all(spiking_layer.dead_zone is None for spiking_layer in student.spiking_layers().values())
 
 
 @torch.no_grad()
@@ -84,9 +84,9 @@ def test_the_given_share_is_silent_in_every_spiking_layer() -> None:
     student, batch = variant(make(3, (9, 9, 9)), dead_zone=True), sentences((8, 8, 8, 8))
     deaden(student, batch, 60)
     seen = {}
-    for name, site in student.spiking_layers().items():
-        forward = site.dead_zone.forward
-        site.dead_zone.forward = lambda y, name=name, forward=forward: seen.setdefault(name, forward(y))
+    for name, spiking_layer in student.spiking_layers().items():
+        forward = spiking_layer.dead_zone.forward
+        spiking_layer.dead_zone.forward = lambda y, name=name, forward=forward: seen.setdefault(name, forward(y))
     student(**batch)
     for name, currents in seen.items():
         assert (currents == 0).double().mean() == pytest.approx(math.floor(0.6 * 32) / 32, abs=0.01), name
@@ -109,10 +109,12 @@ def test_a_deadened_student_is_one_network(leak, tmp_path) -> None:
 
 
 def test_no_gradient_reaches_a_silent_current() -> None:
-    site = SpikingLayer("x", 3, neuron="ternary", leak=1.0, coding="accumulate", theta="tensor", dead_zone=True)
-    site.dead_zone.edge.copy_(torch.tensor([0.5, 0.1, 0.2]))
+    spiking_layer = SpikingLayer(
+        "x", 3, neuron="ternary", leak=1.0, coding="accumulate", theta="tensor", dead_zone=True
+    )
+    spiking_layer.dead_zone.edge.copy_(torch.tensor([0.5, 0.1, 0.2]))
     x = torch.tensor([[[0.4, 0.4, -0.2]]], requires_grad=True)
-    signal = site(lambda: x, t_steps=64, ctx=ForwardContext("equilibrium", torch.ones(1, 1, dtype=torch.bool)))
+    signal = spiking_layer(lambda: x, t_steps=64, ctx=ForwardContext("equilibrium", torch.ones(1, 1, dtype=torch.bool)))
     signal.value.sum().backward()
     assert x.grad.tolist() == [[[0, 1, 0]]] and signal.value[0, 0, 0] == signal.value[0, 0, 2] == 0
 
@@ -160,13 +162,13 @@ def test_the_gain_by_hand() -> None:
 @pytest.mark.parametrize("mode", ["equilibrium", "spiking"])
 @torch.no_grad()
 def test_a_token_twice_as_loud_fires_as_often(kind, mode) -> None:
-    site = SpikingLayer("x", 5, neuron=kind, leak=1.0, coding="accumulate", theta="channel").double()
+    spiking_layer = SpikingLayer("x", 5, neuron=kind, leak=1.0, coding="accumulate", theta="channel").double()
     y = torch.randn(1, 3, 5, generator=torch.Generator().manual_seed(0), dtype=F64)
     sizes = torch.tensor([1.0, 2.0, 7.0], dtype=F64)[:, None]
     both = [ForwardContext(mode, torch.ones(1, 3, dtype=torch.bool), count=True) for _ in range(2)]
-    soft, loud = (site(lambda y=y: y, t_steps=6, ctx=ctx) for y, ctx in zip((y, y * sizes), both, strict=True))
+    soft, loud = (spiking_layer(lambda y=y: y, t_steps=6, ctx=ctx) for y, ctx in zip((y, y * sizes), both, strict=True))
     torch.testing.assert_close(loud.value, soft.value * sizes)
-    torch.testing.assert_close(loud.asr(site.theta), soft.asr(site.theta))
+    torch.testing.assert_close(loud.asr(spiking_layer.theta), soft.asr(spiking_layer.theta))
     counts = [ctx.record.counts for ctx in both]
     assert counts[0].keys() == counts[1].keys()
     assert all(torch.equal(*pair) for pair in zip(counts[0].values(), counts[1].values(), strict=True))
@@ -175,7 +177,7 @@ def test_a_token_twice_as_loud_fires_as_often(kind, mode) -> None:
 class Scaled(Accumulate):
     """Thresholds `theta * g` in the units of the current, where the student's neurons fire on currents over g."""
 
-    def site(self, name, x, t_steps, mask=1.0):
+    def spiking_layer(self, name, x, t_steps, mask=1.0):
         kind, parts = name.rpartition(".")[2], 1
         read = torch.ones_like(x) * mask
         if kind in ("query", "key", "value", "context"):

@@ -32,14 +32,16 @@ def test_the_fit_is_the_least_squares_solution(layer, kind, residual) -> None:
     """Against torch's solver on the tall system itself, real tokens only."""
     (student, whole), data = pruned_pair(residual=residual), batches((3, 2))
     fit = mask_tuning.normal_equations(student, whole, data, layer, kind, "equilibrium")
-    name, site, size = ("out", "attention_neurons", D // H) if kind == "heads" else ("down", "output_neurons", 1)
+    name, spiking_layer, size = (
+        ("out", "attention_neurons", D // H) if kind == "heads" else ("down", "output_neurons", 1)
+    )
     rows, targets = [], []
     for batch in data:
         real = batch["attention_mask"].bool()
         seen = []
         with torch.no_grad():
             for net in (student, whole):
-                found = mask_tuning.inputs_of(net, getattr(net.layers[layer], site), batch, "equilibrium")
+                found = mask_tuning.inputs_of(net, getattr(net.layers[layer], spiking_layer), batch, "equilibrium")
                 seen.append([x[real] for x in found])
         linear = getattr(whole.layers[layer], name)
         (x, residual), (x0, residual0) = seen

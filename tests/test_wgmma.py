@@ -21,9 +21,9 @@ SITES = (
 WIDTHS = (64, 128, 320, 384, 512, 768, 1024, 1536, 3072)
 
 
-def compare(width: int, rows: int, site: tuple, tile: dict | None = None, device: str = "cuda") -> None:
+def compare(width: int, rows: int, spiking_layer: tuple, tile: dict | None = None, device: str = "cuda") -> None:
     """Three stretches of the columns, the last of which fires, and the currents of the first two."""
-    (mode, kind, leak, t, activation), stretches = site, (64, 128, 192)
+    (mode, kind, leak, t, activation), stretches = spiking_layer, (64, 128, 192)
     most = {PER_STEP: 1, CLOSED: t, RUNNING: t}[mode]
     maps = split_integer.concatenated(
         [
@@ -34,12 +34,12 @@ def compare(width: int, rows: int, site: tuple, tile: dict | None = None, device
     a, first = train_of(mode, t, rows, width, device), sum(stretches[:2])
     neurons = firing(sum(stretches), mode, kind, leak, t, device)
     neurons = neurons._replace(theta=neurons.theta * width**0.5)
-    units, case = encoder.units(mode, len(a), t, a.device), f"{width} inputs, {rows} rows, {site}, {tile}"
+    units, case = encoder.units(mode, len(a), t, a.device), f"{width} inputs, {rows} rows, {spiking_layer}, {tile}"
     steps = max(1, len(a) - 1)  # a source may fire for longer
 
-    def same(first: int, last: int, site: Firing | None, activation: int, tile: dict | None = None) -> None:
-        task = wgmma.Columns(a, maps, units, steps, activation, first, last, site)
-        assert wgmma.applies(a, site), case
+    def same(first: int, last: int, spiking_layer: Firing | None, activation: int, tile: dict | None = None) -> None:
+        task = wgmma.Columns(a, maps, units, steps, activation, first, last, spiking_layer)
+        assert wgmma.applies(a, spiking_layer), case
         own, other = wgmma.product(task, tile=tile), split_integer.triton_product(task)
         assert torch.equal(own, other) and (own != 0).any(), (case, (own != other).float().mean().item())
 

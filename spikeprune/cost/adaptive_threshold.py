@@ -6,7 +6,7 @@ one MAC for each result and group of channels (a head's channels share a gain, e
 still one addition. The gain itself takes one MAC a channel, for the squares, and a root.
 
 Evaluated once in `accumulate` and at each of a layer's T steps in the synchronous codings, as the functions between the
-sites are. Legend and rows [L+2] as in `cost/operations.py`.
+spiking layers are. Legend and rows [L+2] as in `cost/operations.py`.
 """
 
 from __future__ import annotations

@@ -51,7 +51,8 @@ def count(
 ) -> Operations:
     """Operations of the spiking student on one batch.
 
-    counts: site name → [T_site, B, channels], how many of a sample's real tokens spiked (a ternary −1 is one spike).
+    counts: name of a spiking layer → [T_l, B, channels], how many of a sample's real tokens spiked (a ternary −1 is
+        one spike).
     lengths: [B] real tokens. heads: [L,H], ffn: [L,F], 0/1 masks, a compacted student's too. t_steps: L+1 ints.
     links: the synapses of each layer, where single ones are missing (`SpikingBert.links`). leak: of the
     membranes.
@@ -77,10 +78,10 @@ def count(
     - A membrane is updated at each of its T_l steps, whatever fires. A spike is written once and read once by the layer
       that it enters; one of a key or value in `accumulate`, where each query's sums are formed in turn, once for each
       query.
-    - With `shape.feedback` a spike of the last layer also adds D to the embedding's site, one step later, if that still
-      fires. With `shape.gain` the thresholds' own work is added (`cost/adaptive_threshold.py`).
+    - With `shape.feedback` a spike of the last layer also adds D to the embedding's spiking layer, one step later, if
+      that still fires. With `shape.gain` the thresholds' own work is added (`cost/adaptive_threshold.py`).
 
-    Raises ValueError for an unknown coding or shapes that do not fit, KeyError for a site that is missing.
+    Raises ValueError for an unknown coding or shapes that do not fit, KeyError for a spiking layer that is missing.
     """
     known("coding", coding, CODINGS)
     check_masks(shape, heads, ffn)
@@ -138,7 +139,7 @@ def _encoder_layer(counts, n, layer, *, shape, heads, ffn, steps, coding, links)
     times = steps if synchronous else 1  # that a function is evaluated
     tokens, pairs = n.sum(), n.square().sum()
 
-    def site(name):
+    def spikes_of(name):
         return counts[f"layers.{layer}.{name}"]
 
     own = 0.0 if shape.membrane else 1.0
@@ -148,11 +149,11 @@ def _encoder_layer(counts, n, layer, *, shape, heads, ffn, steps, coding, links)
     every = n.new_ones(shape.hidden)
     additions = [
         _additions(below, keep=every * (qkv + own)),  # q, k, v, residual
-        _additions(site("context"), keep=channels[: site("context").shape[-1]] * out),
-        _additions(site("attention"), keep=every * (up + own)),  # W1, residual
-        _additions(site("intermediate"), keep=ffn[: site("intermediate").shape[-1]] * down),
+        _additions(spikes_of("context"), keep=channels[: spikes_of("context").shape[-1]] * out),
+        _additions(spikes_of("attention"), keep=every * (up + own)),  # W1, residual
+        _additions(spikes_of("intermediate"), keep=ffn[: spikes_of("intermediate").shape[-1]] * down),
     ]
-    residuals = own * (below.double().sum() + site("attention").double().sum())
+    residuals = own * (below.double().sum() + spikes_of("attention").double().sum())
     work = {
         "norm": 2 * shape.hidden * tokens * times,
         "softmax": heads.sum() * pairs * times,
@@ -165,9 +166,9 @@ def _encoder_layer(counts, n, layer, *, shape, heads, ffn, steps, coding, links)
         return additions, work | attention_products(tokens, pairs, heads=heads.sum(), shape=shape, times=steps)
     both = coding == "per_step" and shape.query == "spiking"
     # Pairs of tokens with a spike in the same channel: (Σ_i q_i)(Σ_j k_j) = Σ_ij q_i k_j for 0/1 spikes.
-    scores = site("query").double() * site("key").double() if both else site("key")
+    scores = spikes_of("query").double() * spikes_of("key").double() if both else spikes_of("key")
     attended = [_additions(scores, fan_out=1.0 if both else n, keep=channels)]
-    attended.append(_additions(site("value"), fan_out=n, keep=channels))
+    attended.append(_additions(spikes_of("value"), fan_out=n, keep=channels))
     work["operands"] = sum(part.sum() for part in attended)
     return additions + attended, work
 
@@ -190,13 +191,13 @@ def _firing(
     """Spikes, their reads and the updates of all membranes, [L+2]."""
     zero = n.new_zeros(())
     sent, read, updated = ([zero] * (shape.layers + 2) for _ in range(3))
-    widths = {site: spikes.shape[-1] for site, spikes in counts.items() if site != "pooled"}  # a copy of the last's
-    for site, keep in kept_channels(widths, heads=heads, ffn=ffn).items():
-        layer, name = place(site)
+    widths = {key: spikes.shape[-1] for key, spikes in counts.items() if key != "pooled"}  # a copy of the last's
+    for key, keep in kept_channels(widths, heads=heads, ffn=ffn).items():
+        layer, name = place(key)
         row, t = layer + 1, steps[layer + 1]
         readings = n if coding == "accumulate" and name in ("key", "value") else 1.0
-        sent[row] = sent[row] + _additions(counts[site][:t], keep=keep).sum()
-        read[row] = read[row] + _additions(counts[site][:t], keep=keep, fan_out=readings).sum()
+        sent[row] = sent[row] + _additions(counts[key][:t], keep=keep).sum()
+        read[row] = read[row] + _additions(counts[key][:t], keep=keep, fan_out=readings).sum()
         updated[row] = updated[row] + keep.sum() * n.sum() * t
     updates = torch.stack(updated)
     return {

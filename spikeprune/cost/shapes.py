@@ -32,12 +32,12 @@ class Shape:
     types: int = 2
     embedding: int | None = None  # width of the embeddings, projected to D where it is another one; None: D
     buckets: int = 0  # of a relative position bias, a number for each head
-    theta: str = "none"  # spike thresholds stored for each site: none | tensor | channel
+    theta: str = "none"  # spike thresholds stored for each spiking layer: none | tensor | channel
     gain: bool = False  # thresholds follow the token's input
     membrane: bool = False  # currents go past each block, not spikes
     signed: bool = True  # ternary spikes
     table_bits: int = 32  # of a number in the word embeddings; below 16 each word has a float32 scale
-    feedback: bool = False  # the last layer's spikes reach the embedding's site through a matrix D×D
+    feedback: bool = False  # the last layer's spikes reach the embedding's spiking layer through a matrix D×D
 
     def __post_init__(self):
         known("pooling", self.pooling, ("mean", "cls"))
@@ -101,9 +101,9 @@ def _kept(shape: Shape, heads: Tensor | None, ffn: Tensor | None) -> list[tuple[
     return [(int(h) * shape.head_size, int(f)) for h, f in zip(heads.sum(1).tolist(), ffn.sum(1).tolist(), strict=True)]
 
 
-def _thetas(shape: Shape, *sites: int) -> int:
-    """Thresholds of spiking sites with these many channels left."""
-    return {"none": 0, "tensor": sum(site > 0 for site in sites), "channel": sum(sites)}[shape.theta]
+def _thetas(shape: Shape, *channels: int) -> int:
+    """Thresholds of spiking layers with these many channels left."""
+    return {"none": 0, "tensor": sum(left > 0 for left in channels), "channel": sum(channels)}[shape.theta]
 
 
 def parameters(*, shape: Shape, heads: Tensor | None = None, ffn: Tensor | None = None) -> Parameters:

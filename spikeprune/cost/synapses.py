@@ -16,7 +16,7 @@ def readers(
     *, shape: Shape, heads: Tensor, ffn: Tensor, links: SynapseCounts | None
 ) -> tuple[Tensor, Tensor | float, Tensor, Tensor | float]:
     """The synapses of a layer by their source: from a channel below to q, k and v, from one of the context, of h and
-    of the intermediate site. A number for all channels, or with `links` one for each; heads [H] and ffn [F] masks."""
+    of the intermediate layer. A number for all channels, or with `links` one for each; heads [H] and ffn [F] masks."""
     if links is None:
         return 3 * shape.head_size * heads.sum(), shape.hidden, ffn.sum(), shape.hidden
     qkv, out, up, down = (part.to(heads) for part in links)
@@ -26,13 +26,13 @@ def readers(
 def fan_out(
     *, shape: Shape, heads: Tensor, ffn: Tensor, tokens: Tensor | float, links: Sequence[SynapseCounts] | None = None
 ) -> dict[str, Tensor | float]:
-    """Additions that one spike of each site costs, by the rule of `count` for `accumulate` and `per_step`.
+    """Additions that one spike of each spiking layer costs, by the rule of `count` for `accumulate` and `per_step`.
 
     heads [L,H] and ffn [L,F] masks; `tokens`: queries that attend, n; `links` as in `count`. A number for all channels,
     or one for each [D].
-    What a loss needs to price firing: `T_l * mean |ASR| * fan_out`, summed over channels and sites, are a token's AC;
-    with feedback a little more than that, since the spikes of the last step come back too late; with `shape.membrane`
-    without the residuals, which no firing changes.
+    What a loss needs to price firing: `T_l * mean |ASR| * fan_out`, summed over channels and spiking layers, are a
+    token's AC; with feedback a little more than that, since the spikes of the last step come back too late; with
+    `shape.membrane` without the residuals, which no firing changes.
     """
     own = 0.0 if shape.membrane else 1.0
     layers = [
@@ -44,9 +44,9 @@ def fan_out(
     costs: dict[str, Tensor | float] = {"embedding": sent[0]}
     for i, (_, out, up, down) in enumerate(layers):
         attended = tokens * heads[i].repeat_interleave(shape.head_size)
-        sites = {"key": attended, "value": attended, "context": out, "attention": up + own}
-        sites |= {"intermediate": down, "output": sent[i + 1]}
-        costs |= {f"layers.{i}.{name}": cost for name, cost in sites.items()}
+        spiking_layers = {"key": attended, "value": attended, "context": out, "attention": up + own}
+        spiking_layers |= {"intermediate": down, "output": sent[i + 1]}
+        costs |= {f"layers.{i}.{name}": cost for name, cost in spiking_layers.items()}
     return costs
 
 

@@ -143,7 +143,7 @@ def of_program(student: SpikingBert) -> tuple[Callable, Callable, int]:
 
 def counted(student: SpikingBert, forward: Callable[[dict[str, Tensor]], Outputs]) -> tuple[Callable, Callable, int]:
     def example(outputs: Outputs, lengths: Tensor, i: int) -> Network:
-        counts = {site: spikes[:, i : i + 1] for site, spikes in outputs.counts.items()}
+        counts = {spiking_layer: spikes[:, i : i + 1] for spiking_layer, spikes in outputs.counts.items()}
         return student_network(student, student_operations(student, counts, lengths[i : i + 1]))
 
     return forward, example, latency_steps(student.steps, student.coding)

@@ -32,7 +32,7 @@ class Operations(ctypes.Structure):
     _fields_ = [(name, ctypes.c_uint64) for name in ("additions", "multiplications", "elementwise")]
 
 
-# context, layer, site, step, spikes, tokens, channels, stride
+# context, layer, spiking layer, step, spikes, tokens, channels, stride
 Observer = ctypes.CFUNCTYPE(
     None,
     ctypes.c_void_p,

@@ -82,9 +82,9 @@ class Session:
         network, and int8 `[N, channels]`, which it may write to. These are numbers of spikes of the whole train at step
         0, or spikes of one step (see `spikerun_observer` in spikerun.h)."""
 
-        def call(_, layer, site, step, spikes, tokens, channels, stride):
+        def call(_, layer, spiking_layer, step, spikes, tokens, channels, stride):
             rows = np.ctypeslib.as_array(spikes, (tokens, stride))[:, :channels] if channels else np.zeros((tokens, 0))
-            function("embedding" if layer < 0 else f"layers.{layer}.{SITES[site]}", step, rows)
+            function("embedding" if layer < 0 else f"layers.{layer}.{SITES[spiking_layer]}", step, rows)
 
         self._observer = Observer() if function is None else Observer(call)
         self.lib.spikerun_observe(self._model, self._observer, None)

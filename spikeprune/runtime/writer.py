@@ -57,7 +57,7 @@ def to_bytes(student: SpikingBert, sparse: str = "auto") -> bytes:
         records.append(struct.pack("<12I", small.steps[i + 1], layer.heads, layer.ffn, *forms, 0))
         for norm in (layer.attention_norm, layer.output_norm):
             tensors += [floats(norm.weight), floats(norm.bias)]
-        tensors += [floats(theta_of(getattr(layer, f"{site}_neurons"))) for site in SITES]
+        tensors += [floats(theta_of(getattr(layer, f"{spiking_layer}_neurons"))) for spiking_layer in SITES]
         if small.relative_bias is not None:
             tensors.append(distance_bias(small.relative_bias, i))
     tensors += head(small)

@@ -43,16 +43,21 @@ def raster(student: SpikingBert, tokenizer: Any, texts: Sequence[str], max_lengt
     logits = student(*inputs.values(), mode="spiking", scores=False).logits[0]
     trains = spike_trains(student, inputs)
     words = [tokenizer.decode([token]).strip() or "␣" for token in row["input_ids"][0].tolist()]
-    widths = {site: train.shape[-1] for site, train in trains.items()}
+    widths = {spiking_layer: train.shape[-1] for spiking_layer, train in trains.items()}
     kept = kept_channels(widths, heads=student.heads, ffn=student.ffn)
-    shown = [site for site in trains if site == "embedding" or site.endswith(".output")]
+    shown = [
+        spiking_layer for spiking_layer in trains if spiking_layer == "embedding" or spiking_layer.endswith(".output")
+    ]
     return {
         "text": list(texts),
         "tokens": words[:LONGEST],
         "cut": len(words) > LONGEST,
         "logits": logits.tolist(),
-        "rates": {site: token_rates(train, kept[site]) for site, train in trains.items()},
-        "trains": {site: dots(train[:, 0, :LONGEST]) for site, train in ((site, trains[site]) for site in shown)},
+        "rates": {spiking_layer: token_rates(train, kept[spiking_layer]) for spiking_layer, train in trains.items()},
+        "trains": {
+            spiking_layer: dots(train[:, 0, :LONGEST])
+            for spiking_layer, train in ((spiking_layer, trains[spiking_layer]) for spiking_layer in shown)
+        },
     }
 
 

@@ -80,7 +80,9 @@ def _steps(found: Run, names: list[str]) -> Markup:
 
 def _rates(rates: Mapping[str, float], names: list[str]) -> Markup:
     """Rows: layers; columns: the spiking layers of one."""
-    parts = list(dict.fromkeys(site.rpartition(".")[2] for site in rates if site != "embedding"))
+    parts = list(
+        dict.fromkeys(spiking_layer.rpartition(".")[2] for spiking_layer in rates if spiking_layer != "embedding")
+    )
     rows = ["embedding", *names]
     values: list[list[float | None]] = [[None] * (len(parts) - 1) + [rates.get("embedding")]]
     values += [[rates.get(f"layers.{i}.{part}") for part in parts] for i in range(len(names))]

@@ -49,9 +49,9 @@ def answer(logits: Sequence[float], truth: float | None, labels: Sequence[str] |
 
 
 def _rates(found: Mapping[str, Any]) -> Markup:
-    sites = list(found["rates"])
-    names = [_short(site) for site in sites]
-    values = [found["rates"][site] for site in sites]
+    spiking_layers = list(found["rates"])
+    names = [_short(spiking_layer) for spiking_layer in spiking_layers]
+    values = [found["rates"][spiking_layer] for spiking_layer in spiking_layers]
 
     def tip(i: int, j: int) -> str:
         return f"{names[i]}, {found['tokens'][j]}: {values[i][j]:.3f} spikes per neuron and step"
@@ -60,11 +60,11 @@ def _rates(found: Mapping[str, Any]) -> Markup:
     return cells("Rates", names, found["tokens"], values, high=high, tip=tip, cell=(24, 14), left=100, slanted=True)
 
 
-def _short(site: str) -> str:
+def _short(spiking_layer: str) -> str:
     """`layers.0.key` → `1 key`."""
-    if site == "embedding":
-        return site
-    _, layer, part = site.split(".")
+    if spiking_layer == "embedding":
+        return spiking_layer
+    _, layer, part = spiking_layer.split(".")
     return f"{int(layer) + 1} {part}"
 
 
@@ -85,24 +85,24 @@ def _raster(found: Mapping[str, Any]) -> Markup:
         for j, word in enumerate(words)
     ]
     y = top
-    for site, train in trains.items():
+    for spiking_layer, train in trains.items():
         height = train["rows"] * ROW
         parts.append(
             label(
                 LEFT - 8,
                 y + height / 2 - 2,
-                "embedding" if site == "embedding" else f"layer {_short(site).split()[0]}",
+                "embedding" if spiking_layer == "embedding" else f"layer {_short(spiking_layer).split()[0]}",
                 "end",
             )
         )
         parts.append(label(LEFT - 8, y + height / 2 + 12, f"{train['rows']} of {train['of']}", "end"))
-        parts += _strip(site, train, words, y, step, column)
+        parts += _strip(spiking_layer, train, words, y, step, column)
         y += height + 8
     return drawing("Spikes", *parts, width=LEFT + len(words) * column + 8, height=y, fixed=True)
 
 
 def _strip(
-    site: str, train: Mapping[str, Any], words: Sequence[str], y: float, step: float, column: float
+    spiking_layer: str, train: Mapping[str, Any], words: Sequence[str], y: float, step: float, column: float
 ) -> list[Markup]:
     height = train["rows"] * ROW
     counts = [0] * len(words)
@@ -119,7 +119,7 @@ def _strip(
             width=f"{column - 2:g}",
             height=f"{height:g}",
             class_="band",
-            data_tip=f"{word}, {_short(site)}: {counts[j]} spikes in {places} places",
+            data_tip=f"{word}, {_short(spiking_layer)}: {counts[j]} spikes in {places} places",
         )
         for j, word in enumerate(words)
     ]

@@ -85,7 +85,7 @@ class SynOpsLogger(L.Callback):
         costs |= {"rate": rate, "sparsity": 1 - rate}
         self.cost = {**costs, "rates": rates, "work": own.ops.work()}
         logged = {f"cost/{name}": float(value) for name, value in costs.items()}
-        logged |= {f"rate/{site}": value for site, value in rates.items()}
+        logged |= {f"rate/{spiking_layer}": value for spiking_layer, value in rates.items()}
         kept = {"t_steps": student.steps, "heads": student.heads.sum(1).tolist(), "ffn": student.ffn.sum(1).tolist()}
         logged |= {f"{name}/{i}": float(n) for name, numbers in kept.items() for i, n in enumerate(numbers)}
         pl_module.log_dict(logged, rank_zero_only=True)

@@ -111,6 +111,7 @@ def test_a_dense_and_a_spiking_step_both_learn() -> None:
         assert sum(changed) > len(changed) / 2
 
 
+@pytest.mark.slow
 def test_a_whole_run_writes_what_it_measured(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(bench, "settings", lambda device, backend: dict.fromkeys(report.PARTS, AT))
     monkeypatch.setattr(bench, "ceilings", lambda device, budget: {"bytes a second": 2e9})

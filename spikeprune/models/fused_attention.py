@@ -11,6 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 from transformers.models.mpnet.modeling_mpnet import MPNetEncoder, MPNetSelfAttention
 
+from spikeprune.models.checkpoint_facts import MPNET_BUCKETS
 from spikeprune.models.relative_bias import bucket
 
 
@@ -36,9 +37,6 @@ class FusedAttention(MPNetSelfAttention):
         return (self.o(context.transpose(1, 2).flatten(2)),)
 
 
-BUCKETS = 32  # of transformers' call, which does not read its configuration
-
-
 class GraphedEncoder(MPNetEncoder):
     """Its relative position bias is made on the device of the ids: releases of transformers differ in where they count
     the distances, and a CUDA graph holds no copy from the CPU."""
@@ -46,7 +44,7 @@ class GraphedEncoder(MPNetEncoder):
     def compute_position_bias(self, x: Tensor) -> Tensor:
         """`[B, N, …]` -> `[B, H, N, N]`: row i, column j for the query at i and the key at j."""
         at = torch.arange(x.shape[1], device=x.device)
-        values = self.relative_attention_bias(bucket(at[None, :] - at[:, None], BUCKETS))  # [N, N, H]
+        values = self.relative_attention_bias(bucket(at[None, :] - at[:, None], MPNET_BUCKETS))  # [N, N, H]
         return values.movedim(-1, 0).expand(len(x), -1, -1, -1)
 
 

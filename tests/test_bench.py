@@ -143,6 +143,16 @@ def test_the_page_is_what_the_kept_results_give() -> None:
     assert report.BEGIN in page and report.with_results(page, report.kept_results()) == page
 
 
+@pytest.mark.parametrize("commit", ["unknown", "0123456789ab-dirty"])
+def test_results_of_no_commit_are_not_kept(commit, tmp_path) -> None:
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps({"made": {"commit": "0123456789ab"}}))
+    assert report.of_a_commit(path) == path
+    path.write_text(json.dumps({"made": {"commit": commit}}))
+    with pytest.raises(InputError, match="measure again from a clean checkout"):
+        report.of_a_commit(path)
+
+
 def kept(parts, folder: Path, monkeypatch, *, without: str | None = None) -> dict[str, dict]:
     """What is in the folder of results after one with all parts, or all but one, has been taken in; by name."""
     groups = {"simulation": "simulation", "evaluation": "evaluation, accumulate", "training": "training step"}

@@ -111,7 +111,7 @@ def main(argv: list[str]) -> int:
     args = arguments(argv)
     if args.keep or args.check:
         for path in args.keep or []:
-            report.keep(path, args.parts)
+            report.keep(report.of_a_commit(path), args.parts)
         page = report.PAGE.read_text(encoding="utf-8")
         made = report.with_results(page, report.kept_results())
         if args.check:

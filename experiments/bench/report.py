@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+from spikeprune.errors import InputError
 from spikeprune.files import jsonfile
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -126,6 +127,14 @@ def with_results(page: str, kept: list[dict]) -> str:
 
 def kept_results() -> list[dict]:
     return [jsonfile.loads(path.read_text(encoding="utf-8")) for path in sorted(KEPT.glob("*.json"))]
+
+
+def of_a_commit(path: Path) -> Path:
+    """Raises InputError for results whose code cannot be looked up again."""
+    commit = jsonfile.loads(path.read_text(encoding="utf-8"))["made"]["commit"]
+    if commit == "unknown" or commit.endswith("-dirty"):
+        raise InputError(f"{path}: made by commit {commit}; measure again from a clean checkout")
+    return path
 
 
 def keep(path: Path, parts: Collection[str]) -> None:

@@ -24,6 +24,7 @@ import torch
 
 from experiments.bench import nets
 from experiments.bench.clock import Work, seconds
+from experiments.bench.report import of_a_commit
 from experiments.bench.runtime_report import keep, markdown
 from spikeprune.cost.dense import dense
 from spikeprune.cost.energy_models import ENERGY_MODELS
@@ -352,7 +353,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--keep", type=Path, metavar="FILE", help="take these results into docs/runtime.md")
     args = parser.parse_args(argv)
     if args.keep:
-        keep(args.keep)
+        keep(of_a_commit(args.keep))
     else:
         run(args.out, args.budgets, args.seconds, replace(nets.MINILM, layers=args.layers))
     return 0

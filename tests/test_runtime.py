@@ -118,6 +118,17 @@ def test_few_bit_weights(weights, theta, loop) -> None:
     assert_equal(prune(quantized(weights, fold=True, theta=theta)), loop)
 
 
+@pytest.mark.parametrize(("table", "weights"), [("int8", "ternary"), ("int4", "float"), ("ternary", "float")])
+def test_few_bit_word_tables(table, weights) -> None:
+    """A byte for each number, and a scale for each word."""
+    student = quantized(weights, fold=weights != "float", word_table=table)
+    assert_equal(student)
+    few = to_bytes(student)
+    student.set_strength(0.5)  # neither words nor matrices are in few bits yet
+    half = to_bytes(student)
+    assert (few[76], half[76]) == (8, 32) and len(half) - len(few) > 3 * 23 * 12 - 4 * 23 - 128
+
+
 def test_thresholds_that_are_not_folded_take_float_rows() -> None:
     student = quantized("ternary")
     assert_equal(student)
@@ -243,7 +254,7 @@ def test_a_student_that_it_does_not_run_is_refused(options, words) -> None:
         (24, b"\x00" * 4, "out of range"),  # vocabulary
         (24, b"\xff\xff\xff\x7f", "another length"),  # more rows than the file has
         (36, b"\xff\xff\xff\xff", "out of range"),  # hidden
-        (76, b"\x08", "does not have"),  # 8-bit embeddings
+        (76, b"\x04", "does not have"),  # 4-bit word embeddings
         (80, b"\x01", "another length|cannot have"),  # tables of a relative position bias
         (84, b"\x01", "does not have"),  # a spiking query
         (128, b"\x00", "out of range"),  # no time steps
@@ -378,6 +389,7 @@ def seeds() -> dict[str, bytes]:
     files |= {f"per_step, {name}": to_bytes(make(coding="per_step", **options)) for name, options in NETWORKS.items()}
     files["leaky"] = to_bytes(make(leak=0.8, **PLAIN))
     files |= {weights: to_bytes(quantized(weights, fold=True)) for weights in ("binary", "ternary", "int8")}
+    files["words in bytes"] = to_bytes(quantized("ternary", fold=True, word_table="int8"))
     return files | {form: to_bytes(sparse(), form) for form in ("rows", "lists", "blocks")}
 
 

@@ -58,11 +58,13 @@ typedef struct {
 
 struct spikerun {
     spikerun_shape shape;
-    uint32_t head_size, coding, ternary, pooling, pooler_act, act, residual, weight_bits, reach;
+    uint32_t head_size, coding, ternary, pooling, pooler_act, act, residual, weight_bits, word_bits, reach;
     float leak, eps;
     int loop;
     uint32_t t_embedding;
     const float *word, *position, *segment, *norm_weight, *norm_bias, *theta; /* of the embedding */
+    const int8_t *word_codes; /* [vocab][D], with word_scale [vocab], instead of word */
+    const float *word_scale;
     layer *layers;
     matrix pooler;
     const float *classifier, *classifier_bias;
@@ -670,10 +672,13 @@ static void run_layer(spikerun *m, uint32_t index, const float *theta_below, uin
 static void embed(spikerun *m, const int32_t *ids, const int32_t *segments, uint32_t n) {
     uint32_t size = m->shape.hidden;
     for (uint32_t i = 0; i < n; i++) {
-        const float *word = m->word + (size_t)ids[i] * size, *position = m->position + (size_t)i * size;
+        const float *position = m->position + (size_t)i * size;
         const float *segment = m->segment + (size_t)(segments ? segments[i] : 0) * size;
         float *x = m->drive + (size_t)i * size;
-        for (uint32_t c = 0; c < size; c++) x[c] = word[c] + position[c] + segment[c];
+        size_t word = (size_t)ids[i] * size;
+        for (uint32_t c = 0; c < size; c++)
+            x[c] = m->word ? m->word[word + c] : m->word_scale[ids[i]] * (float)m->word_codes[word + c];
+        for (uint32_t c = 0; c < size; c++) x[c] = x[c] + position[c] + segment[c];
         layer_norm(m, x, m->norm_weight, m->norm_bias);
     }
     m->here->elementwise += (uint64_t)n * size;
@@ -906,8 +911,8 @@ static int read_header(const uint8_t *file, size_t bytes, spikerun *m) {
     m->shape.classes = number(at + 24), m->coding = number(at + 28), m->ternary = number(at + 32);
     m->pooling = number(at + 36), m->act = number(at + 40), m->residual = number(at + 44);
     m->weight_bits = number(at + 48);
-    uint32_t embedding_bits = number(at + 52), query = number(at + 60);
-    m->reach = number(at + 56), m->pooler_act = number(at + 72);
+    uint32_t query = number(at + 60);
+    m->word_bits = number(at + 52), m->reach = number(at + 56), m->pooler_act = number(at + 72);
     memcpy(&m->leak, at + 64, sizeof m->leak), memcpy(&m->eps, at + 68, sizeof m->eps);
     const spikerun_shape *s = &m->shape;
     int sizes = s->vocab >= 1 && s->vocab <= INT32_MAX && s->positions >= 1 && s->positions <= 65536 &&
@@ -918,7 +923,7 @@ static int read_header(const uint8_t *file, size_t bytes, spikerun *m) {
                    m->residual <= MEMBRANE && m->leak > 0.0f && m->leak <= 1.0f && m->eps > 0.0f && m->eps < 1.0f &&
                    (m->weight_bits == 32 || m->weight_bits == 8 || m->weight_bits == 2 || m->weight_bits == 1);
     if (!sizes || !settings) return SPIKERUN_HEADER;
-    return embedding_bits != 32 || query ? SPIKERUN_UNSUPPORTED : SPIKERUN_OK;
+    return (m->word_bits != 32 && m->word_bits != 8) || query ? SPIKERUN_UNSUPPORTED : SPIKERUN_OK;
 }
 
 /* Checks the file and lays the model out, in in->arena if there is one. */
@@ -938,7 +943,12 @@ static spikerun *load(loader *in, uint32_t max_tokens) {
     if (in->code != SPIKERUN_OK) return NULL;
     m->t_embedding = t_most = number(records);
     if (t_most < 1 || t_most > LONGEST) fault(in, SPIKERUN_HEADER);
-    m->word = take_floats(in, times(m->shape.vocab, size), 0);
+    if (m->word_bits == 8) {
+        m->word_scale = take_floats(in, m->shape.vocab, 0);
+        m->word_codes = take(in, m->shape.vocab, size);
+    } else {
+        m->word = take_floats(in, times(m->shape.vocab, size), 0);
+    }
     m->position = take_floats(in, times(m->shape.positions, size), 0);
     m->segment = take_floats(in, times(m->shape.segments, size), 0);
     m->norm_weight = take_floats(in, size, 0), m->norm_bias = take_floats(in, size, 0);

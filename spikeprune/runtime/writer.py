@@ -21,7 +21,6 @@ from spikeprune.models.architecture import POOLER_ACTIVATIONS, POOLINGS, RESIDUA
 from spikeprune.models.checkpoint_facts import ACTIVATIONS
 from spikeprune.models.compaction import compact
 from spikeprune.models.modeling import SpikingBert
-from spikeprune.models.quantization import QUANTIZERS
 from spikeprune.models.relative_bias import FARTHEST, RelativeBias, bucket
 
 VERSION = 1
@@ -80,7 +79,7 @@ def header_fields(student: SpikingBert, bits: int) -> bytes:
         ACTIVATIONS.index(values["act"]),
         RESIDUALS.index(values["residual"]),
         bits,
-        32,  # bits of the word embeddings
+        8 if student.embedding.word.final else 32,  # bits of a word embedding
         FARTHEST if values["relative_buckets"] else 0,  # reach of a relative position bias
         0,  # a spiking query
     ]
@@ -111,7 +110,7 @@ def packed_bits(student: SpikingBert) -> int:
     """Bits of a weight in the file: 32 for float weights, and for few-bit ones whose channels' thresholds are not
     folded in: there a spike adds a code times a real number."""
     one_theta = student.values["theta"] == "tensor"
-    return QUANTIZERS[student.weights].stored if student.packed and (student.fold or one_theta) else 32
+    return student.stored_bits if student.fold or one_theta else 32
 
 
 def aligned(tensors: list[np.ndarray], at: int) -> Iterator[bytes]:
@@ -135,7 +134,11 @@ def theta_of(neurons) -> Tensor:
 def embedding(student: SpikingBert) -> Iterator[np.ndarray]:
     own = student.embedding
     no_segment = own.position.weight.new_zeros(1, own.position.embedding_dim)
-    yield floats(own.word.whole())
+    if own.word.final:  # codes of fewer bits too are bytes in the file
+        codes, scale = own.word.codes()
+        yield from (floats(scale), codes.numpy().astype(np.int8))
+    else:
+        yield floats(own.word.whole())
     yield floats(own.position.weight[own.position_offset :])
     yield floats(no_segment if own.segment is None else own.segment.weight)
     yield from (floats(own.norm.weight), floats(own.norm.bias), floats(theta_of(own.neurons)))

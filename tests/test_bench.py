@@ -251,12 +251,24 @@ def test_a_profile_knows_the_kernels_of_products(kernel: str) -> None:
 # -------------------------------------------------------------------------------------------------------- C runtime
 
 
+def test_the_runtimes_results_are_kept_whole(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(runtime_report, "KEPT", tmp_path / "kept.json")
+    file = tmp_path / "bench-runtime.json"
+    file.write_text(json.dumps({"budgets": [4, 10, 30], "rows": [{"budget": 4}]}))
+    with pytest.raises(InputError, match=r"cut short before its budgets 1/10, 1/30: measure again"):
+        runtime_report.keep(file)
+    file.write_text(json.dumps({"rows": [{"budget": 4}]}))
+    with pytest.raises(InputError, match="budgets"):
+        runtime_report.keep(file)
+    assert not runtime_report.KEPT.exists()
+
+
 @pytest.mark.compiler
 def test_the_runtime_is_timed_at_its_budgets(tmp_path, monkeypatch) -> None:
     """Thresholds bring each form near the budget; a form's fit has its points on it."""
     forms = ("float rows, events", "ternary rows, events", "synapses in blocks of 16, as blocks")
     monkeypatch.setattr(runtime, "FORMS", {name: runtime.FORMS[name] for name in forms})
-    monkeypatch.setattr(runtime, "STORED", {"tiny": (TINY, runtime.Units(2, 2, 9), "ternary", 8)})
+    monkeypatch.setattr(runtime, "STORED", {"tiny": (TINY, runtime.Units(2, 2, 9), "ternary, words of 8 bits", 8)})
     monkeypatch.setattr(runtime, "ARM", ["no-such-compiler"])
     monkeypatch.setattr(runtime.onnx_file, "missing", lambda: ["onnxruntime"])
     monkeypatch.setattr(

@@ -131,7 +131,7 @@ def kept_results() -> list[dict]:
 
 def of_a_commit(path: Path) -> Path:
     """Raises InputError for results whose code cannot be looked up again."""
-    commit = jsonfile.loads(path.read_text(encoding="utf-8"))["made"]["commit"]
+    commit = jsonfile.read(path, "measure again", ["made"])["made"]["commit"]
     if commit == "unknown" or commit.endswith("-dirty"):
         raise InputError(f"{path}: made by commit {commit}; measure again from a clean checkout")
     return path

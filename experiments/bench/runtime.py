@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,136 +25,32 @@ import torch
 from experiments.bench import nets
 from experiments.bench.clock import Work, seconds
 from experiments.bench.report import of_a_commit
+from experiments.bench.runtime_nets import (
+    CPU,
+    FORMS,
+    SPARSE,
+    WHOLE,
+    Form,
+    Units,
+    at_budget,
+    energy_share,
+    student,
+    with_thresholds,
+)
 from experiments.bench.runtime_report import keep, markdown
-from spikeprune.cost.dense import dense
-from spikeprune.cost.energy_models import ENERGY_MODELS
-from spikeprune.cost.network import dense_network
 from spikeprune.experiment import streams
 from spikeprune.experiment.summary import commit, hardware
 from spikeprune.export import onnx_file
 from spikeprune.files.atomic import write_json
-from spikeprune.models.compaction import compact
 from spikeprune.models.inference import infer
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS
-from spikeprune.models.quantization import MATRICES
-from spikeprune.models.shape import dense_shape, student_network, student_operations
 from spikeprune.runtime import Session, to_bytes
 from spikeprune.runtime.library import SOURCES
 
-CPU = torch.device("cpu")
-TOKENS, LANES = 25, 16
+TOKENS = 25
 OTHERS = ("dense teacher, onnxruntime float32", "dense teacher, onnxruntime int8", "student of float rows, onnxruntime")
 SILENT = "no spike"  # thresholds out of reach: what is left is the fixed part
-
-
-@dataclass(frozen=True)
-class Units:
-    """What a student keeps; thresholds do the rest of the way to its budget."""
-
-    t_steps: int
-    heads: int
-    ffn: int
-    share: float = 1.0  # of the synapses
-
-
-# the dense teacher's energy over the student's -> its units, with all synapses between them, and with some
-WHOLE = {
-    4: Units(4, 12, 1536),
-    10: Units(3, 9, 912),
-    30: Units(3, 6, 464),
-    75: Units(3, 3, 240),
-    120: Units(2, 3, 192),
-    200: Units(2, 2, 128),
-}
-SPARSE = {
-    4: Units(4, 12, 1536, 0.75),
-    10: Units(3, 12, 1536, 0.5),
-    30: Units(3, 9, 912, 0.25),
-    75: Units(3, 6, 464, 0.25),
-    120: Units(3, 6, 464, 0.25),
-    200: Units(2, 6, 464, 0.25),
-}
-
-
-@dataclass(frozen=True)
-class Form:
-    units: dict[int, Units]
-    weights: str = "float"
-    masks: str = "all"  # synapses: all, single or blocks
-    form: str = "auto"  # of the file's rows
-    loop: str = "events"
-
-
-FORMS = {
-    "float rows, events": Form(WHOLE),
-    "float rows, counts": Form(WHOLE, loop="counts"),
-    "ternary rows, events": Form(WHOLE, weights="ternary"),
-    "single synapses, as rows": Form(SPARSE, masks="single", form="rows"),
-    "single synapses, as lists": Form(SPARSE, masks="single", form="lists"),
-    "synapses in blocks of 16, as blocks": Form(SPARSE, masks="blocks", form="blocks"),
-}
-
-
-def student(size: nets.Size, units: Units, form: Form) -> SpikingBert:
-    """Random weights of a dense BERT, thresholds calibrated; as many units and synapses as `units` say."""
-    options = {"t_steps": units.t_steps, "residual": "membrane", "pooling": "cls", "sparse": form.masks != "all"}
-    quantized = {} if form.weights == "float" else {"weights": form.weights, "fold": True}
-    made = nets.student(size, CPU, **options, **quantized)
-    if form.masks != "all":
-        thin_out(made, units.share, LANES if form.masks == "blocks" else 1)
-    made.heads[:, min(units.heads, size.heads) :] = 0
-    made.ffn[:, min(units.ffn, size.ffn) :] = 0
-    if quantized:
-        made.set_strength(1.0)
-    return compact(made)
-
-
-@torch.no_grad()
-def thin_out(made: SpikingBert, share: float, lanes: int) -> None:
-    """Keep this share of the synapses, drawn in blocks of so many outputs of one input."""
-    generator = torch.Generator().manual_seed(0)
-    for layer in made.layers:
-        for weight in (getattr(layer, name).weight for name in MATRICES):
-            rows, columns = weight.shape
-            kept = torch.rand(-(-rows // lanes), columns, generator=generator) < share
-            weight.mul_(kept.repeat_interleave(lanes, 0)[:rows])
-    made.refresh_synapses()
-
-
-def energy_share(made: SpikingBert, batch: dict) -> tuple[float, int, float]:
-    """The dense teacher's energy over the student's, its additions, and spikes per neuron and step."""
-    lengths = batch["attention_mask"].sum(1)
-    outputs = infer(made, **batch)
-    operations = student_operations(made, outputs.counts, lengths)
-    shape = dense_shape(made)
-    energy = ENERGY_MODELS["convention"].per_sample
-    ratio = energy(dense_network(dense(lengths, shape=shape), shape=shape)) / energy(student_network(made, operations))
-    fired = [
-        spikes.sum().item() / max(spikes.shape[-1], 1) for name, spikes in outputs.counts.items() if name != "pooled"
-    ]
-    return ratio, int(operations.ac.sum()), float(np.mean(fired)) / TOKENS / made.steps[0]
-
-
-def at_budget(made: SpikingBert, batch: dict, budget: float) -> SpikingBert:
-    """The student with thresholds raised or lowered by one factor until its energy is the budget's; a float file's
-    weights have them folded in afterwards, a few-bit one keeps its codes and scales."""
-    low, high = -3.0, 4.0
-    for _ in range(14):
-        factor = (low + high) / 2
-        if energy_share(with_thresholds(made, factor), batch)[0] < budget:
-            low = factor
-        else:
-            high = factor
-    return with_thresholds(made, (low + high) / 2)
-
-
-@torch.no_grad()
-def with_thresholds(made: SpikingBert, factor: float) -> SpikingBert:
-    changed = copy.deepcopy(made)
-    for layer in changed.spiking_layers().values():
-        layer.log_theta.add_(factor)
-    return changed
 
 
 # -------------------------------------------------------------------------------------------------------- onnxruntime
@@ -296,7 +192,8 @@ def running(data: bytes, loop: str, ids: np.ndarray) -> Callable[[], object]:
 def run(out: Path, budgets: list[int], budget_seconds: float, size: nets.Size) -> dict[str, Any]:
     torch.set_num_threads(1)
     made = {"hardware": hardware(CPU), "commit": commit(), "load": os.getloadavg()[0], "torch": torch.__version__}
-    results: dict[str, Any] = {"made": made, "tokens": TOKENS, "network": size.name, "rows": [], "sizes": sizes()}
+    results: dict[str, Any] = {"made": made, "tokens": TOKENS, "network": size.name, "budgets": budgets, "rows": []}
+    results["sizes"] = sizes()
     results["differences"] = differences(size)
     for row in measured(size, budgets, budget_seconds):
         results["rows"].append(row)
@@ -311,13 +208,19 @@ def run(out: Path, budgets: list[int], budget_seconds: float, size: nets.Size) -
 
 TINY = nets.Size("tiny", 128, 2, 4, 512, vocab=250)  # the words of the preset's generated corpus
 FEW_WORDS = replace(nets.MINILM, name="MiniLM 6 x 384, 4,000 words", vocab=4000)
-STORED = {  # a network, its units, its weights, and tokens of a sentence, of which each has a position embedding
-    "the tiny preset's student, float": (TINY, Units(2, 2, 154), "float", 48),
-    "the tiny preset's student, ternary": (TINY, Units(2, 2, 154), "ternary", 48),
-    "MiniLM 6 x 384 at 1/75, float": (nets.MINILM, WHOLE[75], "float", 128),
-    "MiniLM 6 x 384 at 1/75, ternary": (nets.MINILM, WHOLE[75], "ternary", 128),
-    "the same with 4,000 words, float": (FEW_WORDS, WHOLE[75], "float", 128),
-    "the same with 4,000 words, ternary": (FEW_WORDS, WHOLE[75], "ternary", 128),
+STORED_FORMS = {
+    "float": Form({}),
+    "ternary": Form({}, weights="ternary"),
+    "ternary, words of 8 bits": Form({}, weights="ternary", words="int8"),
+}
+STORED = {  # a network, its units, its form, and tokens of a sentence, of which each has a position embedding
+    f"{network}, {form}": (size, units, form, tokens)
+    for network, size, units, tokens in (
+        ("the tiny preset's student", TINY, Units(2, 2, 154), 48),
+        ("MiniLM 6 x 384 at 1/75", nets.MINILM, WHOLE[75], 128),
+        ("the same with 4,000 words", FEW_WORDS, WHOLE[75], 128),
+    )
+    for form in STORED_FORMS
 }
 ARM = ["arm-linux-gnueabihf-gcc", "-mthumb", "-march=armv7-a", "-mfpu=vfpv3-d16", "-std=c99", "-ffp-contract=off"]
 
@@ -325,8 +228,8 @@ ARM = ["arm-linux-gnueabihf-gcc", "-mthumb", "-march=armv7-a", "-mfpu=vfpv3-d16"
 def sizes() -> dict[str, Any]:
     """Bytes of `model.spk` and arena, and of the program's text and data on Arm."""
     found: dict[str, Any] = {"networks": {}, "program": {}}
-    for name, (size, units, weights, tokens) in STORED.items():
-        made = student(size, units, Form({}, weights=weights))
+    for name, (size, units, form, tokens) in STORED.items():
+        made = student(size, units, STORED_FORMS[form])
         made.embedding.position = torch.nn.Embedding(tokens, size.hidden)
         made.values["positions"] = tokens
         data = to_bytes(made)
@@ -355,7 +258,8 @@ def main(argv: list[str]) -> int:
     if args.keep:
         keep(of_a_commit(args.keep))
     else:
-        run(args.out, args.budgets, args.seconds, replace(nets.MINILM, layers=args.layers))
+        size = replace(nets.MINILM, name=f"MiniLM {args.layers} x {nets.MINILM.hidden}", layers=args.layers)
+        run(args.out, args.budgets, args.seconds, size)
     return 0
 
 

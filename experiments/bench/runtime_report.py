@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from experiments.bench.report import ROOT, table
+from spikeprune.errors import InputError
 from spikeprune.files import jsonfile
 from spikeprune.files.atomic import write_atomic
 
@@ -146,7 +147,12 @@ def page_with(page: str, results: dict) -> str:
 
 
 def keep(path: Path) -> None:
-    results = jsonfile.loads(path.read_text(encoding="utf-8"))
+    """Raises InputError for a run that has not measured all budgets that it was asked for."""
+    results = jsonfile.read(path, "measure again", ["budgets", "rows"])
+    measured = [row["budget"] for row in results["rows"]]
+    missing = ", ".join(f"1/{budget}" for budget in results["budgets"] if budget not in measured)
+    if missing:
+        raise InputError(f"{path}: was cut short before its budgets {missing}: measure again")
     KEPT.write_text(jsonfile.dumps(results, indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(page_with(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")
     write_atomic(FIGURE, draw(results))

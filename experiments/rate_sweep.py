@@ -3,6 +3,7 @@
 --limits "0.2 0.1 …"   limits of the additions in fine-tuning, from weak to strong (default: LIMITS)
 --budgets 0.02         also prune by a budget of this share under `convention`, then once more under `memory` to the
                        same energy under `memory`: how masks, rates and time steps move with the model
+--start RUN            begin with this run's stages, as far as they have the same settings
 --tag NAME             a folder of its own
 --keep                 keep the rows for docs/results.md (experiments/results/rates/), and draw the figure
 key=value              any key of the configuration
@@ -36,6 +37,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--limits", default=LIMITS)
     parser.add_argument("--budgets", type=float, default=None)
+    parser.add_argument("--start", type=Path, default=None)
     parser.add_argument("--tag", default="")
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
@@ -50,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     which = [item for item in args.overrides if item.partition("=")[0] in ("task", "preset")]
     plain = load(GLUE, which)
     root = Path("runs") / "rates" / f"{plain.task}-{plain.preset}{tagged(args.tag)}"
-    base = trained(root / "base", args.overrides, [])
+    base = trained(root / "base", args.overrides, [], args.start)
     rows = [row_of(base, "base")]
     for limit in args.limits.split():
         own = [f"stages.finetune.losses.additions_limit={limit}"]

@@ -54,9 +54,9 @@ def published() -> list[dict]:
 
 
 def keep(run: Path) -> None:
-    """Copy the summary of a finished run under its task, preset, data, kind of weights and seed."""
+    """Copy the summary of a finished run under its task, preset, data, kind of weights, budget and seed."""
     summary = without_place(of_a_commit(run / "summary.json"))
-    named = [summary["task"], str(summary["preset"]), summary["data"]["source"], *few_bits(summary)]
+    named = [summary["task"], str(summary["preset"]), summary["data"]["source"], *few_bits(summary), *budget(summary)]
     name = "-".join([*named, f"s{summary['seed']}"])
     KEPT.mkdir(exist_ok=True)
     (KEPT / f"{name}.json").write_text(jsonfile.dumps(summary, indent=1) + "\n", encoding="utf-8")
@@ -194,6 +194,12 @@ def few_bits(summary: dict) -> list[str]:
     return found + ([f"{TABLE}{table}"] if table < 32 else [])
 
 
+def budget(summary: dict) -> list[str]:
+    """`budget0.02` of a run that one budget has compressed to this share of its reference."""
+    final = rows(summary)[2]
+    return [f"budget{final['budget']['share']:g}"] if "budget" in final else []
+
+
 def byte_saving(summary: dict) -> float:
     """The uncompressed student's encoder matrices in float32 over the compressed ones, as stored."""
     from spikeprune.cost.shapes import Shape, matrix_bytes
@@ -212,7 +218,8 @@ def source(summary: dict) -> str:
     found = summary["data"]["source"]
     kind = "".join(f", {kind}{'' if kind.startswith(TABLE) else ' weights'}" for kind in few_bits(summary))
     data = "generated data (not GLUE)" if found == "embedded" else "GLUE dev"
-    return f"{summary['preset']}, {data}{kind}"
+    aim = "".join(f", {name.replace('budget', 'budget ')}" for name in budget(summary))
+    return f"{summary['preset']}, {data}{kind}{aim}"
 
 
 # ------------------------------------------------------------------------------------------------------------ tables

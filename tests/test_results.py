@@ -246,6 +246,15 @@ def test_few_bit_weights_have_a_row_of_their_own(results) -> None:
     assert len(lines) == 2 and "ternary weights" in lines[1] and "ternary" not in lines[0]
 
 
+def test_each_budget_has_a_row_of_its_own(results, tmp_path) -> None:
+    for share in (0.02, 0.01):
+        found = summary()
+        found["stages"]["finetune"]["budget"] = {"share": share}
+        results.keep(write(tmp_path / str(share), found))
+    sources = [results.source(found) for found in results.summaries()]
+    assert sources == [f"minilm, GLUE dev, budget {share}" for share in (0.01, 0.02)]
+
+
 def test_a_page_without_marks_is_an_error(results) -> None:
     assert results.between_marks("a <!-- x: begin -->old<!-- x: end --> b", "x", "new").split("\n")[1] == "new"
     with pytest.raises(ValueError, match="marks"):

@@ -1,4 +1,4 @@
-"""Result tables of docs/results.md and README.md, made from summaries of finished runs. No figure is typed by hand.
+"""Result tables of README.md and docs/, made from what runs and measurements have left. No figure is typed by hand.
 
 python experiments/results.py runs/mrpc-tiny-s0 …      keep these runs' summaries in experiments/results/
 python experiments/results.py runs/ablation/sst2-tiny … keep an ablation's summaries, as far as its table needs them
@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from energy_results import RATES, detail_table, rate_tables, ratio_table
+from scaling_results import kept_tables
 
 from spikeprune.config.tasks import SELECT
 from spikeprune.errors import InputError
@@ -27,6 +28,7 @@ KEPT = ROOT / "experiments" / "results"
 ABLATIONS = KEPT / "ablation"
 PUBLISHED = ROOT / "experiments" / "published.json"
 README, PAGE, COST = ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "cost.md"
+DEVICES = ROOT / "docs" / "distributed.md"
 FIRST_RUN = "mrpc-tiny-embedded-s0.json"  # kept, its table stands at the head of the README
 FIGURE = ROOT / "docs" / "figures" / "quality-energy.svg"
 NOTHING = "No run of the present version has been kept yet."
@@ -379,7 +381,8 @@ def pages() -> dict[Path, str]:
         kept = jsonfile.loads((KEPT / FIRST_RUN).read_text(encoding="utf-8"))
         readme = between_marks(readme, "first run", terminal(kept))
     cost = between_marks(COST.read_text(encoding="utf-8"), "models", model_table())
-    return {PAGE: page, README: readme, COST: cost}
+    devices = between_marks(DEVICES.read_text(encoding="utf-8"), "scaling", kept_tables())
+    return {PAGE: page, README: readme, COST: cost, DEVICES: devices}
 
 
 def firing_rates() -> str:

@@ -5,24 +5,20 @@ from __future__ import annotations
 
 import json
 import re
-import statistics
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from micro import micro
 from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from experiments import bench_ddp  # noqa: E402
 from experiments.bench import __main__ as bench  # noqa: E402
 from experiments.bench import clock, deployed, nets, peers, report, rooflines, rows, runtime, runtime_report, training  # noqa: E402
 from spikeprune.errors import InputError  # noqa: E402
-from spikeprune.experiment.summary import commit, hardware  # noqa: E402
 from spikeprune.export import onnx_file  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -199,46 +195,6 @@ def test_a_missing_gpu_is_one_sentence(capsys) -> None:
         pytest.skip("there is a CUDA device")
     assert bench.main(["--device", "cuda"]) == 2
     assert capsys.readouterr().err == "error: --device cuda: needs a CUDA device, which is not here\n"
-
-
-def test_a_run_too_short_for_a_spread_is_refused() -> None:
-    bench_ddp.check_blocks("2 × 8", {"blocks": [10.0, 11.0], "steps": 150}, warm=100, block=25)
-    words = r"setting 2 × 8: 1 of the 2 blocks .* has 149 steps, and 2 blocks end at step 150; raise --train-limit"
-    with pytest.raises(InputError, match=words):
-        bench_ddp.check_blocks("2 × 8", {"blocks": [10.0], "steps": 149}, warm=100, block=25)
-
-
-@pytest.mark.slow
-def test_a_comparison_of_devices_is_kept_with_hardware_and_data(tmp_path, glue, monkeypatch, capfd) -> None:
-    """Two processes and one, on the CPU: real runs, whose speeds say nothing."""
-    plain = [word for word in micro(tmp_path / "x", glue) if not word.startswith(("run.dir", "stages."))]
-    small = [*plain, "stages.teacher.lr=1.0e-2"]
-    words = [*small, "teacher.checkpoint=null", "data.train_limit=48", "stages.teacher.epochs=8"]
-    given = ["--data", str(glue), "--teacher", "none", "--batch", "4", "--warm", "2", "--block", "1", "--rounds", "1"]
-    out = tmp_path / "new" / "ddp.json"
-    monkeypatch.setattr(sys, "argv", ["bench_ddp.py", *given, "--speed-only", "--json", str(out), *words])
-    assert bench_ddp.main() == 0
-    found, printed = json.loads(out.read_text()), capfd.readouterr().out
-    made, settings = found["made"], found["settings"]
-    assert (made["commit"], made["torch"]) == (commit(), torch.__version__)
-    assert made["hardware"] == f"{hardware(CPU).rpartition(',')[0]}, 1 threads"  # OMP_NUM_THREADS
-    assert (made["train_limit"], made["batch"], made["devices"], made["preset"]) == (48, 4, 2, "tiny")
-    assert made["overrides"] == words and "48 training examples" in made["data"]
-    assert {name: row["steps"] for name, row in settings.items()} == {"1 × 4": 12, "2 × 4": 6}
-    assert {name: len(row["blocks"]) for name, row in settings.items()} == {"1 × 4": 10, "2 × 4": 4}
-    one, two = (statistics.median(row["blocks"]) for row in settings.values())
-    assert found["speed_up"] == {"2 × 4": pytest.approx(two / one)} and one > 0
-    assert f"speed-up of 2 × 4: {two / one:.2f} ×" in printed and made["hardware"] in printed
-
-
-def test_a_failed_run_prints_its_message_once(tmp_path, monkeypatch, capfd) -> None:
-    given = ["--data", "nowhere", "--teacher", "nowhere", "preset=tiny", "run.accelerator=cpu"]
-    monkeypatch.setattr(sys, "argv", ["bench_ddp.py", *given])
-    with pytest.raises(SystemExit) as ended:
-        bench_ddp.main()
-    printed = capfd.readouterr().err
-    assert ended.value.code == 2 and printed.count("error: ") == 1
-    assert "Traceback" not in printed and "nowhere" in printed
 
 
 @pytest.mark.parametrize(

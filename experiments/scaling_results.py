@@ -1,0 +1,94 @@
+"""The tables of scaling over several devices, from what `bench_ddp.py` has measured; part of `results.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from spikeprune.errors import InputError
+from spikeprune.files import jsonfile
+
+SCALING = Path(__file__).resolve().parent / "results" / "scaling"
+NONE_YET = "No measurement of the present version has been kept yet."
+GOAL = 0.85  # of weak scaling: sentences per second over the number of devices times those of one
+COLUMNS = ("network", "scaling", "devices × sentences", "steps, sentences/s", "÷ devices × one")
+COLUMNS += ("epoch, sentences/s", "÷ devices × one", "communication", "waiting for data", "pruning decision, s")
+LEGEND = (
+    "Steps: of batches that lie on the device. Epoch: the same steps from the loader, its order and the transfers "
+    "included. Communication: the share of the steps' time that is saved when gradients are not averaged, packing "
+    "included. Waiting for data: the share of the epoch's time that is saved when the batches lie on the device. "
+    "Medians of the measured epochs, of each the slowest process' time. A decision of spatial pruning (`fisher`, 16 "
+    "batches of 32) gave {masks} on all processes."
+)
+Row = dict[str, Any]
+
+
+def tables(found: Sequence[dict[str, Any]]) -> str:
+    """A table for each measurement, with hardware and commit."""
+    return "\n\n".join(map(of_one, found)) or NONE_YET
+
+
+def of_one(found: dict[str, Any]) -> str:
+    made, rows = found["made"], sorted(found["rows"], key=lambda row: (row["size"], row["scaling"] == "strong"))
+    lines = [line for _, group in groupby(rows, lambda row: (row["size"], row["scaling"])) for line in cells([*group])]
+    same = all(row["decision"]["same"] for row in rows)
+    table = "\n".join("| " + " | ".join(line) + " |" for line in (COLUMNS, ["---"] * len(COLUMNS), *lines))
+    head = f"{made['hardware']}, torch {made['torch']}, commit `{made['commit']}`; epochs of {made['steps']} steps, "
+    head += f"{made['rounds']} of each kind; {made['seconds']:.0f} s in all."
+    return f"{head}\n\n{table}\n\n{LEGEND.format(masks='the same masks' if same else '**different masks**')}"
+
+
+def cells(rows: list[Row]) -> list[list[str]]:
+    """The lines of one size and kind of scaling; the row of one device is what the others are compared with."""
+    one = next(row for row in rows if row["devices"] == 1)
+    return [
+        [
+            row["size"],
+            row["scaling"],
+            f"{row['devices']} × {row['batch'] / row['devices']:g}",
+            f"{speed(row, 'ready'):,.0f}",
+            efficiency(row, one, "ready"),
+            f"{speed(row, 'loaded'):,.0f}",
+            efficiency(row, one, "loaded"),
+            saved(row, "ready", "unsent") if row["devices"] > 1 else "-",
+            saved(row, "loaded", "ready"),
+            f"{row['decision']['seconds']:.2f}",
+        ]
+        for row in sorted(rows, key=lambda row: row["devices"])
+    ]
+
+
+def speed(row: Row, mode: str) -> float:
+    """Sentences per second."""
+    return row["sentences"] / median(row["seconds"][mode])
+
+
+def efficiency(row: Row, one: Row, mode: str) -> str:
+    """Speed over that of as many single devices, with the goal where there is one."""
+    share = speed(row, mode) / speed(one, mode) / row["devices"]
+    goal = f" (at least {GOAL}: {'met' if share >= GOAL else 'missed'})"
+    return f"{share:.2f}{goal if row['scaling'] == 'weak' and row['devices'] > 1 else ''}"
+
+
+def saved(row: Row, whole: str, part: str) -> str:
+    """The share of the time of epochs `whole` that those of `part` save, at least 0: chance may turn it round."""
+    return f"{max(0.0, 100 * (1 - median(row['seconds'][part]) / median(row['seconds'][whole]))):.0f} %"
+
+
+def keep(file: Path) -> Path:
+    """Keep a measurement under its kind and numbers of devices. Raises InputError for one of no commit."""
+    found = jsonfile.read(file, "measure again", ("made", "rows"))
+    made = found["made"]
+    if made["commit"] == "unknown" or made["commit"].endswith("-dirty"):
+        raise InputError(f"{file}: made by commit {made['commit']}; measure again from a clean checkout")
+    kept = SCALING / f"{made['device']}-{'-'.join(map(str, made['devices']))}.json"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(jsonfile.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return kept
+
+
+def kept_tables() -> str:
+    return tables([jsonfile.loads(path.read_text(encoding="utf-8")) for path in sorted(SCALING.glob("*.json"))])

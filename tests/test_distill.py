@@ -36,10 +36,23 @@ def tokens(*rows: list[float]) -> torch.Tensor:
 def test_hidden_loss_by_hand() -> None:
     student = [tokens([1.0, 2.0], [0.0, 0.0]), tokens([3.0, 0.0], [1.0, 1.0])]
     teacher = [tokens([0.0, 2.0], [0.0, 2.0]), tokens([9.0, 9.0], [9.0, 9.0]), tokens([3.0, 2.0], [0.0, 1.0])]
-    # embedding 1 0 | 0 4, then the student's layer 0 against the teacher's layer 1: 0 4 | 1 0
-    assert hidden_loss(student, teacher, BOTH, [1]).item() == pytest.approx(10 / 8)
-    assert hidden_loss(student, teacher, FIRST, [1]).item() == pytest.approx(5 / 4)
-    assert hidden_loss(student, student, BOTH, [0]).item() == 0
+    # errors: embedding 1 0 | 0 4, the student's layer 0 against the teacher's layer 1: 0 4 | 1 0;
+    # squared norms: embedding 4 | 4, layer 13 | 1
+    assert hidden_loss(student, teacher, BOTH, [1]).item() == pytest.approx((5 / 17 + 5 / 5) / 2)
+    assert hidden_loss(student, teacher, FIRST, [1]).item() == pytest.approx(5 / 17)
+    assert hidden_loss(student, student, FIRST, [0]).item() == 0
+
+
+def test_hidden_loss_has_no_scale_and_no_batch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (list(torch.randn(3, 4, 5, 6, generator=generator)) for _ in range(2))
+    real = torch.arange(5) < torch.tensor([5, 3, 1, 3])[:, None]
+    loss = hidden_loss(student, teacher, real, [0, 1])
+    torch.testing.assert_close(hidden_loss([s / 4 for s in student], [t / 4 for t in teacher], real, [0, 1]), loss)
+    parts = [
+        hidden_loss([s[i] for s in student], [t[i] for t in teacher], real[i], [0, 1]) for i in (slice(1), slice(1, 4))
+    ]
+    torch.testing.assert_close((5 * parts[0] + 7 * parts[1]) / 12, loss)
 
 
 def test_scores_loss_by_hand() -> None:

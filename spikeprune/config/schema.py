@@ -149,7 +149,7 @@ class Student:
 class Losses:
     """Weights of the loss terms; zero leaves a term out."""
 
-    hidden: float = key(0.0, "squared error of the hidden states to the teacher's", check=AT_LEAST_0)
+    hidden: float = key(0.0, "squared error of the hidden states over the teacher's squared norm", check=AT_LEAST_0)
     scores: float = key(0.0, "squared error of the attention scores to the teacher's", check=AT_LEAST_0)
     soft: float = key(0.0, "divergence from the teacher's softened output", check=AT_LEAST_0)
     hard: float = key(0.0, "task loss on true labels", check=AT_LEAST_0)

@@ -21,14 +21,18 @@ def uniform_layer_map(student_layers: int, teacher_layers: int) -> list[int]:
 def hidden_loss(
     student: Sequence[Tensor], teacher: Sequence[Tensor], tokens: Tensor, layer_map: Sequence[int]
 ) -> Tensor:
-    """Mean squared error of the embedding's output and of each mapped layer's, over real tokens.
+    """Squared error of the embedding's output and of each mapped layer's over the squared norm of the teacher's, all
+    layers of a token together; mean over real tokens.
 
-    `student` L+1 and `teacher` L'+1 tensors `[B, N, D]`, `tokens [B, N]` bool; scalar.
+    Encoders differ in the scale of their hidden states: MPNet's mean square is a quarter of MiniLM's. A ratio for each
+    token, and not for the batch, is the same however the batch is divided. `student` L+1 and `teacher` L'+1 tensors
+    `[B, N, D]`, `tokens [B, N]` bool; scalar.
     """
     pairs = [(student[0], teacher[0])] + [(student[s + 1], teacher[t + 1]) for s, t in enumerate(layer_map)]
-    weights = tokens[..., None].to(student[0].dtype)
-    size = weights.sum() * student[0].shape[-1]
-    return sum(((s - t) ** 2 * weights).sum() for s, t in pairs) / (size * len(pairs))
+    dtype = torch.promote_types(student[0].dtype, torch.float32)  # of the sums
+    error = sum(((s - t) ** 2).sum(-1, dtype=dtype) for s, t in pairs)  # [B, N]
+    norm = sum((t**2).sum(-1, dtype=dtype) for _, t in pairs)
+    return (error / norm * tokens).sum() / tokens.sum()
 
 
 def scores_loss(

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from children import kill_in_validation, leg, run_command
-from micro import BATCHES, GLUE, STAGES, logged, micro
+from micro import BATCHES, GLUE, STAGES, logged, micro, only
 
 from spikeprune.config.load import load
 from spikeprune.errors import InputError
 from spikeprune.experiment import pipeline
 from spikeprune.experiment.run_directory import RunDirectory
+from spikeprune.training.callbacks.resume import AtomicCheckpointIO
 
 # a limit that is still falling where runs are killed
 FALLING = ["stages.spatial.losses={additions: 2, additions_limit: 0.1}"]  # falls while units are removed
@@ -86,6 +88,28 @@ def test_killed_in_a_validation_behind_a_checkpoint(undisturbed, glue, tmp_path)
         assert run_command(words, log, None, kill_in_validation, (stage, step)) == -signal.SIGKILL, log.read_text()
     assert run_command(words, log) == 0, log.read_text()
     assert result(run) == result(undisturbed) and logged(run) == logged(undisturbed)
+
+
+def kill_behind_a_checkpoint() -> None:
+    save = AtomicCheckpointIO.save_checkpoint
+
+    def kill(*args, **how) -> None:
+        save(*args, **how)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    AtomicCheckpointIO.save_checkpoint = kill
+
+
+def test_killed_as_soon_as_a_checkpoint_is_written(glue, tmp_path) -> None:
+    """The record of the checkpoint's step is not left out."""
+    short, log = [*only(), "stages.teacher.epochs=2", "run.checkpoint_every=3"], tmp_path / "log"
+    plain, killed = RunDirectory(tmp_path / "plain"), RunDirectory(tmp_path / "killed")
+    assert leg([*command_of(plain.path, glue), *short], log) == 0, log.read_text()
+    words = ["train", str(GLUE), *command_of(killed.path, glue), *short]
+    for _ in range(2):
+        assert run_command(words, log, None, kill_behind_a_checkpoint) == -signal.SIGKILL, log.read_text()
+    assert run_command(words, log) == 0, log.read_text()
+    assert "resumed from step 6" in log.read_text() and logged(killed) == logged(plain)
 
 
 def test_what_was_pruned_differs_from_stage_to_stage(undisturbed) -> None:

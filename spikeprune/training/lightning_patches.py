@@ -22,6 +22,21 @@ def without_sigterm_broadcast(trainer: L.Trainer) -> L.Trainer:
     return trainer
 
 
+def log_steps_early(trainer: L.Trainer) -> None:
+    """From now on Lightning logs no training step: whoever calls this calls `log_step` at the end of each batch.
+
+    Why: Lightning logs a step when all callbacks have seen its batch, and one of them writes the checkpoint. A kill
+    between the two would lose the step's record, since who resumes begins behind it.
+    Fails: tests/test_resume.py, which kills there and compares what was logged.
+    """
+    trainer._logger_connector.update_train_step_metrics = lambda: None
+
+
+def log_step(trainer: L.Trainer) -> None:
+    """Log the batch that ends, if its step is one to be logged."""
+    type(trainer._logger_connector).update_train_step_metrics(trainer._logger_connector)
+
+
 def begin_validation_again(checkpoint: dict[str, Any]) -> None:
     """Changes a checkpoint that was written in the middle of a validation: who resumes it begins the validation again.
 

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from spikeprune.files.atomic import write_atomic
 from spikeprune.training import distributed
+from spikeprune.training.lightning_patches import log_step, log_steps_early
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -52,7 +53,8 @@ class ResumeCheckpoint(ModelCheckpoint):
 
 class ResumeState(L.Callback):
     """Carries torch's random states, those of each process, so that dropout continues with the same random numbers,
-    the loader's epoch, and the seconds spent in earlier attempts."""
+    the loader's epoch, and the seconds spent in earlier attempts. Logs each step before a checkpoint of it is written,
+    so it comes behind the callbacks that log and ahead of those that save."""
 
     def __init__(self):
         self.spent = 0.0
@@ -72,6 +74,12 @@ class ResumeState(L.Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.spent, self.random = state["seconds"], state
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        log_steps_early(trainer)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        log_step(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.random is None:

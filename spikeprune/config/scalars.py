@@ -6,9 +6,11 @@ stands there, a whole number has plain decimal digits, a truth value is true or 
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from dataclasses import is_dataclass
+from functools import lru_cache
 from os.path import expanduser
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -65,6 +67,11 @@ Loader.add_constructor(None, Loader.unknown)
 
 def parse(text: str) -> Any:
     """YAML whose scalars are text, or None for null. Raises yaml.YAMLError."""
+    return copy.deepcopy(_parsed(text))
+
+
+@lru_cache(64)  # a sweep, and a test, read the same files again and again
+def _parsed(text: str) -> Any:
     try:
         return yaml.load(text, Loader)  # noqa: S506 it makes text, lists and dicts alone
     except RecursionError:

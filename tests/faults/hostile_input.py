@@ -11,6 +11,7 @@ import shutil
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from random import Random
 from unittest import mock
@@ -24,7 +25,7 @@ import spikeprune
 from faults import mutation
 from faults.campaign import Attempt, Row
 from spikeprune import arguments, cli
-from spikeprune.config.keys import every_key
+from spikeprune.config.keys import every_key, leaves
 from spikeprune.config.load import load, to_yaml
 from spikeprune.config.tasks import get_task
 from spikeprune.data.own import Columns, load_own
@@ -38,6 +39,7 @@ from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.files import jsonfile
 from spikeprune.integrations.sweeps import spec
 
+DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 RUN = [*only("spatial"), "stages.temporal.t_steps=null", "stages.teacher.epochs=2", "stages.spatial.epochs=1"]
 
 
@@ -108,18 +110,35 @@ def parquet(rows: list[dict]) -> bytes:
 
 
 def configurations(folder: Path) -> Attempt:
-    """Experiment files and overrides."""
-    whole = yaml.safe_load(to_yaml(load(GLUE, ["preset=tiny", "data.source=embedded"])))
+    """Experiment files of up to 20 keys, and overrides."""
+    whole = dict(leaves(yaml.safe_load(to_yaml(load(GLUE, ["preset=tiny", "data.source=embedded"])))))
     keys, path = list(every_key()), folder / "experiment.yaml"
 
     def attempt(random: Random) -> None:
-        tree = {key: whole[key] for key in random.sample(list(whole), random.randint(0, len(whole)))}
-        text = yaml.safe_dump(mutation.of_tree(random, tree), allow_unicode=True).encode("utf-8", "surrogatepass")
+        tree = nested({key: whole[key] for key in random.sample(list(whole), random.randint(0, 20))})
+        text = dumped(mutation.of_tree(random, tree))
         path.write_bytes(mutation.of_bytes(random, text, 2) if random.random() < 0.5 else text)
         overrides = [f"{random.choice(keys)}={word(random)}" for _ in range(random.randrange(4))]
         to_yaml(load(path, overrides))
 
     return attempt
+
+
+def nested(flat: dict) -> dict:
+    """`{"a.b": 1}` -> `{"a": {"b": 1}}`."""
+    tree: dict = {}
+    for key, value in flat.items():
+        *path, name = key.split(".")
+        holder = tree
+        for part in path:
+            holder = holder.setdefault(part, {})
+        holder[name] = value
+    return tree
+
+
+def dumped(tree: object) -> bytes:
+    text = yaml.dump(tree, Dumper=DUMPER, sort_keys=False, allow_unicode=True)
+    return text.encode("utf-8", "surrogatepass")
 
 
 def word(random: Random) -> str:
@@ -137,6 +156,7 @@ def command_lines(folder: Path) -> Attempt:
     commands = list(cli.ACTIONS)
     top = next(a for a in arguments.parser()._actions if a.dest == "command").choices
     options = {name: [o for a in top[name]._actions for o in a.option_strings] for name in commands}
+    not_run = [(import_module(module), function) for module, _, function in (t.rpartition(".") for t in NOT_RUN)]
     plain = [str(GLUE), str(folder / "nowhere"), "task=sst2", "preset=tiny", "data.source=embedded", "hf", "1", "text"]
     plain += [
         f"run.dir={folder}/run",
@@ -165,8 +185,8 @@ def command_lines(folder: Path) -> Attempt:
         words = [a_word(random, name).replace("\0", "") for _ in range(random.randint(0, 5))]
         words.insert(random.randrange(len(words) + 1) if random.random() < 0.1 else 0, name)
         with contextlib.ExitStack() as stack, inside(folder):
-            for target in NOT_RUN:
-                stack.enter_context(mock.patch(target))
+            for module, function in not_run:
+                stack.enter_context(mock.patch.object(module, function, lambda *_, **__: []))
             stack.enter_context(mock.patch("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a line\n"))))
             command(words)
 
@@ -202,7 +222,7 @@ def sweep_files(folder: Path) -> Attempt:
 
     def attempt(random: Random) -> None:
         tree = mutation.of_tree(random, random.choice(trees))
-        text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).encode("utf-8", "surrogatepass")
+        text = dumped(tree)
         path.write_bytes(mutation.of_bytes(random, text, 2) if random.random() < 0.3 else text)
         spec.read(path, [f"task={word(random)}"] if random.random() < 0.1 else [])
 
@@ -360,7 +380,7 @@ def whole_commands(folder: Path, seed: int, count: int, seconds: float) -> Row:
             (folder / "texts.csv").write_bytes(mutation.of_bytes(random, texts))
             return ["predict", str(run.path), "--file", str(folder / "texts.csv")]
         if kind == "configuration":
-            text = yaml.safe_dump(mutation.of_tree(random, tree), allow_unicode=True).encode("utf-8", "surrogatepass")
+            text = dumped(mutation.of_tree(random, tree))
             (folder / "experiment.yaml").write_bytes(mutation.of_bytes(random, text))
             return ["config", str(folder / "experiment.yaml")]
         if kind == "command line":

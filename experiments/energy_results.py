@@ -85,7 +85,8 @@ def rate_tables(found: dict[str, Any], markdown: Callable[..., str] | None = Non
     text += (
         "\n\nIn each cell how many times less a sentence takes than the same network computed densely at equal bits. "
     )
-    text += f"Dense teacher: {100 * rows[0]['teacher']:.1f}; {found['hardware']}, commit `{found['commit']}`."
+    text += f"Dense teacher: {100 * rows[0]['teacher']:.1f}. Of {found['data']}; seed {found['seed']}, "
+    text += f"{found['hardware']}, commit `{found['commit']}`."
     if found["budgets"]:
         text += f"\n\n{budget_table(found['budgets'], markdown)}"
     return text

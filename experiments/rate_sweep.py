@@ -21,6 +21,7 @@ from typing import Any
 
 from ablation import GLUE, fitting, tagged
 from energy_results import RATES, rate_figure, rate_tables
+from results import without_place
 
 from spikeprune.config import scalars
 from spikeprune.config.derived import active_stages
@@ -60,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     budgets = [] if args.budgets is None else of_budgets(root, args.overrides, args.budgets)
     found = {"task": plain.task, "preset": plain.preset, "limits": rows, "budgets": budgets}
     found |= {key: base[key] for key in ("commit", "hardware", "seed")}
+    found["data"] = without_place(base)["data"]["banner"].removeprefix("data: ")
     write_atomic(root / "rates.json", jsonfile.dumps(found, indent=1) + "\n")
     write_atomic(root / "rates.md", rate_tables(found) + "\n")
     print(f"\n{rate_tables(found)}\nwritten to {root}/rates.md and rates.json")

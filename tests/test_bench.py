@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from experiments.bench import __main__ as bench  # noqa: E402
-from experiments.bench import clock, deployed, nets, peers, report, rooflines, rows, runtime, runtime_report, training  # noqa: E402
+from experiments.bench import clock, deployed, nets, peers, report, rooflines, rows, training  # noqa: E402
 from spikeprune.errors import InputError  # noqa: E402
 from spikeprune.export import onnx_file  # noqa: E402
 
@@ -202,52 +201,6 @@ def test_a_missing_gpu_is_one_sentence(capsys) -> None:
 )
 def test_a_profile_knows_the_kernels_of_products(kernel: str) -> None:
     assert clock._group(kernel) == "matrix products"
-
-
-# -------------------------------------------------------------------------------------------------------- C runtime
-
-
-def test_the_runtimes_results_are_kept_whole(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(runtime_report, "KEPT", tmp_path / "kept.json")
-    file = tmp_path / "bench-runtime.json"
-    file.write_text(json.dumps({"budgets": [4, 10, 30], "rows": [{"budget": 4}]}))
-    with pytest.raises(InputError, match=r"cut short before its budgets 1/10, 1/30: measure again"):
-        runtime_report.keep(file)
-    file.write_text(json.dumps({"rows": [{"budget": 4}]}))
-    with pytest.raises(InputError, match="budgets"):
-        runtime_report.keep(file)
-    assert not runtime_report.KEPT.exists()
-
-
-@pytest.mark.compiler
-def test_the_runtime_is_timed_at_its_budgets(tmp_path, monkeypatch) -> None:
-    """Thresholds bring each form near the budget; a form's fit has its points on it."""
-    forms = ("float rows, events", "ternary rows, events", "synapses in blocks of 16, as blocks")
-    monkeypatch.setattr(runtime, "FORMS", {name: runtime.FORMS[name] for name in forms})
-    monkeypatch.setattr(runtime, "STORED", {"tiny": (TINY, runtime.Units(2, 2, 9), "ternary, words of 8 bits", 8)})
-    monkeypatch.setattr(runtime, "ARM", ["no-such-compiler"])
-    monkeypatch.setattr(runtime.onnx_file, "missing", lambda: ["onnxruntime"])
-    monkeypatch.setattr(
-        runtime, "warm_seconds", lambda works, budget: {n: work() and 1e-3 for n, work in works.items()}
-    )
-    made = runtime.run(tmp_path, [30, 75], 0.0, replace(TINY, hidden=48, ffn=96))
-    assert [row["budget"] for row in made["rows"]] == [30, 75]
-    for row in made["rows"]:
-        assert set(row["seconds"]) == {*runtime.FORMS, runtime.SILENT}
-        for name, facts in row["facts"].items():
-            assert 0.5 < facts["energy"] / row["budget"] < 2 and 0 < facts["rate"] < 1, name
-    assert [row["whole"] for row in made["differences"] if row["precision"] == "double"] == [0, 0]
-    made["rows"][1]["seconds"] = dict.fromkeys(made["rows"][1]["seconds"], 5e-4)
-    fixed, slope = runtime_report.fit(made, "float rows, events")
-    first, second = (row["facts"]["float rows, events"]["additions"] / 1e6 for row in made["rows"])
-    assert [fixed + slope * first, fixed + slope * second] == pytest.approx([1.0, 0.5])
-    written = json.loads((tmp_path / "bench-runtime.json").read_text())
-    assert "| tiny | " in runtime_report.markdown(written) and runtime_report.draw(written).startswith(b"<?xml")
-
-
-def test_the_runtimes_page_is_what_its_kept_results_give() -> None:
-    page, kept = runtime_report.PAGE.read_text(), json.loads(runtime_report.KEPT.read_text())
-    assert runtime_report.BEGIN in page and runtime_report.page_with(page, kept) == page
 
 
 @pytest.mark.slow

@@ -120,9 +120,13 @@ def markdown(results: dict) -> str:
 
 
 def with_results(page: str, kept: list[dict]) -> str:
-    text = "\n\n".join(map(markdown, kept))
-    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-    return pattern.sub(lambda _: f"{BEGIN}\n{text}\n{END}", page)
+    return between(page, BEGIN, END, "\n\n".join(map(markdown, kept)))
+
+
+def between(page: str, begin: str, end: str, text: str) -> str:
+    """The page with the text in place of what stands between these two marks."""
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    return pattern.sub(lambda _: f"{begin}\n{text}\n{end}", page)
 
 
 def kept_results() -> list[dict]:
@@ -131,10 +135,13 @@ def kept_results() -> list[dict]:
 
 def of_a_commit(path: Path) -> Path:
     """Raises InputError for results whose code cannot be looked up again."""
-    commit = jsonfile.read(path, "measure again", ["made"])["made"]["commit"]
-    if commit == "unknown" or commit.endswith("-dirty"):
-        raise InputError(f"{path}: made by commit {commit}; measure again from a clean checkout")
+    refuse_changed_tree(jsonfile.read(path, "measure again", ["made"])["made"]["commit"], str(path))
     return path
+
+
+def refuse_changed_tree(commit: str, what: str) -> None:
+    if commit == "unknown" or commit.endswith("-dirty"):
+        raise InputError(f"{what}: made by commit {commit}; measure again from a clean checkout")
 
 
 def keep(path: Path, parts: Collection[str]) -> None:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from experiments.bench import nets
+from experiments.bench.agreement import compare
 from experiments.bench.clock import Work, seconds
 from experiments.bench.report import of_a_commit
 from experiments.bench.runtime_nets import (
@@ -42,7 +43,6 @@ from spikeprune.experiment import streams
 from spikeprune.experiment.summary import commit, hardware
 from spikeprune.export import onnx_file
 from spikeprune.files.atomic import write_json
-from spikeprune.models.inference import infer
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS
 from spikeprune.runtime import Session, to_bytes
@@ -138,50 +138,17 @@ def warm_seconds(works: dict[str, Work], budget: float, least: int = 15) -> dict
 
 
 def differences(size: nets.Size, sentences: int = 6) -> list[dict[str, Any]]:
-    """Spikes that differ from the Python network's of the same precision: of the whole network, and of each spiking
-    layer that is given the network's own spikes below."""
-    found = []
+    """Spikes that differ from the Python network's of the same precision, see `agreement.compare`."""
+    batch, found = nets.batch(size, sentences=sentences, tokens=TOKENS, device=CPU), []
     for name in ("float rows, events", "ternary rows, events"):
-        form = FORMS[name]
-        made = student(size, form.units[30], form)
-        session, layers = Session(to_bytes(made), max_tokens=TOKENS), made.spiking_layers()
+        made = student(size, FORMS[name].units[30], FORMS[name])
+        session = Session(to_bytes(made), max_tokens=TOKENS)
         for precision in ("double", "single"):
             network = copy.deepcopy(made).double() if precision == "double" else made
-            row = {"form": name, "precision": precision, "spikes": 0, "whole": 0, "each": 0, "labels": 0}
-            for sentence in range(sentences):
-                batch = nets.batch(size, sentences=sentences, tokens=TOKENS, device=CPU)
-                batch = {key: x[sentence : sentence + 1] for key, x in batch.items()}
-                trains, logits = spikes_of(network, batch)
-                for part in ("whole", "each"):
-
-                    def compare(layer, step, spikes, part=part, row=row, trains=trains):
-                        wanted = trains[layer]
-                        row[part] += int(np.abs(spikes - wanted.astype(np.int16)).sum())
-                        if part == "each":
-                            spikes[:] = wanted
-
-                    session.observe(compare)
-                    answer = session.run(batch["input_ids"][0].numpy())
-                    row["labels"] += int(part == "whole" and answer.logits.argmax() == logits.argmax())
-                row["spikes"] += sum(int(np.abs(train).sum()) for train in trains.values())
-            found.append({**row, "sentences": sentences, "layers": len(layers)})
+            batches = ({key: x[i : i + 1] for key, x in batch.items()} for i in range(sentences))
+            row = compare(session, network, batches)
+            found.append({"form": name, "precision": precision, **row, "places": len(row["places"])})
     return found
-
-
-def spikes_of(network: SpikingBert, batch: dict) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Signed numbers of spikes `[N, channels]` of each spiking layer, and the logits."""
-    trains, handles = {}, []
-    for name, layer in network.spiking_layers().items():
-
-        def note(module, inputs, train, name=name):
-            steps = network.steps[0 if name == "embedding" else 1 + int(name.split(".")[1])]
-            trains[name] = (train.value[0] / module.theta * steps).round().to(torch.int8).numpy()
-
-        handles.append(layer.register_forward_hook(note))
-    logits = infer(network, **batch).logits[0].numpy()
-    for handle in handles:
-        handle.remove()
-    return trains, logits
 
 
 def running(data: bytes, loop: str, ids: np.ndarray) -> Callable[[], object]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -12,7 +11,7 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from experiments.bench.report import ROOT, table
+from experiments.bench.report import ROOT, between, table
 from spikeprune.errors import InputError
 from spikeprune.files import jsonfile
 from spikeprune.files.atomic import write_atomic
@@ -142,8 +141,7 @@ def draw(results: dict) -> bytes:
 
 
 def page_with(page: str, results: dict) -> str:
-    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-    return pattern.sub(lambda _: f"{BEGIN}\n{markdown(results)}\n{END}", page)
+    return between(page, BEGIN, END, markdown(results))
 
 
 def keep(path: Path) -> None:

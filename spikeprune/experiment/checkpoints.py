@@ -126,18 +126,24 @@ def load(path: str | Path) -> PreTrainedModel:
 
     Example: `spikeprune.load("runs/sst2-tiny")(**tokenizer("a fine film", return_tensors="pt")).logits`
     """
-    folder = Path(path)
-    if (folder / "config.yaml").is_file():
-        directory = RunDirectory(folder)
-        folder = directory.stage(last_student(directory))
-    if not (folder / CONFIG).is_file():
-        raise InputError(f"{path}: holds no model ({CONFIG} is missing); give a run, a stage's directory or a model's")
+    folder = model_folder(path)
     remedy = f"remove {folder} to make it again"
     if (folder / "record.json").is_file():
         verified_weights(folder, jsonfile.read(folder / "record.json", remedy, ("weights",)))
     if jsonfile.read(folder / CONFIG, remedy, ("model_type",))["model_type"] in list(FAMILIES):
         return AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=False).eval()
     return SpikingBertForSequenceClassification.from_pretrained(folder, config=read_config(folder, remedy))
+
+
+def model_folder(path: str | Path) -> Path:
+    """The directory itself, or that of a run's last finished stage. Raises InputError where there is no model."""
+    folder = Path(path)
+    if (folder / "config.yaml").is_file():
+        directory = RunDirectory(folder)
+        folder = directory.stage(last_student(directory))
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"{path}: holds no model ({CONFIG} is missing); give a run, a stage's directory or a model's")
+    return folder
 
 
 def last_student(directory: RunDirectory) -> str:

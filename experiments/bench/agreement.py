@@ -1,0 +1,184 @@
+"""The C runtime beside the Python network on a trained student's dev split: labels, spikes and additions.
+
+python -m experiments.bench.agreement runs/sst2-minilm-s0
+python -m experiments.bench.agreement exported/sst2 task=sst2 preset=minilm data.source=dir data.dir=glue
+
+A directory as `spikeprune.load` takes it. The data are the run's own, or those that key=value name. A student of
+few-bit weights is also compared with its weights as floats. With --keep the table goes into docs/runtime.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiments.bench.report import ROOT, between, refuse_changed_tree, table
+from spikeprune.config.load import load, read_resolved
+from spikeprune.config.resources import experiment_file
+from spikeprune.config.schema import Config
+from spikeprune.data.batching import Encoded, encode
+from spikeprune.data.tokenizer import load_tokenizer
+from spikeprune.errors import InputError
+from spikeprune.experiment import checkpoints, streams
+from spikeprune.experiment.context import read_data
+from spikeprune.experiment.summary import commit
+from spikeprune.files.atomic import write_json
+from spikeprune.models.compaction import as_float, compact
+from spikeprune.models.inference import infer
+from spikeprune.models.modeling import SpikingBert
+from spikeprune.models.outputs import INPUTS, Outputs
+from spikeprune.models.shape import student_operations
+from spikeprune.runtime import Session, to_bytes
+
+KEPT, PAGE = Path(__file__).with_name("agreement.json"), ROOT / "docs" / "runtime.md"
+BEGIN, END = "<!-- agreement: begin -->", "<!-- agreement: end -->"
+PARTS = ("whole", "each")  # the network on its own; each spiking layer given the Python network's spikes below
+
+
+def compare(session: Session, network: SpikingBert, batches: Iterator[dict[str, Tensor]]) -> dict[str, Any]:
+    """Over batches of one sentence each: sentences, those of the same label, those of the same additions in every layer
+    on the same spikes, the largest difference of a logit, spikes, and how many of them differ in each of PARTS; the
+    places of those that differ given the same spikes below are listed. For networks that `settled` accepts."""
+    found: dict[str, Any] = {"sentences": 0, "labels": 0, "additions": 0, "apart": 0.0, "spikes": 0}
+    found |= {"whole": 0, "each": 0, "places": []}
+    for batch in batches:
+        trains, outputs = spikes_of(network, batch)
+        logits = outputs.logits[0].numpy()
+        for part in PARTS:
+
+            def note(layer, step, spikes, part=part, trains=trains, sentence=found["sentences"]):
+                differ = spikes.astype(np.int16) - trains[layer]
+                found[part] += int(np.abs(differ).sum())
+                if part == "each":
+                    for token, channel in np.argwhere(differ).tolist():
+                        found["places"].append([sentence, layer, token, channel, int(differ[token, channel])])
+                    spikes[:] = trains[layer]
+
+            session.observe(note)
+            answer = session.run(batch["input_ids"][0].numpy(), batch["token_type_ids"][0].numpy())
+            if part == "whole":
+                found["labels"] += int(answer.logits.argmax() == logits.argmax())
+                found["apart"] = max(found["apart"], float(np.abs(answer.logits - logits).max()))
+        counted = student_operations(network, outputs.counts, batch["attention_mask"].sum(1)).ac
+        found["additions"] += int(np.array_equal(answer.additions, counted.numpy()))
+        found["spikes"] += sum(int(np.abs(train).sum()) for train in trains.values())
+        found["sentences"] += 1
+    session.observe(None)
+    return found
+
+
+def spikes_of(network: SpikingBert, batch: dict[str, Tensor]) -> tuple[dict[str, np.ndarray], Outputs]:
+    """Signed numbers of spikes int8 `[N, channels]` of each spiking layer, and the outputs."""
+    trains, handles = {}, []
+    for name, layer in network.spiking_layers().items():
+
+        def note(module, inputs, train, name=name):
+            steps = network.steps[0 if name == "embedding" else 1 + int(name.split(".")[1])]
+            trains[name] = (train.value[0] / module.theta * steps).round().to(torch.int8).numpy()
+
+        handles.append(layer.register_forward_hook(note))
+    outputs = infer(network, *(batch[name] for name in INPUTS))
+    for handle in handles:
+        handle.remove()
+    return trains, outputs
+
+
+def settled(student: SpikingBert) -> SpikingBert:
+    """Raises InputError for a student whose trains are not determined by their numbers of spikes."""
+    if student.coding != "accumulate" or student.values["leak"] != 1:
+        raise InputError("only students of the coding accumulate whose neurons do not leak are compared")
+    return student
+
+
+def dev_split(folder: Path, words: list[str]) -> tuple[Config, Encoded]:
+    """The dev split of the run in `folder`, or of the configuration that `words` make, as the model's tokens."""
+    config = load(experiment_file(), words) if words else read_resolved(folder / "config.yaml")
+    raw = read_data(config)
+    split = raw.splits[next(iter(raw.task.dev))]
+    tokenizer = load_tokenizer(str(checkpoints.model_folder(folder)))
+    limits = {"max_length": config.data.max_length, "regression": raw.task.regression}
+    return config, encode(tokenizer, split.first, split.second, split.labels, **limits)
+
+
+def run(folder: Path, words: list[str]) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    student = settled(compact(checkpoints.load(folder).spiking_bert).float())
+    config, data = dev_split(folder, words)
+    forms = {student.weights: student}
+    if student.weights != "float":
+        forms[f"{student.weights}, as floats"] = as_float(student)
+    rows = []
+    for name, network in forms.items():
+        session = Session(to_bytes(network), max_tokens=data.max_length)
+        for precision in ("single", "double"):
+            own = copy.deepcopy(network).double() if precision == "double" else network
+            batches = (data.batch([i], pad_to=1) for i in range(len(data)))
+            rows.append({"weights": name, "precision": precision, **compare(session, own, batches)})
+    return {"task": config.task, "model": folder.name, "commit": commit(), "rows": rows}
+
+
+def markdown(results: dict[str, Any]) -> str:
+    columns = ["weights", "Python network in", "labels agree", "logits apart", "additions equal", "spikes"]
+    lines = [
+        [
+            row["weights"],
+            f"{row['precision']} precision",
+            f"{row['labels']} of {row['sentences']}",
+            f"{row['apart']:.1g}",
+            f"{row['additions']} of {row['sentences']}",
+            f"{row['spikes']:,}",
+            *(f"{1e5 * row[part] / row['spikes']:.2g}" for part in PARTS),
+        ]
+        for row in results["rows"]
+    ]
+    heads = [*columns, "differ per 100,000, whole network", "given the same spikes below"]
+    return f"{results['task']}, `{results['model']}`, commit `{results['commit']}`:\n\n{table(heads, lines)}"
+
+
+def places(results: dict[str, Any], most: int = 10) -> Iterator[str]:
+    """Of each comparison the first spikes that differ given the same spikes below."""
+    for row in results["rows"]:
+        for sentence, layer, token, channel, more in row["places"][:most]:
+            where = f"sentence {sentence}, {layer}, token {token}, channel {channel}"
+            yield f"{row['weights']}, {row['precision']} precision: {where}: {more:+d}"
+        if len(row["places"]) > most:
+            yield f"… {len(row['places']) - most} more"
+
+
+def page_with(page: str, results: dict[str, Any]) -> str:
+    return between(page, BEGIN, END, markdown(results))
+
+
+def keep(results: dict[str, Any]) -> None:
+    refuse_changed_tree(results["commit"], "the comparison")
+    write_json(KEPT, {**results, "rows": [{**row, "places": len(row["places"])} for row in results["rows"]]})
+    PAGE.write_text(page_with(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.bench.agreement",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", type=Path)
+    parser.add_argument("overrides", metavar="key=value", nargs="*")
+    parser.add_argument("--keep", action="store_true", help="take the table into docs/runtime.md")
+    args = parser.parse_args(argv)
+    results = run(args.model, args.overrides)
+    print(markdown(results), *places(results), sep="\n")
+    if args.keep:
+        keep(results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(streams.exit_code(lambda: main(sys.argv[1:])))

@@ -46,7 +46,7 @@ from spikeprune.files.atomic import write_json
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS
 from spikeprune.runtime import Session, to_bytes
-from spikeprune.runtime.library import SOURCES
+from spikeprune.runtime.library import PARTS, SOURCES
 
 TOKENS = 25
 OTHERS = ("dense teacher, onnxruntime float32", "dense teacher, onnxruntime int8", "student of float rows, onnxruntime")
@@ -205,11 +205,11 @@ def sizes() -> dict[str, Any]:
         return found
     with TemporaryDirectory() as folder:
         for option in ("-Os", "-O2", "-O3"):
-            target = Path(folder) / "spikerun.o"
-            subprocess.run([*ARM, option, "-c", str(SOURCES / "spikerun.c"), "-o", str(target)], check=True)
-            command = ["arm-linux-gnueabihf-size", str(target)]
+            subprocess.run([*ARM, option, "-c", *(str(SOURCES / name) for name in PARTS)], cwd=folder, check=True)
+            command = ["arm-linux-gnueabihf-size", *map(str, Path(folder).glob("*.o"))]
             lines = subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout.splitlines()
-            text, data, bss = map(int, lines[1].split()[:3])
+            rows = [[int(cell) for cell in line.split()[:3]] for line in lines[1:]]
+            text, data, bss = map(sum, zip(*rows, strict=True))
             found["program"][option] = {"text": text, "data": data + bss}
     return found
 

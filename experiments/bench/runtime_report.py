@@ -113,7 +113,7 @@ def stored(sizes: dict) -> Iterator[str]:
     yield table(["network", "`model.spk`, bytes", "arena, bytes", "fits flash of"], lines)
     if sizes["program"]:
         lines = [[name, f"{found['text']:,}", f"{found['data']:,}"] for name, found in sizes["program"].items()]
-        yield table(["`spikerun.c` on Arm (Thumb-2)", "text, bytes", "data, bytes"], lines)
+        yield table(["the library on Arm (Thumb-2)", "text, bytes", "data, bytes"], lines)
 
 
 def draw(results: dict) -> bytes:

@@ -1,7 +1,7 @@
 """`spikerun`: a compressed student in C, event by event, and its use from Python.
 
-`spikerun.h`, `spikerun.c` and `main.c` need nothing but a C99 compiler and libm; docs/runtime.md describes them and the
-file `model.spk` that they read.
+Its sources need nothing but a C99 compiler and libm; docs/runtime.md describes them and the file `model.spk` that they
+read.
 """
 
 from spikeprune.runtime.session import Session

@@ -16,7 +16,8 @@ from pathlib import Path
 from spikeprune.errors import InputError
 
 SOURCES = Path(__file__).parent
-FILES = ("spikerun.h", "spikerun.c", "main.c", "Makefile")
+PARTS = ("spikerun.c", "model.c")  # what is compiled
+FILES = ("spikerun.h", "model.h", *PARTS, "main.c", "Makefile")
 FLAGS = ("-std=c99", "-O3", "-ffp-contract=off")
 NATIVE = "-march=native"
 
@@ -84,7 +85,8 @@ def compiler() -> list[str]:
 
 def compile_library(target: Path, flags: tuple[str, ...] = ()) -> None:
     """Raises InputError with the compiler's first complaint."""
-    command = [*compiler(), *FLAGS, *flags, "-shared", "-fPIC", str(SOURCES / "spikerun.c"), "-o", str(target), "-lm"]
+    sources = [str(SOURCES / name) for name in PARTS]
+    command = [*compiler(), *FLAGS, *flags, "-shared", "-fPIC", *sources, "-o", str(target), "-lm"]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "error" in line] or [done.stderr.strip()]
@@ -109,7 +111,7 @@ def built() -> Path:
     """The library of this source, compiler and processor; compiled if it is not in the cache."""
     native = platform.machine() in ("x86_64", "AMD64")  # elsewhere compilers do not all know the flag
     flags = (NATIVE,) if native else ()
-    parts = [(SOURCES / name).read_bytes() for name in FILES[:2]]
+    parts = [(SOURCES / name).read_bytes() for name in FILES if name.endswith((".c", ".h"))]
     parts += [" ".join([*compiler(), *FLAGS, *flags]).encode(), processor().encode()]
     path = cache_directory() / f"libspikerun-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:16]}.so"
     if path.is_file():

@@ -1,4 +1,4 @@
-"""`model.spk`: a student as the C program reads it. The layout is in docs/runtime.md, and read by `load` in spikerun.c.
+"""`model.spk`: a student as the C program reads it. The layout is in docs/runtime.md, and read by `load` in model.c.
 
 A row of the file holds what one input channel sends to all outputs: a column of w [out, in] times the channel's
 threshold, so that a spike adds it as it stands.

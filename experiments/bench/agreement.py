@@ -135,7 +135,7 @@ def markdown(results: dict[str, Any]) -> str:
             f"{row['apart']:.1g}",
             f"{row['additions']} of {row['sentences']}",
             f"{row['spikes']:,}",
-            *(f"{1e5 * row[part] / row['spikes']:.2g}" for part in PARTS),
+            *(f"{1e5 * row[part] / row['spikes']:.3g}" for part in PARTS),
         ]
         for row in results["rows"]
     ]

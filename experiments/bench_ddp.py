@@ -5,7 +5,8 @@ distillation and of whole epochs with their data, in sentences per second; the s
 for data; the seconds of a pruning decision. Random weights and sentences: nothing is downloaded. For `--devices "1 2"`
 and both sizes about 3 minutes on H200s; `--sizes tiny --accelerator cpu` runs anywhere, over gloo.
 
---keep FILE …    take results of --json into docs/distributed.md; `make results` makes its tables again
+--check [key=value …]   instead short runs on each number of devices, undisturbed and killed: scores, masks, steps
+--keep FILE …           take results of --json into docs/distributed.md; `make results` makes its tables again
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scaling_check import check
 from scaling_results import keep, tables
 
 from spikeprune.errors import InputError, nearest
 from spikeprune.experiment import streams
+from spikeprune.experiment.summary import commit, hardware
 from spikeprune.files import jsonfile
 from spikeprune.files.atomic import write_json
 
@@ -40,16 +43,39 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--whole-batch", type=int, default=256, help="sentences of a step, strong scaling")
     parser.add_argument("--steps", type=int, default=50, help="of an epoch; at most 50 have the same lengths each time")
     parser.add_argument("--rounds", type=int, default=2, help="epochs of each kind that are measured")
-    parser.add_argument("--json", type=Path, help="write the seconds of every epoch there")
+    parser.add_argument("--json", type=Path, help="write all that was found there")
+    parser.add_argument("--check", action="store_true")
     parser.add_argument("--keep", type=Path, nargs="+", metavar="FILE")
-    args = parser.parse_args(arguments)
-    return streams.exit_code(lambda: take(args.keep) if args.keep else compare(args))
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="of the configuration, with --check")
+    args = parser.parse_intermixed_args(arguments)
+    if args.overrides and not args.check:
+        parser.error(f"{args.overrides[0]}: only --check reads the configuration")
+    work = take if args.keep else compare_runs if args.check else compare
+    return streams.exit_code(lambda: work(args))
 
 
-def take(files: list[Path]) -> int:
-    for file in files:
+def take(args: argparse.Namespace) -> int:
+    for file in args.keep:
         print(f"kept in {keep(file)}; make results puts it into docs/distributed.md")
     return 0
+
+
+def compare_runs(args: argparse.Namespace) -> int:
+    devices, begin = counts(args), time.time()
+    device = torch.device("cuda" if args.accelerator == "gpu" else "cpu")
+    made = {"hardware": hardware(device), "device": device.type, "torch": torch.__version__, "commit": commit()}
+    with tempfile.TemporaryDirectory(prefix="scaling-") as work:
+        runs = check(devices, args.accelerator, args.overrides, Path(work))
+    written({"made": made | {"devices": devices, "seconds": time.time() - begin}, "runs": runs}, args.json)
+    return 0
+
+
+def written(found: dict[str, Any], file: Path | None) -> None:
+    """Into `--json`, and as tables."""
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, found)
+    print(f"\n{tables([found])}", flush=True)
 
 
 def compare(args: argparse.Namespace) -> int:
@@ -61,11 +87,7 @@ def compare(args: argparse.Namespace) -> int:
             one = measured(args, count, Path(work) / f"{count}.json")
             found["rows"] += one["rows"]
             found["made"] |= one["made"] | {"seconds": time.time() - begin}
-            print(f"{count} device{'s' * (count > 1)}: {time.time() - begin:.0f} s since the start", flush=True)
-            if args.json:
-                args.json.parent.mkdir(parents=True, exist_ok=True)
-                write_json(args.json, found)  # after each number of devices, so that an interrupted one loses no other
-    print(f"\n{tables([found])}")
+            written(found, args.json)  # after each number of devices, so that an interrupted one loses no other
     return 0
 
 

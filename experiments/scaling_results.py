@@ -23,22 +23,70 @@ LEGEND = (
     "Medians of the measured epochs, of each the slowest process' time. A decision of spatial pruning (`fisher`, 16 "
     "batches of 32) gave {masks} on all processes."
 )
+RUNS = ("devices", "killed in", "score", "within one device's interval", "optimizer steps", "heads, neurons kept", "T")
+RUNS += ("additions of a sentence, ÷ one device", "seconds")
+RUNS_LEGEND = (
+    "All runs have the same batches, in all. The interval: a bootstrap over the dev examples, of the first run. At the "
+    "end of each stage a run compares masks, time steps, weights and all else that its processes "
+    "hold, and stops where they differ; operations are summed over them."
+)
 Row = dict[str, Any]
 
 
 def tables(found: Sequence[dict[str, Any]]) -> str:
     """A table for each measurement, with hardware and commit."""
-    return "\n\n".join(map(of_one, found)) or NONE_YET
+    return "\n\n".join(of_runs(one) if "runs" in one else of_speed(one) for one in found) or NONE_YET
 
 
-def of_one(found: dict[str, Any]) -> str:
+def markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in (columns, ["---"] * len(columns), *lines))
+
+
+def of_runs(found: dict[str, Any]) -> str:
+    """Short runs on one device and on several, undisturbed and killed, beside the first."""
+    made, runs = found["made"], found["runs"]
+    one = runs[0]
+    head = (
+        f"{made['hardware']}, torch {made['torch']}, commit `{made['commit']}`; {one['task']}, preset {one['preset']}, "
+    )
+    head += f"data {one['data']}; {made['seconds']:.0f} s in all."
+    return f"{head}\n\n{markdown(RUNS, [run_cells(run, one) for run in runs])}\n\n{RUNS_LEGEND}"
+
+
+def made_on(made: dict[str, Any]) -> str:
+    return f"{made['hardware']}, torch {made['torch']}, commit `{made['commit']}`"
+
+
+def run_cells(run: Row, one: Row) -> list[str]:
+    low, high = one["interval"]
+    within = "yes" if low <= run["score"] <= high else "**no**"
+    return [
+        str(run["devices"]),
+        run["killed"] or "-",
+        f"{run['metric']} {100 * run['score']:.1f}",
+        f"{100 * low:.1f}–{100 * high:.1f}: {within}",
+        equal(sum(run["steps"].values()), run["steps"] == one["steps"]),
+        equal(f"{sum(run['heads'])}, {sum(run['ffn'])}", total(run) == total(one)),
+        equal(" ".join(map(str, run["t_steps"])), run["t_steps"] == one["t_steps"]),
+        f"{run['ac'] / one['ac']:.3f}",
+        f"{run['seconds']:.0f}",
+    ]
+
+
+def total(run: Row) -> tuple[int, int]:
+    return sum(run["heads"]), sum(run["ffn"])
+
+
+def equal(shown: object, same: bool) -> str:
+    return str(shown) if same else f"**{shown}**"
+
+
+def of_speed(found: dict[str, Any]) -> str:
     made, rows = found["made"], sorted(found["rows"], key=lambda row: (row["size"], row["scaling"] == "strong"))
     lines = [line for _, group in groupby(rows, lambda row: (row["size"], row["scaling"])) for line in cells([*group])]
-    same = all(row["decision"]["same"] for row in rows)
-    table = "\n".join("| " + " | ".join(line) + " |" for line in (COLUMNS, ["---"] * len(COLUMNS), *lines))
-    head = f"{made['hardware']}, torch {made['torch']}, commit `{made['commit']}`; epochs of {made['steps']} steps, "
-    head += f"{made['rounds']} of each kind; {made['seconds']:.0f} s in all."
-    return f"{head}\n\n{table}\n\n{LEGEND.format(masks='the same masks' if same else '**different masks**')}"
+    masks = "the same masks" if all(row["decision"]["same"] for row in rows) else "**different masks**"
+    head = f"{made_on(made)}; {made['rounds']} × {made['steps']} steps of each kind; {made['seconds']:.0f} s in all."
+    return f"{head}\n\n{markdown(COLUMNS, lines)}\n\n{LEGEND.format(masks=masks)}"
 
 
 def cells(rows: list[Row]) -> list[list[str]]:
@@ -80,11 +128,12 @@ def saved(row: Row, whole: str, part: str) -> str:
 
 def keep(file: Path) -> Path:
     """Keep a measurement under its kind and numbers of devices. Raises InputError for one of no commit."""
-    found = jsonfile.read(file, "measure again", ("made", "rows"))
+    found = jsonfile.read(file, "measure again", ("made",))
     made = found["made"]
     if made["commit"] == "unknown" or made["commit"].endswith("-dirty"):
         raise InputError(f"{file}: made by commit {made['commit']}; measure again from a clean checkout")
-    kept = SCALING / f"{made['device']}-{'-'.join(map(str, made['devices']))}.json"
+    name = "-".join([made["device"], *map(str, made["devices"]), *(["runs"] if "runs" in found else [])])
+    kept = SCALING / f"{name}.json"
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text(jsonfile.dumps(found, indent=1) + "\n", encoding="utf-8")
     return kept

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
+from micro import micro, only, write_sst2
 
 from spikeprune.experiment.summary import commit
 
@@ -40,7 +42,7 @@ ONE, TWO = row(1, loaded=2.5, ready=2.0, unsent=2.0), row(2, loaded=2.5, ready=2
 def test_figures_follow_from_the_seconds(scripts) -> None:
     """Two devices: 800 sentences a second against 500 of one, 0.8; a quarter of the steps' time is communication."""
     lines = scripts[1].tables([measurement(ONE, TWO)]).splitlines()
-    assert lines[0].startswith("one GPU, torch 2, commit `0123456789ab`; epochs of 100 steps, 3 of each kind")
+    assert lines[0].startswith("one GPU, torch 2, commit `0123456789ab`; 3 × 100 steps of each kind")
     assert lines[4] == "| small | weak | 1 × 10 | 500 | 1.00 | 400 | 1.00 | - | 20 % | 1.50 |"
     cells = ["2 × 10", "800", "0.80 (at least 0.85: missed)", "800", "1.00 (at least 0.85: met)", "24 %", "0 %", "1.50"]
     assert lines[5] == f"| small | weak | {' | '.join(cells)} |"
@@ -67,6 +69,27 @@ def test_a_measurement_is_kept_under_its_devices(scripts, tmp_path, capsys) -> N
     assert "made by commit 0123456789ab-dirty; measure again" in capsys.readouterr().err
 
 
+def run(devices: int, **changes) -> dict:
+    """A short run on several devices, as good as one on one."""
+    made = {"devices": devices, "killed": None, "task": "sst2", "preset": "tiny", "data": "dir", "metric": "accuracy"}
+    made |= {"score": 0.85, "interval": [0.8, 0.9], "heads": [2, 1], "ffn": [9, 9], "t_steps": [2, 2, 2], "ac": 100.0}
+    return {**made, "main": 0.85, "steps": {"teacher": 30, "spatial": 12}, "seconds": 20.0, **changes}
+
+
+def test_runs_are_compared_with_that_of_one_device(scripts) -> None:
+    runs = [
+        run(1),
+        run(2, killed="spatial", score=0.8, ac=101.0),
+        run(4, score=0.7, heads=[2, 2], steps={"teacher": 42}),
+    ]
+    found = {"made": measurement()["made"], "runs": runs}
+    lines = scripts[1].tables([found]).splitlines()
+    assert lines[0].endswith("; sst2, preset tiny, data dir; 60 s in all.")
+    equal = "| 2 | spatial | accuracy 80.0 | 80.0–90.0: yes | 42 | 3, 18 | 2 2 2 | 1.010 | 20 |"
+    other = "| 4 | - | accuracy 70.0 | 80.0–90.0: **no** | **42** | **4, 18** | 2 2 2 | 1.000 | 20 |"
+    assert lines[5:7] == [equal, other]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -75,6 +98,7 @@ def test_a_measurement_is_kept_under_its_devices(scripts, tmp_path, capsys) -> N
         (["--devices", "1 99"], "fewer, or --accelerator cpu"),
         (["--sizes", "minlm"], "unknown size 'minlm'; known: tiny, minilm, base (did you mean minilm"),
         (["--steps", "0"], "--steps must be at least 1"),
+        (["--check", "run.devices=2"], "run.devices=2: the check sets this itself"),
         (["--whole-batch", "1"], "--whole-batch 1: has no sentence for each of 2 devices"),
     ],
 )
@@ -103,3 +127,21 @@ def test_two_processes_are_measured_beside_one(scripts, tmp_path, capfd) -> None
     assert all(row["decision"]["same"] and row["decision"]["seconds"] > 0 for row in rows.values())
     assert found["made"]["commit"] == commit() and found["made"]["devices"] == [1, 2]
     assert scripts[1].tables([found]) in capfd.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_runs_of_one_and_two_processes_are_killed_and_compared(scripts, tmp_path, capfd, monkeypatch) -> None:
+    """Rounding alone differs: all three runs have the same steps, masks and time steps."""
+    monkeypatch.setattr(sys.modules["scaling_check"], "EVERY", 2)
+    words = [item for item in micro(tmp_path / "run", write_sst2(tmp_path / "glue")) if not item.startswith("run.")]
+    words += [*only("teacher", "internal_kd", "spatial"), "teacher.dropout=0.0", "data.replace_words=0"]
+    words += ["stages.internal_kd.epochs=3", "stages.spatial.epochs=2", "run.precision=64-true"]
+    file = tmp_path / "runs.json"
+    assert scripts[0].main(["--check", "--accelerator", "cpu", "--json", str(file), *words]) == 0
+    runs = json.loads(file.read_text())["runs"]
+    assert [(run["devices"], run["killed"]) for run in runs] == [(1, None), (2, None), (2, "internal_kd")]
+    for run in runs:
+        assert all(run[key] == runs[0][key] for key in ("steps", "heads", "ffn", "t_steps", "score"))
+        assert run["ac"] == pytest.approx(runs[0]["ac"], rel=1e-6)
+    assert "**" not in capfd.readouterr().out

@@ -89,7 +89,7 @@ def _predict(args: argparse.Namespace) -> None:
 def _report(args: argparse.Namespace) -> None:
     from spikeprune.experiment.report import write_report
 
-    print(f"report: {write_report(args.runs, args.out, args.text)}")
+    print(f"report: {write_report(args.runs, args.out, args.text, energy=args.energy)}")
 
 
 def _sync(args: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 from experiments.bench import __main__ as bench  # noqa: E402
 from experiments.bench import clock, deployed, nets, peers, report, rooflines, rows, training  # noqa: E402
 from spikeprune.errors import InputError  # noqa: E402
-from spikeprune.export import onnx_file  # noqa: E402
+from spikeprune.runtime import onnx_graph  # noqa: E402
 
 CPU = torch.device("cpu")
 TINY = nets.Size("tiny", 24, 2, 3, 37, vocab=50)
@@ -206,7 +206,7 @@ def test_a_profile_knows_the_kernels_of_products(kernel: str) -> None:
 @pytest.mark.slow
 def test_the_ways_of_a_deployed_student_are_compared(monkeypatch) -> None:
     """The dense network's own rows without a goal; the exported students compute their twins in PyTorch."""
-    if reason := onnx_file.missing():
+    if reason := onnx_graph.missing():
         pytest.skip(f"not installed: {', '.join(reason)}")
     monkeypatch.setattr(deployed, "SENTENCES", (2,))
     monkeypatch.setattr(deployed, "THREADS", (1,))

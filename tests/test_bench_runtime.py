@@ -40,7 +40,7 @@ def test_the_runtime_is_timed_at_its_budgets(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(runtime, "FORMS", {name: runtime.FORMS[name] for name in forms})
     monkeypatch.setattr(runtime, "STORED", {"tiny": (TINY, runtime.Units(2, 2, 9), "ternary, words of 8 bits", 8)})
     monkeypatch.setattr(runtime, "ARM", ["no-such-compiler"])
-    monkeypatch.setattr(runtime.onnx_file, "missing", lambda: ["onnxruntime"])
+    monkeypatch.setattr(runtime.onnx_graph, "missing", lambda: ["onnxruntime"])
     monkeypatch.setattr(
         runtime, "warm_seconds", lambda works, budget: {n: work() and 1e-3 for n, work in works.items()}
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from micro import GLUE, micro, only, write_sst2
@@ -14,7 +15,7 @@ from spikeprune import cli
 from spikeprune.config.load import load
 from spikeprune.cost.dense import dense
 from spikeprune.errors import InputError
-from spikeprune.experiment import pipeline
+from spikeprune.experiment import pipeline, timing
 from spikeprune.models.compaction import compact
 from spikeprune.models.conversion import from_bert
 from spikeprune.models.inference import infer
@@ -87,20 +88,52 @@ def test_its_score_and_cost_stand_in_the_summary(runs, capsys) -> None:
     assert "Dense activations, no spikes" in capsys.readouterr().out
 
 
-def test_evaluate_shows_models_and_opponents_and_times_them(runs, capsys) -> None:
+def test_evaluate_shows_models_and_opponents_and_times_them(runs, capsys, monkeypatch) -> None:
+    """Each form that is timed computes the network that it is a form of."""
     where, summary = runs["ternary"]
+    logits, milliseconds = [], timing.milliseconds
+
+    def spy(form, batches) -> float:
+        with torch.no_grad():
+            found = form(batches[-1])
+        found = found[0] if isinstance(found, list) else found.logits  # of onnxruntime, or of PyTorch and C
+        logits.append(np.asarray(found, float).reshape(-1))
+        return milliseconds(form, batches)
+
+    monkeypatch.setattr(timing, "milliseconds", spy)
     assert cli.main(["evaluate", str(where), "--energy", "cost.model=memory", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     energy, ms = found["energy"], found["measured_ms"]
     assert found["cost"]["energy_pj"] == energy["memory"]["student"] != energy["convention"]["student"]
     for name, kept in summary["stages"]["spatial"]["energy"].items():
         assert energy[name]["teacher"] == kept["teacher"] and energy[name]["student"] == pytest.approx(kept["student"])
-    assert min(ms["student"], ms["teacher"], ms["masked_teacher"]) > 0 and ms["sentences"] == 24 and ms["machine"]
+    assert [(form["network"], form["runs_in"]) for form in ms["forms"]] == list(timing.FORMS)
+    assert all(form["ms"] > 0 if "ms" in form else form["absent"] for form in ms["forms"])
+    assert ms["sentences"] == 24 and ms["machine"]
+    first: dict[str, np.ndarray] = {}
+    for form, found in zip((form for form in ms["forms"] if "ms" in form), logits, strict=True):
+        network, in_int8, _ = form["network"].partition("_int8")
+        np.testing.assert_allclose(found, first.setdefault(network, found), atol=0.3 if in_int8 else 1e-4)
+
+
+def no_compiler(networks) -> timing.Form:
+    raise InputError("cc is not on PATH")
+
+
+def test_a_form_that_cannot_be_made_has_its_reason(runs, capsys, monkeypatch, tmp_path) -> None:
+    where, _ = runs["ternary"]
+    forms = {key: form for key, form in timing.FORMS.items() if key[1] == "PyTorch"}
+    monkeypatch.setattr(timing, "FORMS", {**forms, ("student", "C"): no_compiler})
     assert cli.main(["evaluate", str(where), "--energy"]) == 0
     printed = capsys.readouterr().out
-    for words in (*energy, "equal bits", "pays below", "spikes take less energy", "measured", "one thread"):
+    for words in ("equal bits", "pays below", "spikes take less energy", "measured", "one thread", "dense teacher"):
         assert words in printed, words
+    assert "student in C: cc is not on PATH" in printed
     assert cli.main(["evaluate", str(where), "--stage", "teacher", "--energy"]) == 2
+    assert cli.main(["report", str(where), "--energy", "-o", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "student in C: cc is not on PATH" in page and "on this machine" in page
+    assert "on this machine" not in (where / "report.html").read_text(encoding="utf-8")
 
 
 # ---------------------------------------------------------------------------------------------------------- bad input

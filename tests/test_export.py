@@ -25,9 +25,10 @@ from spikeprune.errors import InputError
 from spikeprune.experiment import compaction, pipeline
 from spikeprune.experiment.checkpoints import load_student
 from spikeprune.experiment.run_directory import RunDirectory
-from spikeprune.export import command, licence, onnx_file
+from spikeprune.export import command, licence
 from spikeprune.models.compaction import compact
 from spikeprune.report.numbers import digits
+from spikeprune.runtime import onnx_graph
 
 TERNARY = ["stages.quantize.weights=ternary", "stages.quantize.epochs=1", "stages.quantize.fold=true"]
 TERNARY += ["stages.quantize.embeddings=int4"]
@@ -49,7 +50,7 @@ def run(tmp_path_factory) -> RunDirectory:
 def exported(run, tmp_path_factory) -> dict[str, Path]:
     """The last stage in each format, but for one whose extra is not installed."""
     folder = tmp_path_factory.mktemp("exports")
-    formats = [name for name in command.FORMATS if name != "onnx" or not onnx_file.missing()]
+    formats = [name for name in command.FORMATS if name != "onnx" or not onnx_graph.missing()]
     for name in formats:
         assert cli.main(["export", str(run.path), "--to", name, str(folder / name)]) == 0
     return {name: folder / name for name in formats}

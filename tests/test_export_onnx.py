@@ -21,8 +21,9 @@ from spikeprune.export.facts import Facts, Teacher
 from spikeprune.export.onnx_check import compared
 from spikeprune.models.compaction import compact
 from spikeprune.models.outputs import INPUTS
+from spikeprune.runtime import onnx_graph
 
-for name in onnx_file.NEEDS:
+for name in onnx_graph.NEEDS:
     pytest.importorskip(name, reason=f"{name} is not installed: the extra onnx, for Python 3.11 and newer")
 import onnx  # noqa: E402
 import onnxruntime  # noqa: E402
@@ -148,9 +149,9 @@ def test_codings_without_a_closed_form_are_refused(coding, tmp_path) -> None:
 
 
 def test_a_missing_extra_is_told_in_a_sentence(monkeypatch) -> None:
-    monkeypatch.setattr(onnx_file, "NEEDS", ("onnx", "no_such_module"))
+    monkeypatch.setattr(onnx_graph, "NEEDS", ("onnx", "no_such_module"))
     with pytest.raises(InputError, match=r"no_such_module cannot be imported; install spikeprune\[onnx\]"):
-        onnx_file.check_installed()
+        onnx_graph.check_installed()
 
 
 def test_a_file_of_another_network_is_a_fault(integer_file) -> None:

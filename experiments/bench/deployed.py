@@ -20,13 +20,13 @@ from experiments.bench import nets
 from experiments.bench.clock import timings
 from experiments.bench.report import DENSE, DENSE_INT8, GOALS
 from experiments.bench.rows import Setting, difference
-from spikeprune.export import onnx_file
 from spikeprune.files import jsonfile
 from spikeprune.models.compaction import compact
 from spikeprune.models.inference import infer
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS
 from spikeprune.models.sequence_classification import SpikingBertForSequenceClassification
+from spikeprune.runtime import onnx_graph
 
 RUN = Path(__file__).resolve().parents[1] / "results" / "sst2-minilm-dir-s0.json"
 TOKENS, SENTENCES, THREADS = 25, (1, 8), (1, 2)
@@ -65,7 +65,7 @@ GROWN = 'print(1024 * (kilobytes("VmHWM") - before))'
 def deployed(at: Setting) -> Iterator[dict[str, Any]]:
     """A row for each way, batch and number of threads: seconds, ratio to the dense network in onnxruntime float32,
     growth of memory, bytes of the file. Without the extra onnx there is none."""
-    if at.device.type != "cpu" or onnx_file.missing():
+    if at.device.type != "cpu" or onnx_graph.missing():
         return
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
@@ -111,56 +111,25 @@ def written(size: nets.Size, models: dict[str, SpikingBert], folder: Path) -> di
     files = {}
     inputs = tuple(nets.batch(size, sentences=2, tokens=TOKENS, device=torch.device("cpu"))[name] for name in INPUTS)
     for name, model in models.items():
-        exported = onnx_file.traced(model, inputs)
+        exported = onnx_graph.traced(model, inputs)
         del exported.graph.outputs[1:]
         files[f"{name}, exported"] = folder / f"{name}.onnx"
-        files[f"{name}, exported"].write_bytes(onnx_file.serialized(exported))
+        files[f"{name}, exported"].write_bytes(onnx_graph.serialized(exported))
         files[f"{name}, PyTorch"] = folder / name
         SpikingBertForSequenceClassification.of(model).save_pretrained(files[f"{name}, PyTorch"])
     files["dense, PyTorch"] = folder / "dense"
     size.bert().save_pretrained(files["dense, PyTorch"])
     files[DENSE], files[DENSE_INT8] = folder / "dense.onnx", folder / "dense-int8.onnx"
-    export_dense(size, inputs, files[DENSE], files[DENSE_INT8])
+    dense = onnx_graph.dense(size.bert(), inputs)
+    files[DENSE].write_bytes(dense)
+    files[DENSE_INT8].write_bytes(onnx_graph.in_int8(dense))
     return files
-
-
-class Logits(torch.nn.Module):
-    def __init__(self, bert: torch.nn.Module):
-        super().__init__()
-        self.bert = bert
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.bert(**dict(zip(INPUTS, inputs, strict=True))).logits
-
-
-def export_dense(size: nets.Size, inputs: tuple[Tensor, ...], file: Path, int8: Path) -> None:
-    """As PyTorch exports a BERT, and as onnxruntime's tool quantizes it."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    shapes = (({0: "batch", 1: "length"},) * len(INPUTS),)
-    with onnx_file.quiet():
-        program = torch.onnx.export(
-            Logits(size.bert()),
-            inputs,
-            dynamo=True,
-            opset_version=18,
-            input_names=list(INPUTS),
-            output_names=["logits"],
-            dynamic_shapes=shapes,
-            verbose=False,
-        )
-        program.save(str(file), external_data=False)
-        quantize_dynamic(str(file), str(int8), weight_type=QuantType.QInt8)
 
 
 def call(file: Path, models: dict[str, SpikingBert], name: str, threads: int) -> Callable[[dict[str, Tensor]], Tensor]:
     """`batch -> logits`, everything between the two included."""
     if file.suffix == ".onnx":
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = threads, 3
-        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        session = onnx_graph.session(str(file), threads=threads)
         names = [given.name for given in session.get_inputs()]
         return lambda batch: torch.from_numpy(session.run(None, {key: batch[key].numpy() for key in names})[0])
     student = models.get(name.removesuffix(", PyTorch"))

@@ -41,11 +41,10 @@ from experiments.bench.runtime_nets import (
 from experiments.bench.runtime_report import keep, markdown
 from spikeprune.experiment import streams
 from spikeprune.experiment.summary import commit, hardware
-from spikeprune.export import onnx_file
 from spikeprune.files.atomic import write_json
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS
-from spikeprune.runtime import Session, to_bytes
+from spikeprune.runtime import Session, onnx_graph, to_bytes
 from spikeprune.runtime.library import PARTS, SOURCES
 
 TOKENS = 25
@@ -71,7 +70,7 @@ def onnx_sessions(size: nets.Size, batch: dict, folder: Path) -> dict[str, Work]
             return self.bert(input_ids=ids, attention_mask=mask, token_type_ids=types).logits
 
     paths = [str(folder / "dense.onnx"), str(folder / "dense8.onnx")]
-    with onnx_file.quiet():
+    with onnx_graph.quiet():
         torch.onnx.export(Logits(), tuple(batch.values()), paths[0], input_names=names, dynamo=True, verbose=False)
         quantize_dynamic(paths[0], paths[1], weight_type=QuantType.QInt8)
     return {name: in_onnxruntime(path, batch) for name, path in zip(OTHERS[:2], paths, strict=True)}
@@ -79,9 +78,9 @@ def onnx_sessions(size: nets.Size, batch: dict, folder: Path) -> dict[str, Work]
 
 def exported(made: SpikingBert, batch: dict, path: Path) -> Work:
     """The student as `spikeprune export --to onnx` writes it."""
-    model = onnx_file.traced(made, tuple(batch[name].expand(2, -1).contiguous() for name in INPUTS))
+    model = onnx_graph.traced(made, tuple(batch[name].expand(2, -1).contiguous() for name in INPUTS))
     del model.graph.outputs[1:]
-    path.write_bytes(onnx_file.serialized(model))
+    path.write_bytes(onnx_graph.serialized(model))
     return in_onnxruntime(str(path), batch)
 
 
@@ -104,7 +103,7 @@ def measured(size: nets.Size, budgets: list[int], budget_seconds: float) -> Iter
     batch = nets.batch(size, sentences=1, tokens=TOKENS, device=CPU)
     ids = batch["input_ids"][0].numpy()
     with TemporaryDirectory() as folder:
-        others = {} if onnx_file.missing() else onnx_sessions(size, batch, Path(folder))
+        others = {} if onnx_graph.missing() else onnx_sessions(size, batch, Path(folder))
         for budget in budgets:
             works, facts = dict(others), {}
             for name, form in FORMS.items():

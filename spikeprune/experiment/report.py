@@ -16,11 +16,14 @@ from spikeprune.report.page.document import page
 PAGE = "report.html"
 
 
-def write_report(runs: Sequence[str | Path], out: str | Path | None = None, texts: Sequence[str] = ()) -> Path:
+def write_report(
+    runs: Sequence[str | Path], out: str | Path | None = None, texts: Sequence[str] = (), *, energy: bool = False
+) -> Path:
     """Write the page of one run or several, over what was there, and return its path: `out`, or else `report.html` in
     the directory of a single run, of several in the present one.
 
     `texts`: sentences whose spikes are shown, in place of three of the dev split; a tab separates the two of a pair.
+    `energy`: the student and dense networks are timed on this machine.
     Raises InputError for a directory that holds no run, texts that do not fit the task, and an `out` that cannot be.
     """
     for run in runs:
@@ -30,7 +33,7 @@ def write_report(runs: Sequence[str | Path], out: str | Path | None = None, text
         reason = "is a directory" if path.is_dir() else "its directory does not exist"
         raise InputError(f"{path}: {reason}; give -o the name of a file in a directory that exists")
     quiet()
-    write_atomic(path, page(gather(runs, texts)))
+    write_atomic(path, page(gather(runs, texts, energy=energy)))
     return path
 
 

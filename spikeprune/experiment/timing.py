@@ -1,16 +1,20 @@
-"""Milliseconds that a sentence takes on this machine, in PyTorch: the student and dense networks of its task."""
+"""Milliseconds that a sentence takes on this machine: the student and dense networks of its task, in PyTorch, in
+onnxruntime and in C. A further form is a function and an entry of FORMS."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from spikeprune.errors import InputError
 from spikeprune.experiment.context import RunContext
 from spikeprune.experiment.summary import hardware
 from spikeprune.models.compaction import compact
@@ -18,6 +22,7 @@ from spikeprune.models.inference import in_closed_form
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS
 from spikeprune.models.teacher import Teacher
+from spikeprune.runtime import Session, onnx_graph, to_bytes
 
 Batch = dict[str, Tensor]
 Form = Callable[[Batch], Any]  # a network that is timed, as a function of one sentence
@@ -25,24 +30,90 @@ SENTENCES = 24  # spread evenly over the lengths of the dev split
 ROUNDS = 3
 
 
+@dataclass(frozen=True)
+class Networks:
+    """The compacted student and the teacher, on the CPU in evaluation mode."""
+
+    student: SpikingBert
+    teacher: Teacher
+    example: tuple[Tensor, ...]  # INPUTS of two sentences, [2, N] each, as long as any that is timed
+
+    @cached_property
+    def dense(self) -> bytes:
+        """The teacher as an ONNX file."""
+        onnx_graph.check_installed()
+        return onnx_graph.dense(self.teacher, self.example)
+
+
 def measured_ms(context: RunContext, student: SpikingBert, teacher: Teacher) -> dict[str, Any]:
-    """`{"student", "teacher", "masked_teacher": ms of a sentence, "sentences", "machine"}`: batch 1, one thread, on the
-    CPU, the median over rounds of the mean over sentences. The student is compacted and moved to the CPU, the teacher
-    too; the masked teacher is the compacted student with real activations, in the same code as the student."""
+    """`{"forms": [{"network", "runs_in", "ms" or "absent"}], "sentences", "machine"}`: batch 1, one thread, on the CPU,
+    the median over rounds of the mean over sentences; `absent` is the reason why a form cannot be made. The student is
+    moved to the CPU, the teacher too. Making the ONNX files takes longer than timing them."""
     data = context.data.val_dataloader()[0].data
     order = data.lengths.argsort(stable=True)
     rows = order[torch.linspace(0, len(order) - 1, min(SENTENCES, len(order))).round().long()].tolist()
     batches = [{name: x for name, x in data.batch([row], pad_to=1).items() if name in INPUTS} for row in rows]
+    pair = data.batch([rows[0], rows[-1]])
+    example = tuple(pair[name] for name in INPUTS)
+    networks = Networks(compact(student.cpu().eval()), teacher.cpu().eval(), example)
     with one_thread():
-        found = {name: milliseconds(form, batches) for name, form in forms(student, teacher).items()}
-        return {**found, "sentences": len(batches), "machine": hardware(torch.device("cpu"))}
+        forms = [timed(networks, name, program, batches) for name, program in FORMS]
+    return {"forms": forms, "sentences": len(batches), "machine": hardware(torch.device("cpu"))}
 
 
-def forms(student: SpikingBert, teacher: Teacher) -> dict[str, Form]:
-    """The networks that are timed. A further form, such as an exported one, is a function of one sentence's inputs."""
-    small, dense = compact(student.cpu().eval()), teacher.cpu().eval()
-    masked = SpikingBert(**{**small.values, **UNQUANTIZED, **REAL}).eval()  # of random weights
-    return {"student": answers(small), "teacher": lambda batch: dense(**batch), "masked_teacher": answers(masked)}
+def timed(networks: Networks, name: str, program: str, batches: Sequence[Batch]) -> dict[str, Any]:
+    facts = {"network": name, "runs_in": program}
+    try:
+        return {**facts, "ms": milliseconds(FORMS[name, program](networks), batches)}
+    except InputError as error:
+        return {**facts, "absent": str(error)}
+
+
+# ------------------------------------------------------------------------------------------------------------- forms
+
+
+def student_in_pytorch(networks: Networks) -> Form:
+    return answers(networks.student)
+
+
+def student_in_onnxruntime(networks: Networks) -> Form:
+    onnx_graph.check_exportable(networks.student)
+    model = onnx_graph.traced(networks.student, networks.example)
+    del model.graph.outputs[1:]
+    return in_onnxruntime(onnx_graph.serialized(model))
+
+
+def student_in_c(networks: Networks) -> Form:
+    session = Session(to_bytes(networks.student), max_tokens=networks.example[0].shape[1])
+    return lambda batch: session.run(batch["input_ids"][0].numpy(), batch["token_type_ids"][0].numpy())
+
+
+def teacher_in_pytorch(networks: Networks) -> Form:
+    return lambda batch: networks.teacher(**batch)
+
+
+def teacher_in_onnxruntime(networks: Networks) -> Form:
+    return in_onnxruntime(networks.dense)
+
+
+def int8_teacher_in_onnxruntime(networks: Networks) -> Form:
+    return in_onnxruntime(onnx_graph.in_int8(networks.dense))
+
+
+def masked_teacher_in_pytorch(networks: Networks) -> Form:
+    """The compacted student with real activations and random weights, in the same code as the student."""
+    return answers(SpikingBert(**{**networks.student.values, **UNQUANTIZED, **REAL}).eval())
+
+
+FORMS: dict[tuple[str, str], Callable[[Networks], Form]] = {  # by network and the program that runs it
+    ("student", "PyTorch"): student_in_pytorch,
+    ("student", "onnxruntime"): student_in_onnxruntime,
+    ("student", "C"): student_in_c,
+    ("teacher", "PyTorch"): teacher_in_pytorch,
+    ("teacher", "onnxruntime"): teacher_in_onnxruntime,
+    ("teacher_int8", "onnxruntime"): int8_teacher_in_onnxruntime,
+    ("masked_teacher", "PyTorch"): masked_teacher_in_pytorch,
+}
 
 
 UNQUANTIZED = {"weights": "float", "packed": False, "fold": False, "sparse": False}
@@ -53,6 +124,12 @@ REAL |= {"feedback": False, "dead_zone": False}
 def answers(network: SpikingBert) -> Form:
     mode = "equilibrium" if in_closed_form(network, stepwise=False) else "spiking"
     return lambda batch: network(*(batch[name] for name in INPUTS), mode=mode, scores=False)
+
+
+def in_onnxruntime(model: bytes) -> Form:
+    session = onnx_graph.session(model, threads=1)
+    names = [given.name for given in session.get_inputs()]  # a network may read no segments
+    return lambda batch: session.run(None, {name: batch[name].numpy() for name in names})
 
 
 @torch.no_grad()

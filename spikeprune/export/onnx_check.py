@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from spikeprune.export.facts import Facts
-from spikeprune.export.onnx_network import steps_of
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS
+from spikeprune.runtime.onnx_graph import session
+from spikeprune.runtime.onnx_network import steps_of
 from spikeprune.snn.context import SpikeTrain
 from spikeprune.snn.spiking_layer import SpikingLayer
 
@@ -74,14 +75,6 @@ def compared(student: SpikingBert, file: Path, whole: bytes, prefix: str, facts:
     if found.labels > (1 - LEAST) * found.sentences:
         raise RuntimeError(f"the file is not the student: {found.record()['words']}")
     return found.record()
-
-
-def session(model: str | bytes) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors only
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def reference(student: SpikingBert, batch: dict[str, Tensor]) -> Outcome:

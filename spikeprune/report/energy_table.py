@@ -14,6 +14,7 @@ from spikeprune.report.numbers import columns, digits, si
 WIDTH = 110  # of the sentences, in characters
 Energy = Mapping[str, Mapping[str, Any]]
 OPPONENTS = {"teacher": "dense teacher", "masked_teacher": "teacher, masked", "equal_bits": "equal bits"}
+TIMED = {"student": "student", **OPPONENTS, "teacher_int8": "dense teacher, int8"}
 LEGEND = (
     "pJ of a sentence; ÷: an opponent's energy over the student's. masked: the dense teacher with the student's units",
     "and synapses alone; equal bits: the student itself computed densely, each train as one number of few bits.",
@@ -50,17 +51,27 @@ def energy_lines(energy: Energy, rate: float) -> list[str]:
     return [*columns(rows(energy)), "", *said, *LEGEND]
 
 
+def timing_rows(found: Mapping[str, Any]) -> list[list[str]]:
+    """A head, then milliseconds of a sentence of each network in each program, and their ratio to the student's in the
+    same program; `-` where one of the two is absent."""
+    student = {form["runs_in"]: form["ms"] for form in found["forms"] if form["network"] == "student" and "ms" in form}
+    rows = [["measured", "in", "ms", "÷"]]
+    for form in found["forms"]:
+        ms, own = form.get("ms"), student.get(form["runs_in"])
+        cells = ["-" if ms is None else f"{ms:.2f}", "-" if None in (ms, own) else digits(ms / own)]
+        rows.append([TIMED[form["network"]], form["runs_in"], *cells])
+    return rows
+
+
+def timing_words(found: Mapping[str, Any]) -> list[str]:
+    """The conditions of the measurement, and why forms are absent."""
+    where = f"batch 1, one thread, mean of {found['sentences']} sentences, on this machine: {found['machine']}"
+    absent = [f"{TIMED[f['network']]} in {f['runs_in']}: {f['absent']}" for f in found["forms"] if "absent" in f]
+    return [f"{where}; ÷: over the student's time in the same program", *absent]
+
+
 def timing_lines(found: Mapping[str, Any]) -> list[str]:
-    """Milliseconds of a sentence on one machine: a row for the student and each dense network that was timed."""
-    names = {"student": "student", **OPPONENTS}
-    table = [["measured", "ms", "÷"]]
-    for key, name in names.items():
-        if key in found:
-            table.append([name, f"{found[key]:.2f}", digits(found[key] / found["student"])])
-    machine = (
-        f"PyTorch, batch 1, one thread, mean of {found['sentences']} sentences, on this machine: {found['machine']}"
-    )
-    return [*columns(table), machine]
+    return [*columns(timing_rows(found)), *timing_words(found)]
 
 
 def energy_markdown(energy: Energy) -> str:

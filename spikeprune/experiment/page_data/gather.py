@@ -17,19 +17,22 @@ from spikeprune.experiment.page_data.curves import curves
 from spikeprune.experiment.page_data.examination import Sentence, examine, rasters
 from spikeprune.experiment.page_data.layers import layer_maps
 from spikeprune.experiment.run_directory import RunDirectory
+from spikeprune.experiment.timing import measured_ms
 
 NO_STUDENT = {"missing": "No stage of the student is finished yet."}
 
 
-def gather(runs: Sequence[str | Path], texts: Sequence[str] = ()) -> dict[str, Any]:
+def gather(runs: Sequence[str | Path], texts: Sequence[str] = (), *, energy: bool = False) -> dict[str, Any]:
     """`{"runs": [of_run(…), …]}`. Raises InputError for a directory that holds no run, and for `texts` that do not fit
     the task."""
-    return {"runs": [of_run(RunDirectory.open(run), texts) for run in runs]}
+    return {"runs": [of_run(RunDirectory.open(run), texts, energy=energy) for run in runs]}
 
 
-def of_run(directory: RunDirectory, texts: Sequence[str] = (), context: RunContext | None = None) -> dict[str, Any]:
+def of_run(
+    directory: RunDirectory, texts: Sequence[str] = (), context: RunContext | None = None, *, energy: bool = False
+) -> dict[str, Any]:
     """One run. `context`: where it is open already. `texts`: sentences whose spikes are shown, in place of the dev
-    split's; the two of a pair are separated by a tab."""
+    split's; the two of a pair are separated by a tab. `energy`: the student and dense networks are timed."""
     config = read_resolved(directory.config) if context is None else context.config
     stages = active_stages(config)
     done = [name for name in stages if directory.finished(name)]
@@ -51,7 +54,7 @@ def of_run(directory: RunDirectory, texts: Sequence[str] = (), context: RunConte
     if not students:
         return {**found, "layers": NO_STUDENT, "energy": NO_STUDENT, "spikes": NO_STUDENT, "answers": NO_STUDENT}
     sentences = [Sentence.read(text) for text in texts]
-    return found | look_at(directory, students[-1], context, sentences)
+    return found | look_at(directory, students[-1], context, sentences, energy=energy)
 
 
 def main_metric(config: Config, records: Mapping[str, Any]) -> str:
@@ -63,7 +66,12 @@ def main_metric(config: Config, records: Mapping[str, Any]) -> str:
 
 
 def look_at(
-    directory: RunDirectory, stage: str, context: RunContext | None, sentences: Sequence[Sentence]
+    directory: RunDirectory,
+    stage: str,
+    context: RunContext | None,
+    sentences: Sequence[Sentence],
+    *,
+    energy: bool,
 ) -> dict[str, Any]:
     """What the student of a finished stage keeps, fires, costs and answers."""
     try:
@@ -77,7 +85,10 @@ def look_at(
     except InputError as error:
         spikes = rasters(student, directory, sentences) if sentences else missing(error)
         return {**found, "energy": missing(error), "answers": missing(error), "spikes": spikes}
-    return found | examine(context, directory, student, teacher, sentences)
+    found |= examine(context, directory, student, teacher, sentences)
+    if energy:
+        found["energy"]["measured_ms"] = measured_ms(context, student, teacher)
+    return found
 
 
 def missing(error: InputError) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from spikeprune.report.energy_table import LEGEND, rows, sentences
+from spikeprune.report.energy_table import LEGEND, rows, sentences, timing_rows, timing_words
 from spikeprune.report.numbers import digits, energy_unit
 from spikeprune.report.page.chart import stacked
 from spikeprune.report.page.markup import Markup, figure, figures, joined, keys, note, section, table, tag
@@ -38,7 +38,8 @@ def energy(run: Run) -> Markup:
     if "missing" in found:
         return section("Energy", beside, note(found["missing"]), lead=LEAD)
     shown = figures(*(_by_layer(name, model) for name, model in found["models"].items()))
-    return section("Energy", beside, shown, _counted(found["models"]), lead=LEAD)
+    measured = _measured(found["measured_ms"]) if "measured_ms" in found else ""
+    return section("Energy", beside, measured, shown, _counted(found["models"]), lead=LEAD)
 
 
 def _beside(record: Run) -> Markup:
@@ -46,6 +47,12 @@ def _beside(record: Run) -> Markup:
     head, *body = rows(record["energy"])
     told = [tag("p", sentence) for sentence in sentences(record["energy"], record["cost"]["rate"])]
     return joined([*told, table(head, body), tag("p", " ".join(LEGEND), class_="lead")])
+
+
+def _measured(found: Run) -> Markup:
+    """Milliseconds of a sentence on the machine that wrote the page."""
+    head, *body = timing_rows(found)
+    return joined([table(head, body, words=2), *(tag("p", words, class_="lead") for words in timing_words(found))])
 
 
 def _by_layer(name: str, model: Run) -> Markup:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -9,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from micro import GLUE, ROOT, micro, write_cola, write_sst2
+from micro import GLUE, ROOT, micro, only, write_cola, write_sst2
+from together import leg, together
 
 from spikeprune import cli
 from spikeprune.config.load import load
@@ -102,6 +104,37 @@ def test_gpus_and_nodes(launch) -> None:
     )
     _, _, script = launch(*EMBEDDED, "task=rte", "run.accelerator=cpu")
     assert "--gres" not in script and "run.accelerator=cpu" in train_command(script)
+
+
+def task_of_srun(count: int, overrides: list[str], folder: Path) -> int:
+    """As srun starts one of `count` tasks on a node; `together` has numbered it."""
+    rank = os.environ.pop("LOCAL_RANK")
+    for name in ("NODE_RANK", "WORLD_SIZE"):
+        del os.environ[name]
+    os.environ |= {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_NODEID": "0", "SLURM_NODELIST": "127.0.0.1"}
+    os.environ |= {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "job", "SLURM_STEP_ID": "0"}
+    os.environ |= {name: str(count) for name in ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS_PER_NODE")}
+    return leg(overrides, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_four_gpus_are_four_processes_with_the_same_network(launch, tmp_path) -> None:
+    """The job's command in as many processes as the script asks srun for, on the CPU in place of its GPUs."""
+    stages = ["stages.internal_kd.epochs=1", "stages.spatial.epochs=1", "teacher.dropout=0.0"]
+    plain = [item for item in micro(tmp_path / "run", write_sst2(tmp_path / "glue")) if "accelerator" not in item]
+    code, _, _ = launch(*plain, *stages, *only("teacher", "internal_kd", "spatial"), "--gpus=4")
+    script = (tmp_path / "run" / "job.sh").read_text()
+    assert code == 0 and {"--gres=gpu:4", "--ntasks-per-node=4", "--nodes=1"} <= set(directives(script))
+    words = train_command(script)
+    assert {"run.devices=4", "run.accelerator=gpu"} <= set(words)
+    overrides = ["run.accelerator=cpu" if word == "run.accelerator=gpu" else word for word in words]
+    overrides = overrides[overrides.index("train") + 2 :]
+    count = int(re.search(r"--ntasks-per-node=(\d+)", script)[1])
+    codes = together(count, tmp_path / "log", task_of_srun, count, overrides, tmp_path)
+    assert codes == [0] * 4, (tmp_path / "log").read_text()
+    found = [(tmp_path / f"rank{rank}.jsonl").read_text() for rank in range(4)]
+    assert '"spatial"' in found[0] and found.count(found[0]) == 4
 
 
 def test_a_path_with_spaces_quotes_and_signs(launch, tmp_path) -> None:
@@ -210,3 +243,12 @@ def test_make(target, tmp_path) -> None:
     )
     assert [train_command(script, i)[-2:] for i in (0, 3)] == [["task=sst2", "seed=0"], ["task=cola", "seed=1"]]
     assert not [line for line in lines if "gres" in line]
+
+
+def test_make_asks_for_gpus(tmp_path) -> None:
+    folder, run = str(Path(sys.executable).parent), tmp_path / "run"
+    make = ["make", "-s", "-C", str(ROOT), "-o", ".venv/.installed", f"BIN={folder}", "slurm", "TASK=sst2", "DRY=1"]
+    done = subprocess.run([*make, "GPUS=4", "DATA=embedded", f"ARGS=run.dir={run}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    script = (run / "job.sh").read_text()
+    assert {"--gres=gpu:4", "--ntasks-per-node=4"} <= set(directives(script)) and "run.devices=4" in script

@@ -25,7 +25,7 @@ def measured(groups: Sequence[Group]) -> list[Group]:
     return [group for group in groups if all("energy" in final(summary) for summary in group)]
 
 
-def ratio_table(groups: Sequence[Group], named: Callable[[dict], list[str]], markdown: Callable[..., str]) -> str:
+def ratio_table(groups: Sequence[Group], named: Callable[[dict], list[str]]) -> str:
     """A row for each setting, a column for each model: its energy against each opponent's, means over seeds."""
     groups = measured(groups)
     if not groups:
@@ -41,7 +41,7 @@ def ratios(group: Group, model: str) -> list[str]:
     return ["-" if rows[0][name] is None else digits(mean(row[name] for row in rows)) for name in OPPONENTS]
 
 
-def detail_table(groups: Sequence[Group], named: Callable[[dict], list[str]], markdown: Callable[..., str]) -> str:
+def detail_table(groups: Sequence[Group], named: Callable[[dict], list[str]]) -> str:
     """A row for each setting and model: energies of a sentence in nJ, and the firing rate below which spikes pay."""
     groups = measured(groups)
     if not groups:
@@ -72,10 +72,9 @@ def pays(rows: Sequence[dict]) -> str:
 # ------------------------------------------------------------------------------------------------------- firing rates
 
 
-def rate_tables(found: dict[str, Any], markdown: Callable[..., str] | None = None) -> str:
+def rate_tables(found: dict[str, Any]) -> str:
     """Score, firing rate and the ratio to the equal-bit opponent under each model, for each limit of the additions;
     then the budgets under two models, with what they keep."""
-    markdown = markdown or plain_markdown
     rows, models = found["limits"], list(found["limits"][0]["energy"])
     lines = [
         [row["name"], f"{100 * row['main']:.1f}", f"{100 * row['rate']:.1f} %", *(equal_bits(row, m) for m in models)]
@@ -88,7 +87,7 @@ def rate_tables(found: dict[str, Any], markdown: Callable[..., str] | None = Non
     text += f"Dense teacher: {100 * rows[0]['teacher']:.1f}. Of {found['data']}; seed {found['seed']}, "
     text += f"{found['hardware']}, commit `{found['commit']}`."
     if found["budgets"]:
-        text += f"\n\n{budget_table(found['budgets'], markdown)}"
+        text += f"\n\n{budget_table(found['budgets'])}"
     return text
 
 
@@ -97,7 +96,7 @@ def equal_bits(row: dict[str, Any], model: str) -> str:
     return "-" if ratio is None else digits(ratio)
 
 
-def budget_table(rows: Sequence[dict[str, Any]], markdown: Callable[..., str]) -> str:
+def budget_table(rows: Sequence[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
         kept = [" ".join(map(str, row[key])) for key in ("heads", "ffn", "t_steps")]
@@ -108,7 +107,7 @@ def budget_table(rows: Sequence[dict[str, Any]], markdown: Callable[..., str]) -
     return markdown(head, lines)
 
 
-def plain_markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *lines))
 
 

@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from statistics import mean, stdev
 
-from energy_results import RATES, detail_table, rate_tables, ratio_table
+from energy_results import RATES, detail_table, markdown, rate_tables, ratio_table
 from scaling_results import kept_tables
 
 from spikeprune.config.tasks import SELECT
@@ -227,10 +227,6 @@ def source(summary: dict) -> str:
 # ------------------------------------------------------------------------------------------------------------ tables
 
 
-def markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *lines))
-
-
 def settings(found: list[dict]) -> list[list[dict]]:
     """Runs that differ in nothing but the seed, on the same hardware."""
     return [list(group) for _, group in groupby(found, lambda s: (s["task"], source(s), s["hardware"]))]
@@ -369,11 +365,11 @@ def pages() -> dict[Path, str]:
     """The complete text of each page that has tables of results."""
     found = summaries()
     figure = f"![Quality against energy](figures/{FIGURE.name})\n\n" if found else ""
-    ratios = ratio_table(settings(found), setting_name, markdown)
+    ratios = ratio_table(settings(found), setting_name)
     page = between_marks(PAGE.read_text(encoding="utf-8"), "settings", f"{ratios}\n\n{figure}{setting_table(found)}")
     tables = {"runs": run_table(found), "ablation": ablation_tables(), "published": published_table()}
     tables["rates"] = firing_rates()
-    tables["energy"] = detail_table(settings(found), setting_name, markdown)
+    tables["energy"] = detail_table(settings(found), setting_name)
     for name, table in tables.items():
         page = between_marks(page, name, table)
     readme = between_marks(README.read_text(encoding="utf-8"), "results", f"{ratios}\n\n{setting_table(found)}")
@@ -388,7 +384,7 @@ def pages() -> dict[Path, str]:
 def firing_rates() -> str:
     """What `rate_sweep.py` has kept, with its figure."""
     kept = [jsonfile.loads(path.read_text(encoding="utf-8")) for path in sorted(RATES.glob("*.json"))]
-    text = "\n\n".join(rate_tables(found, markdown) for found in kept)
+    text = "\n\n".join(rate_tables(found) for found in kept)
     return f"![Firing rate, score and energy](figures/firing-rates.svg)\n\n{text}" if kept else NOTHING
 
 

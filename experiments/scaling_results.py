@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from energy_results import markdown
+
 from spikeprune.errors import InputError
 from spikeprune.files import jsonfile
 
@@ -36,10 +38,6 @@ Row = dict[str, Any]
 def tables(found: Sequence[dict[str, Any]]) -> str:
     """A table for each measurement, with hardware and commit."""
     return "\n\n".join(of_runs(one) if "runs" in one else of_speed(one) for one in found) or NONE_YET
-
-
-def markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(line) + " |" for line in (columns, ["---"] * len(columns), *lines))
 
 
 def of_runs(found: dict[str, Any]) -> str:

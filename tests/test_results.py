@@ -101,11 +101,11 @@ def with_energy(equal_bits: float | None, seed: int = 0) -> dict:
 
 def test_energy_is_shown_against_every_opponent(results) -> None:
     groups = [[with_energy(4.0), with_energy(2.0, seed=1)], [with_energy(None)], [summary()]]
-    (row, other), name = results.ratio_table(groups, results.setting_name, results.markdown).splitlines()[2:4], "minilm"
+    (row, other), name = results.ratio_table(groups, results.setting_name).splitlines()[2:4], "minilm"
     assert row == f"| sst2 | {name}, GLUE dev | 50.0 / 10.0 / 0.38 |" and other.endswith("| 50.0 / 10.0 / - |")
-    row, other = results.detail_table(groups, results.setting_name, results.markdown).splitlines()[2:]
+    row, other = results.detail_table(groups, results.setting_name).splitlines()[2:]
     assert row.endswith("| 0 nJ | 0 nJ | 50.0 / 10.0 / 0.38 | 25.0 % | 15.0 % |") and other.endswith("| - |")
-    assert results.ratio_table([[summary()]], results.setting_name, results.markdown).startswith("No run has been kept")
+    assert results.ratio_table([[summary()]], results.setting_name).startswith("No run has been kept")
 
 
 def test_firing_rates_have_a_table_and_a_figure(results, tmp_path) -> None:

@@ -139,136 +139,168 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"spikeprune {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for add in (_train, _config, _evaluate, _compact, _export, _predict, _report, _sync, _sweep, _launch, _fetch):
+        add(commands)
+    return top
 
-    train = _command(commands, "train", "run the stages of an experiment, or resume them", TRAIN_EXAMPLES)
-    _experiment(train)
 
-    config = _command(
+def _train(commands: argparse._SubParsersAction) -> None:
+    command = _command(commands, "train", "run the stages of an experiment, or resume them", TRAIN_EXAMPLES)
+    _experiment(command)
+
+
+def _config(commands: argparse._SubParsersAction) -> None:
+    command = _command(
         commands, "config", "print the resolved configuration, and where each value is set", CONFIG_EXAMPLES
     )
-    config.add_argument(
+    command.add_argument(
         "experiment", metavar="EXPERIMENT", nargs="?", help="an experiment file, by default the package's glue.yaml"
     )
-    config.add_argument("overrides", metavar="key=value", nargs="*", help="values that replace the file's")
-    config.add_argument("--help-keys", action="store_true", help="print every key with its values, default and meaning")
+    command.add_argument("overrides", metavar="key=value", nargs="*", help="values that replace the file's")
+    command.add_argument(
+        "--help-keys", action="store_true", help="print every key with its values, default and meaning"
+    )
 
-    evaluate = _command(commands, "evaluate", "measure quality and cost from saved checkpoints", EVALUATE_EXAMPLES)
-    evaluate.add_argument("run", type=expanduser, metavar="RUN", help="a run's directory, such as runs/mrpc-tiny-s0")
-    evaluate.add_argument("overrides", metavar="key=value", nargs="*", help=CHANGED)
-    which = evaluate.add_mutually_exclusive_group()
-    which.add_argument("--stage", metavar="NAME", help="a finished stage; by default the last one")
-    which.add_argument("--compact", action="store_true", help="the model that `spikeprune compact` wrote")
-    evaluate.add_argument(
+
+def _evaluate(commands: argparse._SubParsersAction) -> None:
+    command = _command(commands, "evaluate", "measure quality and cost from saved checkpoints", EVALUATE_EXAMPLES)
+    _run(command)
+    command.add_argument("overrides", metavar="key=value", nargs="*", help=CHANGED)
+    _which(command)
+    command.add_argument(
         "--data",
         type=expanduser,
         metavar="DIR",
         help="a GLUE directory, or a file with the columns of own data, to measure on instead of the run's",
     )
-    evaluate.add_argument("--energy", action="store_true", help=TIMED)
-    evaluate.add_argument("--stepwise", action="store_true", help="simulate step by step, not in closed form")
-    evaluate.add_argument(
+    command.add_argument("--energy", action="store_true", help=TIMED)
+    command.add_argument("--stepwise", action="store_true", help="simulate step by step, not in closed form")
+    command.add_argument(
         "--early-exit", action="store_true", help="also measure inference that stops once it is confident"
     )
-    evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    command.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
-    compact = _command(commands, "compact", "write a student without its pruned heads and neurons", COMPACT_EXAMPLES)
-    compact.add_argument("run", type=expanduser, metavar="RUN", help="a run's directory, such as runs/mrpc-tiny-s0")
-    compact.add_argument("overrides", metavar="key=value", nargs="*", help=CHANGED)
-    compact.add_argument("--stage", metavar="NAME", help="a finished stage; by default the last one")
-    compact.add_argument(
+
+def _compact(commands: argparse._SubParsersAction) -> None:
+    command = _command(commands, "compact", "write a student without its pruned heads and neurons", COMPACT_EXAMPLES)
+    _run(command)
+    command.add_argument("overrides", metavar="key=value", nargs="*", help=CHANGED)
+    command.add_argument("--stage", metavar="NAME", help="a finished stage; by default the last one")
+    command.add_argument(
         "--data", type=expanduser, metavar="DIR", help="a GLUE directory, or a file of own data, to compare logits on"
     )
 
-    export = _command(commands, "export", "write a student as files that other programs load", EXPORT_EXAMPLES)
-    export.add_argument("run", type=expanduser, metavar="RUN", help="a run's directory, such as runs/mrpc-tiny-s0")
-    export.add_argument(
+
+def _export(commands: argparse._SubParsersAction) -> None:
+    command = _command(commands, "export", "write a student as files that other programs load", EXPORT_EXAMPLES)
+    _run(command)
+    command.add_argument(
         "--to", choices=EXPORTS, required=True, metavar="FORMAT", help=f"of the files: {', '.join(EXPORTS)}"
     )
-    export.add_argument("directory", type=expanduser, metavar="DIR", help="a directory that does not exist yet")
-    which = export.add_mutually_exclusive_group()
-    which.add_argument("--stage", metavar="NAME", help="a finished stage; by default the last one")
-    which.add_argument("--compact", action="store_true", help="the model that `spikeprune compact` wrote")
-    export.add_argument("--data", type=expanduser, metavar="DIR", help="a GLUE directory to check the files on")
+    command.add_argument("directory", type=expanduser, metavar="DIR", help="a directory that does not exist yet")
+    _which(command)
+    command.add_argument("--data", type=expanduser, metavar="DIR", help="a GLUE directory to check the files on")
 
-    predict = _command(commands, "predict", "predict texts with a run's network", PREDICT_EXAMPLES)
-    predict.add_argument("run", type=expanduser, metavar="RUN", help="a run's directory, such as runs/sst2-tiny-s0")
-    predict.add_argument("texts", metavar="text", nargs="*", help="what to predict; with --glue-test: further runs")
-    which = predict.add_mutually_exclusive_group()
-    which.add_argument("--stage", metavar="NAME", help="a finished stage; by default the student's last one")
-    which.add_argument("--compact", action="store_true", help="the model that `spikeprune compact` wrote")
-    predict.add_argument("--file", type=expanduser, metavar="IN", help="a file of texts")
-    predict.add_argument(
+
+def _predict(commands: argparse._SubParsersAction) -> None:
+    command = _command(commands, "predict", "predict texts with a run's network", PREDICT_EXAMPLES)
+    _run(command)
+    command.add_argument("texts", metavar="text", nargs="*", help="what to predict; with --glue-test: further runs")
+    _which(command)
+    command.add_argument("--file", type=expanduser, metavar="IN", help="a file of texts")
+    command.add_argument(
         "--out", type=expanduser, metavar="OUT", help="a .csv or .jsonl file; with --glue-test a directory"
     )
-    predict.add_argument("--runtime", choices=RUNTIMES, default="torch", help="what computes: torch, or the C program")
-    predict.add_argument("--cost", action="store_true", help="with additions, energy and time steps of each text")
-    predict.add_argument("--glue-test", action="store_true", help="write GLUE's submission files, of its test splits")
-    predict.add_argument("--data", type=expanduser, metavar="DIR", help="with --glue-test: a GLUE directory with them")
-    predict.add_argument("--zip", type=expanduser, metavar="FILE", help="with --glue-test: into one archive")
+    command.add_argument("--runtime", choices=RUNTIMES, default="torch", help="what computes: torch, or the C program")
+    command.add_argument("--cost", action="store_true", help="with additions, energy and time steps of each text")
+    command.add_argument("--glue-test", action="store_true", help="write GLUE's submission files, of its test splits")
+    command.add_argument("--data", type=expanduser, metavar="DIR", help="with --glue-test: a GLUE directory with them")
+    command.add_argument("--zip", type=expanduser, metavar="FILE", help="with --glue-test: into one archive")
 
-    report = _command(commands, "report", "write a page about one run or several", REPORT_EXAMPLES)
-    report.add_argument(
-        "runs", type=expanduser, metavar="RUN", nargs="+", help="a run's directory, such as runs/mrpc-tiny-s0"
-    )
-    report.add_argument(
+
+def _report(commands: argparse._SubParsersAction) -> None:
+    command = _command(commands, "report", "write a page about one run or several", REPORT_EXAMPLES)
+    _runs(command)
+    command.add_argument(
         "-o",
         "--out",
         type=expanduser,
         metavar="FILE",
         help="the page; by default report.html, of one run in its directory",
     )
-    report.add_argument(
+    command.add_argument(
         "--text",
         metavar="TEXT",
         action="append",
         default=[],
         help="a sentence whose spikes are shown, a pair with a tab between; by default some of the dev split",
     )
+    command.add_argument("--energy", action="store_true", help=TIMED)
 
-    report.add_argument("--energy", action="store_true", help=TIMED)
 
-    sync = _command(commands, "sync", "send runs to W&B that were offline", SYNC_EXAMPLES)
-    sync.add_argument(
-        "runs", type=expanduser, metavar="RUN", nargs="+", help="a run's directory, such as runs/mrpc-tiny-s0"
-    )
+def _sync(commands: argparse._SubParsersAction) -> None:
+    command = _command(commands, "sync", "send runs to W&B that were offline", SYNC_EXAMPLES)
+    _runs(command)
 
-    sweep = _command(commands, "sweep", "run many trials of an experiment", SWEEP_EXAMPLES)
-    sweep.add_argument("file", metavar="FILE", help="a sweep file, such as experiments/sweeps/budget.yaml")
-    sweep.add_argument("overrides", metavar="key=value", nargs="*", help="keys that are fixed for all trials")
-    sweep.add_argument(
+
+def _sweep(commands: argparse._SubParsersAction) -> None:
+    command = _command(commands, "sweep", "run many trials of an experiment", SWEEP_EXAMPLES)
+    command.add_argument("file", metavar="FILE", help="a sweep file, such as experiments/sweeps/budget.yaml")
+    command.add_argument("overrides", metavar="key=value", nargs="*", help="keys that are fixed for all trials")
+    command.add_argument(
         "--trials", metavar="N", type=_count, help="trials in all; by default run_cap or the grid's size"
     )
-    where = sweep.add_mutually_exclusive_group()
+    where = command.add_mutually_exclusive_group()
     where.add_argument("--local", action="store_true", help="without a server, on this machine")
     where.add_argument("--slurm", metavar="OPTIONS", help="agents as an array job; options of sbatch, or ''")
-    sweep.add_argument(
+    command.add_argument(
         "--jobs", metavar="N", type=_count, help="local trials at a time; by default one per GPU or core"
     )
-    sweep.add_argument(
+    command.add_argument(
         "--dir", type=expanduser, metavar="DIR", help="of a local sweep; by default runs/sweeps/FILE-TASK-PRESET"
     )
-    sweep.add_argument(
+    command.add_argument(
         "--agents", metavar="N", type=_whole, help="W&B agents; by default one per GPU, 0 only makes the sweep"
     )
 
-    launch = _command(commands, "launch", "submit an experiment to SLURM, one run or an array", LAUNCH_EXAMPLES)
-    _experiment(launch)
-    launch.add_argument("--array", metavar="TASKS", help='tasks of an array, such as "mrpc rte"')
-    launch.add_argument("--seeds", metavar="SEEDS", help="seeds of an array, such as 0-4 or 0,2,5-7")
-    launch.add_argument("--gpus", metavar="N", type=_whole, help="GPUs of each node; 0 runs on the CPU (default: 1)")
-    launch.add_argument("--nodes", metavar="N", type=_whole, help="nodes of each run")
-    launch.add_argument("--cpus", metavar="N", type=_whole, help="CPU cores of each process")
-    launch.add_argument("--time", metavar="TIME", help="limit of each job, as sbatch reads it: 30:00, 4:00:00, 1-0")
-    launch.add_argument("--partition", metavar="NAME", help="partition of the cluster")
-    launch.add_argument("--sbatch", metavar="OPTION", action="append", default=[], help="a further option of sbatch")
-    launch.add_argument("--template", type=expanduser, metavar="FILE", help="script template, by default slurm/job.sh")
-    launch.add_argument("--dry-run", action="store_true", help="write the script and submit nothing")
 
-    fetch = _command(commands, "fetch", "get data and checkpoints into the cache, and verify them", FETCH_EXAMPLES)
-    _experiment(fetch)
-    fetch.add_argument("--array", metavar="TASKS", help='several tasks, such as "mrpc rte"')
-    fetch.add_argument("--check", action="store_true", help="use no network, only say what is missing")
-    return top
+def _launch(commands: argparse._SubParsersAction) -> None:
+    command = _command(commands, "launch", "submit an experiment to SLURM, one run or an array", LAUNCH_EXAMPLES)
+    _experiment(command)
+    command.add_argument("--array", metavar="TASKS", help='tasks of an array, such as "mrpc rte"')
+    command.add_argument("--seeds", metavar="SEEDS", help="seeds of an array, such as 0-4 or 0,2,5-7")
+    command.add_argument("--gpus", metavar="N", type=_whole, help="GPUs of each node; 0 runs on the CPU (default: 1)")
+    command.add_argument("--nodes", metavar="N", type=_whole, help="nodes of each run")
+    command.add_argument("--cpus", metavar="N", type=_whole, help="CPU cores of each process")
+    command.add_argument("--time", metavar="TIME", help="limit of each job, as sbatch reads it: 30:00, 4:00:00, 1-0")
+    command.add_argument("--partition", metavar="NAME", help="partition of the cluster")
+    command.add_argument("--sbatch", metavar="OPTION", action="append", default=[], help="a further option of sbatch")
+    command.add_argument("--template", type=expanduser, metavar="FILE", help="script template, by default slurm/job.sh")
+    command.add_argument("--dry-run", action="store_true", help="write the script and submit nothing")
+
+
+def _fetch(commands: argparse._SubParsersAction) -> None:
+    command = _command(commands, "fetch", "get data and checkpoints into the cache, and verify them", FETCH_EXAMPLES)
+    _experiment(command)
+    command.add_argument("--array", metavar="TASKS", help='several tasks, such as "mrpc rte"')
+    command.add_argument("--check", action="store_true", help="use no network, only say what is missing")
+
+
+def _run(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run", type=expanduser, metavar="RUN", help="a run's directory, such as runs/mrpc-tiny-s0")
+
+
+def _runs(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "runs", type=expanduser, metavar="RUN", nargs="+", help="a run's directory, such as runs/mrpc-tiny-s0"
+    )
+
+
+def _which(command: argparse.ArgumentParser) -> None:
+    """Of a run's networks."""
+    which = command.add_mutually_exclusive_group()
+    which.add_argument("--stage", metavar="NAME", help="a finished stage; by default the student's last one")
+    which.add_argument("--compact", action="store_true", help="the model that `spikeprune compact` wrote")
 
 
 def _experiment(command: argparse.ArgumentParser) -> None:

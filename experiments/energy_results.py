@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
+
+from result_tables import markdown, setting_name
 
 from spikeprune.report.energy_table import OPPONENTS
 from spikeprune.report.numbers import digits
@@ -25,13 +27,13 @@ def measured(groups: Sequence[Group]) -> list[Group]:
     return [group for group in groups if all("energy" in final(summary) for summary in group)]
 
 
-def ratio_table(groups: Sequence[Group], named: Callable[[dict], list[str]]) -> str:
+def ratio_table(groups: Sequence[Group]) -> str:
     """A row for each setting, a column for each model: its energy against each opponent's, means over seeds."""
     groups = measured(groups)
     if not groups:
         return NONE_YET
     models = list(final(groups[0][0])["energy"])
-    lines = [[*named(group[0]), *(" / ".join(ratios(group, model)) for model in models)] for group in groups]
+    lines = [[*setting_name(group[0]), *(" / ".join(ratios(group, model)) for model in models)] for group in groups]
     legend = f"In each cell how many times less a sentence takes than {', than '.join(OPPONENTS.values())}."
     return f"{markdown(['task', 'preset, data', *models], lines)}\n\n{legend}"
 
@@ -41,7 +43,7 @@ def ratios(group: Group, model: str) -> list[str]:
     return ["-" if rows[0][name] is None else digits(mean(row[name] for row in rows)) for name in OPPONENTS]
 
 
-def detail_table(groups: Sequence[Group], named: Callable[[dict], list[str]]) -> str:
+def detail_table(groups: Sequence[Group]) -> str:
     """A row for each setting and model: energies of a sentence in nJ, and the firing rate below which spikes pay."""
     groups = measured(groups)
     if not groups:
@@ -54,7 +56,7 @@ def detail_table(groups: Sequence[Group], named: Callable[[dict], list[str]]) ->
             rows = [final(summary)["energy"][model] for summary in group]
             energies = [energy([row[name] for row in rows]) for name in ("student", *OPPONENTS)]
             divided = " / ".join(ratios(group, model))
-            lines.append([*named(group[0]), model, *energies, divided, f"{100 * rate:.1f} %", pays(rows)])
+            lines.append([*setting_name(group[0]), model, *energies, divided, f"{100 * rate:.1f} %", pays(rows)])
     return markdown(columns, lines)
 
 
@@ -105,10 +107,6 @@ def budget_table(rows: Sequence[dict[str, Any]]) -> str:
         lines.append([row["name"], *cells, *kept])
     head = ["", "score", "firing rate", "of the teacher, convention", "of the teacher, memory", "heads", "neurons", "T"]
     return markdown(head, lines)
-
-
-def markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *lines))
 
 
 def rate_figure(found: dict[str, Any], path: Path = FIGURE) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 from ablation import GLUE, fitting, tagged
 from energy_results import RATES, rate_figure, rate_tables
-from results import without_place
+from kept_results import without_place
 
 from spikeprune.config import scalars
 from spikeprune.config.derived import active_stages

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from energy_results import markdown
+from result_tables import markdown
 
 from spikeprune.errors import InputError
 from spikeprune.files import jsonfile

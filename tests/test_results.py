@@ -8,6 +8,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "experiments"))
+
+import kept_results  # noqa: E402
+import results  # noqa: E402
+from energy_results import detail_table, rate_figure, rate_tables, ratio_table  # noqa: E402
+from result_tables import NOTHING, ablation_tables, metric_of, published_table, run_table, setting_table, source  # noqa: E402
 
 
 @pytest.mark.parametrize("script", ["experiments/results.py", "docs/figures/draw.py"])
@@ -48,14 +54,10 @@ def summary(**changes) -> dict:
     return json.loads(json.dumps(made | changes))
 
 
-@pytest.fixture
-def results(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(ROOT / "experiments")
-    import results
-
-    monkeypatch.setattr(results, "KEPT", tmp_path / "kept")
-    monkeypatch.setattr(results, "ABLATIONS", tmp_path / "kept" / "ablation")
-    return results
+@pytest.fixture(autouse=True)
+def nothing_kept(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(kept_results, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr(kept_results, "ABLATIONS", tmp_path / "kept" / "ablation")
 
 
 def write(run: Path, found: dict) -> Path:
@@ -64,28 +66,28 @@ def write(run: Path, found: dict) -> Path:
     return run
 
 
-def test_a_run_is_kept_and_has_a_row_beside_published_ones(results, tmp_path) -> None:
-    results.keep(write(tmp_path / "run", summary()))
-    assert [path.name for path in results.KEPT.iterdir()] == ["sst2-minilm-dir-s0.json"]
-    (row,) = results.run_table(results.summaries()).splitlines()[2:]
+def test_a_run_is_kept_and_has_a_row_beside_published_ones(tmp_path) -> None:
+    kept_results.keep(write(tmp_path / "run", summary()))
+    assert [path.name for path in kept_results.KEPT.iterdir()] == ["sst2-minilm-dir-s0.json"]
+    (row,) = run_table(kept_results.summaries()).splitlines()[2:]
     assert row.startswith(
         "| sst2 | minilm, GLUE dev | 0 | accuracy | 90.0 | 88.0 | 86.0 | - → - | 25.0 % | 12 / 44 / 14 |"
     )
     assert row.endswith("| 4 4 4 | 50 % | 75 % | 100 % | 3.0 min | one GPU | `0123456789ab` |")
-    (row,) = results.setting_table(results.summaries()).splitlines()[2:]
+    (row,) = setting_table(kept_results.summaries()).splitlines()[2:]
     assert "SpikingBERT 88.19, " in row and "Sorbet 90.4" in row and row.endswith("| `0123456789ab` |")
 
 
-def test_a_row_says_how_sure_its_scores_are(results) -> None:
+def test_a_row_says_how_sure_its_scores_are() -> None:
     found = summary()
     found["teacher"]["intervals"] = {"accuracy": [0.88, 0.919]}
     found["stages"]["prediction_kd"]["mcnemar"] = {"first": 9, "second": 2, "p": 0.065}
     found["stages"]["finetune"] |= {"intervals": {"accuracy": [0.84, 0.88]}, "mcnemar": {"p": 1e-5}}
-    (row,) = results.run_table([found]).splitlines()[2:]
+    (row,) = run_table([found]).splitlines()[2:]
     assert "| 90.0 (88.0–91.9) | 88.0 | 86.0 (84.0–88.0) | 0.065 → <0.001 |" in row
     other = summary(seed=1)
     other["stages"]["finetune"]["mcnemar"] = {"p": 0.2}
-    (row,) = results.setting_table([found, other]).splitlines()[2:]
+    (row,) = setting_table([found, other]).splitlines()[2:]
     assert "| <0.001, 0.2 |" in row
 
 
@@ -99,18 +101,19 @@ def with_energy(equal_bits: float | None, seed: int = 0) -> dict:
     return found
 
 
-def test_energy_is_shown_against_every_opponent(results) -> None:
+def test_energy_is_shown_against_every_opponent() -> None:
     groups = [[with_energy(4.0), with_energy(2.0, seed=1)], [with_energy(None)], [summary()]]
-    (row, other), name = results.ratio_table(groups, results.setting_name).splitlines()[2:4], "minilm"
+    (row, other), name = (
+        ratio_table(groups).splitlines()[2:4],
+        "minilm",
+    )
     assert row == f"| sst2 | {name}, GLUE dev | 50.0 / 10.0 / 0.38 |" and other.endswith("| 50.0 / 10.0 / - |")
-    row, other = results.detail_table(groups, results.setting_name).splitlines()[2:]
+    row, other = detail_table(groups).splitlines()[2:]
     assert row.endswith("| 0 nJ | 0 nJ | 50.0 / 10.0 / 0.38 | 25.0 % | 15.0 % |") and other.endswith("| - |")
-    assert results.ratio_table([[summary()]], results.setting_name).startswith("No run has been kept")
+    assert ratio_table([[summary()]]).startswith("No run has been kept")
 
 
-def test_firing_rates_have_a_table_and_a_figure(results, tmp_path) -> None:
-    from energy_results import rate_figure, rate_tables
-
+def test_firing_rates_have_a_table_and_a_figure(tmp_path) -> None:
     def row(name: str, rate: float) -> dict:
         final = with_energy(80 * rate)["stages"]["finetune"]
         energy = {"memory": final["energy"]["memory"], "convention": final["energy"]["memory"]}
@@ -137,136 +140,132 @@ def test_firing_rates_have_a_table_and_a_figure(results, tmp_path) -> None:
     assert "firing rate" in (tmp_path / "rates.svg").read_text(encoding="utf-8")
 
 
-def test_generated_data_have_no_published_scores(results) -> None:
-    (row,) = results.setting_table(
-        [summary(data={"source": "embedded", "banner": "", "fingerprint": "0"})]
-    ).splitlines()[2:]
+def test_generated_data_have_no_published_scores() -> None:
+    (row,) = setting_table([summary(data={"source": "embedded", "banner": "", "fingerprint": "0"})]).splitlines()[2:]
     assert "generated data (not GLUE)" in row and "SpikingBERT" not in row
 
 
-def test_without_runs_the_tables_say_so(results) -> None:
-    assert results.run_table([]) == results.setting_table([]) == results.ablation_tables() == results.NOTHING
+def test_without_runs_the_tables_say_so() -> None:
+    assert run_table([]) == setting_table([]) == ablation_tables() == NOTHING
 
 
-def test_what_is_not_verified_is_marked(results) -> None:
-    spikingbert = next(line for line in results.published_table().splitlines() if line.startswith("| SpikingBERT"))
+def test_what_is_not_verified_is_marked() -> None:
+    spikingbert = next(line for line in published_table().splitlines() if line.startswith("| SpikingBERT"))
     assert "| 88.19 | 79.17* | 66.06 | 82.2* | - |" in spikingbert
-    sorbet = next(line for line in results.published_table().splitlines() if line.startswith("| Sorbet"))
+    sorbet = next(line for line in published_table().splitlines() if line.startswith("| Sorbet"))
     assert "| 27.16 × less than BERT | convention |" in sorbet
 
 
-def test_an_ablation_is_kept_and_shown_in_its_order(results, tmp_path) -> None:
+def test_an_ablation_is_kept_and_shown_in_its_order(tmp_path) -> None:
     for name, seed, factor in (("spatial", 1, 1 / 3), ("none", 0, 1), ("none", 1, 1), ("shared", 0, 1)):
         own = summary(seed=seed)
         own["stages"][own["final"]]["cost"]["energy_pj"] *= factor
         write(tmp_path / "runs" / f"s{seed}" / name, own)
-    results.keep_ablation(tmp_path / "runs")
-    shown = results.ablation_tables()
+    kept_results.keep_ablation(tmp_path / "runs")
+    shown = ablation_tables()
     rows = [line.split("|")[1].strip() for line in shown.splitlines() if line.startswith("| ")][2:]
     assert rows == ["dense teacher", "spiking student", "none", "spatial"]
     assert "cheapest first: spatial." in shown and "one GPU, commit `0123456789ab`" in shown
     tagged = "sst2-minilm-at-0.07"
     (tmp_path / "runs").rename(tmp_path / tagged)
-    results.keep_ablation(tmp_path / tagged)
-    assert sorted(p.stem for p in results.ABLATIONS.iterdir()) == ["sst2-minilm-dir", "sst2-minilm-dir-at-0.07"]
-    heads = [line for line in results.ablation_tables().splitlines() if line.startswith("sst2")]
+    kept_results.keep_ablation(tmp_path / tagged)
+    assert sorted(p.stem for p in kept_results.ABLATIONS.iterdir()) == ["sst2-minilm-dir", "sst2-minilm-dir-at-0.07"]
+    heads = [line for line in ablation_tables().splitlines() if line.startswith("sst2")]
     assert [head.endswith(" · at-0.07") for head in heads] == [False, True]
 
 
-def test_seeds_on_different_data_have_no_mean(results, capsys) -> None:
+def test_seeds_on_different_data_have_no_mean(capsys) -> None:
     plain, other = summary(), summary(seed=1)
     other["data"]["fingerprint"] = "another"
     with pytest.raises(SystemExit):
-        results.have_a_mean([plain, other], "sst2")
+        kept_results.have_a_mean([plain, other], "sst2")
     assert "were run on different data" in capsys.readouterr().err
     for changes in ({"source": "embedded"}, {"banner": "9 training examples drawn with seed 1"}):  # each seed its own
-        results.have_a_mean([run | {"data": run["data"] | changes} for run in (plain, other)], "sst2")
+        kept_results.have_a_mean([run | {"data": run["data"] | changes} for run in (plain, other)], "sst2")
 
 
-def test_a_folder_without_runs_is_refused(results, tmp_path, capsys) -> None:
+def test_a_folder_without_runs_is_refused(tmp_path, capsys) -> None:
     with pytest.raises(SystemExit) as ended:
-        results.keep_ablation(tmp_path)
+        kept_results.keep_ablation(tmp_path)
     assert ended.value.code == 2 and "no finished run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["--chekc"], 2), (["--check", "runs/a"], 2)])
-def test_the_command_line(results, arguments, code) -> None:
+def test_the_command_line(arguments, code) -> None:
     with pytest.raises(SystemExit) as ended:
         results.main(arguments)
     assert ended.value.code == code
 
 
 @pytest.mark.parametrize("commit", ["unknown", "0123456789ab-dirty"])
-def test_a_run_of_no_commit_is_refused(results, tmp_path, capsys, commit) -> None:
+def test_a_run_of_no_commit_is_refused(tmp_path, capsys, commit) -> None:
     run = write(tmp_path / "ablation" / "s0" / "none", summary(commit=commit))
-    for keep, folder in ((results.keep, run), (results.keep_ablation, tmp_path / "ablation")):
+    for keep, folder in ((kept_results.keep, run), (kept_results.keep_ablation, tmp_path / "ablation")):
         with pytest.raises(SystemExit) as ended:
             keep(folder)
         assert ended.value.code == 2 and f"made by commit {commit}" in capsys.readouterr().err
-    assert not results.KEPT.exists()
+    assert not kept_results.KEPT.exists()
 
 
-def test_seeds_on_one_hardware_have_a_mean_that_names_every_commit(results) -> None:
+def test_seeds_on_one_hardware_have_a_mean_that_names_every_commit() -> None:
     """Scores of 80 and 84: 82, deviation √8; a run on other hardware stands by itself."""
     runs = []
     for seed, score, commit, hardware in ((0, 0.8, "a", "x"), (1, 0.84, "b", "x"), (2, 0.5, "b", "y")):
         own = summary(seed=seed, commit=commit, hardware=hardware)
         own["stages"]["finetune"]["metrics"]["accuracy"] = score
         runs.append(own)
-    lines = results.setting_table(runs).splitlines()[2:]
+    lines = setting_table(runs).splitlines()[2:]
     assert len(lines) == 2 and "| 2 | accuracy |" in lines[0] and "| 82.0 ± 2.8 |" in lines[0]
     assert lines[0].endswith("| `a`, `b` |") and "| 1 | accuracy |" in lines[1]
 
 
-def test_seeds_of_different_settings_have_no_mean(results, tmp_path, capsys) -> None:
+def test_seeds_of_different_settings_have_no_mean(tmp_path, capsys) -> None:
     runs = [summary(seed=seed) for seed in (1, 2)] + [summary(seed=3, settings="b")]
-    assert "| 2 | accuracy |" in results.setting_table(runs[:2])
+    assert "| 2 | accuracy |" in setting_table(runs[:2])
     with pytest.raises(SystemExit) as ended:
-        results.setting_table(runs)
+        setting_table(runs)
     assert ended.value.code == 2 and "seeds 1, 2 and seeds 3 were run with different" in capsys.readouterr().err
     for run in runs:
         write(tmp_path / f"s{run['seed']}" / "none", run | {"settings": "a"})
         write(tmp_path / f"s{run['seed']}" / "all", run)
     with pytest.raises(SystemExit):
-        results.keep_ablation(tmp_path)
-    assert ", all: seeds 1, 2 and seeds 3 were" in capsys.readouterr().err and not results.ABLATIONS.exists()
+        kept_results.keep_ablation(tmp_path)
+    assert ", all: seeds 1, 2 and seeds 3 were" in capsys.readouterr().err and not kept_results.ABLATIONS.exists()
 
 
-def test_a_score_is_the_metric_that_glue_ranks_by(results) -> None:
+def test_a_score_is_the_metric_that_glue_ranks_by() -> None:
     """One of several metrics where GLUE takes it alone, accuracy where it takes the mean of two."""
     found = {"accuracy": 0.7, "matthews": 0.3, "f1": 0.8}
-    chosen = [
-        results.metric_of({"main_metric": main, "teacher": {"metrics": found}}) for main in ("matthews", "accuracy+f1")
-    ]
+    chosen = [metric_of({"main_metric": main, "teacher": {"metrics": found}}) for main in ("matthews", "accuracy+f1")]
     assert chosen == ["matthews", "accuracy"]
 
 
-def test_few_bit_weights_have_a_row_of_their_own(results) -> None:
+def test_few_bit_weights_have_a_row_of_their_own() -> None:
     """The encoder in a sixteenth of the bytes."""
     plain = summary()
     few = summary()
     whole = few["stages"]["prediction_kd"]["encoder_weights"]["bytes"]
     few["stages"]["finetune"]["encoder_weights"] |= {"kind": "ternary", "bytes": whole // 16}
-    lines = results.setting_table([plain, few]).splitlines()[2:]
+    lines = setting_table([plain, few]).splitlines()[2:]
     assert len(lines) == 2 and "ternary weights" in lines[1] and "ternary" not in lines[0]
 
 
-def test_each_budget_has_a_row_of_its_own(results, tmp_path) -> None:
+def test_each_budget_has_a_row_of_its_own(tmp_path) -> None:
     for share in (0.02, 0.01):
         found = summary()
         found["stages"]["finetune"]["budget"] = {"share": share}
-        results.keep(write(tmp_path / str(share), found))
-    sources = [results.source(found) for found in results.summaries()]
+        kept_results.keep(write(tmp_path / str(share), found))
+    sources = [source(found) for found in kept_results.summaries()]
     assert sources == [f"minilm, GLUE dev, budget {share}" for share in (0.01, 0.02)]
 
 
-def test_a_page_without_marks_is_an_error(results) -> None:
+def test_a_page_without_marks_is_an_error() -> None:
     assert results.between_marks("a <!-- x: begin -->old<!-- x: end --> b", "x", "new").split("\n")[1] == "new"
     with pytest.raises(ValueError, match="marks"):
         results.between_marks("a page", "x", "new")
 
 
-def test_the_readme_shows_the_table_of_the_first_run(results) -> None:
+def test_the_readme_shows_the_table_of_the_first_run() -> None:
     from test_table import make_summary
 
     shown = results.terminal(make_summary())

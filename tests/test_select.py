@@ -21,7 +21,7 @@ from spikeprune.files import jsonfile
 from spikeprune.report.tables import score_line
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
-import results  # noqa: E402
+import kept_results  # noqa: E402
 
 TRAIN, DEV = 80, 24
 
@@ -93,5 +93,5 @@ def test_a_run_is_scored_on_it_and_makes_no_row(glue, tmp_path, capsys) -> None:
     measured = evaluate(run)
     assert measured["same_data"] and measured["metrics"] == summary["stages"]["prediction_kd"]["metrics"]
     with pytest.raises(SystemExit):
-        results.keep(run)
+        kept_results.keep(run)
     assert "a row is of a run with data.select=0" in capsys.readouterr().err

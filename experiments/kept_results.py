@@ -1,0 +1,132 @@
+"""What finished runs and ablations have left in experiments/results/: kept, and read again; part of `results.py`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from spikeprune.config.tasks import SELECT
+from spikeprune.errors import InputError
+from spikeprune.files import jsonfile
+
+KEPT = Path(__file__).resolve().parent / "results"
+ABLATIONS = KEPT / "ablation"
+TABLE = "table"  # before the bits of a word table
+LATENCY = ("latency_steps", "latency_stages", "latency_overlapped")
+TABLE_READS = ("ac", "mac", "energy_pj", "rate", *LATENCY, "bytes")  # of a cost
+ROW_READS = ("metrics", "main", "energy", "fidelity", "budget")
+
+
+def summaries() -> list[dict]:
+    return [jsonfile.loads(path.read_text(encoding="utf-8")) for path in sorted(KEPT.glob("*.json"))]
+
+
+def ablations() -> dict[str, dict]:
+    """Of each kept ablation, by the name of its file, the runs' summaries by `<ablation> <seed>`."""
+    files = sorted(ABLATIONS.glob("*.json"), key=lambda path: path.stem)
+    return {path.stem: jsonfile.loads(path.read_text(encoding="utf-8")) for path in files}
+
+
+def keep(run: Path) -> None:
+    """Copy the summary of a finished run under its task, preset, data, kind of weights, budget and seed."""
+    summary = without_place(of_a_commit(run / "summary.json"))
+    named = [summary["task"], str(summary["preset"]), summary["data"]["source"], *few_bits(summary), *budget(summary)]
+    name = "-".join([*named, f"s{summary['seed']}"])
+    KEPT.mkdir(exist_ok=True)
+    (KEPT / f"{name}.json").write_text(jsonfile.dumps(summary, indent=1) + "\n", encoding="utf-8")
+
+
+def without_place(summary: dict) -> dict:
+    """A summary with the name alone of the directory that its data lay in."""
+    data = summary["data"]
+    if data["source"] != "dir":
+        return summary
+    origin, name = data["origin"], Path(data["origin"]).name
+    return {**summary, "data": {**data, "origin": name, "banner": data["banner"].replace(origin, name)}}
+
+
+def keep_ablation(folder: Path) -> None:
+    """Keep what the table of an ablation needs of the runs `s<seed>/<ablation>`, under task, preset, data and tag."""
+    found = {}
+    for path in sorted(folder.glob("s*/*/summary.json")):
+        if path.parent.name != "shared":
+            found[f"{path.parent.name} {path.parents[1].name[1:]}"] = table_part(without_place(of_a_commit(path)))
+    if not found:
+        refuse(f"{folder}: no finished run, summary.json or s<seed>/<ablation>/summary.json")
+    for name in {key.rsplit(" ", 1)[0] for key in found}:
+        have_a_mean([run for key, run in found.items() if key.rsplit(" ", 1)[0] == name], f"{folder}, {name}")
+    first = next(iter(found.values()))
+    ABLATIONS.mkdir(parents=True, exist_ok=True)
+    name = "-".join([first["task"], str(first["preset"]), first["data"]["source"]])
+    name += tag_of(folder.resolve().name, f"{first['task']}-{first['preset']}")
+    (ABLATIONS / f"{name}.json").write_text(jsonfile.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def of_a_commit(path: Path) -> dict:
+    """The summary of a run whose code can be looked up again."""
+    try:
+        summary = jsonfile.read(path, "make the run again", ("commit", "stages"))
+    except InputError as error:
+        refuse(str(error))
+    if SELECT in summary["data"].get("scored", ()):
+        refuse(f"{path}: was scored on held-out training examples (data.select); a row is of a run with data.select=0")
+    if summary["commit"] == "unknown" or summary["commit"].endswith("-dirty"):
+        refuse(f"{path}: made by commit {summary['commit']}; run it again from a clean checkout")
+    return summary
+
+
+def have_a_mean(found: list[dict], where: str) -> None:
+    """Refuse to average seeds whose runs had different settings or different data."""
+    seeds: dict[str, list[str]] = {}
+    for summary in found:
+        seeds.setdefault(summary["settings"], []).append(str(summary["seed"]))
+    if len(seeds) > 1:
+        apart = " and ".join(f"seeds {', '.join(own)}" for own in seeds.values())
+        refuse(f"{where}: {apart} were run with different settings and have no mean; run one of the two again")
+    data = [summary["data"] for summary in found if summary["data"]["source"] != "embedded"]
+    if len({own["fingerprint"] for own in data if "drawn with seed" not in own["banner"]}) > 1:
+        refuse(f"{where}: the seeds were run on different data and have no mean; run them on the same")
+
+
+def refuse(why: str) -> None:
+    print(f"error: {why}", file=sys.stderr)
+    sys.exit(2)
+
+
+def tag_of(name: str, rest: str) -> str:
+    """`-at-0.07` of `sst2-tiny-at-0.07` and `sst2-tiny`; empty for a name that does not begin with `rest`."""
+    return name.removeprefix(rest) if name.startswith(f"{rest}-") else ""
+
+
+def table_part(summary: dict) -> dict:
+    def part(row: dict) -> dict:
+        cost = {key: row["cost"][key] for key in TABLE_READS if key in row["cost"]}
+        return {key: row[key] for key in ROW_READS if key in row} | {"cost": cost}
+
+    named = {summary["final"], summary["uncompressed"]} - {None}
+    own = ("task", "preset", "seed", "data", "main_metric", "uncompressed", "final", "commit", "hardware", "versions")
+    return {
+        **{key: summary[key] for key in (*own, "settings")},
+        "teacher": part(summary["teacher"]),
+        "stages": {name: part(row) for name, row in summary["stages"].items() if name in named},
+    }
+
+
+def rows(summary: dict) -> tuple[dict, dict, dict]:
+    """Teacher, spiking student, compressed student."""
+    return summary["teacher"], *(summary["stages"][summary[key]] for key in ("uncompressed", "final"))
+
+
+def few_bits(summary: dict) -> list[str]:
+    """The kind of the compressed student's weights, and `table8` for a word table of 8 bits, where they are
+    quantized."""
+    stored = rows(summary)[2]["encoder_weights"]
+    table = stored["word_table_bits"] if "word_table_bits" in stored else 32  # older runs have none
+    found = [] if stored["kind"] == "float" else [stored["kind"]]
+    return found + ([f"{TABLE}{table}"] if table < 32 else [])
+
+
+def budget(summary: dict) -> list[str]:
+    """`budget0.02` of a run that one budget has compressed to this share of its reference."""
+    final = rows(summary)[2]
+    return [f"budget{final['budget']['share']:g}"] if "budget" in final else []

@@ -99,7 +99,8 @@ class Sentences(GlueData):
     def __init__(self, size: nets.Size, *, count: int, batch_size: int, pad_to: int):
         L.LightningDataModule.__init__(self)  # not that of texts and a tokenizer
         random = torch.Generator().manual_seed(0)
-        lengths = 2 + torch.randn(count, generator=random).mul(0.84).add(2.08).exp().round().clamp(1, LONGEST - 2).long()
+        words = torch.randn(count, generator=random).mul(0.84).add(2.08).exp().round()
+        lengths = 2 + words.clamp(1, LONGEST - 2).long()
         offsets = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
         ids = torch.randint(1, size.vocab, (int(offsets[-1]),), generator=random)
         labels = torch.randint(2, (count,), generator=random)

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from tests.golden import build
+from tests.golden import counts, networks, pruning, runs
 
 VALUES = Path(__file__).parent / "values.json"
 DIGITS = 7  # that are kept of a number
@@ -60,78 +60,78 @@ def students() -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 def logits() -> Entries:
     for coding, words, options in students():
-        student = build.network(**options)
-        for net in (student, build.compacted(student)):
-            yield f"equilibrium: {words}", build.logits(net, "equilibrium")
-            yield f"{coding}: {words}", build.logits(net, "spiking")
-    student = build.with_calibrated_dead_zones(build.network(dead_zone=True))
-    for net in (student, build.compacted(student)):
-        yield "accumulate: calibrated dead zones of each channel", build.logits(net, "spiking")
+        student = networks.network(**options)
+        for net in (student, networks.compacted(student)):
+            yield f"equilibrium: {words}", networks.logits(net, "equilibrium")
+            yield f"{coding}: {words}", networks.logits(net, "spiking")
+    student = networks.with_calibrated_dead_zones(networks.network(dead_zone=True))
+    for net in (student, networks.compacted(student)):
+        yield "accumulate: calibrated dead zones of each channel", networks.logits(net, "spiking")
 
 
 def quantized() -> Entries:
     for coding, quantizer, (words, options) in product(CODINGS, QUANTIZERS, THRESHOLDS.items()):
         for strength in (0.5, 1.0):
             options = {**options, "coding": coding, "quantizer": quantizer, "strength": strength}
-            student = build.network(**options)
-            for net in (student, build.compacted(student)):
+            student = networks.network(**options)
+            for net in (student, networks.compacted(student)):
                 name = f"{quantizer} weights at strength {strength}, {words}"
-                yield f"equilibrium: {name}", build.logits(net, "equilibrium")
-                yield f"{coding}: {name}", build.logits(net, "spiking")
+                yield f"equilibrium: {name}", networks.logits(net, "equilibrium")
+                yield f"{coding}: {name}", networks.logits(net, "spiking")
 
 
 def gradients() -> Entries:
-    """One for each role of `build.names_of_roles`, in its order."""
+    """One for each role of `networks.names_of_roles`, in its order."""
     for coding in CODINGS:
-        yield "trained in equilibrium", build.gradients(build.network(coding=coding), "equilibrium")
-        yield f"{coding}, trained spiking", build.gradients(build.network(coding=coding), "spiking")
+        yield "trained in equilibrium", networks.gradients(networks.network(coding=coding), "equilibrium")
+        yield f"{coding}, trained spiking", networks.gradients(networks.network(coding=coding), "spiking")
     feedback = {"coding": "per_step", "feedback": True, "query": "spiking", "pooling": "cls"}
-    yield "feedback, trained in equilibrium", build.gradients(build.network(**feedback), "equilibrium")
+    yield "feedback, trained in equilibrium", networks.gradients(networks.network(**feedback), "equilibrium")
     weights = {"quantizer": "ternary", "strength": 0.5, "fold": True}
-    yield "ternary weights, trained in equilibrium", build.gradients(build.network(**weights), "equilibrium")
+    yield "ternary weights, trained in equilibrium", networks.gradients(networks.network(**weights), "equilibrium")
 
 
 def operations() -> Entries:
     """AC, MAC and element-wise operations of three sentences: in the embedding, each layer and the head."""
-    yield "dense", build.by_kind(build.dense_operations())
+    yield "dense", counts.by_kind(counts.dense_operations())
     for coding, words, options in students():
-        student = build.network(**options)
-        for net in (student, build.compacted(student)):
-            yield f"{coding}: {words}", build.by_kind(build.operations(net))
+        student = networks.network(**options)
+        for net in (student, networks.compacted(student)):
+            yield f"{coding}: {words}", counts.by_kind(counts.operations(net))
         if coding == "accumulate":
-            yield f"{coding}: {words}", build.by_kind(build.operations(student, "equilibrium"))
+            yield f"{coding}: {words}", counts.by_kind(counts.operations(student, "equilibrium"))
     for coding in CODINGS:
-        yield f"{coding}: AC by step", build.additions_by_step(build.operations(build.network(coding=coding)))
+        yield f"{coding}: AC by step", counts.additions_by_step(counts.operations(networks.network(coding=coding)))
 
 
 def costs() -> Entries:
-    for energy in build.ENERGY_MODELS:
-        yield f"dense, {energy}", build.costs(None, energy)
+    for energy in counts.ENERGY_MODELS:
+        yield f"dense, {energy}", counts.costs(None, energy)
         for coding in CODINGS:
-            yield f"{coding}, {energy}", build.costs(build.network(coding=coding), energy)
+            yield f"{coding}, {energy}", counts.costs(networks.network(coding=coding), energy)
     for bits in (1, 2, 8):
-        yield f"accumulate, weights of {bits} bits", build.costs(build.network(), "fp32", bits)
+        yield f"accumulate, weights of {bits} bits", counts.costs(networks.network(), "fp32", bits)
     for quantizer in ("float", *QUANTIZERS):
         for words, options in THRESHOLDS.items():
-            sizes = build.size_of_compacted(build.network(quantizer=quantizer, **options))
+            sizes = networks.size_of_compacted(networks.network(quantizer=quantizer, **options))
             yield f"compacted, {quantizer} weights, {words}", sizes
 
 
 def decisions() -> Entries:
-    for criterion, scope in product(build.SPATIAL, ("global", "layer")):
-        yield f"spatial: {criterion}, {scope}", build.spatial_masks(criterion, scope)
-    for criterion in build.SPATIAL:
-        found = build.spatial_masks(criterion, "global", coding="per_step", neuron="LIF binary", query="spiking")
+    for criterion, scope in product(pruning.SPATIAL, ("global", "layer")):
+        yield f"spatial: {criterion}, {scope}", pruning.spatial_masks(criterion, scope)
+    for criterion in pruning.SPATIAL:
+        found = pruning.spatial_masks(criterion, "global", coding="per_step", neuron="LIF binary", query="spiking")
         yield f"spatial: {criterion}, global, per_step, LIF binary, spiking query", found
     for share, rearranged in product((0.4, 0.6), (False, True)):
         words = "search and rearrangement" if rearranged else "search"
-        yield f"spatial: {words} at {share}", build.searched_masks(share, rearranged)
-    for criterion, coding, total in product(build.TEMPORAL, CODINGS, (12, 8, 5)):
-        yield f"temporal: {criterion}, {coding}, {total} steps", build.temporal_steps(criterion, total, coding=coding)
+        yield f"spatial: {words} at {share}", pruning.searched_masks(share, rearranged)
+    for criterion, coding, total in product(pruning.TEMPORAL, CODINGS, (12, 8, 5)):
+        yield f"temporal: {criterion}, {coding}, {total} steps", pruning.temporal_steps(criterion, total, coding=coding)
     for target, share in (("energy", 0.7), ("energy", 0.4), ("ac", 0.4), ("latency", 0.5)):
-        yield f"joint: {target} at {share}", build.joint_plan(target, share)
+        yield f"joint: {target} at {share}", pruning.joint_plan(target, share)
     for coding, target in (("running_mean", "energy"), ("per_step", "latency")):
-        yield f"joint: {target} at 0.6, {coding}", build.joint_plan(target, 0.6, coding=coding)
+        yield f"joint: {target} at 0.6, {coding}", pruning.joint_plan(target, 0.6, coding=coding)
 
 
 ARITHMETIC, BY_SHARE = "arithmetic", "sst2"  # BY_SHARE: the run whose shares say how many units and steps stay
@@ -140,9 +140,9 @@ LOOSE = {"rtol": 0.25, "atol": 0.21}  # together; of costs, and of an accuracy o
 
 def micro_runs() -> Entries:
     yield ARITHMETIC, arithmetic()
-    for task in build.MICRO_RUNS:
+    for task in runs.MICRO_RUNS:
         with TemporaryDirectory() as folder:
-            for stage, facts in build.micro_run(task, Path(folder)).items():
+            for stage, facts in runs.micro_run(task, Path(folder)).items():
                 yield f"{task}: {stage}", facts
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from spikeprune.config.tasks import SELECT
@@ -28,12 +29,16 @@ def ablations() -> dict[str, dict]:
 
 
 def keep(run: Path) -> None:
-    """Copy the summary of a finished run under its task, preset, data, kind of weights, budget and seed."""
+    """Copy the summary of a finished run under its task, preset, data, kind of weights, aim and seed, and its size
+    where one of another size is there."""
     summary = without_place(of_a_commit(run / "summary.json"))
-    named = [summary["task"], str(summary["preset"]), summary["data"]["source"], *few_bits(summary), *budget(summary)]
-    name = "-".join([*named, f"s{summary['seed']}"])
+    named = [summary["task"], str(summary["preset"]), summary["data"]["source"], *few_bits(summary), *aim(summary)]
+    seed = f"s{summary['seed']}.json"
+    file = KEPT / "-".join([*named, seed])
+    if file.is_file() and size(jsonfile.loads(file.read_text(encoding="utf-8"))) != size(summary):
+        file = KEPT / "-".join([*named, size(summary), seed])
     KEPT.mkdir(exist_ok=True)
-    (KEPT / f"{name}.json").write_text(jsonfile.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    file.write_text(jsonfile.dumps(summary, indent=1) + "\n", encoding="utf-8")
 
 
 def without_place(summary: dict) -> dict:
@@ -126,7 +131,19 @@ def few_bits(summary: dict) -> list[str]:
     return found + ([f"{TABLE}{table}"] if table < 32 else [])
 
 
-def budget(summary: dict) -> list[str]:
-    """`budget0.02` of a run that one budget has compressed to this share of its reference."""
+def aim(summary: dict) -> list[str]:
+    """`budget0.02` of a run that one budget has compressed to this share of its reference; `uncompressed`."""
     final = rows(summary)[2]
-    return [f"budget{final['budget']['share']:g}"] if "budget" in final else []
+    whole = ["uncompressed"] if summary["final"] == summary["uncompressed"] else []
+    return [f"budget{final['budget']['share']:g}"] if "budget" in final else whole
+
+
+def size(summary: dict) -> str:
+    """`12x768-T4`: layers, channels and T of the uncompressed student."""
+    shape = summary["shape"]
+    return f"{shape['layers']}x{shape['hidden']}-T{steps_of(rows(summary)[1]['t_steps'], to='-')}"
+
+
+def steps_of(t_steps: Sequence[int], to: str = "–") -> str:
+    low, high = min(t_steps), max(t_steps)
+    return str(low) if low == high else f"{low}{to}{high}"

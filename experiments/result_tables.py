@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from statistics import mean, stdev
 
-from kept_results import LATENCY, TABLE, ablations, budget, few_bits, have_a_mean, rows, tag_of
+from kept_results import LATENCY, TABLE, ablations, aim, few_bits, have_a_mean, rows, size, steps_of, tag_of
 
 from spikeprune.files import jsonfile
 
@@ -15,30 +15,34 @@ PUBLISHED = Path(__file__).resolve().parent / "published.json"
 NOTHING = "No run of the present version has been kept yet."
 SCORES = ("dense teacher", "spiking student", "compressed")
 MEASURED = ("McNemar p", "firing rate", "latency", "encoder bytes, × less", "whole file, × less")
-SETTING = ("task", "preset, data", "seeds", "metric", *SCORES, *MEASURED)
+SETTING = ("task", "preset, data", "student", "seeds", "metric", *SCORES, *MEASURED)
 RUN = ("task", "preset, data", "seed", "metric", *SCORES, *MEASURED)
 RUN += ("T", "heads", "neurons", "synapses", "training", "hardware", "commit")
 TASKS = ("sst2", "mrpc", "rte", "stsb", "cola", "qnli", "qqp", "mnli")
 
 
-def metric_of(summary: dict) -> str:
-    """The metric that GLUE ranks by; accuracy where it ranks by the mean of accuracy and F1."""
-    main, *more = summary["main_metric"].split("+")
-    return "accuracy" if more and "accuracy" in summary["teacher"]["metrics"] else main
+def metrics_of(summary: dict) -> list[str]:
+    """The metrics that GLUE ranks by, of numbers both; accuracy where it ranks by the mean of accuracy and F1."""
+    names = summary["main_metric"].split("+")
+    return ["accuracy"] if len(names) > 1 and "accuracy" in names else names
 
 
-def scores(summary: dict) -> list[float]:
-    return [100 * row["metrics"][metric_of(summary)] for row in rows(summary)]
+def scores(summary: dict) -> list[list[float]]:
+    """Of teacher, spiking student and compressed student: each metric in percent."""
+    return [[100 * row["metrics"][name] for name in metrics_of(summary)] for row in rows(summary)]
 
 
 def sure_scores(summary: dict) -> list[str]:
     """The scores, with their bootstrap intervals where the run has kept its predictions."""
     found = []
-    for score, row in zip(scores(summary), rows(summary), strict=True):
-        low_high = row.get("intervals", {}).get(metric_of(summary))
-        interval = "" if low_high is None else " ({:.1f}–{:.1f})".format(*(100 * bound for bound in low_high))
-        found.append(f"{score:.1f}{interval}")
+    for values, row in zip(scores(summary), rows(summary), strict=True):
+        bounds = [row.get("intervals", {}).get(name) for name in metrics_of(summary)]
+        found.append(" / ".join(f"{value:.1f}{interval(pair)}" for value, pair in zip(values, bounds, strict=True)))
     return found
+
+
+def interval(bounds: Sequence[float] | None) -> str:
+    return "" if bounds is None else " ({:.1f}–{:.1f})".format(*(100 * bound for bound in bounds))
 
 
 def chance(row: dict) -> str:
@@ -78,8 +82,17 @@ def source(summary: dict) -> str:
     found = summary["data"]["source"]
     kind = "".join(f", {kind}{'' if kind.startswith(TABLE) else ' weights'}" for kind in few_bits(summary))
     data = "generated data (not GLUE)" if found == "embedded" else "GLUE dev"
-    aim = "".join(f", {name.replace('budget', 'budget ')}" for name in budget(summary))
-    return f"{summary['preset']}, {data}{kind}{aim}"
+    goal = "".join(f", {name.replace('budget', 'budget ')}" for name in aim(summary))
+    return f"{summary['preset']}, {data}{kind}{goal}"
+
+
+def form(summary: dict) -> str:
+    """What the student is made of: layers and channels, spikes and coding, T before and after, weights."""
+    shape, (_, before, after) = summary["shape"], rows(summary)
+    made = summary["student"] if "student" in summary else None  # older runs do not say
+    steps = dict.fromkeys(steps_of(row["t_steps"]) for row in (before, after))
+    parts = [f"{shape['layers']} × {shape['hidden']}", *([f"{made['spikes']} spikes", made["coding"]] if made else [])]
+    return ", ".join([*parts, f"T {' → '.join(steps)}", f"{after['encoder_weights']['kind']} weights"])
 
 
 # ------------------------------------------------------------------------------------------------------------ tables
@@ -95,7 +108,7 @@ def markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def settings(found: list[dict]) -> list[list[dict]]:
     """Runs that differ in nothing but the seed, on the same hardware."""
-    return [list(group) for _, group in groupby(found, lambda s: (s["task"], source(s), s["hardware"]))]
+    return [list(group) for _, group in groupby(found, lambda s: (s["task"], source(s), size(s), s["hardware"]))]
 
 
 def run_cells(summary: dict) -> list[str]:
@@ -107,7 +120,7 @@ def run_cells(summary: dict) -> list[str]:
         summary["task"],
         source(summary),
         str(summary["seed"]),
-        metric_of(summary),
+        " / ".join(metrics_of(summary)),
         *sure_scores(summary),
         " → ".join(map(chance, rows(summary)[1:])),
         f"{rate(summary):.1f} %",
@@ -129,9 +142,10 @@ def setting_cells(found: list[dict]) -> list[str]:
     return [
         first["task"],
         source(first),
+        " or ".join(dict.fromkeys(map(form, found))),
         str(len(found)),
-        metric_of(first),
-        *(spread(values) for values in zip(*map(scores, found), strict=True)),
+        " / ".join(metrics_of(first)),
+        *(" / ".join(map(spread, zip(*seeds, strict=True))) for seeds in zip(*map(scores, found), strict=True)),
         ", ".join(chance(rows(summary)[2]) for summary in found),
         f"{mean(map(rate, found)):.1f} %",
         ", ".join(dict.fromkeys(map(latency, found))),
@@ -164,14 +178,13 @@ def setting_name(summary: dict) -> list[str]:
 
 
 def peers(summary: dict) -> str:
-    """`Sorbet 90.4, …` on the same task; none for generated data, which has no published scores."""
+    """`Sorbet 90.4 (1-bit weights), …` on the same task, with what differs; none for generated data, which has no
+    published scores."""
     if summary["data"]["source"] == "embedded":
         return "-"
-    return ", ".join(f"{peer['name']} {score(peer, summary['task'])}" for peer in published() if _has(peer, summary))
-
-
-def _has(peer: dict, summary: dict) -> bool:
-    return summary["task"] in peer["scores"]
+    task = summary["task"]
+    found = [peer for peer in published() if task in peer["scores"]]
+    return ", ".join(f"{peer['name']} {score(peer, task)} ({peer['student']})" for peer in found) or "-"
 
 
 def score(peer: dict, task: str) -> str:

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from spikeprune.report.figures import _kind
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "experiments"))
 
 import kept_results  # noqa: E402
 import results  # noqa: E402
 from energy_results import detail_table, rate_figure, rate_tables, ratio_table  # noqa: E402
-from result_tables import NOTHING, ablation_tables, metric_of, published_table, run_table, setting_table, source  # noqa: E402
+from result_tables import NOTHING, ablation_tables, form, metrics_of, published_table, run_table, setting_table, source  # noqa: E402
 
 
 @pytest.mark.parametrize("script", ["experiments/results.py", "docs/figures/draw.py"])
@@ -75,7 +77,7 @@ def test_a_run_is_kept_and_has_a_row_beside_published_ones(tmp_path) -> None:
     )
     assert row.endswith("| 4 4 4 | 50 % | 75 % | 100 % | 3.0 min | one GPU | `0123456789ab` |")
     (row,) = setting_table(kept_results.summaries()).splitlines()[2:]
-    assert "SpikingBERT 88.19, " in row and "Sorbet 90.4" in row and row.endswith("| `0123456789ab` |")
+    assert "SpikingBERT 88.19 (4 layers, binary" in row and "Sorbet 90.4" in row and row.endswith("| `0123456789ab` |")
 
 
 def test_a_row_says_how_sure_its_scores_are() -> None:
@@ -234,10 +236,47 @@ def test_seeds_of_different_settings_have_no_mean(tmp_path, capsys) -> None:
 
 
 def test_a_score_is_the_metric_that_glue_ranks_by() -> None:
-    """One of several metrics where GLUE takes it alone, accuracy where it takes the mean of two."""
-    found = {"accuracy": 0.7, "matthews": 0.3, "f1": 0.8}
-    chosen = [metric_of({"main_metric": main, "teacher": {"metrics": found}}) for main in ("matthews", "accuracy+f1")]
-    assert chosen == ["matthews", "accuracy"]
+    """One of several metrics where GLUE takes it alone, accuracy where it takes the mean with F1."""
+    mains = ("matthews", "accuracy+f1", "pearson+spearman")
+    chosen = [metrics_of({"main_metric": main}) for main in mains]
+    assert chosen == [["matthews"], ["accuracy"], ["pearson", "spearman"]]
+
+
+def regression(seed: int, pearson: float) -> dict:
+    """STS-B: both correlations, no classes to test."""
+    found = summary(task="stsb", main_metric="pearson+spearman", preset="base", seed=seed)
+    found["student"] = {"spikes": "ternary", "coding": "accumulate"}
+    for row in (found["teacher"], *found["stages"].values()):
+        row["metrics"] = {"pearson": pearson, "spearman": 0.8}
+        row["intervals"] = {name: [0.7, 0.9] for name in row["metrics"]}
+    found["stages"]["finetune"]["t_steps"] = [4, 3, 2]
+    return found
+
+
+def test_a_regression_has_both_correlations() -> None:
+    runs = [regression(0, 0.9), regression(1, 0.8)]
+    row, _ = run_table(runs).splitlines()[2:]
+    assert row.startswith("| stsb | base, GLUE dev | 0 | pearson / spearman | 90.0 (70.0–90.0) / 80.0 (70.0–90.0) |")
+    assert " | - → - | " in row
+    (row,) = setting_table(runs).splitlines()[2:]
+    made = "2 × 64, ternary spikes, accumulate, T 4 → 2–4, float weights"
+    assert row.startswith(f"| stsb | base, GLUE dev | {made} | 2 | pearson / spearman | 85.0 ± 7.1 / 80.0 ± 0.0 |")
+    assert (
+        " | -, - | " in row and "SpikingBERT 82.2* (4 layers, binary spikes, per_step, T 16 to 125), Sorbet 78.1" in row
+    )
+
+
+def test_runs_of_another_aim_or_size_do_not_replace_each_other(tmp_path) -> None:
+    kept_results.keep(write(tmp_path / "a", summary(task="rte", preset="paper")))
+    kept_results.keep(write(tmp_path / "b", summary(task="rte", preset="paper", final="prediction_kd")))
+    whole, compressed = kept_results.summaries()[::-1]
+    assert source(whole) == "paper, GLUE dev, uncompressed"
+    assert form(whole) == "2 × 64, T 4, float weights" and kept_results.aim(compressed) == []
+    assert len(setting_table(kept_results.summaries()).splitlines()) == 4
+    shorter = summary(task="rte", preset="paper", shape={"layers": 1, "hidden": 64, "heads": 4, "ffn": 128})
+    kept_results.keep(write(tmp_path / "c", shorter))
+    assert (kept_results.KEPT / "rte-paper-dir-1x64-T4-s0.json").is_file()
+    assert len(setting_table(kept_results.summaries()).splitlines()) == 5
 
 
 def test_few_bit_weights_have_a_row_of_their_own() -> None:
@@ -247,7 +286,7 @@ def test_few_bit_weights_have_a_row_of_their_own() -> None:
     whole = few["stages"]["prediction_kd"]["encoder_weights"]["bytes"]
     few["stages"]["finetune"]["encoder_weights"] |= {"kind": "ternary", "bytes": whole // 16}
     lines = setting_table([plain, few]).splitlines()[2:]
-    assert len(lines) == 2 and "ternary weights" in lines[1] and "ternary" not in lines[0]
+    assert len(lines) == 2 and "ternary weights" in lines[1] and "ternary weights" not in lines[0]
 
 
 def test_each_budget_has_a_row_of_its_own(tmp_path) -> None:
@@ -257,6 +296,8 @@ def test_each_budget_has_a_row_of_its_own(tmp_path) -> None:
         kept_results.keep(write(tmp_path / str(share), found))
     sources = [source(found) for found in kept_results.summaries()]
     assert sources == [f"minilm, GLUE dev, budget {share}" for share in (0.01, 0.02)]
+    first, second = map(_kind, kept_results.summaries())
+    assert first == "sst2, preset minilm, budget 0.01" != second
 
 
 def test_a_page_without_marks_is_an_error() -> None:

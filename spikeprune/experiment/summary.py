@@ -23,6 +23,7 @@ from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.files import jsonfile
 
 TEACHER = ("metrics", "main", "cost", "energy", "steps", "seconds")  # of its record
+STUDENT = ("spikes", "leak", "theta", "coding", "query", "residual", "feedback")  # of its configuration
 # Keys left out of the hash of settings: a summary has them itself, or they differ from machine to machine.
 NAMED = ("seed", "data.source", "data.dir", "data.hub", "data.train_file", "data.dev_file")
 
@@ -64,6 +65,7 @@ def summarize_run(context: RunContext, directory: RunDirectory) -> dict[str, Any
             "heads": context.teacher_config.num_attention_heads,
             "ffn": context.teacher_config.intermediate_size,
         },
+        "student": {key: getattr(context.config.student, key) for key in STUDENT},
         "teacher": {key: teacher[key] for key in TEACHER} | significance(context.task, directory, "teacher"),
         "stages": rows,
         "uncompressed": uncompressed if compressing else (stages[-1] if stages else None),

@@ -47,8 +47,8 @@ def results_figure(summaries: Sequence[Mapping[str, Any]], path: str | Path) -> 
     """Main metric in points above the run's own dense teacher, over how many times less energy a sentence takes
     (logarithmic): the uncompressed student, then each later stage; the last one is a star.
 
-    A colour for each task, data, preset and kind of weights. Of several seeds it is their mean, with a small star for
-    each.
+    A colour for each task, data, preset, kind of weights and budget. Of several seeds it is their mean, with a small
+    star for each.
     """
     figure = new_figure(7.2, 4.4)
     axes = figure.add_subplot()
@@ -80,10 +80,12 @@ def results_figure(summaries: Sequence[Mapping[str, Any]], path: str | Path) -> 
 
 
 def _kind(summary: Mapping[str, Any]) -> str:
-    weights = summary["stages"][summary["final"]].get("encoder_weights", {}).get("kind", "float")
+    final = summary["stages"][summary["final"]]
+    weights = final.get("encoder_weights", {}).get("kind", "float")
     few_bits = "" if weights == "float" else f", {weights} weights"
+    budget = f", budget {final['budget']['share']:g}" if "budget" in final else ""
     generated = " (embedded)" if summary["data"]["source"] == "embedded" else ""
-    return f"{summary['task']}{generated}, preset {summary['preset']}{few_bits}"
+    return f"{summary['task']}{generated}, preset {summary['preset']}{few_bits}{budget}"
 
 
 def _track(summary: Mapping[str, Any]) -> list[tuple[float, float]]:

@@ -16,7 +16,7 @@ from micro import GLUE, micro, only
 
 from spikeprune import cli
 from spikeprune.errors import InputError, out_of_memory
-from spikeprune.experiment import stage
+from spikeprune.experiment import resume_checkpoint
 from spikeprune.experiment.run_directory import RunDirectory, write_weights
 from spikeprune.files import jsonfile
 from spikeprune.files.atomic import write_json
@@ -90,6 +90,20 @@ def removed(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
 
 
+def edited(name: str, place: str, value: object) -> Callable[[Path], None]:
+    """A part of a JSON file, by its dotted path, is another."""
+
+    def damage(folder: Path) -> None:
+        *path, last = place.split(".")
+        tree = holder = jsonfile.loads((folder / name).read_text())
+        for part in path:
+            holder = holder[part]
+        holder[last] = value
+        (folder / name).write_text(jsonfile.dumps(tree))
+
+    return damage
+
+
 def without_sums(folder: Path) -> None:
     """As if the record were of these files."""
     path = folder / "stages/spatial/record.json"
@@ -148,6 +162,30 @@ DAMAGE = {
     "tokenizer": (EVALUATE, cut("stages/teacher/tokenizer.json"), "tokenizer.json: is damaged", "copy it there"),
     "config": (EVALUATE, lambda f: (f / "config.yaml").write_text(""), "config.yaml: has no key 'task'", "restore it"),
     "compact": ([*EVALUATE, "--compact"], cut("compact/record.json"), "compact/record.json: is damaged", "compact"),
+    "a summary by hand": (
+        TRAIN,
+        edited("summary.json", "stages.spatial.cost", {}),
+        "summary.json: is not as",
+        "KeyError",
+    ),
+    "sums by hand": (
+        EVALUATE,
+        edited("stages/spatial/record.json", "files", "x"),
+        "spatial/record.json: is not as it was written (AttributeError",
+        "to make it again",
+    ),
+    "a parent by hand": (
+        [*EVALUATE, "--compact"],
+        edited("compact/record.json", "parent", {}),
+        "compact/record.json: is not as it was written (KeyError: 'stage')",
+        "compact",
+    ),
+    "costs by hand": (
+        ["report"],
+        edited("stages/spatial/record.json", "cost.energy_pj", {}),
+        "run: is not as it was written (TypeError",
+        "remove the stage",
+    ),
     "compacted": (
         [*EVALUATE, "--compact"],
         cut("compact/config.json"),
@@ -208,7 +246,7 @@ def checkpoint(tmp_path) -> tuple[Path, torch.nn.Module]:
 
 
 def test_a_checkpoint_tells_its_step(checkpoint) -> None:
-    assert stage.resume_step(*checkpoint) == 7
+    assert resume_checkpoint.resume_step(*checkpoint) == 7
 
 
 def test_a_checkpoint_that_has_changed_on_disk_is_damaged(checkpoint) -> None:
@@ -219,13 +257,13 @@ def test_a_checkpoint_that_has_changed_on_disk_is_damaged(checkpoint) -> None:
     for damaged in (data[:-30], data[:at] + bytes([data[at] ^ 255]) + data[at + 1 :], b"", b"half a file"):
         path.write_bytes(damaged)
         with pytest.raises(InputError, match="resume.ckpt: is damaged; remove it, and the stage begins again"):
-            stage.resume_step(path, module)
+            resume_checkpoint.resume_step(path, module)
 
 
 def test_only_a_damaged_checkpoint_is_called_damaged(checkpoint, monkeypatch) -> None:
     path, module = checkpoint
     with pytest.raises(InputError, match=r"is of another network \(weight is \[2, 3\] and not \[2, 4\]\)"):
-        stage.resume_step(path, torch.nn.Linear(4, 2))
+        resume_checkpoint.resume_step(path, torch.nn.Linear(4, 2))
 
     def load(error: Exception):
         def raising(*args, **kwargs):
@@ -236,17 +274,17 @@ def test_only_a_damaged_checkpoint_is_called_damaged(checkpoint, monkeypatch) ->
     with monkeypatch.context() as patch:
         patch.setattr(torch, "load", load(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried …")))
         with pytest.raises(InputError, match="not enough memory to load it"):
-            stage.resume_step(path, module)
+            resume_checkpoint.resume_step(path, module)
         patch.setattr(torch, "load", load(IndexError("list index out of range")))
         with pytest.raises(InputError, match="is no checkpoint of a stage"):
-            stage.resume_step(path, module)
+            resume_checkpoint.resume_step(path, module)
     for other in ({"weights": 1}, {"global_step": -1, "state_dict": {}}, {"global_step": 1, "state_dict": {"a": 1}}):
         torch.save(other, path)
         with pytest.raises(InputError, match="is no checkpoint of a stage"):
-            stage.resume_step(path, module)
+            resume_checkpoint.resume_step(path, module)
     torch.save({"global_step": 1, "state_dict": {"weight": torch.full((2, 3), math.nan), "bias": torch.ones(2)}}, path)
     with pytest.raises(InputError, match="resume.ckpt: weight is not finite; remove it"):
-        stage.resume_step(path, module)
+        resume_checkpoint.resume_step(path, module)
 
 
 def test_misfits_and_memory_in_words() -> None:

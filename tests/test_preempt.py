@@ -19,8 +19,8 @@ from test_resume import result, steps_of
 
 from spikeprune import cli
 from spikeprune.experiment.build import trainers
+from spikeprune.experiment.resume_checkpoint import read_checkpoint
 from spikeprune.experiment.run_directory import RunDirectory
-from spikeprune.experiment.stage import read_checkpoint
 from spikeprune.training import signals
 
 USR1, TERM = signal.SIGUSR1, signal.SIGTERM

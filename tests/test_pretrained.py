@@ -186,6 +186,12 @@ def test_texts_longer_than_the_positions_are_refused() -> None:
         ({"hidden_size": 15}, "does not describe the network in model.safetensors"),
         ({"t_steps": [1, 2]}, "t_steps must be 3 numbers"),
         ({"num_attention_heads": 5}, "hidden size 12 is no multiple of 5 heads"),
+        ({"leak": -1.0}, "leak must be above 0 and at most 1, got -1.0"),
+        ({"leak": None}, "leak = None is no float"),
+        ({"layer_norm_eps": -1.0}, "eps must be at least 0 and finite"),
+        ({"t_steps": 2**70}, "describes no spiking BERT"),
+        ({"id2label": {"7": "a", "1": "b", "2": "c"}}, "id2label must name the classes from 0 to 2"),
+        ({"dtype": True}, "dtype = True is no number type"),
     ],
 )
 def test_a_damaged_configuration_is_one_sentence(change, message, tmp_path) -> None:

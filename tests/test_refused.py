@@ -273,6 +273,8 @@ def test_a_number_that_is_not_finite_is_refused(empty, write, key, spelt) -> Non
         ("stages.teacher.lr=${oc.env:SPIKEPRUNE_TEST}", "stages.teacher.lr: is nan: must be a finite number"),
         ("stages.teacher.lr=1" + 400 * "0", "stages.teacher.lr = 1000"),
         ("seed=.inf", "seed = .inf: must be a whole number"),
+        ("ablation=${sed}", "ablation: Interpolation key 'sed' not found"),
+        ("stages.budget.value=${oc.env:HOME}", "stages.budget.value: While dereferencing interpolation"),
     ],
 )
 def test_nor_deep_in_a_value_or_by_reference(empty, override, words, monkeypatch) -> None:

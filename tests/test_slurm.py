@@ -28,8 +28,8 @@ from wandb_server import Board, wandb_server
 from spikeprune import cli
 from spikeprune.experiment import slurm_job
 from spikeprune.experiment.lock import Holder
+from spikeprune.experiment.resume_checkpoint import read_checkpoint
 from spikeprune.experiment.run_directory import RunDirectory
-from spikeprune.experiment.stage import read_checkpoint
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 

@@ -20,7 +20,7 @@ from spikeprune import cli
 from spikeprune.config.load import load
 from spikeprune.data.tokenizer import load_tokenizer
 from spikeprune.errors import InputError
-from spikeprune.experiment import measurement, run_log, stage, streams
+from spikeprune.experiment import measurement, resume_checkpoint, run_log, streams
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.files import secrets
 from spikeprune.models.teacher import Teacher
@@ -92,7 +92,7 @@ def test_a_malicious_resume_checkpoint_does_nothing(tmp_path) -> None:
     saved = {"global_step": 7, "state_dict": module.state_dict(), "optimizer_states": [Malicious(mark)]}
     torch.save(saved, tmp_path / "resume.ckpt")
     with pytest.raises(InputError, match="is no checkpoint of a stage"):
-        stage.resume_step(tmp_path / "resume.ckpt", module)
+        resume_checkpoint.resume_step(tmp_path / "resume.ckpt", module)
     assert not mark.exists()
     torch.load(tmp_path / "resume.ckpt", weights_only=False)  # or this test would show nothing
     assert mark.exists()

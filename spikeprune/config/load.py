@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from spikeprune.config import scalars, validation
-from spikeprune.config.derived import data_name
+from spikeprune.config.derived import own_name
 from spikeprune.config.keys import every_key, in_words, leaves, names, near_key, type_of
 from spikeprune.config.resources import folders
 from spikeprune.config.schema import Config
@@ -54,6 +54,7 @@ OLDER = ("compress", "distill", "time")  # sections of earlier versions
 COMMAND_LINE = "command line"
 BUDGET = "one budget"  # the source of what `_one_budget` sets
 BASE_DEPTH = 1
+LENGTHS = ("epochs", "steps")  # of a stage
 Layer = tuple[str, dict]  # where it comes from, and its tree of keys
 
 
@@ -88,13 +89,12 @@ def resolve(path: str | Path, overrides: Iterable[str] = ()) -> tuple[Config, di
 def _one_budget(merge: _Merge) -> None:
     """A budget without epochs of its own is the whole compression: it takes the epochs and steps of the stages spatial
     and temporal, which are left out, and firing is limited by the budget alone. What the command line sets stays."""
-    stages = merge.config.stages
-    if stages.budget.value is None or "stages.budget.epochs" in merge.sources:
+    if merge.value("stages.budget.value") is None or "stages.budget.epochs" in merge.sources:
         return
-    spatial, temporal = stages.spatial, stages.temporal
+    length = {n: [merge.value(f"stages.{stage}.{n}") or 0 for stage in ("spatial", "temporal")] for n in LENGTHS}
     ruled = {
-        "stages.budget.epochs": str(spatial.epochs + temporal.epochs),
-        "stages.budget.steps": str(spatial.steps + temporal.steps),
+        "stages.budget.epochs": str(sum(length["epochs"])),
+        "stages.budget.steps": str(sum(length["steps"])),
         "stages.budget.losses.additions_limit": None,
         "stages.finetune.losses.additions_limit": None,
         "stages.spatial.epochs": "0",
@@ -108,13 +108,14 @@ def _one_budget(merge: _Merge) -> None:
 def _run_dir(merge: _Merge, path: Path) -> str:
     """`run.dir`, whose default names the ablation, or the budget that takes its place, of own data these, and without a
     preset the experiment's file."""
-    config, folder = merge.config, OmegaConf.to_container(merge.config.run)["dir"]
+    folder, ablation = OmegaConf.to_container(merge.config.run)["dir"], merge.value("ablation")
     if "run.dir" not in merge.sources:
-        if config.ablation is None and merge.sources.get("stages.budget.epochs") == BUDGET:
-            folder = folder.replace("-s$", f"-budget{config.stages.budget.value:g}-s$")
-        folder = folder.replace("-s$", "-${ablation}-s$") if config.ablation is not None else folder
-        folder = folder.replace("${task}", data_name(config)) if config.task == CUSTOM else folder
-    return folder if config.preset is not None else folder.replace("${preset}", path.stem)
+        if ablation is None and merge.sources.get("stages.budget.epochs") == BUDGET:
+            folder = folder.replace("-s$", f"-budget{merge.value('stages.budget.value'):g}-s$")
+        folder = folder.replace("-s$", "-${ablation}-s$") if ablation is not None else folder
+        if merge.value("task") == CUSTOM:
+            folder = folder.replace("${task}", own_name(merge.value("data.train_file"), merge.value("data.hub") or ""))
+    return folder if merge.value("preset") is not None else folder.replace("${preset}", path.stem)
 
 
 def read_resolved(path: str | Path, overrides: Iterable[str] = ()) -> Config:
@@ -224,6 +225,13 @@ class _Merge:
             how = error if isinstance(error, scalars.Unreadable) else ""
             shown = "null" if value is None else scalars.plain(value) if isinstance(value, list) else value
             self.problem(f"{key} = {shown}: must be {in_words(kind)}{how}", source)
+
+    def value(self, key: str) -> Any:
+        """What it is so far; None, too, for an interpolation that leads nowhere, which `finish` reports."""
+        try:
+            return OmegaConf.select(self.config, key)
+        except OmegaConfBaseException:
+            return None
 
     def _put(self, key: str, value: Any) -> None:
         """OmegaConf's own `update` by a dotted key takes twice as long."""

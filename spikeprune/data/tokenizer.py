@@ -37,7 +37,7 @@ def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerFast:
     if not tokenizer.is_fast:
         raise InputError(f"the tokenizer of {checkpoint} has no fast version; save it with a tokenizer.json")
     for role in ("cls_token", "sep_token", "pad_token", "unk_token"):
-        if getattr(tokenizer, role) is None:
+        if getattr(tokenizer, role) not in tokenizer.get_vocab():  # whose id transformers looks up without end
             raise InputError(
                 f"the tokenizer of {checkpoint} has no {role}, so it is not a BERT's; choose a BERT checkpoint"
             )

@@ -15,12 +15,13 @@ from spikeprune.experiment import estimate, opening, processes
 from spikeprune.experiment.build import arithmetic
 from spikeprune.experiment.context import RunContext
 from spikeprune.experiment.report import write_own
-from spikeprune.experiment.run_directory import RunDirectory
+from spikeprune.experiment.run_directory import AGAIN, RunDirectory
 from spikeprune.experiment.run_log import recorded
 from spikeprune.experiment.stage import train_student, train_teacher
 from spikeprune.experiment.summary import summarize_run
 from spikeprune.experiment.terminal import print_once, quiet
 from spikeprune.experiment.tracking import NullTracker, Tracker
+from spikeprune.files import jsonfile
 from spikeprune.files.atomic import write_json
 from spikeprune.report.tables import summary_table
 from spikeprune.training import distributed, signals
@@ -52,7 +53,8 @@ def run_process(config: Config, tracker: Tracker) -> dict[str, Any]:
         if complete:
             print_once(f"{directory.path}: finished, nothing to run")
             summary = distributed.first(directory.read_summary)
-            print_once(f"\n{summary_table(summary)}")
+            with jsonfile.as_written(directory.summary, AGAIN):
+                print_once(f"\n{summary_table(summary)}")
             return summary
         with log_of(directory), tracker.opened(config, directory, context.active()):
             for line in (context.raw.banner, *describe(context.raw, context.data.encoded), str(backends)):

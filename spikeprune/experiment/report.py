@@ -10,6 +10,7 @@ from spikeprune.experiment.context import RunContext
 from spikeprune.experiment.page_data.gather import gather, of_run
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.experiment.terminal import quiet
+from spikeprune.files import jsonfile
 from spikeprune.files.atomic import write_atomic
 from spikeprune.report.page.document import page
 
@@ -33,7 +34,10 @@ def write_report(
         reason = "is a directory" if path.is_dir() else "its directory does not exist"
         raise InputError(f"{path}: {reason}; give -o the name of a file in a directory that exists")
     quiet()
-    write_atomic(path, page(gather(runs, texts, energy=energy)))
+    edited = "remove the stage whose record.json was edited, or summary.json"
+    with jsonfile.as_written(", ".join(map(str, runs)), edited):
+        made = page(gather(runs, texts, energy=energy))
+    write_atomic(path, made)
     return path
 
 

@@ -50,6 +50,9 @@ def write_weights(path: Path, state: dict[str, Tensor]) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+AGAIN = "remove it, and the same `train` writes it again"  # the summary
+
+
 def read_verified(path: Path, sha: str) -> bytes:
     """The bytes of a file. Raises InputError where it is missing or its sha256 is another."""
     data = path.read_bytes() if path.is_file() else b""
@@ -68,9 +71,10 @@ def sums(folder: Path) -> dict[str, str]:
 
 def verified_weights(folder: Path, record: dict[str, Any]) -> bytes:
     """The weights of a folder. Raises InputError where one of its files is not that of its `record`."""
-    for name, sha in record.get("files", {}).items():
-        read_verified(folder / Path(name).name, sha)
-    return read_verified(folder / WEIGHTS, record["weights"])
+    with jsonfile.as_written(folder / "record.json", f"remove {folder} to make it again"):
+        for name, sha in record.get("files", {}).items():
+            read_verified(folder / Path(name).name, sha)
+        return read_verified(folder / WEIGHTS, record["weights"])
 
 
 class RunDirectory:
@@ -127,12 +131,12 @@ class RunDirectory:
 
     def read_summary(self) -> dict[str, Any]:
         """Raises InputError for a damaged one."""
-        return jsonfile.read(self.summary, "remove it, and the same `train` writes it again", ("stages", "teacher"))
+        return jsonfile.read(self.summary, AGAIN, ("stages", "teacher"))
 
     def data_facts(self) -> dict[str, str]:
         """Source and fingerprint of the run's data. Raises InputError where the file is missing or damaged."""
         remedy = f"without it the data cannot be compared: remove {self.path} to begin again"
-        facts = jsonfile.read(self.path / "data.json", remedy, ("origin", "fingerprint"))
+        facts = jsonfile.read(self.path / "data.json", remedy, ("source", "origin", "fingerprint"))
         check_format(facts.get("format", 1), FORMAT, str(self.path), "make the run again with this version")
         return facts
 
@@ -208,7 +212,8 @@ class RunDirectory:
         if not path.is_file():
             raise InputError(f"{self.path}: holds no compacted model; {again}")
         record = jsonfile.read(path, f"{again} again", ("parent", "weights"))
-        stage, weights = record["parent"]["stage"], record["parent"]["weights"]
+        with jsonfile.as_written(path, f"{again} again"):
+            stage, weights = record["parent"]["stage"], record["parent"]["weights"]
         if not self.finished(stage) or self.record(stage)["weights"] != weights:
             raise InputError(f"{self.compact}: its stage {stage!r} has changed since; {again} again")
         return record

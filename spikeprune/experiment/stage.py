@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import struct
-import zipfile
-import zlib
-from pathlib import Path
-from pickletools import genops
 from typing import Any
 
 import torch
@@ -19,20 +14,17 @@ from spikeprune.experiment.build import arithmetic, modules, networks, trainers
 from spikeprune.experiment.checkpoints import load_student, load_teacher, save_student, save_teacher
 from spikeprune.experiment.context import RunContext
 from spikeprune.experiment.measurement import check_teacher, measure_student, measure_teacher, silent_layers
+from spikeprune.experiment.resume_checkpoint import AGAIN, resume_step
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.experiment.terminal import print_once
 from spikeprune.models.compaction import compacted, scatter_into
 from spikeprune.models.modeling import SpikingBert
-from spikeprune.models.tensors import misfit, not_finite
 from spikeprune.pruning.budget_report import cost_in_unit
 from spikeprune.report.tables import budget_line
 from spikeprune.training import distributed
 from spikeprune.training.callbacks.budget_target import BudgetTarget
 from spikeprune.training.callbacks.resume import ResumeState
 from spikeprune.training.modules.task import TaskModule
-
-CLASSES = ("GLOBAL", "INST")  # operations of a pickle that name one
-LONGEST_NAME = 500
 
 
 def train_teacher(context: RunContext, directory: RunDirectory) -> None:
@@ -101,6 +93,7 @@ def fit(context: RunContext, directory: RunDirectory, name: str, module: TaskMod
     checkpoint = directory.resume(name)
     resumed = distributed.first(checkpoint.is_file)
     step = distributed.first(lambda: resume_step(checkpoint, module)) if resumed else 0
+    state = next(c for c in trainer.callbacks if isinstance(c, ResumeState))
     distributed.first(lambda: directory.rewind_metrics(done, name, step))
     if resumed:
         print_once(f"resumed from step {step}")
@@ -113,10 +106,16 @@ def fit(context: RunContext, directory: RunDirectory, name: str, module: TaskMod
                 ckpt_path=checkpoint if resumed else None,
                 weights_only=True,
             )
+        if resumed:
+            state.restore(trainer)
     except SystemExit:  # Lightning's reaction to Ctrl-C
         raise KeyboardInterrupt if trainer.interrupted else SystemExit from None
+    except Exception as error:  # what Lightning stumbles over in a checkpoint that is whole and another's
+        if state.begun or not resumed or isinstance(error, InputError) or out_of_memory(error):
+            raise
+        said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise InputError(f"{checkpoint}: does not fit this stage ({said.splitlines()[0][:200]}); {AGAIN}") from error
     distributed.same(digest(module), f"the network that {name} left")
-    state = next(c for c in trainer.callbacks if isinstance(c, ResumeState))
     budget = next((c for c in trainer.callbacks if isinstance(c, BudgetTarget)), None)
     facts = {"steps": trainer.global_step, "seconds": round(state.seconds, 2)}
     return {**facts, "budget": budget} if budget else facts
@@ -130,58 +129,3 @@ def digest(module: TaskModule) -> str:
     for tensor in module.state_dict().values():
         found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return found.hexdigest()
-
-
-def resume_step(checkpoint: Path, module: TaskModule) -> int:
-    """Optimizer steps made when the checkpoint was written. Raises InputError for a damaged file, for one of another
-    network than the module's, and for weights that are not finite."""
-    again = "remove it, and the stage begins again"
-    saved = read_checkpoint(checkpoint, again)
-    own = module.state_dict()
-    own = {name: tensor for name, tensor in own.items() if name in saved["state_dict"] or not frozen(name, module)}
-    if wrong := misfit(own, saved["state_dict"]):
-        raise InputError(f"{checkpoint}: is of another network ({wrong}); {again}")
-    if wrong := not_finite(saved["state_dict"]):
-        raise InputError(f"{checkpoint}: {wrong[0]} is not finite; {again}")
-    return saved["global_step"]
-
-
-def frozen(name: str, module: TaskModule) -> bool:
-    """Whether a tensor is the frozen teacher's, which a student's checkpoint leaves out."""
-    return name.startswith("teacher.") and hasattr(module, "student")
-
-
-def read_checkpoint(path: Path, remedy: str) -> dict[str, Any]:
-    """A checkpoint of Lightning's. Raises InputError for a damaged file, another kind of file and low memory."""
-    if not whole(path):
-        raise InputError(f"{path}: is damaged; {remedy}")
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever it stumbles over
-        if out_of_memory(error):
-            raise InputError(f"{path}: there is not enough memory to load it; free some, and start again") from None
-        saved = None
-    if not isinstance(saved, dict) or not is_step(saved.get("global_step")) or not is_state(saved.get("state_dict")):
-        raise InputError(f"{path}: is no checkpoint of a stage; {remedy}")
-    return saved
-
-
-def is_step(value: Any) -> bool:
-    return isinstance(value, int) and value >= 0
-
-
-def is_state(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(tensor, torch.Tensor) for tensor in value.values())
-
-
-def whole(path: Path) -> bool:
-    """Whether all parts of a file of torch.save, a zip archive, have the checksums that they were written with; torch
-    itself loads a part that has changed. A class with an endless name, over which torch would take minutes, is none."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:
-                return False
-            pickled = b"".join(archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
-        return all(len(str(name)) < LONGEST_NAME for op, name, _ in genops(pickled) if op.name in CLASSES)
-    except (zipfile.BadZipFile, RuntimeError, EOFError, ValueError, OSError, zlib.error, struct.error):
-        return False

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,18 @@ def parsed(text: str, place: str, remedy: str, needs: Iterable[str] = ()) -> dic
         reason = f"without {missing[0]!r}" if missing else "no JSON object"
         raise InputError(f"{place}: is damaged ({reason}); {remedy}")
     return value
+
+
+@contextmanager
+def as_written(place: Path | str, remedy: str) -> Iterator[None]:
+    """Inside, parts of the object of a file, `place`, are used. Raises InputError where one is missing or of another
+    kind, as in a file that was edited by hand."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        raise InputError(f"{place}: is not as it was written ({type(error).__name__}: {error}); {remedy}") from error
 
 
 def _reason(text: str, error: ValueError) -> str:

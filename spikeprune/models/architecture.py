@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,10 @@ def check(values: dict[str, Any]) -> None:
     known("pooling", values["pooling"], POOLINGS)
     known("act", values["act"], ACTIVATIONS)
     known("pooler_act", values["pooler_act"], POOLER_ACTIVATIONS)
+    if not 0 < values["leak"] <= 1:
+        raise ValueError(f"leak must be above 0 and at most 1, got {values['leak']}")
+    if not 0 <= values["eps"] < math.inf:
+        raise ValueError(f"eps must be at least 0 and finite, got {values['eps']}")
     if values["hidden"] % values["heads"]:
         raise ValueError(f"hidden size {values['hidden']} is no multiple of {values['heads']} heads")
     if not 0 <= values["position_offset"] < values["positions"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from transformers import AutoConfig, PreTrainedConfig
 
 from spikeprune.errors import check_format, nearest
@@ -107,13 +108,17 @@ class SpikingBertConfig(PreTrainedConfig):
         for name in MODEL_NAMES:
             default, value = getattr(type(self), name, None), getattr(self, name)
             kinds = (type(default), *({float: (int,)}.get(type(default), ())))
-            if name != "t_steps" and None not in (default, value) and type(value) not in kinds:
+            if name != "t_steps" and default is not None and type(value) not in kinds:
                 raise ValueError(f"{name} = {value!r} is no {type(default).__name__}")
         for key in kwargs:
             if not (key in SHARED_KEYS or key.startswith("_") or hasattr(PreTrainedConfig, key)):
                 names = nearest(key, (*MODEL_NAMES, "id2label", "label2id"))
                 raise ValueError(f"{key!r} is no value of a spiking BERT; known: {names}")
         super().__post_init__(**kwargs)
+        if not all(i in self.id2label for i in range(self.num_labels)):
+            raise ValueError(f"id2label must name the classes from 0 to {self.num_labels - 1}")
+        if not isinstance(self.dtype, (str, torch.dtype, type(None))):
+            raise ValueError(f"dtype = {self.dtype!r} is no number type")
 
     @classmethod
     def of_values(cls, values: Mapping[str, Any]) -> SpikingBertConfig:

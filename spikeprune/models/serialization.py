@@ -108,6 +108,7 @@ def full_state(values: Mapping[str, Any], tensors: Mapping[str, Tensor], place: 
     try:
         with torch.device("meta"):
             shapes = SpikingBert(**values).state_dict()
+        steps = steps_tensor(values)
     except (TypeError, ValueError, KeyError, ZeroDivisionError, RuntimeError) as error:
         raise InputError(f"{place}/{CONFIG}: describes no spiking BERT ({error}); {remedy}") from None
     state = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
@@ -120,7 +121,7 @@ def full_state(values: Mapping[str, Any], tensors: Mapping[str, Tensor], place: 
             state[f"{matrix}.weight"] = unpack_sparse(*packed, shapes[f"{matrix}.weight"].shape)
     except (KeyError, ValueError) as error:
         raise InputError(f"{place}/{WEIGHTS}: {matrix} is no sparse matrix here ({error}); {remedy}") from None
-    state["t_steps"] = steps_tensor(values)
+    state["t_steps"] = steps
     if wrong := misfit(shapes, state):
         raise InputError(f"{place}/{CONFIG}: does not describe the network in {WEIGHTS} ({wrong}); {remedy}")
     if wrong := not_finite(state):

@@ -8,6 +8,8 @@ from copy import deepcopy
 from random import Random
 from typing import Any
 
+import torch
+
 BYTES = (
     *(
         b"\0",
@@ -118,3 +120,23 @@ def of_safetensors(random: Random, data: bytes) -> bytes:
         entry["shape"] = random.choice((entry["shape"][::-1], [2**40, 2**40], [0], [], [-1], entry["shape"]))
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data[8 + size :]
+
+
+def of_state(random: Random, state: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a checkpoint's tree in which one part, at any depth, is another value, another tensor, or gone."""
+    state = deepcopy(state)
+    holder, key = state, random.choice(list(state))
+    while isinstance(holder[key], (dict, list)) and holder[key] and random.random() < 0.9:
+        holder = holder[key]
+        key = random.choice(list(holder if isinstance(holder, dict) else range(len(holder))))
+    value, kind = holder[key], random.randrange(4)
+    if kind == 0:
+        del holder[key]
+    elif isinstance(value, torch.Tensor) and kind < 3:
+        changed = (value[:-1], value.double(), value.to(torch.uint8), value.reshape(-1), torch.full_like(value, 0))
+        holder[key] = random.choice(changed) if value.dim() else value.reshape(1, 1)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool) and kind < 3:
+        holder[key] = random.choice((value + 1, value - 1, -value, value * 1000, 0, float(value)))
+    else:
+        holder[key] = deepcopy(random.choice(VALUES))
+    return state

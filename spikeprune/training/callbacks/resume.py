@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from spikeprune.files.atomic import write_atomic
 from spikeprune.training import distributed
 from spikeprune.training.lightning_patches import log_step, log_steps_early
+
+ADAMW = ("step", "exp_avg", "exp_avg_sq")  # a parameter's state
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -60,6 +64,8 @@ class ResumeState(L.Callback):
         self.spent = 0.0
         self.started = time.monotonic()
         self.random: dict[str, Any] | None = None
+        self.step = 0  # of the checkpoint
+        self.begun = False  # whether all has been restored
 
     @property
     def seconds(self) -> float:
@@ -72,8 +78,11 @@ class ResumeState(L.Callback):
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         return {"seconds": self.seconds, "cpu": torch.get_rng_state(), "cuda": cuda}
 
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.step = checkpoint["global_step"]
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.spent, self.random = state["seconds"], state
+        self.spent, self.random = float(state["seconds"]), state
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         log_steps_early(trainer)
@@ -82,9 +91,19 @@ class ResumeState(L.Callback):
         log_step(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.random is None:
+        if trainer.ckpt_path:
+            self.restore(trainer)
+        else:
             distributed.own_randomness()
+        self.begun = True
+
+    def restore(self, trainer: L.Trainer) -> None:
+        """Before the first step, or without one, when the stage had made all of them. Raises ValueError for a
+        checkpoint that was restored and does not fit together."""
+        if self.begun:
             return
+        if self.random is None:
+            raise ValueError("it has no states of callbacks")
         own = self.random["ranks"][distributed.rank()] if distributed.world() > 1 else self.random
         torch.set_rng_state(own["cpu"].cpu())
         if torch.cuda.is_available() and own["cuda"]:
@@ -94,3 +113,44 @@ class ResumeState(L.Callback):
         loader = trainer.train_dataloader
         if not loader.yielded:  # Lightning restores the loader in the middle of an epoch only, not between two
             loader.epoch = max(loader.epoch, trainer.current_epoch)
+        if wrong := misplaced(trainer, self.step) or next(map(unfit, trainer.optimizers), ""):
+            raise ValueError(wrong)
+
+
+def misplaced(trainer: L.Trainer, step: int) -> str:
+    """Which of a restored Trainer's counters cannot be those after `step` optimizer steps; empty for none."""
+    if not all(isinstance(count, int) and count >= 0 for count in counters(trainer.fit_loop.state_dict())):
+        return "its loops have a counter that is no whole number"
+    progress, loader = trainer.fit_loop.epoch_loop.batch_progress, trainer.train_dataloader
+    begun, inside = trainer.current_epoch * trainer.num_training_batches, progress.current.ready
+    if step != begun + inside and not (step == begun and progress.is_last_batch):
+        return f"its loops are at batch {inside} of epoch {trainer.current_epoch}, and not at step {step}"
+    if loader.yielded not in (0, inside) or not 0 <= loader.epoch - trainer.current_epoch <= (loader.yielded == 0):
+        return f"its data are at batch {loader.yielded} of epoch {loader.epoch}, and its loops elsewhere"
+    rates = [rate for config in trainer.lr_scheduler_configs for rate in config.scheduler.base_lrs]
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    if rates != [group["initial_lr"] for group in groups]:
+        return "its schedule is of other rates"
+    counted = [trainer.global_step, *(config.scheduler.last_epoch for config in trainer.lr_scheduler_configs)]
+    return "" if counted == [step] * len(counted) else f"its schedule has counted {counted[-1]} steps and not {step}"
+
+
+def counters(state: Any) -> Iterator[Any]:
+    """The leaves of a state of loops."""
+    parts = state.values() if isinstance(state, dict) else state if isinstance(state, list) else None
+    return chain.from_iterable(map(counters, parts)) if parts is not None else iter((state,))
+
+
+def unfit(optimizer: torch.optim.Optimizer) -> str:
+    """What of a restored optimizer's state is not of its parameters; empty for nothing."""
+    for group in optimizer.param_groups:
+        if other := [name for name, value in optimizer.defaults.items() if type(group.get(name)) is not type(value)]:
+            return f"its optimizer has another {other[0]}"
+        for parameter in filter(optimizer.state.get, group["params"]):
+            state = optimizer.state[parameter]
+            sizes = [state[name].shape if isinstance(state.get(name), torch.Tensor) else None for name in ADAMW]
+            if sizes != [(), parameter.shape, parameter.shape]:
+                return "its optimizer is that of another network"
+            if not all(state[name].isfinite().all() for name in ADAMW):
+                return "its optimizer has a number that is not finite"
+    return ""

@@ -139,6 +139,13 @@ def test_what_would_be_another_network_is_refused(config, message, tmp_path) -> 
     assert "\n" not in text and len(text) < 450
 
 
+def test_layers_without_end_are_refused_before_any_is_made(tmp_path) -> None:
+    path = write_checkpoint(tmp_path) / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_hidden_layers": 2**31}))
+    with pytest.raises(InputError, match="has num_hidden_layers=2147483648; at most 1000 are read"):
+        read_config(str(tmp_path), classes=3)
+
+
 def test_an_adapter_is_refused(tmp_path) -> None:
     (write_checkpoint(tmp_path) / "adapter_config.json").write_text("{}")
     with pytest.raises(InputError, match="holds an adapter"):

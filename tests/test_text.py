@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from tiny_data import mrpc as mrpc
 from tiny_data import tokenizer as tokenizer
@@ -48,6 +50,15 @@ def test_no_tokenizer_there(tmp_path, monkeypatch):
     ):
         with pytest.raises(InputError, match=message):
             load_tokenizer(str(checkpoint))
+
+
+def test_a_special_token_outside_the_vocabulary_is_refused(tmp_path, mrpc):
+    """transformers would look for its id without end."""
+    train_wordpiece(mrpc.splits["train"].first, vocab_size=120).save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "unk_token": ""}))
+    with pytest.raises(InputError, match="has no unk_token"):
+        load_tokenizer(str(tmp_path))
 
 
 # -- corpus -----------------------------------------------------------------------------------------------------------

@@ -36,8 +36,9 @@ def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerFast:
         tokenizer = _from_hub(checkpoint)
     if not tokenizer.is_fast:
         raise InputError(f"the tokenizer of {checkpoint} has no fast version; save it with a tokenizer.json")
+    words = tokenizer.get_vocab()
     for role in ("cls_token", "sep_token", "pad_token", "unk_token"):
-        if getattr(tokenizer, role) not in tokenizer.get_vocab():  # whose id transformers looks up without end
+        if getattr(tokenizer, role) not in words:  # whose id transformers looks up without end
             raise InputError(
                 f"the tokenizer of {checkpoint} has no {role}, so it is not a BERT's; choose a BERT checkpoint"
             )

@@ -17,8 +17,9 @@ from spikeprune.errors import InputError
 from spikeprune.models.families import FAMILIES, TITLES, embedding_width, family_of, longest_text, token_types
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu")  # what the student's layers compute as transformers does
-# Encoder tensors of a checkpoint that hold nothing learnt: older versions of transformers wrote these buffers.
+MOST_LAYERS = 1000  # of a checkpoint; far more come of a damaged number, and would fill the memory
 MPNET_BUCKETS = 32  # of the relative position bias, whatever its configuration says
+# Encoder tensors of a checkpoint that hold nothing learnt: older versions of transformers wrote these buffers.
 BUFFERS = ("position_ids", "token_type_ids")
 
 
@@ -91,6 +92,8 @@ def sizes(config: PreTrainedConfig, title: str) -> Iterator[str]:
         if count < 1:
             yield f"has {name}={count}; a {title} needs at least 1"
             return
+    if config.num_hidden_layers > MOST_LAYERS:
+        yield f"has num_hidden_layers={config.num_hidden_layers}; at most {MOST_LAYERS} are read"
     if config.hidden_size % config.num_attention_heads:
         yield f"has {config.num_attention_heads} heads, which do not divide its hidden_size={config.hidden_size}"
     if not (math.isfinite(config.layer_norm_eps) and config.layer_norm_eps > 0):

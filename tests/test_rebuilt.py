@@ -50,6 +50,7 @@ ALONE = {  # overrides, the first the one that is tried, the rest what it needs
     "student.feedback=true": "student.coding=running_mean",
     "student.dead_zone=20": "",
     "stages.spatial.synapses=0.6": "",
+    "stages.spatial.block=4": "stages.spatial.synapses=0.6",
     "stages.quantize.weights=binary": "stages.quantize.epochs=2",
     "stages.quantize.weights=int8": "stages.quantize.epochs=2",
     "stages.quantize.fold=true": FEW,

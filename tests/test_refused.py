@@ -170,6 +170,7 @@ COMBINATIONS = [
     (("stages.spatial.heads=0",), "stages.spatial.heads = 0.0: must be above 0 and at most 1: it is the share kept"),
     (("stages.spatial.ffn=1.1",), "stages.spatial.ffn = 1.1: must be above 0"),
     (("stages.spatial.synapses=0",), "stages.spatial.synapses = 0.0: must be above 0"),
+    (("stages.spatial.block=16",), "stages.spatial.block = 16: is for synapses that are removed; set"),
     (
         ("stages.spatial.epochs=1", "stages.spatial.synapses=0.5", *BITS),
         "stages.spatial.synapses = 0.5: single synapses are removed from float weights, not ternary ones",

@@ -78,6 +78,24 @@ def test_the_smallest_leave_from_among_kept_units(theta) -> None:
     assert 0.59 < share(after) < 0.61
 
 
+@pytest.mark.parametrize("block", [3, 5])
+def test_blocks_of_kept_outputs_leave_together(block) -> None:
+    """Of one input each, by their sums: counted over the rows that compaction leaves, where the last may be short."""
+    before, student = prune(make(0, sparse=True)), prune(make(0, sparse=True))
+    for progress in (0.3, 1.0):  # what has left in part at first leaves whole
+        SynapsePruning(kept=0.4, block=block, end=3).decide(None, SimpleNamespace(student=student), progress)
+    small = compact(student)
+    for (i, name, old), (*_, new), (*_, left) in zip(*map(weights_of, (before, student, small)), strict=True):
+        room = allowed_mask(student, i, name).bool()
+        assert torch.equal(new[~room], old[~room]) and torch.equal(left[left != 0], new[room & (new != 0)])
+        blocks = torch.nn.functional.pad(left, (0, 0, 0, -len(left) % block)).unflatten(0, (-1, block))
+        there = (blocks != 0).any(1)
+        assert int(there.sum()) == round(0.4 * there.numel())
+        assert int((blocks != 0).sum()) >= (there.sum() - there.shape[1]) * block  # no holes but at the end
+    student.heads[0], student.ffn[1] = 0, 0
+    SynapsePruning(kept=0.4, block=block, end=3).decide(None, SimpleNamespace(student=student), 1.0)
+
+
 def source_of(student: SpikingBert, layer: int, name: str):
     here = student.layers[layer]
     below = student.layers[layer - 1].output_neurons if layer else student.embedding.neurons

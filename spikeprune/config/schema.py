@@ -184,6 +184,7 @@ class Spatial(Compression):
     heads: float = key(1.0, "share of attention heads kept", check=KEPT)
     ffn: float = key(1.0, "share of feed-forward neurons kept", check=KEPT)
     synapses: float = key(1.0, "share of the synapses between kept units kept; float weights only", check=KEPT)
+    block: int = key(1, "neighbouring outputs whose synapses to one input stay or leave together", check=AT_LEAST_1)
     criterion: str = key("fisher", "importance of a unit; kwon: masks at once", choices=names.SPATIAL_CRITERIA)
     operations: float | None = key(None, "kwon: share kept of the operations of heads and neurons", check=KEPT)
     scope: str = key("global", "rank over all layers or within each", choices=("global", "layer"))

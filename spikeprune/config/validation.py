@@ -124,6 +124,9 @@ def spatial(config: Config) -> Iterator[Problem]:
             yield (f"{key}.criterion",), f"{key}.criterion = kwon: needs {key}.operations, a share such as 0.5"
         if s.scope != "global":
             yield (f"{key}.scope", f"{key}.criterion"), f"{key}.scope = {s.scope}: criterion kwon is global"
+    if s.block > 1 and s.synapses == 1:
+        text = f"is for synapses that are removed; set {key}.synapses below 1, or leave it 1"
+        yield (f"{key}.block", f"{key}.synapses"), f"{key}.block = {s.block}: {text}"
     if s.epochs and s.synapses < 1 and config.stages.quantize.epochs and config.stages.quantize.weights != "float":
         text = f"single synapses are removed from float weights, not {config.stages.quantize.weights} ones"
         keys = (f"{key}.synapses", "stages.quantize.weights")

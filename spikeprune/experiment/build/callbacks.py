@@ -60,7 +60,7 @@ def spatial(context: RunContext, name: str) -> list[Callback]:
         )
     ]
     if prunes_synapses(config):
-        made.append(SynapsePruning(kept=stage.synapses, begin=0, end=when["end"]))
+        made.append(SynapsePruning(kept=stage.synapses, block=stage.block, begin=0, end=when["end"]))
     return made
 
 

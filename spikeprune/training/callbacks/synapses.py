@@ -1,4 +1,4 @@
-"""SynapsePruning: single weights are set to zero on a cubic schedule, and stay zero."""
+"""SynapsePruning: single weights, or blocks of them, are set to zero on a cubic schedule, and stay zero."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch import Tensor
+from torch.nn.functional import pad
 
 from spikeprune.models.sparsity import allowed_mask, saliency, share, weights_of
 from spikeprune.models.variants import add_synapse_masks
@@ -19,14 +21,16 @@ class SynapsePruning(EpochSchedule):
     and sets pruned ones to zero again after each optimizer step, whose momentum moves them. `kept` 1 removes none.
 
     The synapses of the smallest saliency are removed, |weight| times the threshold of the neuron before it: magnitude
-    pruning (Han et al. 2015, arXiv 1506.02626) of the weights that spikes see. Comes after the callback that removes
-    units, and before callbacks that write checkpoints, which a student reads its synapses from.
+    pruning (Han et al. 2015, arXiv 1506.02626) of the weights that spikes see. A `block` of several outputs, next to
+    each other among the kept ones, keeps or loses its synapses from one input together, by the sum of their saliencies;
+    one vector instruction adds it. `kept` is then the share of blocks. Comes after the callback that removes units, and
+    before callbacks that write checkpoints, which a student reads its synapses from.
     Example: `Trainer(callbacks=[SynapsePruning(kept=0.25)])`
     """
 
-    def __init__(self, *, kept: float, begin: int = 0, end: int | None = None):
+    def __init__(self, *, kept: float, block: int = 1, begin: int = 0, end: int | None = None):
         super().__init__(begin=begin, end=end)
-        self.kept = kept
+        self.kept, self.block = kept, block
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -44,12 +48,25 @@ class SynapsePruning(EpochSchedule):
             for i, name, weight in weights_of(student):
                 allowed = allowed_mask(student, i, name)
                 alive = student.synapses.mask(i, name) * allowed
-                keep = min(round(target * int(allowed.sum())), int(alive.sum()))
-                scores = saliency(student, i, name).view(1, -1)
-                kept = keep_highest(scores, alive.reshape(1, -1), keep, floor=0, scope="global").view_as(weight)
+                kept = keep_blocks(saliency(student, i, name) * allowed, alive, allowed, target, self.block)
                 weight.mul_(torch.where(allowed > 0, kept, 1.0))  # synapses of masked units cost nothing
         student.synapses.refresh_masks(student)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """As in SpatialPruning."""
         pl_module.log("compress/synapses", share(student_of(pl_module)))
+
+
+def keep_blocks(scores: Tensor, alive: Tensor, allowed: Tensor, share: float, block: int) -> Tensor:
+    """0/1 mask `[out, in]` of the synapses in the highest blocks of `block` outputs by one input, this share of all
+    blocks. All are `[out, in]`; blocks are counted over the rows that `allowed` has, as compaction leaves them."""
+    rows, mask = allowed.any(1).nonzero()[:, 0], torch.zeros_like(alive)
+    if not len(rows):
+        return mask
+    fill = (0, 0, 0, -len(rows) % block)
+    score, lives, room = (pad(x[rows], fill).unflatten(0, (-1, block)) for x in (scores, alive, allowed))
+    score, lives, room = score.sum(1), lives.amax(1), room.amax(1)  # [blocks, in]
+    keep = min(round(share * int(room.sum())), int(lives.sum()))
+    kept = keep_highest(score.view(1, -1), lives.view(1, -1), keep, floor=0, scope="global").view_as(score)
+    mask[rows] = kept.repeat_interleave(block, 0)[: len(rows)]
+    return mask

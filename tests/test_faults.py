@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import pytest
-from faults import hostile_input, kills, storage
+from faults import hostile_input, hostile_models, kills, storage
 from faults.campaign import hostile
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
-@pytest.mark.parametrize("name", hostile_input.CAMPAIGNS)
+CAMPAIGNS = {**hostile_input.CAMPAIGNS, **hostile_models.CAMPAIGNS}
+
+
+@pytest.mark.parametrize("name", CAMPAIGNS)
 def test_hostile_input(name, tmp_path) -> None:
-    row = hostile(name, hostile_input.CAMPAIGNS[name](tmp_path), tmp_path, 1, 100, 5)
+    row = hostile(name, CAMPAIGNS[name](tmp_path), tmp_path, 1, 100, 5)
     assert row.lost == [] and row.refused, row
 
 

@@ -24,17 +24,19 @@ BEGIN, END = "<!-- campaigns -->\n", "<!-- end of campaigns -->\n"
 
 def campaigns() -> dict[str, tuple[Callable, int]]:
     """Name -> campaign `(folder, seed, count, seconds) -> Row`, and how many it tries by default."""
-    from faults import hostile_input, kills, soak, storage
+    from faults import hostile_input, hostile_models, kills, soak, storage, whole_commands
     from faults.campaign import hostile
 
     def of(name: str, make: Callable, folder: Path, seed: int, count: int, seconds: float):
         return hostile(name, make(folder), folder, seed, count, seconds)
 
-    found = {name: (partial(of, name, make), 10_000) for name, make in hostile_input.CAMPAIGNS.items()}
+    inputs = {**hostile_input.CAMPAIGNS, **hostile_models.CAMPAIGNS}
+    found = {name: (partial(of, name, make), 10_000) for name, make in inputs.items()}
+    found["resumed stages"] = (found["resumed stages"][0], 1000)  # each trains
     found |= {"kills": (kills.training, 100), "kills of two processes": (kills.two_processes, 10)}
     found |= {"kills of a sweep": (kills.sweep, 10), "kills of outputs": (kills.outputs, 50)}
     found |= {"full disk": (storage.full_disk, 20), "files": (storage.vanished, 1000)}
-    found |= {"read-only": (storage.read_only, 1), "whole commands": (hostile_input.whole_commands, 400)}
+    found |= {"read-only": (storage.read_only, 1), "whole commands": (whole_commands.whole_commands, 300)}
     found |= {"epochs": (soak.epochs, 2000), "lines": (soak.lines, 100_000), "trials": (soak.trials, 200)}
     return found
 

@@ -42,6 +42,13 @@ class ResumeCheckpoint(ModelCheckpoint):
         super().__init__(folder, "resume", save_top_k=1, enable_version_counter=False, **when)
         self.every, self.due = every, False
 
+    def state_dict(self) -> dict[str, Any]:
+        """None: paths and scores of earlier files, which an edited checkpoint could lead elsewhere."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         if not trainer.is_last_batch:
             super().on_train_batch_end(trainer, pl_module, *args)

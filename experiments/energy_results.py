@@ -27,12 +27,13 @@ def measured(groups: Sequence[Group]) -> list[Group]:
     return [group for group in groups if all("energy" in final(summary) for summary in group)]
 
 
-def ratio_table(groups: Sequence[Group]) -> str:
-    """A row for each setting, a column for each model: its energy against each opponent's, means over seeds."""
+def ratio_table(groups: Sequence[Group], models: Sequence[str] | None = None) -> str:
+    """A row for each setting, a column for each model (of `models`, or all): its energy against each opponent's, means
+    over seeds."""
     groups = measured(groups)
     if not groups:
         return NONE_YET
-    models = list(final(groups[0][0])["energy"])
+    models = list(final(groups[0][0])["energy"]) if models is None else models
     lines = [[*setting_name(group[0]), *(" / ".join(ratios(group, model)) for model in models)] for group in groups]
     legend = f"In each cell how many times less a sentence takes than {', than '.join(OPPONENTS.values())}."
     return f"{markdown(['task', 'preset, data', *models], lines)}\n\n{legend}"

@@ -72,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
 
 def trained(folder: Path, overrides: list[str], own: list[str], start: Path | None = None) -> dict[str, Any]:
     """The summary of a run, resumed or finished before."""
+    if (folder / "summary.json").is_file():
+        return jsonfile.read(folder / "summary.json", f"remove {folder}, and the same command makes it again")
     from spikeprune.experiment import pipeline
 
     own = [*own, scalars.of_path("run.dir", folder)]
@@ -107,7 +109,8 @@ def keep(found: dict[str, Any]) -> None:
     path = RATES / f"{found['task']}-{found['preset']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(jsonfile.dumps(found, indent=1) + "\n", encoding="utf-8")
-    rate_figure(found)
+    if len(found["limits"]) > 1:
+        rate_figure(found)
     print(f"kept in {path}; make results puts it into docs/results.md")
 
 

@@ -15,7 +15,9 @@ PUBLISHED = Path(__file__).resolve().parent / "published.json"
 NOTHING = "No run of the present version has been kept yet."
 SCORES = ("dense teacher", "spiking student", "compressed")
 MEASURED = ("McNemar p", "firing rate", "latency", "encoder bytes, × less", "whole file, × less")
-SETTING = ("task", "preset, data", "student", "seeds", "metric", *SCORES, *MEASURED)
+NAMED = ("task", "preset, data", "student", "seeds", "metric", *SCORES)
+SETTING = (*NAMED, *MEASURED)
+BRIEF = (*NAMED, "firing rate")
 RUN = ("task", "preset, data", "seed", "metric", *SCORES, *MEASURED)
 RUN += ("T", "heads", "neurons", "synapses", "training", "hardware", "commit")
 TASKS = ("sst2", "mrpc", "rte", "stsb", "cola", "qnli", "qqp", "mnli")
@@ -121,7 +123,7 @@ def run_cells(summary: dict) -> list[str]:
         source(summary),
         str(summary["seed"]),
         " / ".join(metrics_of(summary)),
-        *sure_scores(summary),
+        *removed(summary, sure_scores(summary)),
         " → ".join(map(chance, rows(summary)[1:])),
         f"{rate(summary):.1f} %",
         latency(summary),
@@ -137,21 +139,28 @@ def run_cells(summary: dict) -> list[str]:
 
 def setting_cells(found: list[dict]) -> list[str]:
     """One setting: means over its seeds, ± the standard deviation where there are several."""
-    have_a_mean(found, f"{found[0]['task']}, {source(found[0])}")
-    first = found[0]
     return [
-        first["task"],
-        source(first),
-        " or ".join(dict.fromkeys(map(form, found))),
-        str(len(found)),
-        " / ".join(metrics_of(first)),
-        *(" / ".join(map(spread, zip(*seeds, strict=True))) for seeds in zip(*map(scores, found), strict=True)),
+        *brief_cells(found),
         ", ".join(chance(rows(summary)[2]) for summary in found),
         f"{mean(map(rate, found)):.1f} %",
         ", ".join(dict.fromkeys(map(latency, found))),
         f"{mean(map(byte_saving, found)):.1f}",
         f"{mean(map(file_saving, found)):.1f}",
     ]
+
+
+def brief_cells(found: list[dict]) -> list[str]:
+    """What the runs of a setting are, and their scores."""
+    have_a_mean(found, f"{found[0]['task']}, {source(found[0])}")
+    first = found[0]
+    means = [" / ".join(map(spread, zip(*seeds, strict=True))) for seeds in zip(*map(scores, found), strict=True)]
+    made = [" or ".join(dict.fromkeys(map(form, found))), str(len(found)), " / ".join(metrics_of(first))]
+    return [first["task"], source(first), *made, *removed(first, means)]
+
+
+def removed(summary: dict, cells: list[str]) -> list[str]:
+    """The scores of a run; where nothing was removed its last one is no other than the one before."""
+    return cells if summary["final"] != summary["uncompressed"] else [*cells[:-1], "-"]
 
 
 def spread(values: Sequence[float]) -> str:
@@ -173,18 +182,32 @@ def setting_table(found: list[dict]) -> str:
     return markdown([*SETTING, "published", "commit"], lines) if found else NOTHING
 
 
+def brief_table(found: list[dict]) -> str:
+    """A line for each setting on GLUE: scores, firing rate, published scores, commit."""
+    lines = [
+        [*brief_cells(own), f"{mean(map(rate, own)):.1f} %", peers(own[0], differs=False), commits(own)]
+        for own in settings(on_glue(found))
+    ]
+    return markdown([*BRIEF, "published", "commit"], lines) if lines else NOTHING
+
+
+def on_glue(found: list[dict]) -> list[dict]:
+    return [summary for summary in found if summary["data"]["source"] != "embedded"]
+
+
 def setting_name(summary: dict) -> list[str]:
     return [summary["task"], source(summary)]
 
 
-def peers(summary: dict) -> str:
-    """`Sorbet 90.4 (1-bit weights), …` on the same task, with what differs; none for generated data, which has no
-    published scores."""
+def peers(summary: dict, differs: bool = True) -> str:
+    """`Sorbet 90.4 (1-bit weights), …` on the same task, with what differs or without; none for generated data, which
+    has no published scores."""
     if summary["data"]["source"] == "embedded":
         return "-"
     task = summary["task"]
     found = [peer for peer in published() if task in peer["scores"]]
-    return ", ".join(f"{peer['name']} {score(peer, task)} ({peer['student']})" for peer in found) or "-"
+    what = [f" ({peer['student']})" if differs else "" for peer in found]
+    return ", ".join(f"{peer['name']} {score(peer, task)}{own}" for peer, own in zip(found, what, strict=True)) or "-"
 
 
 def score(peer: dict, task: str) -> str:

@@ -18,7 +18,9 @@ from kept_results import KEPT, keep, keep_ablation, summaries
 from result_tables import (
     NOTHING,
     ablation_tables,
+    brief_table,
     markdown,
+    on_glue,
     published_table,
     run_table,
     setting_table,
@@ -32,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README, PAGE, COST = ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "cost.md"
 DEVICES = ROOT / "docs" / "distributed.md"
 FIRST_RUN = "mrpc-tiny-embedded-s0.json"  # kept, its table stands at the head of the README
+LEADING = ("convention", "int8", "memory", "stationary")  # energy models of the README
 FIGURE = ROOT / "docs" / "figures" / "quality-energy.svg"
 
 
@@ -55,7 +58,9 @@ def pages() -> dict[Path, str]:
     tables["energy"] = detail_table(settings(found))
     for name, table in tables.items():
         page = between_marks(page, name, table)
-    readme = between_marks(README.read_text(encoding="utf-8"), "results", f"{ratios}\n\n{setting_table(found)}")
+    smaller = settings([summary for summary in on_glue(found) if summary["final"] != summary["uncompressed"]])
+    brief = f"{ratio_table(smaller, LEADING)}\n\n{brief_table(found)}"
+    readme = between_marks(README.read_text(encoding="utf-8"), "results", brief)
     if (KEPT / FIRST_RUN).is_file():
         kept = jsonfile.loads((KEPT / FIRST_RUN).read_text(encoding="utf-8"))
         readme = between_marks(readme, "first run", terminal(kept))

@@ -15,7 +15,17 @@ sys.path.insert(0, str(ROOT / "experiments"))
 import kept_results  # noqa: E402
 import results  # noqa: E402
 from energy_results import detail_table, rate_figure, rate_tables, ratio_table  # noqa: E402
-from result_tables import NOTHING, ablation_tables, form, metrics_of, published_table, run_table, setting_table, source  # noqa: E402
+from result_tables import (
+    NOTHING,
+    ablation_tables,
+    brief_table,
+    form,
+    metrics_of,
+    published_table,
+    run_table,
+    setting_table,
+    source,
+)  # noqa: E402
 
 
 @pytest.mark.parametrize("script", ["experiments/results.py", "docs/figures/draw.py"])
@@ -298,6 +308,14 @@ def test_each_budget_has_a_row_of_its_own(tmp_path) -> None:
     assert sources == [f"minilm, GLUE dev, budget {share}" for share in (0.01, 0.02)]
     first, second = map(_kind, kept_results.summaries())
     assert first == "sst2, preset minilm, budget 0.01" != second
+
+
+def test_where_nothing_was_removed_there_is_no_compressed_score() -> None:
+    whole = summary()
+    whole["final"] = whole["uncompressed"]
+    cells = [line.split(" | ") for line in brief_table([summary(), whole]).splitlines()]
+    place = cells[0].index("compressed")
+    assert cells[2][place] == "86.0" and cells[3][place] == "-"
 
 
 def test_a_page_without_marks_is_an_error() -> None:

@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT / "experiments"))
 import kept_results  # noqa: E402
 import results  # noqa: E402
 from energy_results import detail_table, rate_figure, rate_tables, ratio_table  # noqa: E402
-from result_tables import (
+from result_tables import (  # noqa: E402
     NOTHING,
     ablation_tables,
     brief_table,
@@ -25,7 +25,7 @@ from result_tables import (
     run_table,
     setting_table,
     source,
-)  # noqa: E402
+)
 
 
 @pytest.mark.parametrize("script", ["experiments/results.py", "docs/figures/draw.py"])

@@ -71,7 +71,7 @@ def test_a_saved_student_is_compared_on_its_dev_split(tmp_path, monkeypatch) -> 
     assert [row["weights"] for row in found["rows"]] == [*["ternary"] * 2, *["ternary, as floats"] * 2]
     for row in found["rows"]:
         assert row["labels"] == row["additions"] == row["sentences"] == 6 and row["spikes"] > 1000
-        assert row["each"] <= row["spikes"] / 1e3 and row["apart"] < 0.1
+        assert row["each"] <= row["spikes"] / 1e3 and row["own"] <= row["spikes"] / 10 and row["apart"] < 0.1
     assert "| ternary | single precision | 6 of 6 | " in agreement.markdown(found)
 
     def shifted(network, batch, spikes_of=agreement.spikes_of):

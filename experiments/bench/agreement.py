@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ BEGIN, END = "<!-- agreement: begin -->", "<!-- agreement: end -->"
 PARTS = ("whole", "each")  # the network on its own; each spiking layer given the Python network's spikes below
 
 
-def compare(session: Session, network: SpikingBert, batches: Iterator[dict[str, Tensor]]) -> dict[str, Any]:
+def compare(session: Session, network: SpikingBert, batches: Iterable[dict[str, Tensor]]) -> dict[str, Any]:
     """Over batches of one sentence each: sentences, those of the same label, those of the same additions in every layer
     on the same spikes, the largest difference of a logit, spikes, and how many of them differ in each of PARTS; the
     places of those that differ given the same spikes below are listed. For networks that `settled` accepts."""
@@ -73,6 +73,15 @@ def compare(session: Session, network: SpikingBert, batches: Iterator[dict[str, 
         found["sentences"] += 1
     session.observe(None)
     return found
+
+
+def own_rounding(single: SpikingBert, double: SpikingBert, batches: Iterable[dict[str, Tensor]]) -> int:
+    """Spikes by which the Python network's two precisions differ from each other."""
+    differ = 0
+    for batch in batches:
+        (one, _), (other, _) = spikes_of(single, batch), spikes_of(double, batch)
+        differ += sum(int(np.abs(one[name].astype(np.int16) - other[name]).sum()) for name in one)
+    return differ
 
 
 def spikes_of(network: SpikingBert, batch: dict[str, Tensor]) -> tuple[dict[str, np.ndarray], Outputs]:
@@ -118,10 +127,11 @@ def run(folder: Path, words: list[str]) -> dict[str, Any]:
     rows = []
     for name, network in forms.items():
         session = Session(to_bytes(network), max_tokens=data.max_length)
-        for precision in ("single", "double"):
-            own = copy.deepcopy(network).double() if precision == "double" else network
-            batches = (data.batch([i], pad_to=1) for i in range(len(data)))
-            rows.append({"weights": name, "precision": precision, **compare(session, own, batches)})
+        double = copy.deepcopy(network).double()
+        batches = [data.batch([i], pad_to=1) for i in range(len(data))]
+        own = own_rounding(network, double, batches)
+        for precision, one in (("single", network), ("double", double)):
+            rows.append({"weights": name, "precision": precision, "own": own, **compare(session, one, batches)})
     return {"task": config.task, "model": folder.name, "commit": commit(), "rows": rows}
 
 
@@ -135,11 +145,12 @@ def markdown(results: dict[str, Any]) -> str:
             f"{row['apart']:.1g}",
             f"{row['additions']} of {row['sentences']}",
             f"{row['spikes']:,}",
-            *(f"{1e5 * row[part] / row['spikes']:.3g}" for part in PARTS),
+            *(f"{1e5 * row[part] / row['spikes']:.3g}" for part in (*PARTS, "own")),
         ]
         for row in results["rows"]
     ]
     heads = [*columns, "differ per 100,000, whole network", "given the same spikes below"]
+    heads.append("Python's single and double precision from each other")
     return f"{results['task']}, `{results['model']}`, commit `{results['commit']}`:\n\n{table(heads, lines)}"
 
 

@@ -1,9 +1,9 @@
-"""The ways to meet a budget, at equal energy, epochs and seeds: python experiments/compare_budgets.py preset=tiny …
+"""What a budget may remove, at equal energy, epochs and seeds: python experiments/compare_budgets.py preset=tiny …
 
 --tasks "sst2 mrpc cola"   tasks (default: mrpc)
 --budgets "0.04 0.01"      shares of the dense teacher's energy; lowest: what time steps alone can reach, and 5 %
 --seeds "0 1"              seeds (default: 0)
---ways "greedy gates …"    of WAYS below (default: all); steps alone at `lowest` only, heads and neurons elsewhere
+--ways "all spatial"       of WAYS below (default: each); steps alone at `lowest` only, heads and neurons elsewhere
 --jobs 4                   runs side by side
 --tag NAME                 a folder of its own, where the other has a table with other settings
 key=value                  any key of the configuration; a stage's own only where that stage runs
@@ -35,8 +35,7 @@ from spikeprune.files import jsonfile
 from spikeprune.files.atomic import write_atomic
 
 STAGES = [*SHARED_STAGES, "budget", "finetune"]
-KINDS = {"": "[heads,ffn,steps]", "-spatial": "[heads,ffn]", "-steps": "[steps]"}
-WAYS = {f"{method}{kind}": (method, kinds) for kind, kinds in KINDS.items() for method in ("gates", "greedy")}
+WAYS = {"all": "[heads,ffn,steps]", "spatial": "[heads,ffn]", "steps": "[steps]"}  # what may be removed
 REFUSED, LOWEST = "still has ", "lowest"  # the words of a refusal before the lowest share; the budget of that share
 AGAIN = "remove it, and the same command makes it again"
 FAR_BELOW = 1e-6  # a share that no student reaches by its time steps
@@ -94,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def belongs(way: str, budget: str) -> bool:
-    return not way.endswith("-spatial" if budget == LOWEST else "-steps")
+    return way != ("spatial" if budget == LOWEST else "steps")
 
 
 def folder(root: Path, task: str, seed: int) -> Path:
@@ -102,8 +101,7 @@ def folder(root: Path, task: str, seed: int) -> Path:
 
 
 def of_way(way: str, share: str | float) -> list[str]:
-    method, kinds = WAYS[way]
-    return [f"stages.budget.method={method}", f"stages.budget.candidates={kinds}", f"stages.budget.value={share}"]
+    return [f"stages.budget.candidates={WAYS[way]}", f"stages.budget.value={share}"]
 
 
 def train(directory: Path, overrides: Sequence[str], own: Sequence[str]) -> str:
@@ -125,7 +123,7 @@ def lowest_share(here: Path, overrides: Sequence[str], task: str, seed: int) -> 
     """The lowest share of the energy that time steps alone can reach, as the refusal of a lower one names it."""
     known_share = here / "lowest.json"
     if not known_share.is_file():
-        own = [f"task={task}", f"seed={seed}", *of_way("greedy-steps", FAR_BELOW)]
+        own = [f"task={task}", f"seed={seed}", *of_way("steps", FAR_BELOW)]
         said = train(here / "refused", overrides, [*own, scalars.of_path("run.start_from", here / "shared")])
         if REFUSED not in said:
             raise InputError(f"{here / 'refused.log'}: names no lowest share: {said}")

@@ -16,7 +16,6 @@ __version__ = "0.1.0"
 # Public name -> the module that defines it.
 _MODULES = {
     "BudgetPruning": "spikeprune.training.callbacks.budget",
-    "GatePruning": "spikeprune.training.callbacks.gates",
     "MaskSearch": "spikeprune.training.callbacks.mask_search",
     "SpatialPruning": "spikeprune.training.callbacks.spatial",
     "SpikingBert": "spikeprune.models.sequence_classification",

@@ -6,9 +6,14 @@ from types import SimpleNamespace
 
 import torch
 
+from spikeprune.config.tasks import TASKS
 from spikeprune.models.modeling import SpikingBert
+from spikeprune.models.teacher import Teacher, scratch_config
 from spikeprune.pruning.statistics import TemporalStatistics
 from spikeprune.training.losses import hard_loss
+from spikeprune.training.modules.student import DistillationModule
+from spikeprune.training.objective import LossWeights
+from spikeprune.training.optimizer import Optimization
 
 D, H, F, N, L = 12, 3, 37, 8, 2
 
@@ -49,12 +54,24 @@ def inputs(batch):
     return {name: x for name, x in batch.items() if name != "labels"}
 
 
+def distillation(**losses) -> DistillationModule:
+    """The student with a teacher of three layers, learning MNLI by these losses; it logs nothing."""
+    task, student = TASKS["mnli"], make(1).float()
+    torch.manual_seed(0)
+    config = scratch_config(vocab=23, positions=8, hidden=D, layers=3, heads=H, ffn=F, classes=3, dropout=0.0)
+    how = Optimization(lr=1e-3, theta_lr=1e-3, warmup=0.0, weight_decay=0.0)
+    common = {"task": task, "dev_splits": task.dev_splits, "optimization": how, "layer_map": [0, 2]}
+    weights = LossWeights(**({"soft": 1.0, "additions": 2.0} | losses))
+    made = DistillationModule(student, Teacher.scratch(config), losses=weights, **common)
+    made.log = lambda *_: None
+    return made.train()
+
+
 class Module:
     """What the callbacks ask of a LightningModule."""
 
     device = torch.device("cpu")
     sample_loss = staticmethod(loss_of)
-    varied = staticmethod(dict)  # nothing is replaced
     losses = SimpleNamespace(soft=1.0)
     forward_mode = "equilibrium"
 

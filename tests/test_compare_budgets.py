@@ -32,7 +32,7 @@ def script(tmp_path, monkeypatch):
         score = (
             {"sst2": 0.9, "mrpc": 0.8}[words["task"]]
             - 0.1 * int(words["seed"])
-            - (words.get("stages.budget.method") == "greedy") / 100
+            - (words.get("stages.budget.candidates") == "[heads,ffn]") / 100
         )
         last = {
             "main": score,
@@ -54,30 +54,24 @@ def test_every_run_once_and_means_over_tasks_and_seeds(script, capsys) -> None:
     words = ["--tasks", "sst2 mrpc", "--seeds", "0 1", "--budgets", "0.04 lowest", "--tag", "x", "preset=minilm"]
     assert script.main(words) == 0
     names = [name for name, _ in script.started]
-    ways = ["gates", "greedy", "gates-spatial", "greedy-spatial"]
     assert names[:8] == ["shared"] * 4 + ["refused"] * 4
-    of_each = [f"0.04-{way}" for way in ways] + [
-        "lowest-gates",
-        "lowest-greedy",
-        "lowest-gates-steps",
-        "lowest-greedy-steps",
-    ]
+    of_each = ["0.04-all", "0.04-spatial", "lowest-all", "lowest-steps"]
     assert sorted(names[8:]) == sorted(of_each * 4)
-    own = next(own for name, own in script.started if name == "lowest-gates-steps")
-    assert {"stages.budget.value=0.21", "stages.budget.candidates=[steps]", "stages.budget.method=gates"} <= set(own)
+    own = next(own for name, own in script.started if name == "lowest-steps")
+    assert {"stages.budget.value=0.21", "stages.budget.candidates=[steps]"} <= set(own)
     assert any(word.startswith("run.start_from=") and word.endswith("shared") for word in own)
     table = Path("runs/budgets/minilm-x/budgets.md").read_text()
     # means of 90 and 80 and of 80 and 70 by seed; the teacher's are 95
-    assert "| 0.04 | gates | 85.0 ± 7.1 | 75.0 ± 7.1 | 80.0 ± 7.1 | 15.0 ± 7.1 | 0.990 ± 0.000 | 8 ± 0 | 0 1 |" in table
-    assert "| 0.04 | greedy | 84.0 ± 7.1 |" in table and table.count("| lowest |") == 4
-    assert len(Path("runs/budgets/minilm-x/budgets.csv").read_text().splitlines()) == 1 + 32
+    assert "| 0.04 | all | 85.0 ± 7.1 | 75.0 ± 7.1 | 80.0 ± 7.1 | 15.0 ± 7.1 | 0.990 ± 0.000 | 8 ± 0 | 0 1 |" in table
+    assert "| 0.04 | spatial | 84.0 ± 7.1 |" in table and table.count("| lowest |") == 2
+    assert len(Path("runs/budgets/minilm-x/budgets.csv").read_text().splitlines()) == 1 + 16
     script.started.clear()
     assert script.main(words) == 0 and script.started == []
     assert capsys.readouterr().out.count("| budget | way |") == 2
 
 
 def test_what_fails_is_named_and_the_rest_compared(script, capsys) -> None:
-    assert script.main(["--tasks", "sst2", "--seeds", "0 3", "--budgets", "0.04", "--ways", "gates"]) == 2
+    assert script.main(["--tasks", "sst2", "--seeds", "0 3", "--budgets", "0.04", "--ways", "all"]) == 2
     said = capsys.readouterr()
-    assert "error: sst2 3: error: the teacher is no better" in said.err and "| 0.04 | gates | 90.0 |" in said.out
-    assert script.main(["--ways", "gate"]) == 2
+    assert "error: sst2 3: error: the teacher is no better" in said.err and "| 0.04 | all | 90.0 |" in said.out
+    assert script.main(["--ways", "step"]) == 2

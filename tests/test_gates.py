@@ -7,10 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from pruning import F, H, L, Module, batches, inputs, make
-from test_joint import TEACHER, meter
+from pruning import F, H, L, Module, batches, distillation, inputs, make
+from test_meter import TEACHER, meter
 
+from spikeprune.config.schema import Config, Stage
 from spikeprune.errors import InputError
+from spikeprune.experiment.build.callbacks import budget
 from spikeprune.models.shape import student_shape
 from spikeprune.pruning.budget_report import TOLERANCE
 from spikeprune.pruning.gates import (
@@ -26,7 +28,7 @@ from spikeprune.pruning.gates import (
 from spikeprune.pruning.statistics import given
 from spikeprune.snn.call import shorter
 from spikeprune.training.additions import AdditionsTerm
-from spikeprune.training.callbacks.gates import GatePruning
+from spikeprune.training.callbacks.budget import NO_LIMIT, BudgetPruning
 from spikeprune.training.gates import Gates
 
 CLOSED, OPEN = -40.0, 40.0
@@ -209,7 +211,7 @@ class Learning(Module):
         return self.sample_loss(batch, outputs).mean() + self.gates.penalty(outputs, tokens(batch))
 
 
-def callback(share: float, **options) -> GatePruning:
+def callback(share: float, **options) -> BudgetPruning:
     common = {
         "min_ffn": 4,
         "sentences": 8,
@@ -219,10 +221,10 @@ def callback(share: float, **options) -> GatePruning:
         "settle": 3,
         "end": 4,
     }
-    return GatePruning(share=share, **(common | options))
+    return BudgetPruning(share=share, **(common | options))
 
 
-def fit(module, mine: GatePruning, epochs=range(EPOCHS), stop=None) -> list[float]:
+def fit(module, mine: BudgetPruning, epochs=range(EPOCHS), stop=None) -> list[float]:
     """Costs at the epochs' starts; `stop`: (epoch, step) after which a checkpoint is returned instead."""
     optimizer = torch.optim.SGD(module.student.parameters(), lr=1e-2)
     costs = []
@@ -304,5 +306,30 @@ def test_final_masks_stay_without_gates() -> None:
 
 def test_a_module_without_gates_is_told() -> None:
     trainer = SimpleNamespace(max_epochs=4)
-    with pytest.raises(InputError, match="GatePruning cannot prune Module: it has no member `gates`"):
+    with pytest.raises(InputError, match="BudgetPruning cannot prune Module: it has no member `gates`"):
         callback(0.1).setup(trainer, Module(make()), "fit")
+
+
+@pytest.mark.parametrize(
+    ("losses", "target", "limit"),
+    [({}, "energy", NO_LIMIT), ({}, "latency", 0.0), ({"additions_limit": 0.3}, "energy", 0.3)],
+)
+def test_the_price_replaces_additions_without_a_limit(losses, target, limit) -> None:
+    """Of a latency, which spikes do not change, they stay, and so does a limit that is given."""
+    made = distillation(**losses)
+    mine = callback(0.5, target=target, relative_to="student")
+    trainer = SimpleNamespace(max_epochs=EPOCHS, num_training_batches=BATCHES)
+    mine.setup(trainer, made, "fit")
+    mine.on_train_start(trainer, made)
+    assert made.gates is mine.gates and made.objective.additions.limit.item() == pytest.approx(limit)
+
+
+@pytest.mark.parametrize(("epochs", "when"), [(8, (0, 4, 5)), (3, (0, 1, 1)), (1, (0, 0, 0)), (20, (0, 10, 14))])
+def test_when_it_decides(epochs, when, monkeypatch) -> None:
+    monkeypatch.setattr("spikeprune.experiment.build.callbacks.teacher_shape", lambda _: TEACHER)
+    config, bert = Config(), SimpleNamespace(intermediate_size=F)
+    config.stages.budget.value = 0.1
+    context = SimpleNamespace(config=config, stage=lambda _: Stage(epochs=epochs), teacher_config=bert)
+    (made,) = budget(context, "finetune")
+    assert (made.begin, made.settle, made.end) == when and not made.learn
+    assert budget(context, "budget")[0].learn

@@ -85,7 +85,7 @@ def learnt(made: DistillationModule, here: dict, terms, precision: torch.dtype |
 @pytest.mark.parametrize("coding", ["accumulate", "running_mean"])
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])
 def test_graphed_steps_equal_plain_ones(coding: str, precision: torch.dtype | None, kind: dict) -> None:
-    """Two shapes; masks, synapses and penalty scale change before step 7, time steps, after an evaluation, before step
+    """Two shapes; masks and synapses change before step 7, time steps, after an evaluation, before step
     10, the limit on additions at each."""
     made = module(True, coding=coding, **kind)
     if made.student.weights == "ternary":
@@ -96,7 +96,6 @@ def test_graphed_steps_equal_plain_ones(coding: str, precision: torch.dtype | No
         if step == 7:
             made.student.heads[0, 1] = 0
             made.student.ffn[1, ::2] = 0
-            made.objective.additions.penalty_scale.fill_(4.0)
             if made.student.synapses is not None:
                 SynapsePruning(kept=0.5, begin=0, end=0).decide(None, made, 1.0)
         if step == 10:

@@ -88,21 +88,6 @@ def test_killed_in_the_middle_equals_undisturbed(kills, undisturbed, glue, share
     assert left(run, stages) == left(undisturbed, stages)
 
 
-@pytest.mark.slow
-def test_gates_killed_in_the_middle_are_the_undisturbed_ones(glue, shared, tmp_path) -> None:
-    """While they are learnt, when they have become masks, and in the fine-tuning after them."""
-    more = [*JOINT, "stages.budget.epochs=4", "stages.budget.method=gates", "run.checkpoint_every=3"]
-    whole, run, log = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "run"), tmp_path / "log"
-    pipeline.run(load(GLUE, command(whole.path, glue, shared, *more)))
-    again = command(run.path, glue, shared, *more)
-    for kill in (("budget", 5), ("budget", 2 * BATCHES + 2), ("finetune", 4)):
-        assert leg(again, log, kill) == -signal.SIGKILL, log.read_text()
-    assert leg(again, log) == 0, log.read_text()
-    assert left(run, ("budget", "finetune")) == left(whole, ("budget", "finetune"))
-    pruned = run.record("budget")
-    assert sum(pruned["ffn"]) < 2 * 37 and pruned["budget"]["reached"] <= 0.06
-
-
 def test_budget_after_the_other_stages_runs_and_resumes(glue, shared, tmp_path) -> None:
     """Every stage of compression at once, killed in the budget's, against a run that was not."""
     more = ["stages.quantize.weights=ternary", "stages.quantize.epochs=2", *BUDGET]

@@ -7,8 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
 from micro import GLUE, micro, only
-from pruning import batches
-from test_hold import module
+from pruning import batches, distillation
 
 from spikeprune.config.load import load
 from spikeprune.errors import InputError
@@ -53,7 +52,7 @@ class Steps(DistillationModule):
 
 def clipped(precision: str, scale: float = 1.0) -> tuple[DistillationModule, torch.Tensor]:
     """A student after steps whose gradients are clipped, and the norms that the optimizer saw."""
-    made = module(soft=1.0, additions=0.2)
+    made = distillation(soft=1.0, additions=0.2)
     made.__class__ = Steps
     made.total_steps, norms = 10, []
 
@@ -87,7 +86,7 @@ def test_mixed_precision_clips_what_a_fused_step_takes(precision, fused) -> None
     exact, _ = clipped("32-true")
     made, norms = clipped(precision, scale=2.0**12)
     assert len(norms) and (norms <= 0.0101).all() and norms.max() > 0.0099
-    before = module(soft=1.0, additions=0.2)
+    before = distillation(soft=1.0, additions=0.2)
     for name in ("classifier.weight", "layers.1.up.weight"):
         start, want, got = (net.student.get_parameter(name) for net in (before, exact, made))
         same = torch.cosine_similarity((got - start).flatten(), (want - start).flatten(), dim=0)

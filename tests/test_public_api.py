@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader
 import spikeprune
 from spikeprune import (
     BudgetPruning,
-    GatePruning,
     MaskSearch,
     SpatialPruning,
     SynapsePruning,
@@ -125,7 +124,6 @@ CALLBACKS = {
     "quantize": (WeightQuantization("int8"), lambda s: s.quantized == 1 and s.weights == "int8"),
     "synapses": (SynapsePruning(kept=0.25), lambda s: abs(share(s) - 0.25) < 0.01),
     "search": (MaskSearch(operations=0.5, min_ffn=4), lambda s: s.ffn.mean() < 1),
-    "budget": (BudgetPruning(share=0.3, relative_to="student", min_ffn=4, measured=8), lambda s: s.ffn.mean() < 1),
 }
 
 
@@ -144,7 +142,7 @@ def test_each_callback_compresses_a_module_of_ones_own(name, wrapped) -> None:
 @pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "wrapped"])
 def test_gates_are_learnt_in_a_module_of_ones_own(wrapped) -> None:
     student = students.make(dtype=torch.float32)
-    mine = GatePruning(share=0.3, relative_to="student", min_ffn=4, measured=8)
+    mine = BudgetPruning(share=0.3, relative_to="student", min_ffn=4, measured=8)
     fit(Gated(Wrapped(student) if wrapped else student), mine, epochs=4)
     assert student.ffn.mean() < 1 and not mine.gates.learning and mine.value <= mine.goal
 

@@ -67,7 +67,7 @@ TOGETHER = {  # keys that say when and how a callback decides: many of them at o
     " stages.spatial.operations=0.6",
     "budget": f"{OFF} stages.budget.target=latency stages.budget.value=0.5 stages.budget.candidates=[ffn,steps]"
     " stages.budget.epochs=2 stages.budget.end=0.7",
-    "gates": f"{OFF} stages.budget.method=gates stages.budget.value=0.5 stages.budget.epochs=2",
+    "energy": f"{OFF} stages.budget.value=0.5 stages.budget.epochs=2",
 }
 TRIED = {key: f"{key} {rest}".split() for key, rest in ALONE.items()} | {k: v.split() for k, v in TOGETHER.items()}
 

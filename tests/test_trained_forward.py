@@ -6,13 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from pruning import F, H, L, batches, inputs, loss_of, make
-from test_hold import DATA, callback, cost, module
+from pruning import F, H, L, batches, distillation, inputs, loss_of, make
 
 from spikeprune.pruning.criteria import CRITERIA
 from spikeprune.pruning.mask_search import fisher_blocks
 from spikeprune.pruning.mask_tuning import inputs_of
 from spikeprune.pruning.statistics import collect
+from spikeprune.training.callbacks.budget import BudgetPruning
 from spikeprune.training.callbacks.mask_search import MaskSearch
 from spikeprune.training.callbacks.spatial import SpatialPruning
 from spikeprune.training.callbacks.temporal import TemporalPruning
@@ -71,12 +71,15 @@ def test_tuning_fits_what_the_forward_itself_adds_up(options, mode) -> None:
 
 
 def learning(coding: str, forward_mode: str) -> DistillationModule:
-    made = module(additions=0.0, hard=1.0)
+    made = distillation(additions=0.0, hard=1.0)
     made.student, made.forward_mode = student(coding=coding).float(), forward_mode
     made.augmented = dict
     return made
 
 
+DATA = SimpleNamespace(
+    sample_batches=lambda *_: batches((4, 3), seed=3), fixed_batches=lambda *_: batches((4, 4), seed=2)
+)
 DECIDING = {"batches": 1, "batch_size": 4, "seed": 0, "begin": 0}
 SPATIAL = {"heads": 0.5, "ffn": 0.5, "scope": "global", "min_heads": 1, "min_ffn": 4, "end": 0}
 CALLBACKS = {name: lambda name=name: SpatialPruning(criterion=name, **SPATIAL, **DECIDING) for name in CRITERIA}
@@ -84,7 +87,9 @@ CALLBACKS |= {
     "kwon": lambda: MaskSearch(operations=0.5, min_heads=1, min_ffn=4, alone=False, **DECIDING),
     "convergence": lambda: TemporalPruning(t_steps=2, criterion="convergence", end=0, **DECIDING),
     "sensitivity": lambda: TemporalPruning(t_steps=2, criterion="sensitivity", end=0, **DECIDING),
-    "joint": None,
+    "budget": lambda: BudgetPruning(
+        share=0.5, relative_to="student", min_ffn=4, sentences=8, measured=7, batch_size=4, settle=1, learn=False
+    ),
 }
 
 
@@ -93,7 +98,7 @@ CALLBACKS |= {
 def test_every_decision_looks_through_the_forward_that_is_trained(coding, name, monkeypatch) -> None:
     """Of `accumulate` the closed form, which is its simulation, may measure; slopes are of what is trained."""
     made = learning(coding, "spiking")
-    mine = callback(0.5 * cost(made)) if name == "joint" else CALLBACKS[name]()
+    mine = CALLBACKS[name]()
     seen, plain = [], type(made.student).forward
     before = made.student.heads.clone(), made.student.ffn.clone(), made.student.steps
 
@@ -103,6 +108,10 @@ def test_every_decision_looks_through_the_forward_that_is_trained(coding, name, 
 
     monkeypatch.setattr(type(made.student), "forward", watched)
     trainer = SimpleNamespace(current_epoch=0, sanity_checking=False, datamodule=DATA, loggers=[], global_step=0)
+    if name == "budget":
+        trainer.max_epochs = trainer.num_training_batches = 3
+        mine.setup(trainer, made, "fit")
+        mine.on_train_start(trainer, made)
     mine.decide(trainer, made, 1.0)
     assert before[2] != made.student.steps or not torch.equal(torch.cat(before[:2], 1), masks(made))
     assert seen and {mode for mode, slopes in seen if slopes or coding == "per_step"} <= {"spiking"}

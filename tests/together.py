@@ -62,8 +62,7 @@ class Watch(L.Callback):
             return
         s = module.student
         found = [s.heads.tolist(), s.ffn.tolist(), s.steps, s.embedding.neurons.theta.tolist()]
-        additions = module.objective.additions
-        found += [additions.limit.item(), additions.penalty_scale.item()]
+        found += [module.objective.additions.limit.item()]
         with (self.folder / f"rank{distributed.rank()}.jsonl").open("a") as file:
             file.write(json.dumps([self.stage, trainer.global_step, found]) + "\n")
 

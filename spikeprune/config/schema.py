@@ -206,7 +206,6 @@ class Quantize(Compression):
 @dataclass
 class Budget(Compression):
     target: str = key("energy", "what the budget limits", choices=names.TARGETS)
-    method: str = key("greedy", "who chooses: greedy removal, or gates that are learnt", choices=("greedy", "gates"))
     value: float | None = key(
         None,
         "share of the dense teacher's; equal_bits: of the same network's, computed densely; latency: uncompressed",

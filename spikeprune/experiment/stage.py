@@ -22,7 +22,7 @@ from spikeprune.models.modeling import SpikingBert
 from spikeprune.pruning.budget_report import cost_in_unit
 from spikeprune.report.tables import budget_line
 from spikeprune.training import distributed
-from spikeprune.training.callbacks.budget_target import BudgetTarget
+from spikeprune.training.callbacks.budget import BudgetPruning
 from spikeprune.training.callbacks.resume import ResumeState
 from spikeprune.training.modules.task import TaskModule
 
@@ -116,7 +116,7 @@ def fit(context: RunContext, directory: RunDirectory, name: str, module: TaskMod
         said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise InputError(f"{checkpoint}: does not fit this stage ({said.splitlines()[0][:200]}); {AGAIN}") from error
     distributed.same(digest(module), f"the network that {name} left")
-    budget = next((c for c in trainer.callbacks if isinstance(c, BudgetTarget)), None)
+    budget = next((c for c in trainer.callbacks if isinstance(c, BudgetPruning)), None)
     facts = {"steps": trainer.global_step, "seconds": round(state.seconds, 2)}
     return {**facts, "budget": budget} if budget else facts
 

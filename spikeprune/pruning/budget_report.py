@@ -37,9 +37,9 @@ def shortfall(value: float, reported: float, *, goal: float, start: float | None
     if off > 0:
         return "nothing is left that the floors allow to remove"
     if -off > TOLERANCE and start is not None and start <= goal:
-        return "the stage began below the target and no unit that could return lowers the loss"
+        return "the stage began below the target"
     if -off > TOLERANCE:
-        return "the next candidate to return would exceed the target or not lower the loss"
+        return "firing rates fell after the last decision, or the next unit to return would exceed the target"
     if abs(reported / goal - 1) > TOLERANCE:
         return f"the budget was measured on {sentences} training sentences, the report on the dev split"
     return ""

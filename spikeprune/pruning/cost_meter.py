@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,16 +21,6 @@ from spikeprune.models.shape import missing_synapses, student_network, student_o
 from spikeprune.pruning.statistics import given
 
 TARGETS = ("ac", "energy", "equal_bits", "latency")
-
-
-@dataclass(frozen=True)
-class CostReading:
-    """`value`: the student's cost. `heads [L, H]`, `ffn [L, F]`: how much lower it is without one unit while all other
-    neurons fire as before; of a pruned unit, which does not fire, only the part caused by spikes that it receives."""
-
-    value: float
-    heads: Tensor
-    ffn: Tensor
 
 
 class CostMeter:
@@ -67,16 +56,17 @@ class CostMeter:
             return float(latency_steps(student.steps, student.coding))
         return self.mean(self._total(student, student.heads, student.ffn)).item()
 
-    def read(self, student: SpikingBert) -> CostReading:
-        """For fixed spikes counts are linear in each mask, so their gradient is the saving of removing a unit; of a
-        model whose memories shrink with it the saving to first order."""
-        if self.target == "latency":
-            return CostReading(self.value(student), torch.zeros_like(student.heads), torch.zeros_like(student.ffn))
+    def savings(self, student: SpikingBert) -> tuple[Tensor, Tensor]:
+        """`heads [L, H]`, `ffn [L, F]`: how much lower the cost is without one unit while all other neurons fire as
+        before; of a pruned unit, which does not fire, only the part caused by spikes that it receives. Not of latency,
+        which has none.
+
+        For fixed spikes counts are linear in each mask, so their gradient is the saving of removing a unit; of a model
+        whose memories shrink with it the saving to first order."""
         masks = [mask.double().requires_grad_() for mask in (student.heads.clone(), student.ffn.clone())]
         with torch.enable_grad():
-            total = self._total(student, *masks)
-            heads, ffn = torch.autograd.grad(total, masks)
-        return CostReading(self.mean(total.detach()).item(), self.mean(heads), self.mean(ffn))
+            heads, ffn = torch.autograd.grad(self._total(student, *masks), masks)
+        return self.mean(heads), self.mean(ffn)
 
     def _total(self, student: SpikingBert, heads: Tensor, ffn: Tensor) -> Tensor:
         was_training = student.training

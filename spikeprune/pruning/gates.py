@@ -17,6 +17,7 @@ from spikeprune.pruning.budget_report import TOLERANCE
 from spikeprune.pruning.cost_meter import CostMeter
 from spikeprune.snn.call import shorter
 
+KINDS = ("heads", "ffn", "steps")  # of gated units
 BETA, LOW, HIGH = 2 / 3, -0.1, 1.1  # temperature and stretch of the paper
 SKIPS = 8  # large units that may be passed over so that the masks come nearer to the goal
 

@@ -28,8 +28,6 @@ class Statistics:
     ffn_fisher: Tensor
     head_taylor: Tensor  # mean over samples of |d loss / d mask|
     ffn_taylor: Tensor
-    head_slope: Tensor  # mean over samples of d loss / d mask, of pruned units too: below 0 where a return would help
-    ffn_slope: Tensor
     head_rate: Tensor  # mean |ASR| of the context's channels
     ffn_rate: Tensor
     head_weight: Tensor  # |Wv| * |Wo|, Frobenius norms of the head's slices
@@ -67,7 +65,6 @@ def collect(
     student.eval()
     squares = {name: torch.zeros_like(mask) for name, mask in (("heads", student.heads), ("ffn", student.ffn))}
     magnitudes = {name: torch.zeros_like(mask) for name, mask in squares.items()}
-    slopes = {name: torch.zeros_like(mask) for name, mask in squares.items()}
     rates = {name: torch.zeros_like(mask) for name, mask in squares.items()}
     samples = tokens = 0
     with torch.enable_grad():
@@ -83,7 +80,6 @@ def collect(
             for name, grad in zip(masks, grads, strict=True):
                 squares[name] += grad.square().sum(0)
                 magnitudes[name] += grad.abs().sum(0)
-                slopes[name] += grad.sum(0)
                 rates[name] += unit_rates(student, outputs.rates, name) * real
             samples += size
             tokens += real
@@ -95,8 +91,6 @@ def collect(
         ffn_fisher=squares["ffn"] / samples,
         head_taylor=magnitudes["heads"] / samples,
         ffn_taylor=magnitudes["ffn"] / samples,
-        head_slope=slopes["heads"] / samples,
-        ffn_slope=slopes["ffn"] / samples,
         head_rate=rates["heads"] / tokens,
         ffn_rate=rates["ffn"] / tokens,
         **weight_norms(student),
@@ -189,19 +183,11 @@ def temporal_statistics(
     return TemporalStatistics(student.steps, profile, loss_of)
 
 
+@torch.no_grad()
 def loss_at(
     student: SpikingBert, t_steps: Sequence[int], batches: Iterable[dict[str, Tensor]], sample_loss: SampleLoss
 ) -> Tensor:
-    """Mean sample loss with other time steps, a scalar; see `losses_at`."""
-    return losses_at(student, t_steps, batches, sample_loss)[0].mean()
-
-
-@torch.no_grad()
-def losses_at(
-    student: SpikingBert, t_steps: Sequence[int], batches: Iterable[dict[str, Tensor]], sample_loss: SampleLoss
-) -> tuple[Tensor, Tensor]:
-    """Sample losses `[S]`, float64, and logits `[S, C]`, float32, with other time steps, in evaluation mode; the
-    student keeps its own.
+    """Mean sample loss, float64 scalar, with other time steps, in evaluation mode; the student keeps its own.
 
     `accumulate` is evaluated in closed form; the other codings are simulated step by step.
     """
@@ -209,13 +195,12 @@ def losses_at(
     student.eval()
     student.set_t_steps(t_steps)
     mode = "equilibrium" if student.coding == "accumulate" else "spiking"
-    losses, logits = [], []
+    losses = []
     try:
         for batch in batches:
             outputs = student(**given(batch), mode=mode, scores=False)
             losses.append(sample_loss(batch, outputs))
-            logits.append(outputs.logits.float())
     finally:
         student.set_t_steps(own)
         student.train(was_training)
-    return torch.cat(losses).double(), torch.cat(logits)  # float64, so that equal losses compare as equal
+    return torch.cat(losses).double().mean()  # float64, so that equal losses compare as equal

@@ -1,4 +1,4 @@
-"""The loss term `additions`: its limit, which a schedule or a budget moves, and the factor on its weight."""
+"""The loss term `additions`, and its limit, which a schedule moves."""
 
 from __future__ import annotations
 
@@ -17,19 +17,16 @@ from spikeprune.training import losses
 
 
 class AdditionsTerm(nn.Module):
-    """A token's expected additions, in multiplications of its dense forward, as far as they are above `limit`;
-    `penalty_scale` multiplies the term's weight.
+    """A token's expected additions, in multiplications of its dense forward, as far as they are above `limit`.
 
-    Both are tensors, so that a replayed CUDA graph reads their new values; they are in no checkpoint. `limit` falls
-    from `begin` to `end` over the share `fall` of all steps, or is `end` throughout where `begin` is 0;
-    `BudgetPruning` sets both.
+    The limit is a tensor, so that a replayed CUDA graph reads its new value; it is in no checkpoint. It falls from
+    `begin` to `end` over the share `fall` of all steps, or is `end` throughout where `begin` is 0.
     """
 
     def __init__(self, shape: Shape, *, begin: float, end: float, fall: float):
         super().__init__()
         self.shape, self.begin, self.end, self.share = shape, begin, end, fall
         self.register_buffer("limit", torch.tensor(end), persistent=False)
-        self.register_buffer("penalty_scale", torch.tensor(1.0), persistent=False)
 
     def forward(self, student: SpikingBert, outputs: Outputs, tokens: Tensor) -> Tensor:
         """Scalar; `tokens`: mean of a sentence."""

@@ -20,8 +20,7 @@ from torch import Tensor
 from spikeprune.cost.shapes import Shape
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import Outputs
-from spikeprune.pruning.candidates import KINDS
-from spikeprune.pruning.gates import open_probability, sampled, settled_gate
+from spikeprune.pruning.gates import KINDS, open_probability, sampled, settled_gate
 from spikeprune.training import distributed
 from spikeprune.training.additions import AdditionsTerm
 
@@ -41,7 +40,7 @@ class Gates:
     to its loss, where tokens are the mean of a sentence. All is in tensors that keep their places, so that a replayed
     CUDA graph reads what `draw` and `aim` write.
 
-    kinds    that are gated, of heads, ffn and steps; the others stay as the student has them
+    kinds    that are gated, of `pruning.gates.KINDS`; the others stay as the student has them
     term     additions of the student, or None where the cost is its latency
     steps    optimizer steps in which the target falls
     learning whether units are still gated; afterwards the price acts on firing rates alone

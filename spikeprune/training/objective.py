@@ -107,11 +107,7 @@ class Objective(nn.Module):
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """The loss, scalar."""
-        return sum(self.weight(name) * term for name, term in terms.items())
-
-    def weight(self, term: str) -> Tensor | float:
-        weight = getattr(self.weights, term)
-        return weight * self.additions.penalty_scale if term == "additions" else weight
+        return sum(getattr(self.weights, name) * term for name, term in terms.items())
 
     def soft(self, outputs: Outputs, teacher_outputs: Outputs) -> Tensor:
         """`[B]`: the distance of the student's outputs from the teacher's."""

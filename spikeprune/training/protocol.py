@@ -15,7 +15,6 @@ from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS, Outputs
 from spikeprune.models.shape import spiking_bert
 from spikeprune.pruning.statistics import trained_mode
-from spikeprune.training.losses import soft_loss
 
 Batch = dict[str, Tensor]
 
@@ -32,10 +31,8 @@ class PrunableModule(Protocol):
 
         forward_mode                      "equilibrium" or "spiking": the student's forward in training
         decision_batch(batch)             the batch with training's augmentation
-        teacher_outputs(batch)            computed once a batch, and passed to `sample_loss` as a third argument
-        output_distance(logits, others)   `[B]`, in the unit of `sample_loss`; default: KL divergence, or squared error
-        limitable_additions               the loss term that `BudgetPruning` may limit (`training/additions.py`)
-        gates                             `GatePruning`'s, None before: see `training.gates.Gates`
+        gates                             `BudgetPruning`'s, None before: see `training.gates.Gates`
+        unlimited_additions               the loss term that its price replaces (`training/additions.py`)
     """
 
     student: nn.Module  # a SpikingBert, or a module that contains exactly one
@@ -102,11 +99,3 @@ def as_trained(batches: list[Batch], module: PrunableModule) -> list[Batch]:
     """The batches with training's augmentation, where the module has one for decisions."""
     augmented = getattr(module, "decision_batch", None)
     return batches if augmented is None else [augmented(batch) for batch in batches]
-
-
-def output_distance(module: PrunableModule, logits: Tensor, others: Tensor) -> Tensor:
-    """`[B]`: how far `logits [B, C]` are from `others`, in the unit of the module's `sample_loss`."""
-    own = getattr(module, "output_distance", None)
-    if own is not None:
-        return own(logits, others)
-    return soft_loss(logits, others, temperature=1.0, regression=logits.shape[-1] == 1)

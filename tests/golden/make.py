@@ -128,10 +128,6 @@ def decisions() -> Entries:
         yield f"spatial: {words} at {share}", pruning.searched_masks(share, rearranged)
     for criterion, coding, total in product(pruning.TEMPORAL, CODINGS, (12, 8, 5)):
         yield f"temporal: {criterion}, {coding}, {total} steps", pruning.temporal_steps(criterion, total, coding=coding)
-    for target, share in (("energy", 0.7), ("energy", 0.4), ("ac", 0.4), ("latency", 0.5)):
-        yield f"joint: {target} at {share}", pruning.joint_plan(target, share)
-    for coding, target in (("running_mean", "energy"), ("per_step", "latency")):
-        yield f"joint: {target} at 0.6, {coding}", pruning.joint_plan(target, 0.6, coding=coding)
 
 
 ARITHMETIC, BY_SHARE = "arithmetic", "sst2"  # BY_SHARE: the run whose shares say how many units and steps stay

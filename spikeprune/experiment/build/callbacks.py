@@ -17,9 +17,7 @@ from spikeprune.kernels.cuda_graphs import GraphedNorms
 from spikeprune.pruning.budget_report import cost_in_unit
 from spikeprune.training import distributed
 from spikeprune.training.callbacks.budget import BudgetPruning
-from spikeprune.training.callbacks.budget_target import BudgetTarget
 from spikeprune.training.callbacks.finite import StopOnNonFinite
-from spikeprune.training.callbacks.gates import GatePruning
 from spikeprune.training.callbacks.mask_search import MaskSearch
 from spikeprune.training.callbacks.preempt import StopOnSignal
 from spikeprune.training.callbacks.quantization import WeightQuantization
@@ -78,24 +76,23 @@ def budget(context: RunContext, name: str) -> list[Callback]:
     """Of the stage budget, and of fine-tuning after it."""
     target, config, epochs = context.config.stages.budget, context.config, context.stage(name).epochs
     end = max(0, epochs - 1 - max(1, round(RECOVER * epochs)))
-    common: dict[str, Any] = {
-        "target": target.target,
-        "share": target.value,
-        "relative_to": relative_to(target.target),
-        "candidates": target.candidates,
-        "min_heads": 1,
-        "min_ffn": least_neurons(context.teacher_config.intermediate_size),
-        "batch_size": config.data.eval_batch_size,
-        "seed": config.seed,
-        "dense_shape": teacher_shape(context),
-        "model": config.cost.model,
-        "begin": 0,
-        "settle": min(last_decision(target.end, epochs), end),
-        "end": end,
-    }
-    if target.method == "gates":
-        return [GatePruning(learn=name == "budget", **common)]
-    return [BudgetPruning(**common)]
+    made = BudgetPruning(
+        target=target.target,
+        share=target.value,
+        relative_to=relative_to(target.target),
+        candidates=target.candidates,
+        min_heads=1,
+        min_ffn=least_neurons(context.teacher_config.intermediate_size),
+        batch_size=config.data.eval_batch_size,
+        seed=config.seed,
+        dense_shape=teacher_shape(context),
+        model=config.cost.model,
+        begin=0,
+        settle=min(last_decision(target.end, epochs), end),
+        end=end,
+        learn=name == "budget",
+    )
+    return [made]
 
 
 def relative_to(target: str) -> str:
@@ -124,7 +121,7 @@ def stage_callbacks(context: RunContext, name: str, run: RunDirectory) -> list[C
     every stage has; the checkpoint comes last, so it sees their decisions."""
     callbacks = COMPRESSING[name](context, name) if name in COMPRESSING else []
     for callback in callbacks:
-        if isinstance(callback, BudgetTarget):
+        if isinstance(callback, BudgetPruning):
             callback.reference = distributed.first(lambda: reference(context, run))
     if prunes_synapses(context.config) and name not in ("teacher", "spatial"):
         callbacks.append(SynapsePruning(kept=1.0))

@@ -1,142 +1,293 @@
-"""BudgetPruning: heads, neurons and time steps are removed between epochs under one measured budget."""
+"""BudgetPruning: heads, neurons, time steps and firing rates are learnt under one measured budget."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
+import torch
 from torch import Tensor
 
-from spikeprune.models.outputs import Outputs
-from spikeprune.pruning.budget import Budget
-from spikeprune.pruning.budget_report import TOLERANCE
-from spikeprune.pruning.estimates import BLOCK
-from spikeprune.pruning.schedules import cubic
+from spikeprune.cost.energy_models import ENERGY_MODELS
+from spikeprune.cost.shapes import Shape
+from spikeprune.errors import InputError, known
+from spikeprune.models import shape as shapes
+from spikeprune.pruning.budget_report import TOLERANCE, budget_record, goal_of, in_words, shortfall
+from spikeprune.pruning.cost_meter import TARGETS, CostMeter
+from spikeprune.pruning.gates import KINDS
+from spikeprune.pruning.statistics import collect
 from spikeprune.training import distributed
-from spikeprune.training.callbacks.budget_target import BudgetTarget
-from spikeprune.training.callbacks.schedule import adopt, agreed
-from spikeprune.training.losses import drawn_loss
-from spikeprune.training.protocol import as_trained, forward_mode, output_distance, student_of
-from spikeprune.training.rate_limit import RateLimit
+from spikeprune.training.additions import AdditionsTerm
+from spikeprune.training.callbacks.schedule import EpochSchedule, adopt, agreed, last_decision
+from spikeprune.training.gates import Gates
+from spikeprune.training.hardening import Hardening
+from spikeprune.training.losses import drawn_loss, falling
+from spikeprune.training.protocol import as_trained, cost_batches, decision_batches, forward_mode, student_of
 
-SLACK = 0.1  # share of the goal above it that a limit of the losses is trusted to remove
+SENTENCES = 512  # training sentences that losses are estimated on
+MEASURED = 1024  # training sentences that cost is measured on: the dev split is for the report
+SETTLED = 0.5  # share of the epochs after which the goal is reached, where `settle` is not given
+RECOVER = 0.25  # last share of the epochs that only trains, where `end` is not given
+FALL = 0.75  # share of the learning epochs in which the target falls to the goal; in the rest gates settle there
+HOLD = 0.25  # share of the epochs in which the price of a stage without gates finds its size
+SLACK = 0.1  # share of the goal above it that the price of firing is trusted to remove
+NO_LIMIT = 1e9  # of the loss term `additions`: the price replaces it
 
 
-class BudgetPruning(BudgetTarget):
-    """Lowers the student's cost to `share` of a reference, on a cubic schedule from epoch `begin` to epoch `settle`,
-    and keeps it there, since firing rates go on changing while the student trains.
+class BudgetPruning(EpochSchedule):
+    """Lowers the student's cost to `share` of a reference and keeps it there. Gates (`training.gates`) learn which
+    units stay, and are hardened between epochs (`training.hardening`).
 
-    - Up to epoch `end` decisions remove the candidates of the smallest loss for their saving while the cost is above
-      the schedule, and return the most useful ones while it is below the goal (`pruning.budget`).
-    - Where the loss has a term for additions without a limit (`PrunableModule.limitable_additions`), each epoch begins
-      with a new limit: before `settle` the present additions, so that firing rates stay; after it those that keep to
-      the goal, with a penalty that doubles while that is not enough (`training.rate_limit`). Decisions then remove
-      only what is more than SLACK above the goal.
-    - When the last epoch ends the cost is measured again, and a remaining excess is removed.
+    - Up to epoch `settle` gates are drawn anew in each step, and the target of the priced cost falls from the present
+      cost to the goal, by equal factors. At each epoch's start masks show the gates that are open, and steps whose
+      gates have closed leave for good.
+    - At `settle` the settled gates are folded into the weights, and masks keep the units of the highest gates, as many
+      as the measured cost allows. From then on the price acts on firing rates, which keep the cost at the goal.
+    - Up to epoch `end` units leave or return where the measured cost has moved too far; when the last epoch ends a
+      remaining excess is removed.
 
-    `block`: neurons that are removed together; the other arguments are those of `BudgetTarget`.
+    target              one of `cost_meter.TARGETS`: ac (additions), energy, equal_bits (energy over that of the same
+                        network computed densely at equal bits) or latency
+    share               of the reference's cost, to end with
+    relative_to         dense (the dense teacher) or student (the uncompressed one)
+    reference           the uncompressed student's cost in the meter's unit; None: its cost at the first decision
+    candidates          kinds that may be removed, of `pruning.gates.KINDS`
+    min_heads, min_ffn  kept in every layer
+    sentences, measured training sentences that losses and costs are measured on, in batches of `batch_size`
+    model               of energy: one of `cost.energy_models.ENERGY_MODELS`
+    dense_shape         of the teacher; None: of the dense BERT of the student's sizes
+    learn               False: masks and steps are final already, as in fine-tuning after the stage
+
+    The module must have a member `gates` (see `PrunableModule`). Raises ValueError for an unknown name, and InputError
+    for a module without gates and for a share that the floors do not allow.
     Example: `Trainer(callbacks=[BudgetPruning(target="energy", share=0.02)])`
     """
 
-    STATE = (*BudgetTarget.STATE, "most_steps", "limited_epoch")
+    STATE = ("start", "value", "reference", "drift")  # in a checkpoint
 
-    def __init__(self, *, block: int = BLOCK, **common: Any):
-        super().__init__(**common)
-        self.block = block
-        self.most_steps: list[int] | None = None  # the steps before the first decision
-        self.limited_epoch = -1  # last epoch that the limit was set for
-        self.rate_limit = RateLimit()
+    def __init__(
+        self,
+        *,
+        target: str = "energy",
+        share: float,
+        relative_to: str = "dense",
+        candidates: Sequence[str] = KINDS,
+        min_heads: int = 1,
+        min_ffn: int = 8,
+        batch_size: int = 32,
+        seed: int = 0,
+        dense_shape: Shape | None = None,
+        model: str = "convention",
+        begin: int = 0,
+        settle: int | None = None,
+        end: int | None = None,
+        sentences: int = SENTENCES,
+        measured: int = MEASURED,
+        reference: float | None = None,
+        learn: bool = True,
+    ):
+        super().__init__(begin=begin, end=end)
+        known("target", target, TARGETS)
+        known("model", model, ENERGY_MODELS)
+        known("relative_to", relative_to, ("dense", "student"))
+        for kind in candidates:
+            known("candidate", kind, KINDS)
+        self.target, self.share, self.relative_to = target, share, relative_to
+        self.kinds, self.min_heads, self.min_ffn = tuple(candidates), min_heads, min_ffn
+        self.sentences, self.measured = sentences, measured
+        self.batch_size, self.seed = batch_size, seed
+        self.dense_shape, self.model = dense_shape, model
+        self.settle, self.reference, self.learn = settle, reference, learn
+        self.start: float | None = None  # the cost before the first decision
+        self.value: float | None = None  # the cost at the last measurement
+        self.drift = 0.0  # the cost after the last step over the goal, less one
+        self.meter: CostMeter | None = None
+        self.gates: Gates | None = None
+        self.saved: dict[str, Any] | None = None  # of the gates, in a checkpoint
 
-    def progress(self, epoch: int) -> float:
-        return min(1.0, (epoch - self.begin + 1) / (self.settle - self.begin + 1))
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        given = self.end is not None
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            return
+        if not hasattr(pl_module, "gates"):
+            raise InputError(
+                f"BudgetPruning cannot prune {type(pl_module).__name__}: it has no member `gates`; set it to None in "
+                "__init__, and where it is not None pass the student rate=True and **gates.relaxed(), and add "
+                "gates.penalty(outputs, tokens) to the loss"
+            )
+        epochs = trainer.max_epochs
+        self.last = self.end if given else max(self.begin, epochs - 1 - max(1, round(RECOVER * epochs)))
+        if self.settle is None:
+            self.settle = min(max(self.begin, last_decision(SETTLED, epochs)), self.last)
+        self.settle = max(self.settle, self.begin + 1)
+        self.end = epochs - 1  # every epoch begins with a measurement
 
-    def scheduled(self, epoch: int) -> float:
-        """The cost that a decision at an epoch's start leads to."""
-        return max(self.goal, cubic(self.progress(epoch), self.start, self.goal))
+    @property
+    def unit(self) -> float:
+        """The reference's cost, in the meter's unit."""
+        return self.reference if self.relative_to == "student" else 1.0
+
+    @property
+    def goal(self) -> float:
+        return goal_of(self.target, self.share, self.unit)
+
+    # --------------------------------------------------------------------------------------------------- the training
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        student, batches = student_of(pl_module), trainer.num_training_batches
+        term = AdditionsTerm(shapes.student_shape(student), begin=0.0, end=0.0, fall=1.0)
+        epochs = FALL * (self.settle - self.begin) if self.learn else HOLD * trainer.max_epochs
+        self.first, self.fall = self.begin * batches, max(1, round(epochs * batches))
+        self.gates = Gates(
+            student,
+            kinds=("steps",) if self.target == "latency" else self.kinds,
+            term=None if self.target == "latency" else term,
+            steps=self.fall,
+            seed=self.seed,
+            equal_bits=self.target == "equal_bits",
+        )
+        self.gates.learning = self.learn
+        if self.saved is not None:
+            self.gates.load_state_dict(self.saved)
+        pl_module.gates = self.gates
+        replaced = getattr(pl_module, "unlimited_additions", None)
+        if self.target != "latency" and replaced is not None:  # latency does not depend on firing rates
+            replaced.limit.fill_(NO_LIMIT)
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        self.gates.draw()
+        self.gates.aim(self.aimed(trainer.global_step))
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.gates.step()
+
+    def aimed(self, step: int) -> float:
+        """The cost that a training step aims at."""
+        goal = self.goal if self.target == "latency" else self.goal * (1 - TOLERANCE / 2)
+        if not self.gates.learning or self.start <= goal:
+            return goal
+        return falling(max(0, step - self.first) / self.fall, begin=self.start, end=goal)
 
     # ------------------------------------------------------------------------------------------------------ decisions
 
     def decide(self, trainer: L.Trainer, module: L.LightningModule, progress: float) -> None:
-        student = student_of(module)
-        self.value = self.cost_meter(trainer, module).value(student)
-        first = self.start is None
-        if first:
-            self.start, self.most_steps = self.value, student.steps
+        student, gates, meter = student_of(module), self.gates, self.cost_meter(trainer, module)
+        hardening = self.hardening(trainer, module)
+        self.value = meter.value(student)
+        if self.start is None:
+            self.start = self.value
             self.reference = self.start if self.reference is None else self.reference
-            self.reached = self.start <= self.goal * (1 + TOLERANCE)
-        slack = TOLERANCE if self.limited_term(module) is None else SLACK
-        if self.reached and -TOLERANCE <= self.value / self.goal - 1 <= slack:
-            return
-        budget = self.budget(trainer, module)
-        if first and self.start > self.goal:
-            lowest = budget.lowest()
-            distributed.first(lambda: self.refuse_below(lowest))
-        self.value = budget.lower_to(self.scheduled(trainer.current_epoch))
-        if progress == 1.0:
-            self.value, self.reached = budget.raise_to(self.goal), True
+            if self.start > self.goal:
+                lowest = hardening.lowest()
+                distributed.first(lambda: self.refuse_below(lowest))
+        if gates.learning and trainer.current_epoch >= self.settle:
+            hardening.harden(self.goal)
+        elif gates.learning:
+            hardening.expose()
+        elif trainer.current_epoch <= self.last and not -TOLERANCE <= self.value / self.goal - 1 <= SLACK:
+            self.adjust(trainer, module)
+        self.value = meter.value(student)
+        if gates.term is not None:
+            additions = gates.term.mean(student, self.loss_batches(trainer, module), forward_mode(module))
+            gates.calibrate(self.value, agreed(additions))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         student = student_of(pl_module)
         if trainer.current_epoch == trainer.max_epochs - 1 and not trainer.sanity_checking:
-            self.value = self.cost_meter(trainer, pl_module).value(student)
+            meter = self.cost_meter(trainer, pl_module)
+            self.value = meter.value(student)
             self.drift = self.value / self.goal - 1
-            if not -TOLERANCE <= self.drift <= 0:
-                budget = self.budget(trainer, pl_module)
-                budget.lower_to(self.goal)
-                self.value = budget.raise_to(self.goal)
-                adopt(student)
+            if self.gates.learning:
+                self.hardening(trainer, pl_module).harden(self.goal)
+            elif self.drift > 0:
+                self.adjust(trainer, pl_module)
+            adopt(student)
+            self.value = meter.value(student)
         self.log_state(pl_module)
 
-    def budget(self, trainer: L.Trainer, module: L.LightningModule) -> Budget:
-        """The search from the student's present state."""
+    def adjust(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Remove or return units by their Fisher information; latency is that of the steps, which stay."""
+        if self.target == "latency":
+            return
         batches = as_trained(self.loss_batches(trainer, module), module)
-        teacher_outputs = getattr(module, "teacher_outputs", None)
-        cached = {} if teacher_outputs is None else {id(batch): teacher_outputs(batch) for batch in batches}
+        stats = collect(student_of(module), batches, drawn, mode=forward_mode(module), seed=self.seed)
+        fisher = agreed(torch.cat([stats.head_fisher.flatten(), stats.ffn_fisher.flatten()]))
+        self.hardening(trainer, module).adjust(fisher, self.goal)
 
-        def sample_loss(batch: dict[str, Tensor], outputs: Outputs) -> Tensor:
-            known_outputs = cached.get(id(batch))
-            return module.sample_loss(batch, outputs, *([] if known_outputs is None else [known_outputs]))
-
-        return Budget(
-            student_of(module),
-            batches,
-            sample_loss,
-            lambda _, outputs: drawn_loss(outputs.logits.float(), regression=outputs.logits.shape[-1] == 1),
-            lambda logits, others: output_distance(module, logits, others),
-            self.cost_meter(trainer, module),
+    def hardening(self, trainer: L.Trainer, module: L.LightningModule) -> Hardening:
+        return Hardening(
+            gates=self.gates,
+            meter=self.cost_meter(trainer, module),
             kinds=self.kinds,
             min_heads=self.min_heads,
             min_ffn=self.min_ffn,
-            block=self.block,
-            most_steps=self.most_steps or (),
-            mode=forward_mode(module),
-            mean=agreed,
         )
 
-    # -------------------------------------------------------------------------------------------- limit of the losses
+    def loss_batches(self, trainer: L.Trainer, module: L.LightningModule) -> list[dict[str, Tensor]]:
+        count = -(-self.sentences // self.batch_size)
+        return decision_batches(trainer, module, batches=count, batch_size=self.batch_size, seed=self.seed)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.rate_limit.apply(self.limited_term(pl_module))  # after a resume within an epoch
+    def cost_meter(self, trainer: L.Trainer, module: L.LightningModule) -> CostMeter:
+        if self.meter is None:
+            student = student_of(module)
+            self.meter = CostMeter(
+                cost_batches(trainer, module, sentences=self.measured, batch_size=self.batch_size, seed=self.seed),
+                target=self.target,
+                shape=shapes.student_shape(student),
+                dense_shape=self.dense_shape or shapes.dense_shape(student),
+                model=ENERGY_MODELS[self.model],
+                mean=agreed,
+            )
+        return self.meter
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        super().on_train_epoch_start(trainer, pl_module)
-        epoch = trainer.current_epoch
-        if trainer.sanity_checking or not self.begin <= epoch > self.limited_epoch:
-            return
-        student, term = student_of(pl_module), self.limited_term(pl_module)
-        if epoch > self.decided:
-            self.value = self.cost_meter(trainer, pl_module).value(student)
-        if term is not None:
-            batches = self.loss_batches(trainer, pl_module)
-            additions = agreed(term.mean(student, batches, forward_mode(pl_module))).item()
-            self.rate_limit.update(additions, value=self.value, goal=self.goal, reached=self.reached)
-            self.rate_limit.apply(term)
-        self.limited_epoch = epoch
+    # ------------------------------------------------------------------------------------------------------ the report
+
+    def log_state(self, module: L.LightningModule) -> None:
+        student = student_of(module)
+        module.log("compress/budget", self.value)
+        module.log("compress/heads", student.heads.mean())
+        module.log("compress/ffn", student.ffn.mean())
+        module.log("compress/t_steps", sum(student.steps) / len(student.steps))
+        module.log("compress/price", self.gates.price.detach())
+
+    def refuse_below(self, lowest: float) -> None:
+        """Raises InputError where the goal is below `lowest`, the cost with every candidate removed."""
+        if lowest > self.goal:
+            words = in_words(lowest, target=self.target, relative_to=self.relative_to, unit=self.unit, up=True)
+            raise InputError(
+                f"stages.budget.value = {self.share:g}: with everything removed that stages.budget.candidates "
+                f"[{', '.join(self.kinds)}] and the floors of {self.min_heads} heads and {self.min_ffn} neurons in "
+                f"each layer allow, this student still has {words}; that is the lowest value that can be reached"
+            )
+
+    def report(self, reported: float) -> dict[str, Any]:
+        """The stage's record of its budget. `reported`: the student's cost in the meter's unit on the dev split."""
+        measured = self.meter.sentences if self.meter else self.measured
+        return budget_record(
+            target=self.target,
+            relative_to=self.relative_to,
+            share=self.share,
+            unit=self.unit,
+            goal=self.goal,
+            value=self.value,
+            reported=reported,
+            drift=self.drift,
+            why_not=shortfall(self.value, reported, goal=self.goal, start=self.start, sentences=measured),
+        )
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "rate_limit": asdict(self.rate_limit)}
+        state = {name: getattr(self, name) for name in self.STATE}
+        return {**super().state_dict(), **state, "gates": None if self.gates is None else self.gates.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.rate_limit = RateLimit(**state["rate_limit"])
+        for name in self.STATE:
+            setattr(self, name, state[name])
+        self.saved = state["gates"]
+
+
+def drawn(_: Any, outputs: Any) -> Tensor:
+    """`[B]`: the loss whose squared gradient is the Fisher information."""
+    return drawn_loss(outputs.logits.float(), regression=outputs.logits.shape[-1] == 1)

@@ -16,7 +16,6 @@ from spikeprune.models.shape import student_shape
 from spikeprune.models.teacher import Teacher
 from spikeprune.training.additions import AdditionsTerm
 from spikeprune.training.gates import Gates
-from spikeprune.training.losses import soft_loss
 from spikeprune.training.metrics import Fidelity
 from spikeprune.training.modules.task import TaskModule
 from spikeprune.training.objective import LossWeights, Objective, mean_tokens
@@ -56,7 +55,7 @@ class DistillationModule(TaskModule):
             class_weights=self.class_weights,
         )
         self.fidelity = nn.ModuleList(Fidelity(regression=self.task.regression) for _ in self.dev_splits)
-        self.gates: Gates | None = None  # while `GatePruning` prices the student's cost
+        self.gates: Gates | None = None  # while `BudgetPruning` prices the student's cost
         self.solved: dict[str, float] = {}  # of the last step's fixed points, where there is feedback
 
     def infer(self, batch: Mapping[str, Tensor]) -> Outputs:
@@ -112,26 +111,18 @@ class DistillationModule(TaskModule):
         would not fit a changed sentence."""
         return self.augmented(batch) if self.losses.soft else batch
 
-    def output_distance(self, logits: Tensor, others: Tensor) -> Tensor:
-        """`[B]`: how far `logits [B, C]` are from `others`, in the unit of `sample_loss`."""
-        distance = soft_loss(logits, others, temperature=self.losses.temperature, regression=self.task.regression)
-        return (self.losses.soft or 1.0) * distance
-
     @property
-    def limitable_additions(self) -> AdditionsTerm | None:
+    def unlimited_additions(self) -> AdditionsTerm | None:
         """The loss term of additions, where it has a weight and no limit of its own."""
-        limitable = self.losses.additions > 0 and self.losses.additions_limit is None
-        return self.objective.additions if limitable else None
+        unlimited = self.losses.additions > 0 and self.losses.additions_limit is None
+        return self.objective.additions if unlimited else None
 
-    def sample_loss(self, batch: dict[str, Tensor], outputs: Outputs, teacher_outputs: Outputs | None = None) -> Tensor:
-        """`[B]`: the prediction losses of this stage, which criteria differentiate; the true labels' if it has none.
-        `teacher_outputs`: of this batch, where they are known already."""
+    def sample_loss(self, batch: dict[str, Tensor], outputs: Outputs) -> Tensor:
+        """`[B]`: the prediction losses of this stage, which criteria differentiate; the true labels' if it has none."""
         losses, objective = self.losses, self.objective
         if not losses.soft:
             return objective.hard(batch, outputs)
-        loss = losses.soft * objective.soft(
-            outputs, self.teacher_outputs(batch) if teacher_outputs is None else teacher_outputs
-        )
+        loss = losses.soft * objective.soft(outputs, self.teacher_outputs(batch))
         return loss + losses.hard * objective.hard(batch, outputs) if losses.hard else loss
 
     @torch.no_grad()

@@ -37,51 +37,55 @@ from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS, Outputs
 from spikeprune.models.shape import student_operations
 from spikeprune.runtime import Session, to_bytes
+from spikeprune.runtime.session import Answer
 
 KEPT, PAGE = Path(__file__).with_name("agreement.json"), ROOT / "docs" / "runtime.md"
 BEGIN, END = "<!-- agreement: begin -->", "<!-- agreement: end -->"
 PARTS = ("whole", "each")  # the network on its own; each spiking layer given the Python network's spikes below
 
 
-def compare(session: Session, network: SpikingBert, batches: Iterable[dict[str, Tensor]]) -> dict[str, Any]:
-    """Over batches of one sentence each: sentences, those of the same label, those of the same additions in every layer
-    on the same spikes, the largest difference of a logit, spikes, and how many of them differ in each of PARTS; the
-    places of those that differ given the same spikes below are listed. For networks that `settled` accepts."""
-    found: dict[str, Any] = {"sentences": 0, "labels": 0, "additions": 0, "apart": 0.0, "spikes": 0}
-    found |= {"whole": 0, "each": 0, "places": []}
+def compare(session: Session, student: SpikingBert, batches: Iterable[dict[str, Tensor]]) -> list[dict[str, Any]]:
+    """The program beside the student in single and in double precision, over batches of one sentence each: sentences,
+    those of the same label, those of the same additions in every layer on the same spikes, the largest difference of a
+    logit, spikes, and how many of them differ in each of PARTS, and between the student's two precisions; the places of
+    those that differ given the same spikes below are listed. For students that `settled` accepts."""
+    networks = {"single": student, "double": copy.deepcopy(student).double()}
+    zeros = dict.fromkeys(("sentences", "labels", "additions", "spikes", *PARTS, "own"), 0)
+    rows = {precision: {"precision": precision, **zeros, "apart": 0.0, "places": []} for precision in networks}
     for batch in batches:
-        trains, outputs = spikes_of(network, batch)
-        logits = outputs.logits[0].numpy()
-        for part in PARTS:
-
-            def note(layer, step, spikes, part=part, trains=trains, sentence=found["sentences"]):
-                differ = spikes.astype(np.int16) - trains[layer]
-                found[part] += int(np.abs(differ).sum())
-                if part == "each":
-                    for token, channel in np.argwhere(differ).tolist():
-                        found["places"].append([sentence, layer, token, channel, int(differ[token, channel])])
-                    spikes[:] = trains[layer]
-
-            session.observe(note)
-            answer = session.run(batch["input_ids"][0].numpy(), batch["token_type_ids"][0].numpy())
-            if part == "whole":
-                found["labels"] += int(answer.logits.argmax() == logits.argmax())
-                found["apart"] = max(found["apart"], float(np.abs(answer.logits - logits).max()))
-        counted = student_operations(network, outputs.counts, batch["attention_mask"].sum(1)).ac
-        found["additions"] += int(np.array_equal(answer.additions, counted.numpy()))
-        found["spikes"] += sum(int(np.abs(train).sum()) for train in trains.values())
-        found["sentences"] += 1
+        found = {precision: spikes_of(network, batch) for precision, network in networks.items()}
+        one, other = (trains for trains, _ in found.values())
+        own = sum(int(np.abs(one[name].astype(np.int16) - other[name]).sum()) for name in one)
+        for precision, (trains, outputs) in found.items():
+            row, logits = rows[precision], outputs.logits[0].numpy()
+            whole, each = (answered(session, batch, trains, part, row) for part in PARTS)
+            counted = student_operations(student, outputs.counts, batch["attention_mask"].sum(1)).ac.numpy()
+            row["labels"] += int(whole.logits.argmax() == logits.argmax())
+            row["apart"] = max(row["apart"], float(np.abs(whole.logits - logits).max()))
+            row["additions"] += int(np.array_equal(each.additions, counted))
+            row["spikes"] += sum(int(np.abs(train).sum()) for train in trains.values())
+            row["own"] += own
+            row["sentences"] += 1
     session.observe(None)
-    return found
+    return list(rows.values())
 
 
-def own_rounding(single: SpikingBert, double: SpikingBert, batches: Iterable[dict[str, Tensor]]) -> int:
-    """Spikes by which the Python network's two precisions differ from each other."""
-    differ = 0
-    for batch in batches:
-        (one, _), (other, _) = spikes_of(single, batch), spikes_of(double, batch)
-        differ += sum(int(np.abs(one[name].astype(np.int16) - other[name]).sum()) for name in one)
-    return differ
+def answered(
+    session: Session, batch: dict[str, Tensor], trains: dict[str, np.ndarray], part: str, row: dict[str, Any]
+) -> Answer:
+    """The program's answer to a sentence. Counts in `row` the spikes that differ from `trains`; in the part `each` all
+    spiking layers then go on with those."""
+
+    def note(layer: str, step: int, spikes: np.ndarray) -> None:
+        differ = spikes.astype(np.int16) - trains[layer]
+        row[part] += int(np.abs(differ).sum())
+        if part == "each":
+            for token, channel in np.argwhere(differ).tolist():
+                row["places"].append([row["sentences"], layer, token, channel, int(differ[token, channel])])
+            spikes[:] = trains[layer]
+
+    session.observe(note)
+    return session.run(batch["input_ids"][0].numpy(), batch["token_type_ids"][0].numpy())
 
 
 def spikes_of(network: SpikingBert, batch: dict[str, Tensor]) -> tuple[dict[str, np.ndarray], Outputs]:
@@ -127,11 +131,8 @@ def run(folder: Path, words: list[str]) -> dict[str, Any]:
     rows = []
     for name, network in forms.items():
         session = Session(to_bytes(network), max_tokens=data.max_length)
-        double = copy.deepcopy(network).double()
-        batches = [data.batch([i], pad_to=1) for i in range(len(data))]
-        own = own_rounding(network, double, batches)
-        for precision, one in (("single", network), ("double", double)):
-            rows.append({"weights": name, "precision": precision, "own": own, **compare(session, one, batches)})
+        batches = (data.batch([i], pad_to=1) for i in range(len(data)))
+        rows += [{"weights": name, **row} for row in compare(session, network, batches)]
     return {"task": config.task, "model": folder.name, "commit": commit(), "rows": rows}
 
 

@@ -7,7 +7,6 @@ python -m experiments.bench.runtime --keep FILE   take the results into docs/run
 from __future__ import annotations
 
 import argparse
-import copy
 import os
 import shutil
 import subprocess
@@ -137,16 +136,13 @@ def warm_seconds(works: dict[str, Work], budget: float, least: int = 15) -> dict
 
 
 def differences(size: nets.Size, sentences: int = 6) -> list[dict[str, Any]]:
-    """Spikes that differ from the Python network's of the same precision, see `agreement.compare`."""
+    """Spikes that differ from the Python network's, see `agreement.compare`."""
     batch, found = nets.batch(size, sentences=sentences, tokens=TOKENS, device=CPU), []
     for name in ("float rows, events", "ternary rows, events"):
         made = student(size, FORMS[name].units[30], FORMS[name])
         session = Session(to_bytes(made), max_tokens=TOKENS)
-        for precision in ("double", "single"):
-            network = copy.deepcopy(made).double() if precision == "double" else made
-            batches = ({key: x[i : i + 1] for key, x in batch.items()} for i in range(sentences))
-            row = compare(session, network, batches)
-            found.append({"form": name, "precision": precision, **row, "places": len(row["places"])})
+        batches = ({key: x[i : i + 1] for key, x in batch.items()} for i in range(sentences))
+        found += [{"form": name, **row, "places": len(row["places"])} for row in compare(session, made, batches)]
     return found
 
 

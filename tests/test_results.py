@@ -145,7 +145,7 @@ def test_firing_rates_have_a_table_and_a_figure(tmp_path) -> None:
     table = rate_tables(found)
     assert (
         "| limit 0.02 | 86.0 | 5.0 % | 0.50 | 0.50 |" in table
-        and "Dense teacher: 90.0. Of sst2 from directory glue; seed 3, one GPU" in table
+        and "Dense teacher: 90.0. Of preset x, sst2 from directory glue; seed 3, one GPU" in table
     )
     assert "| budget, memory | 86.0 | 10.0 % | 2.00 % | 2.00 % | 2 2 | 128 64 | 4 4 4 |" in table
     rate_figure(found, tmp_path / "rates.svg")

@@ -7,7 +7,7 @@ import os
 import time
 from pathlib import Path
 
-from children import run_command
+from children import begin, run_command
 from micro import GLUE, micro, only, write_sst2
 
 from faults.campaign import Row
@@ -35,7 +35,9 @@ def measure(path: str) -> None:
 def soaked(name: str, folder: Path, words: list[str], note: str) -> Row:
     """One long command, of which memory and open files in the second half are compared with those at its middle."""
     row, began, measured = Row(name, 0, tried=1), time.monotonic(), folder / "measured"
-    code = run_command(words, folder / "log", None, measure, (str(measured),))
+    child = begin(words, folder / "log", None, measure, (str(measured),))
+    child.join()  # as long as it takes
+    code = child.exitcode
     row.seconds = time.monotonic() - began
     found = [json.loads(line) for line in measured.read_text().splitlines()]
     middle, half = found[len(found) // 2], found[len(found) // 2 :]

@@ -87,8 +87,8 @@ def rate_tables(found: dict[str, Any]) -> str:
     text += (
         "\n\nIn each cell how many times less a sentence takes than the same network computed densely at equal bits. "
     )
-    text += f"Dense teacher: {100 * rows[0]['teacher']:.1f}. Of preset {found['preset']}, {found['data']}; seed {found['seed']}, "
-    text += f"{found['hardware']}, commit `{found['commit']}`."
+    text += f"Dense teacher: {100 * rows[0]['teacher']:.1f}. Of preset {found['preset']}, {found['data']}; "
+    text += f"seed {found['seed']}, {found['hardware']}, commit `{found['commit']}`."
     if found["budgets"]:
         text += f"\n\n{budget_table(found['budgets'])}"
     return text

@@ -75,3 +75,8 @@ def test_what_fails_is_named_and_the_rest_compared(script, capsys) -> None:
     said = capsys.readouterr()
     assert "error: sst2 3: error: the teacher is no better" in said.err and "| 0.04 | all | 90.0 |" in said.out
     assert script.main(["--ways", "step"]) == 2
+
+
+def test_a_budget_behind_other_compression_is_not_compared(script, capsys) -> None:
+    assert script.main(["preset=minilm", "stages.budget.epochs=6"]) == 2
+    assert "spatial and temporal run before" in capsys.readouterr().err and not script.started

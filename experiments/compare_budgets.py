@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     if wrong := [way for way in ways if way not in WAYS]:
         raise InputError(f"--ways: unknown {wrong[0]}; choose from {nearest(wrong[0], WAYS)}")
     if any(item.startswith("stages.budget.epochs=") for item in args.overrides):
-        raise InputError("stages.budget.epochs: then spatial and temporal run before the budget; use stages.budget.steps")
+        raise InputError("stages.budget.epochs: spatial and temporal would run before it; use stages.budget.steps")
     preset = next((v for k, _, v in (item.partition("=") for item in args.overrides) if k == "preset"), "tiny")
     root = Path("runs") / "budgets" / f"{preset}{tagged(args.tag)}"
     keys = [(t, b, s, w) for t in tasks for b in budgets for s in seeds for w in ways if belongs(w, b)]

@@ -79,4 +79,4 @@ def test_what_fails_is_named_and_the_rest_compared(script, capsys) -> None:
 
 def test_a_budget_behind_other_compression_is_not_compared(script, capsys) -> None:
     assert script.main(["preset=minilm", "stages.budget.epochs=6"]) == 2
-    assert "spatial and temporal run before" in capsys.readouterr().err and not script.started
+    assert "spatial and temporal would run before it" in capsys.readouterr().err and not script.started

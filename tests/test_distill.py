@@ -189,3 +189,11 @@ def test_a_list_of_layers_is_taught_by_those_and_a_number_by_evenly_spread_ones(
         "data.embedded=[40,20]",
     ]
     assert prepare(load(GLUE, given)).layers == taught_by
+
+
+def test_padding_of_zeros_has_no_part_in_the_hidden_loss() -> None:
+    student, teacher = torch.rand(2, 1, 3, 4), torch.rand(2, 1, 3, 4)
+    tokens = torch.tensor([[True, True, False]])
+    whole = hidden_loss(list(student), list(teacher), tokens, [0])
+    teacher[:, :, 2] = 0
+    assert hidden_loss(list(student), list(teacher), tokens, [0]) == whole

@@ -31,7 +31,7 @@ def hidden_loss(
     pairs = [(student[0], teacher[0])] + [(student[s + 1], teacher[t + 1]) for s, t in enumerate(layer_map)]
     dtype = torch.promote_types(student[0].dtype, torch.float32)  # of the sums
     error = sum(((s - t) ** 2).sum(-1, dtype=dtype) for s, t in pairs)  # [B, N]
-    norm = sum((t**2).sum(-1, dtype=dtype) for _, t in pairs)
+    norm = sum((t**2).sum(-1, dtype=dtype) for _, t in pairs).masked_fill(~tokens, 1.0)  # padding may be all zeros
     return (error / norm * tokens).sum() / tokens.sum()
 
 

@@ -20,6 +20,7 @@ PARTS = ("spikerun.c", "model.c")  # what is compiled
 FILES = ("spikerun.h", "model.h", *PARTS, "main.c", "Makefile")
 FLAGS = ("-std=c99", "-O3", "-ffp-contract=off")
 NATIVE = "-march=native"
+SPIKING_LAYERS = ("key", "value", "context", "attention", "intermediate", "output")  # of a layer, in C's order
 
 
 class Shape(ctypes.Structure):

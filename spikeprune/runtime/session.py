@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from spikeprune.errors import InputError, known
-from spikeprune.runtime.library import Observer, library
+from spikeprune.runtime.library import SPIKING_LAYERS, Observer, library
 
 LOOPS = ("events", "counts")
-SITES = ("key", "value", "context", "attention", "intermediate", "output")
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class Session:
 
         def call(_, layer, spiking_layer, step, spikes, tokens, channels, stride):
             rows = np.ctypeslib.as_array(spikes, (tokens, stride))[:, :channels] if channels else np.zeros((tokens, 0))
-            function("embedding" if layer < 0 else f"layers.{layer}.{SITES[spiking_layer]}", step, rows)
+            function("embedding" if layer < 0 else f"layers.{layer}.{SPIKING_LAYERS[spiking_layer]}", step, rows)
 
         self._observer = Observer() if function is None else Observer(call)
         self.lib.spikerun_observe(self._model, self._observer, None)

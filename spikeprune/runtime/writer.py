@@ -22,6 +22,7 @@ from spikeprune.models.checkpoint_facts import ACTIVATIONS
 from spikeprune.models.compaction import compact
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.relative_bias import FARTHEST, RelativeBias, bucket
+from spikeprune.runtime.library import SPIKING_LAYERS
 
 VERSION = 1
 HEADER, RECORD, ALIGNMENT = 128, 48, 64  # bytes
@@ -30,7 +31,6 @@ LONGEST, WIDEST = 127, 65535  # time steps; channels of a matrix
 ROWS, COUNTED_ROWS, LISTS, BLOCKS = range(4)  # forms of a matrix
 FORMS = {"rows": COUNTED_ROWS, "lists": LISTS, "blocks": BLOCKS}  # of a sparse one
 CODINGS, SPIKES = ("accumulate", "per_step"), ("binary", "ternary")
-SITES = ("key", "value", "context", "attention", "intermediate", "output")
 SPARSER = 1 / 16  # of the outputs: below this share lists are faster than rows on a processor with wide vectors
 EMPTIER = 0.3  # of the blocks: below this share blocks are
 
@@ -56,7 +56,7 @@ def to_bytes(student: SpikingBert, sparse: str = "auto") -> bytes:
         records.append(struct.pack("<12I", small.steps[i + 1], layer.heads, layer.ffn, *forms, 0))
         for norm in (layer.attention_norm, layer.output_norm):
             tensors += [floats(norm.weight), floats(norm.bias)]
-        tensors += [floats(theta_of(getattr(layer, f"{spiking_layer}_neurons"))) for spiking_layer in SITES]
+        tensors += [floats(theta_of(getattr(layer, f"{spiking_layer}_neurons"))) for spiking_layer in SPIKING_LAYERS]
         if small.relative_bias is not None:
             tensors.append(distance_bias(small.relative_bias, i))
     tensors += head(small)

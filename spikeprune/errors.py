@@ -43,3 +43,9 @@ def known(what: str, name: str, choices) -> None:
     """Raises ValueError with the right names unless `name` is one of `choices`."""
     if name not in choices:
         raise ValueError(f"unknown {what} {name!r}; known: {nearest(name, choices)}")
+
+
+def is_share(what: str, value: float) -> None:
+    """Raises ValueError unless `value` is a share that can be kept."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{what} = {value}: must be from 0 to 1, the share that is kept")

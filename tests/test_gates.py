@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from pruning import F, H, L, Module, batches, distillation, inputs, make
+from pruning import F, H, L, Module, batches, inputs, make
 from test_meter import TEACHER, meter
 
 from spikeprune.config.schema import Config, Stage
@@ -28,7 +28,7 @@ from spikeprune.pruning.gates import (
 from spikeprune.pruning.statistics import given
 from spikeprune.snn.call import shorter
 from spikeprune.training.additions import AdditionsTerm
-from spikeprune.training.callbacks.budget import NO_LIMIT, BudgetPruning
+from spikeprune.training.callbacks.budget import BudgetPruning
 from spikeprune.training.gates import Gates
 
 CLOSED, OPEN = -40.0, 40.0
@@ -308,20 +308,6 @@ def test_a_module_without_gates_is_told() -> None:
     trainer = SimpleNamespace(max_epochs=4)
     with pytest.raises(InputError, match="BudgetPruning cannot prune Module: it has no member `gates`"):
         callback(0.1).setup(trainer, Module(make()), "fit")
-
-
-@pytest.mark.parametrize(
-    ("losses", "target", "limit"),
-    [({}, "energy", NO_LIMIT), ({}, "latency", 0.0), ({"additions_limit": 0.3}, "energy", 0.3)],
-)
-def test_the_price_replaces_additions_without_a_limit(losses, target, limit) -> None:
-    """Of a latency, which spikes do not change, they stay, and so does a limit that is given."""
-    made = distillation(**losses)
-    mine = callback(0.5, target=target, relative_to="student")
-    trainer = SimpleNamespace(max_epochs=EPOCHS, num_training_batches=BATCHES)
-    mine.setup(trainer, made, "fit")
-    mine.on_train_start(trainer, made)
-    assert made.gates is mine.gates and made.objective.additions.limit.item() == pytest.approx(limit)
 
 
 @pytest.mark.parametrize(("epochs", "when"), [(8, (0, 4, 5)), (3, (0, 1, 1)), (1, (0, 0, 0)), (20, (0, 10, 14))])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import students
 import torch
 from torch.utils.data import DataLoader
+from transformers import BertConfig, BertModel
 
 import spikeprune
 from spikeprune import (
@@ -24,6 +26,7 @@ from spikeprune import (
     WeightQuantization,
     compact,
     count_operations,
+    from_bert,
 )
 from spikeprune.errors import InputError
 from spikeprune.models.shape import dense_shape, student_shape
@@ -137,6 +140,7 @@ def test_each_callback_compresses_a_module_of_ones_own(name, wrapped) -> None:
     assert isinstance(module, PrunableModule) and not compressed(student)
     fit(module, callback)
     assert compressed(student)
+    assert compact(module.student).values["layer_ffn"] == student.ffn.sum(1).tolist()
 
 
 @pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "wrapped"])
@@ -192,6 +196,19 @@ def test_a_student_of_none_or_two_networks_is_refused(count) -> None:
     module = Own(torch.nn.ModuleList(students.make() for _ in range(count)))
     with pytest.raises(InputError, match=f"holds {count} SpikingBert networks"):
         SpatialPruning(heads=0.5, ffn=0.5).setup(None, module, "fit")
+
+
+@pytest.mark.parametrize("made", [SpatialPruning, SynapsePruning, MaskSearch, BudgetPruning])
+def test_a_percentage_is_no_share(made) -> None:
+    (name,) = {"ffn", "kept", "operations", "share"} & inspect.signature(made).parameters.keys()
+    with pytest.raises(ValueError, match=f"{name} = 50: must be from 0 to 1"):
+        made(**{name: 50})
+
+
+def test_an_encoder_without_a_classifier_is_refused() -> None:
+    config = BertConfig(vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    with pytest.raises(InputError, match="BertModel has no classifier"):
+        from_bert(BertModel(config), students.sentences())
 
 
 def test_batches_of_another_kind_are_refused() -> None:

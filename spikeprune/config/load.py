@@ -52,7 +52,7 @@ MEASURING = (
 SAVED = ("task", "seed", "run", "data", "teacher", "student", "stages", "cost")  # by every run
 OLDER = ("compress", "distill", "time")  # sections of earlier versions
 COMMAND_LINE = "command line"
-BUDGET = "one budget"  # the source of what `_one_budget` sets
+BUDGET = "one budget"  # the source of what `_budget` sets
 BASE_DEPTH = 1
 LENGTHS = ("epochs", "steps")  # of a stage
 Layer = tuple[str, dict]  # where it comes from, and its tree of keys
@@ -81,25 +81,29 @@ def resolve(path: str | Path, overrides: Iterable[str] = ()) -> tuple[Config, di
         merge.add(tree, source)
     for key, value in given:
         merge.add({key: value}, COMMAND_LINE)
-    _one_budget(merge)
+    _budget(merge)
     merge.config.run.dir = _run_dir(merge, path)
     return merge.finish(), merge.sources
 
 
-def _one_budget(merge: _Merge) -> None:
+def _budget(merge: _Merge) -> None:
     """A budget without epochs of its own is the whole compression: it takes the epochs and steps of the stages spatial
-    and temporal, which are left out, and firing is limited by the budget alone. What the command line sets stays."""
-    if merge.value("stages.budget.value") is None or "stages.budget.epochs" in merge.sources:
+    and temporal, which are left out. Its price limits firing in place of the loss `additions`, unless it is a budget of
+    latency, which firing does not change. What the command line sets stays."""
+    if merge.value("stages.budget.value") is None:
         return
-    length = {n: [merge.value(f"stages.{stage}.{n}") or 0 for stage in ("spatial", "temporal")] for n in LENGTHS}
-    ruled = {
-        "stages.budget.epochs": str(sum(length["epochs"])),
-        "stages.budget.steps": str(sum(length["steps"])),
-        "stages.budget.losses.additions_limit": None,
-        "stages.finetune.losses.additions_limit": None,
-        "stages.spatial.epochs": "0",
-        "stages.temporal.epochs": "0",
-    }
+    if "stages.budget.epochs" not in merge.sources:
+        length = {n: [merge.value(f"stages.{stage}.{n}") or 0 for stage in ("spatial", "temporal")] for n in LENGTHS}
+        _rule({f"stages.budget.{n}": str(sum(length[n])) for n in LENGTHS}, merge)
+        _rule({"stages.spatial.epochs": "0", "stages.temporal.epochs": "0"}, merge)
+    if merge.value("stages.budget.epochs") and merge.value("stages.budget.target") != "latency":
+        for losses in ("stages.budget.losses", "stages.finetune.losses"):
+            limited = {f"{losses}.additions": "0", f"{losses}.additions_limit": None}
+            if COMMAND_LINE not in map(merge.sources.get, limited):
+                _rule(limited, merge)
+
+
+def _rule(ruled: dict[str, str | None], merge: _Merge) -> None:
     for key, value in ruled.items():
         if merge.sources.get(key) != COMMAND_LINE:
             merge.add({key: value}, BUDGET)

@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.packing import pack
 from spikeprune.models.quantization import MATRICES
+from spikeprune.models.shape import spiking_bert
 from spikeprune.models.weights import codes, matrix_names
 from spikeprune.models.word_table import packed_rows
 
@@ -33,16 +34,17 @@ OWN = ("heads", "ffn", "t_steps", "relative_bias.columns")  # buffers that a com
 
 
 @torch.no_grad()
-def compact(student: SpikingBert) -> SpikingBert:
-    """A copy of `student` without its masked heads and neurons, for inference and measurement.
+def compact(student: nn.Module) -> SpikingBert:
+    """A copy of `student`, or of the one in a module, without its masked heads and neurons, to infer and to measure.
 
     Logits equal those of `student` in the modes equilibrium and spiking up to the order of sums: a current within
     rounding of a threshold may fire in one network and not in the other. Device, number type, training mode and backend
     are the same. Weights at quantization strength 1 are packed as codes and scales; at lower strengths the effective
     weights become plain floats. A network that is to be trained further comes from `compacted`.
 
-    Example: `compact(spikeprune.load("runs/sst2/stages/spatial").spiking_bert)`
+    Example: `compact(spikeprune.load("runs/sst2/stages/spatial"))`
     """
+    student = spiking_bert(student)
     packed = student.quantized == 1 or (student.weights == "float" and student.embedding.word.final)
     state = {**state_without_matrices(student), **table_tensors(student, packed)}
     return without_masked(student, weight_arguments(student, packed), state, effective_matrix)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from spikeprune.errors import InputError
 from spikeprune.models.families import architecture
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS
@@ -30,9 +31,12 @@ def from_bert(
 
     t_steps  time steps of each layer; spikes: one of `NEURONS`; coding: one of `CODINGS`; pooling: mean or cls
 
-    Raises ValueError for an unknown name. Example: `from_bert(BertForSequenceClassification.from_pretrained(…), batch)`
+    Raises ValueError for an unknown name, InputError for an encoder without a classifier.
+    Example: `from_bert(BertForSequenceClassification.from_pretrained(…), batch)`
     """
     config = bert.config
+    if bert.base_model is bert:
+        raise InputError(f"{type(bert).__name__} has no classifier: give a model for sequence classification")
     student = SpikingBert(
         **architecture(config),
         layers=config.num_hidden_layers,

@@ -32,7 +32,6 @@ class PrunableModule(Protocol):
         forward_mode                      "equilibrium" or "spiking": the student's forward in training
         decision_batch(batch)             the batch with training's augmentation
         gates                             `BudgetPruning`'s, None before: see `training.gates.Gates`
-        unlimited_additions               the loss term that its price replaces (`training/additions.py`)
     """
 
     student: nn.Module  # a SpikingBert, or a module that contains exactly one

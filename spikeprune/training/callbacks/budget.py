@@ -11,7 +11,7 @@ from torch import Tensor
 
 from spikeprune.cost.energy_models import ENERGY_MODELS
 from spikeprune.cost.shapes import Shape
-from spikeprune.errors import InputError, known
+from spikeprune.errors import InputError, is_share, known
 from spikeprune.models import shape as shapes
 from spikeprune.pruning.budget_report import TOLERANCE, budget_record, goal_of, in_words, shortfall
 from spikeprune.pruning.cost_meter import TARGETS, CostMeter
@@ -32,7 +32,6 @@ RECOVER = 0.25  # last share of the epochs that only trains, where `end` is not 
 FALL = 0.75  # share of the learning epochs in which the target falls to the goal; in the rest gates settle there
 HOLD = 0.25  # share of the epochs in which the price of a stage without gates finds its size
 SLACK = 0.1  # share of the goal above it that the price of firing is trusted to remove
-NO_LIMIT = 1e9  # of the loss term `additions`: the price replaces it
 
 
 class BudgetPruning(EpochSchedule):
@@ -59,8 +58,8 @@ class BudgetPruning(EpochSchedule):
     dense_shape         of the teacher; None: of the dense BERT of the student's sizes
     learn               False: masks and steps are final already, as in fine-tuning after the stage
 
-    The module must have a member `gates` (see `PrunableModule`). Raises ValueError for an unknown name, and InputError
-    for a module without gates and for a share that the floors do not allow.
+    The module must have a member `gates` (see `PrunableModule`). Raises ValueError for an unknown name or what is no
+    share, and InputError for a module without gates and for a share that the floors do not allow.
     Example: `Trainer(callbacks=[BudgetPruning(target="energy", share=0.02)])`
     """
 
@@ -93,6 +92,7 @@ class BudgetPruning(EpochSchedule):
         known("relative_to", relative_to, ("dense", "student"))
         for kind in candidates:
             known("candidate", kind, KINDS)
+        is_share("share", share)
         self.target, self.share, self.relative_to = target, share, relative_to
         self.kinds, self.min_heads, self.min_ffn = tuple(candidates), min_heads, min_ffn
         self.sentences, self.measured = sentences, measured
@@ -152,9 +152,6 @@ class BudgetPruning(EpochSchedule):
         if self.saved is not None:
             self.gates.load_state_dict(self.saved)
         pl_module.gates = self.gates
-        replaced = getattr(pl_module, "unlimited_additions", None)
-        if self.target != "latency" and replaced is not None:  # latency does not depend on firing rates
-            replaced.limit.fill_(NO_LIMIT)
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         self.gates.draw()

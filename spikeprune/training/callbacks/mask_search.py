@@ -6,6 +6,7 @@ import copy
 
 import lightning as L
 
+from spikeprune.errors import is_share
 from spikeprune.models.shape import student_shape
 from spikeprune.pruning.mask_search import search
 from spikeprune.pruning.mask_tuning import tune
@@ -40,6 +41,7 @@ class MaskSearch(EpochSchedule):
         begin: int = 0,
     ):
         super().__init__(begin=begin, end=begin)
+        is_share("operations", operations)
         self.operations, self.alone = operations, alone
         self.floors = {"heads": min_heads, "ffn": min_ffn}
         self.batches, self.batch_size, self.seed = batches, batch_size, seed

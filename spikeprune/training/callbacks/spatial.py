@@ -5,7 +5,7 @@ from __future__ import annotations
 import lightning as L
 import torch
 
-from spikeprune.errors import known
+from spikeprune.errors import is_share, known
 from spikeprune.pruning.criteria import CRITERIA
 from spikeprune.pruning.schedules import SCOPES, cubic, keep_highest
 from spikeprune.pruning.statistics import collect
@@ -17,22 +17,22 @@ class SpatialPruning(EpochSchedule):
     """Lowers the shares of kept heads and neurons to `heads` and `ffn` between epochs `begin` and `end`, on the cubic
     schedule of Zhu & Gupta 2017 (arXiv 1710.01878).
 
-    heads, ffn          shares to keep, in 0..1
+    heads, ffn          shares to keep, in 0..1; 1 keeps all
     criterion           a name in `pruning.criteria.CRITERIA`
     scope               global: one ranking over all layers; layer: an equal share in each
     min_heads, min_ffn  kept in every layer
     batches, seed       training batches that the criterion is computed on
     batch_size          of them, where the datamodule makes them (see `training.protocol`)
 
-    Raises ValueError for an unknown criterion or scope. Example: `Trainer(callbacks=[SpatialPruning(heads=0.5,
-    ffn=0.3)])`
+    Raises ValueError for an unknown criterion or scope and for what is no share.
+    Example: `Trainer(callbacks=[SpatialPruning(heads=0.5, ffn=0.3)])`
     """
 
     def __init__(
         self,
         *,
-        heads: float,
-        ffn: float,
+        heads: float = 1.0,
+        ffn: float = 1.0,
         criterion: str = "fisher",
         scope: str = "global",
         min_heads: int = 1,
@@ -47,6 +47,8 @@ class SpatialPruning(EpochSchedule):
         known("criterion", criterion, CRITERIA)
         known("scope", scope, SCOPES)
         self.targets = {"heads": heads, "ffn": ffn}
+        for name, target in self.targets.items():
+            is_share(name, target)
         self.floors = {"heads": min_heads, "ffn": min_ffn}
         self.criterion, self.scope = CRITERIA[criterion], scope
         self.batches, self.batch_size, self.seed = batches, batch_size, seed

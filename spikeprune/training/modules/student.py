@@ -14,7 +14,6 @@ from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS, Outputs
 from spikeprune.models.shape import student_shape
 from spikeprune.models.teacher import Teacher
-from spikeprune.training.additions import AdditionsTerm
 from spikeprune.training.gates import Gates
 from spikeprune.training.metrics import Fidelity
 from spikeprune.training.modules.task import TaskModule
@@ -110,12 +109,6 @@ class DistillationModule(TaskModule):
         """The batch as pruning decisions use it: `augmented` where the teacher gives the targets, since a true label
         would not fit a changed sentence."""
         return self.augmented(batch) if self.losses.soft else batch
-
-    @property
-    def unlimited_additions(self) -> AdditionsTerm | None:
-        """The loss term of additions, where it has a weight and no limit of its own."""
-        unlimited = self.losses.additions > 0 and self.losses.additions_limit is None
-        return self.objective.additions if unlimited else None
 
     def sample_loss(self, batch: dict[str, Tensor], outputs: Outputs) -> Tensor:
         """`[B]`: the prediction losses of this stage, which criteria differentiate; the true labels' if it has none."""

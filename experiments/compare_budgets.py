@@ -137,7 +137,7 @@ def lowest_share(here: Path, overrides: Sequence[str], task: str, seed: int) -> 
 def row(root: Path, key: Key) -> dict[str, Any]:
     """Score and energy of a run, and those of what it began with."""
     task, budget, seed, way = key
-    summary = jsonfile.read(folder(root, task, seed) / f"{budget}-{way}" / "summary.json", AGAIN)
+    summary = jsonfile.read_sealed(folder(root, task, seed) / f"{budget}-{way}" / "summary.json", AGAIN)
     last, teacher = summary["stages"][summary["final"]], summary["teacher"]
     return {
         "task": task,

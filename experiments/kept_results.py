@@ -70,7 +70,7 @@ def keep_ablation(folder: Path) -> None:
 def of_a_commit(path: Path) -> dict:
     """The summary of a run whose code can be looked up again."""
     try:
-        summary = jsonfile.read(path, "make the run again", ("commit", "stages"))
+        summary = jsonfile.read_sealed(path, "make the run again", ("commit", "stages"))
     except InputError as error:
         refuse(str(error))
     if SELECT in summary["data"].get("scored", ()):

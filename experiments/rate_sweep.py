@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 def trained(folder: Path, overrides: list[str], own: list[str], start: Path | None = None) -> dict[str, Any]:
     """The summary of a run, resumed or finished before."""
     if (folder / "summary.json").is_file():
-        return jsonfile.read(folder / "summary.json", f"remove {folder}, and the same command makes it again")
+        return jsonfile.read_sealed(folder / "summary.json", f"remove {folder}, and the same command makes it again")
     from spikeprune.experiment import pipeline
 
     own = [*own, scalars.of_path("run.dir", folder)]

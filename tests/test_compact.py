@@ -25,6 +25,7 @@ from spikeprune.cost.shapes import Shape, parameters
 from spikeprune.errors import InputError
 from spikeprune.experiment import checkpoints, compaction, evaluation, pipeline
 from spikeprune.experiment.run_directory import RunDirectory
+from spikeprune.files.atomic import write_sealed
 from spikeprune.models.compaction import compact
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.quantization import QUANTIZERS
@@ -311,7 +312,7 @@ def test_a_model_that_is_not_its_records_is_refused(compacted, tmp_path) -> None
             evaluation.evaluate(run.path, compacted=True)
         changed = json.loads(before[record])
         changed["parent"]["weights"] = "0" * 64
-        record.write_text(json.dumps(changed))
+        write_sealed(record, changed)
         with pytest.raises(InputError, match="its stage 'spatial' has changed since"):
             evaluation.evaluate(run.path, compacted=True)
         record.unlink()

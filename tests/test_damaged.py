@@ -99,15 +99,25 @@ def edited(name: str, place: str, value: object) -> Callable[[Path], None]:
         for part in path:
             holder = holder[part]
         holder[last] = value
-        (folder / name).write_text(jsonfile.dumps(tree))
+        (folder / name).write_text(jsonfile.dumps(jsonfile.sealed(tree)))
+
+    return damage
+
+
+def other_digit(name: str, behind: str) -> Callable[[Path], None]:
+    """One character of a text, as a disk may change it."""
+
+    def damage(folder: Path) -> None:
+        before, found, after = (folder / name).read_text().partition(behind)
+        assert found
+        (folder / name).write_text(before + found + ("1" if after[0] != "1" else "2") + after[1:])
 
     return damage
 
 
 def without_sums(folder: Path) -> None:
     """As if the record were of these files."""
-    path = folder / "stages/spatial/record.json"
-    path.write_text(jsonfile.dumps({**jsonfile.loads(path.read_text()), "files": {}}))
+    edited("stages/spatial/record.json", "files", {})(folder)
 
 
 def other_width(folder: Path) -> None:
@@ -137,6 +147,7 @@ def broken_line(folder: Path) -> None:
 
 
 EVALUATE, TRAIN = ["evaluate"], ["train"]
+DIGIT = "is damaged (it has changed since it was written)"
 OTHER, AGAIN = "is missing or not the file", "make it again"
 DAMAGE = {
     "summary": (TRAIN, cut("summary.json"), "summary.json: is damaged", "remove it, and the same `train`"),
@@ -160,7 +171,17 @@ DAMAGE = {
     "unknown": (EVALUATE, unknown_value, "config.json: describes no spiking BERT", "colour"),
     "teacher": (EVALUATE, cut("stages/teacher/config.json"), "teacher/config.json: is damaged", "copy it there"),
     "tokenizer": (EVALUATE, cut("stages/teacher/tokenizer.json"), "tokenizer.json: is damaged", "copy it there"),
-    "config": (EVALUATE, lambda f: (f / "config.yaml").write_text(""), "config.yaml: has no key 'task'", "restore it"),
+    "config": (TRAIN, lambda f: (f / "config.yaml").write_text(""), "config.yaml: has no key 'task'", "restore it"),
+    "another config": (EVALUATE, other_digit("config.yaml", "max_length: "), "config.yaml: has changed", "restore it"),
+    "another digit": (EVALUATE, other_digit("stages/spatial/record.json", '"steps": '), DIGIT, "make the stage again"),
+    "another result": (TRAIN, other_digit("summary.json", '"main": 0.'), DIGIT, "remove it, and the same `train`"),
+    "other data": (EVALUATE, other_digit("data.json", '"fingerprint": "'), DIGIT, "begin again"),
+    "another size": (
+        [*EVALUATE, "--compact"],
+        other_digit("compact/record.json", '"params": '),
+        DIGIT,
+        "`spikeprune compact",
+    ),
     "compact": ([*EVALUATE, "--compact"], cut("compact/record.json"), "compact/record.json: is damaged", "compact"),
     "a summary by hand": (
         TRAIN,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from children import leg
+from children import Killer, add_callback, leg, run_command
 from micro import BATCHES, GLUE, micro, only
 
 from spikeprune import cli
@@ -54,6 +54,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     ),
     "another step": (lambda saved: saved.update(global_step=4), "not at step 4"),
     "another schedule": (lambda saved: saved["lr_schedulers"][0].update(last_epoch=3), "counted 3 steps and not 9"),
+    "a text for calls": (lambda saved: saved["lr_schedulers"][0].update(_step_count="x"), "made x calls and not 10"),
     "no optimizer": (lambda saved: saved.pop("optimizer_states"), "only the model"),
     "an optimizer of others": (
         lambda saved: moments(saved).update(exp_avg=torch.zeros(3, 3)),
@@ -86,3 +87,30 @@ def test_what_fits_is_resumed(killed, capsys) -> None:
     run, words, saved = killed
     torch.save(saved, run.resume("teacher"))
     assert cli.main(words) == 0 and run.finished("teacher"), capsys.readouterr().err
+
+
+def fused_and_killed(step: int) -> None:
+    """From now on in this process: the optimizer of a GPU, whose counts of steps are float32 tensors."""
+    plain = torch.optim.AdamW
+
+    def fused(groups, fused: bool):
+        assert not fused
+        return plain(groups, fused=True)
+
+    torch.optim.AdamW = fused
+    if step:
+        add_callback("teacher", Killer(step, signal.SIGKILL))
+
+
+def test_the_state_of_a_fused_optimizer_fits(glue, tmp_path) -> None:
+    weights, log = [], tmp_path / "log"
+    for name, kills in (("undisturbed", ()), ("killed", (BATCHES + 2,))):
+        run, short = RunDirectory(tmp_path / name), [*only(), "stages.teacher.epochs=2", "run.checkpoint_every=3"]
+        words = ["train", str(GLUE), *micro(run.path, glue), *short]
+        for step in kills:
+            assert run_command(words, log, None, fused_and_killed, (step,)) == -signal.SIGKILL, log.read_text()
+            [saved] = torch.load(run.resume("teacher"), weights_only=True)["optimizer_states"]
+            assert saved["param_groups"][0]["fused"] is True and saved["state"][0]["step"].dtype is torch.float32
+        assert run_command(words, log, None, fused_and_killed, (0,)) == 0, log.read_text()
+        weights.append(run.verified("teacher"))
+    assert weights[0] == weights[1] and log.read_text().count("resumed from step 9") == 1

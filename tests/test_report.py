@@ -201,7 +201,7 @@ def test_an_unfinished_run_shows_what_is_there(finished, tmp_path) -> None:
 def test_without_its_data_the_rest_is_shown(finished, tmp_path) -> None:
     run = RunDirectory(shutil.copytree(finished.path, tmp_path / "run"))
     text = run.config.read_text(encoding="utf-8")
-    run.config.write_text(re.sub(r"dir: .*/glue\n", "dir: nowhere/glue\n", text), encoding="utf-8")
+    run.begin(re.sub(r"dir: .*/glue\n", "dir: nowhere/glue\n", text), run.data_facts())
     for texts, missing in (([], 3), (["--text", "a good film"], 2)):
         assert cli.main(["report", str(run.path), *texts]) == 0
         page = (run.path / "report.html").read_text(encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from collections.abc import Sequence
@@ -35,7 +34,7 @@ def undisturbed(tmp_path_factory, glue) -> RunDirectory:
 
 def result(run: RunDirectory, stages: Sequence[str] = STAGES) -> dict:
     """All that a run leaves, but for the time it took and its own path."""
-    summary = json.loads(run.summary.read_text())
+    summary = run.read_summary()
     records = {name: run.record(name) for name in stages}
     for row in (summary["teacher"], *summary["stages"].values(), *records.values()):
         assert row.pop("seconds") > 0

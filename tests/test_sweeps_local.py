@@ -19,6 +19,8 @@ from spikeprune.errors import InputError
 from spikeprune.experiment import pipeline
 from spikeprune.experiment.lock import RunLock
 from spikeprune.experiment.run_directory import RunDirectory
+from spikeprune.files import jsonfile
+from spikeprune.files.atomic import write_sealed
 from spikeprune.integrations.sweeps import spec, study
 from spikeprune.integrations.sweeps.local import Driver
 from spikeprune.integrations.sweeps.trial import Trial
@@ -175,7 +177,8 @@ def test_a_trial_from_before_its_metric_was_measured_is_named(swept, tmp_path) -
     trial = Trial(None, {}, read_resolved(run.config), run)
     assert all(0 <= score <= 1 for score in trial.scores("result/agreement"))
     for file in run.path.glob("stages/*/record.json"):
-        file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "fidelity"}))
+        found = jsonfile.read_sealed(file, "")
+        write_sealed(file, {k: v for k, v in found.items() if k != "fidelity"})
     assert len(trial.scores("result/main")) == trial.steps()
     with pytest.raises(InputError, match="old: has no result/agreement of stage spatial"):
         trial.scores("result/agreement")

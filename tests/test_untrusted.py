@@ -23,6 +23,7 @@ from spikeprune.errors import InputError
 from spikeprune.experiment import measurement, resume_checkpoint, run_log, streams
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.files import secrets
+from spikeprune.files.atomic import write_sealed
 from spikeprune.models.teacher import Teacher
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -139,7 +140,7 @@ def test_names_do_not_lead_out_of_a_run(run, tmp_path, capsys) -> None:
     shutil.copytree(run.path, tmp_path / "run")
     path = tmp_path / "run" / "compact" / "record.json"
     record = json.loads(path.read_text())
-    path.write_text(json.dumps(record | {"parent": {**record["parent"], "stage": "../../outside"}}))
+    write_sealed(path, record | {"parent": {**record["parent"], "stage": "../../outside"}})
     assert cli.main(["predict", str(tmp_path / "run"), "text", "--compact"]) == 2
     assert "is no stage" in capsys.readouterr().err
 
@@ -206,7 +207,7 @@ def test_another_version_of_a_run_is_refused(run, glue, tmp_path, capsys, found,
     shutil.copytree(run.path, folder)
     facts = json.loads((folder / "data.json").read_text())
     assert facts["format"] == 1
-    (folder / "data.json").write_text(json.dumps(facts | {"format": found}))
+    write_sealed(folder / "data.json", facts | {"format": found})
     for command in (["predict", str(folder), "a"], ["train", str(GLUE), *micro(folder, glue), *SHORT]):
         assert cli.main(command) == 2
         said = capsys.readouterr().err

@@ -129,7 +129,7 @@ def load(path: str | Path) -> PreTrainedModel:
     folder = model_folder(path)
     remedy = f"remove {folder} to make it again"
     if (folder / "record.json").is_file():
-        verified_weights(folder, jsonfile.read(folder / "record.json", remedy, ("weights",)))
+        verified_weights(folder, jsonfile.read_sealed(folder / "record.json", remedy, ("weights",)))
     if jsonfile.read(folder / CONFIG, remedy, ("model_type",))["model_type"] in list(FAMILIES):
         return AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=False).eval()
     return SpikingBertForSequenceClassification.from_pretrained(folder, config=read_config(folder, remedy))

@@ -14,7 +14,7 @@ from spikeprune.experiment.checkpoints import load_student, write_student
 from spikeprune.experiment.context import RunContext
 from spikeprune.experiment.evaluation import last_finished, reopen, untrained_changes
 from spikeprune.experiment.run_directory import WEIGHTS, sums
-from spikeprune.files.atomic import write_json
+from spikeprune.files.atomic import write_sealed
 from spikeprune.models.compaction import as_float, compact
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS
@@ -57,7 +57,7 @@ def compact_run(
         "tensor_bytes": nbytes(tensors),  # the rest of the file is its header
         "check": checked,
     }
-    write_json(folder / "record.json", facts)
+    write_sealed(folder / "record.json", facts)
     return {"run": str(run_dir), **facts}
 
 

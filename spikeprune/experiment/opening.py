@@ -15,11 +15,11 @@ from spikeprune.experiment.context import RunContext, prepare
 from spikeprune.experiment.estimate import bytes_needed
 from spikeprune.experiment.lock import RunLock
 from spikeprune.experiment.reuse import shared_stages, take_over
-from spikeprune.experiment.run_directory import FORMAT, RunDirectory
+from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.experiment.summary import data_facts
 from spikeprune.experiment.terminal import print_once
 from spikeprune.experiment.tracking import Tracker
-from spikeprune.files.atomic import remove_parts, write_atomic, write_json
+from spikeprune.files.atomic import remove_parts
 from spikeprune.training import distributed
 
 
@@ -99,8 +99,7 @@ def enter(directory: RunDirectory, context: RunContext) -> None:
     """Write the configuration and the facts of the data, or compare with those that are there. Raises InputError where
     they differ."""
     if not directory.config.is_file():
-        write_json(directory.path / "data.json", {"format": FORMAT, **data_facts(context)})
-        write_atomic(directory.config, to_yaml(context.config))
+        directory.begin(to_yaml(context.config), data_facts(context))
         return
     if changed := differences(read_resolved(directory.config), context.config):
         raise InputError(

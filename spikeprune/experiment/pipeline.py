@@ -22,7 +22,7 @@ from spikeprune.experiment.summary import summarize_run
 from spikeprune.experiment.terminal import print_once, quiet
 from spikeprune.experiment.tracking import NullTracker, Tracker
 from spikeprune.files import jsonfile
-from spikeprune.files.atomic import write_json
+from spikeprune.files.atomic import write_sealed
 from spikeprune.report.tables import summary_table
 from spikeprune.training import distributed, signals
 
@@ -93,7 +93,7 @@ def run_stages(context: RunContext, directory: RunDirectory) -> None:
 def finish(context: RunContext, directory: RunDirectory, backends: opening.Backends) -> dict[str, Any]:
     """Write `summary.json` and `metrics.csv`."""
     summary = {**summarize_run(context, directory), "kernels": backends.kernels}
-    write_json(directory.summary, summary)
+    write_sealed(directory.summary, summary)
     directory.write_csv()
     context.tracker.finished(summary)
     return summary

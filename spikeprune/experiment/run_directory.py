@@ -29,7 +29,7 @@ from spikeprune.config.schema import Stages
 from spikeprune.config.tasks import CUSTOM, Task, custom_task, get_task
 from spikeprune.errors import InputError, check_format, nearest
 from spikeprune.files import jsonfile
-from spikeprune.files.atomic import write_atomic, write_json
+from spikeprune.files.atomic import write_atomic, write_sealed
 from spikeprune.models.tensors import not_finite
 
 WEIGHTS = "model.safetensors"
@@ -85,15 +85,24 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: str | Path) -> RunDirectory:
-        """A directory that holds a run. Raises InputError where there is none."""
+        """A directory that holds a run. Raises InputError where there is none, or its configuration has changed."""
         run = cls(path)
         if not run.config.is_file():
             raise InputError(
                 f"{path}: holds no run (config.yaml is missing); give a directory made by spikeprune train"
             )
-        if (run.path / "data.json").is_file():
-            run.data_facts()
+        own = hashlib.sha256(run.config.read_bytes()).hexdigest()
+        if (run.path / "data.json").is_file() and run.data_facts().get("config", own) != own:
+            raise InputError(
+                f"{run.config}: has changed since the run began; restore it, or make the run again in another run.dir"
+            )
         return run
+
+    def begin(self, config: str, facts: dict[str, Any]) -> None:
+        """Write the resolved configuration, and before it `data.json`: its checksum and the facts of the data."""
+        own = hashlib.sha256(config.encode()).hexdigest()
+        write_sealed(self.path / "data.json", {"format": FORMAT, **facts, "config": own})
+        write_atomic(self.config, config)
 
     def create(self, *, need: int) -> None:
         """Make the directory. Raises InputError where it cannot be written or has fewer than `need` bytes left."""
@@ -131,12 +140,12 @@ class RunDirectory:
 
     def read_summary(self) -> dict[str, Any]:
         """Raises InputError for a damaged one."""
-        return jsonfile.read(self.summary, AGAIN, ("stages", "teacher"))
+        return jsonfile.read_sealed(self.summary, AGAIN, ("stages", "teacher"))
 
     def data_facts(self) -> dict[str, str]:
         """Source and fingerprint of the run's data. Raises InputError where the file is missing or damaged."""
         remedy = f"without it the data cannot be compared: remove {self.path} to begin again"
-        facts = jsonfile.read(self.path / "data.json", remedy, ("source", "origin", "fingerprint"))
+        facts = jsonfile.read_sealed(self.path / "data.json", remedy, ("source", "origin", "fingerprint"))
         check_format(facts.get("format", 1), FORMAT, str(self.path), "make the run again with this version")
         return facts
 
@@ -146,7 +155,7 @@ class RunDirectory:
         if data.task != CUSTOM:
             return get_task(data.task)
         remedy = f"without it the classes are not known: remove {self.path} to begin again"
-        labels = jsonfile.read(self.path / "data.json", remedy, ("labels",))["labels"]
+        labels = jsonfile.read_sealed(self.path / "data.json", remedy, ("labels",))["labels"]
         columns = tuple(data.data.text), data.data.label
         return custom_task(*columns, None if labels is None else tuple(labels), tuple(data.data.metrics))
 
@@ -187,10 +196,10 @@ class RunDirectory:
         if not path.is_file():
             done = [p.parent.name for p in sorted((self.path / "stages").glob("*/record.json"))]
             raise InputError(f"{self.path}: stage {name!r} is not finished; finished are: {', '.join(done) or 'none'}")
-        return jsonfile.read(path, f"remove {path.parent} to make the stage again", RECORD)
+        return jsonfile.read_sealed(path, f"remove {path.parent} to make the stage again", RECORD)
 
     def finish(self, name: str, record: dict[str, Any]) -> None:
-        write_json(self.stage(name) / "record.json", record)
+        write_sealed(self.stage(name) / "record.json", record)
         self.resume(name).unlink(missing_ok=True)
 
     def weights(self, name: str) -> dict[str, Tensor]:
@@ -211,7 +220,7 @@ class RunDirectory:
         again = f"`spikeprune compact {self.path}` makes it"
         if not path.is_file():
             raise InputError(f"{self.path}: holds no compacted model; {again}")
-        record = jsonfile.read(path, f"{again} again", ("parent", "weights"))
+        record = jsonfile.read_sealed(path, f"{again} again", ("parent", "weights"))
         with jsonfile.as_written(path, f"{again} again"):
             stage, weights = record["parent"]["stage"], record["parent"]["weights"]
         if not self.finished(stage) or self.record(stage)["weights"] != weights:

@@ -44,6 +44,11 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, jsonfile.dumps(value, indent=2) + "\n")
 
 
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    """`write_json` with a checksum, for `jsonfile.read_sealed`."""
+    write_json(path, jsonfile.sealed(value))
+
+
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
     """A directory to write into, which becomes `path` once the block has ended without an error, and else is removed.

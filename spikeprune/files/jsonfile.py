@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from spikeprune.errors import InputError
+
+SUM = "sha256"  # key of an object's own checksum
 
 
 def dumps(value: Any, **layout: Any) -> str:
@@ -63,6 +66,26 @@ def parsed(text: str, place: str, remedy: str, needs: Iterable[str] = ()) -> dic
         reason = f"without {missing[0]!r}" if missing else "no JSON object"
         raise InputError(f"{place}: is damaged ({reason}); {remedy}")
     return value
+
+
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+    """`value` as JSON reads it, with its checksum, which `read_sealed` compares."""
+    value = loads(dumps(value))
+    return {**value, SUM: _checksum(value)}
+
+
+def read_sealed(path: Path, remedy: str, needs: Iterable[str] = ()) -> dict[str, Any]:
+    """As `read`, without the checksum. Raises InputError where that is another: a digit has changed, which is JSON as
+    well. An object without one, as older versions wrote them, is read as it is."""
+    value = read(path, remedy, needs)
+    if value.pop(SUM, checksum := _checksum(value)) != checksum:
+        raise InputError(f"{path}: is damaged (it has changed since it was written); {remedy}")
+    return value
+
+
+def _checksum(value: dict[str, Any]) -> str:
+    plain = {key: part for key, part in value.items() if key != SUM}
+    return hashlib.sha256(dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager

@@ -90,7 +90,7 @@ def last_line(log: Path) -> str:
 def left_by(run: RunDirectory) -> dict:
     """All that a run leaves: files, records, summary, what was logged and the bytes of weights, but for times."""
     names = [name for name in STAGES if run.finished(name)]
-    found = {"summary": json.loads(run.summary.read_text()), "records": {name: run.record(name) for name in names}}
+    found = {"summary": run.read_summary(), "records": {name: run.record(name) for name in names}}
     for row in (found["summary"]["teacher"], *found["summary"]["stages"].values(), *found["records"].values()):
         row.pop("seconds")
     found["summary"].pop("commit")  # of the checkout, in which somebody may work

@@ -133,8 +133,8 @@ def of_state(random: Random, state: dict[str, Any]) -> dict[str, Any]:
     if kind == 0:
         del holder[key]
     elif isinstance(value, torch.Tensor) and kind < 3:
-        changed = (value[:-1], value.double(), value.to(torch.uint8), value.reshape(-1), torch.full_like(value, 0))
-        holder[key] = random.choice(changed) if value.dim() else value.reshape(1, 1)
+        changed = [value.double(), value.to(torch.uint8), value.reshape(1, -1), torch.full_like(value, 0)]
+        holder[key] = random.choice([*changed, value[:-1]] if value.dim() else changed)
     elif isinstance(value, (int, float)) and not isinstance(value, bool) and kind < 3:
         holder[key] = random.choice((value + 1, value - 1, -value, value * 1000, 0, float(value)))
     else:

@@ -134,12 +134,15 @@ def misplaced(trainer: L.Trainer, step: int) -> str:
         return f"its loops are at batch {inside} of epoch {trainer.current_epoch}, and not at step {step}"
     if loader.yielded not in (0, inside) or not 0 <= loader.epoch - trainer.current_epoch <= (loader.yielded == 0):
         return f"its data are at batch {loader.yielded} of epoch {loader.epoch}, and its loops elsewhere"
-    rates = [rate for config in trainer.lr_scheduler_configs for rate in config.scheduler.base_lrs]
+    schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
+    rates = [rate for schedule in schedules for rate in schedule.base_lrs]
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     if rates != [group["initial_lr"] for group in groups]:
         return "its schedule is of other rates"
-    counted = [trainer.global_step, *(config.scheduler.last_epoch for config in trainer.lr_scheduler_configs)]
-    return "" if counted == [step] * len(counted) else f"its schedule has counted {counted[-1]} steps and not {step}"
+    if other := [x for x in (trainer.global_step, *(s.last_epoch for s in schedules)) if x != step]:
+        return f"its schedule has counted {other[-1]} steps and not {step}"
+    calls = [schedule._step_count for schedule in schedules]  # torch makes one call at the start
+    return "" if calls == [step + 1] * len(calls) else f"its schedule has made {calls[0]} calls and not {step + 1}"
 
 
 def counters(state: Any) -> Iterator[Any]:

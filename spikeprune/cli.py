@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 
-from spikeprune.arguments import parse
+from spikeprune.arguments.commands import parse
 from spikeprune.errors import InputError
 from spikeprune.experiment import offline, slurm_job, streams
 from spikeprune.files import jsonfile

@@ -14,7 +14,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from spikeprune import __version__, arguments, cli
+from spikeprune import __version__, cli
+from spikeprune.arguments import commands
 from spikeprune.config.keys import every_key
 from spikeprune.errors import InputError
 from spikeprune.experiment import streams
@@ -91,7 +92,7 @@ def test_help_and_a_wrong_key_load_nothing_heavy(args: str) -> None:
 
 
 def test_every_command_that_is_offered_does_something() -> None:
-    offered = next(action.choices for action in arguments.parser()._actions if action.dest == "command")
+    offered = next(action.choices for action in commands.parser()._actions if action.dest == "command")
     assert set(offered) == set(cli.ACTIONS)
 
 

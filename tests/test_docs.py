@@ -17,7 +17,7 @@ import pytest
 from conftest import MISSING
 from micro import GLUE, ROOT, micro, only, write_sst2
 
-from spikeprune.arguments import parse
+from spikeprune.arguments.commands import parse
 from spikeprune.config.load import Config, load, read_resolved, to_yaml
 from spikeprune.integrations.sweeps import spec
 

@@ -44,7 +44,7 @@ ONLY_IN = {
 }
 NEVER_IN = {
     "lightning": ("snn/", "models/", "cost/", "pruning/"),
-    "torch": ("errors.py", "files/", "config/", "arguments.py", "cli.py", "report/"),
+    "torch": ("errors.py", "files/", "config/", "arguments/", "cli.py", "report/"),
 }
 # Packages that only these import: the others are handed what they compute with.
 HANDED_ON = {"kernels": ("kernels", "experiment")}

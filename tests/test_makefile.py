@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from micro import ROOT
 
-from spikeprune.arguments import parse
+from spikeprune.arguments.commands import parse
 from spikeprune.config.load import load
 from spikeprune.integrations.sweeps import spec
 

@@ -23,7 +23,7 @@ from test_glue import ROWS
 
 import spikeprune
 from spikeprune import cli
-from spikeprune.arguments import parse
+from spikeprune.arguments.commands import parse
 from spikeprune.config.load import load, read_resolved
 from spikeprune.config.schema import Config
 from spikeprune.config.tasks import TASKS, get_task

@@ -17,7 +17,8 @@ from micro import GLUE, ROOT, write_sst2
 
 from faults import mutation
 from faults.campaign import Attempt
-from spikeprune import arguments, cli
+from spikeprune import cli
+from spikeprune.arguments.commands import parser
 from spikeprune.config.keys import every_key, leaves
 from spikeprune.config.load import load, to_yaml
 from spikeprune.config.tasks import get_task
@@ -142,7 +143,7 @@ def word(random: Random) -> str:
 def command_lines(folder: Path) -> Attempt:
     """Words of commands, options, keys and nonsense, up to where a command would begin to compute."""
     commands = list(cli.ACTIONS)
-    top = next(a for a in arguments.parser()._actions if a.dest == "command").choices
+    top = next(a for a in parser()._actions if a.dest == "command").choices
     options = {name: [o for a in top[name]._actions for o in a.option_strings] for name in commands}
     not_run = [(import_module(module), function) for module, _, function in (t.rpartition(".") for t in NOT_RUN)]
     plain = [str(GLUE), str(folder / "nowhere"), "task=sst2", "preset=tiny", "data.source=embedded", "hf", "1", "text"]

@@ -1,4 +1,4 @@
-"""Commands, options, their help and examples. `cli.py` has the actions."""
+"""Commands and their options, and how words are read as them. `cli.py` has the actions."""
 
 from __future__ import annotations
 
@@ -10,122 +10,12 @@ from os.path import expanduser
 from pathlib import Path
 
 from spikeprune import __version__
+from spikeprune.arguments import examples
 from spikeprune.config import scalars
 from spikeprune.config.keys import type_of
 from spikeprune.config.names import EXPORTS, RUNTIMES
 from spikeprune.config.resources import experiment_file
 from spikeprune.errors import nearest
-
-TRAIN_EXAMPLES = """\
-examples:
-  spikeprune train task=mrpc preset=tiny
-  spikeprune train experiments/glue.yaml task=sst2 preset=minilm data.source=dir data.dir=glue \\
-      teacher.checkpoint=checkpoints/minilm student.t_steps=4
-  spikeprune train experiments/glue.yaml preset=tiny 'student.t_steps=[4,2,2]' stages.finetune.epochs=0
-
-A later value wins: defaults, the file and its base, the preset, the ablation, then key=value.
-The same command started again resumes where the run stopped.
-"""
-
-CONFIG_EXAMPLES = """\
-examples:
-  spikeprune config task=sst2 preset=minilm
-  spikeprune config experiments/glue.yaml stages.budget.value=0.05 stages.budget.epochs=4
-  spikeprune config --help-keys
-
-Without an experiment file it reads experiments/glue.yaml.
-"""
-
-
-EVALUATE_EXAMPLES = """\
-examples:
-  spikeprune evaluate runs/mrpc-tiny-s0
-  spikeprune evaluate runs/mrpc-tiny-s0 --stage internal_kd --json
-  spikeprune evaluate runs/mrpc-tiny-s0 --energy cost.model=memory
-  spikeprune evaluate runs/mrpc-minilm-s0 --data glue
-  spikeprune evaluate runs/mrpc-tiny-s0 student.coding=running_mean --early-exit
-  spikeprune evaluate runs/mrpc-tiny-s0 student.dead_zone=60
-"""
-
-COMPACT_EXAMPLES = """\
-examples:
-  spikeprune compact runs/mrpc-tiny-s0
-  spikeprune compact runs/mrpc-tiny-s0 --stage spatial
-  spikeprune evaluate runs/mrpc-tiny-s0 --compact
-
-Writes RUN/compact/: weights, shapes, tokenizer, and a record of its origin and of how its logits compare.
-"""
-
-EXPORT_EXAMPLES = """\
-examples:
-  spikeprune export runs/mrpc-tiny-s0 --to hf exported/mrpc
-  spikeprune export runs/mrpc-tiny-s0 --to onnx mrpc-onnx --stage spatial
-  spikeprune export runs/mrpc-tiny-s0 --to hf mrpc-compact --compact
-
-Writes a new directory that other programs load: the last stage's student, without its pruned heads and neurons.
-"""
-
-PREDICT_EXAMPLES = """\
-examples:
-  spikeprune predict runs/sst2-tiny-s0 "a fine film" "a dull one"
-  spikeprune predict runs/sst2-tiny-s0 --file reviews.csv --out predictions.csv --cost
-  cat reviews.txt | spikeprune predict runs/sst2-tiny-s0 --compact --out predictions.jsonl
-  spikeprune predict runs/mrpc-minilm-s0 "He slept ." "He was asleep ."
-  spikeprune predict runs/sst2-minilm-s0 --glue-test --data glue
-  spikeprune predict runs/sst2-minilm-s0 runs/rte-minilm-s0 --glue-test --data glue --zip submission.zip
-
-Without texts or --file it reads lines from standard input, the two texts of a pair with a tab between. A file is CSV,
-TSV, JSON lines, parquet or plain lines (.txt), with the columns of the run's own data. Predictions go to standard
-output as CSV, or to --out, in the order of the texts; a file that exists is not overwritten.
-"""
-
-REPORT_EXAMPLES = """\
-examples:
-  spikeprune report runs/mrpc-tiny-s0
-  spikeprune report runs/sst2-tiny-s0 --text "a fine film" --text "not a fine film" -o spikes.html
-  spikeprune report runs/mrpc-tiny-s0 runs/mrpc-tiny-s1 --energy -o seeds.html
-
-Writes one HTML file that needs no network, over what was there: stages, curves, what each layer keeps, energy, answers
-and spikes; of several runs also their Pareto front. A run writes its own when it ends.
-"""
-
-SYNC_EXAMPLES = """\
-examples:
-  spikeprune sync runs/mrpc-tiny-s0
-  spikeprune sync runs/mrpc-*
-
-Sends runs that were offline, or offline at times, to the W&B server, each as one run; no row is sent twice.
-"""
-
-SWEEP_EXAMPLES = """\
-examples:
-  spikeprune sweep experiments/sweeps/budget.yaml --local --trials 20
-  spikeprune sweep experiments/sweeps/budget.yaml task=rte preset=minilm data.source=hub
-  spikeprune sweep experiments/sweeps/budget.yaml --slurm='--partition=gpu --gpus=1' --trials 40
-
-Creates the sweep on W&B's server and runs an agent per GPU; with --local Optuna chooses the trials instead. A local
-sweep that is started again runs the missing trials, and ends with the Pareto front of quality and energy.
-"""
-
-LAUNCH_EXAMPLES = """\
-examples:
-  spikeprune launch experiments/glue.yaml task=mrpc preset=tiny data.source=embedded --gpus 0 --time 30:00
-  spikeprune launch experiments/glue.yaml preset=minilm data.source=hub --array "mrpc rte" --seeds 0-4 --gpus 1 \\
-      --partition gpu --time 4:00:00 --sbatch=--mem=32G
-  spikeprune launch experiments/glue.yaml task=sst2 data.source=hub --template my-cluster.sh --dry-run
-
-Writes a script into the run's directory (of an array: into a launch directory beside the runs), has SLURM check it,
-and submits it. The same command again submits the runs that are not finished.
-"""
-
-FETCH_EXAMPLES = """\
-examples:
-  spikeprune fetch experiments/glue.yaml task=mrpc preset=minilm
-  spikeprune fetch experiments/glue.yaml preset=minilm --array "mrpc rte cola"
-  spikeprune fetch experiments/glue.yaml task=mrpc preset=minilm --check
-
-Run it on a machine with a network, such as a login node; compute nodes then find everything in the cache (HF_HOME).
-"""
 
 TIMED = "also time student and dense networks on this machine: PyTorch, onnxruntime, C; one thread"
 CHANGED = "values that replace the run's, of keys that need no training: student.dead_zone, student.coding, …"
@@ -145,25 +35,22 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _train(commands: argparse._SubParsersAction) -> None:
-    command = _command(commands, "train", "run the stages of an experiment, or resume them", TRAIN_EXAMPLES)
+    command = _command(commands, "train", "run the stages of an experiment, or resume them", examples.TRAIN)
     _experiment(command)
 
 
 def _config(commands: argparse._SubParsersAction) -> None:
     command = _command(
-        commands, "config", "print the resolved configuration, and where each value is set", CONFIG_EXAMPLES
+        commands, "config", "print the resolved configuration, and where each value is set", examples.CONFIG
     )
-    command.add_argument(
-        "experiment", metavar="EXPERIMENT", nargs="?", help="an experiment file, by default the package's glue.yaml"
-    )
-    command.add_argument("overrides", metavar="key=value", nargs="*", help="values that replace the file's")
+    _experiment(command)
     command.add_argument(
         "--help-keys", action="store_true", help="print every key with its values, default and meaning"
     )
 
 
 def _evaluate(commands: argparse._SubParsersAction) -> None:
-    command = _command(commands, "evaluate", "measure quality and cost from saved checkpoints", EVALUATE_EXAMPLES)
+    command = _command(commands, "evaluate", "measure quality and cost from saved checkpoints", examples.EVALUATE)
     _run(command)
     command.add_argument("overrides", metavar="key=value", nargs="*", help=CHANGED)
     _which(command)
@@ -182,7 +69,7 @@ def _evaluate(commands: argparse._SubParsersAction) -> None:
 
 
 def _compact(commands: argparse._SubParsersAction) -> None:
-    command = _command(commands, "compact", "write a student without its pruned heads and neurons", COMPACT_EXAMPLES)
+    command = _command(commands, "compact", "write a student without its pruned heads and neurons", examples.COMPACT)
     _run(command)
     command.add_argument("overrides", metavar="key=value", nargs="*", help=CHANGED)
     command.add_argument("--stage", metavar="NAME", help="a finished stage; by default the last one")
@@ -192,7 +79,7 @@ def _compact(commands: argparse._SubParsersAction) -> None:
 
 
 def _export(commands: argparse._SubParsersAction) -> None:
-    command = _command(commands, "export", "write a student as files that other programs load", EXPORT_EXAMPLES)
+    command = _command(commands, "export", "write a student as files that other programs load", examples.EXPORT)
     _run(command)
     command.add_argument(
         "--to", choices=EXPORTS, required=True, metavar="FORMAT", help=f"of the files: {', '.join(EXPORTS)}"
@@ -203,7 +90,7 @@ def _export(commands: argparse._SubParsersAction) -> None:
 
 
 def _predict(commands: argparse._SubParsersAction) -> None:
-    command = _command(commands, "predict", "predict texts with a run's network", PREDICT_EXAMPLES)
+    command = _command(commands, "predict", "predict texts with a run's network", examples.PREDICT)
     _run(command)
     command.add_argument("texts", metavar="text", nargs="*", help="what to predict; with --glue-test: further runs")
     _which(command)
@@ -219,7 +106,7 @@ def _predict(commands: argparse._SubParsersAction) -> None:
 
 
 def _report(commands: argparse._SubParsersAction) -> None:
-    command = _command(commands, "report", "write a page about one run or several", REPORT_EXAMPLES)
+    command = _command(commands, "report", "write a page about one run or several", examples.REPORT)
     _runs(command)
     command.add_argument(
         "-o",
@@ -239,12 +126,12 @@ def _report(commands: argparse._SubParsersAction) -> None:
 
 
 def _sync(commands: argparse._SubParsersAction) -> None:
-    command = _command(commands, "sync", "send runs to W&B that were offline", SYNC_EXAMPLES)
+    command = _command(commands, "sync", "send runs to W&B that were offline", examples.SYNC)
     _runs(command)
 
 
 def _sweep(commands: argparse._SubParsersAction) -> None:
-    command = _command(commands, "sweep", "run many trials of an experiment", SWEEP_EXAMPLES)
+    command = _command(commands, "sweep", "run many trials of an experiment", examples.SWEEP)
     command.add_argument("file", metavar="FILE", help="a sweep file, such as experiments/sweeps/budget.yaml")
     command.add_argument("overrides", metavar="key=value", nargs="*", help="keys that are fixed for all trials")
     command.add_argument(
@@ -265,7 +152,7 @@ def _sweep(commands: argparse._SubParsersAction) -> None:
 
 
 def _launch(commands: argparse._SubParsersAction) -> None:
-    command = _command(commands, "launch", "submit an experiment to SLURM, one run or an array", LAUNCH_EXAMPLES)
+    command = _command(commands, "launch", "submit an experiment to SLURM, one run or an array", examples.LAUNCH)
     _experiment(command)
     command.add_argument("--array", metavar="TASKS", help='tasks of an array, such as "mrpc rte"')
     command.add_argument("--seeds", metavar="SEEDS", help="seeds of an array, such as 0-4 or 0,2,5-7")
@@ -280,7 +167,7 @@ def _launch(commands: argparse._SubParsersAction) -> None:
 
 
 def _fetch(commands: argparse._SubParsersAction) -> None:
-    command = _command(commands, "fetch", "get data and checkpoints into the cache, and verify them", FETCH_EXAMPLES)
+    command = _command(commands, "fetch", "get data and checkpoints into the cache, and verify them", examples.FETCH)
     _experiment(command)
     command.add_argument("--array", metavar="TASKS", help='several tasks, such as "mrpc rte"')
     command.add_argument("--check", action="store_true", help="use no network, only say what is missing")

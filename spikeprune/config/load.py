@@ -1,4 +1,4 @@
-"""How a file, its preset and overrides become one typed configuration; the only file that knows OmegaConf.
+"""How a file, its preset and overrides become one typed configuration (`merge.py`).
 
 Every key is a field in `config/schema.py` with its default; an unknown key, a wrong type or an impossible combination
 is an `InputError` that lists every problem found, before anything is loaded. What values may be is in `validation.py`.
@@ -6,25 +6,21 @@ is an `InputError` that lists every problem found, before anything is loaded. Wh
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, is_dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from spikeprune.config import scalars, validation
+from spikeprune.config import scalars
 from spikeprune.config.derived import own_name
-from spikeprune.config.keys import every_key, in_words, leaves, names, near_key, type_of
+from spikeprune.config.keys import leaves, type_of
+from spikeprune.config.merge import Merge
 from spikeprune.config.resources import folders
 from spikeprune.config.schema import Config
 from spikeprune.config.tasks import CUSTOM
 from spikeprune.errors import InputError, nearest
-from spikeprune.files import secrets
 
 __all__ = ["Config", "differences", "load", "read_resolved", "resolve", "to_yaml"]
 
@@ -70,7 +66,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
 
 def resolve(path: str | Path, overrides: Iterable[str] = ()) -> tuple[Config, dict[str, str]]:
     """As `load`, with the file or "command line" that set each key which is not at its default."""
-    merge, path = _Merge(), Path(path)
+    merge, path = Merge(), Path(path)
     given = list(_overrides(overrides, merge))
     layers = _chain(path, merge)
     for kind in ("preset", "ablation"):
@@ -86,7 +82,7 @@ def resolve(path: str | Path, overrides: Iterable[str] = ()) -> tuple[Config, di
     return merge.finish(), merge.sources
 
 
-def _budget(merge: _Merge) -> None:
+def _budget(merge: Merge) -> None:
     """A budget without epochs of its own is the whole compression: it takes the epochs and steps of the stages spatial
     and temporal, which are left out. Its price limits firing in place of the loss `additions`, unless it is a budget of
     latency, which firing does not change. What the command line sets stays."""
@@ -103,16 +99,16 @@ def _budget(merge: _Merge) -> None:
                 _rule(limited, merge)
 
 
-def _rule(ruled: dict[str, str | None], merge: _Merge) -> None:
+def _rule(ruled: dict[str, str | None], merge: Merge) -> None:
     for key, value in ruled.items():
         if merge.sources.get(key) != COMMAND_LINE:
             merge.add({key: value}, BUDGET)
 
 
-def _run_dir(merge: _Merge, path: Path) -> str:
+def _run_dir(merge: Merge, path: Path) -> str:
     """`run.dir`, whose default names the ablation, or the budget that takes its place, of own data these, and without a
     preset the experiment's file."""
-    folder, ablation = OmegaConf.to_container(merge.config.run)["dir"], merge.value("ablation")
+    folder, ablation = merge.raw("run.dir"), merge.value("ablation")
     if "run.dir" not in merge.sources:
         if ablation is None and merge.sources.get("stages.budget.epochs") == BUDGET:
             folder = folder.replace("-s$", f"-budget{merge.value('stages.budget.value'):g}-s$")
@@ -125,7 +121,7 @@ def _run_dir(merge: _Merge, path: Path) -> str:
 def read_resolved(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """The configuration that a run saved with `to_yaml`: its preset is already in it. `overrides`: of keys that a
     measurement may change."""
-    merge = _Merge(resolved=True)
+    merge = Merge(resolved=True)
     tree = _read(Path(path), merge)
     if old := [key for key in OLDER if key in tree]:
         raise InputError(f"{path}: has a section {old[0]!r}, of an older version; this one cannot read that run")
@@ -166,133 +162,7 @@ def differences(a: dict | Config, b: dict | Config, may_differ: Iterable[str] = 
     return [f"{k}: {before} → {after}" for k, before, after in pairs if before != after]
 
 
-@cache
-def _defaults() -> DictConfig:
-    """Only to be read and copied: a copy takes an eighth of the time."""
-    return OmegaConf.structured(Config)
-
-
-@cache
-def _interpolated_defaults() -> frozenset[str]:
-    tree = leaves(OmegaConf.to_container(_defaults(), resolve=False))
-    return frozenset(key for key, value in tree if scalars.interpolated(value))
-
-
-class _Merge:
-    """The configuration so far, where each value came from, and every problem met on the way.
-
-    `resolved`: the values are a run's own, in which `${` and ~ stand for themselves.
-    """
-
-    def __init__(self, resolved: bool = False) -> None:
-        self.resolved = resolved
-        self.config = copy.deepcopy(_defaults())
-        self.sources: dict[str, str] = {}
-        self.interpolated: dict[str, str] = {}
-        self.dollars = set(_interpolated_defaults())  # keys whose values have a `${`, a run's own ones too
-        self.unread: set[str] = set()
-        self.problems: list[str] = []
-
-    def problem(self, text: str, source: str = "") -> None:
-        line = f"{text} [{source}]" if source else text
-        if line not in self.problems:
-            self.problems.append(line)
-
-    def add(self, tree: dict, source: str, prefix: str = "") -> None:
-        """Set each leaf on its own, so that one bad value hides no other."""
-        for name, value in tree.items():
-            key = f"{prefix}{name}"
-            kind = type_of(key)
-            if kind is None:
-                self.problem(f"{key}: unknown key{near_key(key)}", source)
-            elif not is_dataclass(kind):
-                self._set(key, value, kind, source)
-            elif isinstance(value, dict):
-                self.add(value, source, f"{key}.")
-            else:
-                self.problem(f"{key} = {value}: is a section, not a value; it holds {names(kind)}", source)
-
-    def _set(self, key: str, value: Any, kind: Any, source: str) -> None:
-        try:
-            made = scalars.read(scalars.literal(value) if self.resolved else value, kind)
-            if not self.resolved:
-                made = scalars.expanded(key, made)
-            self._put(key, made)
-            (self.dollars.add if "${" in str(made) else self.dollars.discard)(key)
-            self.interpolated.pop(key, None)
-            if scalars.interpolated(value) and not self.resolved:
-                self.interpolated[key] = made
-            self.sources[key] = source
-            self.unread.discard(key)
-        except (OmegaConfBaseException, scalars.Unreadable, OverflowError) as error:
-            self.unread.add(key)
-            how = error if isinstance(error, scalars.Unreadable) else ""
-            shown = "null" if value is None else scalars.plain(value) if isinstance(value, list) else value
-            self.problem(f"{key} = {shown}: must be {in_words(kind)}{how}", source)
-
-    def value(self, key: str) -> Any:
-        """What it is so far; None, too, for an interpolation that leads nowhere, which `finish` reports."""
-        try:
-            return OmegaConf.select(self.config, key)
-        except OmegaConfBaseException:
-            return None
-
-    def _put(self, key: str, value: Any) -> None:
-        """OmegaConf's own `update` by a dotted key takes twice as long."""
-        section, _, name = key.rpartition(".")
-        place = self.config
-        for part in filter(None, section.split(".")):
-            place = place[part]
-        place[name] = value
-
-    def finish(self) -> Config:
-        for key in every_key():
-            if key not in self.dollars:
-                continue  # nothing to look up
-            try:
-                OmegaConf.select(self.config, key)
-                self._check_interpolated(key)
-            except (OmegaConfBaseException, scalars.Unreadable) as error:  # a `${…}` that leads nowhere, or to no value
-                self.problem(f"{key}: {str(error).splitlines()[0]}", self.sources.get(key, ""))
-                self._default(key)
-        config = OmegaConf.to_object(self.config)
-        for key, value in leaves(asdict(config)):
-            if name := secrets.held(str(value)):
-                self.problem(
-                    f"{key}: holds the value of {name}; leave it in the environment", self.sources.get(key, "")
-                )
-        for keys, text in validation.problems(config, frozenset(self.unread)):
-            self.problem(text, self._blame(keys))
-        if self.problems:
-            raise InputError(_message(self.problems))
-        return config
-
-    def _check_interpolated(self, key: str) -> None:
-        """Text that an interpolation gives is read as any other; OmegaConf alone would take yes for true."""
-        if key in self.interpolated:
-            found = OmegaConf.create({"value": self.interpolated[key]}, parent=self.config)["value"]
-            try:
-                scalars.read(found, type_of(key)) if isinstance(found, str) else None
-            except scalars.Unreadable as how:
-                raise scalars.Unreadable(f"is {found}: must be {in_words(type_of(key))}{how}") from None
-
-    def _default(self, key: str) -> None:
-        """In place of a value that is refused, so that what else is wrong comes out as well."""
-        self.unread.add(key)
-        self._put(key, OmegaConf.select(_defaults(), key))
-
-    def _blame(self, keys: tuple[str, ...]) -> str:
-        """Where the first of the keys that anybody set was set; a problem with defaults alone has no source."""
-        return next((self.sources[key] for key in keys if key in self.sources), "")
-
-
-def _message(problems: list[str]) -> str:
-    if len(problems) == 1:
-        return problems[0]
-    return "\n".join([f"{len(problems)} problems in the configuration:", *(f"  {line}" for line in problems)])
-
-
-def _overrides(overrides: Iterable[str], merge: _Merge) -> Iterator[tuple[str, Any]]:
+def _overrides(overrides: Iterable[str], merge: Merge) -> Iterator[tuple[str, Any]]:
     for item in overrides:
         key, equals, text = item.partition("=")
         if key.startswith("_wandb"):  # W&B adds these when it resumes a preempted run of a sweep
@@ -311,7 +181,7 @@ def _overrides(overrides: Iterable[str], merge: _Merge) -> Iterator[tuple[str, A
             yield key, value
 
 
-def _read(path: Path, merge: _Merge) -> dict:
+def _read(path: Path, merge: Merge) -> dict:
     """The tree of one file; {} with a problem noted when there is none to be had."""
     try:
         return scalars.parse_file(path)
@@ -320,7 +190,7 @@ def _read(path: Path, merge: _Merge) -> dict:
         return {}
 
 
-def _chain(path: Path, merge: _Merge, depth: int = 0) -> list[Layer]:
+def _chain(path: Path, merge: Merge, depth: int = 0) -> list[Layer]:
     tree = _read(path, merge)
     base = tree.pop("base", None)
     if base is None:
@@ -331,7 +201,7 @@ def _chain(path: Path, merge: _Merge, depth: int = 0) -> list[Layer]:
     return [*_chain(path.parent / str(base), merge, depth + 1), (str(path), tree)]
 
 
-def _named(kind: str, path: Path, name: str, merge: _Merge) -> list[Layer]:
+def _named(kind: str, path: Path, name: str, merge: Merge) -> list[Layer]:
     """The layers of a preset or an ablation."""
     found = folders(f"{kind}s", path)
     files = {p.stem: p for folder in reversed(found) for p in sorted(folder.glob("*.yaml"))}

@@ -1,6 +1,6 @@
 """Every key of a configuration: its type, default, allowed values and one line of help.
 
-`load.py` fills the keys from files and arguments, `validation/` checks how they go together, and the page
+`load.py` fills the keys from files and arguments, `validation.py` checks how they go together, and the page
 docs/configuration.md is generated from here. A key may be null where its type says so.
 """
 

@@ -13,8 +13,9 @@ from test_dynamic import shape_of
 from spikeprune.cost.activity import activity
 from spikeprune.cost.operations import count
 from spikeprune.cost.shapes import Shape
+from spikeprune.models.architecture import RESIDUALS
 from spikeprune.models.compaction import compact
-from spikeprune.models.modeling import RESIDUALS, SpikingBert
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.quantization import QUANTIZERS, acting_weight
 from spikeprune.pruning.criteria import CRITERIA, TEMPORAL_CRITERIA
 from spikeprune.pruning.statistics import collect, temporal_statistics

@@ -13,7 +13,8 @@ from spikeprune.cost import operations, synapses
 from spikeprune.cost.activity import place
 from spikeprune.cost.shapes import Shape
 from spikeprune.experiment.context import prepare
-from spikeprune.models.modeling import RESIDUALS, SpikingBert
+from spikeprune.models.architecture import RESIDUALS
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.training.losses import (
     additions_loss,
     falling,

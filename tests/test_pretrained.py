@@ -16,8 +16,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from spikeprune import SpikingBertConfig, SpikingBertForSequenceClassification
 from spikeprune.errors import InputError
+from spikeprune.models.architecture import RESIDUALS
 from spikeprune.models.compaction import compact
-from spikeprune.models.modeling import RESIDUALS, SpikingBert
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.quantization import QUANTIZERS
 from spikeprune.models.serialization import file_tensors, nbytes
 from spikeprune.models.variants import deaden

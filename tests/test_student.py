@@ -19,7 +19,7 @@ from students import (
     sentences,
 )
 
-from spikeprune.models.modeling import RESIDUALS
+from spikeprune.models.architecture import RESIDUALS
 from spikeprune.snn.context import ForwardContext, SpikeTrain
 from spikeprune.snn.spiking_layer import SpikingLayer
 

@@ -13,8 +13,8 @@ from spikeprune import cli
 from spikeprune.config.load import load
 from spikeprune.config.tasks import get_task
 from spikeprune.experiment.reuse import common_stages
-from spikeprune.integrations.sweeps import spec, study
-from spikeprune.integrations.sweeps.spec import Parameter
+from spikeprune.integrations.sweeps import form, spec, study
+from spikeprune.integrations.sweeps.form import Parameter
 from spikeprune.report.results import names
 
 FILES = sorted((ROOT / "experiments" / "sweeps").glob("*.yaml"))
@@ -250,7 +250,7 @@ def test_bayes_draws_near_what_was_good(tmp_path) -> None:
 )
 def test_rungs_of_early_termination(early, rungs) -> None:
     problems: list[str] = []
-    assert spec._rungs(early, problems) == rungs and problems == []
+    assert form.rungs(early, problems) == rungs and problems == []
 
 
 # ---------------------------------------------------------------------------------------------- stages that are shared

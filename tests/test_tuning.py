@@ -10,7 +10,7 @@ import torch
 from pruning import D, F, H, L, batches, inputs, loss_of, make
 
 from spikeprune.cost.shapes import Shape
-from spikeprune.models.modeling import RESIDUALS
+from spikeprune.models.architecture import RESIDUALS
 from spikeprune.pruning import mask_search as kwon
 from spikeprune.pruning import mask_tuning
 

@@ -20,8 +20,7 @@ logits.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -31,72 +30,22 @@ from transformers.activations import ACT2FN
 
 from spikeprune.cost.shapes import SynapseCounts
 from spikeprune.models import weights
-from spikeprune.models.architecture import RESIDUALS, Architecture, leading_ones, unit_counts
+from spikeprune.models.architecture import Architecture, leading_ones, unit_counts
 from spikeprune.models.backend import Backend, Encoded
+from spikeprune.models.construction import embedding, encoder_layer, relative_bias
 from spikeprune.models.feedback import close
-from spikeprune.models.layers import EncoderLayer, Map, SpikingEmbedding
+from spikeprune.models.layers import Map
 from spikeprune.models.outputs import Outputs
-from spikeprune.models.packing import PackedLinear
 from spikeprune.models.quantization import QUANTIZERS
-from spikeprune.models.relative_bias import RelativeBias
 from spikeprune.models.sparsity import Synapses, counted
-from spikeprune.models.word_table import PackedWordTable, WordTable
 from spikeprune.snn.call import StepGate, shorter
 from spikeprune.snn.context import ForwardContext, SpikeTrain
 from spikeprune.snn.spiking_layer import SpikingLayer
-
-__all__ = ["RESIDUALS", "SpikingBert"]
 
 
 def refresh_synapses(student: SpikingBert, _: Any) -> None:
     """After a checkpoint was loaded. A function of the module, since a student is sent to other processes pickled."""
     student.refresh_synapses()
-
-
-def spiking_layers_of(a: Architecture) -> Callable[..., SpikingLayer]:
-    """`(name, channels, groups=1)` -> a spiking layer of this architecture."""
-    return partial(SpikingLayer, neuron=a.spikes, leak=a.leak, coding=a.coding, theta=a.theta, dead_zone=a.dead_zone)
-
-
-def embedding(a: Architecture) -> SpikingEmbedding:
-    return SpikingEmbedding(
-        vocab=a.vocab,
-        positions=a.positions,
-        position_offset=a.position_offset,
-        segments=a.segments,
-        width=a.embedding or a.hidden,
-        hidden=a.hidden,
-        eps=a.eps,
-        feedback=a.feedback,
-        residual=a.residual,
-        spiking=spiking_layers_of(a),
-        table=partial(PackedWordTable if a.packed and a.word_table != "float" else WordTable, weights=a.word_table),
-    )
-
-
-def encoder_layer(a: Architecture, index: int, *, heads: int, ffn: int) -> EncoderLayer:
-    """The layer of that index with so many heads and neurons, perhaps none."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Initializing zero-element")
-        return EncoderLayer(
-            index,
-            hidden=a.hidden,
-            heads=heads,
-            head_size=a.hidden // a.heads,
-            ffn=ffn,
-            query=a.query,
-            eps=a.eps,
-            act=a.act,
-            residual=a.residual,
-            spiking=spiking_layers_of(a),
-            linear=partial(PackedLinear, weights=a.weights) if a.packed and a.weights != "float" else nn.Linear,
-        )
-
-
-def relative_bias(a: Architecture, heads: Sequence[int]) -> RelativeBias:
-    """Of layers with so many heads each."""
-    compacted = a.layer_heads is not None
-    return RelativeBias(buckets=a.relative_buckets, heads=a.heads, layer_heads=heads, compacted=compacted)
 
 
 class SpikingBert(nn.Module):
@@ -115,16 +64,10 @@ class SpikingBert(nn.Module):
         super().__init__()
         a = Architecture(**values)
         self.values: dict[str, Any] = dict(vars(a))
-        self.coding, self.pooling, self.query, self.weights, self.packed = (
-            a.coding,
-            a.pooling,
-            a.query,
-            a.weights,
-            a.packed,
-        )
-        self.fold = (
-            a.fold and a.theta == "channel" and a.weights != "float"
-        )  # one theta for all is a matter of the scale
+        self.coding, self.pooling, self.query = a.coding, a.pooling, a.query
+        self.weights, self.packed = a.weights, a.packed
+        # one theta for all is a matter of the scale
+        self.fold = a.fold and a.theta == "channel" and a.weights != "float"
         heads, ffn = unit_counts(a.layers, a.heads, a.layer_heads), unit_counts(a.layers, a.ffn, a.layer_ffn)
         self.embedding = embedding(a)
         self.layers = nn.ModuleList(encoder_layer(a, i, heads=heads[i], ffn=ffn[i]) for i in range(a.layers))

@@ -8,7 +8,8 @@ from typing import Any
 
 from spikeprune.errors import InputError
 from spikeprune.files import jsonfile
-from spikeprune.integrations.sweeps.spec import Parameter, Sweep
+from spikeprune.integrations.sweeps.form import Parameter
+from spikeprune.integrations.sweeps.spec import Sweep
 
 NAME = "sweep"  # of the study, the only one in its storage
 

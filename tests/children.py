@@ -1,5 +1,5 @@
 """Real processes without the seconds of an import each: they are forked from a server that has imported everything and
-computed nothing. A `leg` is one start of `spikeprune` in one of them; not a test."""
+computed nothing. An `attempt` is one start of `spikeprune` in one of them; not a test."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _kill_at(stage: str, step: int, how: signal.Signals) -> None:
     add_callback(stage, Killer(step, how))
 
 
-def leg(overrides: list[str], log: Path, kill: tuple[str, int] | None = None, how=signal.SIGKILL) -> int:
+def attempt(overrides: list[str], log: Path, kill: tuple[str, int] | None = None, how=signal.SIGKILL) -> int:
     """One start of a run; `kill` names a stage and a step of it, `how` the signal that it then gets."""
     words = ["train", str(GLUE), *overrides]
     return run_command(words, log, None, _kill_at, (*kill, how)) if kill else run_command(words, log)

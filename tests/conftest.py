@@ -55,7 +55,7 @@ LONGEST = (
     "slurm",
     "sweeps_online",
     "sweeps_local",
-    "tracking_legs",
+    "tracking_attempts",
     "embedded",
     "nodes",
     "ddp",

@@ -16,14 +16,14 @@ from spikeprune.cost.summary import norm_ops, summarize
 
 # One layer of two heads of one channel, three neurons: D=2, H=2, d=1, F=3, C=2.
 TINY = Shape(hidden=2, heads=2, ffn=3, layers=1, classes=2)
-SITES = ("query", "key", "value", "context", "attention", "intermediate", "output")
+SPIKING_LAYERS = ("query", "key", "value", "context", "attention", "intermediate", "output")
 
 
 def silent(shape, steps):
     """Counts of one sentence without a single spike, {spiking layer: [T_l, 1, channels]}."""
     counts = {"embedding": torch.zeros(steps[0], 1, shape.hidden)}
     for layer, t in enumerate(steps[1:]):
-        for name in SITES[shape.query == "real" :]:
+        for name in SPIKING_LAYERS[shape.query == "real" :]:
             width = shape.ffn if name == "intermediate" else shape.hidden
             counts[f"layers.{layer}.{name}"] = torch.zeros(t, 1, width)
     return counts
@@ -177,7 +177,7 @@ def naive_additions(trains, lengths, *, shape, heads, ffn, pairs, evaluations=0)
     total = 0
     for b, n in enumerate(lengths):
         for layer in range(shape.layers):
-            at = {name: trains.get(f"layers.{layer}.{name}") for name in SITES}
+            at = {name: trains.get(f"layers.{layer}.{name}") for name in SPIKING_LAYERS}
             below = trains["embedding"] if layer == 0 else trains[f"layers.{layer - 1}.output"]
             project = channels[layer][:, None].expand(-1, shape.hidden)  # output × input
             identity = torch.zeros(1, shape.hidden) if shape.membrane else torch.eye(shape.hidden)

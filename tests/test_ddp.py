@@ -11,7 +11,7 @@ import lightning as L
 import pytest
 import torch
 from micro import BATCHES, STAGES, logged, micro, only, write_sst2
-from together import EXACT, check_measurements, check_weights, leg, together
+from together import EXACT, attempt, check_measurements, check_weights, together
 
 from spikeprune.config.tasks import get_task
 from spikeprune.data.batching import shares, sums
@@ -44,7 +44,7 @@ def one_and_two(tmp_path_factory, glue) -> tuple[RunDirectory, RunDirectory]:
     pair = RunDirectory(folder / "one"), RunDirectory(folder / "two")
     for world, run in enumerate(pair, 1):
         devices = [f"run.devices={world}"]
-        codes = together(world, folder / "log", leg, [*micro(run.path, glue), *EXACT, *devices], folder)
+        codes = together(world, folder / "log", attempt, [*micro(run.path, glue), *EXACT, *devices], folder)
         assert codes == [0] * world, (folder / "log").read_text()
     return pair
 
@@ -61,7 +61,7 @@ def test_two_processes_hold_one_budget(tmp_path, glue) -> None:
     budget += ["stages.budget.value=0.06", "stages.budget.epochs=3", "stages.finetune.epochs=2"]
     budget += ["teacher.dropout=0.1", "stages.teacher.epochs=6"]
     run = RunDirectory(tmp_path / "run")
-    codes = together(2, tmp_path / "log", leg, [*micro(run.path, glue), *budget, "run.devices=2"], tmp_path)
+    codes = together(2, tmp_path / "log", attempt, [*micro(run.path, glue), *budget, "run.devices=2"], tmp_path)
     assert codes == [0, 0], (tmp_path / "log").read_text()
     found = [(tmp_path / f"rank{rank}.jsonl").read_text().splitlines() for rank in range(2)]
     assert found[0] == found[1] and len(found[0]) > 5 * BATCHES
@@ -192,7 +192,7 @@ LONGER = ["stages.teacher.epochs=6"]  # two processes' dropout is another's than
 def undisturbed(tmp_path_factory, glue) -> RunDirectory:
     folder = tmp_path_factory.mktemp("undisturbed")
     run = RunDirectory(folder / "run")
-    assert together(2, folder / "log", leg, [*micro(run.path, glue), *LONGER, "run.devices=2"], folder) == [0, 0], (
+    assert together(2, folder / "log", attempt, [*micro(run.path, glue), *LONGER, "run.devices=2"], folder) == [0, 0], (
         folder / "log"
     ).read_text()
     return run
@@ -215,9 +215,9 @@ def test_two_killed_ranks_go_on_as_if_undisturbed(undisturbed, glue, tmp_path) -
     run, log = RunDirectory(tmp_path / "run"), tmp_path / "log"
     command = [*micro(run.path, glue), *LONGER, "run.devices=2", "run.checkpoint_every=3"]
     for kill in (("internal_kd", 5), ("spatial", BATCHES + 2)):
-        assert together(2, log, leg, command, tmp_path, kill) == [-signal.SIGKILL] * 2, log.read_text()
+        assert together(2, log, attempt, command, tmp_path, kill) == [-signal.SIGKILL] * 2, log.read_text()
         assert run.resume(kill[0]).is_file() and not run.finished(kill[0])
-    assert together(2, log, leg, command, tmp_path) == [0, 0], log.read_text()
+    assert together(2, log, attempt, command, tmp_path) == [0, 0], log.read_text()
     assert log.read_text().count("resumed from step") == 2
     for name in STAGES:
         assert run.weights(name).keys() == undisturbed.weights(name).keys()

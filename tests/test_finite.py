@@ -10,7 +10,7 @@ import lightning as L
 import pytest
 import torch
 from micro import BATCHES, GLUE, micro, only
-from together import leg as rank_leg
+from together import attempt as rank_attempt
 from together import together
 from torch.utils.data import DataLoader
 
@@ -269,7 +269,7 @@ def spoilt_rank(overrides: list[str], folder: Path) -> int:
         return plain(*args) * (math.nan if distributed.rank() == 1 and len(step) == 4 else 1.0)
 
     losses.hidden_loss = hidden_loss
-    return rank_leg(overrides, folder)
+    return rank_attempt(overrides, folder)
 
 
 def test_all_processes_stop_where_one_of_them_has_a_bad_loss(tmp_path, glue) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from children import Killer, add_callback, leg, run_command
+from children import Killer, add_callback, attempt, run_command
 from micro import BATCHES, GLUE, micro, only
 
 from spikeprune import cli
@@ -23,7 +23,7 @@ def killed(glue, tmp_path_factory) -> tuple[RunDirectory, list[str], dict[str, A
     """A run that was killed in its teacher's second epoch, its command, and its checkpoint."""
     folder = tmp_path_factory.mktemp("killed")
     words = [*micro(folder / "run", glue), *only(), "stages.teacher.epochs=2", "run.checkpoint_every=3"]
-    assert leg(words, folder / "log", ("teacher", BATCHES + 2)) == -signal.SIGKILL, (folder / "log").read_text()
+    assert attempt(words, folder / "log", ("teacher", BATCHES + 2)) == -signal.SIGKILL, (folder / "log").read_text()
     run = RunDirectory(folder / "run")
     return run, ["train", str(GLUE), *words], torch.load(run.resume("teacher"), weights_only=True)
 

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from children import leg
+from children import attempt
 from micro import BATCHES, GLUE, logged, micro, only
 
 from spikeprune import cli
@@ -47,7 +47,7 @@ def left(run: RunDirectory, stages) -> dict:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, glue, shared) -> RunDirectory:
     folder = tmp_path_factory.mktemp("undisturbed")
-    assert leg(command(folder / "run", glue, shared, *JOINT, *QUANTIZED), folder / "log") == 0, (
+    assert attempt(command(folder / "run", glue, shared, *JOINT, *QUANTIZED), folder / "log") == 0, (
         folder / "log"
     ).read_text()
     return RunDirectory(folder / "run")
@@ -82,8 +82,8 @@ def test_killed_in_the_middle_equals_undisturbed(kills, undisturbed, glue, share
     run, log = RunDirectory(tmp_path / "run"), tmp_path / "log"
     again = [*command(run.path, glue, shared, *JOINT, *QUANTIZED), "run.checkpoint_every=3"]
     for kill in kills:
-        assert leg(again, log, kill) == -signal.SIGKILL, log.read_text()
-    assert leg(again, log) == 0, log.read_text()
+        assert attempt(again, log, kill) == -signal.SIGKILL, log.read_text()
+    assert attempt(again, log) == 0, log.read_text()
     stages = ("teacher", "internal_kd", "prediction_kd", "quantize", "budget", "finetune")
     assert left(run, stages) == left(undisturbed, stages)
 
@@ -96,8 +96,8 @@ def test_budget_after_the_other_stages_runs_and_resumes(glue, shared, tmp_path) 
     pipeline.run(load(GLUE, command(whole.path, glue, shared, *more)))
     run, log = RunDirectory(tmp_path / "run"), tmp_path / "log"
     again = [*command(run.path, glue, shared, *more), "run.checkpoint_every=3"]
-    assert leg(again, log, ("budget", 5)) == -signal.SIGKILL, log.read_text()
-    assert leg(again, log) == 0 and "resumed from step 3" in log.read_text(), log.read_text()
+    assert attempt(again, log, ("budget", 5)) == -signal.SIGKILL, log.read_text()
+    assert attempt(again, log) == 0 and "resumed from step 3" in log.read_text(), log.read_text()
     order = ("spatial", "temporal", "quantize", "budget", "finetune")
     assert left(run, order) == left(whole, order)
     pruned, last = run.record("quantize"), run.record("finetune")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from micro import GLUE, ROOT, micro, only, write_cola, write_sst2
-from together import leg, together
+from together import attempt, together
 
 from spikeprune import cli
 from spikeprune.config.load import load
@@ -114,7 +114,7 @@ def task_of_srun(count: int, overrides: list[str], folder: Path) -> int:
     os.environ |= {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_NODEID": "0", "SLURM_NODELIST": "127.0.0.1"}
     os.environ |= {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "job", "SLURM_STEP_ID": "0"}
     os.environ |= {name: str(count) for name in ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS_PER_NODE")}
-    return leg(overrides, folder)
+    return attempt(overrides, folder)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 from cluster import Cluster
 from micro import ROOT, micro, write_sst2
 from test_slurm import REQUEST, interrupt, launch, wait_for
-from together import EXACT, check_measurements, check_weights, leg, together
+from together import EXACT, attempt, check_measurements, check_weights, together
 
 from spikeprune.experiment.run_directory import RunDirectory
 
@@ -59,7 +59,7 @@ def test_two_nodes_stop_together_and_learn_what_one_process_learns(cluster, tmp_
     [lock] = two.path.glob("lock.*")
     assert started[json.loads(lock.read_text())["pid"]][0] == "0"
     step = interrupt(cluster, job, two, "internal_kd")
-    assert together(1, tmp_path / "log", leg, plain[0], tmp_path) == [0]
+    assert together(1, tmp_path / "log", attempt, plain[0], tmp_path) == [0]
     ended, text = cluster.wait(job), log.read_text()
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "1"), text
     assert (ended["NumNodes"], ended["NumTasks"]) == ("2", "2")

@@ -11,7 +11,7 @@ from statistics import fmean
 import pytest
 import torch
 import transformers
-from children import leg
+from children import attempt
 from micro import BATCHES, GLUE, STAGES, micro, write_sst2
 from transformers import AutoTokenizer
 
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def finished(tmp_path_factory, glue) -> tuple[RunDirectory, str]:
     """One run through the command line, and what it printed."""
     folder = tmp_path_factory.mktemp("runs")
-    code = leg(micro(folder / "sst2", glue), folder / "log")
+    code = attempt(micro(folder / "sst2", glue), folder / "log")
     assert code == 0, (folder / "log").read_text()
     return RunDirectory(folder / "sst2"), (folder / "log").read_text()
 

@@ -1,5 +1,5 @@
-"""A signal of the cluster: a checkpoint, no further step, the right exit code, and the next leg ends as if nothing had
-happened."""
+"""A signal of the cluster: a checkpoint, no further step, the right exit code, and the next attempt ends as if
+nothing had happened."""
 
 from __future__ import annotations
 

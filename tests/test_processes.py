@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from micro import GLUE, ROOT, micro, only
-from together import leg, together
+from together import attempt, together
 
 from spikeprune.config.load import load
 from spikeprune.config.schema import Run
@@ -43,7 +43,7 @@ def test_one_command_starts_both_and_logs_one_wandb_run(tmp_path, glue) -> None:
 def test_bad_input_is_one_sentence_of_one_process(tmp_path) -> None:
     """Found by rank 0 when both are there already."""
     missing = [*micro(tmp_path / "run"), "task=sst2", "data.source=dir", f"data.dir={tmp_path}", "run.devices=2"]
-    assert together(2, tmp_path / "log", leg, missing, tmp_path) == [2, 0]
+    assert together(2, tmp_path / "log", attempt, missing, tmp_path) == [2, 0]
     said = (tmp_path / "log").read_text()
     assert said.count("error: ") == 1 and "has no directory SST-2" in said and "Traceback" not in said, said
     assert not (tmp_path / "run").exists()

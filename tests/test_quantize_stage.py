@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from children import leg, process, speak_into
+from children import attempt, process, speak_into
 from micro import BATCHES, logged, micro, only, write_sst2
 from pruning import Module, batches, inputs, make
 
@@ -76,21 +76,21 @@ def runs(tmp_path_factory) -> tuple[RunDirectory, RunDirectory]:
     """The same run undisturbed, and killed in the first and in the second quantizing epoch."""
     folder = tmp_path_factory.mktemp("runs")
     glue, log = write_sst2(folder / "glue"), folder / "log"
-    whole, legs = (overrides(folder / name, glue) for name in ("whole", "legs"))
-    assert leg(whole, log) == 0, log.read_text()
-    legs.append("run.checkpoint_every=3")
+    whole, resumed = (overrides(folder / name, glue) for name in ("whole", "resumed"))
+    assert attempt(whole, log) == 0, log.read_text()
+    resumed.append("run.checkpoint_every=3")
     for step in (5, BATCHES + 3):
-        assert leg(legs, log, ("quantize", step)) == -signal.SIGKILL, log.read_text()
-    assert leg(legs, log) == 0, log.read_text()
-    return RunDirectory(folder / "whole"), RunDirectory(folder / "legs")
+        assert attempt(resumed, log, ("quantize", step)) == -signal.SIGKILL, log.read_text()
+    assert attempt(resumed, log) == 0, log.read_text()
+    return RunDirectory(folder / "whole"), RunDirectory(folder / "resumed")
 
 
 def test_killed_while_quantizing_equals_undisturbed(runs) -> None:
-    whole, legs = runs
+    whole, resumed = runs
     for name in RUN[1:]:
-        mine, theirs = legs.weights(name), whole.weights(name)
+        mine, theirs = resumed.weights(name), whole.weights(name)
         assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine), name
-    assert logged(legs) == logged(whole)
+    assert logged(resumed) == logged(whole)
     strengths = [r["compress/strength"] for r in whole.read_metrics() if "compress/strength" in r]
     assert strengths == [0.5, 1, 1]
 

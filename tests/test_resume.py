@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from children import kill_in_validation, leg, run_command
+from children import attempt, kill_in_validation, run_command
 from micro import BATCHES, GLUE, STAGES, logged, micro, only
 
 from spikeprune.config.load import load
@@ -28,7 +28,7 @@ def command_of(folder: Path, glue: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, glue) -> RunDirectory:
     folder = tmp_path_factory.mktemp("undisturbed")
-    assert leg(command_of(folder / "run", glue), folder / "log") == 0, (folder / "log").read_text()
+    assert attempt(command_of(folder / "run", glue), folder / "log") == 0, (folder / "log").read_text()
     return RunDirectory(folder / "run")
 
 
@@ -66,9 +66,9 @@ def test_killed_and_resumed_equals_undisturbed(chain, undisturbed, glue, tmp_pat
     how, kills = CHAINS[chain]
     run, log, command = RunDirectory(tmp_path / "run"), tmp_path / "log", [*command_of(tmp_path / "run", glue), *how]
     for stage, step in kills:
-        assert leg(command, log, (stage, step)) == -signal.SIGKILL, log.read_text()
+        assert attempt(command, log, (stage, step)) == -signal.SIGKILL, log.read_text()
         assert run.resume(stage).is_file() and not run.finished(stage) and not run.summary.exists()
-    assert leg(command, log) == 0, log.read_text()
+    assert attempt(command, log) == 0, log.read_text()
     assert log.read_text().count("resumed from step") == len(kills)
     found, wanted = result(run), result(undisturbed)
     for name in STAGES:  # masks, t_steps and thresholds are among the tensors
@@ -103,7 +103,7 @@ def test_killed_as_soon_as_a_checkpoint_is_written(glue, tmp_path) -> None:
     """The record of the checkpoint's step is not left out."""
     short, log = [*only(), "stages.teacher.epochs=2", "run.checkpoint_every=3"], tmp_path / "log"
     plain, killed = RunDirectory(tmp_path / "plain"), RunDirectory(tmp_path / "killed")
-    assert leg([*command_of(plain.path, glue), *short], log) == 0, log.read_text()
+    assert attempt([*command_of(plain.path, glue), *short], log) == 0, log.read_text()
     words = ["train", str(GLUE), *command_of(killed.path, glue), *short]
     for _ in range(2):
         assert run_command(words, log, None, kill_behind_a_checkpoint) == -signal.SIGKILL, log.read_text()
@@ -185,7 +185,7 @@ def test_a_damaged_resume_checkpoint_is_refused(half, glue) -> None:
 
 def test_ctrl_c_prints_how_to_resume_and_the_run_resumes(tmp_path, glue, undisturbed) -> None:
     overrides, log = command_of(tmp_path / "run", glue), tmp_path / "log"
-    assert leg(overrides, log, ("prediction_kd", 5), signal.SIGINT) == 130
+    assert attempt(overrides, log, ("prediction_kd", 5), signal.SIGINT) == 130
     assert "the same command resumes" in log.read_text() and "Traceback" not in log.read_text()
-    assert leg(overrides, log) == 0, log.read_text()
+    assert attempt(overrides, log) == 0, log.read_text()
     assert result(RunDirectory(tmp_path / "run"))["weights"] == result(undisturbed)["weights"]

@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 import torch
-from children import leg
+from children import attempt
 from micro import GLUE, micro, only, write_sst2
 from pruning import D, F, H, L
 
@@ -99,9 +99,9 @@ def test_with_epochs_it_trains_on_and_a_share_too_small_is_refused(run) -> None:
 def test_killed_after_the_search_it_resumes_as_undisturbed(run) -> None:
     """The decision is made once: a second one, on folded weights, would be another."""
     folder, log = run.path.parent, run.path.parent / "log"
-    legs = [*overrides(folder / "legs", "stages.spatial.epochs=2"), "run.checkpoint_every=3"]
-    assert leg(legs, log, ("spatial", 5)) == -signal.SIGKILL, log.read_text()
-    assert leg(legs, log) == 0, log.read_text()
-    mine, theirs = (RunDirectory(folder / name).weights("spatial") for name in ("legs", "more"))
+    resumed = [*overrides(folder / "resumed", "stages.spatial.epochs=2"), "run.checkpoint_every=3"]
+    assert attempt(resumed, log, ("spatial", 5)) == -signal.SIGKILL, log.read_text()
+    assert attempt(resumed, log) == 0, log.read_text()
+    mine, theirs = (RunDirectory(folder / name).weights("spatial") for name in ("resumed", "more"))
     assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
-    assert sum("compress/operations" in record for record in RunDirectory(folder / "legs").read_metrics()) == 1
+    assert sum("compress/operations" in record for record in RunDirectory(folder / "resumed").read_metrics()) == 1

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from children import leg
+from children import attempt
 from cluster import Cluster
 from micro import GLUE, ROOT, logged, micro, only
 from test_resume import result, steps_of
@@ -123,14 +123,14 @@ def interrupt(cluster: Cluster, job: str, run: RunDirectory, stage: str) -> int:
 def twin(jobs, folder, glue) -> RunDirectory:
     """What `interrupted` would have been, in a process beside the jobs."""
     run = RunDirectory(folder / "twin")
-    code = leg([*micro(run.path, glue), *LONG, *SHORT, *QUANTIZED], folder / "twin.log")
+    code = attempt([*micro(run.path, glue), *LONG, *SHORT, *QUANTIZED], folder / "twin.log")
     assert code == 0, (folder / "twin.log").read_text()
     return run
 
 
 @pytest.fixture(scope="module")
 def interruptions(cluster, jobs, folder):
-    """The interruptions, on their way from the beginning: job -> the steps that its next legs go on from."""
+    """The interruptions, on their way from the beginning: job -> the steps that its next attempts resume from."""
     stages = {"interrupted": INTERRUPTED, "cola-1": ("internal_kd",)}
     numbers = {"interrupted": jobs["interrupted"][0], "cola-1": f"{jobs['array'][0]}_3"}
 
@@ -198,7 +198,7 @@ def test_requeued_in_the_middle_of_three_stages_equals_undisturbed(cluster, jobs
 def test_a_requeued_run_is_one_run_of_wandb_with_each_step_of_an_undisturbed_one_once(
     cluster, jobs, interruptions, twin, folder, board
 ) -> None:
-    """Online, of four legs, each of which is told by SIGUSR1, and its W&B client beside it, to stop."""
+    """Online, of four attempts, each of which is told by SIGUSR1, and its W&B client beside it, to stop."""
     run = RunDirectory(folder / "interrupted")
     interruptions["interrupted"].result(300)
     log = jobs["interrupted"][1]

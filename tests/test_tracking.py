@@ -33,7 +33,7 @@ def offline(tmp_path_factory, glue) -> RunDirectory:
 
 
 def inspect(folder: Path) -> list[dict]:
-    """Records of a leg's own file, by W&B's reader."""
+    """Records of an attempt's own file, by W&B's reader."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
     found = subprocess.run(command, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
@@ -46,9 +46,9 @@ def of_type(records: list[dict], kind: str) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def records(offline) -> list[dict]:
-    legs = sorted(offline.path.glob("wandb/offline-run-*"))
-    assert len(legs) == 1, "one run for all stages"
-    return inspect(legs[0])
+    attempts = sorted(offline.path.glob("wandb/offline-run-*"))
+    assert len(attempts) == 1, "one run for all stages"
+    return inspect(attempts[0])
 
 
 # ---------------------------------------------------------------------------------------------------------- offline

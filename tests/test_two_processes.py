@@ -10,7 +10,7 @@ import pytest
 import torch
 from micro import GLUE, micro, only, write_sst2
 from students import make, prune, sentences
-from together import leg, together
+from together import attempt, together
 
 from spikeprune.config.load import load
 from spikeprune.config.tasks import TASKS
@@ -94,7 +94,7 @@ def sst2(tmp_path_factory) -> Path:
 def test_both_processes_have_the_same_masks_steps_and_weights(name, sst2, tmp_path) -> None:
     """At each step of each stage; at a stage's end the run itself compares all that the module holds."""
     run, log = RunDirectory(tmp_path / "run"), tmp_path / "log"
-    codes = together(2, log, leg, [*micro(run.path, sst2), *SHORT, *RUNS[name], "run.devices=2"], tmp_path)
+    codes = together(2, log, attempt, [*micro(run.path, sst2), *SHORT, *RUNS[name], "run.devices=2"], tmp_path)
     assert codes == [0, 0], log.read_text()
     one, two = ((tmp_path / f"rank{rank}.jsonl").read_text().splitlines() for rank in (0, 1))
     assert one == two and len(one) >= 2 * 4

@@ -10,7 +10,7 @@ from spikeprune.kernels import encoder, split_integer, wgmma
 from spikeprune.kernels.firing import CLOSED, GELU, PER_STEP, PLAIN, RUNNING, Firing
 
 # mode, neuron, leak, T, activation
-SITES = (
+LAYERS = (
     (PER_STEP, "binary", 1.0, 16, GELU),
     (CLOSED, "binary", 1.0, 4, PLAIN),
     (PER_STEP, "ternary", 0.7, 3, PLAIN),
@@ -62,17 +62,17 @@ def hopper() -> None:
 def test_the_same_bits_as_tritons(hopper, width) -> None:
     at = WIDTHS.index(width)
     for i, rows in enumerate((1, 130, 300)):
-        compare(width, rows, SITES[(at + 2 * i) % 6])
+        compare(width, rows, LAYERS[(at + 2 * i) % 6])
     if width in (384, 768):
-        compare(width, 193, SITES[0])
-        compare(width, 193, SITES[3])
+        compare(width, 193, LAYERS[0])
+        compare(width, 193, LAYERS[3])
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("pair", [False, True])
 def test_one_warpgroup_or_two(hopper, pair) -> None:
-    compare(384, 700, SITES[0], tile={"BM": 64, "BN": 64, "PAIR": pair, "RING": 3})
-    compare(256, 33, SITES[2], tile={"BM": 64, "BN": 32, "PAIR": pair, "RING": 2})
+    compare(384, 700, LAYERS[0], tile={"BM": 64, "BN": 64, "PAIR": pair, "RING": 3})
+    compare(256, 33, LAYERS[2], tile={"BM": 64, "BN": 32, "PAIR": pair, "RING": 2})
 
 
 def test_what_goes_through_them() -> None:

@@ -77,7 +77,7 @@ def answered_by_us(*args, **kwargs):
     return plain_broadcast(*args, **kwargs)
 
 
-def leg(overrides: list[str], watched: Path, kill: tuple[str, int] | None = None) -> int:
+def attempt(overrides: list[str], watched: Path, kill: tuple[str, int] | None = None) -> int:
     plain = trainers.stage_callbacks
 
     def with_watch(context, name, run):

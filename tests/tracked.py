@@ -54,7 +54,7 @@ def launch(words: list[str], log: Path, environment=None, kill=None, finish: int
 
 
 def start(words: list[str], log: Path, environment=None, kill=None, when=lambda: True) -> int:
-    """One leg; `kill` names the stage and step at which it is killed, as soon as `when` holds as well."""
+    """One attempt; `kill` names the stage and step at which it is killed, as soon as `when` holds as well."""
     log.with_name("at_step").unlink(missing_ok=True)
     child = launch(words, log, environment, kill)
     until = time.monotonic() + 180

@@ -78,11 +78,11 @@ class Board:
         return {"model": {**PROJECT, "bucket": self.bucket(run) if run else None}}
 
     def on_UpsertBucket(self, v):
-        new = {"history": [], "summary": "{}", "config": "{}", "sweep": v.get("sweep"), "exit": None, "legs": 0}
+        new = {"history": [], "summary": "{}", "config": "{}", "sweep": v.get("sweep"), "exit": None, "attempts": 0}
         run = self.runs.setdefault(v["name"], {"name": v["name"], "display": v.get("displayName"), **new})
         run["config"], run["exit"] = v.get("config") or run["config"], None
-        run["legs"] += 1
-        return {"upsertBucket": {"bucket": self.bucket(run), "inserted": run["legs"] == 1}}
+        run["attempts"] += 1
+        return {"upsertBucket": {"bucket": self.bucket(run), "inserted": run["attempts"] == 1}}
 
     def on_CreateRunFiles(self, v):
         files = [{"name": name, "uploadUrl": f"{self.url}/upload/{name}"} for name in v["files"]]

@@ -95,6 +95,6 @@ def share(student: SparseEncoder) -> float:
 def counted(student: SparseEncoder) -> tuple[int, int]:
     """The synapses between kept units of a sparse student: those that there are, and those that there could be."""
     kept = [(student.synapses.mask(i, name), allowed_mask(student, i, name)) for i, name, _ in weights_of(student)]
-    found = torch.stack([torch.stack([(mask * room).sum(), room.sum()]) for mask, room in kept])
+    found = torch.stack([torch.stack([(mask * allowed).sum(), allowed.sum()]) for mask, allowed in kept])
     there, possible = found.double().sum(0).tolist()
     return int(there), int(possible)

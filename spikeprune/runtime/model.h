@@ -69,7 +69,7 @@ struct spikerun {
     train below, above, key, value, context, hidden, wide;
     float *currents, *summed, *held, *held_past; /* [max_tokens][channels] */
     float *drive, *next_drive, *drive_hidden;    /* currents that a membrane shortcut reads, [steps][max_tokens][D] */
-    float *membrane[6];                          /* [max_tokens][channels], by site: per_step */
+    float *membrane[6];                          /* [max_tokens][channels], by population: per_step */
     float *query, *scores, *mixed;               /* [d][lanes], [tokens][lanes], [d][lanes] of one head */
     uint16_t *list;
     int8_t *list_counts;

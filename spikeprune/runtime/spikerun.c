@@ -375,9 +375,9 @@ static void rest(const spikerun *m, const float *theta, uint32_t size, float *u)
 
 /* Neurons of all tokens on the currents x [n][stride]: their whole train where these are constant, else step `t`, which
  * goes to frame `frame`. */
-static void fire(spikerun *m, int index, int site, const layer *l, const float *x, uint32_t stride, int constant,
+static void fire(spikerun *m, int index, int population, const layer *l, const float *x, uint32_t stride, int constant,
                  uint32_t t, uint32_t frame, uint32_t n, train *s) {
-    const float *theta = l ? l->theta[site] : m->theta;
+    const float *theta = l ? l->theta[population] : m->theta;
     uint32_t t_steps = l ? l->t_steps : m->t_embedding;
     int closed = m->coding == ACCUMULATE && m->leak == 1.0f;
     uint32_t size = s->channels, first = closed ? 0 : constant ? 0 : t;
@@ -389,12 +389,12 @@ static void fire(spikerun *m, int index, int site, const layer *l, const float *
             settle(m->ternary != 0, t_steps, current, theta, size, out);
             continue;
         }
-        float *u = constant ? m->row : m->membrane[site] + (size_t)i * size;
+        float *u = constant ? m->row : m->membrane[population] + (size_t)i * size;
         if (first == 0) rest(m, theta, size, u);
         for (uint32_t k = first; k < last; k++) step(m, current, theta, size, u, out + (constant ? k : frame) * s->frame);
     }
     for (uint32_t k = first; m->observer && k < last; k++)
-        m->observer(m->observed, index, site, (int)k, s->spikes + (closed ? 0 : constant ? k : frame) * s->frame, (int)n,
+        m->observer(m->observed, index, population, (int)k, s->spikes + (closed ? 0 : constant ? k : frame) * s->frame, (int)n,
                     (int)size, s->stride);
 }
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from random import Random
 from unittest import mock
 
+import children
 import torch
-from children import leg
 from micro import GLUE, micro, only, write_sst2
 
 import spikeprune
@@ -166,7 +166,7 @@ def resumed_stages(folder: Path) -> Attempt:
     """A stage that resumes from a checkpoint whose parts are whole, one of them another."""
     glue = write_sst2(folder / "glue")
     words = [*micro(folder / "run", glue), *RUN, "run.checkpoint_every=3", "stages.spatial.epochs=2"]
-    leg(words, folder / "log", ("spatial", 11))
+    children.attempt(words, folder / "log", ("spatial", 11))
     run = RunDirectory(folder / "given")
     saved = torch.load(RunDirectory(folder / "run").resume("spatial"), weights_only=True)
 

@@ -18,9 +18,7 @@ from micro import GLUE, logged, micro, only, write_sst2
 from faults.campaign import CHANGES, Row
 from spikeprune.experiment.run_directory import STAGES, RunDirectory
 
-LEGS = 60  # starts of one run, at most
 PATIENCE = 120  # seconds that a start may take
-STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
 def prepare(clock: float, number: int, folder: str) -> None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
-from children import begin, leg, run_command
+from children import attempt, begin, run_command
 from micro import write_sst2
 
 from faults.campaign import Row
@@ -157,7 +157,7 @@ def vanished(folder: Path, seed: int, count: int, seconds: float) -> Row:
 def half_run(folder: Path, glue: Path) -> Path:
     """A run that was killed in the middle of its last stage."""
     half = folder / "half"
-    leg(command_of(half, glue)[2:], folder / "log", ("finetune", 5))
+    attempt(command_of(half, glue)[2:], folder / "log", ("finetune", 5))
     return half
 
 

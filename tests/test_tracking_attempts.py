@@ -32,7 +32,7 @@ def test_attempts_offline_and_online_killed_in_between_are_one_run(tmp_path, glu
         assert start(command, log, kill=("internal_kd", BATCHES + 5)) == -signal.SIGKILL, log.read_text()
         assert board.runs == {}
 
-        def heard() -> bool:  # of spatial, and so of all that the offline leg had made, and all of an artifact
+        def heard() -> bool:  # of spatial, and so of all that the offline attempt had made, and all of an artifact
             stored = [artifact["state"] == "COMMITTED" for artifact in board.artifacts.values()]
             return any(stored) and any(row["_step"] > 5 * BATCHES for name in board.runs for row in board.history(name))
 

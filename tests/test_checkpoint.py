@@ -72,7 +72,7 @@ REFUSED = [
     ({"auto_map": {"AutoModel": "own.OwnBert"}}, "has auto_map"),
     ({"hidden_size": "wide"}, "no model configuration"),
     ({"id2label": ["a", "b"]}, "no model configuration"),
-    ({"model_type": "albert"}, "'albert' model; a teacher is one of BERT, RoBERTa, MPNet, ELECTRA"),
+    ({"model_type": "vit"}, "'vit' model; a teacher is one of BERT, RoBERTa, MPNet, ELECTRA"),
 ]
 
 

@@ -10,8 +10,7 @@ import torch
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
-    DistilBertConfig,
-    DistilBertForSequenceClassification,
+    ViTConfig,
 )
 
 from spikeprune.config.tasks import get_task
@@ -158,9 +157,8 @@ def test_a_saved_bert_comes_back_and_a_missing_classifier_starts_anew(tmp_path) 
     assert torch.equal(bare.bert.bert.pooler.dense.weight, model.bert.pooler.dense.weight)
 
 
-def distilbert(folder) -> str:
-    config = DistilBertConfig(vocab_size=29, dim=12, n_layers=1, n_heads=3, hidden_dim=37)
-    return str(saved(DistilBertForSequenceClassification(config), folder))
+def of_pictures(folder) -> str:
+    return str(saved(ViTConfig(), folder))
 
 
 def without_encoder_weights(folder) -> str:
@@ -214,7 +212,7 @@ def test_the_classifier_of_another_task_is_made_anew(tmp_path) -> None:
 
 
 BROKEN = [
-    (distilbert, "'distilbert' model; a teacher is one of BERT, RoBERTa, MPNet, ELECTRA"),
+    (of_pictures, "'vit' model; a teacher is one of BERT, RoBERTa, MPNet, ELECTRA; for its answers alone any other"),
     (lambda folder: str(folder / "nowhere"), "no model configuration at"),
     (empty, "no model configuration at"),
     (bad_json, "no model configuration at"),
@@ -251,8 +249,8 @@ def test_a_checkpoint_trains_with_its_own_dropout_or_the_given_one(asked, rate, 
 
 
 def test_the_configuration_is_judged_without_the_weights(tmp_path) -> None:
-    with pytest.raises(InputError, match="'distilbert' model"):
-        read_config(distilbert(tmp_path / "x"), classes=2)
+    with pytest.raises(InputError, match="'vit' model"):
+        read_config(of_pictures(tmp_path / "x"), classes=2)
     assert read_config(str(saved(bert(), tmp_path / "y")), classes=2).num_labels == 2
 
 

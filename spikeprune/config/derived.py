@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from spikeprune.config.schema import Config, Stage
+from spikeprune.config.schema import Config, Losses, Stage
 from spikeprune.config.tasks import CUSTOM
 
 COMPRESSION = ("spatial", "temporal", "quantize", "budget")  # stages that remove something between epochs
@@ -34,6 +34,19 @@ def runs(config: Config, name: str) -> bool:
 def active_stages(config: Config) -> list[str]:
     """The stages that run, in order; the teacher always does, since its metrics come first."""
     return [name for name, _ in stage_rows(config) if name == "teacher" or runs(config, name)]
+
+
+def without_features(config: Config) -> Config:
+    """For a teacher that teaches answers alone: the losses `hidden` and `scores` are 0, and a stage that learns nothing
+    else of its teacher has the loss `soft`."""
+    stages = {name: replace(stage, losses=_answers(stage.losses)) for name, stage in stage_rows(config)}
+    return replace(config, stages=replace(config.stages, **stages))
+
+
+def _answers(losses: Losses) -> Losses:
+    features = losses.hidden or losses.scores
+    soft = 1.0 if features and not (losses.soft or losses.hard) else losses.soft
+    return replace(losses, hidden=0.0, scores=0.0, soft=soft)
 
 
 def compresses(config: Config, name: str) -> bool:

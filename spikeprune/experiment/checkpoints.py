@@ -19,6 +19,7 @@ from spikeprune.experiment.run_directory import WEIGHTS, RunDirectory, sums, ver
 from spikeprune.experiment.summary import data_facts
 from spikeprune.files import jsonfile
 from spikeprune.files.atomic import write_json
+from spikeprune.models.answering import CLASSIFIERS
 from spikeprune.models.checkpoint_facts import label_names
 from spikeprune.models.families import FAMILIES
 from spikeprune.models.modeling import SpikingBert
@@ -130,7 +131,7 @@ def load(path: str | Path) -> PreTrainedModel:
     remedy = f"remove {folder} to make it again"
     if (folder / "record.json").is_file():
         verified_weights(folder, jsonfile.read_sealed(folder / "record.json", remedy, ("weights",)))
-    if jsonfile.read(folder / CONFIG, remedy, ("model_type",))["model_type"] in list(FAMILIES):
+    if jsonfile.read(folder / CONFIG, remedy, ("model_type",))["model_type"] in [*FAMILIES, *CLASSIFIERS]:
         return AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=False).eval()
     return SpikingBertForSequenceClassification.from_pretrained(folder, config=read_config(folder, remedy))
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from spikeprune.config.derived import active_stages, least_neurons, runs, scratch_size
+from spikeprune.config.derived import active_stages, least_neurons, runs, scratch_size, without_features
 from spikeprune.config.schema import Config, Stage
 from spikeprune.config.tasks import CUSTOM, Task, get_task
 from spikeprune.data.classes import class_weights
@@ -17,24 +17,32 @@ from spikeprune.data.tokenizer import check_vocabulary, load_tokenizer, train_wo
 from spikeprune.errors import InputError
 from spikeprune.experiment import processes
 from spikeprune.experiment.tracking import NullTracker, Tracker
+from spikeprune.models.answering import encoder_config, teaches_answers_alone, title_of
 from spikeprune.models.checkpoint_facts import read_config
 from spikeprune.models.families import longest_text, token_types
 from spikeprune.models.teacher import scratch_config
 from spikeprune.training.losses import uniform_layer_map
+
+ANSWERS_ALONE = (
+    "The teacher ({}) teaches its answers alone: the student starts from random weights and the teacher's embeddings, "
+    "and the teacher's cost is counted as that of a BERT of its sizes."
+)
 
 
 @dataclass
 class RunContext:
     """Data, tokenizer and architecture that all stages of a run share."""
 
-    config: Config
+    config: Config  # with the losses that the teacher can teach
     task: Task
     raw: RawData
     data: GlueData  # `raw` as tokens
     tokenizer: Any
-    teacher_config: Any  # of transformers, of one of `families.FAMILIES`
+    teacher_config: Any  # of transformers, of one of `families.FAMILIES`: the teacher's or its stand-in's
     layers: list[int]  # teacher layer that each student layer starts from and is distilled from
     class_weights: list[float] | None = None  # of the hard loss
+    answers_alone: str = ""  # a sentence on a teacher of another architecture; empty for the family's
+    left_out: str = ""  # a line on the losses that it cannot teach
     tracker: Tracker = field(default_factory=NullTracker)
 
     def stage(self, name: str) -> Stage:
@@ -65,8 +73,13 @@ def prepare(config: Config, *, tokenizer_from: str | None = None, known: Task | 
     else:
         tokenizer = train_wordpiece(texts, vocab_size=scratch_size(config)["vocab"], max_length=data.max_length)
     check_vocabulary(tokenizer, texts)
+    notes = ("", "")
     if tokenizer_from or checkpoint:
-        bert = read_config(tokenizer_from or checkpoint, classes=task.num_labels)
+        own = read_config(tokenizer_from or checkpoint, classes=task.num_labels)
+        bert = encoder_config(own)
+        if teaches_answers_alone(own):
+            asked, config = config, without_features(config)
+            notes = ANSWERS_ALONE.format(title_of(own)), left_out(asked, config)
     else:
         t = config.teacher
         size = {**scratch_size(config), "vocab": len(tokenizer)}
@@ -84,7 +97,17 @@ def prepare(config: Config, *, tokenizer_from: str | None = None, known: Task | 
         seed=config.seed,
     )
     weights = class_weights(data.class_weights, task, train.labels)
-    return RunContext(config, task, raw, tokens, tokenizer, bert, layers, weights)
+    return RunContext(config, task, raw, tokens, tokenizer, bert, layers, weights, *notes)
+
+
+def left_out(asked: Config, config: Config) -> str:
+    """A line on the losses that were `asked` for and that the teacher of `config` cannot teach; empty where none is."""
+    stages = [name for name in active_stages(config) if name != "teacher"]
+    losses = {name: (getattr(asked.stages, name).losses, getattr(config.stages, name).losses) for name in stages}
+    without = [name for name, (before, now) in losses.items() if before != now]
+    instead = [name for name, (before, now) in losses.items() if before.soft != now.soft]
+    soft = f"; soft takes their place in {', '.join(instead)}" if instead else ""
+    return f"losses: hidden and scores are left out of {', '.join(without)}{soft}" if without else ""
 
 
 def read_data(config: Config, *, generated: bool = False, known: Task | None = None) -> RawData:

@@ -40,8 +40,11 @@ def measure_teacher(context: RunContext, module: TeacherModule) -> Measured:
     model = ENERGY_MODELS[context.config.cost.model]
     cost = summarize(network, dense_ops=network.ops, model=model, shape=shape)
     cost["work"] = network.ops.work()
+    cost["params"] = sum(parameter.numel() for parameter in module.teacher.parameters())
+    cost["bytes"] = 4 * cost["params"]
     energy = {name: {"teacher": one.per_sample(network)} for name, one in ENERGY_MODELS.items()}
-    return {**quality(context, module), "cost": cost, "energy": energy}
+    found = {**quality(context, module), "cost": cost, "energy": energy}
+    return {**found, "note": context.answers_alone} if context.answers_alone else found
 
 
 def measure_student(context: RunContext, module: DistillationModule, stage: str) -> Measured:

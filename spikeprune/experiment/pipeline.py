@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -56,8 +57,10 @@ def run_process(config: Config, tracker: Tracker) -> dict[str, Any]:
             with jsonfile.as_written(directory.summary, AGAIN):
                 print_once(f"\n{summary_table(summary)}")
             return summary
-        with log_of(directory), tracker.opened(config, directory, context.active()):
-            for line in (context.raw.banner, *describe(context.raw, context.data.encoded), str(backends)):
+        backends = replace(backends, cuda_graphs=arithmetic.replays(context))
+        with log_of(directory), tracker.opened(context.config, directory, context.active()):
+            told = filter(None, (context.answers_alone, context.left_out))
+            for line in (context.raw.banner, *describe(context.raw, context.data.encoded), *told, str(backends)):
                 print_once(line)
             print_once(estimate.before(context))
             opening.copy_stages(context, directory, reuse)

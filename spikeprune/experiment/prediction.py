@@ -150,7 +150,7 @@ def counted(student: SpikingBert, forward: Callable[[dict[str, Tensor]], Outputs
 
 
 def of_teacher(teacher: Teacher) -> tuple[Callable, Callable, int]:
-    shape = dense_shape(teacher.bert.config, teacher.bert.config.num_labels)
+    shape = dense_shape(teacher.encoder_config, teacher.bert.config.num_labels)
 
     def example(outputs: Outputs, lengths: Tensor, i: int) -> Network:
         return dense_network(dense(lengths[i : i + 1], shape=shape), shape=shape)

@@ -66,7 +66,8 @@ def summarize_run(context: RunContext, directory: RunDirectory) -> dict[str, Any
             "ffn": context.teacher_config.intermediate_size,
         },
         "student": {key: getattr(context.config.student, key) for key in STUDENT},
-        "teacher": {key: teacher[key] for key in TEACHER} | significance(context.task, directory, "teacher"),
+        "teacher": {key: teacher[key] for key in (*TEACHER, "note") if key in teacher or key != "note"}
+        | significance(context.task, directory, "teacher"),
         "stages": rows,
         "uncompressed": uncompressed if compressing else (stages[-1] if stages else None),
         "final": stages[-1] if stages else None,

@@ -74,6 +74,8 @@ def body(student: SpikingBert, facts: Facts) -> Iterator[str]:
     yield f"## Data\n\n{table(('', ''), data_rows(facts))}"
     yield f"## Scores on the dev split\n\n{table(('metric', 'dense teacher', 'this model'), score_rows(facts))}"
     operations = table(("per sentence", "dense teacher", "this model"), cost_rows(facts))
+    if "note" in facts.dense:
+        yield facts.dense["note"]
     yield f"## Energy\n\n{operations}\n\n{ENERGY}\n\n{energy_markdown(facts.record['energy'])}"
     yield f"## Network\n\n{table(('', ''), network_rows(student, facts))}"
     yield f"## Made by\n\n```\n{facts.trained}\n{facts.command}\n```"

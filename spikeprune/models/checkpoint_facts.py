@@ -1,7 +1,8 @@
 """The configuration of a checkpoint, checked before any weight is read: architecture, sizes, label names.
 
-The teacher is transformers' own model of the BERT family and the student copies its encoder. A checkpoint with fields
-that transformers ignores, or with parts that the student does not have, is refused in one sentence.
+The teacher is transformers' own model. Of the BERT family the student copies its encoder: a checkpoint with fields that
+transformers ignores, or with parts that the student does not have, is refused in one sentence. One of another
+architecture (`answering.py`) must have the sizes of a BERT.
 """
 
 from __future__ import annotations
@@ -11,12 +12,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, BertConfig, PreTrainedConfig
 
 from spikeprune.errors import InputError
-from spikeprune.models.families import FAMILIES, TITLES, embedding_width, family_of, longest_text, token_types
+from spikeprune.models.answering import (
+    ACTIVATIONS,
+    CLASSIFIERS,
+    KNOWN,
+    sizes_of,
+    stand_in,
+    teaches_answers_alone,
+    title_of,
+)
+from spikeprune.models.families import FAMILIES, embedding_width, family_of, longest_text, token_types
 
-ACTIVATIONS = ("gelu", "gelu_new", "relu")  # what the student's layers compute as transformers does
 MOST_LAYERS = 1000  # of a checkpoint; far more come of a damaged number, and would fill the memory
 MPNET_BUCKETS = 32  # of the relative position bias, whatever its configuration says
 # Encoder tensors of a checkpoint that hold nothing learnt: older versions of transformers wrote these buffers.
@@ -24,12 +33,12 @@ BUFFERS = ("position_ids", "token_type_ids")
 
 
 def read_config(checkpoint: str, *, classes: int) -> PreTrainedConfig:
-    """The configuration of a checkpoint of one of `FAMILIES` (hub name or directory). Raises InputError if it is none
-    that fits."""
+    """The configuration of a checkpoint (hub name or directory) of one of `FAMILIES` or `CLASSIFIERS`. Raises
+    InputError if it is none that fits."""
     raw = raw_config(checkpoint)
     kind = raw.get("model_type", "bert")  # without one, the next call explains it
-    if kind not in list(FAMILIES):
-        raise InputError(f"teacher.checkpoint: {checkpoint} holds a {kind!r} model; a teacher is one of {TITLES}")
+    if kind not in [*FAMILIES, *CLASSIFIERS]:
+        raise InputError(f"teacher.checkpoint: {checkpoint} holds a {kind!r} model; a teacher is one of {KNOWN}")
     try:
         config = AutoConfig.from_pretrained(checkpoint, num_labels=classes, trust_remote_code=False)
     except Exception as error:  # of many kinds, for files of any content
@@ -64,20 +73,48 @@ def first_line(error: Exception) -> str:
 
 def problems(raw: dict[str, Any], config: PreTrainedConfig) -> Iterator[str]:
     """Properties of an encoder that teacher or student could not reproduce; each text completes "<checkpoint> …"."""
-    title, positions = family_of(config).title, raw.get("position_embedding_type", "absolute")
-    width = raw.get("embedding_size", embedding_width(config))
-    for name, words in (("is_decoder", "decoder"), ("add_cross_attention", "with cross-attention")):
-        if raw.get(name):
+    title = title_of(config)
+    for name, words in (
+        ("is_decoder", "decoder"),
+        ("add_cross_attention", "with cross-attention"),
+        ("is_encoder_decoder", "with a decoder"),
+    ):
+        if getattr(config, name, raw.get(name)):
             yield f"is a {title} {words} ({name} is true); use an encoder"
+    for name in ("auto_map", "quantization_config", "per_layer_config", "pruned_heads"):
+        if raw.get(name):
+            yield f"has {name} in its config.json, which is not followed here; save it as a plain float {title}"
+    yield from (of_another if teaches_answers_alone(config) else of_family)(raw, config, title)
+
+
+def of_another(raw: dict[str, Any], config: PreTrainedConfig, title: str) -> Iterator[str]:
+    """`problems` of an architecture that is not of the family."""
+    found = sizes_of(config)
+    if lacking := [name for name, size in found.items() if type(size) is not int]:
+        names = " and ".join(lacking)
+        yield f"is a {title} without {names}, so that its cost is not known; a teacher is one of {KNOWN}"
+        return
+    if problem := next(sizes(BertConfig(**found, pad_token_id=config.pad_token_id), title), None):
+        yield problem
+        return
+    try:
+        stand_in(config)
+    except Exception as error:  # of many kinds, for values of any architecture
+        yield f"describes no {title} ({first_line(error)})"
+
+
+def of_family(raw: dict[str, Any], config: PreTrainedConfig, title: str) -> Iterator[str]:
+    """`problems` of the family's own."""
+    positions, width = (
+        raw.get("position_embedding_type", "absolute"),
+        raw.get("embedding_size", embedding_width(config)),
+    )
     if config.hidden_act not in ACTIVATIONS:
         yield f"is a {title} with hidden_act={config.hidden_act!r}; use one with gelu, gelu_new or relu"
     if positions != "absolute":
         yield f"is a {title} with position_embedding_type={positions!r}, which transformers ignores; use absolute"
     if width != embedding_width(config):
         yield f"has word embeddings of embedding_size={width} for hidden_size={config.hidden_size}; use one with equal"
-    for name in ("auto_map", "quantization_config", "per_layer_config", "pruned_heads"):
-        if raw.get(name):
-            yield f"has {name} in its config.json, which is not followed here; save it as a plain float {title}"
     yield from sizes(config, title)
 
 
@@ -112,10 +149,11 @@ def sizes(config: PreTrainedConfig, title: str) -> Iterator[str]:
             yield f"has {name}={rate}; it must be at least 0 and below 1"
 
 
-def unread_weights(keys: Sequence[str], base: str) -> list[str]:
+def unread_weights(keys: Sequence[str], base: str, modules: Sequence[str] = ()) -> list[str]:
     """The encoder's tensors among those of a checkpoint that no module takes: without them it would be another network.
-    Classifiers of other tasks may be missing. `base`: the encoder's name in a classifier."""
-    parts = ("embeddings.", "embeddings_project.", "encoder.")
+    Classifiers of other tasks may be missing. `base`: the encoder's name in a classifier; `modules`: of its parts, but
+    for the pooler, where they are not those of the family."""
+    parts = tuple(f"{name}." for name in ("embeddings", "embeddings_project", "encoder", *modules))
     own = [key for key in keys if key.removeprefix(f"{base}.").startswith(parts)]
     return sorted(key for key in own if not key.endswith(BUFFERS))
 

@@ -28,6 +28,8 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
+from spikeprune.errors import InputError
+
 Modules = dict[str, nn.Module]  # by the names of `layers.EncoderLayer`
 
 
@@ -110,6 +112,9 @@ TITLES = ", ".join(family.title for family in FAMILIES.values())
 
 
 def family_of(config: PreTrainedConfig) -> Family:
+    """Raises InputError for another architecture."""
+    if config.model_type not in FAMILIES:
+        raise InputError(f"a {config.model_type!r} model cannot become a spiking one; one of {TITLES} can")
     return FAMILIES[config.model_type]
 
 

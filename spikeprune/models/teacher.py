@@ -1,5 +1,5 @@
 """The teacher: a classifier of the BERT family (`families.py`) from `transformers`, with the raw attention scores that
-its own outputs leave out."""
+its own outputs leave out, or one of another architecture with its answers alone (`answering.py`)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,18 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedConfig, PreTrainedModel
 
 from spikeprune.errors import InputError, out_of_memory
+from spikeprune.models.answering import (
+    KNOWN,
+    embeddings_of,
+    encoder_config,
+    last_layer,
+    reads_types,
+    teaches_answers_alone,
+    title_of,
+    work_problem,
+)
 from spikeprune.models.checkpoint_facts import first_line, label_order, read_config, unread_weights
-from spikeprune.models.families import family_of, longest_text
+from spikeprune.models.families import Family, family_of, longest_text
 from spikeprune.models.fused_attention import fuse
 from spikeprune.models.outputs import Outputs, check_length
 from spikeprune.models.tensors import not_finite
@@ -42,19 +52,23 @@ def scratch_config(
 
 
 class Teacher(nn.Module):
-    """`Outputs` of a sequence classifier of one of `families.FAMILIES`. While it is fine-tuned the trainer
-    sets its mode; once frozen it has no gradients and stays in evaluation mode after `train()`, so that its outputs are
-    the same each time. MPNet's attention is exchanged for a fused one, in place."""
+    """`Outputs` of a sequence classifier: of one of `families.FAMILIES`, or of another architecture, which has logits
+    alone and whose `family` is None. While it is fine-tuned the trainer sets its mode; once frozen it has no gradients
+    and stays in evaluation mode after `train()`, so that its outputs are the same each time. MPNet's attention is
+    exchanged for a fused one, in place."""
 
     def __init__(self, bert: PreTrainedModel):
         super().__init__()
-        self.bert, self.family = fuse(bert), family_of(bert.config)
+        self.bert = fuse(bert)
+        self.encoder_config = encoder_config(bert.config)
+        self.family: Family | None = None if teaches_answers_alone(bert.config) else family_of(bert.config)
+        self.reads_types = reads_types(bert) if self.family is None else self.family.types
         self.frozen = False
         self.note = ""  # a line on assumptions about the checkpoint
 
     def __reduce__(self):
         # transformers' hooks that collect hidden states do not survive a pickle
-        return rebuilt, (self.bert.config, self.bert.state_dict(), self.frozen)
+        return rebuilt, (type(self.bert), self.bert.config, self.bert.state_dict(), self.frozen)
 
     @classmethod
     def load(
@@ -69,14 +83,13 @@ class Teacher(nn.Module):
 
         A missing head starts at random; the rows of a classifier that is there are put in the order of `labels`, the
         task's, where the checkpoint has the same names. Raises InputError for a missing or damaged encoder, for weights
-        that are not finite, and for one with weights that transformers would leave out.
+        that are not finite, for one with weights that transformers would leave out, and as `work_problem`.
         """
         config = read_config(str(checkpoint), classes=classes)
-        family = family_of(config)
+        title = title_of(config)
         if dropout is not None:
-            config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
-            if hasattr(config, "classifier_dropout"):
-                config.classifier_dropout = None  # the hidden states' then
+            for name in [name for name in config.to_dict() if "dropout" in name]:  # architectures differ in their names
+                setattr(config, name, dropout)
         try:
             bert, info = AutoModelForSequenceClassification.from_pretrained(
                 checkpoint,
@@ -91,27 +104,31 @@ class Teacher(nn.Module):
             if out_of_memory(error):
                 raise InputError(f"teacher.checkpoint: there is not enough memory to load {checkpoint}") from None
             raise InputError(
-                f"teacher.checkpoint: the weights at {checkpoint} cannot be loaded as a {family.title} with {classes} "
+                f"teacher.checkpoint: the weights at {checkpoint} cannot be loaded as a {title} with {classes} "
                 f"outputs ({first_line(error)})"
             ) from None
         wrong = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
-        lost = [key for key in wrong if not key.startswith(("classifier.", f"{family.base}.pooler."))]
+        base = bert.base_model_prefix
+        lost = [key for key in wrong if key.startswith(f"{base}.") and not key.startswith(f"{base}.pooler.")]
         if lost:
             raise InputError(
                 f"teacher.checkpoint: {checkpoint} lacks {len(lost)} of the encoder's weights or has them in another "
-                f"size, first {lost[0]}; is it a complete {family.title}?"
+                f"size, first {lost[0]}; is it a complete {title}?"
             )
-        if unread := unread_weights(list(info["unexpected_keys"]), family.base):
+        modules = [name for name, _ in bert.base_model.named_children() if name != "pooler"]
+        if unread := unread_weights(list(info["unexpected_keys"]), base, modules):
             raise InputError(
-                f"teacher.checkpoint: {checkpoint} has {len(unread)} weights that a {family.title} of transformers "
+                f"teacher.checkpoint: {checkpoint} has {len(unread)} weights that a {title} of transformers "
                 f"does not read, first {unread[0]}; it is another architecture"
             )
         if broken := not_finite(bert.state_dict()):
             raise InputError(f"teacher.checkpoint: {broken[0]} at {checkpoint} is not finite; give another checkpoint")
+        if teaches_answers_alone(config) and (problem := work_problem(bert)):
+            raise InputError(f"teacher.checkpoint: {checkpoint}, a {title}, {problem}; a teacher is one of {KNOWN}")
         teacher = cls(
             bert.train()
         )  # transformers loads in evaluation mode, and Lightning leaves modes as it finds them
-        if labels is not None and not any(key.startswith("classifier.") for key in wrong):
+        if labels is not None and all(key.startswith(f"{base}.") for key in wrong):  # the head is the checkpoint's
             teacher.sort_classes(*label_order(str(checkpoint), labels))
         return teacher
 
@@ -121,10 +138,16 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def sort_classes(self, order: Sequence[int], note: str) -> None:
-        """Put the classifier's rows in this order; `note` says what is not known about it."""
-        (_, classifier), self.note = self.family.head(self.bert), note
-        classifier.weight.copy_(classifier.weight[list(order)])
-        classifier.bias.copy_(classifier.bias[list(order)])
+        """Put the classifier's rows in this order; `note` says what is not known about it. Raises InputError where the
+        classes have to change places and no last layer is found."""
+        classifier, self.note = last_layer(self.bert), note
+        if list(order) == sorted(order):
+            return
+        if classifier is None:
+            names = "the layer of its classes is not found, and their order is not the task's; name them in that order"
+            raise InputError(f"teacher.checkpoint: a {title_of(self.bert.config)} in which {names}")
+        for tensor in classifier.parameters():
+            tensor.copy_(tensor[list(order)])
 
     def freeze(self) -> Teacher:
         self.frozen = True
@@ -144,13 +167,18 @@ class Teacher(nn.Module):
         scores: bool = False,
     ) -> Outputs:
         """`[B, N]` -> logits `[B, C]`, and on request the hidden states and raw attention scores of each layer, the
-        relative position bias among them. Without `scores` attention is fused and none are kept."""
-        check_length(input_ids, longest_text(self.bert.config))
+        relative position bias among them. Without `scores` attention is fused and none are kept. Raises ValueError for
+        a teacher of another architecture that is asked for more than logits."""
+        check_length(input_ids, longest_text(self.encoder_config))
         batch = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if self.reads_types:
+            batch["token_type_ids"] = token_type_ids
+        if self.family is None:
+            if hidden or scores:
+                raise ValueError(f"a {title_of(self.bert.config)} teaches answers alone, no hidden states or scores")
+            return Outputs(self.bert(**batch).logits)
         if self.family.relative_bias(self.bert) is not None:
             batch["attention_mask"] = additive(attention_mask)
-        if self.family.types:
-            batch["token_type_ids"] = token_type_ids
         if not scores:
             outputs = self.bert(**batch, output_hidden_states=hidden)
             return Outputs(outputs.logits, outputs.hidden_states if hidden else ())
@@ -187,9 +215,9 @@ def additive(mask: Tensor) -> Tensor:
     return (1.0 - mask[:, None, None].float()) * torch.finfo(torch.float32).min
 
 
-def rebuilt(config: PreTrainedConfig, weights: dict[str, Tensor], frozen: bool) -> Teacher:
+def rebuilt(kind: type[PreTrainedModel], config: PreTrainedConfig, weights: dict[str, Tensor], frozen: bool) -> Teacher:
     """The teacher that was pickled, for another process."""
-    teacher = Teacher.scratch(config)
+    teacher = Teacher(kind(config))
     teacher.bert.load_state_dict(weights)
     return teacher.freeze() if frozen else teacher
 
@@ -202,7 +230,10 @@ def raw_scores(q: Tensor, k: Tensor, heads: int) -> Tensor:
 
 def copy_encoder(student: nn.Module, teacher: Teacher, layers: list[int]) -> None:
     """Start the student from the teacher: embeddings, relative position bias, the chosen `layers` (from 0), and with
-    [CLS] pooling the head."""
+    [CLS] pooling the head. From a teacher of another architecture the embeddings alone, as far as they have the sizes
+    of its stand-in's; the rest is random."""
+    if teacher.family is None:
+        teacher = with_embeddings_of(teacher)
     family, bert = teacher.family, teacher.bert
     source, embedding = family.encoder(bert).embeddings, student.embedding
     pairs = [
@@ -223,3 +254,13 @@ def copy_encoder(student: nn.Module, teacher: Teacher, layers: list[int]) -> Non
     embedding.word.weight.data.copy_(source.word_embeddings.weight)
     for target, origin in pairs:
         target.load_state_dict(origin.state_dict())
+
+
+def with_embeddings_of(teacher: Teacher) -> Teacher:
+    """The stand-in of a teacher of another architecture, random but for the embeddings that fit."""
+    made, theirs = Teacher.scratch(teacher.encoder_config), embeddings_of(teacher.bert)
+    embeddings = made.family.encoder(made.bert).embeddings
+    sizes = {name: tensor.shape for name, tensor in embeddings.state_dict().items()}
+    fitting = {name: tensor for name, tensor in theirs.items() if sizes.get(name) == tensor.shape}
+    embeddings.load_state_dict(fitting, strict=False)
+    return made

@@ -2,14 +2,16 @@
 
 Read from `summary.json`; of it this file uses `task`, `main_metric`, `preset`, `seed`, `data.{source,origin,banner}`,
 `uncompressed` and `final` (names of stages, or None), `shape` (the student's layers, and heads and ffn a layer),
-`teacher.{metrics,main,cost}`, `stages.<name>.{metrics,main,cost,t_steps,heads,ffn,encoder_weights}` and, where a stage
-has them, its `budget`, `fidelity` and `synapses`. Metrics are fractions, `cost` is what `cost.summary.summarize`
-returned, `heads` and `ffn` count what each layer keeps, `encoder_weights` is `{kind,stored_bits,bytes,float32}`.
+`teacher.{metrics,main,cost}`, `stages.<name>.{metrics,main,cost,t_steps,heads,ffn,encoder_weights}` and, where they are
+there, `teacher.note` and a stage's `budget`, `fidelity` and `synapses`. Metrics are fractions, `cost` is what
+`cost.summary.summarize` returned, `heads` and `ffn` count what each layer keeps, `encoder_weights` is
+`{kind,stored_bits,bytes,float32}`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from textwrap import wrap
 from typing import Any
 
 from spikeprune.config.tasks import SELECT
@@ -139,6 +141,7 @@ def _closing(summary: Summary, unit: str, size: float) -> list[str]:
         *[f"  {budget_line(row['budget'], name)}" for name, row in summary["stages"].items() if "budget" in row],
         "",
         *([*energy_lines(final["energy"], final["cost"]["rate"]), ""] if "energy" in final else []),
+        *([*wrap(teacher["note"], 108), ""] if "note" in teacher else []),
         f"{full}{score_line(summary)}",
         "AC, MAC, energy E (by cost.model): mean of one sentence, padding left out. T: mean time steps of a",
         "layer; steps: latency until the logits.",

@@ -81,8 +81,12 @@ class Logits(torch.nn.Module):
 
 
 def dense(network: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> bytes:
-    """A dense classifier in float32, the bytes of an ONNX file. `inputs`: as of `traced`."""
-    return serialized(exported(Logits(network), inputs, outputs=["logits"], opset=DENSE_OPSET))
+    """A dense classifier in float32, the bytes of an ONNX file. `inputs`: as of `traced`. Raises InputError for an
+    architecture that PyTorch does not export."""
+    try:
+        return serialized(exported(Logits(network), inputs, outputs=["logits"], opset=DENSE_OPSET))
+    except torch.onnx.OnnxExporterError as error:
+        raise InputError(f"onnx: PyTorch cannot export this network ({str(error).splitlines()[0]})") from None
 
 
 def in_int8(model: bytes) -> bytes:

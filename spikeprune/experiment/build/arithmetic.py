@@ -10,6 +10,7 @@ import torch
 
 from spikeprune.config.schema import Config
 from spikeprune.errors import InputError
+from spikeprune.experiment.context import RunContext
 from spikeprune.kernels import lacking
 
 
@@ -44,6 +45,11 @@ def cuda_graphs(config: Config) -> bool:
     run = config.run
     # feedback reads residuals within the step, and 16-mixed scales each loss before its gradient
     return on_gpu(config) and run.kernels != "torch" and not config.student.feedback and run.precision != "16-mixed"
+
+
+def replays(context: RunContext) -> bool:
+    """`cuda_graphs` of a run. The code of another architecture's teacher may wait for the GPU, which no graph holds."""
+    return cuda_graphs(context.config) and not context.answers_alone
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback
 
 from spikeprune.config.derived import compresses, least_neurons, prunes_synapses, runs
 from spikeprune.config.schema import Compression
-from spikeprune.experiment.build.arithmetic import cuda_graphs
+from spikeprune.experiment.build.arithmetic import replays
 from spikeprune.experiment.build.networks import teacher_shape
 from spikeprune.experiment.context import RunContext
 from spikeprune.experiment.run_directory import RunDirectory
@@ -128,7 +128,7 @@ def stage_callbacks(context: RunContext, name: str, run: RunDirectory) -> list[C
     if name not in ("teacher", "general_kd"):
         callbacks.append(synops(context))
     resume = ResumeCheckpoint(run.stage(name), context.config.run.checkpoint_every)
-    graphed_norms = GraphedNorms if cuda_graphs(context.config) else None
+    graphed_norms = GraphedNorms if replays(context) else None
     finite = StopOnNonFinite(name, context.config.run.precision, graphed_norms)
     return [finite, *callbacks, ResumeState(), StopOnSignal(run.resume(name)), resume]
 

@@ -13,7 +13,7 @@ from spikeprune.config.schema import Stage
 from spikeprune.data.augmentation import Augment, replaceable
 from spikeprune.data.batching import PAD_REPLAYED, PAD_TO
 from spikeprune.data.corpus import CorpusData
-from spikeprune.experiment.build.arithmetic import cuda_graphs, kernels
+from spikeprune.experiment.build.arithmetic import kernels, replays
 from spikeprune.experiment.context import RunContext
 from spikeprune.kernels import attach
 from spikeprune.kernels.cuda_graphs import GraphedTerms
@@ -68,14 +68,14 @@ def _common(context: RunContext, stage: Stage) -> dict[str, Any]:
         "dev_splits": context.task.dev_splits,
         "optimization": how,
         "class_weights": None if context.class_weights is None else torch.tensor(context.class_weights),
-        "graphs": GraphedTerms if cuda_graphs(context.config) else None,
+        "graphs": GraphedTerms if replays(context) else None,
     }
 
 
 def stage_data(context: RunContext, name: str) -> L.LightningDataModule:
     """The task's sentences, or for general_kd the corpus. Training batches are padded to a multiple of PAD_TO tokens,
     where CUDA graphs replay their steps of PAD_REPLAYED."""
-    pad_to = PAD_REPLAYED if cuda_graphs(context.config) else PAD_TO
+    pad_to = PAD_REPLAYED if replays(context) else PAD_TO
     data, batch_size = context.config.data, context.stage(name).batch_size or context.config.data.batch_size
     if name != "general_kd":
         mine = copy.copy(context.data)  # the tokens are shared

@@ -29,6 +29,7 @@ def head(run: Run) -> Markup:
     warning = banner({"data": run["data"]})
     parts = [tag("p", run["name"], class_="meta")]
     parts += [tag("p", warning, class_="banner")] if warning else []
+    parts += [note(record["note"]) for record in run["records"].values() if "note" in record]
     if left:
         text = f"Unfinished: {', '.join(left)} still to run. The same `spikeprune train` command resumes the run."
         parts.append(note(text))

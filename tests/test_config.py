@@ -80,7 +80,9 @@ def test_every_key_is_explained() -> None:
     """Each with one line of help; at most 80 of them."""
     found = reference.entries()
     assert all(entry.help and "\n" not in entry.help for entry in found)
-    assert reference.distinct() <= 80 and len({entry.key for entry in found}) == len(found)
+    keys = [entry.key for entry in found]  # to know: a field of several stages is one
+    assert len({key.rpartition(".")[2] if key.startswith("stages.") else key for key in keys}) <= 80
+    assert len(set(keys)) == len(keys)
     page = reference.markdown()
     assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == page  # else: make docs
     assert all(f"| `{entry.key}` |" in page for entry in found)

@@ -143,7 +143,7 @@ def test_batches_add_up():
     total = run(short, n=(3,)) + run(long, n=(5,), steps=(2, 1))
     assert total.samples == 2
     assert total.ac.tolist() == [0, 6 + 28, 0]
-    assert total.per_step() == [[0, 0], [10, 7], [0, 0]]
+    assert (total.ac_per_step / total.samples).tolist() == [[0, 0], [10, 7], [0, 0]]
     assert total.per_layer()["mac"] == [0, 0, 4]
 
 

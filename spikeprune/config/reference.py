@@ -47,11 +47,6 @@ def entries() -> list[Entry]:
     return found
 
 
-def distinct() -> int:
-    """How many keys there are to know: a field of several stages is one."""
-    return len({entry.key.rpartition(".")[2] if entry.key.startswith("stages.") else entry.key for entry in entries()})
-
-
 def help_lines() -> list[str]:
     """The reference as text for a terminal."""
     width = max(len(entry.key) for entry in entries())

@@ -1,4 +1,4 @@
-"""Firing rates and sparsity of a student's spiking layers, from the same spike counts that `operations.count` reads."""
+"""Firing rates of a student's spiking layers, from the same spike counts that `operations.count` reads."""
 
 from __future__ import annotations
 
@@ -29,10 +29,6 @@ class Activity:
     def rate(self) -> float:
         """The same over all spiking layers together: wide ones and long trains weigh more."""
         return (sum(self.spikes.values()) / sum(self.places.values())).item()
-
-    def sparsity(self) -> float:
-        """Share of places without a spike (NeuroBench's activation sparsity, arXiv 2304.04640)."""
-        return 1.0 - self.rate()
 
 
 def kept_channels(widths: Mapping[str, int], *, heads: Tensor, ffn: Tensor) -> dict[str, Tensor]:

@@ -88,10 +88,6 @@ class Operations:
         """Mean operations of one sentence in the embedding, each encoder layer and the head: lists of L+2."""
         return {kind: (values / self.samples).tolist() for kind, values in self._shown()}
 
-    def per_step(self) -> list[list[float]]:
-        """Mean additions of one sentence, [L+2][max T]."""
-        return (self.ac_per_step / self.samples).tolist()
-
     def work(self) -> dict[str, list[float]]:
         """Mean work of one sentence of each of KINDS: lists of L+2."""
         return {kind: (values / self.samples).tolist() for kind, values in self.kinds.items()}

@@ -106,17 +106,17 @@ class FirstSteps(Callback):
     """Prints once, after the first optimizer steps of a stage, the memory that it takes and the time left of the whole
     run: early enough to stop what does not fit."""
 
-    def __init__(self, planned: Mapping[str, int], stage: str, steps: int = FIRST_STEPS):
-        self.planned, self.stage, self.steps = planned, stage, steps
+    def __init__(self, planned: Mapping[str, int], stage: str):
+        self.planned, self.stage = planned, stage
         self.begun: int | None = None
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
         self.begun = trainer.global_step if self.begun is None else self.begun
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        if trainer.global_step - self.begun == self.steps and trainer.is_global_zero:
+        if trainer.global_step - self.begun == FIRST_STEPS and trainer.is_global_zero:
             left, shown = time_left(trainer, self.planned, self.stage), trainer.progress_bar_callback
-            line = f"  {self.stage}: {memory()} after {self.steps} steps, {left} of the whole run"
+            line = f"  {self.stage}: {memory()} after {FIRST_STEPS} steps, {left} of the whole run"
             print_once(line) if shown is None else shown.print(line)
 
 

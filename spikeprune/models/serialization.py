@@ -142,13 +142,13 @@ def network(values: Mapping[str, Any], state: Mapping[str, Tensor]) -> SpikingBe
     return student
 
 
-def read_tensors(path: Path, remedy: str = AGAIN) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, copied into memory aligned as torch aligns it: elsewhere a matrix product may be summed in
     another order. Raises InputError for a file that is missing or damaged."""
     try:
         return {name: tensor.clone() for name, tensor in safetensors.torch.load_file(path).items()}
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: is missing or damaged ({error}); {remedy}") from None
+        raise InputError(f"{path}: is missing or damaged ({error}); {AGAIN}") from None
 
 
 # ------------------------------------------------------------------------------------------------------------- sizes

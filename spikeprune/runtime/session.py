@@ -40,11 +40,9 @@ class Session:
     Example: `Session("exported/model.spk").run([101, 1037, 2986, 2143, 102]).logits`
     """
 
-    def __init__(
-        self, model: str | Path | bytes, *, max_tokens: int = 512, loop: str = "events", lib: ctypes.CDLL | None = None
-    ):
+    def __init__(self, model: str | Path | bytes, *, max_tokens: int = 512, loop: str = "events"):
         known("loop", loop, LOOPS)
-        self.lib = library() if lib is None else lib
+        self.lib = library()
         self.name = "model.spk" if isinstance(model, bytes) else str(model)
         self.file = content(model)
         size = ctypes.c_size_t()

@@ -40,19 +40,19 @@ def class_scores(confusion: Tensor) -> list[dict[str, float]]:
     return [{name: values[i].item() for name, values in found.items()} for i in range(len(confusion))]
 
 
-def calibration(logits: Tensor, labels: Tensor, bins: int = BINS) -> dict[str, Any]:
+def calibration(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     """Expected calibration error (Guo et al. 2017, arXiv 1706.04599) over bins of equal width of the confidence, the
     largest probability; of each bin that holds examples: their number, mean confidence and accuracy."""
     confidence, predicted = logits.softmax(1).max(1)
     right = (predicted == labels).double()
-    places = (confidence * bins).long().clamp(max=bins - 1)
+    places = (confidence * BINS).long().clamp(max=BINS - 1)
     filled, ece = [], 0.0
-    for i in range(bins):
+    for i in range(BINS):
         here = places == i
         if count := int(here.sum()):
             mean, accuracy = confidence[here].mean().item(), right[here].mean().item()
             ece += count / len(labels) * abs(mean - accuracy)
-            filled.append({"bin": [i / bins, (i + 1) / bins], "count": count, "confidence": mean, "accuracy": accuracy})
+            filled.append({"bin": [i / BINS, (i + 1) / BINS], "count": count, "confidence": mean, "accuracy": accuracy})
     return {"ece": ece, "bins": filled}
 
 

@@ -25,7 +25,6 @@ def create_sweep(tree: Mapping[str, Any], project: str) -> str:
     return "/".join(part for part in (tree.get("entity"), project, sweep) if part)
 
 
-def agent_command(sweep: str, count: int | None = None) -> list[str]:
+def agent_command(sweep: str) -> list[str]:
     """The command of an agent that forwards signals to its trial; otherwise a trial would outlive its agent."""
-    command = [sys.executable, "-m", "wandb", "agent", "--forward-signals"]
-    return [*command, *(["--count", str(count)] if count else []), sweep]
+    return [sys.executable, "-m", "wandb", "agent", "--forward-signals", sweep]

@@ -38,9 +38,9 @@ def fitted(values: Iterable[float], begin: float, end: float, *, log: bool = Fal
     return Scale(low if zero and low == 0 else low - room, high + room, begin, end)
 
 
-def ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """About `count` round numbers from low to high: steps of 1, 2 or 5 times a power of ten."""
-    raw = (high - low) / count
+def ticks(low: float, high: float) -> list[float]:
+    """About four round numbers from low to high: steps of 1, 2 or 5 times a power of ten."""
+    raw = (high - low) / 4
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)

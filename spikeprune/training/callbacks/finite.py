@@ -208,10 +208,10 @@ def in_words(kind: str, names: Sequence[str]) -> str:
     return f"{kind}{'s' * (len(names) > 1)} {shown(names)} {'are' if len(names) > 1 else 'is'}"
 
 
-def shown(names: Sequence[str], most: int = 3) -> str:
+def shown(names: Sequence[str]) -> str:
     """`a, b, c and 4 more`."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def is_theta(name: str) -> bool:

@@ -82,7 +82,7 @@ class SynOpsLogger(L.Callback):
             synapses=student.synapse_count(),
             **masks,
         )
-        costs |= {"rate": rate, "sparsity": 1 - rate}
+        costs |= {"rate": rate, "sparsity": 1 - rate}  # NeuroBench's activation sparsity, arXiv 2304.04640
         self.cost = {**costs, "rates": rates, "work": own.ops.work()}
         logged = {f"cost/{name}": float(value) for name, value in costs.items()}
         logged |= {f"rate/{spiking_layer}": value for spiking_layer, value in rates.items()}

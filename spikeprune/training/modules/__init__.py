@@ -1,1 +1,1 @@
-"""LightningModules of teacher and student, the objective that a student minimises, and the optimizer."""
+"""LightningModules of teacher and student; what they minimize is in `training/objective.py`."""

@@ -13,6 +13,7 @@ from transformers import (
     BartConfig,
     DebertaV2Config,
     DistilBertConfig,
+    FlaubertConfig,
     FunnelConfig,
     PreTrainedConfig,
     SqueezeBertConfig,
@@ -47,6 +48,10 @@ CONFIGS = {
     "albert": AlbertConfig(**SIZE, embedding_size=7),
     "deberta": DebertaV2Config(**SIZE, relative_attention=True, pos_att_type="p2c|c2p", position_biased_input=False),
     "xlm-roberta": XLMRobertaConfig(**SIZE),
+    "flaubert": FlaubertConfig(  # it would look token types up among the words
+        **{name: SIZE[name] for name in ("vocab_size", "intermediate_size", "max_position_embeddings", "num_labels")},
+        **{"emb_dim": D, "n_layers": LAYERS, "n_heads": H},
+    ),
 }
 architectures = pytest.mark.parametrize("kind", CONFIGS)
 

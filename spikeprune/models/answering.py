@@ -78,7 +78,7 @@ def stand_in(config: PreTrainedConfig) -> PreTrainedConfig:
         "num_labels": config.num_labels,
         "type_vocab_size": getattr(config, "type_vocab_size", 0) or BertConfig().type_vocab_size,
         "hidden_act": act if act in ACTIVATIONS else "gelu",
-        "pad_token_id": config.pad_token_id,
+        "pad_token_id": getattr(config, "pad_token_id", None),
         "initializer_range": config.hidden_size**-0.5,
     }
     if behind_padding:
@@ -87,7 +87,9 @@ def stand_in(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def reads_types(model: PreTrainedModel) -> bool:
-    return "token_type_ids" in inspect.signature(model.forward).parameters
+    """Some have the argument and no table for it, or look token types up among the words."""
+    rows = getattr(model.config, "type_vocab_size", 0)
+    return rows > 0 and "token_type_ids" in inspect.signature(model.forward).parameters
 
 
 def last_layer(model: PreTrainedModel) -> nn.Linear | None:

@@ -94,7 +94,8 @@ def of_another(raw: dict[str, Any], config: PreTrainedConfig, title: str) -> Ite
         names = " and ".join(lacking)
         yield f"is a {title} without {names}, so that its cost is not known; a teacher is one of {KNOWN}"
         return
-    if problem := next(sizes(BertConfig(**found, pad_token_id=config.pad_token_id), title), None):
+    padding = getattr(config, "pad_token_id", None)
+    if problem := next(sizes(BertConfig(**found, pad_token_id=padding), title), None):
         yield problem
         return
     try:

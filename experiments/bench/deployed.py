@@ -1,6 +1,6 @@
 """What a user of a CPU waits for: the whole call, of an exported student and of its dense teacher by other ways.
 
-The student has the heads, neurons and time steps of a kept run, with random weights; its dense teacher is the same
+The student has the heads, neurons and time steps that preset minilm leaves, with random weights; its dense teacher is the same
 BERT, float32 and dynamically quantized to int8 by onnxruntime's own tool.
 """
 
@@ -20,7 +20,6 @@ from experiments.bench import nets
 from experiments.bench.clock import timings
 from experiments.bench.report import DENSE, DENSE_INT8, GOALS
 from experiments.bench.rows import Setting, difference
-from spikeprune.files import jsonfile
 from spikeprune.models.compaction import compact
 from spikeprune.models.inference import infer
 from spikeprune.models.modeling import SpikingBert
@@ -28,7 +27,7 @@ from spikeprune.models.outputs import INPUTS
 from spikeprune.models.sequence_classification import SpikingBertForSequenceClassification
 from spikeprune.runtime import onnx_graph
 
-RUN = Path(__file__).resolve().parents[1] / "results" / "sst2-minilm-dir-s0.json"
+LEFT, T_STEPS = {"heads": 0.5, "ffn": 0.3}, 3
 TOKENS, SENTENCES, THREADS = 25, (1, 8), (1, 2)
 STUDENTS = {
     "ternary student": {"weights": "ternary", "fold": True, "word_table": "int8"},
@@ -93,14 +92,11 @@ def deployed(at: Setting) -> Iterator[dict[str, Any]]:
 
 
 def student(size: nets.Size, **options: Any) -> SpikingBert:
-    """A compacted student with the units and steps of `RUN`, as far as `size` has them."""
-    run = jsonfile.loads(RUN.read_text(encoding="utf-8"))
-    kept = run["stages"][run["final"]]
-    steps = (kept["t_steps"] * size.layers)[: size.layers + 1]
-    made = nets.student(size, torch.device("cpu"), t_steps=steps, pooling="cls", residual="membrane", **options)
-    for part in ("heads", "ffn"):
-        for layer, count in zip(getattr(made, part), kept[part], strict=False):
-            layer[max(1, round(count / run["shape"][part] * len(layer))) :] = 0
+    """A compacted student with the share `LEFT` of the units and `T_STEPS`."""
+    made = nets.student(size, torch.device("cpu"), t_steps=T_STEPS, pooling="cls", residual="membrane", **options)
+    for part, share in LEFT.items():
+        for layer in getattr(made, part):
+            layer[max(1, round(share * len(layer))) :] = 0
     if options:
         made.set_strength(1)
     return compact(made).eval()

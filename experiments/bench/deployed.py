@@ -1,7 +1,7 @@
 """What a user of a CPU waits for: the whole call, of an exported student and of its dense teacher by other ways.
 
-The student has the heads, neurons and time steps that preset minilm leaves, with random weights; its dense teacher is the same
-BERT, float32 and dynamically quantized to int8 by onnxruntime's own tool.
+The student has the heads, neurons and time steps that preset minilm leaves, with random weights; its dense teacher is
+the same BERT, float32 and dynamically quantized to int8 by onnxruntime's own tool.
 """
 
 from __future__ import annotations

@@ -114,7 +114,8 @@ def test_a_student_starts_from_the_embeddings_and_costs_are_not_overstated(kind)
         (XLNetConfig(vocab_size=VOCAB, d_model=D, n_head=H), "'xlnet' model; a teacher is one of"),
         (BartConfig(vocab_size=VOCAB, d_model=D), "is a Bart with a decoder"),
         (DistilBertConfig(n_heads=5), "5 heads, which do not divide"),
-        (DistilBertConfig(n_layers=10**9), "at most 1000 are read"),
+        (DistilBertConfig(n_layers=10**9), "num_hidden_layers=1000000000; at most 1000 are read"),
+        (AlbertConfig(**SIZE, inner_group_num=10**9), "inner_group_num=1000000000; at most 1000 are read"),
     ],
 )
 def test_one_that_the_costs_do_not_fit_is_refused(config, message, tmp_path) -> None:

@@ -94,6 +94,12 @@ def of_another(raw: dict[str, Any], config: PreTrainedConfig, title: str) -> Ite
         names = " and ".join(lacking)
         yield f"is a {title} without {names}, so that its cost is not known; a teacher is one of {KNOWN}"
         return
+    # such as ALBERT's inner_group_num, each of which is a module
+    counts = {name: n for name, n in raw.items() if name.startswith("num_") or name.endswith("_num")}
+    for name, count in counts.items():
+        if name != "num_labels" and type(count) is int and count > MOST_LAYERS:
+            yield f"has {name}={count}; at most {MOST_LAYERS} are read"
+            return
     padding = getattr(config, "pad_token_id", None)
     if problem := next(sizes(BertConfig(**found, pad_token_id=padding), title), None):
         yield problem
@@ -106,10 +112,8 @@ def of_another(raw: dict[str, Any], config: PreTrainedConfig, title: str) -> Ite
 
 def of_family(raw: dict[str, Any], config: PreTrainedConfig, title: str) -> Iterator[str]:
     """`problems` of the family's own."""
-    positions, width = (
-        raw.get("position_embedding_type", "absolute"),
-        raw.get("embedding_size", embedding_width(config)),
-    )
+    positions = raw.get("position_embedding_type", "absolute")
+    width = raw.get("embedding_size", embedding_width(config))
     if config.hidden_act not in ACTIVATIONS:
         yield f"is a {title} with hidden_act={config.hidden_act!r}; use one with gelu, gelu_new or relu"
     if positions != "absolute":

@@ -40,12 +40,13 @@ def data_facts(context: RunContext) -> dict[str, Any]:
 def summarize_run(context: RunContext, directory: RunDirectory) -> dict[str, Any]:
     """The content of `summary.json`."""
     stages = [s for s in context.active() if s != "teacher"]
-    wanted = ("metrics", "main", "cost", "t_steps", "heads", "ffn", "encoder_weights", "steps", "seconds")
-    rows = {name: {key: directory.record(name)[key] for key in wanted} for name in stages}
-    for name, row in rows.items():
-        found = directory.record(name)  # without fidelity where an older run has left it
-        row |= {key: found[key] for key in ("energy", "fidelity", "budget", "synapses") if key in found}
-        row |= significance(context.task, directory, name)
+    wanted = ("metrics", "main", "fidelity", "cost", "energy", "t_steps", "heads", "ffn", "encoder_weights")
+    rows = {}
+    for name in stages:
+        found = directory.record(name)
+        some = {key: found[key] for key in ("budget", "synapses") if key in found}
+        rows[name] = {key: found[key] for key in (*wanted, "steps", "seconds")} | some
+        rows[name] |= significance(context.task, directory, name)
     teacher = directory.record("teacher")
     dense_pj = teacher["cost"]["energy_pj"]
     for row in rows.values():

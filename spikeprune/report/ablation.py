@@ -108,9 +108,7 @@ def to_markdown(found: Mapping[tuple[str, int], Summary], failed: Mapping[tuple[
 
 
 def fidelity_columns(flat: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, Callable[[float], str]]]:
-    """Heading -> (key, form) of how near students are to the teacher on the first dev split; none of older results."""
-    if not any("divergence" in row for row in flat):
-        return {}
+    """Heading -> (key, form) of how near students are to the teacher on the first dev split."""
     regression = not any("agreement" in row for row in flat)
     columns = {"agreement": ("agreement", lambda x: f"{100 * x:.1f}")}
     return columns | {"squared difference" if regression else "KL": ("divergence", lambda x: f"{x:.3f}")}

@@ -20,10 +20,9 @@ def results(row: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, flo
     """`row`: a student stage's record or its row in `summary.json`, `teacher` that of the teacher.
 
     `heads` and `ffn` count kept units over all layers, `t_steps` is the mean of a layer, `energy_saving` the dense
-    teacher's energy over this one's. A number that is missing is left out: records from before fidelity was measured
-    have none, and null stands for one that is not finite.
+    teacher's energy over this one's. Null, which stands for a number that is not finite, is left out.
     """
-    cost, quality = row["cost"], {**row["metrics"], **row.get("fidelity", {})}
+    cost, quality = row["cost"], {**row["metrics"], **row["fidelity"]}
     found = {name: value for name, value in quality.items() if "/" not in name}  # of the first dev split
     found |= {"main": row["main"], **{name: cost[name] for name in COSTS}}
     found["energy_saving"] = cost["energy_pj"] and teacher["cost"]["energy_pj"] / cost["energy_pj"]

@@ -2,9 +2,9 @@
 
 Read from `summary.json`; of it this file uses `task`, `main_metric`, `preset`, `seed`, `data.{source,origin,banner}`,
 `uncompressed` and `final` (names of stages, or None), `shape` (the student's layers, and heads and ffn a layer),
-`teacher.{metrics,main,cost}`, `stages.<name>.{metrics,main,cost,t_steps,heads,ffn,encoder_weights}` and, where they are
-there, `teacher.note` and a stage's `budget`, `fidelity` and `synapses`. Metrics are fractions, `cost` is what
-`cost.summary.summarize` returned, `heads` and `ffn` count what each layer keeps, `encoder_weights` is
+`teacher.{metrics,main,cost}`, `stages.<name>.{metrics,main,fidelity,cost,t_steps,heads,ffn,encoder_weights}` and,
+where they are there, `teacher.note` and a stage's `energy`, `budget` and `synapses`. Metrics are fractions, `cost` is
+what `cost.summary.summarize` returned, `heads` and `ffn` count what each layer keeps, `encoder_weights` is
 `{kind,stored_bits,bytes,float32}`.
 """
 
@@ -132,7 +132,7 @@ def _closing(summary: Summary, unit: str, size: float) -> list[str]:
     full = f"Uncompressed student: {summary['uncompressed']}. " if summary["uncompressed"] else ""
     return [
         f"{summary['final']}: {100 * final['main']:.1f}, {place} the dense teacher; energy {energy}",
-        *_fidelity(final.get("fidelity", {})),
+        _fidelity(final["fidelity"]),
         f"  t_steps  {' '.join(map(str, final['t_steps']))}  (embedding first)",
         f"  heads    {' '.join(map(str, final['heads']))}",
         f"  neurons  {' '.join(map(str, final['ffn']))}",
@@ -156,11 +156,11 @@ def score_line(found: Summary) -> str:
     return f"score: {'mean of ' * (len(names) > 1)}{' and '.join(names)} on {split}, × 100."
 
 
-def _fidelity(found: Summary) -> list[str]:
-    """Agreement with the teacher on the first dev split; nothing of an older run."""
+def _fidelity(found: Summary) -> str:
+    """Agreement with the teacher on the first dev split."""
     if "agreement" in found:
-        return [f"same label as the teacher: {100 * found['agreement']:.1f} % (KL {found['divergence']:.3f} nats)"]
-    return [f"mean squared difference to the teacher: {found['divergence']:.3f}"] if found else []
+        return f"same label as the teacher: {100 * found['agreement']:.1f} % (KL {found['divergence']:.3f} nats)"
+    return f"mean squared difference to the teacher: {found['divergence']:.3f}"
 
 
 def _weights(found: Summary) -> list[str]:

@@ -79,8 +79,8 @@ class Trial:
         for name, measured in zip(students, found, strict=True):
             if lacking := [key for key in (metric, QUALITY, ENERGY) if key not in measured]:
                 raise InputError(
-                    f"{self.run.path}: has no {lacking[0]} of stage {name}: it is no finite number, or older code "
-                    "did not measure it; remove the trial's folder to run it again"
+                    f"{self.run.path}: has no {lacking[0]} of stage {name}, or no finite one; remove the trial's "
+                    "folder to run it again"
                 )
         return [measured[metric] for measured in found]
 

@@ -13,8 +13,9 @@ from weights import linear, matrix
 from spikeprune.cost.shapes import Shape, matrix_bytes, model_bytes
 from spikeprune.models.compaction import compact
 from spikeprune.models.modeling import SpikingBert
-from spikeprune.models.quantization import MATRICES, QUANTIZERS, acting, acting_weight, codes_of, weight_of
+from spikeprune.models.quantization import MATRICES, QUANTIZERS, acting_weight, codes_of, weight_of
 from spikeprune.models.serialization import nbytes, stored_tensors
+from spikeprune.models.weights import acting_weight as acting_in
 from spikeprune.models.weights import codes as codes_in
 from spikeprune.pruning.statistics import collect
 from spikeprune.training.callbacks.synaptic_operations import SynOpsLogger
@@ -158,7 +159,7 @@ def test_the_packed_encoder_is_the_one_that_acts_and_as_large_as_counted(name, p
     small, masks = compact(student), {"heads": student.heads, "ffn": student.ffn}
     for i in range(L):
         for key in MATRICES:
-            assert torch.equal(small.acting_weight(i, key), cut(student, i, key, student.acting_weight(i, key))), key
+            assert torch.equal(acting_in(small, i, key), cut(student, i, key, acting_in(student, i, key))), key
     bits, tensors = QUANTIZERS[name].stored, stored_tensors(small)
     packed = {key: x for key, x in tensors.items() if key.endswith((".data", ".scale"))}
     assert nbytes(packed) == matrix_bytes(shape=SHAPE, **masks, bits=bits)
@@ -203,7 +204,7 @@ def test_a_folded_theta_by_hand(name) -> None:
     torch.testing.assert_close(acts[:, 0], codes[:, 0] * scale[:, 0] * 2)
     torch.testing.assert_close(acts[:, 2], codes[:, 2] * scale[:, 0] / 2)
     layer = linear(w)
-    (acting(layer, name, 1.0, sizes)(torch.ones(1, 3).double())).sum().backward()
+    acting_weight(layer.weight, name, 1.0, sizes).sum().backward()
     assert layer.weight.grad.eq(1).all()  # straight through, past theta
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from weights import linear, matrix
+from weights import matrix
 
 from spikeprune.cost.shapes import BITS
 from spikeprune.models.packing import pack, unpack
-from spikeprune.models.quantization import QUANTIZERS, acting, acting_weight
+from spikeprune.models.quantization import QUANTIZERS, acting_weight
 
 every = pytest.mark.parametrize("name", QUANTIZERS)
 
@@ -100,17 +100,6 @@ def test_the_gradient_passes_straight_through(name, strength) -> None:
     slope = torch.randn_like(w)
     (acting_weight(w, name, strength) * slope).sum().backward()
     assert torch.equal(w.grad, slope)
-
-
-@every
-def test_a_linear_map(name) -> None:
-    layer, x = linear(matrix()), torch.randn(3, 2, 37)
-    assert acting(layer, name, 0.0) is layer and acting(layer, "float", 0.0) is layer
-    codes, scale = QUANTIZERS[name].codes(layer.weight)
-    y = acting(layer, name, 1.0)(x)
-    torch.testing.assert_close(y, (x @ codes.T) * scale[:, 0] + layer.bias)
-    y.square().sum().backward()
-    assert layer.weight.grad.abs().max() > 0 and layer.bias.grad.abs().max() > 0
 
 
 # --------------------------------------------------------------------------------------------------------------- bytes

@@ -124,11 +124,7 @@ def network() -> Figure:
         ("pooling\nmean or [CLS]", 8.95, 1.15, False),
         ("classifier", 10.05, 0.75, False),
     )
-    for words, x, width, spiking in row:
-        box(axes, x, 0.55, words, width=width, height=0.56, spiking=spiking)
-    ends = [(x - width / 2, x + width / 2, spiking) for _, x, width, spiking in row]
-    for (_, right, spiking), (left, _, _) in zip(ends, ends[1:], strict=False):
-        arrow(axes, (right, 0.55), (left, 0.55), spikes=spiking)
+    chain(axes, 0.55, row, height=0.56)
     text(axes, 6.31, 0.4, "…", 12, color=SPIKES)
     arrow(axes, (10.425, 0.55), (10.7, 0.55))
     text(axes, 11.02, 0.55, "logits\n[B, C]", 8.5)
@@ -144,6 +140,14 @@ def network() -> Figure:
     return figure
 
 
+def chain(axes, y: float, row: tuple, **size: float) -> None:
+    """Boxes (words, x, width, spiking) from left to right, with an arrow from each to the next."""
+    for words, x, width, spiking in row:
+        box(axes, x, y, words, width=width, spiking=spiking, **size)
+    for (_, x, width, spiking), (_, after, wide, _) in zip(row, row[1:], strict=False):
+        arrow(axes, (x + width / 2, y), (after - wide / 2, y), spikes=spiking)
+
+
 def encoder_layer(axes) -> None:
     middle = 2.75
     text(axes, 0.5, middle - 0.17, "$a$", 10, color=SPIKES)
@@ -157,7 +161,7 @@ def encoder_layer(axes) -> None:
         arrow(axes, (start, y), (2.75, y), (2.75, end), (3.0, end), spikes=bool(spiking))
     text(axes, 2.1, 1.82, "$q$ (current)", 8.5)
     axes.plot([0.3, 0.7], [middle, middle], color=SPIKES, linewidth=1.2)
-    chain = (
+    row = (
         ("softmax($qk^T/\\sqrt{d}$) $v$", 3.8, 1.6, False),
         ("$c$", 5.1, 0.46, True),
         ("$W_o$, + $a$\nlayer norm", 6.05, 0.92, False),
@@ -167,10 +171,7 @@ def encoder_layer(axes) -> None:
         ("$W_2$, + $h$\nlayer norm", 9.5, 0.92, False),
         ("$a'$", 10.4, 0.46, True),
     )
-    for words, x, width, spiking in chain:
-        box(axes, x, middle, words, width=width, spiking=spiking)
-    for (_, x, width, spiking), (_, after, wide, _) in zip(chain, chain[1:], strict=False):
-        arrow(axes, (x + width / 2, middle), (after - wide / 2, middle), spikes=spiking)
+    chain(axes, middle, row)
     arrow(axes, (10.63, middle), (11.05, middle), spikes=True)
     arrow(axes, (0.7, 3.5), (0.7, 3.9), (6.05, 3.9), (6.05, middle + 0.23), spikes=True)
     arrow(axes, (6.98, middle - 0.23), (6.98, 1.75), (9.5, 1.75), (9.5, middle - 0.23), spikes=True)

@@ -235,7 +235,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         top.error(f"unknown command {command}; there are {nearest(command, commands)}")
     args, rest = top.parse_known_args(words)
     for word in rest:
-        if word.startswith("-") or not _belongs(word, args):
+        taken = "texts" in args or ("overrides" in args and "=" in word)
+        if word.startswith("-") or not taken:
             commands[args.command].error(_unknown(word, commands[args.command]))
     if rest and "texts" in args:
         args.texts += rest
@@ -245,11 +246,6 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         _default_experiment(args, commands[args.command])
     args.words = list(words)
     return args
-
-
-def _belongs(word: str, args: argparse.Namespace) -> bool:
-    """Whether a command takes a further word that is no option."""
-    return "texts" in args or ("overrides" in args and "=" in word)
 
 
 def _default_experiment(args: argparse.Namespace, command: argparse.ArgumentParser) -> None:

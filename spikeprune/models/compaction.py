@@ -18,7 +18,7 @@ from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.packing import pack
 from spikeprune.models.quantization import MATRICES
 from spikeprune.models.shape import spiking_bert
-from spikeprune.models.weights import codes, matrix_names
+from spikeprune.models.weights import acting_weight, codes, matrix_names
 from spikeprune.models.word_table import packed_rows
 
 ROWS = {"heads": ("query", "key", "value"), "ffn": ("up",)}  # matrices whose rows are heads' channels, or neurons
@@ -113,7 +113,7 @@ def compacted_layer(
 def effective_matrix(student: SpikingBert, index: int, name: str, rows: Any, columns: Any) -> dict[str, Tensor]:
     """The effective weight's rows and columns; codes and scales are those of the masked matrix, not computed anew."""
     if student.quantized < 1:
-        return {f"{name}.weight": student.acting_weight(index, name)[rows][:, columns]}
+        return {f"{name}.weight": acting_weight(student, index, name)[rows][:, columns]}
     numbers, scale = codes(student, index, name)
     numbers, scale = numbers[rows][:, columns], scale[rows]
     return {f"{name}.data": pack(numbers, student.weights), f"{name}.scale": scale if numbers.shape[1] else scale[:0]}
@@ -179,7 +179,7 @@ def as_float(student: SpikingBert) -> SpikingBert:
     """The same network with its effective weights stored as plain floats, to compare a compacted network with."""
     same = SpikingBert(**{**student.values, **weight_arguments(student, False)}).to(student.classifier.weight)
     weights = {
-        f"layers.{i}.{name}.weight": student.acting_weight(i, name)
+        f"layers.{i}.{name}.weight": acting_weight(student, i, name)
         for i in range(len(student.layers))
         for name in MATRICES
     }

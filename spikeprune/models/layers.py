@@ -173,7 +173,7 @@ class EncoderLayer(nn.Module):
 
         A line for each `spike(f(…))` of `modeling.py`: a spiking layer takes f, which maps tensors, and the trains that
         f reads. f is given their values, or with time first what is read of them at every step. `acting` gives a matrix
-        as a function, by its name (see `SpikingBert.acting`).
+        as a function, by its name (see `weights.acting`).
         """
         fire = {"t_steps": t_steps, "ctx": ctx, "gate": gate}
         query, key, value, out, up, down = (acting(name) for name in MATRICES)

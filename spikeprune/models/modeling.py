@@ -29,15 +29,14 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from spikeprune.cost.shapes import SynapseCounts
-from spikeprune.models import weights
 from spikeprune.models.architecture import Architecture, leading_ones, unit_counts
 from spikeprune.models.backend import Backend, Encoded
 from spikeprune.models.construction import embedding, encoder_layer, relative_bias
 from spikeprune.models.feedback import close
-from spikeprune.models.layers import Map
 from spikeprune.models.outputs import Outputs
 from spikeprune.models.quantization import QUANTIZERS
 from spikeprune.models.sparsity import Synapses, counted
+from spikeprune.models.weights import acting
 from spikeprune.snn.call import StepGate, shorter
 from spikeprune.snn.context import ForwardContext, SpikeTrain
 from spikeprune.snn.spiking_layer import SpikingLayer
@@ -140,13 +139,6 @@ class SpikingBert(nn.Module):
             self.strength.fill_(strength)
         if self.values["word_table"] != "float":
             self.embedding.word.strength.fill_(strength)
-
-    def acting(self, layer: int, name: str) -> Map:
-        """A matrix of the encoder as a function, with its effective weight (see `weights.py`)."""
-        return weights.acting(self, layer, name)
-
-    def acting_weight(self, layer: int, name: str) -> Tensor:
-        return weights.acting_weight(self, layer, name)
 
     def refresh_synapses(self) -> None:
         """Read from the weights which synapses a sparse network has; on the meta device there are no weights yet."""
@@ -278,7 +270,7 @@ class SpikingBert(nn.Module):
                 t_steps=t_layers[i],
                 gate=gates[i + 1],
                 ctx=ctx,
-                acting=partial(self.acting, i),
+                acting=partial(acting, self, i),
                 bias=biases[i],
             )  # [B, N, D], [B, H, N, N]
             hidden.append(signal.value)

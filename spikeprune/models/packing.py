@@ -18,7 +18,7 @@ from spikeprune.models.quantization import quantizer_of as _quantizer
 
 class PackedLinear(nn.Module):
     """A linear map of `outputs` channels whose weights are final: `data` uint8 as `pack` makes it, `scale` [out, 1],
-    and a bias. The student computes with it (see `SpikingBert.acting`)."""
+    and a bias. The student computes with it (see `weights.acting`)."""
 
     def __init__(self, inputs: int, outputs: int, *, weights: str):
         super().__init__()

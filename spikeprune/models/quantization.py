@@ -16,11 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from spikeprune.errors import known
 
@@ -130,9 +128,3 @@ def acting_weight(w: Tensor, weights: str, strength: float, sizes: Tensor | None
     if weights == "float" or strength == 0:
         return w
     return Quantize.apply(w, weights, strength, sizes)
-
-
-def acting(linear: nn.Linear, weights: str, strength: float, sizes: Tensor | None = None) -> Callable[[Tensor], Tensor]:
-    """The linear map with its acting weight, which is worked out once however often the map is called."""
-    w = acting_weight(linear.weight, weights, strength, sizes)
-    return linear if w is linear.weight else partial(F.linear, weight=w, bias=linear.bias)

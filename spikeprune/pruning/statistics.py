@@ -12,6 +12,7 @@ from torch import Tensor
 from spikeprune.cost.activity import kept_channels
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS, Outputs
+from spikeprune.models.weights import acting_weight
 
 Batches = Sequence[dict[str, Tensor]]
 Mean = Callable[[Tensor], Tensor]  # over processes, so that all decide the same
@@ -117,7 +118,7 @@ def weight_norms(student: SpikingBert) -> dict[str, Tensor]:
 
     heads, ffn = [], []
     for i, layer in enumerate(student.layers):
-        value, out, up, down = (student.acting_weight(i, name) for name in ("value", "out", "up", "down"))
+        value, out, up, down = (acting_weight(student, i, name) for name in ("value", "out", "up", "down"))
         v = value.unflatten(0, (layer.heads, -1)).flatten(1).norm(dim=1)  # [H]
         o = out.unflatten(1, (layer.heads, -1)).transpose(0, 1).flatten(1).norm(dim=1)  # [H]
         heads.append(v * o)

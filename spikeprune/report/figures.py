@@ -7,6 +7,7 @@ path (.png, .svg, .pdf) chooses the format.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -56,7 +57,7 @@ def results_figure(summaries: Sequence[Mapping[str, Any]], path: str | Path) -> 
     for summary in summaries:
         groups.setdefault((_kind(summary), *summary["stages"]), []).append(summary)
     marks, everything = [], []
-    for ((label, *_), group), colour in zip(groups.items(), _cycle(len(groups)), strict=True):
+    for ((label, *_), group), colour in zip(groups.items(), cycle(COLOURS), strict=False):
         tracks = [_track(summary) for summary in group]
         mean = [tuple(map(fmean, zip(*points, strict=True))) for points in zip(*tracks, strict=True)]
         for track in tracks if len(tracks) > 1 else []:
@@ -100,10 +101,6 @@ def _track(summary: Mapping[str, Any]) -> list[tuple[float, float]]:
 
 def _warnings(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
     return sorted({NOT_GLUE for summary in summaries if summary["data"]["source"] == "embedded"})
-
-
-def _cycle(count: int) -> list[str]:
-    return [COLOURS[i % len(COLOURS)] for i in range(count)]
 
 
 def _plain(axes, numbers: Sequence[int]) -> None:

@@ -75,7 +75,8 @@ def summary_table(summary: Summary) -> str:
     rows = [["", "score", *metrics.values(), "AC", "MAC", f"E [{unit}]", "× less", "T", "heads", "ffn", "steps"]]
     rows[0] += ["params", "bytes"]
     for name, row in {"dense teacher": teacher, **stages}.items():
-        rows.append([name, *_quality(row, metrics), *_work(row, teacher, size), *_form(row, shape), *_size(row)])
+        rows.append([name, *_quality(row, metrics), *_work(row, teacher, size), *_form(row, shape)])
+        rows[-1] += [si(row["cost"][key]) for key in ("params", "bytes")]
     lines = [banner(summary), " · ".join(head), "", *columns(rows), "", *_closing(summary, unit, size)]
     return "\n".join(line for line in lines if line is not None)
 
@@ -114,10 +115,6 @@ def _form(row: Summary, shape: Summary) -> list[str]:
     mean = sum(row["t_steps"]) / len(row["t_steps"])
     kept = [f"{100 * sum(row[part]) / (shape['layers'] * shape[part]):.0f}%" for part in ("heads", "ffn")]
     return [f"{mean:.3g}", *kept, si(row["cost"]["latency_steps"])]
-
-
-def _size(row: Summary) -> list[str]:
-    return [si(row["cost"]["params"]), si(row["cost"]["bytes"])]
 
 
 def _closing(summary: Summary, unit: str, size: float) -> list[str]:

@@ -174,7 +174,7 @@ def matrix(
         codes, scale = (torch.cat(part) for part in zip(*found, strict=True))
         scale = scale[:, 0] if student.fold else scale[:, 0] * theta[:1].sum()
         return (ROWS, 0), [bias, floats(scale), packed_rows(codes, bits)]
-    w = torch.cat([student.acting_weight(layer, one) for one in names]) * theta  # [out, in]
+    w = torch.cat([weights.acting_weight(student, layer, one) for one in names]) * theta  # [out, in]
     if student.synapses is None:
         return (ROWS, 0), [bias, dense_rows(w)]
     there = torch.cat([student.synapses.mask(layer, one) for one in names]) > 0

@@ -58,15 +58,21 @@ def test_a_budget_takes_the_place_and_the_length_of_the_other_stages(preset) -> 
     assert [s for s in active_stages(config) if compresses(config, s)] == ["budget", "finetune"]
     assert stages.budget.epochs == sum(stage.epochs for stage in removed) > 0
     assert stages.budget.steps == sum(stage.steps for stage in removed)
+    assert (stages.finetune.epochs, stages.finetune.steps) == (
+        -(-stages.budget.epochs // 2),
+        -(-stages.budget.steps // 2),
+    )
     for losses in (stages.budget.losses, stages.finetune.losses):  # the price is in their place
         assert losses.additions == 0 and losses.additions_limit is None
     given = [
         "stages.budget.value=0.01",
         "stages.temporal.epochs=2",
+        "stages.finetune.steps=7",
         "stages.finetune.losses={additions: 1, additions_limit: 0.5}",
     ]
     stages = load(GLUE, [f"preset={preset}", *given]).stages
     assert (stages.temporal.epochs, stages.finetune.losses.additions_limit) == (2, 0.5)  # the command line stays
+    assert stages.finetune.steps == 7
     own = load(GLUE, [f"preset={preset}", "stages.budget.value=0.01", "stages.budget.epochs=3"]).stages
     assert own.spatial.epochs and not own.finetune.losses.additions
     latency = load(GLUE, [f"preset={preset}", "stages.budget.value=0.5", "stages.budget.target=latency"]).stages

@@ -84,14 +84,17 @@ def resolve(path: str | Path, overrides: Iterable[str] = ()) -> tuple[Config, di
 
 def _budget(merge: Merge) -> None:
     """A budget without epochs of its own is the whole compression: it takes the epochs and steps of the stages spatial
-    and temporal, which are left out. Its price limits firing in place of the loss `additions`, unless it is a budget of
-    latency, which firing does not change. What the command line sets stays."""
+    and temporal, which are left out, and the stage finetune is half as long, since units are fixed at its own middle.
+    Its price limits firing in place of the loss `additions`, unless it is a budget of latency, which firing does not
+    change. What the command line sets stays."""
     if merge.value("stages.budget.value") is None:
         return
     if "stages.budget.epochs" not in merge.sources:
         length = {n: [merge.value(f"stages.{stage}.{n}") or 0 for stage in ("spatial", "temporal")] for n in LENGTHS}
         _rule({f"stages.budget.{n}": str(sum(length[n])) for n in LENGTHS}, merge)
         _rule({"stages.spatial.epochs": "0", "stages.temporal.epochs": "0"}, merge)
+        if merge.value("stages.finetune.epochs"):
+            _rule({f"stages.finetune.{n}": str(-(-sum(length[n]) // 2)) for n in LENGTHS}, merge)
     if merge.value("stages.budget.epochs") and merge.value("stages.budget.target") != "latency":
         for losses in ("stages.budget.losses", "stages.finetune.losses"):
             limited = {f"{losses}.additions": "0", f"{losses}.additions_limit": None}

@@ -24,8 +24,8 @@ from spikeprune.models.teacher import scratch_config
 from spikeprune.training.losses import uniform_layer_map
 
 ANSWERS_ALONE = (
-    "The teacher ({}) teaches its answers alone: the student starts from random weights and the teacher's embeddings, "
-    "and the teacher's cost is counted as that of a BERT of its sizes."
+    "The teacher ({}) teaches its answers alone, without the losses hidden and scores: the student starts from random "
+    "weights and the teacher's embeddings, and the teacher's cost is counted as that of a BERT of its sizes."
 )
 
 

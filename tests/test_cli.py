@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from safetensors import SafetensorError
 
 from spikeprune import __version__, cli
 from spikeprune.arguments import commands
@@ -191,6 +192,16 @@ def test_a_full_or_closed_disk_is_one_sentence(pipeline, capsys, number: int) ->
     pipeline.run = raising(OSError(number, "the reason", "runs/x/metrics.jsonl"))
     assert cli.main(["train", GLUE]) == 2
     assert capsys.readouterr().err == "error: runs/x/metrics.jsonl: cannot be written: the reason\n"
+
+
+@pytest.mark.parametrize("kind", [SafetensorError, Exception])  # tokenizers raises the latter
+def test_what_a_library_in_rust_could_not_write_is_one_sentence(pipeline, capsys, kind) -> None:
+    pipeline.run = raising(kind("Error while serializing: I/O error: No space left on device (os error 28)"))
+    assert cli.main(["train", GLUE]) == 2
+    assert capsys.readouterr().err == "error: cannot be written: No space left on device\n"
+    pipeline.run = raising(kind("Error while serializing (os error 9)"))
+    with pytest.raises(kind):
+        cli.main(["train", GLUE])
 
 
 @pytest.mark.parametrize("where", ["file", "file/below", "x" * 300])

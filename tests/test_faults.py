@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from faults import hostile_input, hostile_models, kills, storage
+from faults import hostile_input, hostile_models, kills, storage, whole_commands
 from faults.campaign import hostile
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -14,14 +14,25 @@ CAMPAIGNS = {**hostile_input.CAMPAIGNS, **hostile_models.CAMPAIGNS}
 
 @pytest.mark.parametrize("name", CAMPAIGNS)
 def test_hostile_input(name, tmp_path) -> None:
-    count = 20 if name == "resumed stages" else 100  # each trains
+    count = {"resumed stages": 12, "run directories": 60}.get(name, 100)  # some train
     row = hostile(name, CAMPAIGNS[name](tmp_path), tmp_path, 1, count, 5)
     assert row.lost == [] and row.refused, row
 
 
 @pytest.mark.parametrize(
     ("campaign", "count"),
-    [(kills.training, 8), (kills.outputs, 3), (storage.full_disk, 1), (storage.read_only, 1), (storage.vanished, 4)],
+    [
+        (kills.training, 6),
+        (kills.two_processes, 1),
+        (kills.sweep, 1),
+        (kills.outputs, 2),
+        (storage.full_disk, 1),
+        (storage.full_outputs, 2),
+        (storage.read_only, 1),
+        (storage.vanished, 3),
+        (storage.finished, 4),
+        (whole_commands.whole_commands, 8),
+    ],
 )
 def test_faults(campaign, count, tmp_path) -> None:
     row = campaign(tmp_path, 1, count, 15)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import select
 import sys
 from collections.abc import Callable
@@ -54,15 +55,24 @@ def _run(main: Callable[[], int], hint: str) -> int:
             raise
         print(f"error: {MEMORY} ({shown(str(error).partition(chr(10))[0][:200])})", file=sys.stderr)
         return 2
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
+    except Exception as error:
+        if (number := _errno(error)) not in UNWRITABLE:
             raise
-        place = f"{error.filename}: " if error.filename else ""
-        print(f"error: {place}cannot be written: {error.strerror or error}", file=sys.stderr)
+        place = f"{error.filename}: " if getattr(error, "filename", None) else ""
+        why = getattr(error, "strerror", None) or os.strerror(number)
+        print(f"error: {place}cannot be written: {why}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\ninterrupted{hint}", file=sys.stderr)
         return INTERRUPTED
+
+
+def _errno(error: Exception) -> int | None:
+    """Of an OSError, or of one that a library in Rust (safetensors, tokenizers) quotes in an error of its own."""
+    if isinstance(error, OSError):
+        return error.errno
+    quoted = re.search(r"\(os error (\d+)\)", str(error))
+    return int(quoted[1]) if quoted else None
 
 
 def shown(message: str) -> str:

@@ -35,8 +35,9 @@ def campaigns() -> dict[str, tuple[Callable, int]]:
     found["resumed stages"] = (found["resumed stages"][0], 1000)  # each trains
     found |= {"kills": (kills.training, 100), "kills of two processes": (kills.two_processes, 10)}
     found |= {"kills of a sweep": (kills.sweep, 10), "kills of outputs": (kills.outputs, 50)}
-    found |= {"full disk": (storage.full_disk, 20), "files": (storage.vanished, 1000)}
-    found |= {"read-only": (storage.read_only, 1), "whole commands": (whole_commands.whole_commands, 300)}
+    found |= {"full disk": (storage.full_disk, 20), "full disk of outputs": (storage.full_outputs, 20)}
+    found |= {"files": (storage.vanished, 1000), "files of a finished run": (storage.finished, 1000)}
+    found |= {"read-only": (storage.read_only, 1), "whole commands": (whole_commands.whole_commands, 400)}
     found |= {"epochs": (soak.epochs, 2000), "lines": (soak.lines, 100_000), "trials": (soak.trials, 200)}
     return found
 

@@ -4,65 +4,103 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from children import begin, run_command
 from micro import GLUE, logged, micro, only, write_sst2
+from micro import STAGES as MADE
 
 from faults.campaign import CHANGES, Row
 from spikeprune.experiment.run_directory import STAGES, RunDirectory
+from spikeprune.training import distributed
+from spikeprune.training.callbacks import schedule
 
 PATIENCE = 120  # seconds that a start may take
+CODES = {"SIGTERM": (143, -15), "SIGINT twice": (130, -2)}  # else SIGKILL's
+RUN_FILES = ("",) * 4 + ("resume.ckpt",) * 3 + ("record.json",) * 2 + ("model.safetensors", "metrics.", "summary.json")
+ANY = ("",)
+WAYS = ("moment", "moment", "write", "write", "write", "decision", "SIGTERM", "SIGINT twice")
 
 
-def prepare(clock: float, number: int, folder: str) -> None:
-    """Set this process' clock by so many seconds; and it kills itself when it begins its `number`-th change of a file
-    in `folder`, unless that is 0."""
-    real = time.time
-    time.time = lambda: real() + clock
-    left = [number]
+@dataclass(frozen=True)
+class Disturbance:
+    """How one start of a command ends early, unless it is faster."""
+
+    way: str  # a name in WAYS
+    number: int  # of the change of a file, or of the step of a decision, that is begun when it is killed
+    part: str  # of the names of the files whose changes count
+    seconds: float  # until a signal
+    back: float  # by how much the process' clock is set back, in seconds
+    after: float  # seconds from its start
+
+
+def draw(random: Random, files: Sequence[str], longest: float) -> Disturbance:
+    ways = WAYS if files is RUN_FILES else [way for way in WAYS if way != "decision"]
+    way, part = random.choice(ways), random.choice(files)
+    most = random.choice((2, 4, 8) if part or way == "decision" else (4, 20, 100))
+    back = random.choice((0, random.uniform(1, 86_400)))
+    after = random.choice((0, random.uniform(0, longest)))
+    return Disturbance(way, random.randint(1, most), part, random.uniform(0.05, longest), back, after)
+
+
+def prepare(how: Disturbance, folder: str) -> None:
+    """In the process that is to be disturbed: its clock, and what it kills itself at, which it prints first."""
+    real, began, left = time.time, time.monotonic(), [how.number]
+    time.time = lambda: real() - (how.back if time.monotonic() - began >= how.after else 0)
+
+    def count(what: str) -> None:
+        left[0] -= 1
+        if not left[0]:
+            os.write(2, f"\nkilled at {what}\n".encode())
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def audit(event: str, args: tuple) -> None:
         writes = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
-        if (writes or event in CHANGES) and str(args[0]).startswith(folder):
-            left[0] -= 1
-            if not left[0]:
-                os.kill(os.getpid(), signal.SIGKILL)
+        path = str(args[0]) if writes or event in CHANGES else ""
+        if path.startswith(folder) and how.part in path:
+            count(f"a write of {next((part for part in RUN_FILES if part and part in path), 'another file')}")
 
-    sys.addaudithook(audit)
+    if how.way == "write":
+        sys.addaudithook(audit)
+    for module, name in ((distributed, "mean"), (schedule, "adopt")) if how.way == "decision" else ():
+        plain = getattr(module, name)
+        setattr(module, name, lambda *given, plain=plain: (count("a decision"), plain(*given))[1])
 
 
-def disturbed(words: list[str], folder: Path, log: Path, random: Random, environment=None, longest: float = 3.0) -> str:
-    """One start of a command, which something ends early, unless it is faster: a kill at a random moment or change of
-    a file, SIGTERM, or SIGINT twice. Its clock may be up to a day slow. Returns what has ended it, `finished` for exit
-    code 0, and with a colon what should not have happened."""
-    how = random.choice(("moment", "moment", "write", "write", "write", "SIGTERM", "SIGINT"))
-    number = random.randint(1, random.choice((4, 20, 100))) if how == "write" else 0
-    clock = random.choice((0, -random.uniform(1, 86_400)))
-    child = begin(words, log, environment, prepare, (clock, number, str(folder)))
-    if how == "write":
+def disturbed(
+    words: list[str], folder: Path, log: Path, random: Random, environment=None, longest: float = 3.0, files=RUN_FILES
+) -> str:
+    """One start of a command that is disturbed. Returns what has ended it, `finished` for exit code 0, and with a
+    colon what should not have happened."""
+    how = draw(random, files, longest)
+    child = begin(words, log, environment, prepare, (how, str(folder)))
+    if how.way in ("write", "decision"):
         child.join(PATIENCE)
     else:
-        child.join(random.uniform(0.05, longest))
-        for _ in range({"SIGINT": 2}.get(how, 1)):
+        child.join(how.seconds)
+        for _ in range(2 if how.way == "SIGINT twice" else 1):
             if child.is_alive():
-                os.kill(child.pid, signal.SIGKILL if how == "moment" else signal.Signals[how])
+                os.kill(child.pid, {"moment": signal.SIGKILL, "SIGTERM": signal.SIGTERM}.get(how.way, signal.SIGINT))
                 time.sleep(random.uniform(0, 0.3))
         child.join(PATIENCE)
     if child.is_alive():
         child.kill()
-        return f"{how}: did not end"
-    code = child.exitcode
-    expected = {"SIGTERM": (143, -15), "SIGINT": (130, -2)}.get(how, (-9,))
-    if code == 0:
+        return f"{how.way}: did not end"
+    if child.exitcode == 0:
         return "finished"
-    return how if code in expected else f"{how}: exit code {code}"
+    if child.exitcode not in CODES.get(how.way, (-9,)):
+        return f"{how.way}: exit code {child.exitcode}"
+    at = last_line(log).removeprefix("killed at ") if how.way in ("write", "decision") else how.way
+    return f"{at}{', clock set back' if how.back else ''}"
 
 
 def until_finished(
@@ -76,9 +114,22 @@ def until_finished(
             return ends, f"{end}: {last_line(log)}"
         if end == "finished":
             return ends, ""
-        ends.append(end)
+        ends.append(end + stage_of(folder))
     code = run_command(words, log, how.get("environment"))
     return ends, "" if code == 0 else f"started again, exit code {code}: {last_line(log)}"
+
+
+def stage_of(folder: Path) -> str:
+    """Where a run was when it was killed; empty where there is none."""
+    run = RunDirectory(folder)
+    unfinished = (name for name in MADE if not run.finished(name))
+    return f", in {next(unfinished, 'the summary')}" if run.config.is_file() else ""
+
+
+def counted(ends: Iterable[str]) -> str:
+    """How often what has ended a start."""
+    found = Counter(part for end in ends for part in end.split(", "))
+    return ", ".join(f"{part} {number}" for part, number in sorted(found.items()))
 
 
 def last_line(log: Path) -> str:
@@ -100,7 +151,8 @@ def left_by(run: RunDirectory) -> dict:
 def differs(found: Any, wanted: Any, place: str = "") -> str:
     """The first part in which two runs differ; empty for none."""
     if isinstance(found, dict) and isinstance(wanted, dict):
-        parts = (differs(found.get(key), value, f"{place}.{key}".strip(".")) for key, value in wanted.items())
+        keys = {**wanted, **found}
+        parts = (differs(found.get(key), wanted.get(key), f"{place}.{key}".strip(".")) for key in keys)
         return next(filter(None, parts), "")
     if found == wanted:
         return ""
@@ -131,17 +183,24 @@ def killed_runs(
         row.lost.append(f"undisturbed: {last_line(log)}")
         return row
     wanted, runs, began = left_by(RunDirectory(folder / "undisturbed")), 0, time.monotonic()
+    every: list[str] = []
     while row.tried < count and time.monotonic() - began < seconds:
         run, runs = RunDirectory(folder / f"run{runs}"), runs + 1
         kills = min(random.randint(3, 12), count - row.tried)
         words = [*command_of(run.path, glue), *(more or [])]
         ends, wrong = until_finished(words, run.path, folder / f"log{runs}", random, kills, longest=longest)
-        wrong = wrong or differs(left_by(run), wanted)
-        row.tried += len(ends) or 1
-        row.lost += [f"run {runs - 1}, after {', '.join(ends)}: {wrong}"] if wrong else []
-        row.accepted += 0 if wrong else len(ends) or 1
-    row.seconds, row.note = time.monotonic() - began, f"{runs} runs"
+        add(row, ends, wrong or differs(left_by(run), wanted), f"run {runs - 1}")
+        every += ends
+        shutil.rmtree(run.path)
+    row.seconds, row.note = time.monotonic() - began, f"{runs} runs: {counted(every)}"
     return row
+
+
+def add(row: Row, ends: list[str], wrong: str, place: str) -> None:
+    """Count the kills of one command, and what came of them."""
+    row.tried += len(ends)
+    row.lost += [f"{place}, after {'; '.join(ends)}: {wrong}"] if wrong else []
+    row.accepted += 0 if wrong else len(ends)
 
 
 def sweep(folder: Path, seed: int, count: int, seconds: float) -> Row:
@@ -156,11 +215,9 @@ def sweep(folder: Path, seed: int, count: int, seconds: float) -> Row:
     while row.tried < count and time.monotonic() - began < seconds:
         where, sweeps = folder / f"sweep{sweeps}", sweeps + 1
         kills = min(3, count - row.tried)
-        ends, wrong = until_finished([*words, str(where)], where, folder / f"log{sweeps}", random, kills, longest=15)
-        wrong = wrong or differs(trials_of(where), wanted)
-        row.tried += len(ends) or 1
-        row.lost += [f"sweep {sweeps - 1}, after {', '.join(ends)}: {wrong}"] if wrong else []
-        row.accepted += 0 if wrong else len(ends) or 1
+        how = {"longest": 15, "files": ANY}
+        ends, wrong = until_finished([*words, str(where)], where, folder / f"log{sweeps}", random, kills, **how)
+        add(row, ends, wrong or differs(trials_of(where), wanted), f"sweep {sweeps - 1}")
     row.seconds, row.note = time.monotonic() - began, f"{sweeps} sweeps of four trials"
     return row
 
@@ -184,38 +241,43 @@ def trials_of(folder: Path) -> dict:
 
 def outputs(folder: Path, seed: int, count: int, seconds: float) -> Row:
     """`compact`, `export` and `predict --out`, killed: what they write is whole or absent, and made again."""
-    row, random = Row("kills of compact, export, predict", seed), Random(f"outputs {seed}")
-    glue, log, run = write_sst2(folder / "glue"), folder / "log", folder / "run"
-    if run_command(command_of(run, glue), log):
-        row.lost.append(f"undisturbed: {last_line(log)}")
-        return row
-    (folder / "texts.txt").write_text("a good film\na bad film\n" * 20)
+    row, random, log = Row("kills of compact, export, predict", seed), Random(f"outputs {seed}"), folder / "log"
+    ways, wanted = output_commands(folder, folder / "run")
+    began, commands, every = time.monotonic(), 0, []
+    while row.tried < count and time.monotonic() - began < seconds:
+        name, out = random.choice(list(ways)), folder / f"out{commands}"
+        out.mkdir()
+        where, commands = folder / "run" / "compact" if name == "compact" else out, commands + 1
+        kills = min(2, count - row.tried)
+        ends, wrong = until_finished(ways[name](out), where, log, random, kills, longest=1.0, files=ANY)
+        add(row, ends, wrong or differs(contents(where), wanted[name]), name)
+        every += [name] * len(ends)
+    row.seconds, row.note = time.monotonic() - began, f"{counted(every)}, in {commands} commands"
+    return row
+
+
+def output_commands(
+    folder: Path, run: Path
+) -> tuple[dict[str, Callable[[Path], list[str]]], dict[str, dict[str, bytes]]]:
+    """Commands that write what a run has learnt, each as the words by the directory to write into, and the files that
+    they make. The run is made in `run`, and its `compact/`, all else in `folder`."""
+    log, texts = folder / "log", folder / "texts.txt"
+    texts.write_text("a good film\na bad film\n" * 20)
     ways: dict[str, Callable[[Path], list[str]]] = {
         "compact": lambda out: ["compact", str(run)],
         "export": lambda out: ["export", str(run), "--to", "hf", str(out / "hf")],
-        "predict": lambda out: ["predict", str(run), "--file", str(folder / "texts.txt"), "--out", str(out / "p.csv")],
+        "predict": lambda out: ["predict", str(run), "--file", str(texts), "--out", str(out / "p.csv")],
     }
     wanted = {}
+    if run_command(command_of(run, write_sst2(folder / "glue")), log):
+        raise RuntimeError(f"undisturbed: {last_line(log)}")
     for name, words in ways.items():
-        (folder / name).mkdir()
-        run_command(words(folder / name), log)
-        wanted[name] = contents(folder / name if name != "compact" else run / "compact")
-    began = time.monotonic()
-    while row.tried < count and time.monotonic() - began < seconds:
-        name = random.choice(list(ways))
-        out = folder / f"out{row.tried}"
-        out.mkdir()
-        where = run / "compact" if name == "compact" else out
-        ends, wrong = until_finished(ways[name](out), where, log, random, 2, longest=2.0)
-        found = contents(where)
-        row.tried += 1
-        if wrong or found != wanted[name]:
-            other = [key for key in {**found, **wanted[name]} if found.get(key) != wanted[name].get(key)]
-            row.lost.append(f"{name}, after {', '.join(ends)}: {wrong or other}")
-        else:
-            row.accepted += 1
-    row.seconds = time.monotonic() - began
-    return row
+        made = folder / "made" / name
+        made.mkdir(parents=True)
+        if run_command(words(made), log):
+            raise RuntimeError(f"undisturbed: {last_line(log)}")
+        wanted[name] = contents(run / "compact" if name == "compact" else made)
+    return ways, wanted
 
 
 def contents(folder: Path) -> dict[str, bytes]:

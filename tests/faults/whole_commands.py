@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
+import torch
 import yaml
-from children import run_command
+from children import leg, run_command
 from micro import GLUE, micro, only, write_sst2
 
+import spikeprune
 from faults import mutation
 from faults.campaign import Row
 from faults.hostile_input import dumped, word
-from faults.hostile_models import copy_of, finished_run, mutate, small_bert
+from faults.hostile_models import RUN, copy_of, finished_run, mutate, small_bert
 from faults.kills import tiny_sweep
 from spikeprune.config.load import load, to_yaml
+from spikeprune.experiment import streams
+from spikeprune.experiment.run_directory import RunDirectory
 
 
 def whole_commands(folder: Path, seed: int, count: int, seconds: float) -> Row:
@@ -29,7 +34,9 @@ def whole_commands(folder: Path, seed: int, count: int, seconds: float) -> Row:
         random = Random(f"{row.campaign} {seed} {row.tried}")
         kind = list(ways)[row.tried % len(ways)]
         log.unlink(missing_ok=True)
-        code = run_command([part.replace("\0", "") for part in ways[kind](random)], log)
+        words = [part.replace("\0", "") for part in ways[kind](random)]
+        before = load_model if kind == "exported model" else None
+        code = run_command(words, log, None, before, (words[0],) if before else ())
         said = log.read_text(errors="replace")
         failed = code == 1 and kind == "sweep file" and "trial failed; see" in said  # not the sweep's own fault
         row.refused, row.accepted = row.refused + (code == 2 or failed), row.accepted + (code == 0)
@@ -74,5 +81,28 @@ def command_makers(folder: Path) -> dict[str, Callable[[Random], list[str]]]:
         short = ["stages.teacher.epochs=1", "data.replace_words=0", f"teacher.checkpoint={given}"]
         return ["train", str(GLUE), *micro(folder / "new", glue), *only(), *short]
 
+    run_command(["export", str(run.path), "--to", "hf", str(folder / "exported")], folder / "log")
+    killed = [*micro(folder / "killed", folder / "glue-of-run"), *RUN, "run.checkpoint_every=3"]
+    leg(killed, folder / "log", ("spatial", 5))
+    saved = torch.load(RunDirectory(folder / "killed").resume("spatial"), weights_only=True)
+
+    def exported(random: Random) -> list[str]:
+        mutate(random, random.choice(sorted(copy_of(folder / "exported", given).iterdir())))
+        return [str(given)]
+
+    def checkpoint(random: Random) -> list[str]:
+        file = RunDirectory(copy_of(folder / "killed", given)).resume("spatial")
+        if random.random() < 0.5:
+            mutate(random, file)
+        else:
+            torch.save(mutation.of_state(random, saved), file)
+        return ["train", str(GLUE), *killed, f"run.dir={given}"]
+
     found = {"data file": data, "configuration": configuration, "command line": command_line}
-    return {**found, "run directory": run_directory, "sweep file": sweep, "teacher checkpoint": teacher}
+    found |= {"run directory": run_directory, "sweep file": sweep, "teacher checkpoint": teacher}
+    return {**found, "exported model": exported, "resume checkpoint": checkpoint}
+
+
+def load_model(folder: str) -> None:
+    """In a process of its own: what `spikeprune.load` makes of a directory, with the exit codes of a command."""
+    sys.exit(streams.exit_code(lambda: 0 if spikeprune.load(folder) else 1))

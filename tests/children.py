@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -53,6 +54,8 @@ def _command(words, log: Path, folder: str, environment: dict[str, str], before:
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests were started in the background
     speak_into(log)
+    # as `python -m spikeprune`, which Lightning starts again for each further process
+    sys.argv[1:], sys.modules["__main__"].__spec__ = words, find_spec("spikeprune.__main__")
     if before:
         before(*args)
     sys.exit(cli.main(words))

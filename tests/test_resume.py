@@ -111,6 +111,20 @@ def test_killed_as_soon_as_a_checkpoint_is_written(glue, tmp_path) -> None:
     assert "resumed from step 6" in log.read_text() and logged(killed) == logged(plain)
 
 
+def kill_behind_the_summary() -> None:
+    pipeline.write_own = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_killed_behind_the_summary(glue, tmp_path) -> None:
+    """What is written after it is not left out."""
+    run, log = RunDirectory(tmp_path / "run"), tmp_path / "log"
+    words = ["train", str(GLUE), *command_of(run.path, glue), *only(), "stages.teacher.epochs=2"]
+    assert run_command(words, log, None, kill_behind_the_summary) == -signal.SIGKILL, log.read_text()
+    assert run.summary.is_file() and not (run.path / "report.html").exists()
+    assert run_command(words, log) == 0 and "finished, nothing to run" in log.read_text(), log.read_text()
+    assert (run.path / "report.html").is_file() and (run.path / "metrics.csv").is_file()
+
+
 def test_what_was_pruned_differs_from_stage_to_stage(undisturbed) -> None:
     """Or the test above would compare networks in which nothing happened."""
     stages = result(undisturbed)["summary"]["stages"]

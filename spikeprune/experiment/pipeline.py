@@ -15,7 +15,7 @@ from spikeprune.data.description import describe
 from spikeprune.experiment import estimate, opening, processes
 from spikeprune.experiment.build import arithmetic
 from spikeprune.experiment.context import RunContext
-from spikeprune.experiment.report import write_own
+from spikeprune.experiment.report import PAGE, write_own
 from spikeprune.experiment.run_directory import AGAIN, RunDirectory
 from spikeprune.experiment.run_log import recorded
 from spikeprune.experiment.stage import train_student, train_teacher
@@ -55,6 +55,7 @@ def run_process(config: Config, tracker: Tracker) -> dict[str, Any]:
             print_once(f"{directory.path}: finished, nothing to run")
             summary = distributed.first(directory.read_summary)
             with jsonfile.as_written(directory.summary, AGAIN):
+                distributed.first(lambda: add_page(directory, context))
                 print_once(f"\n{summary_table(summary)}")
             return summary
         backends = replace(backends, cuda_graphs=arithmetic.replays(context))
@@ -94,12 +95,18 @@ def run_stages(context: RunContext, directory: RunDirectory) -> None:
 
 
 def finish(context: RunContext, directory: RunDirectory, backends: opening.Backends) -> dict[str, Any]:
-    """Write `summary.json` and `metrics.csv`."""
+    """Write `metrics.csv` and, with which a run is complete, `summary.json`."""
     summary = {**summarize_run(context, directory), "kernels": backends.kernels}
-    write_sealed(directory.summary, summary)
     directory.write_csv()
+    write_sealed(directory.summary, summary)
     context.tracker.finished(summary)
     return summary
+
+
+def add_page(directory: RunDirectory, context: RunContext) -> None:
+    """Write the page of a complete run where a kill came between its summary and its page."""
+    if not (directory.path / PAGE).is_file():
+        write_own(directory, context)
 
 
 def stage_seed(seed: int, stage: str) -> int:

@@ -12,7 +12,7 @@ from random import Random
 
 import torch
 import yaml
-from children import leg, run_command
+from children import attempt, run_command
 from micro import GLUE, micro, only, write_sst2
 
 import spikeprune
@@ -83,7 +83,7 @@ def command_makers(folder: Path) -> dict[str, Callable[[Random], list[str]]]:
 
     run_command(["export", str(run.path), "--to", "hf", str(folder / "exported")], folder / "log")
     killed = [*micro(folder / "killed", folder / "glue-of-run"), *RUN, "run.checkpoint_every=3"]
-    leg(killed, folder / "log", ("spatial", 5))
+    attempt(killed, folder / "log", ("spatial", 5))
     saved = torch.load(RunDirectory(folder / "killed").resume("spatial"), weights_only=True)
 
     def exported(random: Random) -> list[str]:

@@ -12,7 +12,7 @@ from micro import GLUE, ROOT
 
 from spikeprune.config import reference, scalars
 from spikeprune.config.load import Config, differences, load, read_resolved, resolve, to_yaml
-from spikeprune.config.validation import validate
+from spikeprune.config.validation import problems
 from spikeprune.errors import InputError
 
 # --- merging ----------------------------------------------------------------------------------------------------------
@@ -23,7 +23,7 @@ def test_an_empty_file_gives_the_defaults_and_its_name_to_the_run(empty: Path) -
     assert config.run.dir == "runs/mrpc-empty-s0"
     config.run.dir = Config().run.dir
     assert config == Config()
-    assert validate(config) == []
+    assert problems(config) == []
 
 
 def test_one_configuration_leaves_nothing_to_the_next(empty: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from spikeprune.config.tasks import TASKS
-from spikeprune.kernels import attach, attached
+from spikeprune.kernels import attach
 from spikeprune.kernels.cuda_graphs import PATIENCE, GraphedNorms, GraphedTerms
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.shape import student_shape
@@ -62,13 +62,13 @@ def batch(width: int, seed: int) -> dict[str, torch.Tensor]:
 
 def evaluate(made: DistillationModule) -> None:
     """As in a run, between two epochs: by the engine, which holds what it has worked out."""
-    before = attached(made.student)
+    before = made.student.backend
     attach(made.student, "triton")
     made.eval()
     with torch.inference_mode():
         made.infer(batch(16, 0))
     made.train()
-    attach(made.student, before)
+    made.student.attach(before)
 
 
 def learnt(made: DistillationModule, here: dict, terms, precision: torch.dtype | None) -> dict[str, torch.Tensor]:

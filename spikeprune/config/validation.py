@@ -277,8 +277,3 @@ def problems(config: Config, unread: frozenset[str] = frozenset()) -> list[Probl
         bad = unread | {keys[0] for keys, _ in found}
         found += [(keys, text) for keys, text in rule(config) if not bad & set(keys)]
     return found
-
-
-def validate(config: Config) -> list[str]:
-    """Every value and combination that cannot work, one sentence each; empty when all is well."""
-    return [text for _, text in problems(config)]

@@ -9,7 +9,7 @@ from spikeprune.kernels.equilibrium import lacking
 from spikeprune.models.backend import Backend
 from spikeprune.models.modeling import SpikingBert
 
-__all__ = ["BACKENDS", "attach", "attached", "detach", "lacking"]
+__all__ = ["BACKENDS", "attach", "lacking"]
 
 BACKENDS: dict[str, Backend | None] = {"torch": None, "triton": TritonBackend()}  # None: the reference itself
 
@@ -23,13 +23,3 @@ def attach(student: SpikingBert, name: str) -> None:
     """
     known("kernels", name, tuple(BACKENDS))
     student.attach(BACKENDS[name])
-
-
-def detach(student: SpikingBert) -> None:
-    """Compute `student` with the torch reference again."""
-    student.attach(None)
-
-
-def attached(student: SpikingBert) -> str:
-    """The name of the backend that `student` is computed with."""
-    return "torch" if student.backend is None else student.backend.name

@@ -48,7 +48,6 @@ class TritonLayers:
 class TritonBackend:
     """`models.backend.Backend` of a network."""
 
-    name: str = "triton"
     layers: TritonLayers = TritonLayers()
 
     def covers(self, network: SpikingBert, ctx: ForwardContext) -> bool:

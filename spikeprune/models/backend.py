@@ -16,7 +16,6 @@ Encoded = tuple[SpikeTrain, list[Tensor], list[Tensor | None]]
 class Backend(Protocol):
     """Attached to a network by `SpikingBert.attach`. It gives what `SpikingBert.encode` gives, up to rounding."""
 
-    name: str
     layers: LayerBackend  # for each spiking layer of a forward that is not covered as a whole
 
     def covers(self, network: nn.Module, ctx: ForwardContext) -> bool:

@@ -11,7 +11,6 @@ from spikeprune.report.page.scale import Scale, fitted, short
 
 WIDTH, HEIGHT = 320, 212
 LEFT, RIGHT, TOP, BOTTOM = 44, 312, 26, 172
-COLOURS = 7
 
 
 class Series(NamedTuple):

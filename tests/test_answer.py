@@ -80,7 +80,7 @@ def test_what_is_reported_is_the_same() -> None:
     for stepwise in (False, True):
         counts = infer(student, **batch, stepwise=stepwise).counts
         ops = operations.count(counts, lengths, shape=SHAPE, coding="accumulate", **masks)
-        found.append((ops.per_sample(), ops.per_layer(), activity(counts, lengths, **masks).rates()))
+        found.append((ops.per_sample(), ops.work(), activity(counts, lengths, **masks).rates()))
     assert found[0] == found[1] and found[0][0]["ac"] > 0
 
 

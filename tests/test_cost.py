@@ -144,7 +144,7 @@ def test_batches_add_up():
     assert total.samples == 2
     assert total.ac.tolist() == [0, 6 + 28, 0]
     assert (total.ac_per_step / total.samples).tolist() == [[0, 0], [10, 7], [0, 0]]
-    assert total.per_layer()["mac"] == [0, 0, 4]
+    assert total.work()["mac"] == [0, 0, 4]
 
 
 # ------------------------------------------------------------------------------------------- against a naive counter

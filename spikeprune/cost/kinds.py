@@ -82,18 +82,12 @@ class Operations:
 
     def per_sample(self) -> dict[str, float]:
         """Mean operations of one sentence: `ac`, `mac`, `elementwise`."""
-        return {kind: values.sum().item() / self.samples for kind, values in self._shown()}
-
-    def per_layer(self) -> dict[str, list[float]]:
-        """Mean operations of one sentence in the embedding, each encoder layer and the head: lists of L+2."""
-        return {kind: (values / self.samples).tolist() for kind, values in self._shown()}
+        shown = {"ac": self.ac, "mac": self.mac, "elementwise": self.elementwise}
+        return {kind: values.sum().item() / self.samples for kind, values in shown.items()}
 
     def work(self) -> dict[str, list[float]]:
         """Mean work of one sentence of each of KINDS: lists of L+2."""
         return {kind: (values / self.samples).tolist() for kind, values in self.kinds.items()}
-
-    def _shown(self):
-        return (("ac", self.ac), ("mac", self.mac), ("elementwise", self.elementwise))
 
 
 def of_rows(rows: int, like: Tensor, *, tokens: Tensor, samples: int, **kinds: Tensor) -> Operations:

@@ -108,7 +108,7 @@ def to_markdown(found: Mapping[tuple[str, int], Summary], failed: Mapping[tuple[
 
 
 def fidelity_columns(flat: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, Callable[[float], str]]]:
-    """Heading -> (key, form) of how near students are to the teacher on the first dev split; none where no row has it."""
+    """Heading -> (key, form) of how near students are to their teacher on the first dev split, if any row has it."""
     if not any("divergence" in row for row in flat):
         return {}
     regression = not any("agreement" in row for row in flat)

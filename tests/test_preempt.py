@@ -14,7 +14,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 from children import add_callback, run_command
-from micro import BATCHES, GLUE, STAGES, logged, micro
+from micro import BATCHES, GLUE, STAGES, logged, micro, only
 from test_resume import result, steps_of
 
 from spikeprune import cli
@@ -92,6 +92,12 @@ def test_signalled_again_and_again_equals_undisturbed(undisturbed, glue, tmp_pat
     assert found == wanted
     assert steps_of(run) == steps_of(undisturbed)
     assert logged(run) == logged(undisturbed)
+
+
+def test_ctrl_c_while_a_stage_is_measured(glue, tmp_path) -> None:
+    words, log = [*micro(tmp_path / "run", glue), *only()], tmp_path / "log"
+    assert start(words, log, "measure", "on_validation_batch_start", 1, signal.SIGINT) == 130, log.read_text()
+    assert log.read_text().endswith("interrupted; the same command resumes where this one stopped\n")
 
 
 def caught_by(pid: int, number: int) -> bool:

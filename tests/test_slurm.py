@@ -256,6 +256,25 @@ def test_a_finished_run_is_not_run_again(cluster, jobs, folder, glue, capsys) ->
     assert cluster.queue() == queue
 
 
+def test_the_job_after_a_killed_one_ends_as_undisturbed(cluster, folder, glue, capsys) -> None:
+    """SIGKILL, as where a node's memory is exhausted: nothing is saved, and the lock stays."""
+    run, whole = RunDirectory(folder / "killed"), RunDirectory(folder / "whole")
+    words = [*TWO_STAGES, "run.checkpoint_every=7"]
+    assert attempt([*micro(whole.path, glue), *words], folder / "whole.log") == 0, (folder / "whole.log").read_text()
+    job, log = launch(lambda: capsys.readouterr().out, *micro(run.path, glue), *words, *REQUEST)
+    wait_for(lambda: any(r["stage"] == "internal_kd" and r["step"] >= 20 for r in run.read_metrics()))
+    cluster.signal(job, "KILL")
+    assert cluster.wait(job)["JobState"] in ("FAILED", "CANCELLED")
+    assert list(run.path.glob("lock.*")) and not run.finished("internal_kd") and "stopped by" not in log.read_text()
+    job = cluster.sbatch(run.path / "job.sh")
+    ended, text = cluster.wait(job), (run.path / f"slurm-{job}.log").read_text()
+    assert ended["JobState"] == "COMPLETED", text
+    assert "took the run directory over" in text and re.search(r"resumed from step (\d+)", text)
+    for name in ("teacher", "internal_kd"):
+        assert run.verified(name) == whole.verified(name), f"{name} has other weights"
+    assert logged(run) == logged(whole)
+
+
 def test_two_ranks_by_srun_stop_together_and_go_on(cluster, folder, glue, capsys) -> None:
     arguments = [*micro(folder / "two", glue), *TWO_STAGES, "run.devices=2"]
     job, log = launch(lambda: capsys.readouterr().out, *arguments, *REQUEST)

@@ -22,6 +22,7 @@ from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.shape import student_shape
 from spikeprune.models.sparsity import share
 from spikeprune.training.callbacks.finite import StopOnNonFinite
+from spikeprune.training.lightning_patches import ctrl_c
 from spikeprune.training.metrics import main_metric, of_majority
 from spikeprune.training.modules.student import DistillationModule
 from spikeprune.training.modules.task import TaskModule
@@ -33,7 +34,8 @@ Measured = dict[str, Any]  # {"metrics", "main", "cost", …}
 
 def measure_teacher(context: RunContext, module: TeacherModule) -> Measured:
     evaluator = trainers.evaluator(context.config, [StopOnNonFinite("teacher")])
-    evaluator.validate(module, datamodule=context.data, verbose=False)
+    with ctrl_c(evaluator):
+        evaluator.validate(module, datamodule=context.data, verbose=False)
     lengths = context.data.val_dataloader()[0].data.lengths
     shape = teacher_shape(context)
     network = dense_network(dense(lengths, shape=shape), shape=shape)
@@ -58,7 +60,8 @@ def measure_student(context: RunContext, module: DistillationModule, stage: str)
 def _measure_student(context: RunContext, module: DistillationModule, stage: str) -> Measured:
     counter, student = synops(context), module.student
     evaluator = trainers.evaluator(context.config, [StopOnNonFinite(stage), counter])
-    evaluator.validate(module, datamodule=context.data, verbose=False)
+    with ctrl_c(evaluator):
+        evaluator.validate(module, datamodule=context.data, verbose=False)
     return {
         **quality(context, module),
         "fidelity": validated(module, context.task.fidelity),

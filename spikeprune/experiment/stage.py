@@ -24,6 +24,7 @@ from spikeprune.report.tables import budget_line
 from spikeprune.training import distributed
 from spikeprune.training.callbacks.budget import BudgetPruning
 from spikeprune.training.callbacks.resume import ResumeState
+from spikeprune.training.lightning_patches import ctrl_c
 from spikeprune.training.modules.task import TaskModule
 
 
@@ -99,7 +100,7 @@ def fit(context: RunContext, directory: RunDirectory, name: str, module: TaskMod
         print_once(f"resumed from step {step}")
         context.tracker.stage_resumed(directory, name)
     try:
-        with arithmetic.products(context.config):
+        with arithmetic.products(context.config), ctrl_c(trainer):
             trainer.fit(
                 module,
                 datamodule=modules.stage_data(context, name),
@@ -108,8 +109,6 @@ def fit(context: RunContext, directory: RunDirectory, name: str, module: TaskMod
             )
         if resumed:
             state.restore(trainer)
-    except SystemExit:  # Lightning's reaction to Ctrl-C
-        raise KeyboardInterrupt if trainer.interrupted else SystemExit from None
     except Exception as error:  # what Lightning stumbles over in a checkpoint that is whole and another's
         if state.begun or not resumed or isinstance(error, InputError) or out_of_memory(error):
             raise

@@ -3,6 +3,8 @@ entry says why it is needed and what fails when Lightning changes there."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
@@ -20,6 +22,19 @@ def without_sigterm_broadcast(trainer: L.Trainer) -> L.Trainer:
     """
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
     return trainer
+
+
+@contextmanager
+def ctrl_c(trainer: L.Trainer) -> Iterator[None]:
+    """Inside, Ctrl-C raises KeyboardInterrupt, as everywhere else.
+
+    Why: a Trainer that fits or validates answers it with SystemExit, code 1, and says nothing.
+    Fails: tests/test_resume.py and tests/test_preempt.py, which interrupt both.
+    """
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt if trainer.interrupted else SystemExit from None
 
 
 def log_steps_early(trainer: L.Trainer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Sequence
@@ -181,6 +182,16 @@ def test_an_earlier_stage_is_verified_and_a_checkpoint_behind_its_record_goes(ha
     (half.stage("internal_kd") / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"internal_kd/model.safetensors: is missing or not the file"):
         pipeline.run(config_of(half, glue))
+
+
+def test_a_stage_begins_again_where_one_before_it_does(half, glue, undisturbed) -> None:
+    """An earlier attempt has left a checkpoint of the last stage, and the record of another one is gone."""
+    half.make_stage("finetune")
+    half.resume("finetune").write_bytes(b"of an earlier attempt")
+    (half.stage("spatial") / "record.json").unlink()
+    pipeline.run(config_of(half, glue))
+    found, wanted = (sorted(logged(run), key=json.dumps) for run in (half, undisturbed))
+    assert result(half) == result(undisturbed) and found == wanted
 
 
 def test_a_damaged_teacher_is_refused(half, glue) -> None:

@@ -245,8 +245,11 @@ class RunDirectory:
 
     def rewind_metrics(self, stages: Iterable[str], stage: str, step: int) -> None:
         """Drop what a killed attempt logged after its last checkpoint. Kept are records of finished `stages` and of the
-        first `step` steps of `stage` (Lightning counts them from 0)."""
+        first `step` steps of `stage` (Lightning counts them from 0). The checkpoint of a later stage goes as well: what
+        it was made from is being made again."""
         done = set(stages)
+        for later in set(STAGES) - done - {stage}:
+            self.resume(later).unlink(missing_ok=True)
         kept = [r for r in self.read_metrics() if r["stage"] in done or (r["stage"] == stage and r["step"] < step)]
         self.write_metrics(kept)
 

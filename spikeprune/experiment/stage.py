@@ -90,7 +90,8 @@ def fit(context: RunContext, directory: RunDirectory, name: str, module: TaskMod
     done = distributed.first(
         lambda: {s: directory.record(s)["steps"] for s in context.active() if directory.finished(s)}
     )
-    trainer = trainers.trainer(context, name, directory, offset=sum(done.values()))
+    before = context.active()[: context.active().index(name)]
+    trainer = trainers.trainer(context, name, directory, offset=sum(done[earlier] for earlier in before))
     checkpoint = directory.resume(name)
     resumed = distributed.first(checkpoint.is_file)
     step = distributed.first(lambda: resume_step(checkpoint, module)) if resumed else 0

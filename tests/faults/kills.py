@@ -99,7 +99,8 @@ def disturbed(
         return "finished"
     if child.exitcode not in CODES.get(how.way, (-9,)):
         return f"{how.way}: exit code {child.exitcode}"
-    at = last_line(log).removeprefix("killed at ") if how.way in ("write", "decision") else how.way
+    own = log.read_text(errors="replace").rpartition("\nkilled at ")[2].splitlines()  # another process may say more
+    at = own[0] if how.way in ("write", "decision") else how.way
     return f"{at}{', clock set back' if how.back else ''}"
 
 
@@ -145,7 +146,7 @@ def left_by(run: RunDirectory) -> dict:
     found["summary"].pop("commit")  # of the checkout, in which somebody may work
     files = sorted(str(p.relative_to(run.path)) for p in run.path.rglob("*") if p.is_file() and ".lock." not in p.name)
     weights = {name: run.verified(name) for name in names}
-    return {**found, "files": files, "weights": weights, "logged": logged(run)}
+    return {**found, "files": files, "weights": weights, "logged": sorted(logged(run), key=json.dumps)}
 
 
 def differs(found: Any, wanted: Any, place: str = "") -> str:

@@ -235,4 +235,4 @@ def damage(random: Random, path: Path, how: str) -> None:
 def differs_but_for(found: dict, wanted: dict, name: str) -> str:
     """As `differs`, when a file of logs may have lost what the damage has taken of it."""
     lenient = {"metrics.jsonl": ("logged",), "run.log": ()}.get(name, ())
-    return differs(found, {key: value for key, value in wanted.items() if key not in lenient})
+    return differs(*({key: value for key, value in side.items() if key not in lenient} for side in (found, wanted)))

@@ -172,6 +172,7 @@ DAMAGE = {
     "teacher": (EVALUATE, cut("stages/teacher/config.json"), "teacher/config.json: is damaged", "copy it there"),
     "tokenizer": (EVALUATE, cut("stages/teacher/tokenizer.json"), "tokenizer.json: is damaged", "copy it there"),
     "config": (TRAIN, lambda f: (f / "config.yaml").write_text(""), "config.yaml: has no key 'task'", "restore it"),
+    "no record": (EVALUATE, removed("stages/spatial/record.json"), "spatial/record.json: is missing", "`train`"),
     "another config": (EVALUATE, other_digit("config.yaml", "max_length: "), "config.yaml: has changed", "restore it"),
     "another digit": (EVALUATE, other_digit("stages/spatial/record.json", '"steps": '), DIGIT, "make the stage again"),
     "another result": (TRAIN, other_digit("summary.json", '"main": 0.'), DIGIT, "remove it, and the same `train`"),

@@ -84,6 +84,9 @@ def test_only_the_weights_of_the_record_are_loaded(finished, tmp_path) -> None:
         spikeprune.load(copy.stage("internal_kd"))
     for name in STAGES[1:]:
         shutil.rmtree(copy.stage(name))
+    with pytest.raises(InputError, match="is missing, and the run was complete"):
+        spikeprune.load(copy.path)
+    copy.summary.unlink()
     with pytest.raises(InputError, match="no finished student yet"):
         spikeprune.load(copy.path)
     with pytest.raises(InputError, match="holds no model"):

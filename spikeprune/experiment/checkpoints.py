@@ -140,7 +140,7 @@ def model_folder(path: str | Path) -> Path:
     """The directory itself, or that of a run's last finished stage. Raises InputError where there is no model."""
     folder = Path(path)
     if (folder / "config.yaml").is_file():
-        directory = RunDirectory(folder)
+        directory = RunDirectory.open(folder)
         folder = directory.stage(last_student(directory))
     if not (folder / CONFIG).is_file():
         raise InputError(f"{path}: holds no model ({CONFIG} is missing); give a run, a stage's directory or a model's")

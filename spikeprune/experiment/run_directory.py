@@ -85,7 +85,8 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: str | Path) -> RunDirectory:
-        """A directory that holds a run. Raises InputError where there is none, or its configuration has changed."""
+        """A directory that holds a run. Raises InputError where there is none, its configuration has changed, or the
+        last stage of a complete run is no longer there, in whose place an earlier one would be taken."""
         run = cls(path)
         if not run.config.is_file():
             raise InputError(
@@ -96,6 +97,10 @@ class RunDirectory:
             raise InputError(
                 f"{run.config}: has changed since the run began; restore it, or make the run again in another run.dir"
             )
+        last = run.read_summary().get("final") if run.summary.is_file() else None
+        if last and not run.finished(last):
+            path = run.stage(last) / "record.json"
+            raise InputError(f"{path}: is missing, and the run was complete; the same `train` makes the stage again")
         return run
 
     def begin(self, config: str, facts: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Batches: padding, order, shares of processes, and a loader that goes on where it was."""
+"""Batches: padding, order, shares of processes, and a loader that resumes where it was."""
 
 from __future__ import annotations
 
@@ -206,6 +206,6 @@ def test_what_a_budget_is_measured_on_are_training_sentences(mrpc, tokenizer):
 
 @pytest.mark.parametrize(("replayed", "multiple"), [(False, 8), (True, 16)])
 def test_training_batches_of_replayed_steps_have_fewer_shapes(replayed, multiple, monkeypatch) -> None:
-    monkeypatch.setattr(modules, "cuda_graphs", lambda config: replayed)
+    monkeypatch.setattr(modules, "replays", lambda context: replayed)
     context = SimpleNamespace(config=Config(), stage=lambda name: Stage(), data=SimpleNamespace())
     assert modules.stage_data(context, "finetune").pad_to == multiple

@@ -55,7 +55,7 @@ CHAINS = {
         [],
         [("teacher", BATCHES + 3), ("internal_kd", BATCHES + 5), ("spatial", BATCHES + 2), ("temporal", BATCHES + 4)],
     ),
-    # a checkpoint every three steps: the killed epoch goes on in its middle. At step 5 the first epoch has decided
+    # a checkpoint every three steps: the killed epoch resumes in its middle. At step 5 the first epoch has decided
     # what to prune; at 10 the checkpoint is of the second epoch.
     "every 3 steps": (["run.checkpoint_every=3"], [("teacher", BATCHES + 3), ("spatial", 5), ("temporal", 10)]),
     "every 3 steps, first epoch": (["run.checkpoint_every=3"], [("internal_kd", 5), ("spatial", 10), ("spatial", 23)]),

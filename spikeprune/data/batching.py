@@ -135,7 +135,7 @@ class BatchLoader:
     Without, for validation, `batch_size` is one process': each goes through its share of the examples sorted by length,
     all in the same number of batches, since collectives must match.
 
-    Lightning saves `state_dict()` with its checkpoints and loads it on resume: the loader then goes on behind the last
+    Lightning saves `state_dict()` with its checkpoints and loads it on resume: the loader then resumes behind the last
     batch that was yielded. Each further `iter()` is the next epoch; one that yielded nothing does not count.
     With `limit_train_batches` a checkpoint taken at the end of a cut epoch resumes inside that epoch.
     """

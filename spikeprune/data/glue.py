@@ -40,7 +40,7 @@ def load_raw(
     local dataset directory that `datasets.load_dataset` reads), `embedded` (generated from `seed`), or `auto`.
 
     `auto` takes `directory` if there is one, else the hub or its cache. Only where `generated` allows it an unreachable
-    or unknown hub dataset makes it go on to the embedded corpus, whose banner says so; a fault in the data never does.
+    or unknown hub dataset makes it take the embedded corpus, whose banner says so; a fault in the data never does.
     `train_limit`: the first so many training examples of a shuffle by `seed`; `select`: see `raw.assemble`, no dev
     split is then read.
     Everything wrong with the data is an `InputError` that names file and line.

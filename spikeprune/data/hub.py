@@ -31,9 +31,9 @@ def reachable(*, seconds: float = SECONDS) -> bool:
         return False
     answer: list[bool] = []
     # A thread, because a name server that does not answer blocks for longer than any socket timeout.
-    asking = threading.Thread(target=lambda: answer.append(_answers(constants.ENDPOINT, seconds)), daemon=True)
-    asking.start()
-    asking.join(seconds)
+    thread = threading.Thread(target=lambda: answer.append(_answers(constants.ENDPOINT, seconds)), daemon=True)
+    thread.start()
+    thread.join(seconds)
     return bool(answer and answer[0])
 
 

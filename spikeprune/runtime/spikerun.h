@@ -65,7 +65,7 @@ typedef struct {
 
 /* Called after a spiking layer has fired: at step `step` from 0 in {-1, 0, 1}, or, where a layer's current is constant
  * and its neurons do not leak, once for the whole train with signed numbers of spikes. `layer` is -1 for the embedding.
- * spikes[token * stride + channel]; what the observer writes there is what the network goes on with (at most T). */
+ * spikes[token * stride + channel]; what the observer writes there is what the network continues with (at most T). */
 typedef void (*spikerun_observer)(void *context, int layer, int population, int step, int8_t *spikes, int tokens,
                                   int channels, size_t stride);
 

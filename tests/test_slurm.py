@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -263,9 +264,10 @@ def test_the_job_after_a_killed_one_ends_as_undisturbed(cluster, folder, glue, c
     assert attempt([*micro(whole.path, glue), *words], folder / "whole.log") == 0, (folder / "whole.log").read_text()
     job, log = launch(lambda: capsys.readouterr().out, *micro(run.path, glue), *words, *REQUEST)
     wait_for(lambda: any(r["stage"] == "internal_kd" and r["step"] >= 20 for r in run.read_metrics()))
-    cluster.signal(job, "KILL")
-    assert cluster.wait(job)["JobState"] in ("FAILED", "CANCELLED")
-    assert list(run.path.glob("lock.*")) and not run.finished("internal_kd") and "stopped by" not in log.read_text()
+    [lock] = run.path.glob("lock.*")
+    os.kill(json.loads(lock.read_text())["pid"], signal.SIGKILL)  # scancel would send SIGTERM first
+    assert cluster.wait(job)["JobState"] == "FAILED"
+    assert lock.is_file() and not run.finished("internal_kd") and "stopped by" not in log.read_text()
     job = cluster.sbatch(run.path / "job.sh")
     ended, text = cluster.wait(job), (run.path / f"slurm-{job}.log").read_text()
     assert ended["JobState"] == "COMPLETED", text

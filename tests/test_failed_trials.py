@@ -16,7 +16,14 @@ from spikeprune.integrations.sweeps.local import Driver
 from spikeprune.integrations.sweeps.report import report
 from spikeprune.report.results import COSTS
 
-RECORD = {"weights": "0", "steps": 1, "metrics": {"accuracy": 0.5}, "main": 0.5, "cost": dict.fromkeys(COSTS, 2.0)}
+RECORD = {
+    "fidelity": {},
+    "weights": "0",
+    "steps": 1,
+    "metrics": {"accuracy": 0.5},
+    "main": 0.5,
+    "cost": dict.fromkeys(COSTS, 2.0),
+}
 STUDENT = {**RECORD, "heads": [1], "ffn": [4], "t_steps": [4, 4]}
 DATA = {"source": "dir", "origin": "here", "banner": "data: here"}
 

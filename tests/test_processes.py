@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from children import begin
 from micro import GLUE, ROOT, micro, only
-from together import attempt, together
+from together import attempt, free_port, together
 
 from spikeprune.config.load import load
 from spikeprune.config.schema import Run
@@ -113,6 +114,15 @@ def test_a_process_ends_with_its_parent_however_that_goes() -> None:
     while stat.is_file() and ") Z" not in stat.read_text():
         assert time.monotonic() < until, "it outlives its parent"
         time.sleep(0.02)
+
+
+def test_a_process_whose_parent_is_dead_already_does_not_wait_for_it(tmp_path, glue) -> None:
+    """Killed while the second process was importing, before that could ask to end with it."""
+    rank = {"LOCAL_RANK": "1", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    words = ["train", str(GLUE), *micro(tmp_path / "run", glue), "run.devices=2"]
+    child = begin(words, tmp_path / "log", rank | {processes.PARENT: "0"})
+    child.join(60)
+    assert child.exitcode == 0, (tmp_path / "log").read_text()
 
 
 @pytest.mark.parametrize(

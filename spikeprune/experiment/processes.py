@@ -31,7 +31,8 @@ from spikeprune.training import distributed, signals
 
 GRACE = 30.0  # seconds that the other processes get to end after rank 0
 CGROUP = Path("/sys/fs/cgroup")
-VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # that the launcher sets
+PARENT = "SPIKEPRUNE_PARENT"  # the number of the process that starts others, for them
+VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", PARENT)  # that launching sets
 
 
 def size(run: Run) -> int:
@@ -118,8 +119,12 @@ def meet(run: Run) -> list:
         )
     except (ValueError, RuntimeError) as error:  # SLURM's tasks do not fit Lightning
         raise InputError(f"run.devices = {run.devices}: {' '.join(str(error).split())}") from None
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        os.environ[PARENT] = str(os.getpid())
+    else:
         signals.end_with_parent()  # a GPU would wait for it
+        if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):
+            raise SystemExit(0)  # it was killed while this process imported, and would be waited for half an hour
     launcher = trainer.strategy.launcher
     try:
         launcher.launch(trainer.strategy.setup_environment, trainer=trainer)

@@ -172,13 +172,14 @@ def test_a_kill_while_values_are_drawn_changes_none_of_them(method, glue, tmp_pa
     assert [trial.values for trial in again.known] == wanted and again.left == again.known
 
 
-def test_a_trial_from_before_its_metric_was_measured_is_named(swept, tmp_path) -> None:
+def test_a_trial_without_its_metric_is_named(swept, tmp_path) -> None:
     run = RunDirectory(Path(shutil.copytree(swept[0] / "trials" / "0", tmp_path / "old")))
     trial = Trial(None, {}, read_resolved(run.config), run)
     assert all(0 <= score <= 1 for score in trial.scores("result/agreement"))
     for file in run.path.glob("stages/*/record.json"):
         found = jsonfile.read_sealed(file, "")
-        write_sealed(file, {k: v for k, v in found.items() if k != "fidelity"})
+        kept = {k: v for k, v in found.get("fidelity", {}).items() if k != "agreement"}
+        write_sealed(file, {**found, "fidelity": kept})
     assert len(trial.scores("result/main")) == trial.steps()
     with pytest.raises(InputError, match="old: has no result/agreement of stage spatial"):
         trial.scores("result/agreement")

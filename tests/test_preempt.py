@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -22,6 +23,7 @@ from spikeprune.experiment.build import trainers
 from spikeprune.experiment.resume_checkpoint import read_checkpoint
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.training import signals
+from spikeprune.training.lightning_patches import ctrl_c
 
 USR1, TERM = signal.SIGUSR1, signal.SIGTERM
 
@@ -92,6 +94,13 @@ def test_signalled_again_and_again_equals_undisturbed(undisturbed, glue, tmp_pat
     assert found == wanted
     assert steps_of(run) == steps_of(undisturbed)
     assert logged(run) == logged(undisturbed)
+
+
+@pytest.mark.parametrize(("interrupted", "raised"), [(True, KeyboardInterrupt), (False, SystemExit)])
+def test_what_is_no_ctrl_c_keeps_its_exit_code(interrupted, raised) -> None:
+    with pytest.raises(raised) as found, ctrl_c(SimpleNamespace(interrupted=interrupted)):
+        sys.exit(3)
+    assert interrupted or found.value.code == 3
 
 
 def test_ctrl_c_while_a_stage_is_measured(glue, tmp_path) -> None:

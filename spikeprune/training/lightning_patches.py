@@ -34,7 +34,9 @@ def ctrl_c(trainer: L.Trainer) -> Iterator[None]:
     try:
         yield
     except SystemExit:
-        raise KeyboardInterrupt if trainer.interrupted else SystemExit from None
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
 
 
 def log_steps_early(trainer: L.Trainer) -> None:

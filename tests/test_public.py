@@ -24,9 +24,9 @@ def test_run_load_and_evaluate(tmp_path: Path, glue: Path) -> None:
             self.calls.append(name)
             return getattr(self.inner, name)
 
-    from spikeprune.experiment.tracking import NullTracker
+    from spikeprune.experiment.tracking import Tracker
 
-    follower = Recorder(NullTracker())
+    follower = Recorder(Tracker())
     summary = spikeprune.run(micro(tmp_path / "run", glue), tracker=follower)
     assert summary["final"] == "finetune"
     assert list(dict.fromkeys(follower.calls)) == ["check", "opened", "log", "stage_done", "finished"]

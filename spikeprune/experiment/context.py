@@ -16,7 +16,7 @@ from spikeprune.data.raw import RawData
 from spikeprune.data.tokenizer import check_vocabulary, load_tokenizer, train_wordpiece
 from spikeprune.errors import InputError
 from spikeprune.experiment import processes
-from spikeprune.experiment.tracking import NullTracker, Tracker
+from spikeprune.experiment.tracking import Tracker
 from spikeprune.models.answering import encoder_config, teaches_answers_alone, title_of
 from spikeprune.models.checkpoint_facts import read_config
 from spikeprune.models.families import longest_text, token_types
@@ -43,7 +43,7 @@ class RunContext:
     class_weights: list[float] | None = None  # of the hard loss
     answers_alone: str = ""  # a sentence on a teacher of another architecture; empty for the family's
     left_out: str = ""  # a line on the losses that it cannot teach
-    tracker: Tracker = field(default_factory=NullTracker)
+    tracker: Tracker = field(default_factory=Tracker)
 
     def stage(self, name: str) -> Stage:
         """A stage with the epochs that it takes to reach its `steps` on these data."""

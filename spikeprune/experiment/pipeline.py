@@ -21,7 +21,7 @@ from spikeprune.experiment.run_log import recorded
 from spikeprune.experiment.stage import train_student, train_teacher
 from spikeprune.experiment.summary import summarize_run
 from spikeprune.experiment.terminal import print_once, quiet
-from spikeprune.experiment.tracking import NullTracker, Tracker
+from spikeprune.experiment.tracking import Tracker
 from spikeprune.files import jsonfile
 from spikeprune.files.atomic import write_sealed
 from spikeprune.report.tables import summary_table
@@ -38,7 +38,7 @@ def run(config: Config, tracker: Tracker | None = None) -> dict[str, Any]:
     """
     quiet()
     with processes.started(config), arithmetic.repeatable(config):
-        return run_process(config, tracker or NullTracker())
+        return run_process(config, tracker or Tracker())
 
 
 def run_process(config: Config, tracker: Tracker) -> dict[str, Any]:

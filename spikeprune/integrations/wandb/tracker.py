@@ -19,6 +19,7 @@ from typing import Any
 from spikeprune.config.schema import Config
 from spikeprune.errors import InputError
 from spikeprune.experiment.run_directory import RunDirectory
+from spikeprune.experiment.tracking import Tracker
 from spikeprune.files import jsonfile
 from spikeprune.files.atomic import write_atomic
 from spikeprune.integrations.labels import label
@@ -31,10 +32,8 @@ NOT_CHARTED = ("stage", "step", "global_step", "time", "rate", "heads", "ffn", "
 FINISH_TIMEOUT = 30  # seconds; wandb itself waits without end
 
 
-class WandbTracker:
-    """Implements `experiment.tracking.Tracker`.
-
-    Of several processes rank 0 has the run. wandb keeps the run of a process itself (`wandb.run`), where the methods
+class WandbTracker(Tracker):
+    """Of several processes rank 0 has the run. wandb keeps the run of a process itself (`wandb.run`), where the methods
     look it up; in other processes, and without a run, they do nothing.
 
     `wait` for the server at the end until everything is sent; otherwise a server that is gone costs FINISH_TIMEOUT and

@@ -20,7 +20,7 @@ SECTIONS = (stage_table, curves, layer_maps, energy, answers, spikes)
 
 
 def page(found: Mapping[str, Any]) -> str:
-    """One HTML file. `found`: `{"runs": […]}`, as `experiment.page_data` gathers it."""
+    """One HTML file. `found`: `{"runs": […]}`, as `experiment.report` gathers them."""
     runs = found["runs"]
     name = title(runs[0]) if len(runs) == 1 else f"{len(runs)} runs"
     parts = tag(

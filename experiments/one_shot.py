@@ -37,7 +37,7 @@ BATCHES, BATCH_SIZE = 16, 32  # training sentences that decisions are made on
 class OneShot:
     def __init__(self, run: str, stage: str | None, seed: int):
         directory, self.context = evaluation.reopen(run, None)
-        self.stage = stage or evaluation.last_finished(self.context, directory)
+        self.stage = stage or directory.last_student()
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.student = checkpoints.load_student(directory, self.stage)
         teacher = checkpoints.load_teacher(self.context, directory)

@@ -87,7 +87,7 @@ def test_only_the_weights_of_the_record_are_loaded(finished, tmp_path) -> None:
     with pytest.raises(InputError, match="is missing, and the run was complete"):
         spikeprune.load(copy.path)
     copy.summary.unlink()
-    with pytest.raises(InputError, match="no finished student yet"):
+    with pytest.raises(InputError, match="no stage of the student is finished"):
         spikeprune.load(copy.path)
     with pytest.raises(InputError, match="holds no model"):
         spikeprune.load(tmp_path / "nowhere")

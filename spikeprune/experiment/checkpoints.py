@@ -59,7 +59,7 @@ def save_student(
     facts: dict[str, Any],
 ) -> None:
     sha = write_student(directory.make_stage(name), student, file_tensors(student), context.tokenizer)
-    record(context, directory, name, parent, {**facts, "weights": sha})
+    record(context, directory, name, parent or "teacher", {**facts, "weights": sha})
 
 
 def write_student(folder: Path, student: SpikingBert, tensors: dict[str, Tensor], tokenizer: Any) -> str:
@@ -71,13 +71,11 @@ def write_student(folder: Path, student: SpikingBert, tensors: dict[str, Tensor]
 
 
 def record(context: RunContext, directory: RunDirectory, name: str, parent: str | None, facts: dict[str, Any]) -> None:
+    """Write the stage's record; `parent`: the stage whose weights it started from, of the teacher None."""
     made_from = None if parent is None else {"stage": parent, "weights": directory.record(parent)["weights"]}
-    if name != "teacher" and parent is None:
-        made_from = {"stage": "teacher", "weights": directory.record("teacher")["weights"]}
     stage = asdict(context.stage(name))
-    files = {"files": sums(directory.stage(name))}
     kept = {"stage": name, "parent": made_from, "config": stage, "data": data_facts(context)}
-    directory.finish(name, {**kept, **facts, **files})
+    directory.finish(name, {**kept, **facts, "files": sums(directory.stage(name))})
 
 
 def load_teacher(context: RunContext, directory: RunDirectory) -> Teacher:
@@ -141,18 +139,7 @@ def model_folder(path: str | Path) -> Path:
     folder = Path(path)
     if (folder / "config.yaml").is_file():
         directory = RunDirectory.open(folder)
-        folder = directory.stage(last_student(directory))
+        folder = directory.stage(directory.last_student())
     if not (folder / CONFIG).is_file():
         raise InputError(f"{path}: holds no model ({CONFIG} is missing); give a run, a stage's directory or a model's")
     return folder
-
-
-def last_student(directory: RunDirectory) -> str:
-    """The finished stage that no other finished one was made from. Raises InputError where no student is finished."""
-    names = [path.parent.name for path in sorted(directory.path.glob("stages/*/record.json"))]
-    parents = [(directory.record(name)["parent"] or {}).get("stage") for name in names]
-    last = [name for name in names if name not in parents and name != "teacher"]
-    if len(last) != 1:
-        found = f"several last stages ({', '.join(last)}); give one's directory" if last else "no finished student yet"
-        raise InputError(f"{directory.path}: holds {found}")
-    return last[0]

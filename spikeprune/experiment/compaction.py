@@ -12,7 +12,7 @@ from spikeprune.config.load import read_resolved
 from spikeprune.errors import InputError
 from spikeprune.experiment.checkpoints import load_student, write_student
 from spikeprune.experiment.context import RunContext
-from spikeprune.experiment.evaluation import last_finished, reopen, untrained_changes
+from spikeprune.experiment.evaluation import reopen, untrained_changes
 from spikeprune.experiment.run_directory import WEIGHTS, sums
 from spikeprune.files.atomic import write_sealed
 from spikeprune.models.compaction import as_float, compact
@@ -30,10 +30,10 @@ def compact_run(
     """Write a finished stage's student (the last one's, unless `stage` names another) without what its masks prune to
     the run's `compact/`, with its tokenizer, and return the record. `data_dir` and `overrides` as in `evaluate`."""
     directory, context = reopen(run_dir, data_dir, overrides)
-    name = stage or last_finished(context.active(), directory)
+    name = stage or directory.last_student()
     source = directory.record(name)["weights"]
     if name == "teacher":
-        raise InputError(f"{run_dir}: the teacher has nothing to compact; finish or name a stage of the student")
+        raise InputError(f"{run_dir}: the teacher has nothing to compact; name a stage of the student")
     masked = untrained_changes(load_student(directory, name), context, read_resolved(directory.config))
     small = compact(masked)
     checked = compare_logits(masked, small, context)

@@ -47,7 +47,7 @@ def evaluate(
         RunDirectory.open(run_dir).compact_record().get("changed", []) if compacted else []
     )  # of it when it was made
     directory, context = reopen(run_dir, data_dir, [*changed, *overrides])
-    name = stage or last_finished(context.active(), directory)
+    name = stage or [name for name in context.active() if directory.finished(name)][-1]
     if compacted:
         name = directory.compact_record()["parent"]["stage"]
     directory.record(name)
@@ -95,14 +95,6 @@ def compared_data(directory: RunDirectory, context: RunContext) -> dict[str, Any
     own = directory.data_facts()
     same = own["fingerprint"] == context.raw.fingerprint
     return {"same_data": same} if same else {"same_data": same, "run_data": own}
-
-
-def last_finished(stages: Sequence[str], directory: RunDirectory) -> str:
-    """Raises InputError where no stage is finished."""
-    finished = [name for name in stages if directory.finished(name)]
-    if not finished:
-        raise InputError(f"{directory.path}: no stage is finished; the same `spikeprune train` command resumes the run")
-    return finished[-1]
 
 
 def untrained_changes(student: SpikingBert, context: RunContext, made_under: Config) -> SpikingBert:

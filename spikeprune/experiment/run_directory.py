@@ -14,7 +14,9 @@ runs/<name>/config.yaml        resolved configuration
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import shutil
 from collections.abc import Iterable
 from dataclasses import fields
@@ -24,6 +26,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from spikeprune.config.derived import active_stages
 from spikeprune.config.load import read_resolved
 from spikeprune.config.schema import Stages
 from spikeprune.config.tasks import CUSTOM, Task, custom_task, get_task
@@ -33,6 +36,7 @@ from spikeprune.files.atomic import write_atomic, write_sealed
 from spikeprune.models.tensors import not_finite
 
 WEIGHTS = "model.safetensors"
+AGAIN = "remove it, and the same `train` writes it again"  # the summary
 RECORD = ("weights", "steps")  # keys of every stage's record
 STAGES = tuple(field.name for field in fields(Stages))
 SUMMED = (".json", ".txt")  # files beside the weights that a record has the sha256 of
@@ -48,9 +52,6 @@ def write_weights(path: Path, state: dict[str, Tensor]) -> str:
     data = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in state.items()}, {"format": "pt"})
     write_atomic(path, data)
     return hashlib.sha256(data).hexdigest()
-
-
-AGAIN = "remove it, and the same `train` writes it again"  # the summary
 
 
 def read_verified(path: Path, sha: str) -> bytes:
@@ -182,6 +183,15 @@ class RunDirectory:
         """A stage's record is the last file it writes."""
         return (self.stage(name) / "record.json").is_file()
 
+    def last_student(self) -> str:
+        """The last finished stage of the student. Raises InputError where none is finished."""
+        stages = active_stages(read_resolved(self.config))
+        finished = [name for name in stages if name != "teacher" and self.finished(name)]
+        if not finished:
+            resumes = "the same `spikeprune train` command resumes the run"
+            raise InputError(f"{self.path}: no stage of the student is finished; {resumes}")
+        return finished[-1]
+
     def kept(self, name: str) -> bool:
         """Whether an earlier attempt has finished a stage. Its files are verified, and a checkpoint is removed that a
         kill between record and removal has left. Raises InputError for a file that has changed."""
@@ -260,9 +270,6 @@ class RunDirectory:
 
     def write_csv(self) -> None:
         """`metrics.csv`, a column a metric, for tools that read no JSON lines."""
-        import csv
-        import io
-
         records = self.read_metrics()
         columns = list(dict.fromkeys(key for record in records for key in record))
         text = io.StringIO()

@@ -20,7 +20,7 @@ from spikeprune.errors import InputError, known
 from spikeprune.experiment.build.modules import student_module
 from spikeprune.experiment.checkpoints import load_compact, load_student, load_teacher
 from spikeprune.experiment.context import RunContext
-from spikeprune.experiment.evaluation import last_finished, reopen
+from spikeprune.experiment.evaluation import reopen
 from spikeprune.experiment.measurement import measure_student
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.experiment.summary import commit, data_facts, versions
@@ -83,10 +83,10 @@ def opened(
     changed = RunDirectory.open(run_dir).compact_record()["changed"] if compacted else []
     directory, context = reopen(run_dir, data_dir, changed)
     name = directory.compact_record()["parent"]["stage"] if compacted else stage
-    name = name or last_finished(context.active(), directory)
+    name = name or directory.last_student()
     record = directory.record(name)
     if name == "teacher":
-        raise InputError(f"{run_dir}: the teacher is no spiking student; finish or name a stage of the student")
+        raise InputError(f"{run_dir}: the teacher is no spiking student; name a stage of the student")
     if compacted:
         student = load_compact(directory)
     else:

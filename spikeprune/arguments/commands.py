@@ -6,6 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from os.path import expanduser
 from pathlib import Path
 
@@ -40,53 +41,40 @@ def _train(commands: argparse._SubParsersAction) -> None:
 
 
 def _config(commands: argparse._SubParsersAction) -> None:
-    command = _command(
-        commands, "config", "print the resolved configuration, and where each value is set", examples.CONFIG
-    )
+    text = "print the resolved configuration, and where each value is set"
+    command = _command(commands, "config", text, examples.CONFIG)
     _experiment(command)
-    command.add_argument(
-        "--help-keys", action="store_true", help="print every key with its values, default and meaning"
-    )
+    _flag(command, "--help-keys", "print every key with its values, default and meaning")
 
 
 def _evaluate(commands: argparse._SubParsersAction) -> None:
     command = _command(commands, "evaluate", "measure quality and cost from saved checkpoints", examples.EVALUATE)
     _run(command)
-    command.add_argument("overrides", metavar="key=value", nargs="*", help=CHANGED)
+    _overrides(command, CHANGED)
     _which(command)
-    command.add_argument(
-        "--data",
-        type=expanduser,
-        metavar="DIR",
-        help="a GLUE directory, or a file with the columns of own data, to measure on instead of the run's",
-    )
-    command.add_argument("--energy", action="store_true", help=TIMED)
-    command.add_argument("--stepwise", action="store_true", help="simulate step by step, not in closed form")
-    command.add_argument(
-        "--early-exit", action="store_true", help="also measure inference that stops once it is confident"
-    )
-    command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    _path(command, "--data", "DIR", "a GLUE directory, or a file of own data, to measure on instead of the run's")
+    _flag(command, "--energy", TIMED)
+    _flag(command, "--stepwise", "simulate step by step, not in closed form")
+    _flag(command, "--early-exit", "also measure inference that stops once it is confident")
+    _flag(command, "--json", "print JSON instead of a table")
 
 
 def _compact(commands: argparse._SubParsersAction) -> None:
     command = _command(commands, "compact", "write a student without its pruned heads and neurons", examples.COMPACT)
     _run(command)
-    command.add_argument("overrides", metavar="key=value", nargs="*", help=CHANGED)
-    command.add_argument("--stage", metavar="NAME", help="a finished stage; by default the last one")
-    command.add_argument(
-        "--data", type=expanduser, metavar="DIR", help="a GLUE directory, or a file of own data, to compare logits on"
-    )
+    _overrides(command, CHANGED)
+    _stage(command)
+    _path(command, "--data", "DIR", "a GLUE directory, or a file of own data, to compare logits on")
 
 
 def _export(commands: argparse._SubParsersAction) -> None:
     command = _command(commands, "export", "write a student as files that other programs load", examples.EXPORT)
     _run(command)
-    command.add_argument(
-        "--to", choices=EXPORTS, required=True, metavar="FORMAT", help=f"of the files: {', '.join(EXPORTS)}"
-    )
-    command.add_argument("directory", type=expanduser, metavar="DIR", help="a directory that does not exist yet")
+    kinds = f"of the files: {', '.join(EXPORTS)}"
+    command.add_argument("--to", choices=EXPORTS, required=True, metavar="FORMAT", help=kinds)
+    _path(command, "directory", "DIR", "a directory that does not exist yet")
     _which(command)
-    command.add_argument("--data", type=expanduser, metavar="DIR", help="a GLUE directory to check the files on")
+    _path(command, "--data", "DIR", "a GLUE directory to check the files on")
 
 
 def _predict(commands: argparse._SubParsersAction) -> None:
@@ -94,35 +82,22 @@ def _predict(commands: argparse._SubParsersAction) -> None:
     _run(command)
     command.add_argument("texts", metavar="text", nargs="*", help="what to predict; with --glue-test: further runs")
     _which(command)
-    command.add_argument("--file", type=expanduser, metavar="IN", help="a file of texts")
-    command.add_argument(
-        "--out", type=expanduser, metavar="OUT", help="a .csv or .jsonl file; with --glue-test a directory"
-    )
+    _path(command, "--file", "IN", "a file of texts")
+    _path(command, "--out", "OUT", "a .csv or .jsonl file; with --glue-test a directory")
     command.add_argument("--runtime", choices=RUNTIMES, default="torch", help="what computes: torch, or the C program")
-    command.add_argument("--cost", action="store_true", help="with additions, energy and time steps of each text")
-    command.add_argument("--glue-test", action="store_true", help="write GLUE's submission files, of its test splits")
-    command.add_argument("--data", type=expanduser, metavar="DIR", help="with --glue-test: a GLUE directory with them")
-    command.add_argument("--zip", type=expanduser, metavar="FILE", help="with --glue-test: into one archive")
+    _flag(command, "--cost", "with additions, energy and time steps of each text")
+    _flag(command, "--glue-test", "write GLUE's submission files, of its test splits")
+    _path(command, "--data", "DIR", "with --glue-test: a GLUE directory with them")
+    _path(command, "--zip", "FILE", "with --glue-test: into one archive")
 
 
 def _report(commands: argparse._SubParsersAction) -> None:
     command = _command(commands, "report", "write a page about one run or several", examples.REPORT)
     _runs(command)
-    command.add_argument(
-        "-o",
-        "--out",
-        type=expanduser,
-        metavar="FILE",
-        help="the page; by default report.html, of one run in its directory",
-    )
-    command.add_argument(
-        "--text",
-        metavar="TEXT",
-        action="append",
-        default=[],
-        help="a sentence whose spikes are shown, a pair with a tab between; by default some of the dev split",
-    )
-    command.add_argument("--energy", action="store_true", help=TIMED)
+    _path(command, "--out", "FILE", "the page; by default report.html, of one run in its directory", short="-o")
+    shown = "a sentence whose spikes are shown, a pair with a tab between; by default some of the dev split"
+    command.add_argument("--text", metavar="TEXT", action="append", default=[], help=shown)
+    _flag(command, "--energy", TIMED)
 
 
 def _sync(commands: argparse._SubParsersAction) -> None:
@@ -133,22 +108,14 @@ def _sync(commands: argparse._SubParsersAction) -> None:
 def _sweep(commands: argparse._SubParsersAction) -> None:
     command = _command(commands, "sweep", "run many trials of an experiment", examples.SWEEP)
     command.add_argument("file", metavar="FILE", help="a sweep file, such as experiments/sweeps/budget.yaml")
-    command.add_argument("overrides", metavar="key=value", nargs="*", help="keys that are fixed for all trials")
-    command.add_argument(
-        "--trials", metavar="N", type=_count, help="trials in all; by default run_cap or the grid's size"
-    )
+    _overrides(command, "keys that are fixed for all trials")
+    _number(command, "--trials", "trials in all; by default run_cap or the grid's size", least=1)
     where = command.add_mutually_exclusive_group()
     where.add_argument("--local", action="store_true", help="without a server, on this machine")
     where.add_argument("--slurm", metavar="OPTIONS", help="agents as an array job; options of sbatch, or ''")
-    command.add_argument(
-        "--jobs", metavar="N", type=_count, help="local trials at a time; by default one per GPU or core"
-    )
-    command.add_argument(
-        "--dir", type=expanduser, metavar="DIR", help="of a local sweep; by default runs/sweeps/FILE-TASK-PRESET"
-    )
-    command.add_argument(
-        "--agents", metavar="N", type=_whole, help="W&B agents; by default one per GPU, 0 only makes the sweep"
-    )
+    _number(command, "--jobs", "local trials at a time; by default one per GPU or core", least=1)
+    _path(command, "--dir", "DIR", "of a local sweep; by default runs/sweeps/FILE-TASK-PRESET")
+    _number(command, "--agents", "W&B agents; by default one per GPU, 0 only makes the sweep")
 
 
 def _launch(commands: argparse._SubParsersAction) -> None:
@@ -156,48 +123,21 @@ def _launch(commands: argparse._SubParsersAction) -> None:
     _experiment(command)
     command.add_argument("--array", metavar="TASKS", help='tasks of an array, such as "mrpc rte"')
     command.add_argument("--seeds", metavar="SEEDS", help="seeds of an array, such as 0-4 or 0,2,5-7")
-    command.add_argument("--gpus", metavar="N", type=_whole, help="GPUs of each node; 0 runs on the CPU (default: 1)")
-    command.add_argument("--nodes", metavar="N", type=_whole, help="nodes of each run")
-    command.add_argument("--cpus", metavar="N", type=_whole, help="CPU cores of each process")
+    _number(command, "--gpus", "GPUs of each node; 0 runs on the CPU (default: 1)")
+    _number(command, "--nodes", "nodes of each run")
+    _number(command, "--cpus", "CPU cores of each process")
     command.add_argument("--time", metavar="TIME", help="limit of each job, as sbatch reads it: 30:00, 4:00:00, 1-0")
     command.add_argument("--partition", metavar="NAME", help="partition of the cluster")
     command.add_argument("--sbatch", metavar="OPTION", action="append", default=[], help="a further option of sbatch")
-    command.add_argument("--template", type=expanduser, metavar="FILE", help="script template, by default slurm/job.sh")
-    command.add_argument("--dry-run", action="store_true", help="write the script and submit nothing")
+    _path(command, "--template", "FILE", "script template, by default slurm/job.sh")
+    _flag(command, "--dry-run", "write the script and submit nothing")
 
 
 def _fetch(commands: argparse._SubParsersAction) -> None:
     command = _command(commands, "fetch", "get data and checkpoints into the cache, and verify them", examples.FETCH)
     _experiment(command)
     command.add_argument("--array", metavar="TASKS", help='several tasks, such as "mrpc rte"')
-    command.add_argument("--check", action="store_true", help="use no network, only say what is missing")
-
-
-def _run(command: argparse.ArgumentParser) -> None:
-    command.add_argument("run", type=expanduser, metavar="RUN", help="a run's directory, such as runs/mrpc-tiny-s0")
-
-
-def _runs(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "runs", type=expanduser, metavar="RUN", nargs="+", help="a run's directory, such as runs/mrpc-tiny-s0"
-    )
-
-
-def _which(command: argparse.ArgumentParser) -> None:
-    """Of a run's networks."""
-    which = command.add_mutually_exclusive_group()
-    which.add_argument("--stage", metavar="NAME", help="a finished stage; by default the student's last one")
-    which.add_argument("--compact", action="store_true", help="the model that `spikeprune compact` wrote")
-
-
-def _experiment(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "experiment",
-        metavar="EXPERIMENT",
-        nargs="?",
-        help="an experiment file, such as experiments/glue.yaml; by default the glue.yaml that the package carries",
-    )
-    command.add_argument("overrides", metavar="key=value", nargs="*", help="values that replace the file's")
+    _flag(command, "--check", "use no network, only say what is missing")
 
 
 def _command(commands: argparse._SubParsersAction, name: str, text: str, examples: str) -> argparse.ArgumentParser:
@@ -210,17 +150,56 @@ def _command(commands: argparse._SubParsersAction, name: str, text: str, example
     )
 
 
-def _whole(text: str) -> int:
+def _run(command: argparse.ArgumentParser) -> None:
+    _path(command, "run", "RUN", "a run's directory, such as runs/mrpc-tiny-s0")
+
+
+def _runs(command: argparse.ArgumentParser) -> None:
+    text = "a run's directory, such as runs/mrpc-tiny-s0"
+    command.add_argument("runs", type=expanduser, metavar="RUN", nargs="+", help=text)
+
+
+def _which(command: argparse.ArgumentParser) -> None:
+    """Of a run's networks."""
+    which = command.add_mutually_exclusive_group()
+    _stage(which)
+    which.add_argument("--compact", action="store_true", help="the model that `spikeprune compact` wrote")
+
+
+def _stage(command: argparse._ActionsContainer) -> None:
+    command.add_argument("--stage", metavar="NAME", help="a finished stage; by default the student's last one")
+
+
+def _experiment(command: argparse.ArgumentParser) -> None:
+    text = "an experiment file, such as experiments/glue.yaml; by default the glue.yaml that the package carries"
+    command.add_argument("experiment", metavar="EXPERIMENT", nargs="?", help=text)
+    _overrides(command, "values that replace the file's")
+
+
+def _overrides(command: argparse.ArgumentParser, text: str) -> None:
+    command.add_argument("overrides", metavar="key=value", nargs="*", help=text)
+
+
+def _flag(command: argparse.ArgumentParser, name: str, text: str) -> None:
+    command.add_argument(name, action="store_true", help=text)
+
+
+def _path(command: argparse.ArgumentParser, name: str, metavar: str, text: str, short: str = "") -> None:
+    command.add_argument(*filter(None, (short, name)), type=expanduser, metavar=metavar, help=text)
+
+
+def _number(command: argparse.ArgumentParser, name: str, text: str, least: int | None = None) -> None:
+    command.add_argument(name, metavar="N", type=partial(_whole, least=least), help=text)
+
+
+def _whole(text: str, least: int | None) -> int:
     try:
-        return scalars.read(text, int)
+        number = scalars.read(text, int)
     except scalars.Unreadable:
         raise argparse.ArgumentTypeError(f"{text}: must be a whole number in plain digits") from None
-
-
-def _count(text: str) -> int:
-    if _whole(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
-    return _whole(text)
+    if least is not None and number < least:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least {least}")
+    return number
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:

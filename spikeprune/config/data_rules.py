@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from spikeprune.config.derived import runs
+from spikeprune.config.derived import runs, wrong
 from spikeprune.config.schema import Config
 from spikeprune.config.tasks import CLASS_METRICS, CUSTOM, NUMBER_METRICS, TASKS
 from spikeprune.errors import Problem, nearest
@@ -13,11 +13,12 @@ OWN = ("train_file", "dev_file", "text", "label", "metrics")  # keys of the task
 
 
 def sources(config: Config) -> Iterator[Problem]:
-    d, keys = config.data, ("data.dir", "data.source")
+    d = config.data
     if d.source == "dir" and not d.dir and config.task != CUSTOM:
-        yield keys, "data.source = dir: needs data.dir, a GLUE directory"
+        yield ("data.dir", "data.source"), "data.source = dir: needs data.dir, a GLUE directory"
     if d.source in ("hub", "embedded") and d.dir and config.task != CUSTOM:
-        yield keys, f"data.dir = {d.dir}: contradicts data.source = {d.source}; use data.source=dir, or leave it out"
+        text = f"contradicts data.source = {d.source}; use data.source=dir, or leave it out"
+        yield wrong(config, "data.dir", text, "data.source")
     if runs(config, "general_kd") and not d.corpus:
         text = "needs data.corpus, the text it learns from; or set it to 0"
         yield ("stages.general_kd.epochs", "data.corpus"), f"stages.general_kd.epochs: {text}"
@@ -28,17 +29,15 @@ def own(config: Config) -> Iterator[Problem]:
     d = config.data
     if config.task != CUSTOM:
         for name in OWN:
-            if value := getattr(d, name):
-                yield (f"data.{name}", "task"), f"data.{name} = {value}: is for task=custom, not for {config.task}"
+            if getattr(d, name):
+                yield wrong(config, f"data.{name}", f"is for task=custom, not for {config.task}", "task")
         return
     if d.dir or d.source in ("dir", "embedded"):
         text = "is for GLUE; task=custom reads data.train_file, or data.source=hub with data.hub"
-        key = "dir" if d.dir else "source"
-        yield (f"data.{key}", "task"), f"data.{key} = {getattr(d, key)}: {text}"
+        yield wrong(config, "data.dir" if d.dir else "data.source", text, "task")
     elif d.source == "hub" and (d.train_file or d.dev_file):
-        given = "train_file" if d.train_file else "dev_file"
         text = "is not read with data.source = hub; leave one of the two out"
-        yield (f"data.{given}", "data.source"), f"data.{given} = {getattr(d, given)}: {text}"
+        yield wrong(config, "data.train_file" if d.train_file else "data.dev_file", text, "data.source")
     elif d.source != "hub" and not d.train_file:
         yield ("data.train_file", "task"), "task = custom: needs data.train_file, or data.source=hub with data.hub"
     if not 1 <= len(d.text) <= 2 or len(set(d.text)) < len(d.text):
@@ -47,21 +46,21 @@ def own(config: Config) -> Iterator[Problem]:
     if not d.label:
         yield ("data.label", "task"), "task = custom: needs data.label, the column of the labels"
     elif d.label in d.text:
-        yield ("data.label", "data.text"), f"data.label = {d.label}: is a column of data.text too"
+        yield wrong(config, "data.label", "is a column of data.text too", "data.text")
 
 
 def metrics(config: Config) -> Iterator[Problem]:
     names, kinds = config.data.metrics, (CLASS_METRICS, NUMBER_METRICS)
     for name in names:
         if name not in CLASS_METRICS + NUMBER_METRICS:
-            text = f"unknown {name}; choose from {nearest(name, CLASS_METRICS + NUMBER_METRICS)}"
-            yield ("data.metrics",), f"data.metrics: {text}"
+            known = nearest(name, CLASS_METRICS + NUMBER_METRICS)
+            yield ("data.metrics",), f"data.metrics: unknown {name}; choose from {known}"
             return
     if len(set(names)) < len(names):
-        yield ("data.metrics",), f"data.metrics = {names}: must name each metric once"
+        yield wrong(config, "data.metrics", "must name each metric once")
     if names and not any(set(names) <= set(kind) for kind in kinds):
         of = f"{', '.join(CLASS_METRICS)} of classes or {', '.join(NUMBER_METRICS)} of numbers"
-        yield ("data.metrics",), f"data.metrics = {names}: must be of one kind, {of}"
+        yield wrong(config, "data.metrics", f"must be of one kind, {of}")
 
 
 def class_weights(config: Config) -> Iterator[Problem]:
@@ -69,9 +68,9 @@ def class_weights(config: Config) -> Iterator[Problem]:
     listed = isinstance(weights, list) and len(weights) > 1
     if not (weights in ("none", "balanced") or listed and all(_above_0(weight) for weight in weights)):
         text = "must be none, balanced, or a list of numbers above 0, one for each class"
-        yield ("data.class_weights",), f"data.class_weights = {weights}: {text}"
+        yield wrong(config, "data.class_weights", text)
     elif weights != "none" and config.task in TASKS and TASKS[config.task].regression:
-        yield ("data.class_weights", "task"), f"data.class_weights = {weights}: {config.task} is a regression"
+        yield wrong(config, "data.class_weights", f"{config.task} is a regression", "task")
 
 
 def _above_0(weight: object) -> bool:

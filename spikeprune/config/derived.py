@@ -11,12 +11,19 @@ from typing import Any
 
 from spikeprune.config.schema import Config, Losses, Stage
 from spikeprune.config.tasks import CUSTOM
+from spikeprune.errors import Problem
 
 COMPRESSION = ("spatial", "temporal", "quantize", "budget")  # stages that remove something between epochs
 
 
 def value_of(config: Config, key: str) -> Any:
     return reduce(getattr, key.split("."), config)
+
+
+def wrong(config: Config, key: str, text: str, *others: str) -> Problem:
+    """`key = value: text`, to be blamed on `key`, or else on the `others` that it does not go together with."""
+    value = value_of(config, key)
+    return (key, *others), f"{key} = {str(value).lower() if isinstance(value, bool) else value}: {text}"
 
 
 def stage_rows(config: Config) -> Iterator[tuple[str, Stage]]:

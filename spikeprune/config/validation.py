@@ -11,9 +11,9 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from spikeprune.config import data_rules
-from spikeprune.config.derived import is_int, is_ints, runs, scratch_size, stage_rows, student_layers
+from spikeprune.config.derived import is_int, is_ints, runs, scratch_size, stage_rows, student_layers, value_of, wrong
 from spikeprune.config.names import CANDIDATES, DENSE, LONGEST, WIDEST_ACTIVATION
-from spikeprune.config.schema import Config, Losses, Stage
+from spikeprune.config.schema import Config, Losses
 from spikeprune.errors import Problem, nearest
 
 Rule = Callable[[Config], Iterator[Problem]]
@@ -37,52 +37,52 @@ def lists(config: Config) -> Iterator[Problem]:
     """Values whose type is checked here, since they may be a number or a list."""
     layers, t_steps, sizes = config.student.layers, config.student.t_steps, config.data.embedded
     if not (layers is None or is_int(layers, 1) or is_ints(layers, 0)):
-        text = "a number of layers (at least 1), a list of teacher layers counted from 0, or null for all"
-        yield ("student.layers",), f"student.layers = {layers}: must be {text}"
+        text = "must be a number of layers (at least 1), a list of teacher layers counted from 0, or null for all"
+        yield wrong(config, "student.layers", text)
     if not (is_int(t_steps, 1) or is_ints(t_steps, 1)):
-        text = "a whole number of at least 1, or a list of them (the embedding's, then each layer's)"
-        yield ("student.t_steps",), f"student.t_steps = {t_steps}: must be {text}"
+        text = "must be a whole number of at least 1, or a list of them (the embedding's, then each layer's)"
+        yield wrong(config, "student.t_steps", text)
     elif max([t_steps] if isinstance(t_steps, int) else t_steps) > LONGEST:
-        yield ("student.t_steps",), f"student.t_steps = {t_steps}: a spike train has at most {LONGEST} steps"
+        yield wrong(config, "student.t_steps", f"a spike train has at most {LONGEST} steps")
     if len(sizes) != 2 or min(sizes) < 1:
-        yield ("data.embedded",), f"data.embedded = {sizes}: must be two numbers of at least 1, training and dev"
+        yield wrong(config, "data.embedded", "must be two numbers of at least 1, training and dev")
 
 
 def teacher(config: Config) -> Iterator[Problem]:
     size = scratch_size(config)
     if config.teacher.checkpoint is None and size and size["hidden"] % size["heads"]:
         text = f"its third number, the heads, must divide the first, {size['hidden']} channels"
-        yield ("teacher.size",), f"teacher.size = {config.teacher.size}: {text}"
+        yield wrong(config, "teacher.size", text)
 
 
 def student(config: Config) -> Iterator[Problem]:
-    s, total, keys = config.student, scratch_size(config).get("layers"), ("student.layers", "teacher.size")
+    s, total = config.student, scratch_size(config).get("layers")
     known = config.teacher.checkpoint is None and total is not None
     if is_ints(s.layers, 0) and s.layers != sorted(set(s.layers)):
-        yield keys, f"student.layers = {s.layers}: must name each layer once, in rising order"
+        yield wrong(config, "student.layers", "must name each layer once, in rising order", "teacher.size")
     elif known and is_ints(s.layers, 0) and s.layers[-1] >= total:
-        yield keys, f"student.layers = {s.layers}: the teacher's layers are 0 to {total - 1}"
+        yield wrong(config, "student.layers", f"the teacher's layers are 0 to {total - 1}", "teacher.size")
     elif known and is_int(s.layers, 1) and s.layers > total:
-        yield keys, f"student.layers = {s.layers}: the teacher has {total}"
+        yield wrong(config, "student.layers", f"the teacher has {total}", "teacher.size")
     if s.coding == "per_step" and s.forward == "equilibrium":
         text = "per_step coding has another equilibrium than the formula; set student.forward=spiking"
-        yield ("student.forward", "student.coding"), f"student.forward = equilibrium: {text}"
+        yield wrong(config, "student.forward", text, "student.coding")
     if s.feedback and s.coding == "accumulate":
         text = "in accumulate the first layer is done before the last begins; use running_mean or per_step"
-        yield ("student.feedback", "student.coding"), f"student.feedback = true: {text}"
+        yield wrong(config, "student.feedback", text, "student.coding")
     layers = student_layers(config)
     if layers is not None and isinstance(s.t_steps, list) and len(s.t_steps) != layers + 1:
         text = f"needs {layers + 1} numbers, the embedding's and one for each of {layers} layers"
-        yield ("student.t_steps", *keys), f"student.t_steps = {s.t_steps}: {text}; it has {len(s.t_steps)}"
+        yield wrong(config, "student.t_steps", f"{text}; it has {len(s.t_steps)}", "student.layers", "teacher.size")
 
 
 def losses(config: Config) -> Iterator[Problem]:
     for name, stage in stage_rows(config):
         if name == "general_kd" and stage.steps:
             text = "a corpus has no fixed number of steps; give epochs, and set it to 0"
-            yield (f"stages.{name}.steps",), f"stages.{name}.steps = {stage.steps}: {text}"
+            yield wrong(config, f"stages.{name}.steps", text)
         if runs(config, name):
-            yield from _losses(f"stages.{name}.losses", name, stage.losses, config.data.replace_words)
+            yield from _losses(config, f"stages.{name}.losses", name, stage.losses)
 
 
 TERMS = ("hidden", "scores", "soft", "hard", "additions")
@@ -92,18 +92,17 @@ ABSENT = {  # terms that a stage cannot have, and why
 }
 
 
-def _losses(key: str, name: str, loss: Losses, replaced: float) -> Iterator[Problem]:
+def _losses(config: Config, key: str, name: str, loss: Losses) -> Iterator[Problem]:
     reason, absent = ABSENT.get(name, ("", ()))
     for term in absent:
         if getattr(loss, term) > 0:
-            text = f"does not apply to the stage {name}; {reason}"
-            yield (f"{key}.{term}",), f"{key}.{term} = {getattr(loss, term)}: {text}"
-    if name != "teacher" and replaced > 0 and loss.hard > 0:
+            yield wrong(config, f"{key}.{term}", f"does not apply to the stage {name}; {reason}")
+    if name != "teacher" and config.data.replace_words > 0 and loss.hard > 0:
         text = "the true label is not that of a sentence changed by data.replace_words; set one of the two to 0"
-        yield (f"{key}.hard", "data.replace_words"), f"{key}.hard = {loss.hard}: {text}"
+        yield wrong(config, f"{key}.hard", text, "data.replace_words")
     if loss.additions_limit and not loss.additions:
         text = f"limits nothing while {key}.additions = 0; give that a weight, or set {key}.additions_limit=null"
-        yield (f"{key}.additions_limit", f"{key}.additions"), f"{key}.additions_limit = {loss.additions_limit}: {text}"
+        yield wrong(config, f"{key}.additions_limit", text, f"{key}.additions")
     if not any(getattr(loss, term) > 0 for term in TERMS if term not in absent):
         keys = (key, *(f"{key}.{term}" for term in TERMS))
         yield keys, f"{key}: every weight is zero, so {name} would learn nothing"
@@ -114,23 +113,22 @@ def spatial(config: Config) -> Iterator[Problem]:
     if s.criterion != "kwon":
         if s.operations is not None:
             text = f"is for {key}.criterion=kwon; set that, or leave it null"
-            yield (f"{key}.operations", f"{key}.criterion"), f"{key}.operations = {s.operations}: {text}"
+            yield wrong(config, f"{key}.operations", text, f"{key}.criterion")
     else:
         for name in ("heads", "ffn", "synapses"):
             if getattr(s, name) < 1:
                 text = f"criterion kwon removes heads and neurons within {key}.operations; set {key}.{name}=1"
-                yield (f"{key}.{name}", f"{key}.criterion"), f"{key}.{name} = {getattr(s, name)}: {text}"
+                yield wrong(config, f"{key}.{name}", text, f"{key}.criterion")
         if s.operations is None and s.epochs:
-            yield (f"{key}.criterion",), f"{key}.criterion = kwon: needs {key}.operations, a share such as 0.5"
+            yield wrong(config, f"{key}.criterion", f"needs {key}.operations, a share such as 0.5")
         if s.scope != "global":
-            yield (f"{key}.scope", f"{key}.criterion"), f"{key}.scope = {s.scope}: criterion kwon is global"
+            yield wrong(config, f"{key}.scope", "criterion kwon is global", f"{key}.criterion")
     if s.block > 1 and s.synapses == 1:
         text = f"is for synapses that are removed; set {key}.synapses below 1, or leave it 1"
-        yield (f"{key}.block", f"{key}.synapses"), f"{key}.block = {s.block}: {text}"
+        yield wrong(config, f"{key}.block", text, f"{key}.synapses")
     if s.epochs and s.synapses < 1 and config.stages.quantize.epochs and config.stages.quantize.weights != "float":
         text = f"single synapses are removed from float weights, not {config.stages.quantize.weights} ones"
-        keys = (f"{key}.synapses", "stages.quantize.weights")
-        yield keys, f"{key}.synapses = {s.synapses}: {text}; set {key}.synapses=1"
+        yield wrong(config, f"{key}.synapses", f"{text}; set {key}.synapses=1", "stages.quantize.weights")
 
 
 def temporal(config: Config) -> Iterator[Problem]:
@@ -139,17 +137,17 @@ def temporal(config: Config) -> Iterator[Problem]:
     target = config.stages.temporal.t_steps
     if runs(config, "temporal") and target is not None and mean is not None and target > mean:
         text = f"must not be above student.t_steps = {steps}; compression only removes steps"
-        yield (key, "student.t_steps"), f"{key} = {target}: {text}"
+        yield wrong(config, key, text, "student.t_steps")
 
 
 def quantize(config: Config) -> Iterator[Problem]:
     q, fold = config.stages.quantize, "stages.quantize.fold"
     if q.fold and config.student.theta == "tensor":
         text = "student.theta = tensor has one threshold for all inputs, with nothing to fold; leave it false"
-        yield (fold, "student.theta"), f"{fold} = true: {text}"
+        yield wrong(config, fold, text, "student.theta")
     if q.fold and q.weights == "float":
         text = "nothing is quantized; set stages.quantize.weights, or leave it false"
-        yield (fold, "stages.quantize.weights"), f"{fold} = true: {text}"
+        yield wrong(config, fold, text, "stages.quantize.weights")
 
 
 def without_target(config: Config) -> Iterator[Problem]:
@@ -181,21 +179,18 @@ def budget(config: Config) -> Iterator[Problem]:
             yield (f"{key}.candidates",), f"{key}.candidates: unknown {kind}; choose from {nearest(kind, CANDIDATES)}"
     if not b.candidates or len(set(b.candidates)) < len(b.candidates):
         text = f"must name each of what may be removed once, of {', '.join(CANDIDATES)}"
-        yield (f"{key}.candidates",), f"{key}.candidates = {b.candidates}: {text}"
+        yield wrong(config, f"{key}.candidates", text)
     if not runs(config, "budget") or b.target != "latency":
         return
     if "steps" not in b.candidates:
         text = f"only time steps change it; add steps to {key}.candidates"
-        yield (f"{key}.target", f"{key}.candidates"), f"{key}.target = latency: {text}"
+        yield wrong(config, f"{key}.target", text, f"{key}.candidates")
     elif b.value is not None and (numbers := _numbers(steps, student_layers(config))):
         accumulate = config.student.coding == "accumulate"
         whole, least = (sum(numbers), len(numbers)) if accumulate else (max(numbers), 1)
         if b.value * whole < least - 1e-9:
-            text = f"leaves fewer than {least} of student.t_steps' {whole} steps"
-            yield (
-                (f"{key}.value", "student.t_steps"),
-                f"{key}.value = {b.value}: {text}; the lowest value is {least / whole:.3g}",
-            )
+            text = f"leaves fewer than {least} of student.t_steps' {whole} steps; the lowest value is"
+            yield wrong(config, f"{key}.value", f"{text} {least / whole:.3g}", "student.t_steps")
 
 
 def _numbers(steps: Any, layers: int | None) -> list[int]:
@@ -212,15 +207,14 @@ def dense(config: Config) -> Iterator[Problem]:
         return
     for name, value in (("coding", "accumulate"), ("forward", "equilibrium"), ("leak", 1.0), ("query", "real")):
         if getattr(s, name) != value:
-            text = f"has no spike trains; set student.{name}={value}"
-            yield (f"student.{name}", key), f"student.{name} = {getattr(s, name)}: {key} = dense {text}"
+            text = f"{key} = dense has no spike trains; set student.{name}={value}"
+            yield wrong(config, f"student.{name}", text, key)
     for name in ("temporal", "budget"):
         if runs(config, name):
             yield (f"stages.{name}.epochs", key), f"stages.{name}: {key} = dense has no spikes; set its epochs to 0"
     for name, stage in stage_rows(config):
         if runs(config, name) and name != "teacher" and stage.losses.additions > 0:
-            loss = f"stages.{name}.losses.additions"
-            yield (loss, key), f"{loss} = {stage.losses.additions}: {key} = dense has no spikes; set it to 0"
+            yield wrong(config, f"stages.{name}.losses.additions", f"{key} = dense has no spikes; set it to 0", key)
 
 
 def energy_model(config: Config) -> Iterator[Problem]:
@@ -230,24 +224,22 @@ def energy_model(config: Config) -> Iterator[Problem]:
     bits = ((1 if config.student.spikes == "binary" else 2) * longest).bit_length()
     if bits > WIDEST_ACTIVATION.get(model, bits):
         text = f"has no figure for the {bits} bits that student.t_steps = {steps} takes densely; use int32"
-        yield ("cost.model", "student.t_steps"), f"cost.model = {model}: {text}"
+        yield wrong(config, "cost.model", text, "student.t_steps")
 
 
 def devices(config: Config) -> Iterator[Problem]:
     run = config.run
     if run.accelerator == "cpu" and run.precision == "16-mixed":
-        keys = ("run.precision", "run.accelerator")
-        yield keys, "run.precision = 16-mixed: needs a GPU; on run.accelerator=cpu use bf16-mixed or 32-true"
+        text = "needs a GPU; on run.accelerator=cpu use bf16-mixed or 32-true"
+        yield wrong(config, "run.precision", text, "run.accelerator")
     if run.accelerator == "cpu" and run.kernels == "triton":
-        keys = ("run.kernels", "run.accelerator")
-        yield keys, "run.kernels = triton: needs a GPU; on run.accelerator=cpu use torch or auto"
-    processes, sizes = run.devices * run.num_nodes, {"data.batch_size": config.data.batch_size}
-    rows: list[tuple[str, Stage]] = [row for row in stage_rows(config) if runs(config, row[0])]
-    sizes |= {f"stages.{name}.batch_size": stage.batch_size for name, stage in rows if stage.batch_size is not None}
-    for key, size in sizes.items():
-        if size < processes:
-            text = f"is shared by all devices, run.devices × run.num_nodes = {processes}; it must not be below that"
-            yield (key, "run.devices", "run.num_nodes"), f"{key} = {size}: {text}"
+        yield wrong(config, "run.kernels", "needs a GPU; on run.accelerator=cpu use torch or auto", "run.accelerator")
+    processes = run.devices * run.num_nodes
+    text = f"is shared by all devices, run.devices × run.num_nodes = {processes}; it must not be below that"
+    stages = [f"stages.{name}" for name, stage in stage_rows(config) if runs(config, name) and stage.batch_size]
+    for key in (f"{section}.batch_size" for section in ("data", *stages)):
+        if value_of(config, key) < processes:
+            yield wrong(config, key, text, "run.devices", "run.num_nodes")
 
 
 RULES: tuple[Rule, ...] = (

@@ -14,7 +14,7 @@ from spikeprune.experiment import slurm_job
 from spikeprune.integrations.labels import label
 from spikeprune.integrations.sweeps.machine import gpus
 from spikeprune.integrations.sweeps.spec import Sweep
-from spikeprune.integrations.wandb.sweeps import agent_command, create_sweep
+from spikeprune.integrations.wandb.server import agent_command, create_sweep
 
 JOB = "sweep.sh"
 

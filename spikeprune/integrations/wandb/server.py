@@ -1,13 +1,16 @@
-"""Whether a run can reach W&B's server, found out before anything is computed."""
+"""W&B's server: whether it can be reached, found out before anything is computed, and sweeps on it."""
 
 from __future__ import annotations
 
 import netrc
 import os
+import sys
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from spikeprune.config.schema import Config
@@ -84,3 +87,23 @@ def reachable(url: str) -> bool:
 
     threading.Thread(target=request, daemon=True).start()
     return responded.wait(TIMEOUT)
+
+
+def create_sweep(tree: Mapping[str, Any], project: str) -> str:
+    """Create a sweep on the server; returns `project/id` for agents. Raises InputError where that is impossible."""
+    if obstacle := why_unreachable():
+        raise InputError(
+            f"a sweep on W&B's server cannot be created: {obstacle}; --local runs the same file without a server"
+        )
+    import wandb
+
+    try:
+        sweep = wandb.sweep(dict(tree), entity=tree.get("entity"), project=project)
+    except wandb.errors.Error as error:
+        raise InputError(f"W&B ({address()}) refused the sweep: {str(error).splitlines()[0]}") from None
+    return "/".join(part for part in (tree.get("entity"), project, sweep) if part)
+
+
+def agent_command(sweep: str) -> list[str]:
+    """The command of an agent that forwards signals to its trial; otherwise a trial would outlive its agent."""
+    return [sys.executable, "-m", "wandb", "agent", "--forward-signals", sweep]

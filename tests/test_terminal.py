@@ -21,7 +21,7 @@ from spikeprune.experiment.build import trainers
 from spikeprune.experiment.context import prepare
 from spikeprune.experiment.estimate import duration, seconds_left, stage_steps
 from spikeprune.experiment.run_directory import RunDirectory
-from spikeprune.experiment.run_log import recorded, unrecorded
+from spikeprune.experiment.streams import recorded, unrecorded
 from spikeprune.experiment.terminal import Bars, bars, epoch_line
 from spikeprune.training.callbacks.resume import ResumeState
 from spikeprune.training.signals import Stopped

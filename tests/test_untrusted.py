@@ -20,7 +20,7 @@ from spikeprune import cli
 from spikeprune.config.load import load
 from spikeprune.data.tokenizer import load_tokenizer
 from spikeprune.errors import InputError
-from spikeprune.experiment import measurement, resume_checkpoint, run_log, streams
+from spikeprune.experiment import measurement, resume_checkpoint, streams
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.files import secrets
 from spikeprune.files.atomic import write_sealed
@@ -186,7 +186,7 @@ def test_secrets_are_not_shown(planted, tmp_path) -> None:
     key = PLANTED["WANDB_API_KEY"]
     text = f"refused {key} at https://user:password@host/x"
     assert secrets.redacted(text) == "refused *** at https://***@host/x" == streams.shown(text)
-    with pytest.raises(RuntimeError), run_log.recorded(tmp_path / "run.log"):
+    with pytest.raises(RuntimeError), streams.recorded(tmp_path / "run.log"):
         print(f"the key is {key}")
         raise RuntimeError(f"401 for {key}")
     written = (tmp_path / "run.log").read_text()

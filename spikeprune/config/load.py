@@ -7,7 +7,7 @@ is an `InputError` that lists every problem found, before anything is loaded. Wh
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -156,32 +156,20 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_representer(str, _Dumper.text)
 
 
-def differences(a: dict | Config, b: dict | Config, may_differ: Iterable[str] = MAY_DIFFER) -> list[str]:
-    """`key: old → new` for each key whose value is not the same; lists are compared whole."""
-    old, new = (dict(leaves(asdict(c) if is_dataclass(c) else c)) for c in (a, b))
-    missing = "(absent)"
-    keys = [k for k in dict.fromkeys([*old, *new]) if k not in set(may_differ)]
-    pairs = [(k, old.get(k, missing), new.get(k, missing)) for k in keys]
-    return [f"{k}: {before} → {after}" for k, before, after in pairs if before != after]
+def differences(old: Config, new: Config, but: Iterable[str] = MAY_DIFFER) -> dict[str, str]:
+    """`old → new` for each key whose value is not the same, but for these keys; lists are compared whole."""
+    before, after = (dict(leaves(asdict(config))) for config in (old, new))
+    return {key: f"{before[key]} → {after[key]}" for key in after if key not in but and before[key] != after[key]}
 
 
 def _overrides(overrides: Iterable[str], merge: Merge) -> Iterator[tuple[str, Any]]:
     for item in overrides:
-        key, equals, text = item.partition("=")
-        if key.startswith("_wandb"):  # W&B adds these when it resumes a preempted run of a sweep
-            continue
-        if not equals or not key or key.startswith("-"):
-            merge.problem(f"{item}: write key=value, such as seed=1", COMMAND_LINE)
+        if item.startswith("_wandb"):  # W&B adds these when it resumes a preempted run of a sweep
             continue
         try:
-            value = scalars.of_override(key, text)
-        except yaml.YAMLError:
-            merge.problem(f"{item}: the value is no YAML; is a bracket or a quote missing?", COMMAND_LINE)
-            continue
-        if text == "None":
-            merge.problem(f"{item}: write null for no value", COMMAND_LINE)
-        else:
-            yield key, value
+            yield scalars.read_override(item)
+        except InputError as error:
+            merge.problem(str(error), COMMAND_LINE)
 
 
 def _read(path: Path, merge: Merge) -> dict:

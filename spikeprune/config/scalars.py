@@ -165,18 +165,24 @@ def _scalar(text: str, kind: type) -> Any:
     return kind(text)
 
 
-def of_override(key: str, text: str) -> Any:
-    """What stands behind `key=`: of a text key as it is, else a scalar, or a list or section in brackets.
-
-    Raises yaml.YAMLError for brackets that are no YAML.
-    """
+def read_override(item: str) -> tuple[str, Any]:
+    """`key=value` -> the key and what stands behind it: of a text key as it is, else a scalar, or a list or section in
+    brackets. Raises InputError."""
+    key, equals, text = item.partition("=")
+    if not equals or not key or key.startswith("-"):
+        raise InputError(f"{item}: write key=value, such as seed=1")
+    if text == "None":
+        raise InputError(f"{item}: write null for no value")
     if text == "null":
-        return None
+        return key, None
     kind = type_of(key)
     holds_more = kind is Any or is_dataclass(kind) or any(get_origin(k) is list for k in (kind, *get_args(kind)))
-    if holds_more and text.lstrip()[:1] in ("[", "{"):
-        return parse(text)
-    return text
+    if not holds_more or text.lstrip()[:1] not in ("[", "{"):
+        return key, text
+    try:
+        return key, parse(text)
+    except yaml.YAMLError:
+        raise InputError(f"{item}: the value is no YAML; is a bracket or a quote missing?") from None
 
 
 def expanded(key: str, value: Any) -> Any:

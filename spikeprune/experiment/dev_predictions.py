@@ -21,19 +21,16 @@ FILE = "predictions.json"
 Predictions = dict[str, Any]  # split, and of each of its examples in order: labels, predictions
 
 
-def predictions_of(context: RunContext, module: TaskModule) -> Predictions:
-    """Of the module's last validation, on the first dev split. Every process calls it."""
+def keep(context: RunContext, directory: RunDirectory, stage: str, module: TaskModule) -> None:
+    """Write those of the module's last validation, on the first dev split, into the stage's directory, before its
+    record. Every process calls it."""
     split = context.task.dev_splits[0]
     rows = np.concatenate(context.data.val_dataloader()[0].batches(0)).tolist()  # of this process
     own = dict(zip(rows, torch.cat(module.predicted).tolist(), strict=True))
     found = {row: value for part in distributed.gather(own) for row, value in part.items()}
     labels = context.raw.splits[split].labels
-    return {"split": split, "labels": labels, "predictions": [found[row] for row in range(len(labels))]}
-
-
-def keep(directory: RunDirectory, stage: str, predictions: Predictions) -> None:
-    """Write them into the stage's directory, before its record."""
-    write_atomic(directory.make_stage(stage) / FILE, jsonfile.dumps(predictions) + "\n")
+    kept = {"split": split, "labels": labels, "predictions": [found[row] for row in range(len(labels))]}
+    distributed.first(lambda: write_atomic(directory.make_stage(stage) / FILE, jsonfile.dumps(kept) + "\n"))
 
 
 def kept(directory: RunDirectory, stage: str) -> Predictions | None:

@@ -28,7 +28,7 @@ from spikeprune.cost.kinds import Operations
 from spikeprune.cost.operations import count
 from spikeprune.cost.summary import summarize
 from spikeprune.errors import InputError
-from spikeprune.experiment.build import trainers
+from spikeprune.experiment.build import arithmetic
 from spikeprune.experiment.context import RunContext
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS
@@ -55,7 +55,7 @@ def measure_early_exit(context: RunContext, student: SpikingBert) -> dict[str, A
     """`dynamic` on the first dev split, of a student that passes `check_early_exit`."""
     data = context.data.val_dataloader()[0].data
     order, size = data.lengths.argsort(stable=True), context.config.data.eval_batch_size
-    home, device = student.classifier.weight.device, trainers.evaluator(context.config).strategy.root_device
+    home, device = student.classifier.weight.device, arithmetic.device(context.config)
 
     def batches() -> Iterator[Batch]:
         for rows in order.split(size):

@@ -50,19 +50,13 @@ def measure_teacher(context: RunContext, module: TeacherModule) -> Measured:
 
 
 def measure_student(context: RunContext, module: DistillationModule, stage: str) -> Measured:
-    """Quality and cost on the dev split, in float32, from the student's spikes. Raises
-    InputError, which names the `stage`, where a number that is found is not finite."""
-    measured = _measure_student(context, module, stage)
-    check_finite(measured, f"stage {stage}, split {context.task.dev_splits[0]!r}")
-    return measured
-
-
-def _measure_student(context: RunContext, module: DistillationModule, stage: str) -> Measured:
+    """From the student's spikes. Raises InputError, which names the `stage`, where a number that is found is not
+    finite."""
     counter, student = synops(context), module.student
     evaluator = trainers.evaluator(context.config, [StopOnNonFinite(stage), counter])
     with ctrl_c(evaluator):
         evaluator.validate(module, datamodule=context.data, verbose=False)
-    return {
+    measured = {
         **quality(context, module),
         "fidelity": validated(module, context.task.fidelity),
         "cost": counter.cost,
@@ -73,6 +67,8 @@ def _measure_student(context: RunContext, module: DistillationModule, stage: str
         **({} if student.synapses is None else {"synapses": share(student)}),
         "encoder_weights": encoder_weights(student),
     }
+    check_finite(measured, f"stage {stage}, split {context.task.dev_splits[0]!r}")
+    return measured
 
 
 def silent_layers(measured: Measured) -> list[str]:

@@ -14,11 +14,12 @@ from spikeprune.config.schema import Config
 from spikeprune.data.description import describe
 from spikeprune.experiment import estimate, opening, processes
 from spikeprune.experiment.build import arithmetic
-from spikeprune.experiment.context import RunContext
+from spikeprune.experiment.context import RunContext, prepare
 from spikeprune.experiment.report import PAGE, write_own
+from spikeprune.experiment.reuse import shared_stages
 from spikeprune.experiment.run_directory import AGAIN, RunDirectory
-from spikeprune.experiment.run_log import recorded
 from spikeprune.experiment.stage import train_student, train_teacher
+from spikeprune.experiment.streams import recorded
 from spikeprune.experiment.summary import summarize_run
 from spikeprune.experiment.terminal import print_once, quiet
 from spikeprune.experiment.tracking import Tracker
@@ -43,12 +44,12 @@ def run(config: Config, tracker: Tracker | None = None) -> dict[str, Any]:
 
 def run_process(config: Config, tracker: Tracker) -> dict[str, Any]:
     """`run` in one of its processes."""
-    backends = opening.check_backends(config)
+    kernels = opening.check_backends(config)
     tracker.check(config)
-    context = opening.read_context(config, tracker)
+    context = replace(distributed.first(lambda: prepare(config)), tracker=tracker)
     directory = RunDirectory(config.run.dir)
-    reuse = opening.find_reuse(context)
-    opening.check_teacher_weights(context, directory, reuse)
+    shared, why = distributed.first(lambda: shared_stages(context))
+    opening.check_teacher_weights(context, directory, shared)
     stop_on_signal()
     with opening.opened(context, directory) as complete:
         if complete:
@@ -58,15 +59,15 @@ def run_process(config: Config, tracker: Tracker) -> dict[str, Any]:
                 distributed.first(lambda: add_page(directory, context))
                 print_once(f"\n{summary_table(summary)}")
             return summary
-        backends = replace(backends, cuda_graphs=arithmetic.replays(context))
         with log_of(directory), tracker.opened(context.config, directory, context.active()):
             told = filter(None, (context.answers_alone, context.left_out))
-            for line in (context.raw.banner, *describe(context.raw, context.data.encoded), *told, str(backends)):
+            backends = f"kernels: {kernels}{', CUDA graphs' if arithmetic.replays(context) else ''}"
+            for line in (context.raw.banner, *describe(context.raw, context.data.encoded), *told, backends):
                 print_once(line)
             print_once(estimate.before(context))
-            opening.copy_stages(context, directory, reuse)
+            opening.copy_stages(context, directory, shared, why)
             run_stages(context, directory)
-            summary = distributed.first(lambda: finish(context, directory, backends))
+            summary = distributed.first(lambda: finish(context, directory, kernels))
             path = distributed.first(lambda: write_own(directory, context))
             print_once(f"\n{summary_table(summary)}\n\nreport: {path}")
             return summary
@@ -94,9 +95,9 @@ def run_stages(context: RunContext, directory: RunDirectory) -> None:
         context.tracker.stage_done(directory, name, stages)
 
 
-def finish(context: RunContext, directory: RunDirectory, backends: opening.Backends) -> dict[str, Any]:
+def finish(context: RunContext, directory: RunDirectory, kernels: str) -> dict[str, Any]:
     """Write `metrics.csv` and, with which a run is complete, `summary.json`."""
-    summary = {**summarize_run(context, directory), "kernels": backends.kernels}
+    summary = {**summarize_run(context, directory), "kernels": kernels}
     directory.write_csv()
     write_sealed(directory.summary, summary)
     context.tracker.finished(summary)

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from spikeprune.config.derived import active_stages
 from spikeprune.config.load import read_resolved
 from spikeprune.config.names import RUNTIMES
 from spikeprune.config.schema import Config
@@ -29,7 +28,7 @@ from spikeprune.data.cells import sentence
 from spikeprune.data.tokenizer import load_tokenizer
 from spikeprune.errors import InputError, known
 from spikeprune.experiment import processes
-from spikeprune.experiment.build.arithmetic import kernels, on_gpu
+from spikeprune.experiment.build import arithmetic
 from spikeprune.experiment.build.networks import dense_shape
 from spikeprune.experiment.checkpoints import load_compact, load_student
 from spikeprune.experiment.run_directory import RunDirectory
@@ -106,28 +105,19 @@ def open_predictor(
         config.run.accelerator = "auto"  # what was trained on a GPU may be used without one
     config.run.kernels = "torch" if config.run.kernels == "torch" else "auto"
     processes.use_threads(config.run)
-    device = torch.device("cuda" if on_gpu(config) and runtime == "torch" else "cpu")
-    name = stage or last_student(directory, config)
+    device = arithmetic.device(config) if runtime == "torch" else torch.device("cpu")
+    name = stage or directory.last_student()
     folder = directory.compact if compacted else directory.stage(name)
     if compacted or name != "teacher":
         student = load_compact(directory) if compacted else load_student(directory, name)
         student = student.to(device).eval()
-        how = of_student(student, kernels(config)) if runtime == "torch" else of_program(compact(student))
+        how = of_student(student, arithmetic.kernels(config)) if runtime == "torch" else of_program(compact(student))
     elif runtime != "torch":
         raise InputError(f"--runtime {runtime}: runs spiking students and not the teacher; name another stage")
     else:
         directory.verified(name)
         how = of_teacher(Teacher.load(folder, classes=directory.task().num_labels).freeze().to(device))
     return Predictor(config, directory.task(), load_tokenizer(str(folder)), device, *how)
-
-
-def last_student(directory: RunDirectory, config: Config) -> str:
-    """The last finished stage of the student. Raises InputError where none is finished."""
-    finished = [name for name in active_stages(config) if name != "teacher" and directory.finished(name)]
-    if not finished:
-        resumes = "the same `spikeprune train` command resumes the run"
-        raise InputError(f"{directory.path}: no stage of the student is finished; {resumes}")
-    return finished[-1]
 
 
 def of_student(student: SpikingBert, backend: str) -> tuple[Callable, Callable, int]:

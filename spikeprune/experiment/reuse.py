@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,17 @@ PLACES = ("data.source", "data.dir", "data.hub", "data.train_file", "data.dev_fi
 
 def shared_stages(context: RunContext) -> tuple[list[str], str]:
     """The stages at the beginning of this run that `run.start_from` has finished under the same settings, and why the
-    next one is not among them (empty where the other run simply has no more). Reads only.
+    next one is not among them (empty where the other run simply has no more). None without `run.start_from`. Reads
+    only.
 
     Raises InputError for a directory without a run, for other data, and where not even the first stage is the same.
     """
+    if not context.config.run.start_from:
+        return [], ""
     source = RunDirectory.open(context.config.run.start_from)
     theirs, mine = read_resolved(source.config), context.config
     fingerprint = source.data_facts()["fingerprint"]
-    other = [line for line in differences(theirs, mine, ()) if _decides(line, (*COMMON, *RUN), but=(*CORPUS, *PLACES))]
+    other = _changed(theirs, mine, (*COMMON, *RUN), but=(*CORPUS, *PLACES))
     if fingerprint != context.raw.fingerprint:
         other.append(f"data: fingerprint {fingerprint} → {context.raw.fingerprint}")
     if other:
@@ -51,7 +55,7 @@ def shared_stages(context: RunContext) -> tuple[list[str], str]:
 
 def common_stages(theirs: Config, mine: Config) -> list[str]:
     """The first stages that two configurations on the same data have in common; reads no files."""
-    if any(_decides(line, (*COMMON, *RUN), but=CORPUS) for line in differences(theirs, mine, ())):
+    if _changed(theirs, mine, (*COMMON, *RUN), but=CORPUS):
         return []
     return _same_stages(theirs, mine)[0]
 
@@ -75,16 +79,16 @@ def _stage_differences(theirs: Config, mine: Config, name: str) -> list[str]:
         sections.append("cost.model")
     if name == "general_kd":
         sections += CORPUS
-    return [line for line in differences(theirs, mine, ()) if _decides(line, sections)]
+    return _changed(theirs, mine, sections)
 
 
-def _decides(line: str, sections, but=()) -> bool:
-    """Whether a line of `differences` is about a key of these sections."""
-    key = line.partition(":")[0]
-    return key not in but and any(key == section or key.startswith(f"{section}.") for section in sections)
+def _changed(theirs: Config, mine: Config, sections: Sequence[str], but: Sequence[str] = ()) -> list[str]:
+    """`key: old → new` for each key of these sections whose value differs."""
+    changed = [(key, change) for key, change in differences(theirs, mine, but).items()]
+    return [f"{key}: {c}" for key, c in changed if any(f"{key}.".startswith(f"{section}.") for section in sections)]
 
 
-def take_over(context: RunContext, directory: RunDirectory, stages: list[str]) -> list[str]:
+def take_over(context: RunContext, directory: RunDirectory, stages: Sequence[str]) -> list[str]:
     """Put the other run's `stages` into this one's directory, records last; returns those copied now. Weights are
     hard-linked where the file system allows it (a finished file never changes), else copied.
 

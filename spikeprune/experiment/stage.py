@@ -34,14 +34,13 @@ def train_teacher(context: RunContext, directory: RunDirectory) -> None:
     if teacher.note:
         print_once(teacher.note)
     module = modules.teacher_module(context, teacher)
-    facts = (
-        fit(context, directory, "teacher", module) if context.stage("teacher").epochs else {"steps": 0, "seconds": 0.0}
-    )
+    facts: dict[str, Any] = {"steps": 0, "seconds": 0.0}
+    if context.stage("teacher").epochs:
+        facts = fit(context, directory, "teacher", module)
     module = modules.teacher_module(context, module.teacher)
     measured = measure_teacher(context, module)
     distributed.first(lambda: check_teacher(context, measured))
-    predictions = dev_predictions.predictions_of(context, module)
-    distributed.first(lambda: dev_predictions.keep(directory, "teacher", predictions))
+    dev_predictions.keep(context, directory, "teacher", module)
     distributed.first(lambda: save_teacher(context, directory, module.teacher, {**measured, **facts}))
 
 
@@ -61,8 +60,7 @@ def train_student(context: RunContext, directory: RunDirectory, name: str, paren
         module = modules.student_module(context, name, student, frozen)
     budget = facts.pop("budget", None)
     measured = measure_student(context, module, name)
-    predictions = dev_predictions.predictions_of(context, module)
-    distributed.first(lambda: dev_predictions.keep(directory, name, predictions))
+    dev_predictions.keep(context, directory, name, module)
     if silent := silent_layers(measured):
         print_once(f"{name}: no spike at all in {', '.join(silent)}, so nothing passes there; lower its lr or losses")
     if budget:

@@ -17,6 +17,7 @@ from spikeprune.config.derived import active_stages, compresses
 from spikeprune.config.keys import leaves
 from spikeprune.config.load import MAY_DIFFER, Config
 from spikeprune.config.tasks import CUSTOM
+from spikeprune.experiment.build.arithmetic import device
 from spikeprune.experiment.context import RunContext
 from spikeprune.experiment.dev_predictions import significance
 from spikeprune.experiment.run_directory import RunDirectory
@@ -53,7 +54,6 @@ def summarize_run(context: RunContext, directory: RunDirectory) -> dict[str, Any
         row["energy_saving"] = dense_pj / row["cost"]["energy_pj"]  # the dense teacher's energy over this student's
     compressing = [i for i, name in enumerate(stages) if compresses(context.config, name)]
     uncompressed = stages[compressing[0] - 1] if compressing and compressing[0] else None
-    on_gpu = torch.cuda.is_available() and context.config.run.accelerator != "cpu"
     return {
         "task": context.task.name,
         "preset": context.config.preset,
@@ -75,7 +75,7 @@ def summarize_run(context: RunContext, directory: RunDirectory) -> dict[str, Any
         "settings": settings(context.config),
         "commit": commit(),
         "versions": versions(),
-        "hardware": hardware(torch.device("cuda" if on_gpu else "cpu")),
+        "hardware": hardware(device(context.config)),
     }
 
 

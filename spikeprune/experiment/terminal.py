@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.utilities import rank_zero_only
 
 from spikeprune.experiment.estimate import duration, seconds_left
-from spikeprune.experiment.run_log import unrecorded
+from spikeprune.experiment.streams import unrecorded
 from spikeprune.report.numbers import digits, energy_unit
 from spikeprune.training.callbacks.resume import ResumeState
 from spikeprune.training.modules.task import TaskModule

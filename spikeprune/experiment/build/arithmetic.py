@@ -40,6 +40,11 @@ def on_gpu(config: Config) -> bool:
     return torch.cuda.is_available() and config.run.accelerator != "cpu"
 
 
+def device(config: Config) -> torch.device:
+    """Of one process outside a Trainer."""
+    return torch.device("cuda" if on_gpu(config) else "cpu")
+
+
 def cuda_graphs(config: Config) -> bool:
     """Whether training replays CUDA graphs: on a GPU, unless run.kernels is torch."""
     run = config.run

@@ -14,6 +14,7 @@ from spikeprune.cost.kinds import Operations
 from spikeprune.data.batching import Encoded
 from spikeprune.data.tokenizer import load_tokenizer
 from spikeprune.errors import InputError
+from spikeprune.experiment.build import arithmetic
 from spikeprune.experiment.context import RunContext
 from spikeprune.experiment.page_data import answers
 from spikeprune.experiment.page_data.raster import raster
@@ -48,7 +49,7 @@ def examine(
     sentences: Sequence[Sentence],
 ) -> dict[str, Any]:
     """`answers`, `energy` and `spikes` of the page. Raises InputError for sentences that do not fit the task."""
-    device = torch.device("cuda" if torch.cuda.is_available() and context.config.run.accelerator != "cpu" else "cpu")
+    device = arithmetic.device(context.config)
     split = context.task.dev_splits[0]
     encoded, raw = context.data.encoded[split], context.raw.splits[split]
     texts = list(zip(raw.first, raw.second, strict=True)) if raw.second is not None else [(text,) for text in raw.first]

@@ -13,8 +13,6 @@ from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from spikeprune.config import scalars
 from spikeprune.config.derived import data_name
 from spikeprune.config.keys import type_of
@@ -76,7 +74,8 @@ def read(path: str | Path, given: Iterable[str] = ()) -> Sweep:
     tree = _tree(path)
     parameters = tree.get("parameters")
     if isinstance(parameters, dict):
-        tree = {**tree, "parameters": {**parameters, **_fixed(given)}}
+        fixed = {key: {"value": _typed(key, value)} for key, value in map(scalars.read_override, given)}
+        tree = {**tree, "parameters": {**parameters, **fixed}}
     sweep = _parse(path, tree)
     problems = sweep.problems or check(sweep)
     if problems:
@@ -85,23 +84,15 @@ def read(path: str | Path, given: Iterable[str] = ()) -> Sweep:
 
 
 def _tree(path: Path) -> dict[str, Any]:
+    """The file's, values of a parameter by the type of its key, all else (`min`, `distribution`) as YAML 1.2 has it."""
     tree = scalars.parse_file(path)
-    found = tree.get("parameters")
-    typed = isinstance(found, dict)
-    parameters = {key: _of_parameter(key, how) for key, how in found.items()} if typed else scalars.plain(found)
-    return {key: parameters if key == "parameters" else scalars.plain(value) for key, value in tree.items()}
-
-
-def _of_parameter(key: str, how: Any) -> Any:
-    """Its values by the type of its key, all else (`min`, `distribution`) as YAML 1.2 has it."""
-    if not isinstance(how, dict):
-        return scalars.plain(how)
-    found = scalars.plain(how)
-    if "value" in how:
-        found["value"] = _typed(key, how["value"])
-    if isinstance(how.get("values"), list):
-        found["values"] = [_typed(key, value) for value in how["values"]]
-    return found
+    made, parameters = scalars.plain(tree), tree.get("parameters")
+    for key, how in parameters.items() if isinstance(parameters, dict) else ():
+        if isinstance(how, dict) and "value" in how:
+            made["parameters"][key]["value"] = _typed(key, how["value"])
+        if isinstance(how, dict) and isinstance(how.get("values"), list):
+            made["parameters"][key]["values"] = [_typed(key, value) for value in how["values"]]
+    return made
 
 
 def _typed(key: str, value: Any) -> Any:
@@ -113,19 +104,6 @@ def _typed(key: str, value: Any) -> Any:
         return scalars.read(value, kind)
     except scalars.Unreadable:
         return value
-
-
-def _fixed(given: Iterable[str]) -> dict[str, dict[str, Any]]:
-    found = {}
-    for item in given:
-        key, equals, text = item.partition("=")
-        if not equals or not key or key.startswith("-"):
-            raise InputError(f"{item}: write key=value, such as task=rte")
-        try:
-            found[key] = {"value": _typed(key, scalars.of_override(key, text))}
-        except yaml.YAMLError:
-            raise InputError(f"{item}: the value is no YAML; is a bracket or a quote missing?") from None
-    return found
 
 
 # --------------------------------------------------------------------------------------------------- the file's form

@@ -53,12 +53,16 @@ NAMED = $(TASK)
 slurm fetch: NAMED = $(TASK)$(ARRAY)
 # A value quoted as one word of the shell.
 Q = '$(subst ','\'',$(1))'
-OPTION = if [ -n $(call Q,$(2)) ]; then set -- "$$@" --$(1)=$(call Q,$(2)); fi
+# One more argument of the shell, NAME=VALUE, where the value is given.
+SET = if [ -n $(call Q,$(2)) ]; then set -- "$$@" $(1)=$(call Q,$(2)); fi
 
 # ARGS are words of the shell, quoted by the user. An unquoted # makes the rest of the line a comment, `whole=1` too, so
-# the check stands on the next line.
+# START stands on the next line: it checks, and starts a program of the environment with the arguments of the shell.
 GIVEN = whole=; set -- "$$@" $(ARGS); whole=1
-WHOLE = if [ -z "$$whole" ]; then echo "error: ARGS: put quotes around what holds a \#: ARGS=\"'run.dir=exp \#1'\"" >&2; exit 2; fi
+define START
+if [ -z "$$whole" ]; then echo "error: ARGS: put quotes around what holds a #: ARGS=\"'run.dir=exp #1'\"" >&2; exit 2; fi; \
+exec $(BIN)/$(1) "$$@"
+endef
 
 # Task, preset, data and teacher of a target as arguments of the shell.
 define CHOSEN
@@ -71,55 +75,47 @@ case "$$data" in \
     *) if [ -d "$$data" ]; then set -- "$$@" data.source=dir data.dir="$$data"; \
        else set -- "$$@" data.source="$$data"; fi ;; \
 esac; \
-if [ -n $(call Q,$(TEACHER)) ]; then set -- "$$@" teacher.checkpoint=$(call Q,$(TEACHER)); fi; \
-if [ -n $(call Q,$(BUDGET)) ]; then set -- "$$@" stages.budget.value=$(call Q,$(BUDGET)); fi
+$(call SET,teacher.checkpoint,$(TEACHER)); $(call SET,stages.budget.value,$(BUDGET))
 endef
 
 glue: $(STAMP)  ## run the pipeline: TASK=mrpc [PRESET=tiny|minilm|base|paper] [DATA=auto|hub|embedded|DIR, embedded for tiny] [TEACHER=name-or-dir] [BUDGET=0.01, share of the dense energy] [SEED=0] [ARGS="key=value …"]
 	@$(CHOSEN); \
-	if [ -n $(call Q,$(SEED)) ]; then set -- "$$@" seed=$(call Q,$(SEED)); fi; \
+	$(call SET,seed,$(SEED)); \
 	$(GIVEN); \
-	$(WHOLE); \
-	exec $(BIN)/spikeprune train experiments/glue.yaml "$$@"
+	$(call START,spikeprune train experiments/glue.yaml)
 
 slurm: $(STAMP)  ## submit to SLURM what glue runs: TASK=mrpc or ARRAY="mrpc rte …" [SEEDS=0-4] [GPUS=1, 0 for tiny] [NODES=] [CPUS=] [TIME=] [PARTITION=] [SBATCH="--mem=32G …"] [DRY=1] [glue's arguments]
 	@$(CHOSEN); \
-	if [ -n $(call Q,$(SEED)) ]; then set -- "$$@" seed=$(call Q,$(SEED)); fi; \
-	$(call OPTION,array,$(ARRAY)); $(call OPTION,seeds,$(SEEDS)); $(call OPTION,gpus,$(GPUS)); \
-	$(call OPTION,nodes,$(NODES)); $(call OPTION,cpus,$(CPUS)); $(call OPTION,time,$(TIME)); \
-	$(call OPTION,partition,$(PARTITION)); \
+	$(call SET,seed,$(SEED)); $(call SET,--array,$(ARRAY)); $(call SET,--seeds,$(SEEDS)); $(call SET,--gpus,$(GPUS)); \
+	$(call SET,--nodes,$(NODES)); $(call SET,--cpus,$(CPUS)); $(call SET,--time,$(TIME)); \
+	$(call SET,--partition,$(PARTITION)); \
 	for option in $(SBATCH); do set -- "$$@" --sbatch="$$option"; done; \
 	if [ -n "$(DRY)" ]; then set -- "$$@" --dry-run; fi; \
 	$(GIVEN); \
-	$(WHOLE); \
-	exec $(BIN)/spikeprune launch experiments/glue.yaml "$$@"
+	$(call START,spikeprune launch experiments/glue.yaml)
 
 fetch: $(STAMP)  ## get data and checkpoints of TASK=mrpc or ARRAY="mrpc rte …" into the cache [glue's arguments]
-	@$(CHOSEN); $(call OPTION,array,$(ARRAY)); \
+	@$(CHOSEN); $(call SET,--array,$(ARRAY)); \
 	$(GIVEN); \
-	$(WHOLE); \
-	exec $(BIN)/spikeprune fetch experiments/glue.yaml "$$@"
+	$(call START,spikeprune fetch experiments/glue.yaml)
 
 ablation: $(STAMP)  ## each way of compressing from one distilled student, one table: as glue, [SEEDS="0 1 2"] [ABLATIONS="none joint …"]
 	@$(CHOSEN); \
 	if [ -n $(call Q,$(ABLATIONS)) ]; then set -- "$$@" --only $(call Q,$(ABLATIONS)); fi; \
 	$(GIVEN); \
-	$(WHOLE); \
-	exec $(BIN)/python experiments/ablation.py --seeds $(call Q,$(or $(SEEDS),$(SEED),0)) "$$@"
+	$(call START,python experiments/ablation.py --seeds $(call Q,$(or $(SEEDS),$(SEED),0)))
 
+sweep: WHERE = $(if $(filter undefined,$(origin SLURM)),,--slurm=$(call Q,$(SLURM)))
 sweep: $(STAMP)  ## trials on W&B's server, an agent per GPU: SWEEP=budget [TRIALS=n] [SLURM="sbatch options"] [ARGS="key=value …"]
-	@test -n $(call Q,$(SWEEP)) || { echo "error: name a file of experiments/sweeps, such as: make sweep SWEEP=budget" >&2; exit 2; }
-	@set -- $(if $(TRIALS),--trials $(call Q,$(TRIALS))) $(if $(filter undefined,$(origin SLURM)),,--slurm=$(call Q,$(SLURM))); \
-	$(GIVEN); \
-	$(WHOLE); \
-	exec $(BIN)/spikeprune sweep experiments/sweeps/$(call Q,$(SWEEP)).yaml "$$@"
 
+sweep-local: WHERE = --local $(if $(JOBS),--jobs $(call Q,$(JOBS)))
 sweep-local: $(STAMP)  ## the same without a server; ends with the Pareto front: SWEEP=budget [TRIALS=n] [JOBS=n] [ARGS="key=value …"]
-	@test -n $(call Q,$(SWEEP)) || { echo "error: name a file of experiments/sweeps, such as: make sweep-local SWEEP=budget" >&2; exit 2; }
-	@set -- --local $(if $(TRIALS),--trials $(call Q,$(TRIALS))) $(if $(JOBS),--jobs $(call Q,$(JOBS))); \
+
+sweep sweep-local:
+	@test -n $(call Q,$(SWEEP)) || { echo "error: name a file of experiments/sweeps, such as: make $@ SWEEP=budget" >&2; exit 2; }
+	@set -- $(WHERE) $(if $(TRIALS),--trials $(call Q,$(TRIALS))); \
 	$(GIVEN); \
-	$(WHOLE); \
-	exec $(BIN)/spikeprune sweep experiments/sweeps/$(call Q,$(SWEEP)).yaml "$$@"
+	$(call START,spikeprune sweep experiments/sweeps/$(call Q,$(SWEEP)).yaml)
 
 # Four files at a time on two cores: tests wait more than they compute.
 PYTEST = $(BIN)/python -m pytest -n $(or $(JOBS),4) --dist loadfile --no-loadscope-reorder

@@ -56,9 +56,10 @@ Q = '$(subst ','\'',$(1))'
 # One more argument of the shell, NAME=VALUE, where the value is given.
 SET = if [ -n $(call Q,$(2)) ]; then set -- "$$@" $(1)=$(call Q,$(2)); fi
 
-# ARGS are words of the shell, quoted by the user. An unquoted # makes the rest of the line a comment, `whole=1` too, so
-# START stands on the next line: it checks, and starts a program of the environment with the arguments of the shell.
-GIVEN = whole=; set -- "$$@" $(ARGS); whole=1
+# ARGS are words of the shell, quoted by the user; not of make, so that '${task}' stays. An unquoted # makes the rest of the
+# line a comment, `whole=1` too, so START stands on the next line: it checks, and starts a program of the environment with
+# the arguments of the shell.
+GIVEN = whole=; set -- "$$@" $(value ARGS); whole=1
 define START
 if [ -z "$$whole" ]; then echo "error: ARGS: put quotes around what holds a #: ARGS=\"'run.dir=exp #1'\"" >&2; exit 2; fi; \
 exec $(BIN)/$(1) "$$@"

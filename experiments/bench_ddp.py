@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scaling_check import check
-from scaling_results import keep, tables
+from scaling_check import check, title
+from scaling_results import keep, tables, unequal
 
 from spikeprune.errors import InputError, nearest
 from spikeprune.experiment import streams
@@ -61,34 +61,41 @@ def take(args: argparse.Namespace) -> int:
 
 
 def compare_runs(args: argparse.Namespace) -> int:
-    devices, begin = counts(args), time.time()
+    """Exit code 1 where a run does not equal that of one device."""
+    devices, begin, runs = counts(args), time.time(), []
     device = torch.device("cuda" if args.accelerator == "gpu" else "cpu")
     made = {"hardware": hardware(device), "device": device.type, "torch": torch.__version__, "commit": commit()}
     with tempfile.TemporaryDirectory(prefix="scaling-") as work:
-        runs = check(devices, args.accelerator, args.overrides, Path(work))
-    written({"made": made | {"devices": devices, "seconds": time.time() - begin}, "runs": runs}, args.json)
-    return 0
+        for run in check(devices, args.accelerator, args.overrides, Path(work)):
+            runs.append(run)
+            written({"made": made | {"devices": devices, "seconds": time.time() - begin}, "runs": runs}, args.json)
+    apart = [f"{', '.join(names)} of {title(run)}" for run in runs if (names := unequal(run, runs[0]))]
+    print(f"not as on one device: {'; '.join(apart) or 'nothing'}")
+    return int(bool(apart))
 
 
 def written(found: dict[str, Any], file: Path | None) -> None:
-    """Into `--json`, and as tables."""
+    """Into `--json`, and as tables; after each part, so that an interrupted one loses no other."""
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, found)
-    print(f"\n{tables([found])}", flush=True)
+    print(f"\n{tables([found])}\n", flush=True)
 
 
 def compare(args: argparse.Namespace) -> int:
-    """One process group for each number of devices, in turn."""
+    """One process group for each number of devices, in turn. Exit code 1 where decisions differ between processes."""
     devices, begin = counts(args), time.time()
     found: dict[str, Any] = {"made": {name: getattr(args, name) for name in HOW} | {"devices": devices}, "rows": []}
     with tempfile.TemporaryDirectory(prefix="scaling-") as work:
         for count in devices:
-            one = measured(args, count, Path(work) / f"{count}.json")
-            found["rows"] += one["rows"]
-            found["made"] |= one["made"] | {"seconds": time.time() - begin}
-            written(found, args.json)  # after each number of devices, so that an interrupted one loses no other
-    return 0
+            code, one = measured(args, count, Path(work) / f"{count}.json")
+            if one:
+                found["rows"] += one["rows"]
+                found["made"] |= one["made"] | {"seconds": time.time() - begin}
+                written(found, args.json)
+            if code:
+                return code  # its message is printed
+    return int(not all(row["decision"]["same"] for row in found["rows"]))
 
 
 def counts(args: argparse.Namespace) -> list[int]:
@@ -109,14 +116,12 @@ def counts(args: argparse.Namespace) -> list[int]:
     return devices
 
 
-def measured(args: argparse.Namespace, count: int, file: Path) -> dict[str, Any]:
-    """What `experiments/bench/scaling.py` finds with this number of devices."""
+def measured(args: argparse.Namespace, count: int, file: Path) -> tuple[int, dict[str, Any]]:
+    """What `experiments/bench/scaling.py` finds with this number of devices: its exit code, and what it measured."""
     options = [f"--count={count}", f"--accelerator={args.accelerator}", f"--sizes={args.sizes}", f"--json={file}"]
     options += [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in HOW]
     done = subprocess.run([sys.executable, "-m", "experiments.bench.scaling", *options], cwd=ROOT)
-    if done.returncode:
-        sys.exit(done.returncode)  # its message is printed
-    return jsonfile.loads(file.read_text(encoding="utf-8"))
+    return done.returncode, jsonfile.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 if __name__ == "__main__":

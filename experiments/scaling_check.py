@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +18,29 @@ from spikeprune.experiment.run_directory import RunDirectory
 
 GLUE = Path(__file__).resolve().parent / "glue.yaml"
 SHORT = ("task=sst2", "preset=tiny", "data.source=embedded")  # minutes, without files
-EVERY = 20  # optimizer steps between two checkpoints
+EVERY = 20  # optimizer steps between two checkpoints of a run that will be killed
 SET_HERE = ("run.dir", "run.devices", "run.accelerator", "run.checkpoint_every")
 
 
-def check(devices: Sequence[int], accelerator: str, overrides: Sequence[str], work: Path) -> list[dict[str, Any]]:
-    """A row for each run: undisturbed on each number of devices, and killed on several. Batches are of all devices
-    together."""
+def check(devices: Sequence[int], accelerator: str, overrides: Sequence[str], work: Path) -> Iterator[dict[str, Any]]:
+    """The row of each run as it ends: undisturbed on each number of devices, and killed on several. Batches are of all
+    devices together."""
     for item in overrides:
         if item.partition("=")[0] in SET_HERE:
             raise InputError(f"{item}: the check sets this itself")
-    overrides = [*(overrides or SHORT), f"run.accelerator={accelerator}", f"run.checkpoint_every={EVERY}"]
+    overrides = [*(overrides or SHORT), f"run.accelerator={accelerator}"]
     stages = active_stages(load(GLUE, overrides))
-    rows = []
-    for count in devices:
-        for killed in (None, stages[len(stages) // 2]) if count > 1 else (None,):
-            run = RunDirectory(work / f"{count}{'-killed' if killed else ''}")
-            rows.append(trained(run, count, killed, overrides))
-            print(
-                f"{count} devices{f', killed in {killed}' if killed else ''}: {rows[-1]['seconds']:.0f} s", flush=True
-            )
-    return rows
+    keys = [item.partition("=")[0] for item in overrides]
+    overrides += [f"{key}=0" for key in (f"stages.{stage}.steps" for stage in stages) if key not in keys]
+    runs = [(n, killed) for n in devices for killed in ((None, stages[len(stages) // 2]) if n > 1 else (None,))]
+    for number, (count, killed) in enumerate(runs, 1):
+        print(f"run {number} of {len(runs)}: {title({'devices': count, 'killed': killed})}", flush=True)
+        yield trained(RunDirectory(work / str(number)), count, killed, overrides)
+
+
+def title(run: Mapping[str, Any]) -> str:
+    killed = f", killed in {run['killed']}" if run["killed"] else ""
+    return f"{run['devices']} device{'s' * (run['devices'] > 1)}{killed}"
 
 
 def trained(run: RunDirectory, count: int, killed: str | None, overrides: Sequence[str]) -> dict[str, Any]:
@@ -47,7 +49,7 @@ def trained(run: RunDirectory, count: int, killed: str | None, overrides: Sequen
     command += [f"run.dir={run.path}", f"run.devices={count}"]
     begin = time.time()
     if killed:
-        kill(command, run, killed)
+        kill([*command, f"run.checkpoint_every={EVERY}"], run, killed)
     done = subprocess.run(command, stdout=subprocess.DEVNULL)
     if done.returncode:
         sys.exit(done.returncode)  # its message is printed

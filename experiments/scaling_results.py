@@ -25,8 +25,8 @@ LEGEND = (
     "Medians of the measured epochs, of each the slowest process' time. A decision of spatial pruning (`fisher`, 16 "
     "batches of 32) gave {masks} on all processes."
 )
-RUNS = ("devices", "killed in", "score", "within one device's interval", "optimizer steps", "heads, neurons kept", "T")
-RUNS += ("additions of a sentence, ÷ one device", "seconds")
+JUDGED = ("within one device's interval", "optimizer steps", "heads, neurons kept", "T")
+RUNS = ("devices", "killed in", "score", *JUDGED, "additions of a sentence, ÷ one device", "seconds")
 RUNS_LEGEND = (
     "All runs have the same batches, in all. The interval: a bootstrap over the dev examples, of the first run. At the "
     "end of each stage a run compares masks, time steps, weights and all else that its processes "
@@ -55,28 +55,31 @@ def made_on(made: dict[str, Any]) -> str:
     return f"{made['hardware']}, torch {made['torch']}, commit `{made['commit']}`"
 
 
-def run_cells(run: Row, one: Row) -> list[str]:
+def unequal(run: Row, one: Row) -> list[str]:
+    """Those of JUDGED that are not as on one device."""
     low, high = one["interval"]
-    within = "yes" if low <= run["score"] <= high else "**no**"
+    of_units = kept(run) == kept(one)
+    equal = (low <= run["score"] <= high, run["steps"] == one["steps"], of_units, run["t_steps"] == one["t_steps"])
+    return [name for name, same in zip(JUDGED, equal, strict=True) if not same]
+
+
+def run_cells(run: Row, one: Row) -> list[str]:
+    apart, (low, high) = unequal(run, one), one["interval"]
+    within = f"{100 * low:.1f}–{100 * high:.1f}: {'no' if JUDGED[0] in apart else 'yes'}"
+    steps, t_steps = str(sum(run["steps"].values())), " ".join(map(str, run["t_steps"]))
+    judged = zip(JUDGED, (within, steps, kept(run), t_steps), strict=True)
     return [
         str(run["devices"]),
         run["killed"] or "-",
         f"{run['metric']} {100 * run['score']:.1f}",
-        f"{100 * low:.1f}–{100 * high:.1f}: {within}",
-        equal(sum(run["steps"].values()), run["steps"] == one["steps"]),
-        equal(f"{sum(run['heads'])}, {sum(run['ffn'])}", total(run) == total(one)),
-        equal(" ".join(map(str, run["t_steps"])), run["t_steps"] == one["t_steps"]),
+        *(f"**{text}**" if name in apart else text for name, text in judged),
         f"{run['ac'] / one['ac']:.3f}",
         f"{run['seconds']:.0f}",
     ]
 
 
-def total(run: Row) -> tuple[int, int]:
-    return sum(run["heads"]), sum(run["ffn"])
-
-
-def equal(shown: object, same: bool) -> str:
-    return str(shown) if same else f"**{shown}**"
+def kept(run: Row) -> str:
+    return f"{sum(run['heads'])}, {sum(run['ffn'])}"
 
 
 def of_speed(found: dict[str, Any]) -> str:
@@ -125,16 +128,17 @@ def saved(row: Row, whole: str, part: str) -> str:
 
 
 def keep(file: Path) -> Path:
-    """Keep a measurement under its kind and numbers of devices. Raises InputError for one of no commit."""
+    """Keep a measurement under its kind, numbers of devices and sizes. Raises InputError for one of no commit."""
     found = jsonfile.read(file, "measure again", ("made",))
     made = found["made"]
     if made["commit"] == "unknown" or made["commit"].endswith("-dirty"):
         raise InputError(f"{file}: made by commit {made['commit']}; measure again from a clean checkout")
-    name = "-".join([made["device"], *map(str, made["devices"]), *(["runs"] if "runs" in found else [])])
-    kept = SCALING / f"{name}.json"
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_text(jsonfile.dumps(found, indent=1) + "\n", encoding="utf-8")
-    return kept
+    sizes = ["runs"] if "runs" in found else dict.fromkeys(row["size"].split()[0].lower() for row in found["rows"])
+    name = "-".join([made["device"], *map(str, made["devices"]), *sizes])
+    place = SCALING / f"{name}.json"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(jsonfile.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return place
 
 
 def kept_tables() -> str:

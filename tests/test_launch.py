@@ -17,6 +17,7 @@ from spikeprune import cli
 from spikeprune.config.load import load
 from spikeprune.config.scalars import literal
 from spikeprune.errors import InputError
+from spikeprune.experiment import slurm_job
 from spikeprune.integrations.labels import label
 from spikeprune.integrations.launch import MAX_RUNS, read_seeds
 
@@ -191,6 +192,7 @@ def test_a_template_of_ones_own(launch, tmp_path) -> None:
         ((*EMBEDDED, "--array=mrpc rte", "run.dir=runs/x"), ("run.dir = runs/x: 2 runs", "${task}")),
         ((*EMBEDDED, "--gpus=-1", "--cpus=0"), ("gpus = -1", "cpus = 0")),
         ((*EMBEDDED, "--gpus=1", "run.accelerator=cpu"), ("gpus = 1: contradicts run.accelerator=cpu",)),
+        ((*EMBEDDED, "--time=4:00"), ("time = 4:00: is 4 minutes to SLURM", "as 4:00:00")),
         ((*EMBEDDED, "student.t_steps=0"), ("student.t_steps = 0",)),
     ],
 )
@@ -221,6 +223,14 @@ def test_seeds() -> None:
             read_seeds(text)
 
 
+def test_time_limits_are_read_as_slurm_reads_them() -> None:
+    """As `man sbatch` lists them."""
+    times = ("90", "4:30", "4:00:00", "2-3", "2-3:30", "1-0:0:7")
+    seconds = [90 * 60, 270, 4 * 3600, 51 * 3600, 51.5 * 3600, 86407]
+    assert [slurm_job.read_time(text) for text in times] == seconds
+    assert [slurm_job.read_time(text) for text in ("UNLIMITED", "soon", "1:2:3:4", "-5")] == [None] * 4
+
+
 @pytest.mark.parametrize("target", ["slurm", "fetch"])
 def test_make(target, tmp_path) -> None:
     """The Makefile's arguments become the command's; the environment is not looked at."""
@@ -228,7 +238,7 @@ def test_make(target, tmp_path) -> None:
     make = ["make", "-s", "-C", str(ROOT), "-o", ".venv/.installed", f"BIN={folder}", target]
     glue = write_cola(write_sst2(tmp_path / "glue"))
     runs = [item for item in micro(tmp_path / "${task}-${seed}", glue)[3:] if not item.startswith("preset")]
-    arguments = [f"DATA={glue}", "ARGS=" + " ".join(shlex.quote(i) for i in runs).replace("$", "$$"), "ARRAY=sst2 cola"]
+    arguments = [f"DATA={glue}", "ARGS=" + " ".join(shlex.quote(i) for i in runs), "ARRAY=sst2 cola"]
     more = ["SEEDS=0-1", "TIME=10:00", "PARTITION=p", "SBATCH=--mem=1G --exclusive", "CPUS=1", "DRY=1"]
     done = subprocess.run([*make, *arguments, *(more if target == "slurm" else [])], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

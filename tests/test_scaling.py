@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from micro import micro, only, write_sst2
 
+from spikeprune.errors import InputError
 from spikeprune.experiment.summary import commit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,7 +63,7 @@ def test_a_measurement_is_kept_under_its_devices(scripts, tmp_path, capsys) -> N
     file = tmp_path / "new.json"
     file.write_text(json.dumps(measurement(ONE, TWO)))
     assert bench_ddp.main(["--keep", str(file)]) == 0
-    assert (tmp_path / "kept" / "cuda-1-2.json").is_file()
+    assert (tmp_path / "kept" / "cuda-1-2-small.json").is_file()
     assert results.kept_tables() == results.tables([measurement(ONE, TWO)])
     file.write_text(json.dumps(measurement(ONE, commit="0123456789ab-dirty")))
     assert bench_ddp.main(["--keep", str(file)]) == 2
@@ -86,8 +87,38 @@ def test_runs_are_compared_with_that_of_one_device(scripts) -> None:
     lines = scripts[1].tables([found]).splitlines()
     assert lines[0].endswith("; sst2, preset tiny, data dir; 60 s in all.")
     equal = "| 2 | spatial | accuracy 80.0 | 80.0–90.0: yes | 42 | 3, 18 | 2 2 2 | 1.010 | 20 |"
-    other = "| 4 | - | accuracy 70.0 | 80.0–90.0: **no** | **42** | **4, 18** | 2 2 2 | 1.000 | 20 |"
+    other = "| 4 | - | accuracy 70.0 | **80.0–90.0: no** | **42** | **4, 18** | 2 2 2 | 1.000 | 20 |"
     assert lines[5:7] == [equal, other]
+
+
+def fails_after(parts):
+    yield from parts
+    raise InputError("no space left")
+
+
+def test_runs_that_ended_before_a_failure_are_kept(scripts, tmp_path, capsys, monkeypatch) -> None:
+    file, runs = tmp_path / "runs.json", [run(1), run(2)]
+    monkeypatch.setattr(scripts[0], "check", lambda *_: fails_after(runs))
+    assert scripts[0].main(["--check", "--accelerator", "cpu", "--json", str(file)]) == 2
+    assert json.loads(file.read_text())["runs"] == runs and "| 2 | - |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("apart", "code"), [({}, 0), ({"t_steps": [3, 2, 2], "killed": "spatial"}, 1)])
+def test_the_exit_code_tells_whether_all_runs_are_as_one(scripts, capsys, monkeypatch, apart, code) -> None:
+    monkeypatch.setattr(scripts[0], "check", lambda *_: iter([run(1), run(2, **apart)]))
+    assert scripts[0].main(["--check", "--accelerator", "cpu"]) == code
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"not as on one device: {'T of 2 devices, killed in spatial' if code else 'nothing'}"
+
+
+@pytest.mark.parametrize(("failure", "same", "code"), [(0, True, 0), (0, False, 1), (3, True, 3)])
+def test_what_was_measured_before_a_failure_is_kept(scripts, tmp_path, monkeypatch, failure, same, code) -> None:
+    two = row(2, loaded=2.5, ready=2.5, unsent=1.9, same=same)
+    parts = {1: (0, measurement(ONE)), 2: (failure, measurement(two))}
+    monkeypatch.setattr(scripts[0], "measured", lambda args, count, file: parts[count])
+    file = tmp_path / "scaling.json"
+    assert scripts[0].main(["--accelerator", "cpu", "--json", str(file)]) == code
+    assert json.loads(file.read_text())["rows"] == [ONE, two]
 
 
 @pytest.mark.parametrize(

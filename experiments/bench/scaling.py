@@ -237,16 +237,16 @@ def measure(args: argparse.Namespace) -> int:
     quiet()
     rows: list[dict[str, Any]] = []
     first = configuration(args.sizes.split()[0], args)
+    device = torch.device("cuda" if arithmetic.on_gpu(first) else "cpu")
+    made = {"hardware": hardware(device), "device": device.type, "torch": torch.__version__, "commit": commit()}
     with processes.started(first):  # only rank 0 leaves it
         for name in args.sizes.split():
             for scaling, batch in (("weak", args.count * args.sentences), ("strong", args.whole_batch)):
                 rows.append(measured(name, scaling, batch, args))
+                distributed.first(lambda: write_json(args.json, {"made": made, "rows": rows}))
                 gc.collect()
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
-    device = torch.device("cuda" if arithmetic.on_gpu(first) else "cpu")
-    made = {"hardware": hardware(device), "device": device.type, "torch": torch.__version__, "commit": commit()}
-    write_json(args.json, {"made": made, "rows": rows})
     return 0
 
 

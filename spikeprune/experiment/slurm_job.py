@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -69,3 +70,15 @@ def requeue(job: str) -> str:
     except InputError as error:
         return str(error)
     return done.stderr.strip() if done.returncode else ""
+
+
+def read_time(text: str) -> int | None:
+    """Seconds of a time limit: minutes, minutes:seconds, hours:minutes:seconds, or hours[:minutes[:seconds]] after
+    days-; None for what only SLURM can judge."""
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
+    if not found:
+        return None
+    days, *parts = (int(part or 0) for part in found.groups())
+    if found[1] is None and found[4] is None:
+        parts = [0, *parts[:2]]
+    return 86400 * days + sum(part * unit for part, unit in zip(parts, (3600, 60, 1), strict=True))

@@ -32,6 +32,7 @@ from spikeprune.integrations.labels import label
 T = TypeVar("T")
 SCRIPT = "job.sh"
 MAX_RUNS = 1000  # of an array; SLURM's default limit (MaxArraySize) is 1001
+SHORTEST = 300  # seconds: USR1 comes 90 s before the end, or up to 60 s earlier (man sbatch), and imports take time
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,9 @@ def _request_problems(overrides: Sequence[str], request: Request) -> Iterator[st
     for name, value, low in lowest:
         if value is not None and value < low:
             yield f"{name} = {value}: must be at least {low}"
+    if request.time and (seconds := slurm_job.read_time(request.time)) is not None and seconds < SHORTEST:
+        least = f"give at least {SHORTEST // 60} minutes, or hours as 4:00:00"
+        yield f"time = {request.time}: is {seconds / 60:g} minutes to SLURM, too short to save the run; {least}"
 
 
 def _run(experiment: str, overrides: Sequence[str], request: Request) -> Run:

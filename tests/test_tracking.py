@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -172,6 +173,17 @@ def test_the_mode_is_by_key_then_by_environment(overrides, said, mode, monkeypat
 
 
 # ------------------------------------------------------------------------------------------------ results, by hand
+
+
+@pytest.mark.parametrize(("name", "value"), [("WANDB_MODE", "ofline"), ("WANDB_BASE_URL", "htp:/x")])
+def test_settings_that_the_client_refuses_are_told(name, value, tmp_path) -> None:
+    """In a process of its own: the client reads its settings once."""
+    call = "from spikeprune.config.load import load; from spikeprune.integrations.wandb.server import chosen_mode; "
+    call += f"chosen_mode(load({str(GLUE)!r}, ['run.wandb=offline', 'run.dir={tmp_path}']))"
+    environment = {**os.environ, "WANDB_MODE": "offline", name: value}
+    done = subprocess.run([sys.executable, "-c", call], env=environment, capture_output=True, text=True)
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("spikeprune.errors.InputError: W&B's settings, WANDB_… in the environment") and value in last
 
 
 def test_results_are_quality_beside_cost() -> None:

@@ -20,7 +20,7 @@ TIMEOUT = 5.0  # seconds that a server has to respond before the run continues o
 
 
 def chosen_mode(config: Config) -> str:
-    """`off`, `online` or `offline`. Raises InputError where `run.wandb=online` cannot be.
+    """`off`, `online` or `offline`. Raises InputError where `run.wandb=online` cannot be, or as `address`.
 
     `auto` follows WANDB_MODE where that is set; else it is online with a key and a server that responds.
     """
@@ -28,6 +28,7 @@ def chosen_mode(config: Config) -> str:
     if wanted == "off" or (wanted == "auto" and environment == "disabled"):
         return "off"
     keep_files_in(config.run.dir)
+    address()  # an offline run needs the client's settings too
     if wanted == "offline" or (wanted == "auto" and environment in ("offline", "dryrun")):
         return "offline"
     obstacle = why_unreachable()
@@ -55,10 +56,14 @@ def why_unreachable() -> str:
 
 
 def address() -> str:
-    """The URL of the W&B server that this machine is set to."""
+    """The URL of the W&B server that this machine is set to. Raises InputError where the client refuses a WANDB_…."""
     import wandb
 
-    return wandb.setup().settings.base_url
+    try:
+        return wandb.setup().settings.base_url
+    except ValueError as error:  # of several lines: how many are wrong, a setting, what is wrong with it, …
+        wrong = " ".join(line.strip() for line in str(error).splitlines()[1:3])
+        raise InputError(f"W&B's settings, WANDB_… in the environment: {wrong}; mend it") from None
 
 
 def _key(url: str) -> str | None:

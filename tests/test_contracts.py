@@ -85,6 +85,7 @@ def test_trains_with_the_spiking_forward(spikes, coding, residual) -> None:
     for found, wanted in zip(outputs.hidden, plain.hidden, strict=True):
         torch.testing.assert_close(real(found, batch), real(wanted, batch))
     assert all(torch.equal(outputs.counts[name], counts) for name, counts in plain.counts.items())
+    assert bool(plain.scores) == CODINGS[coding].stationary
     (outputs.logits.square().sum() + sum(rate.sum() for rate in outputs.rates.values())).backward()
     grads = {name: p.grad for name, p in student.named_parameters()}
     assert all(grad.isfinite().all() for grad in grads.values())

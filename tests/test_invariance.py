@@ -95,19 +95,6 @@ def test_padding_changes_nothing(coding, mode, pooling) -> None:
 
 
 @pytest.mark.parametrize("coding", CODINGS)
-def test_a_sentence_does_not_depend_on_its_neighbours(coding) -> None:
-    student, batch = make(4, (3, 4, 2), coding=coding), sentences()
-    with torch.no_grad():
-        together = student(**batch, mode="spiking", count=True)
-        for b in range(3):
-            alone = student(**{name: x[b : b + 1] for name, x in batch.items()}, mode="spiking", count=True)
-            torch.testing.assert_close(alone.logits[0], together.logits[b])
-            assert all(
-                torch.equal(alone.counts[spiking_layer][:, 0], c[:, b]) for spiking_layer, c in together.counts.items()
-            )
-
-
-@pytest.mark.parametrize("coding", CODINGS)
 def test_state_dict_is_the_whole_network(coding, tmp_path) -> None:
     options = {"coding": coding, "pooling": "cls", "query": "spiking"}
     student, batch = prune(make(0, (3, 4, 2), **options)), sentences()

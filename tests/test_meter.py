@@ -16,6 +16,7 @@ from spikeprune.cost.shapes import Shape
 from spikeprune.cost.summary import summarize
 from spikeprune.models.outputs import INPUTS
 from spikeprune.models.shape import student_network
+from spikeprune.pruning.budget_report import shortfall
 from spikeprune.pruning.cost_meter import TARGETS, CostMeter
 from spikeprune.pruning.gates import KINDS
 from spikeprune.snn.coding import CODINGS
@@ -77,3 +78,20 @@ def test_a_last_layers_neurons_save_as_estimated(coding) -> None:
 
 def test_the_names_in_checks_are_those_of_the_registries() -> None:
     assert names.TARGETS == TARGETS and names.CANDIDATES == KINDS
+
+
+@pytest.mark.parametrize(
+    ("value", "reported", "start", "why"),
+    [
+        (100.0, 98.5, 90.0, ""),  # within 2 % of the goal
+        (98.5, 101.5, 90.0, ""),
+        (100.1, 100.1, None, "nothing is left that the floors allow to remove"),
+        (97.9, 97.9, 100.0, "the stage began below the target"),
+        (97.9, 97.9, 100.1, "firing rates fell after the last decision"),
+        (97.9, 97.9, None, "firing rates fell after the last decision"),
+        (99.0, 102.1, 90.0, "measured on 7 training sentences, the report on the dev split"),
+    ],
+)
+def test_why_a_cost_is_off_its_goal(value, reported, start, why) -> None:
+    found = shortfall(value, reported, goal=100.0, start=start, sentences=7)
+    assert why in found and bool(found) == bool(why)

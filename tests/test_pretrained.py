@@ -244,16 +244,3 @@ print(json.dumps([type(model).__name__, found]))
         logits = model(**tokenizer(text, return_tensors="pt")).logits
         mine = dict(zip(["no", "maybe", "yes"], logits.softmax(-1)[0].tolist(), strict=True))
         assert {s["label"]: s["score"] for s in scores} == pytest.approx(mine, abs=1e-5)
-
-
-def test_the_package_itself_imports_no_torch() -> None:
-    code = "import sys, spikeprune; print([m for m in ('torch', 'transformers', 'lightning') if m in sys.modules])"
-    assert python(code).strip() == "[]"
-
-
-def test_an_unknown_name_of_the_package_is_an_attribute_error() -> None:
-    import spikeprune
-
-    assert set(spikeprune.__all__) <= set(dir(spikeprune))
-    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
-        _ = spikeprune.nonsense

@@ -34,6 +34,7 @@ ALL = [[1, 1, 1], [1, 1, 1]]
         ([[9, 8, 7], [1, 2, 3]], ALL, 2, 2, "global", [[1, 1, 0], [0, 1, 1]]),  # and wins over a budget below it
         ([[9, 8, 7], [1, 2, 3]], ALL, 6, 1, "global", ALL),
         ([[9, 8, 7], [1, 2, 3]], ALL, 4, 1, "layer", [[1, 1, 0], [0, 1, 1]]),
+        ([[9, 8, 7], [1, 2, 3]], ALL, 5, 1, "layer", [[1, 1, 1], [0, 1, 1]]),  # the fifth: 7 before 1
         ([[9, 8, 7], [1, 2, 3]], ALL, 2, 2, "layer", [[1, 1, 0], [0, 1, 1]]),
         # what is pruned stays pruned, however high its score; a layer below the floor keeps what it has
         ([[9, 8, 7], [6, 5, 4]], [[0, 1, 1], [1, 1, 1]], 3, 0, "global", [[0, 1, 1], [1, 0, 0]]),

@@ -8,7 +8,6 @@ import pytest
 import torch
 from naive import Accumulate, Synchronous
 from students import (
-    CODINGS,
     F64,
     SYNCHRONOUS,
     WAYS,
@@ -81,7 +80,7 @@ def test_synchronous_codings_are_a_loop_over_time(
 @pytest.mark.parametrize("residual", RESIDUALS)
 def test_running_mean_converges_to_the_equilibrium(spikes, residual) -> None:
     batch, curve = sentences(), []
-    for t_steps in (4, 16, 64, 256):
+    for t_steps in (4, 16, 64):
         errors = []
         for seed in range(4):
             student = make(seed, [t_steps] * 3, coding="running_mean", spikes=spikes, residual=residual)
@@ -90,9 +89,7 @@ def test_running_mean_converges_to_the_equilibrium(spikes, residual) -> None:
                 student.set_t_steps(2**30)
                 errors.append((real(simulated - student(**batch).hidden[-1], batch)).abs().mean())
         curve.append(torch.stack(errors).mean().item())
-    print(f"\n{spikes}: mean |error| at T = 4, 16, 64, 256:", ", ".join(f"{error:.4f}" for error in curve))
-    assert all(later < 0.7 * earlier for earlier, later in zip(curve, curve[1:], strict=False)), curve
-    assert curve[-1] < 0.05 * curve[0]
+    assert curve[2] < 0.4 * curve[1] < 0.2 * curve[0], curve  # four times the steps, a quarter of the error
 
 
 def test_per_step_settles_somewhere_else() -> None:
@@ -121,20 +118,19 @@ def test_implicit_gradient_against_finite_differences(spikes, theta, query, pool
     random, checked, moving = torch.Generator().manual_seed(9), 0, 0
     for name, parameter in student.named_parameters():
         rows = batch["input_ids"].flatten() if name == "embedding.word.weight" else torch.arange(len(parameter))
-        for _ in range(2):
-            at = [int(rows[torch.randint(len(rows), (1,), generator=random)])]
-            at += [int(torch.randint(size, (1,), generator=random)) for size in parameter.shape[1:]]
-            with torch.no_grad():
-                values = []
-                for sign in (1, -1):
-                    parameter[tuple(at)] += sign * eps
-                    values.append(scalar(student, batch).item())
-                    parameter[tuple(at)] -= sign * eps
-            difference = (values[0] - values[1]) / (2 * eps)
-            gradient = parameter.grad[tuple(at)].item()
-            assert gradient == pytest.approx(difference, abs=2e-6, rel=1e-4), (name, at)
-            checked, moving = checked + 1, moving + (abs(gradient) > 1e-5)
-    assert checked > 80 and moving > checked / 3  # some are out of range, as they should
+        at = [int(rows[torch.randint(len(rows), (1,), generator=random)])]
+        at += [int(torch.randint(size, (1,), generator=random)) for size in parameter.shape[1:]]
+        with torch.no_grad():
+            values = []
+            for sign in (1, -1):
+                parameter[tuple(at)] += sign * eps
+                values.append(scalar(student, batch).item())
+                parameter[tuple(at)] -= sign * eps
+        difference = (values[0] - values[1]) / (2 * eps)
+        gradient = parameter.grad[tuple(at)].item()
+        assert gradient == pytest.approx(difference, abs=2e-6, rel=1e-4), (name, at)
+        checked, moving = checked + 1, moving + (abs(gradient) > 1e-5)
+    assert checked > 40 and moving > checked / 3  # some are out of range, as they should
 
 
 @pytest.mark.parametrize(("spikes", "leak"), KINDS)
@@ -149,23 +145,6 @@ def test_both_forward_modes_train_accumulate_alike(spikes, leak, residual) -> No
     for name, grad in grads[0].items():
         torch.testing.assert_close(grads[1][name], grad, msg=name)
     assert sum(grad.abs().max() > 0 for grad in grads[0].values()) > 0.9 * len(grads[0])
-
-
-@pytest.mark.parametrize("coding", CODINGS)
-@pytest.mark.parametrize("spikes", ["binary", "ternary", "ternary_scaled"])
-@pytest.mark.parametrize("residual", RESIDUALS)
-def test_the_spiking_forward_has_the_same_value_with_and_without_gradient(coding, spikes, residual) -> None:
-    student, batch = prune(make(6, (3, 4, 2), coding=coding, spikes=spikes, residual=residual)), sentences()
-    outputs = student(**batch, mode="spiking", count=True)
-    with torch.no_grad():
-        plain = student(**batch, mode="spiking", count=True)
-    torch.testing.assert_close(outputs.logits, plain.logits)
-    same(outputs, plain.logits, plain.hidden, batch)
-    assert all(torch.equal(outputs.counts[spiking_layer], counts) for spiking_layer, counts in plain.counts.items())
-    assert not plain.scores or coding == "accumulate"
-    outputs.logits.sum().backward()
-    grads = [p.grad for name, p in student.named_parameters() if name.startswith("embedding.word")]
-    assert grads[0].isfinite().all() and grads[0].abs().sum() > 0
 
 
 def test_the_synchronous_gradient_is_judged_at_the_measured_input() -> None:

@@ -10,7 +10,6 @@ from micro import GLUE, ROOT
 
 from spikeprune.config.derived import active_stages, compresses
 from spikeprune.config.load import load
-from spikeprune.config.tasks import TASKS
 from spikeprune.errors import InputError
 from spikeprune.report.ablation import rows, spread, to_csv, to_markdown
 
@@ -87,7 +86,7 @@ ABLATIONS = sorted(path.stem for path in (ROOT / "experiments" / "ablations").gl
 @pytest.mark.parametrize("name", ABLATIONS)
 @pytest.mark.parametrize("preset", ["tiny", "minilm", "base", "paper"])
 def test_every_ablation_goes_with_every_preset(name, preset) -> None:
-    for task in TASKS:
+    for task in ("sst2", "stsb"):
         config = load(GLUE, [f"task={task}", f"preset={preset}", f"ablation={name}"])
         assert config.run.dir == f"runs/{task}-{preset}-{name}-s0"
         compressing = [s for s in active_stages(config) if compresses(config, s)]

@@ -142,7 +142,7 @@ def test_a_silent_server_is_not_waited_for(silent_server, monkeypatch, capsys) -
     begin = time.monotonic()
     assert connection.chosen_mode(config()) == "offline"
     assert time.monotonic() - begin < 5
-    assert "gave no answer in 0.3 s; `spikeprune sync" in capsys.readouterr().out.replace("s`", "s; `", 1)
+    assert "gave no answer in 0.3 s; `spikeprune sync" in capsys.readouterr().out
     with pytest.raises(InputError, match=rf"run.wandb = online: {silent_server} gave no answer"):
         connection.chosen_mode(config("run.wandb=online"))
 

@@ -33,6 +33,8 @@ from spikeprune.errors import InputError, nearest
 from spikeprune.experiment import streams
 from spikeprune.files import jsonfile
 from spikeprune.files.atomic import write_atomic
+from spikeprune.report.markdown import table
+from spikeprune.report.numbers import spread
 
 STAGES = [*SHARED_STAGES, "budget", "finetune"]
 WAYS = {"all": "[heads,ffn,steps]", "spatial": "[heads,ffn]", "steps": "[steps]"}  # what may be removed
@@ -168,7 +170,7 @@ def to_markdown(found: Mapping[Key, Mapping[str, Any]]) -> str:
     """For each budget a line for each way: the mean score of each task, and of all tasks with its spread over seeds."""
     tasks = list(dict.fromkeys(key[0] for key in found))
     head = ["budget", "way", *tasks, "mean", "below the teacher", "energy over target", "seconds", "seeds"]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for budget, way in dict.fromkeys((key[1], key[3]) for key in found):
         group = [(key, value) for key, value in found.items() if (key[1], key[3]) == (budget, way)]
         by_task = [[v["score"] for key, v in group if key[0] == task] for task in tasks]
@@ -179,18 +181,12 @@ def to_markdown(found: Mapping[Key, Mapping[str, Any]]) -> str:
         )
         rows = [value for _, value in group]
         lines.append([budget, way, *map(spread, by_task), spread(means), spread(gaps)])
-        lines[-1] += [spread([v["energy"] / v["target"] for v in rows], 3), spread([v["seconds"] for v in rows], 0)]
+        lines[-1].append(spread([v["energy"] / v["target"] for v in rows], "{:.3f}".format))
+        lines[-1].append(spread([v["seconds"] for v in rows], "{:.0f}".format))
         lines[-1].append(" ".join(map(str, seeds)))
     notes = ["", "Dev split, × 100; ± is the standard deviation over seeds, of `mean` that of the mean of all tasks."]
     off = [f"- {' '.join(map(str, key))}: {v['why_not']}" for key, v in found.items() if v["why_not"]]
-    return "\n".join([*("| " + " | ".join(line) + " |" for line in lines), *notes, *off]) + "\n"
-
-
-def spread(values: Sequence[float], digits: int = 1) -> str:
-    if not values:
-        return "-"
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+    return "\n".join([table(head, lines), *notes, *off]) + "\n"
 
 
 if __name__ == "__main__":

@@ -2,96 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import mean
+from statistics import fmean
 from typing import Any
 
-from result_tables import markdown, setting_name
+from result_tables import Group, rate, setting_name
 
 from spikeprune.report.energy_table import OPPONENTS
-from spikeprune.report.numbers import digits
+from spikeprune.report.markdown import table
+from spikeprune.report.numbers import digits, si
 
 ROOT = Path(__file__).resolve().parents[1]
 RATES = ROOT / "experiments" / "results" / "rates"  # kept by rate_sweep.py
 FIGURE = ROOT / "docs" / "figures" / "firing-rates.svg"
 NONE_YET = "No run has been kept that was measured under these models."
-Group = Sequence[dict]  # summaries of one setting, its seeds
 
 
 def final(summary: dict) -> dict:
     return summary["stages"][summary["final"]]
 
 
-def measured(groups: Sequence[Group]) -> list[Group]:
-    return [group for group in groups if all("energy" in final(summary) for summary in group)]
+def ratio_table(
+    groups: Sequence[Group], models: Sequence[str] = (), opponents: Sequence[str] = tuple(OPPONENTS)
+) -> str:
+    """How many times less energy than the opponents; `models`: all where none is named."""
+
+    def cell(rows: Sequence[dict]) -> str:
+        found = [[row["ratios"][name] for row in rows] for name in opponents]
+        return " / ".join("-" if None in ratios else digits(fmean(ratios)) for ratios in found)
+
+    return by_model(groups, cell, models)
 
 
-def ratio_table(groups: Sequence[Group], models: Sequence[str] | None = None) -> str:
-    """A row for each setting, a column for each model (of `models`, or all): its energy against each opponent's, means
-    over seeds."""
-    groups = measured(groups)
+def energy_table(groups: Sequence[Group]) -> str:
+    """µJ of a sentence: the student / the dense teacher."""
+    return by_model(
+        groups, lambda rows: " / ".join(micro([row[name] for row in rows]) for name in ("student", "teacher"))
+    )
+
+
+def pays_table(groups: Sequence[Group]) -> str:
+    """The firing rate below which the student takes less than at equal bits."""
+
+    def cell(rows: Sequence[dict]) -> str:
+        if rows[0]["equal_bits"] is None:
+            return "-"
+        rates = [row["pays_below"] for row in rows]
+        if None in rates:
+            return "none"
+        return f"{100 * fmean(rates):.1f} %" if min(rates) < 1 else "any"
+
+    return by_model(groups, cell)
+
+
+def by_model(groups: Sequence[Group], cell: Callable[[Sequence[dict]], str], models: Sequence[str] = ()) -> str:
+    """A row for each setting, with its firing rate, and a column for each energy model; `cell` reads a model's rows of
+    all seeds."""
+    groups = [group for group in groups if all("energy" in final(summary) for summary in group)]
     if not groups:
         return NONE_YET
-    models = list(final(groups[0][0])["energy"]) if models is None else models
-    lines = [[*setting_name(group[0]), *(" / ".join(ratios(group, model)) for model in models)] for group in groups]
-    legend = f"In each cell how many times less a sentence takes than {', than '.join(OPPONENTS.values())}."
-    return f"{markdown(['task', 'preset, data', *models], lines)}\n\n{legend}"
-
-
-def ratios(group: Group, model: str) -> list[str]:
-    rows = [final(summary)["energy"][model]["ratios"] for summary in group]
-    return ["-" if rows[0][name] is None else digits(mean(row[name] for row in rows)) for name in OPPONENTS]
-
-
-def detail_table(groups: Sequence[Group]) -> str:
-    """A row for each setting and model: energies of a sentence in nJ, and the firing rate below which spikes pay."""
-    groups = measured(groups)
-    if not groups:
-        return NONE_YET
-    columns = ["task", "preset, data", "model", "student", *OPPONENTS.values(), "÷", "firing rate", "pays below"]
+    models = models or list(final(groups[0][0])["energy"])
     lines = []
     for group in groups:
-        rate = mean(final(summary)["cost"]["rate"] for summary in group)
-        for model in final(group[0])["energy"]:
-            rows = [final(summary)["energy"][model] for summary in group]
-            energies = [energy([row[name] for row in rows]) for name in ("student", *OPPONENTS)]
-            divided = " / ".join(ratios(group, model))
-            lines.append([*setting_name(group[0]), model, *energies, divided, f"{100 * rate:.1f} %", pays(rows)])
-    return markdown(columns, lines)
+        cells = [cell([final(summary)["energy"][model] for summary in group]) for model in models]
+        lines.append([*setting_name(group[0]), f"{fmean(map(rate, group)):.1f} %", *cells])
+    return table(["setting", "task", "firing rate", *models], lines)
 
 
-def energy(values: Sequence[float | None]) -> str:
-    return "-" if None in values else f"{mean(values) / 1e3:,.0f} nJ"
-
-
-def pays(rows: Sequence[dict]) -> str:
-    if rows[0]["equal_bits"] is None:
-        return "-"
-    rates = [row["pays_below"] for row in rows]
-    return "no rate" if None in rates else f"{100 * mean(rates):.1f} %"
+def micro(picojoules: Sequence[float]) -> str:
+    """Their mean in µJ, three digits."""
+    value = fmean(picojoules) / 1e6
+    return si(value) if value >= 1 else f"{value:.3g}"
 
 
 # ------------------------------------------------------------------------------------------------------- firing rates
 
 
 def rate_tables(found: dict[str, Any]) -> str:
-    """Score, firing rate and the ratio to the equal-bit opponent under each model, for each limit of the additions;
-    then the budgets under two models, with what they keep."""
+    """For each limit of the additions the score, firing rate and ratio to the equal-bit opponent under each model; then
+    the budgets under two models, with what they keep."""
     rows, models = found["limits"], list(found["limits"][0]["energy"])
-    lines = [
-        [row["name"], f"{100 * row['main']:.1f}", f"{100 * row['rate']:.1f} %", *(equal_bits(row, m) for m in models)]
-        for row in rows
+    parts = [
+        f"{found['task']}, preset {found['preset']}, {found['data']}; dense teacher {100 * rows[0]['teacher']:.1f}; "
+        f"seed {found['seed']}, {found['hardware']}, commit `{found['commit']}`."
     ]
-    text = markdown(["", "score", "firing rate", *models], lines)
-    text += (
-        "\n\nIn each cell how many times less a sentence takes than the same network computed densely at equal bits. "
-    )
-    text += f"Dense teacher: {100 * rows[0]['teacher']:.1f}. Of preset {found['preset']}, {found['data']}; "
-    text += f"seed {found['seed']}, {found['hardware']}, commit `{found['commit']}`."
-    if found["budgets"]:
-        text += f"\n\n{budget_table(found['budgets'])}"
-    return text
+    if len(rows) > 1:
+        lines = [[*rate_cells(row), *(equal_bits(row, model) for model in models)] for row in rows]
+        parts.append(table(["", "score", "firing rate", *models], lines))
+    return "\n\n".join([*parts, *([budget_table(found["budgets"])] if found["budgets"] else [])])
+
+
+def rate_cells(row: dict[str, Any]) -> list[str]:
+    return [row["name"], f"{100 * row['main']:.1f}", f"{100 * row['rate']:.1f} %"]
 
 
 def equal_bits(row: dict[str, Any], model: str) -> str:
@@ -102,12 +105,11 @@ def equal_bits(row: dict[str, Any], model: str) -> str:
 def budget_table(rows: Sequence[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
-        kept = [" ".join(map(str, row[key])) for key in ("heads", "ffn", "t_steps")]
         shares = [row["energy"][m]["student"] / row["energy"][m]["teacher"] for m in ("convention", "memory")]
-        cells = [f"{100 * row['main']:.1f}", f"{100 * row['rate']:.1f} %", *(f"{100 * s:.2f} %" for s in shares)]
-        lines.append([row["name"], *cells, *kept])
+        kept = [" ".join(map(str, row[key])) for key in ("heads", "ffn", "t_steps")]
+        lines.append([*rate_cells(row), *(f"{100 * share:.2f} %" for share in shares), *kept])
     head = ["", "score", "firing rate", "of the teacher, convention", "of the teacher, memory", "heads", "neurons", "T"]
-    return markdown(head, lines)
+    return table(head, lines)
 
 
 def rate_figure(found: dict[str, Any], path: Path = FIGURE) -> None:

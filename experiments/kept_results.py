@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from spikeprune.config.tasks import SELECT
 from spikeprune.errors import InputError
 from spikeprune.files import jsonfile
+from spikeprune.files.atomic import write_json
 
 KEPT = Path(__file__).resolve().parent / "results"
 ABLATIONS = KEPT / "ablation"
@@ -38,7 +38,7 @@ def keep(run: Path) -> None:
     if file.is_file() and size(jsonfile.loads(file.read_text(encoding="utf-8"))) != size(summary):
         file = KEPT / "-".join([*named, size(summary), seed])
     KEPT.mkdir(exist_ok=True)
-    file.write_text(jsonfile.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    write_json(file, summary)
 
 
 def without_place(summary: dict) -> dict:
@@ -57,26 +57,23 @@ def keep_ablation(folder: Path) -> None:
         if path.parent.name != "shared":
             found[f"{path.parent.name} {path.parents[1].name[1:]}"] = table_part(without_place(of_a_commit(path)))
     if not found:
-        refuse(f"{folder}: no finished run, summary.json or s<seed>/<ablation>/summary.json")
+        raise InputError(f"{folder}: no finished run, summary.json or s<seed>/<ablation>/summary.json")
     for name in {key.rsplit(" ", 1)[0] for key in found}:
         have_a_mean([run for key, run in found.items() if key.rsplit(" ", 1)[0] == name], f"{folder}, {name}")
     first = next(iter(found.values()))
     ABLATIONS.mkdir(parents=True, exist_ok=True)
     name = "-".join([first["task"], str(first["preset"]), first["data"]["source"]])
     name += tag_of(folder.resolve().name, f"{first['task']}-{first['preset']}")
-    (ABLATIONS / f"{name}.json").write_text(jsonfile.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_json(ABLATIONS / f"{name}.json", found)
 
 
 def of_a_commit(path: Path) -> dict:
     """The summary of a run whose code can be looked up again."""
-    try:
-        summary = jsonfile.read_sealed(path, "make the run again", ("commit", "stages"))
-    except InputError as error:
-        refuse(str(error))
+    summary = jsonfile.read_sealed(path, "make the run again", ("commit", "stages"))
     if SELECT in summary["data"].get("scored", ()):
-        refuse(f"{path}: was scored on held-out training examples (data.select); a row is of a run with data.select=0")
-    if summary["commit"] == "unknown" or summary["commit"].endswith("-dirty"):
-        refuse(f"{path}: made by commit {summary['commit']}; run it again from a clean checkout")
+        why = "was scored on held-out training examples (data.select); a row is of a run with data.select=0"
+        raise InputError(f"{path}: {why}")
+    jsonfile.refuse_changed_tree(summary["commit"], str(path))
     return summary
 
 
@@ -87,15 +84,10 @@ def have_a_mean(found: list[dict], where: str) -> None:
         seeds.setdefault(summary["settings"], []).append(str(summary["seed"]))
     if len(seeds) > 1:
         apart = " and ".join(f"seeds {', '.join(own)}" for own in seeds.values())
-        refuse(f"{where}: {apart} were run with different settings and have no mean; run one of the two again")
+        raise InputError(f"{where}: {apart} were run with different settings and have no mean; run one of them again")
     data = [summary["data"] for summary in found if summary["data"]["source"] != "embedded"]
     if len({own["fingerprint"] for own in data if "drawn with seed" not in own["banner"]}) > 1:
-        refuse(f"{where}: the seeds were run on different data and have no mean; run them on the same")
-
-
-def refuse(why: str) -> None:
-    print(f"error: {why}", file=sys.stderr)
-    sys.exit(2)
+        raise InputError(f"{where}: the seeds were run on different data and have no mean; run them on the same")
 
 
 def tag_of(name: str, rest: str) -> str:

@@ -29,7 +29,7 @@ from spikeprune.config.load import load
 from spikeprune.errors import InputError
 from spikeprune.experiment import streams
 from spikeprune.files import jsonfile
-from spikeprune.files.atomic import write_atomic
+from spikeprune.files.atomic import write_atomic, write_json
 
 LIMITS = "0.2 0.1 0.05 0.03 0.02 0.01"
 
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     found = {"task": plain.task, "preset": plain.preset, "limits": rows, "budgets": budgets}
     found |= {key: base[key] for key in ("commit", "hardware", "seed")}
     found["data"] = without_place(base)["data"]["banner"].removeprefix("data: ")
-    write_atomic(root / "rates.json", jsonfile.dumps(found, indent=1) + "\n")
+    write_json(root / "rates.json", found)
     write_atomic(root / "rates.md", rate_tables(found) + "\n")
     print(f"\n{rate_tables(found)}\nwritten to {root}/rates.md and rates.json")
     if args.keep:
@@ -104,11 +104,10 @@ def row_of(summary: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def keep(found: dict[str, Any]) -> None:
-    if found["commit"] == "unknown" or found["commit"].endswith("-dirty"):
-        raise InputError(f"made by commit {found['commit']}; run it again from a clean checkout, or without --keep")
+    jsonfile.refuse_changed_tree(found["commit"], "--keep")
     path = RATES / f"{found['task']}-{found['preset']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(jsonfile.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_json(path, found)
     if len(found["limits"]) > 1:
         rate_figure(found)
     print(f"kept in {path}; make results puts it into docs/results.md")

@@ -1,26 +1,24 @@
-"""The tables of runs, settings, published models and ablations, from the summaries kept; part of `results.py`."""
+"""The tables of scores, runs, published models and ablations, from the summaries kept; part of `results.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import fmean
+from typing import Any
 
 from kept_results import LATENCY, TABLE, ablations, aim, few_bits, have_a_mean, rows, size, steps_of, tag_of
 
 from spikeprune.files import jsonfile
+from spikeprune.report.markdown import table
+from spikeprune.report.numbers import spread
 
 PUBLISHED = Path(__file__).resolve().parent / "published.json"
 NOTHING = "No run of the present version has been kept yet."
 SCORES = ("dense teacher", "spiking student", "compressed")
-MEASURED = ("McNemar p", "firing rate", "latency", "encoder bytes, × less", "whole file, × less")
-NAMED = ("task", "preset, data", "student", "seeds", "metric", *SCORES)
-SETTING = (*NAMED, *MEASURED)
-BRIEF = (*NAMED, "firing rate")
-RUN = ("task", "preset, data", "seed", "metric", *SCORES, *MEASURED)
-RUN += ("T", "heads", "neurons", "synapses", "training", "hardware", "commit")
 TASKS = ("sst2", "mrpc", "rte", "stsb", "cola", "qnli", "qqp", "mnli")
+Group = Sequence[dict]  # summaries that differ in nothing but the seed, on the same hardware
 
 
 def metrics_of(summary: dict) -> list[str]:
@@ -34,21 +32,29 @@ def scores(summary: dict) -> list[list[float]]:
     return [[100 * row["metrics"][name] for name in metrics_of(summary)] for row in rows(summary)]
 
 
+def mean_scores(group: Group) -> list[str]:
+    """The three scores: means over the seeds, ± the standard deviation where there are several."""
+    first = group[0]
+    have_a_mean(group, ", ".join(setting_name(first)))
+    return [" / ".join(map(spread, zip(*seeds, strict=True))) for seeds in zip(*map(scores, group), strict=True)]
+
+
 def sure_scores(summary: dict) -> list[str]:
-    """The scores, with their bootstrap intervals where the run has kept its predictions."""
+    """The three scores, with their bootstrap intervals where the run has kept its predictions."""
     found = []
     for values, row in zip(scores(summary), rows(summary), strict=True):
         bounds = [row.get("intervals", {}).get(name) for name in metrics_of(summary)]
         found.append(" / ".join(f"{value:.1f}{interval(pair)}" for value, pair in zip(values, bounds, strict=True)))
-    return found
+    return found if compressed(summary) else [*found[:2], "-"]
 
 
 def interval(bounds: Sequence[float] | None) -> str:
     return "" if bounds is None else " ({:.1f}–{:.1f})".format(*(100 * bound for bound in bounds))
 
 
-def chance(row: dict) -> str:
-    """The p of McNemar's test of a student against its teacher; of numbers, and without predictions, none."""
+def chance(summary: dict) -> str:
+    """The p of McNemar's test of the last student against its teacher; of numbers, and without predictions, none."""
+    row = rows(summary)[2]
     if "mcnemar" not in row:
         return "-"
     p = row["mcnemar"]["p"]
@@ -56,12 +62,12 @@ def chance(row: dict) -> str:
 
 
 def rate(summary: dict) -> float:
-    """Spikes of the compressed student for each neuron and step, in percent."""
+    """Spikes of the last student for each neuron and step, in percent."""
     return 100 * rows(summary)[2]["cost"]["rate"]
 
 
 def latency(summary: dict) -> str:
-    """Time steps of the compressed student: layers in turn, populations in turn, at least were these to overlap."""
+    """Time steps of the last student: layers in turn, populations in turn, at least were these to overlap."""
     cost = rows(summary)[2]["cost"]
     return " / ".join(str(cost[key]) if key in cost else "-" for key in LATENCY)
 
@@ -80,134 +86,145 @@ def file_saving(summary: dict) -> float:
     return teacher["cost"]["bytes"] / final["cost"]["bytes"]
 
 
-def source(summary: dict) -> str:
-    found = summary["data"]["source"]
-    kind = "".join(f", {kind}{'' if kind.startswith(TABLE) else ' weights'}" for kind in few_bits(summary))
-    data = "generated data (not GLUE)" if found == "embedded" else "GLUE dev"
-    goal = "".join(f", {name.replace('budget', 'budget ')}" for name in aim(summary))
-    return f"{summary['preset']}, {data}{kind}{goal}"
+def kept(group: Group) -> str:
+    """Shares of heads, neurons and the synapses between them that the last student has kept, in percent."""
+    shape, finals = group[0]["shape"], [rows(summary)[2] for summary in group]
+    shares = [[sum(row[part]) / (shape["layers"] * shape[part]) for row in finals] for part in ("heads", "ffn")]
+    return " / ".join(f"{100 * fmean(share):.0f}" for share in (*shares, [row.get("synapses", 1) for row in finals]))
 
 
-def form(summary: dict) -> str:
-    """What the student is made of: layers and channels, spikes and coding, T before and after, weights."""
-    shape, (_, before, after) = summary["shape"], rows(summary)
-    made = summary["student"] if "student" in summary else None  # older runs do not say
-    steps = dict.fromkeys(steps_of(row["t_steps"]) for row in (before, after))
-    parts = [f"{shape['layers']} × {shape['hidden']}", *([f"{made['spikes']} spikes", made["coding"]] if made else [])]
-    return ", ".join([*parts, f"T {' → '.join(steps)}", f"{after['encoder_weights']['kind']} weights"])
+# ---------------------------------------------------------------------------------------------------------- settings
+
+
+def settings(found: Sequence[dict]) -> list[Group]:
+    """By preset and task, seeds together."""
+
+    def key(summary: dict) -> tuple[Any, ...]:
+        return (
+            summary["preset"],
+            TASKS.index(summary["task"]),
+            *setting_name(summary),
+            size(summary),
+            summary["hardware"],
+        )
+
+    return [list(group) for _, group in groupby(sorted(found, key=key), key)]
+
+
+def setting_name(summary: dict) -> list[str]:
+    """Preset, kind of weights and what the run aims at; the task."""
+    kinds = [kind if kind.startswith(TABLE) else f"{kind} weights" for kind in few_bits(summary)]
+    goal = [name.replace("budget", "budget ") for name in aim(summary)]
+    generated = [] if on_glue(summary) else ["generated data (not GLUE)"]
+    return [", ".join([summary["preset"], *kinds, *generated, *goal]), summary["task"]]
+
+
+def on_glue(summary: dict) -> bool:
+    return summary["data"]["source"] != "embedded"
+
+
+def compressed(summary: dict) -> bool:
+    return summary["final"] != summary["uncompressed"]
+
+
+def form(found: Sequence[dict], place: int) -> str:
+    """What the student of `rows` at this place is made of: layers and channels, spikes and coding, T, weights."""
+    shape, students = found[0]["shape"], [rows(summary)[place] for summary in found]
+    made = [summary["student"] for summary in found if "student" in summary]  # older runs do not say
+    parts = dict.fromkeys(f"{student['spikes']} spikes, {student['coding']}" for student in made)
+    weights = dict.fromkeys(student["encoder_weights"]["kind"] for student in students)
+    steps = steps_of([t for student in students for t in student["t_steps"]])
+    return ", ".join([f"{shape['layers']} × {shape['hidden']}", *parts, f"T {steps}", f"{'/'.join(weights)} weights"])
+
+
+def commits(found: Sequence[dict]) -> str:
+    return ", ".join(dict.fromkeys(f"`{summary['commit']}`" for summary in found))
 
 
 # ------------------------------------------------------------------------------------------------------------ tables
 
 
+def score_table(found: Sequence[dict]) -> str:
+    """Our networks on GLUE, of each the dense teacher, the spiking student and the compressed ones, then the published
+    ones; a column for each task of ours."""
+    groups = [group for group in settings(found) if on_glue(group[0])]
+    tasks = [task for task in TASKS if any(group[0]["task"] == task for group in groups)]
+    lines = []
+    for network in dict.fromkeys(network_of(group[0]) for group in groups):
+        own = [group for group in groups if network_of(group[0]) == network]
+        largest = {group[0]["task"]: group for group in sorted(own, key=len)}  # of the most seeds
+        lines.append(score_line(f"{network[0]}, dense teacher", largest, 0, tasks))
+        lines.append(score_line(f"{network[0]}, spiking student", largest, 1, tasks))
+        smaller = [group for group in own if compressed(group[0])]
+        for goal in sorted({setting_name(group[0])[0] for group in smaller}, reverse=True):
+            of_goal = {group[0]["task"]: group for group in smaller if setting_name(group[0])[0] == goal}
+            lines.append(score_line(goal if "budget" in goal else f"{goal}, compressed", of_goal, 2, tasks))
+    lines += [
+        [peer["name"], peer["student"], *(score(peer, task) for task in tasks), peer["venue"]]
+        for peer in published()
+        if set(tasks) & set(peer["scores"])
+    ]
+    return table(["", "network", *tasks, "commit or venue"], lines) if groups else NOTHING
+
+
+def network_of(summary: dict) -> tuple[str, ...]:
+    return summary["preset"], *few_bits(summary), size(summary), summary["hardware"]
+
+
+def score_line(name: str, groups: Mapping[str, Group], place: int, tasks: Sequence[str]) -> list[str]:
+    everything = [summary for group in groups.values() for summary in group]
+    cells = [mean_scores(groups[task])[place] if task in groups else "-" for task in tasks]
+    return [name, form(everything, place) if place else "no spikes", *cells, commits(everything)]
+
+
+def compressed_table(found: Sequence[dict]) -> str:
+    """A line for each compressed setting: its scores beside those of the same seeds' teachers and students."""
+    groups = [group for group in settings(found) if compressed(group[0])]
+    lines = [
+        [
+            *setting_name(group[0]),
+            str(len(group)),
+            *mean_scores(group),
+            f"{fmean(map(rate, group)):.1f} %",
+            steps_of([t for summary in group for t in rows(summary)[2]["t_steps"]]),
+            kept(group),
+            ", ".join(dict.fromkeys(map(latency, group))),
+            f"{fmean(map(byte_saving, group)):.1f} / {fmean(map(file_saving, group)):.1f}",
+        ]
+        for group in groups
+    ]
+    columns = ["setting", "task", "seeds", *SCORES, "firing rate", "T", "kept, %", "latency", "bytes, × less"]
+    return table(columns, lines) if groups else NOTHING
+
+
+def run_table(found: Sequence[dict]) -> str:
+    """A line for each run."""
+    lines = [
+        [
+            *setting_name(summary),
+            str(summary["seed"]),
+            *sure_scores(summary),
+            chance(summary),
+            f"{rate(summary):.1f} %",
+            " ".join(map(str, rows(summary)[2]["t_steps"])),
+            kept([summary]),
+            f"{minutes(summary):.1f}",
+            summary["hardware"],
+            f"`{summary['commit']}`",
+        ]
+        for group in settings(found)
+        for summary in group
+    ]
+    columns = ["setting", "task", "seed", *SCORES, "McNemar p", "firing rate", "T", "kept, %", "minutes", "hardware"]
+    return table([*columns, "commit"], lines) if found else NOTHING
+
+
+def minutes(summary: dict) -> float:
+    return (summary["teacher"]["seconds"] + sum(row["seconds"] for row in summary["stages"].values())) / 60
+
+
 def published() -> list[dict]:
     return jsonfile.loads(PUBLISHED.read_text(encoding="utf-8"))
-
-
-def markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *lines))
-
-
-def settings(found: list[dict]) -> list[list[dict]]:
-    """Runs that differ in nothing but the seed, on the same hardware."""
-    return [list(group) for _, group in groupby(found, lambda s: (s["task"], source(s), size(s), s["hardware"]))]
-
-
-def run_cells(summary: dict) -> list[str]:
-    final, shape = rows(summary)[2], summary["shape"]
-    kept = [f"{100 * sum(final[part]) / (shape['layers'] * shape[part]):.0f} %" for part in ("heads", "ffn")]
-    kept.append(f"{100 * final.get('synapses', 1):.0f} %")
-    minutes = (summary["teacher"]["seconds"] + sum(row["seconds"] for row in summary["stages"].values())) / 60
-    return [
-        summary["task"],
-        source(summary),
-        str(summary["seed"]),
-        " / ".join(metrics_of(summary)),
-        *removed(summary, sure_scores(summary)),
-        " → ".join(map(chance, rows(summary)[1:])),
-        f"{rate(summary):.1f} %",
-        latency(summary),
-        f"{byte_saving(summary):.1f}",
-        f"{file_saving(summary):.1f}",
-        " ".join(map(str, final["t_steps"])),
-        *kept,
-        f"{minutes:.1f} min",
-        summary["hardware"],
-        f"`{summary['commit']}`",
-    ]
-
-
-def setting_cells(found: list[dict]) -> list[str]:
-    """One setting: means over its seeds, ± the standard deviation where there are several."""
-    return [
-        *brief_cells(found),
-        ", ".join(chance(rows(summary)[2]) for summary in found),
-        f"{mean(map(rate, found)):.1f} %",
-        ", ".join(dict.fromkeys(map(latency, found))),
-        f"{mean(map(byte_saving, found)):.1f}",
-        f"{mean(map(file_saving, found)):.1f}",
-    ]
-
-
-def brief_cells(found: list[dict]) -> list[str]:
-    """What the runs of a setting are, and their scores."""
-    have_a_mean(found, f"{found[0]['task']}, {source(found[0])}")
-    first = found[0]
-    means = [" / ".join(map(spread, zip(*seeds, strict=True))) for seeds in zip(*map(scores, found), strict=True)]
-    made = [" or ".join(dict.fromkeys(map(form, found))), str(len(found)), " / ".join(metrics_of(first))]
-    return [first["task"], source(first), *made, *removed(first, means)]
-
-
-def removed(summary: dict, cells: list[str]) -> list[str]:
-    """The scores of a run; where nothing was removed its last one is no other than the one before."""
-    return cells if summary["final"] != summary["uncompressed"] else [*cells[:-1], "-"]
-
-
-def spread(values: Sequence[float]) -> str:
-    return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
-
-
-def commits(found: list[dict]) -> str:
-    return ", ".join(dict.fromkeys(f"`{summary['commit']}`" for summary in found))
-
-
-def run_table(found: list[dict]) -> str:
-    """One line for each run."""
-    return markdown(RUN, [run_cells(summary) for summary in found]) if found else NOTHING
-
-
-def setting_table(found: list[dict]) -> str:
-    """One line for each setting, with the published scores on its task beside it."""
-    lines = [[*setting_cells(own), peers(own[0]), commits(own)] for own in settings(found)]
-    return markdown([*SETTING, "published", "commit"], lines) if found else NOTHING
-
-
-def brief_table(found: list[dict]) -> str:
-    """A line for each setting on GLUE: scores, firing rate, published scores, commit."""
-    lines = [
-        [*brief_cells(own), f"{mean(map(rate, own)):.1f} %", peers(own[0], differs=False), commits(own)]
-        for own in settings(on_glue(found))
-    ]
-    return markdown([*BRIEF, "published", "commit"], lines) if lines else NOTHING
-
-
-def on_glue(found: list[dict]) -> list[dict]:
-    return [summary for summary in found if summary["data"]["source"] != "embedded"]
-
-
-def setting_name(summary: dict) -> list[str]:
-    return [summary["task"], source(summary)]
-
-
-def peers(summary: dict, differs: bool = True) -> str:
-    """`Sorbet 90.4 (1-bit weights), …` on the same task, with what differs or without; none for generated data, which
-    has no published scores."""
-    if summary["data"]["source"] == "embedded":
-        return "-"
-    task = summary["task"]
-    found = [peer for peer in published() if task in peer["scores"]]
-    what = [f" ({peer['student']})" if differs else "" for peer in found]
-    return ", ".join(f"{peer['name']} {score(peer, task)}{own}" for peer, own in zip(found, what, strict=True)) or "-"
 
 
 def score(peer: dict, task: str) -> str:
@@ -222,7 +239,7 @@ def published_table() -> str:
         + [peer["source"], peer["differs"]]
         for peer in published()
     ]
-    return markdown(["model", *TASKS, "energy, as published", "under", "source", "what differs from here"], lines)
+    return table(["model", *TASKS, "energy, as published", "under", "source", "what differs from here"], lines)
 
 
 def energy_claim(peer: dict) -> tuple[str, str]:
@@ -240,12 +257,12 @@ def ablation_tables() -> str:
         return RUN_ORDER.index(key[0]) if key[0] in RUN_ORDER else len(RUN_ORDER), *key
 
     parts = []
-    for stem, kept in ablations().items():
-        named = {tuple(key.rsplit(" ", 1)): run for key, run in kept.items()}
+    for stem, of_names in ablations().items():
+        named = {tuple(key.rsplit(" ", 1)): run for key, run in of_names.items()}
         found = {(name, int(seed)): run for (name, seed), run in named.items()}
         made = sorted({f"{run['hardware']}, commit `{run['commit']}`" for run in found.values()})
         first = next(iter(found.values()))
         tag = tag_of(stem, "-".join([first["task"], str(first["preset"]), first["data"]["source"]]))
-        table = to_markdown({key: found[key] for key in sorted(found, key=place)}, {}, tag)
-        parts.append(f"{table}\nMade on {'; '.join(made)}.")
+        text = to_markdown({key: found[key] for key in sorted(found, key=place)}, {}, tag)
+        parts.append(f"{text}\nMade on {'; '.join(made)}.")
     return "\n\n".join(parts) or NOTHING

@@ -9,26 +9,27 @@ python experiments/results.py --check                  exit code 1 where a page 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from pathlib import Path
 
-from energy_results import RATES, detail_table, rate_tables, ratio_table
+from energy_results import RATES, energy_table, pays_table, rate_tables, ratio_table
 from kept_results import KEPT, keep, keep_ablation, summaries
 from result_tables import (
     NOTHING,
     ablation_tables,
-    brief_table,
-    markdown,
+    compressed,
+    compressed_table,
     on_glue,
     published_table,
     run_table,
-    setting_table,
+    score_table,
     settings,
 )
 from scaling_results import kept_tables
 
+from spikeprune.experiment import streams
 from spikeprune.files import jsonfile
+from spikeprune.report.markdown import between, table
 
 ROOT = Path(__file__).resolve().parents[1]
 README, PAGE, COST = ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "cost.md"
@@ -38,42 +39,42 @@ LEADING = ("convention", "int8", "memory", "stationary")  # energy models of the
 FIGURE = ROOT / "docs" / "figures" / "quality-energy.svg"
 
 
-def between_marks(page: str, name: str, text: str) -> str:
-    """`page` with `text` between its two marks of this name."""
-    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    if page.count(begin) != 1 or page.count(end) != 1:
-        raise ValueError(f"the page must have the marks {begin} and {end} once each")
-    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    return pattern.sub(lambda _: f"{begin}\n{text}\n{end}", page)
-
-
 def pages() -> dict[Path, str]:
     """The complete text of each page that has tables of results."""
     found = summaries()
-    figure = f"![Quality against energy](figures/{FIGURE.name})\n\n" if found else ""
-    ratios = ratio_table(settings(found))
-    page = between_marks(PAGE.read_text(encoding="utf-8"), "settings", f"{ratios}\n\n{figure}{setting_table(found)}")
-    tables = {"runs": run_table(found), "ablation": ablation_tables(), "published": published_table()}
-    tables["rates"] = firing_rates()
-    tables["energy"] = detail_table(settings(found))
-    for name, table in tables.items():
-        page = between_marks(page, name, table)
-    smaller = settings([summary for summary in on_glue(found) if summary["final"] != summary["uncompressed"]])
-    brief = f"{ratio_table(smaller, LEADING)}\n\n{brief_table(found)}"
-    readme = between_marks(README.read_text(encoding="utf-8"), "results", brief)
-    if (KEPT / FIRST_RUN).is_file():
-        kept = jsonfile.loads((KEPT / FIRST_RUN).read_text(encoding="utf-8"))
-        readme = between_marks(readme, "first run", terminal(kept))
-    cost = between_marks(COST.read_text(encoding="utf-8"), "models", model_table())
-    devices = between_marks(DEVICES.read_text(encoding="utf-8"), "scaling", kept_tables())
-    return {PAGE: page, README: readme, COST: cost, DEVICES: devices}
+    groups = settings(found)
+    smaller = settings([summary for summary in found if on_glue(summary) and compressed(summary)])
+    tables = {
+        "scores": score_table(found),
+        "compressed": compressed_table(found),
+        "ratios": ratio_table(groups),
+        "energy": energy_table(groups),
+        "pays": pays_table(groups),
+        "rates": firing_rates(),
+        "runs": run_table(found),
+        "ablation": ablation_tables(),
+        "published": published_table(),
+    }
+    first = jsonfile.loads((KEPT / FIRST_RUN).read_text(encoding="utf-8"))
+    brief = {
+        "first run": terminal(first),
+        "scores": tables["scores"],
+        "ratios": ratio_table(smaller, LEADING, ("teacher", "equal_bits")),
+    }
+    sections = {PAGE: tables, README: brief, COST: {"models": model_table()}, DEVICES: {"scaling": kept_tables()}}
+    return {page: filled(page.read_text(encoding="utf-8"), own) for page, own in sections.items()}
+
+
+def filled(page: str, tables: dict[str, str]) -> str:
+    for name, text in tables.items():
+        page = between(page, name, text)
+    return page
 
 
 def firing_rates() -> str:
-    """What `rate_sweep.py` has kept, with its figure."""
+    """What `rate_sweep.py` has kept."""
     kept = [jsonfile.loads(path.read_text(encoding="utf-8")) for path in sorted(RATES.glob("*.json"))]
-    text = "\n\n".join(rate_tables(found) for found in kept)
-    return f"![Firing rate, score and energy](figures/firing-rates.svg)\n\n{text}" if kept else NOTHING
+    return "\n\n".join(map(rate_tables, kept)) or NOTHING
 
 
 def model_table() -> str:
@@ -84,7 +85,7 @@ def model_table() -> str:
         [f"`{model.name}`", constants(model), model.counted, model.left_out, model.source]
         for model in ENERGY_MODELS.values()
     ]
-    return markdown(["`cost.model`", "pJ", "counted", "left out", "source"], lines)
+    return table(["`cost.model`", "pJ", "counted", "left out", "source"], lines)
 
 
 def constants(model) -> str:
@@ -101,14 +102,10 @@ def terminal(summary: dict) -> str:
 
 
 def draw(found: list[dict]) -> None:
-    """Quality against energy, of GLUE's tasks where there are any."""
-    if not found:
-        FIGURE.unlink(missing_ok=True)
-        return
+    """Quality against energy, of GLUE's tasks."""
     from spikeprune.report.figures import results_figure
 
-    glue = [summary for summary in found if summary["data"]["source"] != "embedded"]
-    results_figure(glue or found, FIGURE)
+    results_figure([summary for summary in found if on_glue(summary)], FIGURE)
 
 
 def main(arguments: list[str]) -> int:
@@ -118,14 +115,19 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     if given.check and given.runs:
         parser.error("--check keeps no runs; leave it out, or them")
-    for run in given.runs:
+    return streams.exit_code(lambda: check() if given.check else make(given.runs))
+
+
+def check() -> int:
+    stale = [page.name for page, text in pages().items() if page.read_text(encoding="utf-8") != text]
+    print(f"{' and '.join(stale)}: run make results" if stale else "the pages are what the summaries give")
+    return int(bool(stale))
+
+
+def make(runs: list[Path]) -> int:
+    for run in runs:
         (keep if (run / "summary.json").is_file() else keep_ablation)(run)
-    made = pages()
-    if given.check:
-        stale = [page.name for page, text in made.items() if page.read_text(encoding="utf-8") != text]
-        print(f"{' and '.join(stale)}: run make results" if stale else "the pages are what the summaries give")
-        return int(bool(stale))
-    for page, text in made.items():
+    for page, text in pages().items():
         page.write_text(text, encoding="utf-8")
     draw(summaries())
     return 0

@@ -8,10 +8,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from result_tables import markdown
-
-from spikeprune.errors import InputError
 from spikeprune.files import jsonfile
+from spikeprune.files.atomic import write_json
+from spikeprune.report.markdown import table
 
 SCALING = Path(__file__).resolve().parent / "results" / "scaling"
 NONE_YET = "No measurement of the present version has been kept yet."
@@ -45,10 +44,9 @@ def of_runs(found: dict[str, Any]) -> str:
     made, runs = found["made"], found["runs"]
     one = runs[0]
     head = (
-        f"{made['hardware']}, torch {made['torch']}, commit `{made['commit']}`; {one['task']}, preset {one['preset']}, "
+        f"{made_on(made)}; {one['task']}, preset {one['preset']}, data {one['data']}; {made['seconds']:.0f} s in all."
     )
-    head += f"data {one['data']}; {made['seconds']:.0f} s in all."
-    return f"{head}\n\n{markdown(RUNS, [run_cells(run, one) for run in runs])}\n\n{RUNS_LEGEND}"
+    return f"{head}\n\n{table(RUNS, [run_cells(run, one) for run in runs])}\n\n{RUNS_LEGEND}"
 
 
 def made_on(made: dict[str, Any]) -> str:
@@ -87,7 +85,7 @@ def of_speed(found: dict[str, Any]) -> str:
     lines = [line for _, group in groupby(rows, lambda row: (row["size"], row["scaling"])) for line in cells([*group])]
     masks = "the same masks" if all(row["decision"]["same"] for row in rows) else "**different masks**"
     head = f"{made_on(made)}; {made['rounds']} × {made['steps']} steps of each kind; {made['seconds']:.0f} s in all."
-    return f"{head}\n\n{markdown(COLUMNS, lines)}\n\n{LEGEND.format(masks=masks)}"
+    return f"{head}\n\n{table(COLUMNS, lines)}\n\n{LEGEND.format(masks=masks)}"
 
 
 def cells(rows: list[Row]) -> list[list[str]]:
@@ -131,13 +129,11 @@ def keep(file: Path) -> Path:
     """Keep a measurement under its kind, numbers of devices and sizes. Raises InputError for one of no commit."""
     found = jsonfile.read(file, "measure again", ("made",))
     made = found["made"]
-    if made["commit"] == "unknown" or made["commit"].endswith("-dirty"):
-        raise InputError(f"{file}: made by commit {made['commit']}; measure again from a clean checkout")
+    jsonfile.refuse_changed_tree(made["commit"], str(file))
     sizes = ["runs"] if "runs" in found else dict.fromkeys(row["size"].split()[0].lower() for row in found["rows"])
-    name = "-".join([made["device"], *map(str, made["devices"]), *sizes])
-    place = SCALING / f"{name}.json"
+    place = SCALING / f"{'-'.join([made['device'], *map(str, made['devices']), *sizes])}.json"
     place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text(jsonfile.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_json(place, found)
     return place
 
 

@@ -117,7 +117,7 @@ def test_a_whole_run_writes_what_it_measured(tmp_path, monkeypatch) -> None:
     assert ours["ratio"] == pytest.approx(ours["other"]["median"] / ours["ours"]["median"])
     assert {row["T"] for row in written["growth"]} == {2, 3} and len(written["profiles"]) == 10
     text = (tmp_path / "bench-cpu.md").read_text()
-    assert re.search(r"without attention scores.*; [\d,.]+ samples per second, ours; [\d,.]+ .*, dense \|", text)
+    assert re.search(r"without attention scores.*; [\d,.]+ samples per second, ours; [\d,.]+ .*, dense\) \|", text)
     assert "| simulation: times as fast as a loop over steps" in text and "2 · 10⁹ bytes a second" in text
     closed = [row["bytes"] for row in written["growth"] if row["way"] == "accumulate, closed form" and row["N"] == 8]
     assert closed[0] == closed[1]  # memory at T = 2 and at T = 3
@@ -134,18 +134,24 @@ def test_goals_say_whether_they_are_met() -> None:
 
 
 def test_the_page_is_what_the_kept_results_give() -> None:
-    page = report.PAGE.read_text()
-    assert report.BEGIN in page and report.with_results(page, report.kept_results()) == page
+    page = report.PAGE.read_text(encoding="utf-8")
+    assert report.with_results(page, report.kept_results()) == page
+
+
+def test_a_ratio_says_what_it_is_of_and_that_it_misses_its_goal() -> None:
+    ours, other = ({"median": seconds} for seconds in (0.002, 0.003))
+    row = {"ours": ours, "other": other, "ratio": 1.5, "met": False, "difference": 0.02, "skipped": "", "more": {}}
+    assert report.ratio_of(row) == "1.50, **missed** (2.00 to 3.00 ms; logits 0.02 apart)"
+    assert report.ratio_of(row | {"ours": None, "met": None, "difference": None}) == "1.50"
+    assert report.ratio_of(row | {"skipped": "not installed"}) == "not installed" and report.ratio_of(None) == ""
 
 
 @pytest.mark.parametrize("commit", ["unknown", "0123456789ab-dirty"])
 def test_results_of_no_commit_are_not_kept(commit, tmp_path) -> None:
     path = tmp_path / "result.json"
-    path.write_text(json.dumps({"made": {"commit": "0123456789ab"}}))
-    assert report.of_a_commit(path) == path
     path.write_text(json.dumps({"made": {"commit": commit}}))
     with pytest.raises(InputError, match="measure again from a clean checkout"):
-        report.of_a_commit(path)
+        report.keep(path, report.PARTS)
 
 
 def kept(parts, folder: Path, monkeypatch, *, without: str | None = None) -> dict[str, dict]:
@@ -153,7 +159,10 @@ def kept(parts, folder: Path, monkeypatch, *, without: str | None = None) -> dic
     groups = {"simulation": "simulation", "evaluation": "evaluation, accumulate", "training": "training step"}
     made = {part: [part] if part in report.TABLES else {"group": groups[part]} for part in report.PARTS}
     made.pop(without, None)
-    results = {"made": {"device": "cpu"}, "rows": [row for row in made.values() if "group" in row]}
+    results = {
+        "made": {"device": "cpu", "commit": "0123456789ab"},
+        "rows": [row for row in made.values() if "group" in row],
+    }
     results |= {part: made.get(part, []) for part in report.TABLES}
     path = folder / "result.json"
     path.write_text(json.dumps(results))
@@ -215,5 +224,11 @@ def test_the_ways_of_a_deployed_student_are_compared(monkeypatch) -> None:
     assert [row["way"] for row in found][:2] == ["ternary student, exported", "ternary student, PyTorch"]
     assert found[0]["difference"] < 1e-5 and all(row["memory"] >= 0 and row["file"] > 0 for row in found)
     text = report.of_a_call(found)
-    assert text.count("(at least 3: ") == text.count("(at least 1: ") == 1
-    assert len(text.splitlines()) == 2 + len(found) == 7
+    assert text.startswith("Milliseconds of a whole call") and len(text.splitlines()) == 4 + len(found) == 9
+
+
+def test_a_call_of_an_exported_student_says_whether_it_misses_a_goal() -> None:
+    goals = dict(zip(report.GOALS, (3.5, 0.9), strict=True))
+    row = {"seconds": 0.002, "way": "student, exported", **{f"ratio {name}": x for name, x in goals.items()}}
+    assert report.call_of(row) == "2.00 (3.50 / 0.90, **missed**)"
+    assert report.call_of(row | {"way": "student, PyTorch"}) == "2.00 (3.50 / 0.90)"

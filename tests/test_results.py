@@ -14,18 +14,21 @@ sys.path.insert(0, str(ROOT / "experiments"))
 
 import kept_results  # noqa: E402
 import results  # noqa: E402
-from energy_results import detail_table, rate_figure, rate_tables, ratio_table  # noqa: E402
+from energy_results import energy_table, pays_table, rate_figure, rate_tables, ratio_table  # noqa: E402
 from result_tables import (  # noqa: E402
     NOTHING,
     ablation_tables,
-    brief_table,
+    compressed_table,
     form,
     metrics_of,
     published_table,
     run_table,
-    setting_table,
-    source,
+    score_table,
+    setting_name,
 )
+
+from spikeprune.errors import InputError  # noqa: E402
+from spikeprune.report.markdown import between  # noqa: E402
 
 
 @pytest.mark.parametrize("script", ["experiments/results.py", "docs/figures/draw.py"])
@@ -82,12 +85,15 @@ def test_a_run_is_kept_and_has_a_row_beside_published_ones(tmp_path) -> None:
     kept_results.keep(write(tmp_path / "run", summary()))
     assert [path.name for path in kept_results.KEPT.iterdir()] == ["sst2-minilm-dir-s0.json"]
     (row,) = run_table(kept_results.summaries()).splitlines()[2:]
-    assert row.startswith(
-        "| sst2 | minilm, GLUE dev | 0 | accuracy | 90.0 | 88.0 | 86.0 | - → - | 25.0 % | 12 / 44 / 14 |"
-    )
-    assert row.endswith("| 4 4 4 | 50 % | 75 % | 100 % | 3.0 min | one GPU | `0123456789ab` |")
-    (row,) = setting_table(kept_results.summaries()).splitlines()[2:]
-    assert "SpikingBERT 88.19 (4 layers, binary" in row and "Sorbet 90.4" in row and row.endswith("| `0123456789ab` |")
+    assert row.startswith("| minilm | sst2 | 0 | 90.0 | 88.0 | 86.0 | - | 25.0 % | 4 4 4 | 50 / 75 / 100 | 3.0 |")
+    head, _, teacher, student, compressed, *peers = score_table(kept_results.summaries()).splitlines()
+    assert head == "|  | network | sst2 | commit or venue |"
+    assert teacher == "| minilm, dense teacher | no spikes | 90.0 | `0123456789ab` |"
+    assert student == "| minilm, spiking student | 2 × 64, T 4, float weights | 88.0 | `0123456789ab` |"
+    assert compressed == "| minilm, compressed | 2 × 64, T 4, float weights | 86.0 | `0123456789ab` |"
+    assert "| SpikingBERT | 4 layers, binary spikes, per_step, T 16 to 125 | 88.19 | AAAI 2024 |" in peers
+    (row,) = compressed_table(kept_results.summaries()).splitlines()[2:]
+    assert row == "| minilm | sst2 | 1 | 90.0 | 88.0 | 86.0 | 25.0 % | 4 | 50 / 75 / 100 | 12 / 44 / 14 | 1.0 / 1.0 |"
 
 
 def test_a_row_says_how_sure_its_scores_are() -> None:
@@ -96,11 +102,9 @@ def test_a_row_says_how_sure_its_scores_are() -> None:
     found["stages"]["prediction_kd"]["mcnemar"] = {"first": 9, "second": 2, "p": 0.065}
     found["stages"]["finetune"] |= {"intervals": {"accuracy": [0.84, 0.88]}, "mcnemar": {"p": 1e-5}}
     (row,) = run_table([found]).splitlines()[2:]
-    assert "| 90.0 (88.0–91.9) | 88.0 | 86.0 (84.0–88.0) | 0.065 → <0.001 |" in row
-    other = summary(seed=1)
-    other["stages"]["finetune"]["mcnemar"] = {"p": 0.2}
-    (row,) = setting_table([found, other]).splitlines()[2:]
-    assert "| <0.001, 0.2 |" in row
+    assert "| 90.0 (88.0–91.9) | 88.0 | 86.0 (84.0–88.0) | <0.001 |" in row
+    (row,) = run_table([found | {"final": "prediction_kd"}]).splitlines()[2:]
+    assert "| 90.0 (88.0–91.9) | 88.0 | - | 0.065 |" in row
 
 
 def with_energy(equal_bits: float | None, seed: int = 0) -> dict:
@@ -115,13 +119,11 @@ def with_energy(equal_bits: float | None, seed: int = 0) -> dict:
 
 def test_energy_is_shown_against_every_opponent() -> None:
     groups = [[with_energy(4.0), with_energy(2.0, seed=1)], [with_energy(None)], [summary()]]
-    (row, other), name = (
-        ratio_table(groups).splitlines()[2:4],
-        "minilm",
-    )
-    assert row == f"| sst2 | {name}, GLUE dev | 50.0 / 10.0 / 0.38 |" and other.endswith("| 50.0 / 10.0 / - |")
-    row, other = detail_table(groups).splitlines()[2:]
-    assert row.endswith("| 0 nJ | 0 nJ | 50.0 / 10.0 / 0.38 | 25.0 % | 15.0 % |") and other.endswith("| - |")
+    row, other = ratio_table(groups).splitlines()[2:]
+    assert row == "| minilm | sst2 | 25.0 % | 50.0 / 10.0 / 0.38 |" and other.endswith("| 50.0 / 10.0 / - |")
+    assert ratio_table(groups, ["memory"], ["equal_bits"]).splitlines()[2].endswith("| 25.0 % | 0.38 |")
+    assert energy_table(groups).splitlines()[2].endswith("| 8e-06 / 0.0004 |")
+    assert [line.split("|")[4].strip() for line in pays_table(groups).splitlines()[2:]] == ["15.0 %", "-"]
     assert ratio_table([[summary()]]).startswith("No run has been kept")
 
 
@@ -143,22 +145,21 @@ def test_firing_rates_have_a_table_and_a_figure(tmp_path) -> None:
         "data": "sst2 from directory glue",
     }
     table = rate_tables(found)
-    assert (
-        "| limit 0.02 | 86.0 | 5.0 % | 0.50 | 0.50 |" in table
-        and "Dense teacher: 90.0. Of preset x, sst2 from directory glue; seed 3, one GPU" in table
-    )
+    assert "| limit 0.02 | 86.0 | 5.0 % | 0.50 | 0.50 |" in table
+    assert table.startswith("sst2, preset x, sst2 from directory glue; dense teacher 90.0; seed 3, one GPU, commit")
     assert "| budget, memory | 86.0 | 10.0 % | 2.00 % | 2.00 % | 2 2 | 128 64 | 4 4 4 |" in table
     rate_figure(found, tmp_path / "rates.svg")
     assert "firing rate" in (tmp_path / "rates.svg").read_text(encoding="utf-8")
 
 
 def test_generated_data_have_no_published_scores() -> None:
-    (row,) = setting_table([summary(data={"source": "embedded", "banner": "", "fingerprint": "0"})]).splitlines()[2:]
-    assert "generated data (not GLUE)" in row and "SpikingBERT" not in row
+    generated = summary(data={"source": "embedded", "banner": "", "fingerprint": "0"})
+    assert "| minilm, generated data (not GLUE) | sst2 |" in compressed_table([generated])
+    assert score_table([generated]) == NOTHING and "generated" not in score_table([summary(), generated])
 
 
 def test_without_runs_the_tables_say_so() -> None:
-    assert run_table([]) == setting_table([]) == ablation_tables() == NOTHING
+    assert run_table([]) == score_table([]) == compressed_table([]) == ablation_tables() == NOTHING
 
 
 def test_what_is_not_verified_is_marked() -> None:
@@ -186,20 +187,18 @@ def test_an_ablation_is_kept_and_shown_in_its_order(tmp_path) -> None:
     assert [head.endswith(" · at-0.07") for head in heads] == [False, True]
 
 
-def test_seeds_on_different_data_have_no_mean(capsys) -> None:
+def test_seeds_on_different_data_have_no_mean() -> None:
     plain, other = summary(), summary(seed=1)
     other["data"]["fingerprint"] = "another"
-    with pytest.raises(SystemExit):
+    with pytest.raises(InputError, match="were run on different data"):
         kept_results.have_a_mean([plain, other], "sst2")
-    assert "were run on different data" in capsys.readouterr().err
     for changes in ({"source": "embedded"}, {"banner": "9 training examples drawn with seed 1"}):  # each seed its own
         kept_results.have_a_mean([run | {"data": run["data"] | changes} for run in (plain, other)], "sst2")
 
 
 def test_a_folder_without_runs_is_refused(tmp_path, capsys) -> None:
-    with pytest.raises(SystemExit) as ended:
-        kept_results.keep_ablation(tmp_path)
-    assert ended.value.code == 2 and "no finished run" in capsys.readouterr().err
+    assert results.main([str(tmp_path)]) == 2
+    assert "no finished run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["--chekc"], 2), (["--check", "runs/a"], 2)])
@@ -210,12 +209,11 @@ def test_the_command_line(arguments, code) -> None:
 
 
 @pytest.mark.parametrize("commit", ["unknown", "0123456789ab-dirty"])
-def test_a_run_of_no_commit_is_refused(tmp_path, capsys, commit) -> None:
+def test_a_run_of_no_commit_is_refused(tmp_path, commit) -> None:
     run = write(tmp_path / "ablation" / "s0" / "none", summary(commit=commit))
     for keep, folder in ((kept_results.keep, run), (kept_results.keep_ablation, tmp_path / "ablation")):
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(InputError, match=f"made by commit {commit}"):
             keep(folder)
-        assert ended.value.code == 2 and f"made by commit {commit}" in capsys.readouterr().err
     assert not kept_results.KEPT.exists()
 
 
@@ -226,23 +224,23 @@ def test_seeds_on_one_hardware_have_a_mean_that_names_every_commit() -> None:
         own = summary(seed=seed, commit=commit, hardware=hardware)
         own["stages"]["finetune"]["metrics"]["accuracy"] = score
         runs.append(own)
-    lines = setting_table(runs).splitlines()[2:]
-    assert len(lines) == 2 and "| 2 | accuracy |" in lines[0] and "| 82.0 ± 2.8 |" in lines[0]
-    assert lines[0].endswith("| `a`, `b` |") and "| 1 | accuracy |" in lines[1]
+    lines = compressed_table(runs).splitlines()[2:]
+    assert [line.split(" | ")[2] for line in lines] == ["2", "1"] and "| 82.0 ± 2.8 |" in lines[0]
+    lines = [line for line in score_table(runs).splitlines() if line.startswith("| minilm, compressed")]
+    assert lines[0].endswith("| 82.0 ± 2.8 | `a`, `b` |") and lines[1].endswith("| 50.0 | `b` |")
 
 
-def test_seeds_of_different_settings_have_no_mean(tmp_path, capsys) -> None:
+def test_seeds_of_different_settings_have_no_mean(tmp_path) -> None:
     runs = [summary(seed=seed) for seed in (1, 2)] + [summary(seed=3, settings="b")]
-    assert "| 2 | accuracy |" in setting_table(runs[:2])
-    with pytest.raises(SystemExit) as ended:
-        setting_table(runs)
-    assert ended.value.code == 2 and "seeds 1, 2 and seeds 3 were run with different" in capsys.readouterr().err
+    assert "| sst2 | 2 |" in compressed_table(runs[:2])
+    with pytest.raises(InputError, match="seeds 1, 2 and seeds 3 were run with different"):
+        compressed_table(runs)
     for run in runs:
         write(tmp_path / f"s{run['seed']}" / "none", run | {"settings": "a"})
         write(tmp_path / f"s{run['seed']}" / "all", run)
-    with pytest.raises(SystemExit):
+    with pytest.raises(InputError, match=", all: seeds 1, 2 and seeds 3 were"):
         kept_results.keep_ablation(tmp_path)
-    assert ", all: seeds 1, 2 and seeds 3 were" in capsys.readouterr().err and not kept_results.ABLATIONS.exists()
+    assert not kept_results.ABLATIONS.exists()
 
 
 def test_a_score_is_the_metric_that_glue_ranks_by() -> None:
@@ -266,37 +264,34 @@ def regression(seed: int, pearson: float) -> dict:
 def test_a_regression_has_both_correlations() -> None:
     runs = [regression(0, 0.9), regression(1, 0.8)]
     row, _ = run_table(runs).splitlines()[2:]
-    assert row.startswith("| stsb | base, GLUE dev | 0 | pearson / spearman | 90.0 (70.0–90.0) / 80.0 (70.0–90.0) |")
-    assert " | - → - | " in row
-    (row,) = setting_table(runs).splitlines()[2:]
-    made = "2 × 64, ternary spikes, accumulate, T 4 → 2–4, float weights"
-    assert row.startswith(f"| stsb | base, GLUE dev | {made} | 2 | pearson / spearman | 85.0 ± 7.1 / 80.0 ± 0.0 |")
-    assert (
-        " | -, - | " in row and "SpikingBERT 82.2* (4 layers, binary spikes, per_step, T 16 to 125), Sorbet 78.1" in row
-    )
+    assert row.startswith("| base | stsb | 0 | 90.0 (70.0–90.0) / 80.0 (70.0–90.0) |")
+    *_, row = (line for line in score_table(runs).splitlines() if line.startswith("| base"))
+    made = "2 × 64, ternary spikes, accumulate, T 2–4, float weights"
+    assert row.startswith(f"| base, compressed | {made} | 85.0 ± 7.1 / 80.0 ± 0.0 |")
 
 
 def test_runs_of_another_aim_or_size_do_not_replace_each_other(tmp_path) -> None:
     kept_results.keep(write(tmp_path / "a", summary(task="rte", preset="paper")))
     kept_results.keep(write(tmp_path / "b", summary(task="rte", preset="paper", final="prediction_kd")))
     whole, compressed = kept_results.summaries()[::-1]
-    assert source(whole) == "paper, GLUE dev, uncompressed"
-    assert form(whole) == "2 × 64, T 4, float weights" and kept_results.aim(compressed) == []
-    assert len(setting_table(kept_results.summaries()).splitlines()) == 4
+    assert setting_name(whole) == ["paper, uncompressed", "rte"] and kept_results.aim(compressed) == []
+    assert form([whole], 1) == "2 × 64, T 4, float weights"
+    assert len(run_table(kept_results.summaries()).splitlines()) == 4
     shorter = summary(task="rte", preset="paper", shape={"layers": 1, "hidden": 64, "heads": 4, "ffn": 128})
     kept_results.keep(write(tmp_path / "c", shorter))
     assert (kept_results.KEPT / "rte-paper-dir-1x64-T4-s0.json").is_file()
-    assert len(setting_table(kept_results.summaries()).splitlines()) == 5
+    assert len(run_table(kept_results.summaries()).splitlines()) == 5
 
 
 def test_few_bit_weights_have_a_row_of_their_own() -> None:
-    """The encoder in a sixteenth of the bytes."""
+    """The encoder in about a sixteenth of the bytes."""
     plain = summary()
     few = summary()
     whole = few["stages"]["prediction_kd"]["encoder_weights"]["bytes"]
     few["stages"]["finetune"]["encoder_weights"] |= {"kind": "ternary", "bytes": whole // 16}
-    lines = setting_table([plain, few]).splitlines()[2:]
-    assert len(lines) == 2 and "ternary weights" in lines[1] and "ternary weights" not in lines[0]
+    lines = compressed_table([plain, few]).splitlines()[2:]
+    assert lines[0].startswith("| minilm | ") and lines[1].startswith("| minilm, ternary weights | ")
+    assert lines[1].endswith("| 15.8 / 1.0 |") and "| 2 × 64, T 4, ternary weights |" in score_table([few])
 
 
 def test_each_budget_has_a_row_of_its_own(tmp_path) -> None:
@@ -304,24 +299,36 @@ def test_each_budget_has_a_row_of_its_own(tmp_path) -> None:
         found = summary()
         found["stages"]["finetune"]["budget"] = {"share": share}
         kept_results.keep(write(tmp_path / str(share), found))
-    sources = [source(found) for found in kept_results.summaries()]
-    assert sources == [f"minilm, GLUE dev, budget {share}" for share in (0.01, 0.02)]
+    names = [setting_name(found)[0] for found in kept_results.summaries()]
+    assert names == [f"minilm, budget {share}" for share in (0.01, 0.02)]
     first, second = map(_kind, kept_results.summaries())
     assert first == "sst2, preset minilm, budget 0.01" != second
 
 
 def test_where_nothing_was_removed_there_is_no_compressed_score() -> None:
-    whole = summary()
-    whole["final"] = whole["uncompressed"]
-    cells = [line.split(" | ") for line in brief_table([summary(), whole]).splitlines()]
-    place = cells[0].index("compressed")
-    assert cells[2][place] == "86.0" and cells[3][place] == "-"
+    whole = summary(final="prediction_kd")
+    assert "| 90.0 | 88.0 | - |" in run_table([whole]) and compressed_table([whole]) == NOTHING
+    assert "compressed" not in score_table([whole])
+
+
+def test_a_teacher_and_its_student_are_of_the_most_seeds() -> None:
+    """Two whole runs and one that one budget has compressed."""
+    whole = [summary(final="prediction_kd", seed=seed) for seed in (0, 1)]
+    whole[1]["teacher"]["metrics"]["accuracy"] = 0.8
+    budget = summary()
+    budget["stages"]["finetune"]["budget"] = {"share": 0.02}
+    rows = [line.split(" | ")[::2] for line in score_table([*whole, budget]).splitlines()[2:5]]
+    assert rows == [
+        ["| minilm, dense teacher", "85.0 ± 7.1"],
+        ["| minilm, spiking student", "88.0 ± 0.0"],
+        ["| minilm, budget 0.02", "86.0"],
+    ]
 
 
 def test_a_page_without_marks_is_an_error() -> None:
-    assert results.between_marks("a <!-- x: begin -->old<!-- x: end --> b", "x", "new").split("\n")[1] == "new"
+    assert between("a <!-- x: begin -->old<!-- x: end --> b", "x", "new").split("\n")[1] == "new"
     with pytest.raises(ValueError, match="marks"):
-        results.between_marks("a page", "x", "new")
+        between("a page", "x", "new")
 
 
 def test_the_readme_shows_the_table_of_the_first_run() -> None:
@@ -330,4 +337,4 @@ def test_the_readme_shows_the_table_of_the_first_run() -> None:
     shown = results.terminal(make_summary())
     assert shown.startswith("```console\n$ make glue TASK=mrpc\n…\n") and shown.endswith("\n```")
     assert "temporal: 93.0, 2.5 below the dense teacher" in shown
-    assert "make glue" in results.between_marks(results.README.read_text(encoding="utf-8"), "first run", shown)
+    assert "make glue" in between(results.README.read_text(encoding="utf-8"), "first run", shown)

@@ -30,7 +30,7 @@ from experiments.bench.rows import Row, Setting, evaluation, growth, profiles, s
 from experiments.bench.training import training
 from spikeprune.experiment import streams
 from spikeprune.experiment.summary import commit, hardware
-from spikeprune.files import jsonfile
+from spikeprune.files.atomic import write_json
 from spikeprune.kernels import lacking
 
 
@@ -91,7 +91,7 @@ def in_words(found: Row | dict) -> str:
 def write(results: dict[str, Any], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     name = f"bench-{results['made']['device']}"
-    (out / f"{name}.json").write_text(jsonfile.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_json(out / f"{name}.json", results)
     (out / f"{name}.md").write_text(report.markdown(results) + "\n", encoding="utf-8")
 
 
@@ -111,7 +111,7 @@ def main(argv: list[str]) -> int:
     args = arguments(argv)
     if args.keep or args.check:
         for path in args.keep or []:
-            report.keep(report.of_a_commit(path), args.parts)
+            report.keep(path, args.parts)
         page = report.PAGE.read_text(encoding="utf-8")
         made = report.with_results(page, report.kept_results())
         if args.check:

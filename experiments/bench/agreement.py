@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.bench.report import ROOT, between, refuse_changed_tree, table
+from experiments.bench.report import ROOT
 from spikeprune.config.load import load, read_resolved
 from spikeprune.config.resources import experiment_file
 from spikeprune.config.schema import Config
@@ -30,17 +30,18 @@ from spikeprune.errors import InputError
 from spikeprune.experiment import checkpoints, streams
 from spikeprune.experiment.context import read_data
 from spikeprune.experiment.summary import commit
+from spikeprune.files import jsonfile
 from spikeprune.files.atomic import write_json
 from spikeprune.models.compaction import as_float, compact
 from spikeprune.models.inference import infer
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS, Outputs
 from spikeprune.models.shape import student_operations
+from spikeprune.report.markdown import between, table
 from spikeprune.runtime import Session, to_bytes
 from spikeprune.runtime.session import Answer
 
 KEPT, PAGE = Path(__file__).with_name("agreement.json"), ROOT / "docs" / "runtime.md"
-BEGIN, END = "<!-- agreement: begin -->", "<!-- agreement: end -->"
 PARTS = ("whole", "each")  # the network on its own; each spiking layer given the Python network's spikes below
 
 
@@ -166,11 +167,11 @@ def places(results: dict[str, Any], most: int = 10) -> Iterator[str]:
 
 
 def page_with(page: str, results: dict[str, Any]) -> str:
-    return between(page, BEGIN, END, markdown(results))
+    return between(page, "agreement", markdown(results))
 
 
 def keep(results: dict[str, Any]) -> None:
-    refuse_changed_tree(results["commit"], "the comparison")
+    jsonfile.refuse_changed_tree(results["commit"], "the comparison")
     write_json(KEPT, {**results, "rows": [{**row, "places": len(row["places"])} for row in results["rows"]]})
     PAGE.write_text(page_with(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from pathlib import Path
 
-from spikeprune.errors import InputError
 from spikeprune.files import jsonfile
+from spikeprune.files.atomic import write_json
+from spikeprune.report.markdown import between, table
+from spikeprune.report.numbers import digits
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = Path(__file__).parent / "kept"
@@ -16,42 +17,45 @@ TABLES = ("profiles", "growth", "deployed")  # parts with a table of their own
 PARTS = ("simulation", "evaluation", "training", *TABLES)
 DENSE, DENSE_INT8 = "dense, onnxruntime float32", "dense, onnxruntime int8"
 GOALS = {DENSE: 3.0, DENSE_INT8: 1.0}  # an exported student is at least so many times as fast
-BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
-
-
-def table(columns: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *rows))
-
-
-def time_of(found: dict | None) -> str:
-    """Median milliseconds and the quartiles."""
-    if found is None:
-        return ""
-    low, middle, high = (1e3 * found[key] for key in ("low", "median", "high"))
-    digits = 0 if middle >= 100 else 1 if middle >= 10 else 2
-    return f"{middle:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
 
 
 def ratios(results: dict) -> str:
-    """One line for each comparison; a skipped one has its reason."""
-    lines = []
+    """A line for each comparison, a column for each network; a skipped one has its reason."""
+    networks = list(dict.fromkeys(row["network"] for row in results["rows"]))
+    found: dict[tuple[str, ...], dict[str, dict]] = {}
     for row in results["rows"]:
-        goal = "" if row["goal"] is None else f"{row['goal'][0]} {row['goal'][1]:g}"
-        if row["met"] is not None:
-            goal += ": met" if row["met"] else ": missed"
-        value = row["skipped"] or f"{row['ratio']:.3g}"
-        difference = "" if row["difference"] is None else f"{row['difference']:.1g}"
-        rates = [f"; {value:,.0f} {name}" for name, value in row["more"].items() if name.startswith("samples")]
-        what = f"{row['group']}: {row['comparison']}{''.join(rates)}"
-        times = [time_of(row["ours"]), time_of(row["other"])]
-        lines.append([what, f"{row['network']}, {row['setting']}", *times, value, goal, difference])
-    return table(
-        ["comparison", "network and batch", "ours, ms", "other, ms", "ratio", "goal", "logits differ by"], lines
-    )
+        what = (f"{row['group']}: {row['comparison']}", row["setting"])
+        found.setdefault(what, {})[row["network"]] = row
+    lines = [
+        [*what, goal_of(next(iter(rows.values()))), *(ratio_of(rows.get(name)) for name in networks)]
+        for what, rows in found.items()
+    ]
+    return table(["ratio", "batch", "goal", *networks], lines)
+
+
+def goal_of(row: dict) -> str:
+    return "" if row["goal"] is None else f"{row['goal'][0]} {row['goal'][1]:g}"
+
+
+def ratio_of(row: dict | None) -> str:
+    """`5.58 (7.72 to 43.0 ms)`: the ratio, whether it misses its goal, the two medians, and the logits' difference."""
+    if row is None:
+        return ""
+    if row["skipped"]:
+        return row["skipped"]
+    aside = [f"{milliseconds(row['ours'])} to {milliseconds(row['other'])} ms"] if row["ours"] else []
+    aside += [f"{value:,.0f} {name}" for name, value in row["more"].items() if name.startswith("samples")]
+    aside += [f"logits {row['difference']:.1g} apart"] if row["difference"] is not None else []
+    missed = ", **missed**" if row["met"] is False else ""
+    return f"{digits(row['ratio'])}{missed}" + (f" ({'; '.join(aside)})" if aside else "")
+
+
+def milliseconds(found: dict) -> str:
+    return digits(1e3 * found["median"])
 
 
 def size_of(row: dict | None) -> str:
-    return "" if row is None else f"{1e3 * row['seconds']:.4g} ms, {row['bytes'] / 2**20:.4g} MiB"
+    return "" if row is None else f"{digits(1e3 * row['seconds'])} ms, {digits(row['bytes'] / 2**20)} MiB"
 
 
 def against_t(results: dict) -> str:
@@ -73,32 +77,35 @@ def against_t(results: dict) -> str:
 def where_time_goes(results: dict) -> str:
     found = results["profiles"]
     groups = [key for key in found[0] if key not in ("what", "T")]
-    lines = [[row["what"], str(row["T"]), *(f"{100 * row[group]:.0f} %" for group in groups)] for row in found]
-    return table(["where the time goes", "T", *groups], lines)
+    t_steps = sorted({row["T"] for row in found})
+    cells = {(row["what"], row["T"]): " / ".join(f"{100 * row[group]:.0f}" for group in groups) for row in found}
+    ways = dict.fromkeys(row["what"] for row in found)
+    lines = [[way, *(cells.get((way, t), "") for t in t_steps)] for way in ways]
+    head = [f"where the time goes, %: {' / '.join(groups)}", *(f"T {t}" for t in t_steps)]
+    return table(head, lines)
 
 
 def of_a_call(found: list[dict]) -> str:
-    """A line for each way, batch and number of threads: the whole call, and how much faster than the dense network."""
+    """A line for each way, a column for each batch and number of threads: milliseconds of the whole call, and how much
+    faster than the two dense networks."""
+    places = list(dict.fromkeys((row["B"], row["threads"]) for row in found))
     lines = []
-    for row in found:
-        middle, low, high = (1e3 * row[key] for key in ("seconds", "low", "high"))
-        ratios = [goal_of(row, other, least) for other, least in GOALS.items()]
-        apart = f"{row['difference']:.1g}" if "difference" in row else ""
-        sizes = [f"{row[key] / 1e6:.0f}" for key in ("memory", "file")]
-        place = [row["way"], str(row["B"]), str(row["threads"])]
-        lines.append([*place, f"{middle:.2f} ({low:.2f}–{high:.2f})", *ratios, *sizes, apart])
-    network, tokens = found[0]["network"], found[0]["N"]
-    heads = [f"× as fast as {other}" for other in GOALS]
-    columns = [f"whole call, {network}, {tokens} tokens", "batch", "threads", "ms", *heads, "memory, MB", "file, MB"]
-    return table([*columns, "logits differ by"], lines)
+    for way in dict.fromkeys(row["way"] for row in found):
+        rows = {(row["B"], row["threads"]): row for row in found if row["way"] == way}
+        sizes = [f"{rows[places[0]][key] / 1e6:.0f}" for key in ("memory", "file")]
+        lines.append([way, *(call_of(rows[place]) for place in places), *sizes])
+    columns = [f"{sentences} sentence{'s' * (sentences > 1)}, {n} thread{'s' * (n > 1)}" for sentences, n in places]
+    named = " / ".join(f"{other} (goal: at least {least:g})" for other, least in GOALS.items())
+    legend = f"Milliseconds of a whole call, {found[0]['N']} tokens; in brackets times as fast as {named}."
+    return f"{legend}\n\n{table([found[0]['network'], *columns, 'memory, MB', 'file, MB'], lines)}"
 
 
-def goal_of(row: dict, other: str, least: float) -> str:
-    """The ratio, and for an exported student whether it reaches the goal."""
-    ratio = row[f"ratio {other}"]
-    if not row["way"].endswith("exported"):
-        return f"{ratio:.2f}"
-    return f"{ratio:.2f} (at least {least:g}: {'met' if ratio >= least else 'missed'})"
+def call_of(row: dict) -> str:
+    """`1.89 (4.77 / 2.14)`, and whether an exported student misses a goal."""
+    found = [row[f"ratio {other}"] for other in GOALS]
+    below = any(ratio < least for ratio, least in zip(found, GOALS.values(), strict=True))
+    missed = ", **missed**" if below and row["way"].endswith("exported") else ""
+    return f"{digits(1e3 * row['seconds'])} ({' / '.join(map(digits, found))}{missed})"
 
 
 def heading(results: dict) -> str:
@@ -120,34 +127,18 @@ def markdown(results: dict) -> str:
 
 
 def with_results(page: str, kept: list[dict]) -> str:
-    return between(page, BEGIN, END, "\n\n".join(map(markdown, kept)))
-
-
-def between(page: str, begin: str, end: str, text: str) -> str:
-    """The page with the text in place of what stands between these two marks."""
-    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    return pattern.sub(lambda _: f"{begin}\n{text}\n{end}", page)
+    return between(page, "bench", "\n\n".join(map(markdown, kept)))
 
 
 def kept_results() -> list[dict]:
     return [jsonfile.loads(path.read_text(encoding="utf-8")) for path in sorted(KEPT.glob("*.json"))]
 
 
-def of_a_commit(path: Path) -> Path:
-    """Raises InputError for results whose code cannot be looked up again."""
-    refuse_changed_tree(jsonfile.read(path, "measure again", ["made"])["made"]["commit"], str(path))
-    return path
-
-
-def refuse_changed_tree(commit: str, what: str) -> None:
-    if commit == "unknown" or commit.endswith("-dirty"):
-        raise InputError(f"{what}: made by commit {commit}; measure again from a clean checkout")
-
-
 def keep(path: Path, parts: Collection[str]) -> None:
     """Take a benchmark's JSON into the page, under its device; of `parts` only, and under their names, where it has
-    others as well or lacks some."""
-    results = jsonfile.loads(path.read_text(encoding="utf-8"))
+    others as well or lacks some. Raises InputError for results whose code cannot be looked up again."""
+    results = jsonfile.read(path, "measure again", ["made"])
+    jsonfile.refuse_changed_tree(results["made"]["commit"], str(path))
     results["rows"] = [row for row in results["rows"] if row["group"].split()[0].rstrip(",") in parts]
     for part in TABLES:
         results[part] = results[part] if part in parts and part in results else []
@@ -156,4 +147,4 @@ def keep(path: Path, parts: Collection[str]) -> None:
     whole = set(PARTS) - ({"deployed"} if results["made"]["device"] == "cuda" else set())  # a matter of CPUs
     name = "-".join([results["made"]["device"], *([] if found == whole else sorted(found))])
     KEPT.mkdir(exist_ok=True)
-    (KEPT / f"{name}.json").write_text(jsonfile.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_json(KEPT / f"{name}.json", results)

@@ -24,7 +24,6 @@ import torch
 from experiments.bench import nets
 from experiments.bench.agreement import compare
 from experiments.bench.clock import Work, seconds
-from experiments.bench.report import of_a_commit
 from experiments.bench.runtime_nets import (
     CPU,
     FORMS,
@@ -218,7 +217,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--keep", type=Path, metavar="FILE", help="take these results into docs/runtime.md")
     args = parser.parse_args(argv)
     if args.keep:
-        keep(of_a_commit(args.keep))
+        keep(args.keep)
     else:
         size = replace(nets.MINILM, name=f"MiniLM {args.layers} x {nets.MINILM.hidden}", layers=args.layers)
         run(args.out, args.budgets, args.seconds, size)

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from experiments.bench.report import ROOT, between, table
+from experiments.bench.report import ROOT
 from spikeprune.errors import InputError
 from spikeprune.files import jsonfile
-from spikeprune.files.atomic import write_atomic
+from spikeprune.files.atomic import write_json
+from spikeprune.report.figures import new_figure, save_figure
+from spikeprune.report.markdown import between, table
 
 KEPT, PAGE = Path(__file__).with_name("runtime.json"), ROOT / "docs" / "runtime.md"
 FIGURE = ROOT / "docs" / "figures" / "runtime.svg"
-BEGIN, END = "<!-- runtime: begin -->", "<!-- runtime: end -->"
 GOAL = 75
 GOALS = {"dense teacher, onnxruntime float32": 4.0, "dense teacher, onnxruntime int8": 1.0}  # times as fast at 1/GOAL
 FLASH = {"1 MB": 2**20, "16 MB": 2**24}
@@ -116,41 +113,38 @@ def stored(sizes: dict) -> Iterator[str]:
         yield table(["the library on Arm (Thumb-2)", "text, bytes", "data, bytes"], lines)
 
 
-def draw(results: dict) -> bytes:
+def draw(results: dict, path: Path = FIGURE) -> None:
     """Time against additions, both logarithmic, with each form's fit."""
-    with rc_context({"svg.hashsalt": "runtime", "svg.fonttype": "none", "font.size": 9}):
-        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
-        for place, name in enumerate(forms_of(results)):
-            x = np.array([row["facts"][name]["additions"] / 1e6 for row in results["rows"]])
-            y = [1e3 * row["seconds"][name] for row in results["rows"]]
-            fixed, slope = fit(results, name)
-            dense_x = np.geomspace(x.min(), x.max(), 50)
-            axes.plot(x, y, "o", color=f"C{place}", markersize=4)
-            axes.plot(dense_x, fixed + slope * dense_x, color=f"C{place}", linewidth=1, label=name)
-        for style, name in zip(("--", ":"), GOALS, strict=True):
-            times = [1e3 * row["seconds"][name] for row in results["rows"] if name in row["seconds"]]
-            if times:
-                axes.axhline(np.median(times), color="#8A8A8A", linestyle=style, linewidth=1, label=name)
-        axes.set(xscale="log", yscale="log", xlabel="additions of a sentence, 10⁶", ylabel="milliseconds")
-        axes.legend(fontsize=7, frameon=False)
-        file = BytesIO()
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-    return file.getvalue()
+    figure = new_figure(6.4, 4.2)
+    axes = figure.add_subplot()
+    for place, name in enumerate(forms_of(results)):
+        x = np.array([row["facts"][name]["additions"] / 1e6 for row in results["rows"]])
+        y = [1e3 * row["seconds"][name] for row in results["rows"]]
+        fixed, slope = fit(results, name)
+        dense_x = np.geomspace(x.min(), x.max(), 50)
+        axes.plot(x, y, "o", color=f"C{place}", markersize=4)
+        axes.plot(dense_x, fixed + slope * dense_x, color=f"C{place}", linewidth=1, label=name)
+    for style, name in zip(("--", ":"), GOALS, strict=True):
+        times = [1e3 * row["seconds"][name] for row in results["rows"] if name in row["seconds"]]
+        if times:
+            axes.axhline(np.median(times), color="#8A8A8A", linestyle=style, linewidth=1, label=name)
+    axes.set(xscale="log", yscale="log", xlabel="additions of a sentence, 10⁶", ylabel="milliseconds")
+    axes.legend(fontsize=7, frameon=False)
+    save_figure(figure, path)
 
 
 def page_with(page: str, results: dict) -> str:
-    return between(page, BEGIN, END, markdown(results))
+    return between(page, "runtime", markdown(results))
 
 
 def keep(path: Path) -> None:
-    """Raises InputError for a run that has not measured all budgets that it was asked for."""
-    results = jsonfile.read(path, "measure again", ["budgets", "rows"])
+    """Raises InputError for a run of no commit, or that has not measured all budgets that it was asked for."""
+    results = jsonfile.read(path, "measure again", ["made", "budgets", "rows"])
+    jsonfile.refuse_changed_tree(results["made"]["commit"], str(path))
     measured = [row["budget"] for row in results["rows"]]
     missing = ", ".join(f"1/{budget}" for budget in results["budgets"] if budget not in measured)
     if missing:
         raise InputError(f"{path}: was cut short before its budgets {missing}: measure again")
-    KEPT.write_text(jsonfile.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_json(KEPT, results)
     PAGE.write_text(page_with(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")
-    write_atomic(FIGURE, draw(results))
+    draw(results)

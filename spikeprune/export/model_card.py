@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -12,6 +11,7 @@ from spikeprune.config.tasks import CUSTOM
 from spikeprune.export.facts import Facts
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.report.energy_table import energy_markdown
+from spikeprune.report.markdown import table
 
 NAMES = {  # of a metric on the hub, where it is another
     "matthews": "matthews_correlation",
@@ -145,7 +145,3 @@ def licence_line(facts: Facts) -> str:
     if teacher.licence is None:
         return f"The checkpoint `{teacher.name}`, from which this model descends, states no licence here: look it up."
     return f"The checkpoint `{teacher.name}`, from which this model descends, states: {teacher.licence}."
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))

@@ -106,3 +106,9 @@ def _reason(text: str, error: ValueError) -> str:
     if not isinstance(error, json.JSONDecodeError):
         return str(error)
     return f"no JSON from line {error.lineno} on" if error.lineno > 1 else "no JSON"
+
+
+def refuse_changed_tree(commit: str, what: str) -> None:
+    """Raises InputError for a record of a `commit` that cannot be looked up again."""
+    if commit == "unknown" or commit.endswith("-dirty"):
+        raise InputError(f"{what}: made by commit {commit}; measure again from a clean checkout")

@@ -12,7 +12,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from spikeprune.report.numbers import digits, energy_unit, si
+from spikeprune.report.markdown import table
+from spikeprune.report.numbers import digits, energy_unit, si, spread
 from spikeprune.report.results import front
 from spikeprune.report.tables import banner
 
@@ -68,15 +69,15 @@ def to_markdown(found: Mapping[tuple[str, int], Summary], failed: Mapping[tuple[
     unit, size = energy_unit([row["energy_pj"] for row in flat])
     faithful = fidelity_columns(flat)
     head = ["", *metrics, *faithful, "AC", "MAC", f"energy [{unit}]", "× less", "latency [steps]", "bytes", "seeds"]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for name, group in by_name.items():
-        line = [name, *(spread([100 * row[m] for row in group], lambda x: f"{x:.1f}") for m in metrics)]
-        line += [known([row[key] for row in group if key in row], form) for key, form in faithful.values()]
+        line = [name, *(spread([100 * row[m] for row in group]) for m in metrics)]
+        line += [spread([row[key] for row in group if key in row], form) for key, form in faithful.values()]
         line += [spread([row[key] for row in group], si) for key in ("ac", "mac")]
         line.append(spread([row["energy_pj"] / size for row in group], digits))
         line.append(spread([row["energy_saving"] for row in group], digits))
         steps = [row["latency_steps"] for row in group if "latency_steps" in row]
-        line += [known(steps, digits), spread([row["bytes"] for row in group], si)]
+        line += [spread(steps, digits), spread([row["bytes"] for row in group], si)]
         lines.append([*line, " ".join(str(row["seed"]) for row in group)])
     notes = [banner(example)] if banner(example) else []
     task = f"{example['task']} · preset {example['preset']} · data {example['data']['source']}"
@@ -85,7 +86,7 @@ def to_markdown(found: Mapping[tuple[str, int], Summary], failed: Mapping[tuple[
         "",
         *notes,
         *([""] if notes else []),
-        *("| " + " | ".join(line) + " |" for line in lines),
+        table(head, lines),
         "",
     ]
     text.append("Means of the dev split, one sentence, padding left out; energy by cost.model; ± is the")
@@ -134,15 +135,3 @@ def paired(ways: Mapping[str, Sequence[Mapping[str, Any]]], measures: Mapping[st
         if parts:
             out.append(f"- {name} less {other}, seed by seed: {', '.join(parts)}")
     return out
-
-
-def known(values: Sequence[float], form: Callable[[float], str]) -> str:
-    return spread(values, form) if values else "-"
-
-
-def spread(values: Sequence[float], form) -> str:
-    """`mean ± standard deviation`, in the form of the mean; the value itself where there is one."""
-    mean = statistics.fmean(values)
-    if len(values) == 1:
-        return form(values[0])
-    return f"{form(mean)} ± {form(statistics.stdev(values))}"

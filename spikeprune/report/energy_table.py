@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from textwrap import wrap
 from typing import Any
 
+from spikeprune.report.markdown import table
 from spikeprune.report.numbers import columns, digits, si
 
 WIDTH = 110  # of the sentences, in characters
@@ -76,7 +77,7 @@ def timing_lines(found: Mapping[str, Any]) -> list[str]:
 
 def energy_markdown(energy: Energy) -> str:
     head, *body = rows(energy)
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body))
+    return table(head, body)
 
 
 def sentences(energy: Energy, rate: float) -> list[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from statistics import fmean, stdev
 
 UNITS = (("mJ", 1e9), ("µJ", 1e6), ("nJ", 1e3), ("pJ", 1.0))
 
@@ -28,6 +29,13 @@ def digits(value: float) -> str:
     """Three significant digits without an exponent; nothing below a hundredth."""
     places = 0 if value == 0 or abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
     return f"{value:.{places}f}"
+
+
+def spread(values: Sequence[float], form: Callable[[float], str] = "{:.1f}".format) -> str:
+    """Their mean ± the standard deviation; the value itself where there is one, `-` where there is none."""
+    if not values:
+        return "-"
+    return f"{form(fmean(values))} ± {form(stdev(values))}" if len(values) > 1 else form(values[0])
 
 
 def columns(rows: list[list[str]]) -> list[str]:

@@ -16,8 +16,6 @@ the mean of all tasks. Started again it runs only what is missing; a run that fa
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import statistics
 import subprocess
 import sys
@@ -33,6 +31,7 @@ from spikeprune.errors import InputError, nearest
 from spikeprune.experiment import streams
 from spikeprune.files import jsonfile
 from spikeprune.files.atomic import write_atomic
+from spikeprune.report.ablation import to_csv
 from spikeprune.report.markdown import table
 from spikeprune.report.numbers import spread
 
@@ -88,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         failed |= {key: text for key, text in zip(keys, pool.map(compressed, keys), strict=True) if text}
     found = {key: row(root, key) for key in keys if key not in failed}
     if found:
-        write_atomic(root / "budgets.csv", to_csv(found))
+        write_atomic(root / "budgets.csv", to_csv(list(found.values())))
         write_atomic(root / "budgets.md", to_markdown(found))
         print(to_markdown(found) + f"\nwritten to {root}/budgets.md and budgets.csv")
     for name, text in failed.items():
@@ -156,14 +155,6 @@ def row(root: Path, key: Key) -> dict[str, Any]:
         "seconds": sum(stage["seconds"] for name, stage in summary["stages"].items() if name in ("budget", "finetune")),
         "why_not": last["budget"]["why_not"],
     }
-
-
-def to_csv(found: Mapping[Key, Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(next(iter(found.values()))))
-    writer.writeheader()
-    writer.writerows(found.values())
-    return text.getvalue()
 
 
 def to_markdown(found: Mapping[Key, Mapping[str, Any]]) -> str:

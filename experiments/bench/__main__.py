@@ -24,9 +24,10 @@ import torch
 
 from experiments.bench import report
 from experiments.bench.deployed import deployed
+from experiments.bench.growth import growth, profiles
 from experiments.bench.nets import BASE, MINILM, SMALL
 from experiments.bench.rooflines import ceilings
-from experiments.bench.rows import Row, Setting, evaluation, growth, profiles, simulation
+from experiments.bench.rows import Row, Setting, evaluation, simulation
 from experiments.bench.training import training
 from spikeprune.experiment import streams
 from spikeprune.experiment.summary import commit, hardware

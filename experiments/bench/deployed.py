@@ -10,17 +10,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import BertForSequenceClassification
 
 from experiments.bench import nets
 from experiments.bench.clock import timings
 from experiments.bench.report import DENSE, DENSE_INT8, GOALS
 from experiments.bench.rows import Setting, difference
-from spikeprune.models.compaction import compact
 from spikeprune.models.inference import infer
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS
@@ -94,12 +95,9 @@ def deployed(at: Setting) -> Iterator[dict[str, Any]]:
 def student(size: nets.Size, **options: Any) -> SpikingBert:
     """A compacted student with the share `LEFT` of the units and `T_STEPS`."""
     made = nets.student(size, torch.device("cpu"), t_steps=T_STEPS, pooling="cls", residual="membrane", **options)
-    for part, share in LEFT.items():
-        for layer in getattr(made, part):
-            layer[max(1, round(share * len(layer))) :] = 0
     if options:
         made.set_strength(1)
-    return compact(made).eval()
+    return nets.compacted(made, **LEFT).eval()
 
 
 def written(size: nets.Size, models: dict[str, SpikingBert], folder: Path) -> dict[str, Path]:
@@ -107,10 +105,8 @@ def written(size: nets.Size, models: dict[str, SpikingBert], folder: Path) -> di
     files = {}
     inputs = tuple(nets.batch(size, sentences=2, tokens=TOKENS, device=torch.device("cpu"))[name] for name in INPUTS)
     for name, model in models.items():
-        exported = onnx_graph.traced(model, inputs)
-        del exported.graph.outputs[1:]
         files[f"{name}, exported"] = folder / f"{name}.onnx"
-        files[f"{name}, exported"].write_bytes(onnx_graph.serialized(exported))
+        files[f"{name}, exported"].write_bytes(onnx_graph.logits_alone(model, inputs))
         files[f"{name}, PyTorch"] = folder / name
         SpikingBertForSequenceClassification.of(model).save_pretrained(files[f"{name}, PyTorch"])
     files["dense, PyTorch"] = folder / "dense"
@@ -128,18 +124,10 @@ def call(file: Path, models: dict[str, SpikingBert], name: str, threads: int) ->
         session = onnx_graph.session(str(file), threads=threads)
         names = [given.name for given in session.get_inputs()]
         return lambda batch: torch.from_numpy(session.run(None, {key: batch[key].numpy() for key in names})[0])
-    student = models.get(name.removesuffix(", PyTorch"))
-    if student is not None:
+    if student := models.get(name.removesuffix(", PyTorch")):
         return lambda batch: infer(student, **batch).logits
-    from transformers import BertForSequenceClassification
-
     bert = BertForSequenceClassification.from_pretrained(file).eval()
-    return lambda batch: dense_logits(bert, batch)
-
-
-@torch.no_grad()
-def dense_logits(bert: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    return bert(**batch).logits
+    return partial(nets.logits, bert)
 
 
 def logit_difference(name: str, calls: dict[str, Callable], batch: dict[str, Tensor]) -> dict[str, float]:

@@ -60,6 +60,11 @@ def batch(size: Size, *, sentences: int, tokens: int, device: torch.device) -> d
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
 
 
+@torch.no_grad()
+def logits(bert: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    return bert(**batch).logits
+
+
 def student(size: Size, device: torch.device, *, unit_theta: bool = False, **options) -> SpikingBert:
     """A student that starts from `size.bert()`, thresholds calibrated or all 1, in evaluation mode."""
     values = {"vocab": size.vocab, "positions": 512, "segments": 2, "hidden": size.hidden, "layers": size.layers}
@@ -73,9 +78,9 @@ def student(size: Size, device: torch.device, *, unit_theta: bool = False, **opt
     return made
 
 
-def compacted(made: SpikingBert, share: float) -> SpikingBert:
-    """The student with this share of every layer's heads and neurons kept, physically smaller."""
+def compacted(made: SpikingBert, *, heads: float, ffn: float) -> SpikingBert:
+    """The student with these shares of every layer's heads and neurons kept, physically smaller."""
     masked = copy.deepcopy(made)
-    masked.heads[:, round(share * masked.heads.shape[1]) :] = 0
-    masked.ffn[:, round(share * masked.ffn.shape[1]) :] = 0
+    for mask, share in ((masked.heads, heads), (masked.ffn, ffn)):
+        mask[:, max(1, round(share * mask.shape[1])) :] = 0
     return compact(masked)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from experiments.bench import nets, peers
-from experiments.bench.clock import Timing, Work, graphed, peak_bytes, shares, timings
+from experiments.bench.clock import Timing, Work, graphed, timings
 from experiments.bench.nets import Size
 from experiments.bench.rooflines import least_bytes, operations, products, split_products
 from spikeprune.kernels import attach
@@ -67,6 +66,12 @@ class Row:
     difference: float | None = None  # of the two sides' logits, relative
     skipped: str = ""
     more: dict[str, float] = field(default_factory=dict)
+
+    def timed(self, ours: Timing, other: Timing, *, faster: bool = False) -> Row:
+        """The row with its times and their ratio; `faster`: how many times as fast as the other one we are."""
+        self.ours, self.other = ours, other
+        self.ratio = other.median / ours.median if faster else ours.median / other.median
+        return self
 
     @property
     def met(self) -> bool | None:
@@ -131,159 +136,92 @@ def in_tf32(work: Work) -> Work:
     return run
 
 
+def unequal(exact: float, shallow: float) -> str:
+    """Why two networks are not compared; empty where their logits agree in float64, and in float32 in two layers."""
+    if exact < EXACT and shallow < SAME:
+        return ""
+    return f"not the same network: logits differ by {exact:.2g} in float64, {shallow:.2g} in float32"
+
+
+TITLES = {  # of a peer, and how many times as fast we mean to be
+    "spikingjelly": ("SpikingJelly's multi-step neurons with torch layers", 2.0),
+    "snntorch": ("snnTorch's loop", None),
+    "loop": ("a loop over steps as in SpikingBERT", 10.0),
+}
+
+
+def peer_rows(
+    at: Setting, size: Size, student: SpikingBert, batch: dict[str, Tensor], common: dict[str, str]
+) -> Iterator[tuple[Row, Work | None]]:
+    """A row for each peer, not timed yet, with its work; of one that is not compared the reason and no work."""
+    logits = simulated(student, batch)()
+    for name, (title, goal) in TITLES.items():
+        row = Row(**common, comparison=f"times as fast as {title}", goal=goal and at.goal("at least", goal))
+        row.skipped = peers.lacking(name) or unequal(exact_difference(name), shallow_difference(at, size, name))
+        if row.skipped:
+            yield row, None
+            continue
+        work = partial(peers.PEERS[name](student, at.t_steps), batch["input_ids"], batch["attention_mask"])
+        row.difference = difference(logits, work())
+        yield row, work
+        if at.device.type == "cuda" and goal is not None:
+            row = Row(**common, comparison=f"{row.comparison}, TF32 allowed there")
+            row.difference = difference(logits, in_tf32(work)())
+            yield row, in_tf32(work)
+
+
 def simulation(at: Setting) -> Iterator[Row]:
-    """(a), (b), (c) and (e): the same per_step network, binary spikes, by everybody; and our other codings."""
-    group = "simulation"
+    """The same per_step network, binary spikes, by everybody; and our codings beside their matrix products."""
     for size in at.sizes:
         student = at.student(size, unit_theta=True, t_steps=at.t_steps, coding="per_step", spikes="binary")
         batch = at.batch(size)
         shape = {"t_steps": at.t_steps, "sentences": at.sentences, "tokens": at.tokens}
-        common = {"group": group, "network": size.name}
+        common = {"group": "simulation", "network": size.name}
         common["setting"] = f"T {at.t_steps}, B {at.sentences}, N {at.tokens}"
-        works: dict[str, Work] = {"ours": simulated(student, batch)}
+        rows = list(peer_rows(at, size, student, batch, common))
+        works = {row.comparison: work for row, work in rows if work}
+        works["per_step"] = simulated(student, batch)
+        works["running_mean"] = simulated(at.student(size, t_steps=at.t_steps, coding="running_mean"), batch)
         works["products"] = products(size, **shape, device=at.device)
         if at.kernels == "triton":
             works["split products"] = split_products(size, **shape, device=at.device)
-        rows = []
-        logits = works["ours"]()
-        for name, goal in (
-            ("spikingjelly", at.goal("at least", 2.0)),
-            ("snntorch", None),
-            ("loop", at.goal("at least", 10.0)),
-        ):
-            comparison = f"times as fast as {TITLES[name]}"
-            row = Row(**common, comparison=comparison, goal=goal, skipped=peers.lacking(name))
-            rows.append((name, row))
-            if not row.skipped:
-                run = peers.PEERS[name](student, at.t_steps)
-                work = partial(run, batch["input_ids"], batch["attention_mask"])
-                row.difference = difference(logits, work())
-                exact, shallow = exact_difference(name), shallow_difference(at, size, name)
-                if exact < EXACT and shallow < SAME:
-                    works[name] = work
-                    if at.device.type == "cuda" and goal is not None:
-                        works[f"{name}, TF32"] = in_tf32(work)
-                        comparison = f"times as fast as {TITLES[name]}, TF32 allowed there"
-                        rows.append((f"{name}, TF32", Row(**common, comparison=comparison)))
-                        rows[-1][1].difference = difference(logits, works[f"{name}, TF32"]())
-                else:
-                    found = f"logits differ by {exact:.2g} in float64, {shallow:.2g} in float32"
-                    row.skipped = f"not the same network: {found}"
-        other = at.student(size, t_steps=at.t_steps, coding="running_mean")
-        works["running_mean"] = simulated(other, batch)
         found = timings(works, at.device, budget=at.budget)
-        for name, row in rows:
-            if not row.skipped:
-                row.ours, row.other = found["ours"], found[name]
-                row.ratio = row.other.median / row.ours.median
-            yield row
+        for row, work in rows:
+            yield row.timed(found["per_step"], found[row.comparison], faster=True) if work else row
         counted = {"operations": operations(size, **shape), "bytes": least_bytes(size, **shape)}
-        for name, coding in (("ours", "per_step"), ("running_mean", "running_mean")):
-            comparison = f"times the time of its matrix products alone ({coding})"
-            row = Row(
-                **common, comparison=comparison, goal=at.goal("at most", 1.5), ours=found[name], other=found["products"]
-            )
-            row.ratio, row.more = row.ours.median / row.other.median, counted
-            yield row
+        for coding in ("per_step", "running_mean"):
+            row = Row(**common, comparison=f"times the time of its matrix products alone ({coding})", more=counted)
+            row.goal = at.goal("at most", 1.5)
+            yield row.timed(found[coding], found["products"])
             if "split products" in found:
-                comparison = f"times the time of the int8 products that it runs on ({coding})"
-                row = Row(**common, comparison=comparison, ours=found[name], other=found["split products"])
-                row.ratio = row.ours.median / row.other.median
-                yield row
-
-
-TITLES = {
-    "spikingjelly": "SpikingJelly's multi-step neurons with torch layers",
-    "snntorch": "snnTorch's loop",
-    "loop": "a loop over steps as in SpikingBERT",
-}
+                row = Row(**common, comparison=f"times the time of the int8 products that it runs on ({coding})")
+                yield row.timed(found[coding], found["split products"])
 
 
 def evaluation(at: Setting) -> Iterator[Row]:
-    """(d): what `spikeprune evaluate` computes, spike counts included, beside HF BERT's dense forward."""
+    """What `spikeprune evaluate` computes, spike counts included, beside HF BERT's dense forward."""
     steps = 4
     for size in at.sizes:
         student, bert, batch = at.student(size, t_steps=steps), size.bert().to(at.device), at.batch(size)
-        small = nets.compacted(student, 0.3)
         long = copy.deepcopy(student)
         long.set_t_steps(at.growth[-1])
         gap = difference(infer(student, **batch).logits, infer(student, **batch, stepwise=True).logits)
-        exact, shallow = closed_differences(at, size, student)
-        unequal = "" if exact < EXACT and shallow < SAME else f"not the simulation: {exact:.2g}, {shallow:.2g} off"
-
-        def dense(bert=bert, batch=batch) -> Tensor:
-            with torch.no_grad():
-                return bert(**batch).logits
-
-        works = {
-            "dense": dense,
-            "ours": lambda student=student, batch=batch: infer(student, **batch),
-            "small": lambda small=small, batch=batch: infer(small, **batch),
-            "long": lambda long=long, batch=batch: infer(long, **batch),
-        }
+        skipped = unequal(*closed_differences(at, size, student))
+        networks = {"ours": student, "small": nets.compacted(student, heads=0.3, ffn=0.3), "long": long}
+        works: dict[str, Work] = {name: partial(infer, network, **batch) for name, network in networks.items()}
+        works["dense"] = partial(nets.logits, bert, batch)
+        ways = [""]
         if at.device.type == "cuda":
-            works |= {f"{name}, CUDA graphs": graphed(work, at.device) for name, work in works.items()}
+            ways.append(", CUDA graphs")
+            works |= {f"{name}{ways[1]}": graphed(work, at.device) for name, work in works.items()}
         found = timings(works, at.device, budget=at.budget)
-        common = {"group": "evaluation, accumulate", "network": size.name}
         place = f"B {at.sentences}, N {at.tokens}"
-        rows = (
-            ("ours", f"T {steps}, {place}", "times the time of HF BERT's dense forward", ("at most", 1.5)),
-            ("long", f"T {at.growth[-1]}, {place}", "times the time of HF BERT's dense forward", ("at most", 1.5)),
-            ("small", f"T {steps}, {place}", "times the time of the dense forward, 30 % kept", ("at most", 1.0)),
-        )
-        ways = ("", ", CUDA graphs") if len(found) > 4 else ("",)
-        for (name, setting, comparison, goal), way in itertools.product(rows, ways):
-            row = Row(
-                **common, setting=setting, comparison=comparison + way, goal=goal, skipped=unequal, difference=gap
-            )
-            row.ours, row.other = found[name + way], found["dense" + way]
-            row.ratio = None if unequal else row.ours.median / row.other.median
-            yield row
-
-
-def growth(at: Setting) -> Iterator[dict]:
-    """Seconds and peak memory of one batch against T for each way to evaluate, and against B and N."""
-    size = at.sizes[0]
-    ways = {
-        "accumulate, closed form": ("accumulate", False),
-        "accumulate, step by step": ("accumulate", True),
-        "running_mean": ("running_mean", True),
-        "per_step": ("per_step", True),
-    }
-    for title, (coding, stepwise) in ways.items():
-        student = at.student(size, t_steps=1, coding=coding)
-        base = {"T": at.t_steps, "B": at.sentences, "N": at.tokens}
-        settings = [{**base, "T": t} for t in at.growth]
-        settings += [{**base, "B": base["B"] // 4}, {**base, "B": 2 * base["B"]}]
-        settings += [{**base, "N": base["N"] // 4}, {**base, "N": 2 * base["N"]}]
-        for place in settings:
-            student.set_t_steps(place["T"])
-            batch = at.batch(size, place["B"], place["N"])
-
-            def work(student=student, batch=batch, stepwise=stepwise) -> None:
-                infer(student, **batch, stepwise=stepwise)
-
-            found = timings({"ours": work}, at.device, budget=at.budget / 8, least=1)["ours"]
-            yield {"way": title, **place, "seconds": found.median, "bytes": peak_bytes(work, at.device)}
-
-
-def profiles(at: Setting) -> Iterator[dict]:
-    """Where the time of an evaluation, a simulation and a training step goes, at several T."""
-    from experiments.bench.training import distillation
-
-    size = at.sizes[0]
-    ways = {
-        "evaluation, accumulate": ("accumulate", False),
-        "simulation, accumulate": ("accumulate", True),
-        "simulation, running_mean": ("running_mean", True),
-        "simulation, per_step": ("per_step", True),
-    }
-    for title, (coding, stepwise) in ways.items():
-        student, batch = at.student(size, t_steps=1, coding=coding), at.batch(size)
-        for t_steps in at.growth:
-            student.set_t_steps(t_steps)
-            work = lambda s=student, b=batch, w=stepwise: infer(s, **b, stepwise=w)  # noqa: E731
-            yield {"what": title, "T": t_steps, **shares(work, at.device)}
-    for t_steps in (at.growth[0], at.growth[-1]):
-        step = distillation(at, size, spiking=True, t_steps=t_steps)
-        yield {"what": "training step", "T": t_steps, **shares(step, at.device)}
+        for name, t_steps, comparison, goal in (
+            ("ours", steps, "times the time of HF BERT's dense forward", 1.5),
+            ("long", at.growth[-1], "times the time of HF BERT's dense forward", 1.5),
+            ("small", steps, "times the time of the dense forward, 30 % kept", 1.0),
+        ):
+            for way in ways:
+                row = Row("evaluation, accumulate", size.name, f"T {t_steps}, {place}", comparison + way)
+                row.goal, row.difference, row.skipped = at.goal("at most", goal), gap, skipped
+                yield row if skipped else row.timed(found[name + way], found["dense" + way])

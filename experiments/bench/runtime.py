@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -36,89 +37,56 @@ from experiments.bench.runtime_nets import (
     student,
     with_thresholds,
 )
-from experiments.bench.runtime_report import keep, markdown
-from spikeprune.experiment import streams
+from experiments.bench.runtime_report import GOALS, keep, markdown
+from spikeprune.experiment import streams, timing
 from spikeprune.experiment.summary import commit, hardware
 from spikeprune.files.atomic import write_json
-from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS
 from spikeprune.runtime import Session, onnx_graph, to_bytes
 from spikeprune.runtime.library import PARTS, SOURCES
 
 TOKENS = 25
-OTHERS = ("dense teacher, onnxruntime float32", "dense teacher, onnxruntime int8", "student of float rows, onnxruntime")
+EXPORTED = "student of float rows, onnxruntime"
 SILENT = "no spike"  # thresholds out of reach: what is left is the fixed part
-
-
-# -------------------------------------------------------------------------------------------------------- onnxruntime
-
-
-def onnx_sessions(size: nets.Size, batch: dict, folder: Path) -> dict[str, Work]:
-    """The dense teacher in float32, and with weights and activations of 8 bits."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    bert, names = size.bert(), list(batch)
-
-    class Logits(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.bert = bert
-
-        def forward(self, ids, mask, types):
-            return self.bert(input_ids=ids, attention_mask=mask, token_type_ids=types).logits
-
-    paths = [str(folder / "dense.onnx"), str(folder / "dense8.onnx")]
-    with onnx_graph.quiet():
-        torch.onnx.export(Logits(), tuple(batch.values()), paths[0], input_names=names, dynamo=True, verbose=False)
-        quantize_dynamic(paths[0], paths[1], weight_type=QuantType.QInt8)
-    return {name: in_onnxruntime(path, batch) for name, path in zip(OTHERS[:2], paths, strict=True)}
-
-
-def exported(made: SpikingBert, batch: dict, path: Path) -> Work:
-    """The student as `spikeprune export --to onnx` writes it."""
-    model = onnx_graph.traced(made, tuple(batch[name].expand(2, -1).contiguous() for name in INPUTS))
-    del model.graph.outputs[1:]
-    path.write_bytes(onnx_graph.serialized(model))
-    return in_onnxruntime(str(path), batch)
-
-
-def in_onnxruntime(path: str, batch: dict) -> Work:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    feed = {found.name: batch[found.name].numpy() for found in session.get_inputs()}
-    return lambda: session.run(None, feed)
-
-
-# ---------------------------------------------------------------------------------------------------------- measuring
 
 
 def measured(size: nets.Size, budgets: list[int], budget_seconds: float) -> Iterator[dict[str, Any]]:
     """For each budget what each form and each other takes, measured in turns."""
     batch = nets.batch(size, sentences=1, tokens=TOKENS, device=CPU)
     ids = batch["input_ids"][0].numpy()
-    with TemporaryDirectory() as folder:
-        others = {} if onnx_graph.missing() else onnx_sessions(size, batch, Path(folder))
-        for budget in budgets:
-            works, facts = dict(others), {}
-            for name, form in FORMS.items():
-                made = at_budget(student(size, form.units[budget], form), batch, budget)
-                energy, additions, rate = energy_share(made, batch)
-                works[name] = running(to_bytes(made, form.form), form.loop, ids)
-                facts[name] = {"additions": additions, "energy": energy, "rate": rate}
-                if name == next(iter(FORMS)):
-                    works[SILENT] = running(to_bytes(with_thresholds(made, 30.0)), form.loop, ids)
-                    if others:
-                        works[OTHERS[2]] = exported(made, batch, Path(folder) / "student.onnx")
-            yield {
-                "budget": budget,
-                "units": {"whole": asdict(WHOLE[budget]), "sparse": asdict(SPARSE[budget])},
-                "facts": facts,
-                "seconds": warm_seconds(works, budget_seconds),
-            }
+    others = {} if onnx_graph.missing() else in_onnxruntime(size, batch)
+    for budget in budgets:
+        works, facts = dict(others), {}
+        for name, form in FORMS.items():
+            made = at_budget(student(size, form.units[budget], form), batch, budget)
+            energy, additions, rate = energy_share(made, batch)
+            works[name] = running(to_bytes(made, form.form), form.loop, ids)
+            facts[name] = {"additions": additions, "energy": energy, "rate": rate}
+            if name == next(iter(FORMS)):
+                works[SILENT] = running(to_bytes(with_thresholds(made, 30.0)), form.loop, ids)
+                if others:
+                    works[EXPORTED] = of_file(onnx_graph.logits_alone(made, two_of(batch)), batch)
+        yield {
+            "budget": budget,
+            "units": {"whole": asdict(WHOLE[budget]), "sparse": asdict(SPARSE[budget])},
+            "facts": facts,
+            "seconds": warm_seconds(works, budget_seconds),
+        }
+
+
+def in_onnxruntime(size: nets.Size, batch: dict) -> dict[str, Work]:
+    """The dense teacher in float32, and with weights and activations of 8 bits."""
+    dense = onnx_graph.dense(size.bert(), two_of(batch))
+    files = (dense, onnx_graph.in_int8(dense))
+    return {name: of_file(file, batch) for name, file in zip(GOALS, files, strict=True)}
+
+
+def of_file(file: bytes, batch: dict) -> Work:
+    return partial(timing.in_onnxruntime(file), batch)
+
+
+def two_of(batch: dict) -> tuple[torch.Tensor, ...]:
+    return tuple(batch[name].expand(2, -1).contiguous() for name in INPUTS)
 
 
 def warm_seconds(works: dict[str, Work], budget: float, least: int = 15) -> dict[str, float]:

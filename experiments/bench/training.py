@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from experiments.bench.clock import Work, peak_bytes, timings
+from experiments.bench.clock import Timing, Work, peak_bytes, timings
 from experiments.bench.nets import Size
 from experiments.bench.rows import Row, Setting
 from spikeprune.kernels.cuda_graphs import GraphedTerms
@@ -63,41 +63,31 @@ def distillation(
 def training(at: Setting) -> Iterator[Row]:
     """Time of a step at T = 4, with and without CUDA graphs on both sides, and its peak memory at the longest T; then
     of a step without attention scores in bfloat16, the preset base's, with samples per second."""
+    on_gpu, longest = at.device.type == "cuda", at.growth[-1]
     for size in at.sizes:
-        ours, long = (distillation(at, size, spiking=True, t_steps=t) for t in (4, at.growth[-1]))
-        dense = distillation(at, size, spiking=False)
-        works = {"ours": ours, "dense": dense}
-        if at.device.type == "cuda":
-            works["ours, CUDA graphs"] = distillation(at, size, spiking=True, graphs=True)
-            works["dense, CUDA graphs"] = distillation(at, size, spiking=False, graphs=True)
-            for work in works.values():  # a shape is captured at its third appearance
-                work()
-        found = timings(works, at.device, budget=at.budget)
         common = {"group": "training step", "network": size.name, "setting": f"B {at.sentences}, N {at.tokens}"}
-        comparison = "times the time of a dense HF BERT distillation step, teacher in both"
-        for kind in ("", ", CUDA graphs") if len(found) > 2 else ("",):
-            row = Row(**common, comparison=comparison + kind, ours=found[f"ours{kind}"], other=found[f"dense{kind}"])
-            row.ratio, row.goal = row.ours.median / row.other.median, at.goal("at most", 1.3)
-            yield row
-        peaks = {t: peak_bytes(work, at.device) for t, work in ((4, ours), (at.growth[-1], long))}
-        comparison = f"times the peak memory at T 4, at T {at.growth[-1]}"
-        row = Row(**common, comparison=comparison, goal=("at most", 1.001), ratio=peaks[at.growth[-1]] / peaks[4])
-        row.more = {f"bytes at T {t}": float(n) for t, n in peaks.items()}
+        for graphs in (False, True) if on_gpu else (False,):
+            comparison = "times the time of a dense HF BERT distillation step, teacher in both"
+            row = Row(**common, comparison=comparison + ", CUDA graphs" * graphs, goal=at.goal("at most", 1.3))
+            yield row.timed(*steps(at, size, graphs=graphs))
+        works = {t: distillation(at, size, spiking=True, t_steps=t) for t in (4, longest)}
+        peaks = {t: peak_bytes(work, at.device) for t, work in works.items()}
+        row = Row(**common, comparison=f"times the peak memory at T 4, at T {longest}", goal=("at most", 1.001))
+        row.ratio, row.more = peaks[longest] / peaks[4], {f"bytes at T {t}": float(n) for t, n in peaks.items()}
         yield row
-        yield in_bfloat16(at, size)
+        comparison = "times the time of a dense step, bfloat16, without attention scores, CUDA graphs"
+        ours, dense = steps(at, size, graphs=on_gpu, scores=False, half=True)
+        row = Row(**common, comparison=comparison, goal=at.goal("at most", 1.5)).timed(ours, dense)
+        rates = {"ours": ours, "dense": dense}
+        row.more = {f"samples per second, {name}": at.sentences / timing.median for name, timing in rates.items()}
+        yield row
 
 
-def in_bfloat16(at: Setting, size: Size) -> Row:
-    """A step as of the preset base beside the dense one: bfloat16, no attention scores, CUDA graphs on a GPU."""
-    how = {"scores": False, "half": True, "graphs": at.device.type == "cuda"}
+def steps(at: Setting, size: Size, **how: bool) -> tuple[Timing, Timing]:
+    """Seconds of our step and of the dense one; `how`: as of `distillation`."""
     works = {name: distillation(at, size, spiking=name == "ours", **how) for name in ("ours", "dense")}
-    for _ in range(3):  # a shape is captured at its third appearance
-        for work in works.values():
+    for work in works.values():  # a shape is captured as a CUDA graph at its third appearance
+        for _ in range(3):
             work()
     found = timings(works, at.device, budget=at.budget)
-    row = Row("training step", size.name, f"B {at.sentences}, N {at.tokens}", "")
-    row.comparison = "times the time of a dense step, bfloat16, without attention scores, CUDA graphs"
-    row.ours, row.other = found["ours"], found["dense"]
-    row.ratio, row.goal = row.ours.median / row.other.median, at.goal("at most", 1.5)
-    row.more = {f"samples per second, {name}": at.sentences / timing.median for name, timing in found.items()}
-    return row
+    return found["ours"], found["dense"]

@@ -78,9 +78,7 @@ def student_in_pytorch(networks: Networks) -> Form:
 
 def student_in_onnxruntime(networks: Networks) -> Form:
     onnx_graph.check_exportable(networks.student)
-    model = onnx_graph.traced(networks.student, networks.example)
-    del model.graph.outputs[1:]
-    return in_onnxruntime(onnx_graph.serialized(model))
+    return in_onnxruntime(onnx_graph.logits_alone(networks.student, networks.example))
 
 
 def student_in_c(networks: Networks) -> Form:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from spikeprune.report.page.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, axes, drawing
+from spikeprune.report.page.chart import BOTTOM, LEFT, RIGHT, TOP, axes, circle, drawing
 from spikeprune.report.page.grid import cells
 from spikeprune.report.page.markup import Markup, figure, figures, joined, keys, note, section, table, tag
 from spikeprune.report.page.scale import Scale, fitted
@@ -73,15 +73,12 @@ def _reliability(found: Found) -> Markup:
         most = max(one["count"] for one in calibration["bins"])
         for one in calibration["bins"]:
             low, high = one["bin"]
-            tip = (
-                f"{who}, confidence {low:g} to {high:g}: {one['count']} sentences, {100 * one['accuracy']:.1f} % right"
-            )
+            tip = f"{who}, confidence {low:g} to {high:g}: {one['count']} sentences"
+            tip += f", {100 * one['accuracy']:.1f} % right"
             radius = 2.5 + 6 * (one["count"] / most) ** 0.5
-            where = {"cx": x(one["confidence"]), "cy": y(one["accuracy"]), "r": f"{radius:.1f}"}
-            parts.append(tag("circle", **where, class_=f"{colour} area", fill_opacity="0.75", data_tip=tip))
-    return figure(
-        "Calibration: how often a confidence is right", drawing("Calibration", *parts, height=HEIGHT), keys(names)
-    )
+            place = (x(one["confidence"]), y(one["accuracy"]))
+            parts.append(circle(*place, radius, f"{colour} area", tip, fill_opacity="0.75"))
+    return figure("Calibration: how often a confidence is right", drawing("Calibration", *parts), keys(names))
 
 
 def _scatter(who: str, found: Found) -> Markup:
@@ -90,15 +87,7 @@ def _scatter(who: str, found: Found) -> Markup:
     x, y = Scale(both.low, both.high, LEFT + 4, RIGHT - 4), Scale(both.low, both.high, BOTTOM, TOP)
     ends = {"x1": x(both.low), "y1": y(both.low), "x2": x(both.high), "y2": y(both.high)}
     dots = [
-        tag(
-            "circle",
-            cx=x(a),
-            cy=y(b),
-            r=2.6,
-            class_="c1 area",
-            fill_opacity="0.55",
-            data_tip=f"true {a:.2f}, {who} {b:.2f}",
-        )
+        circle(x(a), y(b), 2.6, "c1 area", f"true {a:.2f}, {who} {b:.2f}", fill_opacity="0.55")
         for a, b in found["points"]
     ]
     parts = [axes(x, y, "true", f"answer of the {who}"), tag("line", **ends, class_="dashed"), *dots]
@@ -109,19 +98,17 @@ def _scatter(who: str, found: Found) -> Markup:
 
 def worst(rows: Sequence[Found], labels: Sequence[str] | None) -> Markup:
     """A row for each sentence, the largest error first."""
-    if labels is None:
-        head, body = ["true", "student", "teacher", "sentence"], []
-        for row in rows:
-            numbers = [f"{row['label']:.2f}", f"{row['answer'][0]:.2f}", f"{row['teacher'][0]:.2f}"]
-            body.append([*numbers, cut(" ‖ ".join(row["text"]), LONGEST)])
-    else:
-        head, body = ["true", "student's answer", "teacher's answer", "sentence"], []
-        for row in rows:
-            told = [_told(row[key], labels) for key in ("answer", "teacher")]
-            body.append([labels[int(row["label"])], *told, cut(" ‖ ".join(row["text"]), LONGEST)])
+    head, body = ["true", "student's answer", "teacher's answer", "sentence"], []
+    for row in rows:
+        truth = f"{row['label']:.2f}" if labels is None else labels[int(row["label"])]
+        told = [_told(row[key], labels) for key in ("answer", "teacher")]
+        body.append([truth, *told, cut(" ‖ ".join(row["text"]), LONGEST)])
     return joined([tag("h4", "The sentences answered worst"), table(head, body, words=4)])
 
 
-def _told(probabilities: Sequence[float], labels: Sequence[str]) -> str:
+def _told(probabilities: Sequence[float], labels: Sequence[str] | None) -> str:
+    """A class with its probability, or the number of a regression."""
+    if labels is None:
+        return f"{probabilities[0]:.2f}"
     best = max(range(len(labels)), key=probabilities.__getitem__)
     return f"{labels[best]} ({100 * probabilities[best]:.1f} %)"

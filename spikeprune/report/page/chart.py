@@ -29,6 +29,21 @@ def label(x: float, y: float, text: object, anchor: str = "middle", **more: obje
     return tag("text", text, x=f"{x:g}", y=f"{y:g}", text_anchor=anchor, **more)
 
 
+def upwards(x: float, y: float, text: str) -> Markup:
+    """A label that is read from below."""
+    return label(x, y, text, "start", transform=f"rotate(-90 {x:g} {y:g})")
+
+
+def circle(x: float, y: float, radius: float, style: str, tip: str, **more: object) -> Markup:
+    """`style`: classes of `style.py`; `tip`: what a pointer shows."""
+    return tag("circle", cx=f"{x:g}", cy=f"{y:g}", r=f"{radius:.3g}", class_=style, data_tip=tip, **more)
+
+
+def rect(x: float, y: float, width: float, height: float, style: str, tip: str | None = None, **more: object) -> Markup:
+    size = {"width": f"{width:g}", "height": f"{height:g}"}
+    return tag("rect", x=f"{x:g}", y=f"{y:g}", **size, class_=style, data_tip=tip, **more)
+
+
 def axes(x: Scale, y: Scale, x_name: str, y_name: str, write: Callable[[float], str] = short) -> Markup:
     """Grid, ticks and names of both axes."""
     parts: list[object] = []
@@ -52,17 +67,8 @@ def line(series: Series, x: Scale, y: Scale, write: Callable[[float], str]) -> M
     """A line with a mark at each point, which tells its numbers."""
     places = [(x(a), y(b)) for a, b in series.points]
     radius = 2.4 if len(places) <= 40 else 1.2
-    marks = [
-        tag(
-            "circle",
-            cx=px,
-            cy=py,
-            r=radius,
-            class_=f"{series.colour} mark",
-            data_tip=f"{series.name}: {write(b)} at {a:g}",
-        )
-        for (px, py), (a, b) in zip(places, series.points, strict=True)
-    ]
+    tips = (f"{series.name}: {write(b)} at {a:g}" for a, b in series.points)
+    marks = [circle(*place, radius, f"{series.colour} mark", tip) for place, tip in zip(places, tips, strict=True)]
     return joined([tag("path", d=path(places), class_=f"{series.colour} line"), *marks])
 
 
@@ -83,15 +89,7 @@ def lines(
     x = Scale(min(x_values), max(x_values) if max(x_values) > min(x_values) else min(x_values) + 1, LEFT + 4, RIGHT - 4)
     y = fitted((b for _, b in points), BOTTOM, TOP, log=log, zero=zero)
     shades = [
-        tag(
-            "rect",
-            x=x(begin),
-            y=TOP,
-            width=round(x(end) - x(begin), 2),
-            height=BOTTOM - TOP,
-            class_="band" if i % 2 else "noband",
-            data_tip=band,
-        )
+        rect(x(begin), TOP, x(end) - x(begin), BOTTOM - TOP, "band" if i % 2 else "noband", band)
         for i, (band, begin, end) in enumerate(bands)
     ]
     return drawing(name, *shades, axes(x, y, x_name, y_name, write), *(line(one, x, y, write) for one in series))
@@ -110,13 +108,8 @@ def stacked(
         drawn.append(label(86, y + 13, row, "end"))
         for part, colour, values in parts:
             if values[i]:
-                box = {
-                    "x": scale(at),
-                    "width": max(0.5, round(scale(at + values[i]) - scale(at), 2)),
-                    "y": y,
-                    "height": 15,
-                }
-                drawn.append(tag("rect", **box, class_=f"{colour} area", data_tip=f"{row}, {part}: {write(values[i])}"))
+                width = max(0.5, scale(at + values[i]) - scale(at))
+                drawn.append(rect(scale(at), y, width, 15, f"{colour} area", f"{row}, {part}: {write(values[i])}"))
                 at += values[i]
         drawn.append(label(scale(at) + 5, y + 13, write(totals[i]), "start"))
     return drawing(name, *drawn, height=top + step * len(rows) + 4)

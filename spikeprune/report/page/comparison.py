@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from spikeprune.report.numbers import digits, energy_unit, si
-from spikeprune.report.page.chart import BOTTOM, LEFT, RIGHT, TOP, axes, drawing, label, path
+from spikeprune.report.page.chart import BOTTOM, LEFT, RIGHT, TOP, axes, circle, drawing, label, path
 from spikeprune.report.page.markup import Markup, figure, figures, keys, note, section, table, tag
 from spikeprune.report.page.scale import Scale, fitted
 from spikeprune.report.page.stages import final, title
@@ -23,19 +24,8 @@ def comparison(runs: Sequence[Run]) -> Markup:
     unit, size = energy_unit([record["cost"]["energy_pj"] for *_, record in done])
     points = [(record["cost"]["energy_pj"] / size, 100 * record["main"]) for *_, record in done]
     best = front(points)
-    head = [
-        "",
-        "run",
-        "on the front",
-        "score",
-        "of the teacher",
-        f"energy [{unit}]",
-        "× less",
-        "T",
-        "heads",
-        "neurons",
-        "bytes",
-    ]
+    head = ["", "run", "on the front", "score", "of the teacher", f"energy [{unit}]", "× less"]
+    head += ["T", "heads", "neurons", "bytes"]
     rows = [_row(number, run, record, size, i in best) for i, (number, run, record) in enumerate(done)]
     names = [f"{number} · {title(run)}" for number, run, _ in done]
     shown = _front(points, best, names, [number for number, *_ in done], unit)
@@ -47,19 +37,10 @@ def comparison(runs: Sequence[Run]) -> Markup:
 
 def _row(number: int, run: Run, record: Run, size: float, on_front: bool) -> list[str]:
     teacher, cost = run["records"]["teacher"], record["cost"]
-    row = [
-        str(number),
-        run["name"],
-        "yes" if on_front else "",
-        f"{100 * record['main']:.1f}",
-        f"{100 * teacher['main']:.1f}",
-    ]
+    row = [str(number), run["name"], "yes" if on_front else ""]
+    row += [f"{100 * one['main']:.1f}" for one in (record, teacher)]
     row += [digits(cost["energy_pj"] / size), digits(teacher["cost"]["energy_pj"] / cost["energy_pj"])]
-    row += [
-        f"{sum(record['t_steps']) / len(record['t_steps']):.3g}",
-        str(sum(record["heads"])),
-        str(sum(record["ffn"])),
-    ]
+    row += [f"{fmean(record['t_steps']):.3g}", str(sum(record["heads"])), str(sum(record["ffn"]))]
     return [*row, si(cost["bytes"])]
 
 
@@ -75,6 +56,6 @@ def _front(
     for i, (energy, score) in enumerate(points):
         tip = f"{names[i]}: {score:.1f} at {digits(energy)} {unit}"
         colour = "c1" if i in best else "c7"
-        parts.append(tag("circle", cx=x(energy), cy=y(score), r=4.5, class_=f"{colour} area", data_tip=tip))
+        parts.append(circle(x(energy), y(score), 4.5, f"{colour} area", tip))
         parts.append(label(x(energy), y(score) - 8, numbers[i]))
     return figure("Score and energy", drawing("Pareto front", *parts), keys((("on the front", "c1"), ("beaten", "c7"))))

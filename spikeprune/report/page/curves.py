@@ -32,13 +32,8 @@ def curves(run: Mapping[str, Any]) -> Markup:
 
 def _figure(title: str, named: Mapping[str, list], bands: list, y_name: str, **more: Any) -> Markup:
     shown = [(name, points) for name, points in named.items() if points]
-    return _drawn(
-        title,
-        [Series(name, COLOURS[i % len(COLOURS)], points) for i, (name, points) in enumerate(shown)],
-        bands,
-        y_name,
-        **more,
-    )
+    series = [Series(name, COLOURS[i % len(COLOURS)], points) for i, (name, points) in enumerate(shown)]
+    return _drawn(title, series, bands, y_name, **more)
 
 
 def _drawn(title: str, series: list[Series], bands: list, y_name: str, **more: Any) -> Markup:
@@ -51,9 +46,8 @@ def _drawn(title: str, series: list[Series], bands: list, y_name: str, **more: A
 def _rates(found: Mapping[str, Any]) -> Markup:
     """Layers in shades, from the embedding up."""
     last = max(1, len(found["rates"]) - 1)
-    series = [
-        Series(name, f"s{i * (SHADES - 1) // last}", points) for i, (name, points) in enumerate(found["rates"].items())
-    ]
+    rates = enumerate(found["rates"].items())
+    series = [Series(name, f"s{i * (SHADES - 1) // last}", points) for i, (name, points) in rates]
     return _drawn("Firing rate by layer", series, found["bands"], "spikes per neuron and step", zero=True)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from spikeprune.report.page.chart import drawing, label
+from spikeprune.report.page.chart import drawing, label, rect, upwards
 from spikeprune.report.page.markup import Markup, tag
 
 
@@ -28,8 +28,7 @@ def cells(
     drawn: list[object] = []
     for j, column in enumerate(columns):
         x = left + (j + 0.5) * width
-        turned = {"transform": f"rotate(-90 {x + 4:g} {top - 6:g})"} if slanted else {}
-        drawn.append(label(x + 4 * slanted, top - 6, column, "start" if slanted else "middle", **turned))
+        drawn.append(upwards(x + 4, top - 6, column) if slanted else label(x, top - 6, column))
     for i, row in enumerate(rows):
         y = top + i * height
         drawn.append(label(left - 6, y + height / 2 + 4, row, "end"))
@@ -52,11 +51,8 @@ def _cell(
     tip: str,
 ) -> Markup:
     depth = min(1.0, max(0.0, value / high if high else 0.0))
-    box = {"x": f"{x + 0.5:g}", "y": f"{y + 0.5:g}", "width": f"{size[0] - 1:g}", "height": f"{size[1] - 1:g}", "rx": 2}
-    drawn = [
-        tag("rect", **box, class_="cell"),
-        tag("rect", **box, class_="depth", fill_opacity=f"{depth:.3f}", data_tip=tip),
-    ]
+    box = (x + 0.5, y + 0.5, size[0] - 1, size[1] - 1)
+    drawn = [rect(*box, "cell", rx=2), rect(*box, "depth", tip, rx=2, fill_opacity=f"{depth:.3f}")]
     if write is not None:
         shade = "deep" if depth > 0.55 else "pale"
         drawn.append(label(x + size[0] / 2, y + size[1] / 2 + 4, write(value), class_=f"number {shade}"))

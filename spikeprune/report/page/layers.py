@@ -21,9 +21,8 @@ def layer_maps(run: Run) -> Markup:
     shown = [_heads(found, names), _neurons(found, names), _synapses(found, names), _steps(found, names)]
     if last is not None and (rates := last[1]["cost"].get("rates")):
         shown.append(_rates(rates, names))
-    return section(
-        "Layers", figures(*shown), lead=f"What {last[0] if last else 'the student'} keeps, and how often it fires."
-    )
+    lead = f"What {last[0] if last else 'the student'} keeps, and how often it fires."
+    return section("Layers", figures(*shown), lead=lead)
 
 
 def _heads(found: Run, names: list[str]) -> Markup:
@@ -80,9 +79,7 @@ def _steps(found: Run, names: list[str]) -> Markup:
 
 def _rates(rates: Mapping[str, float], names: list[str]) -> Markup:
     """Rows: layers; columns: the spiking layers of one."""
-    parts = list(
-        dict.fromkeys(spiking_layer.rpartition(".")[2] for spiking_layer in rates if spiking_layer != "embedding")
-    )
+    parts = list(dict.fromkeys(name.rpartition(".")[2] for name in rates if name != "embedding"))
     rows = ["embedding", *names]
     values: list[list[float | None]] = [[None] * (len(parts) - 1) + [rates.get("embedding")]]
     values += [[rates.get(f"layers.{i}.{part}") for part in parts] for i in range(len(names))]
@@ -93,6 +90,6 @@ def _rates(rates: Mapping[str, float], names: list[str]) -> Markup:
     def write(rate: float) -> str:
         return f"{rate:.2f}".removeprefix("0")
 
-    high = max(rate for rate in rates.values())
+    high = max(rates.values())
     drawn = cells("Rates", rows, parts, values, high=high, tip=tip, write=write, cell=(36, 20), left=76, slanted=True)
     return figure("Firing rates, spikes per neuron and step", drawn, wide=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import exp
 from typing import Any
 
-from spikeprune.report.page.chart import drawing, label
+from spikeprune.report.page.chart import drawing, label, rect, upwards
 from spikeprune.report.page.grid import cells
 from spikeprune.report.page.markup import Markup, figure, joined, keys, note, section, tag
 
@@ -74,27 +74,12 @@ def _raster(found: Mapping[str, Any]) -> Markup:
     step = 4.0 if max(train["t_steps"] for train in trains.values()) > 6 else 6.0
     column = max(train["t_steps"] for train in trains.values()) * step + 8
     top = 12 + 7.2 * max(map(len, words))
-    parts: list[object] = [
-        label(
-            LEFT + (j + 0.5) * column + 4,
-            top - 6,
-            word,
-            "start",
-            transform=f"rotate(-90 {LEFT + (j + 0.5) * column + 4:g} {top - 6:g})",
-        )
-        for j, word in enumerate(words)
-    ]
+    parts: list[object] = [upwards(LEFT + (j + 0.5) * column + 4, top - 6, word) for j, word in enumerate(words)]
     y = top
     for spiking_layer, train in trains.items():
         height = train["rows"] * ROW
-        parts.append(
-            label(
-                LEFT - 8,
-                y + height / 2 - 2,
-                "embedding" if spiking_layer == "embedding" else f"layer {_short(spiking_layer).split()[0]}",
-                "end",
-            )
-        )
+        name = "embedding" if spiking_layer == "embedding" else f"layer {_short(spiking_layer).split()[0]}"
+        parts.append(label(LEFT - 8, y + height / 2 - 2, name, "end"))
         parts.append(label(LEFT - 8, y + height / 2 + 12, f"{train['rows']} of {train['of']}", "end"))
         parts += _strip(spiking_layer, train, words, y, step, column)
         y += height + 8
@@ -111,18 +96,9 @@ def _strip(
         counts[token] += 1
         runs[sign].append(f"M{LEFT + token * column + 4 + t * step:g} {y + (row + 0.5) * ROW:g}h{step - 1.6:g}")
     places = train["rows"] * train["t_steps"]
-    backs = [
-        tag(
-            "rect",
-            x=f"{LEFT + j * column + 1:g}",
-            y=f"{y:g}",
-            width=f"{column - 2:g}",
-            height=f"{height:g}",
-            class_="band",
-            data_tip=f"{word}, {_short(spiking_layer)}: {counts[j]} spikes in {places} places",
-        )
-        for j, word in enumerate(words)
-    ]
+    name, told = _short(spiking_layer), zip(words, counts, strict=True)
+    tips = [f"{word}, {name}: {count} spikes in {places} places" for word, count in told]
+    backs = [rect(LEFT + j * column + 1, y, column - 2, height, "band", tip) for j, tip in enumerate(tips)]
     drawn = [
         tag("path", d="".join(path), class_=f"{colour} spike", pointer_events="none")
         for path, colour in ((runs[1], "c1"), (runs[-1], "c2"))

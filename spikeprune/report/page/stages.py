@@ -50,11 +50,8 @@ def tiles(run: Run) -> Markup:
         (f"{after['rate']:.3f}", "spikes per neuron and step"),
         (f"{sum(record['t_steps']) / len(record['t_steps']):.3g}", "time steps of a layer, mean"),
     ]
-    return tag(
-        "div",
-        *(tag("div", tag("b", value), tag("span", text), class_="tile") for value, text in numbers),
-        class_="tiles",
-    )
+    parts = (tag("div", tag("b", value), tag("span", text), class_="tile") for value, text in numbers)
+    return tag("div", *parts, class_="tiles")
 
 
 def stage_table(run: Run) -> Markup:

@@ -50,7 +50,7 @@ def test_the_runtime_is_timed_at_its_budgets(tmp_path, monkeypatch) -> None:
     for row in made["rows"]:
         assert set(row["seconds"]) == {*runtime.FORMS, runtime.SILENT}
         for name, facts in row["facts"].items():
-            assert 0.5 < facts["energy"] / row["budget"] < 2 and 0 < facts["rate"] < 1, name
+            assert 0.5 < facts["energy"] / row["budget"] < 2, name
     assert [row["whole"] for row in made["differences"] if row["precision"] == "double"] == [0, 0]
     made["rows"][1]["seconds"] = dict.fromkeys(made["rows"][1]["seconds"], 5e-4)
     fixed, slope = runtime_report.fit(made, "float rows, events")

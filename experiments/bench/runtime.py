@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,7 +28,6 @@ from experiments.bench.clock import Work, seconds
 from experiments.bench.runtime_nets import (
     CPU,
     FORMS,
-    SPARSE,
     WHOLE,
     Form,
     Units,
@@ -59,19 +58,14 @@ def measured(size: nets.Size, budgets: list[int], budget_seconds: float) -> Iter
         works, facts = dict(others), {}
         for name, form in FORMS.items():
             made = at_budget(student(size, form.units[budget], form), batch, budget)
-            energy, additions, rate = energy_share(made, batch)
+            energy, additions = energy_share(made, batch)
             works[name] = running(to_bytes(made, form.form), form.loop, ids)
-            facts[name] = {"additions": additions, "energy": energy, "rate": rate}
+            facts[name] = {"additions": additions, "energy": energy}
             if name == next(iter(FORMS)):
                 works[SILENT] = running(to_bytes(with_thresholds(made, 30.0)), form.loop, ids)
                 if others:
                     works[EXPORTED] = of_file(onnx_graph.logits_alone(made, two_of(batch)), batch)
-        yield {
-            "budget": budget,
-            "units": {"whole": asdict(WHOLE[budget]), "sparse": asdict(SPARSE[budget])},
-            "facts": facts,
-            "seconds": warm_seconds(works, budget_seconds),
-        }
+        yield {"budget": budget, "facts": facts, "seconds": warm_seconds(works, budget_seconds)}
 
 
 def in_onnxruntime(size: nets.Size, batch: dict) -> dict[str, Work]:

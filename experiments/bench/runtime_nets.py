@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from experiments.bench import nets
@@ -98,18 +97,15 @@ def thin_out(made: SpikingBert, share: float, lanes: int) -> None:
     made.refresh_synapses()
 
 
-def energy_share(made: SpikingBert, batch: dict) -> tuple[float, int, float]:
-    """The dense teacher's energy over the student's, its additions, and spikes per neuron and step."""
+def energy_share(made: SpikingBert, batch: dict) -> tuple[float, int]:
+    """The dense teacher's energy over the student's, and its additions."""
     lengths = batch["attention_mask"].sum(1)
     outputs = infer(made, **batch)
     operations = student_operations(made, outputs.counts, lengths)
     shape = dense_shape(made)
     energy = ENERGY_MODELS["convention"].per_sample
     ratio = energy(dense_network(dense(lengths, shape=shape), shape=shape)) / energy(student_network(made, operations))
-    fired = [
-        spikes.sum().item() / max(spikes.shape[-1], 1) for name, spikes in outputs.counts.items() if name != "pooled"
-    ]
-    return ratio, int(operations.ac.sum()), float(np.mean(fired)) / int(lengths.sum()) / made.steps[0]
+    return ratio, int(operations.ac.sum())
 
 
 def at_budget(made: SpikingBert, batch: dict, budget: float) -> SpikingBert:

@@ -144,11 +144,11 @@ def commits(found: Sequence[dict]) -> str:
 # ------------------------------------------------------------------------------------------------------------ tables
 
 
-def score_table(found: Sequence[dict]) -> str:
+def score_table(found: Sequence[dict], every: bool = True) -> str:
     """Our networks on GLUE, of each the dense teacher, the spiking student and the compressed ones, then the published
-    ones; a column for each task of ours."""
+    ones; a column for each task, or for each of ours."""
     groups = [group for group in settings(found) if on_glue(group[0])]
-    tasks = [task for task in TASKS if any(group[0]["task"] == task for group in groups)]
+    tasks = [task for task in TASKS if every or any(group[0]["task"] == task for group in groups)]
     lines = []
     for network in dict.fromkeys(network_of(group[0]) for group in groups):
         own = [group for group in groups if network_of(group[0]) == network]
@@ -234,17 +234,13 @@ def score(peer: dict, task: str) -> str:
 
 
 def published_table() -> str:
+    """What the published models are, and their figures of energy with the energy model of each."""
+    none = {"figure": "-", "model": "-"}
     lines = [
-        [f"{peer['name']} ({peer['venue']})", *(score(peer, task) for task in TASKS), *energy_claim(peer)]
-        + [peer["source"], peer["differs"]]
+        [peer["name"], peer["source"], peer["differs"], *(peer.get("energy", none)[key] for key in ("figure", "model"))]
         for peer in published()
     ]
-    return table(["model", *TASKS, "energy, as published", "under", "source", "what differs from here"], lines)
-
-
-def energy_claim(peer: dict) -> tuple[str, str]:
-    """A published figure of energy, and the energy model that it was counted under."""
-    return (peer["energy"]["figure"], peer["energy"]["model"]) if "energy" in peer else ("-", "-")
+    return table(["model", "source", "what differs from here", "energy, as published", "under"], lines)
 
 
 def ablation_tables() -> str:

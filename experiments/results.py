@@ -58,7 +58,7 @@ def pages() -> dict[Path, str]:
     first = jsonfile.loads((KEPT / FIRST_RUN).read_text(encoding="utf-8"))
     brief = {
         "first run": terminal(first),
-        "scores": tables["scores"],
+        "scores": score_table(found, every=False),
         "ratios": ratio_table(smaller, LEADING, ("teacher", "equal_bits")),
     }
     sections = {PAGE: tables, README: brief, COST: {"models": model_table()}, DEVICES: {"scaling": kept_tables()}}
@@ -78,18 +78,16 @@ def firing_rates() -> str:
 
 
 def model_table() -> str:
-    """The registry of energy models: constants, what is counted and left out, and the source of each."""
+    """The registry of energy models: constants, what is counted and left out; then the source of each."""
     from spikeprune.cost.energy_models import ENERGY_MODELS
 
-    lines = [
-        [f"`{model.name}`", constants(model), model.counted, model.left_out, model.source]
-        for model in ENERGY_MODELS.values()
-    ]
-    return table(["`cost.model`", "pJ", "counted", "left out", "source"], lines)
-
-
-def constants(model) -> str:
-    return ", ".join(f"{name} {pj:g}" for name, pj in model.constants.items())
+    lines, sources = [], {}
+    for model in ENERGY_MODELS.values():
+        constants = ", ".join(f"{name} {pj:g}" for name, pj in model.constants.items())
+        lines.append([f"`{model.name}`", constants, model.counted, model.left_out])
+        sources.setdefault(model.source, []).append(f"`{model.name}`")
+    cited = "\n".join(f"- {', '.join(names)}: {source}." for source, names in sources.items())
+    return f"{table(['`cost.model`', 'pJ', 'counted', 'left out'], lines)}\n\nSources:\n\n{cited}"
 
 
 def terminal(summary: dict) -> str:

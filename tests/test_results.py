@@ -86,7 +86,8 @@ def test_a_run_is_kept_and_has_a_row_beside_published_ones(tmp_path) -> None:
     assert [path.name for path in kept_results.KEPT.iterdir()] == ["sst2-minilm-dir-s0.json"]
     (row,) = run_table(kept_results.summaries()).splitlines()[2:]
     assert row.startswith("| minilm | sst2 | 0 | 90.0 | 88.0 | 86.0 | - | 25.0 % | 4 4 4 | 50 / 75 / 100 | 3.0 |")
-    head, _, teacher, student, compressed, *peers = score_table(kept_results.summaries()).splitlines()
+    assert " | sst2 | mrpc | rte | stsb | cola | qnli | qqp | mnli | " in score_table(kept_results.summaries())
+    head, _, teacher, student, compressed, *peers = score_table(kept_results.summaries(), every=False).splitlines()
     assert head == "|  | network | sst2 | commit or venue |"
     assert teacher == "| minilm, dense teacher | no spikes | 90.0 | `0123456789ab` |"
     assert student == "| minilm, spiking student | 2 × 64, T 4, float weights | 88.0 | `0123456789ab` |"
@@ -163,7 +164,7 @@ def test_without_runs_the_tables_say_so() -> None:
 
 
 def test_what_is_not_verified_is_marked() -> None:
-    spikingbert = next(line for line in published_table().splitlines() if line.startswith("| SpikingBERT"))
+    spikingbert = next(line for line in score_table([summary()]).splitlines() if line.startswith("| SpikingBERT"))
     assert "| 88.19 | 79.17* | 66.06 | 82.2* | - |" in spikingbert
     sorbet = next(line for line in published_table().splitlines() if line.startswith("| Sorbet"))
     assert "| 27.16 × less than BERT | convention |" in sorbet
@@ -227,7 +228,7 @@ def test_seeds_on_one_hardware_have_a_mean_that_names_every_commit() -> None:
     lines = compressed_table(runs).splitlines()[2:]
     assert [line.split(" | ")[2] for line in lines] == ["2", "1"] and "| 82.0 ± 2.8 |" in lines[0]
     lines = [line for line in score_table(runs).splitlines() if line.startswith("| minilm, compressed")]
-    assert lines[0].endswith("| 82.0 ± 2.8 | `a`, `b` |") and lines[1].endswith("| 50.0 | `b` |")
+    assert "| 82.0 ± 2.8 |" in lines[0] and lines[0].endswith("| `a`, `b` |") and "| 50.0 |" in lines[1]
 
 
 def test_seeds_of_different_settings_have_no_mean(tmp_path) -> None:
@@ -267,7 +268,7 @@ def test_a_regression_has_both_correlations() -> None:
     assert row.startswith("| base | stsb | 0 | 90.0 (70.0–90.0) / 80.0 (70.0–90.0) |")
     *_, row = (line for line in score_table(runs).splitlines() if line.startswith("| base"))
     made = "2 × 64, ternary spikes, accumulate, T 2–4, float weights"
-    assert row.startswith(f"| base, compressed | {made} | 85.0 ± 7.1 / 80.0 ± 0.0 |")
+    assert row.startswith(f"| base, compressed | {made} |") and "| 85.0 ± 7.1 / 80.0 ± 0.0 |" in row
 
 
 def test_runs_of_another_aim_or_size_do_not_replace_each_other(tmp_path) -> None:

@@ -118,9 +118,8 @@ def counts(args: argparse.Namespace) -> list[int]:
 
 def measured(args: argparse.Namespace, count: int, file: Path) -> tuple[int, dict[str, Any]]:
     """What `experiments/bench/scaling.py` finds with this number of devices: its exit code, and what it measured."""
-    options = [f"--count={count}", f"--accelerator={args.accelerator}", f"--sizes={args.sizes}", f"--json={file}"]
-    options += [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in HOW]
-    done = subprocess.run([sys.executable, "-m", "experiments.bench.scaling", *options], cwd=ROOT)
+    given = {name: getattr(args, name) for name in ("accelerator", "sizes", *HOW)} | {"count": count, "json": str(file)}
+    done = subprocess.run([sys.executable, "-m", "experiments.bench.scaling", jsonfile.dumps(given)], cwd=ROOT)
     return done.returncode, jsonfile.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 

@@ -14,7 +14,6 @@ from spikeprune.report.markdown import table
 from spikeprune.report.numbers import digits, si
 
 ROOT = Path(__file__).resolve().parents[1]
-RATES = ROOT / "experiments" / "results" / "rates"  # kept by rate_sweep.py
 FIGURE = ROOT / "docs" / "figures" / "firing-rates.svg"
 NONE_YET = "No run has been kept that was measured under these models."
 

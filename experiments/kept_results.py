@@ -11,7 +11,8 @@ from spikeprune.files import jsonfile
 from spikeprune.files.atomic import write_json
 
 KEPT = Path(__file__).resolve().parent / "results"
-ABLATIONS = KEPT / "ablation"
+ABLATIONS, RATES = KEPT / "ablation", KEPT / "rates"
+SWEPT = "rates.json"  # in the folder of a sweep of firing rates
 TABLE = "table"  # before the bits of a word table
 LATENCY = ("latency_steps", "latency_stages", "latency_overlapped")
 TABLE_READS = ("ac", "mac", "energy_pj", "rate", *LATENCY, "bytes")  # of a cost
@@ -65,6 +66,14 @@ def keep_ablation(folder: Path) -> None:
     name = "-".join([first["task"], str(first["preset"]), first["data"]["source"]])
     name += tag_of(folder.resolve().name, f"{first['task']}-{first['preset']}")
     write_json(ABLATIONS / f"{name}.json", found)
+
+
+def keep_rates(folder: Path) -> None:
+    """Keep what `rate_sweep.py` has found, under its task and preset."""
+    found = jsonfile.read(folder / SWEPT, "sweep again", ("commit", "limits"))
+    jsonfile.refuse_changed_tree(found["commit"], str(folder / SWEPT))
+    RATES.mkdir(parents=True, exist_ok=True)
+    write_json(RATES / f"{found['task']}-{found['preset']}.json", found)
 
 
 def of_a_commit(path: Path) -> dict:

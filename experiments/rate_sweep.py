@@ -5,11 +5,11 @@
                        same energy under `memory`: how masks, rates and time steps move with the model
 --start RUN            begin with this run's stages, as far as they have the same settings
 --tag NAME             a folder of its own
---keep                 keep the rows for docs/results.md (experiments/results/rates/), and draw the figure
 key=value              any key of the configuration
 
 One seed, one teacher, one pruned student (`base`); each limit fine-tunes it anew, each budget starts from its distilled
 student. Writes runs/rates/<task>-<preset>/: the runs, rates.json and rates.md. Started again it runs what is missing.
+`make results RUNS=runs/rates/<task>-<preset>` takes it into docs/results.md.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ablation import GLUE, fitting, tagged
-from energy_results import RATES, rate_figure, rate_tables
+from energy_results import rate_tables
 from kept_results import without_place
 
 from spikeprune.config import scalars
@@ -40,7 +40,6 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--budgets", type=float, default=None)
     parser.add_argument("--start", type=Path, default=None)
     parser.add_argument("--tag", default="")
-    parser.add_argument("--keep", action="store_true")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_intermixed_args(arguments)
     return streams.exit_code(lambda: run(args), f"; {streams.RESUMES}")
@@ -65,8 +64,6 @@ def run(args: argparse.Namespace) -> int:
     write_json(root / "rates.json", found)
     write_atomic(root / "rates.md", rate_tables(found) + "\n")
     print(f"\n{rate_tables(found)}\nwritten to {root}/rates.md and rates.json")
-    if args.keep:
-        keep(found)
     return 0
 
 
@@ -101,16 +98,6 @@ def row_of(summary: dict[str, Any], name: str) -> dict[str, Any]:
     final = summary["stages"][summary["final"]]
     kept = {key: final[key] for key in ("main", "metrics", "energy", "heads", "ffn", "t_steps")}
     return {"name": name, **kept, "rate": final["cost"]["rate"], "teacher": summary["teacher"]["main"]}
-
-
-def keep(found: dict[str, Any]) -> None:
-    jsonfile.refuse_changed_tree(found["commit"], "--keep")
-    path = RATES / f"{found['task']}-{found['preset']}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, found)
-    if len(found["limits"]) > 1:
-        rate_figure(found)
-    print(f"kept in {path}; make results puts it into docs/results.md")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 python experiments/results.py runs/mrpc-tiny-s0 …      keep these runs' summaries in experiments/results/
 python experiments/results.py runs/ablation/sst2-tiny … keep an ablation's summaries, as far as its table needs them
+python experiments/results.py runs/rates/sst2-tiny …    keep a sweep of firing rates
 python experiments/results.py                          make tables and figure again from the summaries kept
 python experiments/results.py --check                  exit code 1 where a page differs from what they give
 """
@@ -12,8 +13,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from energy_results import RATES, energy_table, pays_table, rate_tables, ratio_table
-from kept_results import KEPT, keep, keep_ablation, summaries
+from energy_results import energy_table, pays_table, rate_figure, rate_tables, ratio_table
+from kept_results import KEPT, RATES, SWEPT, keep, keep_ablation, keep_rates, summaries
 from result_tables import (
     NOTHING,
     ablation_tables,
@@ -50,7 +51,7 @@ def pages() -> dict[Path, str]:
         "ratios": ratio_table(groups),
         "energy": energy_table(groups),
         "pays": pays_table(groups),
-        "rates": firing_rates(),
+        "rates": "\n\n".join(map(rate_tables, firing_rates())) or NOTHING,
         "runs": run_table(found),
         "ablation": ablation_tables(),
         "published": published_table(),
@@ -71,10 +72,8 @@ def filled(page: str, tables: dict[str, str]) -> str:
     return page
 
 
-def firing_rates() -> str:
-    """What `rate_sweep.py` has kept."""
-    kept = [jsonfile.loads(path.read_text(encoding="utf-8")) for path in sorted(RATES.glob("*.json"))]
-    return "\n\n".join(map(rate_tables, kept)) or NOTHING
+def firing_rates() -> list[dict]:
+    return [jsonfile.loads(path.read_text(encoding="utf-8")) for path in sorted(RATES.glob("*.json"))]
 
 
 def model_table() -> str:
@@ -100,15 +99,18 @@ def terminal(summary: dict) -> str:
 
 
 def draw(found: list[dict]) -> None:
-    """Quality against energy, of GLUE's tasks."""
+    """Quality against energy of GLUE's tasks, and the firing rates of the sweeps of several limits."""
     from spikeprune.report.figures import results_figure
 
     results_figure([summary for summary in found if on_glue(summary)], FIGURE)
+    for sweep in firing_rates():
+        if len(sweep["limits"]) > 1:
+            rate_figure(sweep)
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", type=Path, help="folders of runs or of ablations")
+    parser.add_argument("runs", nargs="*", type=Path, help="folders of runs, ablations or sweeps of firing rates")
     parser.add_argument("--check", action="store_true", help="write nothing")
     given = parser.parse_args(arguments)
     if given.check and given.runs:
@@ -124,7 +126,8 @@ def check() -> int:
 
 def make(runs: list[Path]) -> int:
     for run in runs:
-        (keep if (run / "summary.json").is_file() else keep_ablation)(run)
+        kinds = {"summary.json": keep, SWEPT: keep_rates}
+        next((own for file, own in kinds.items() if (run / file).is_file()), keep_ablation)(run)
     for page, text in pages().items():
         page.write_text(text, encoding="utf-8")
     draw(summaries())

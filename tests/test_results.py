@@ -128,7 +128,7 @@ def test_energy_is_shown_against_every_opponent() -> None:
     assert ratio_table([[summary()]]).startswith("No run has been kept")
 
 
-def test_firing_rates_have_a_table_and_a_figure(tmp_path) -> None:
+def test_firing_rates_are_kept_and_have_a_table_and_a_figure(tmp_path, monkeypatch) -> None:
     def row(name: str, rate: float) -> dict:
         final = with_energy(80 * rate)["stages"]["finetune"]
         energy = {"memory": final["energy"]["memory"], "convention": final["energy"]["memory"]}
@@ -149,6 +149,10 @@ def test_firing_rates_have_a_table_and_a_figure(tmp_path) -> None:
     assert "| limit 0.02 | 86.0 | 5.0 % | 0.50 | 0.50 |" in table
     assert table.startswith("sst2, preset x, sst2 from directory glue; dense teacher 90.0; seed 3, one GPU, commit")
     assert "| budget, memory | 86.0 | 10.0 % | 2.00 % | 2.00 % | 2 2 | 128 64 | 4 4 4 |" in table
+    monkeypatch.setattr(kept_results, "RATES", tmp_path / "kept")
+    (tmp_path / kept_results.SWEPT).write_text(json.dumps(found))
+    kept_results.keep_rates(tmp_path)
+    assert json.loads((tmp_path / "kept" / "sst2-x.json").read_text()) == found
     rate_figure(found, tmp_path / "rates.svg")
     assert "firing rate" in (tmp_path / "rates.svg").read_text(encoding="utf-8")
 

@@ -8,10 +8,10 @@ lie on the device already; `unsent`, of those without the message that averages 
 
 from __future__ import annotations
 
-import argparse
 import gc
 import sys
 import time
+from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from spikeprune.experiment.build.modules import loss_weights
 from spikeprune.experiment.build.trainers import CLIP, COMMON, QUIET
 from spikeprune.experiment.summary import commit, hardware
 from spikeprune.experiment.terminal import quiet
+from spikeprune.files import jsonfile
 from spikeprune.files.atomic import write_json
 from spikeprune.kernels import attach
 from spikeprune.kernels.cuda_graphs import PATIENCE, GraphedNorms, GraphedTerms
@@ -167,7 +168,7 @@ def decided(trainer: L.Trainer, module: DistillationModule) -> dict[str, Any]:
     return {"seconds": max(distributed.gather(seconds)), "same": all(own == other for other in distributed.gather(own))}
 
 
-def configuration(name: str, args: argparse.Namespace) -> Config:
+def configuration(name: str, args: Namespace) -> Config:
     preset = ["task=sst2", f"preset={SETTINGS[name].preset}"]
     return load(GLUE, [*preset, f"run.devices={args.count}", f"run.accelerator={args.accelerator}"])
 
@@ -213,7 +214,7 @@ def trainer_of(config: Config, stage: str, rounds: Rounds) -> L.Trainer:
     )
 
 
-def measured(name: str, scaling: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
+def measured(name: str, scaling: str, batch: int, args: Namespace) -> dict[str, Any]:
     """Seconds of the epochs of one size, the slowest process', where a step has `batch` sentences in all."""
     config = configuration(name, args)
     device = torch.device("cuda", distributed.rank()) if arithmetic.on_gpu(config) else torch.device("cpu")
@@ -233,7 +234,7 @@ def measured(name: str, scaling: str, batch: int, args: argparse.Namespace) -> d
     return {**row, "sentences": batch * args.steps, "seconds": seconds, "decision": rounds.decision}
 
 
-def measure(args: argparse.Namespace) -> int:
+def measure(args: Namespace) -> int:
     quiet()
     rows: list[dict[str, Any]] = []
     first = configuration(args.sizes.split()[0], args)
@@ -243,23 +244,12 @@ def measure(args: argparse.Namespace) -> int:
         for name in args.sizes.split():
             for scaling, batch in (("weak", args.count * args.sentences), ("strong", args.whole_batch)):
                 rows.append(measured(name, scaling, batch, args))
-                distributed.first(lambda: write_json(args.json, {"made": made, "rows": rows}))
+                distributed.first(lambda: write_json(Path(args.json), {"made": made, "rows": rows}))
                 gc.collect()
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
     return 0
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, required=True, help="devices")
-    parser.add_argument("--sizes", required=True)
-    parser.add_argument("--accelerator", required=True)
-    for name in ("--sentences", "--whole-batch", "--steps", "--rounds"):
-        parser.add_argument(name, type=int, required=True)
-    parser.add_argument("--json", type=Path, required=True)
-    return measure(parser.parse_args())
-
-
-if __name__ == "__main__":
-    sys.exit(streams.exit_code(main))
+if __name__ == "__main__":  # its one argument: the options of `bench_ddp.py` as JSON, with `count` of the devices
+    sys.exit(streams.exit_code(lambda: measure(Namespace(**jsonfile.loads(sys.argv[1])))))

@@ -17,6 +17,11 @@ def nearest(name: str, choices) -> str:
     return ", ".join(choices) + hint
 
 
+def in_a_line(error: BaseException) -> str:
+    """The beginning of another library's message, for a sentence."""
+    return " ".join(str(error).split())[:200]
+
+
 def check_format(found: object, own: int, place: str, remedy: str) -> None:
     """Raises InputError for files in another version of a format than this program's `own`; `remedy`: for older
     ones."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,14 @@ class Encoded:
     def lengths(self) -> Tensor:
         """long[examples], in tokens."""
         return self.offsets[1:] - self.offsets[:-1]
+
+    def drawn(self, count: int, seed: int) -> list[int]:
+        """Up to `count` examples, the same for the same seed and on every process."""
+        return Random(seed).sample(range(len(self)), min(count, len(self)))
+
+    def batches(self, rows: Sequence[int], size: int) -> list[Batch]:
+        """Of these examples in their order; the last is smaller, where they end."""
+        return [self.batch(rows[at : at + size]) for at in range(0, len(rows), size)]
 
     def batch(self, rows: Sequence[int] | np.ndarray, pad_to: int = PAD_TO) -> Batch:
         """`input_ids`, `attention_mask`, `token_type_ids`: long[B, N]; `labels`: [B], where there are labels.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from random import Random
 
 import numpy as np
 import torch
@@ -85,8 +84,7 @@ class CorpusData(LightningDataModule):
 
     def fixed_batches(self, n_batches: int, batch_size: int, seed: int) -> list[Batch]:
         """As `GlueData.fixed_batches`."""
-        rows = Random(seed).sample(range(len(self.encoded)), min(n_batches * batch_size, len(self.encoded)))
-        return [self.encoded.batch(rows[at : at + batch_size]) for at in range(0, len(rows), batch_size)]
+        return self.encoded.batches(self.encoded.drawn(n_batches * batch_size, seed), batch_size)
 
 
 def encode_pieces(tokenizer, paragraphs: list[str], *, max_length: int) -> Encoded:

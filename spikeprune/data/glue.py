@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from random import Random
 from typing import Any
 
 from lightning import LightningDataModule
@@ -196,20 +195,16 @@ class GlueData(LightningDataModule):
         return [BatchLoader(self.encoded[name], batch_size=self.eval_batch_size) for name in self.dev_names]
 
     def calibration_batches(self, n_sentences: int, seed: int) -> Batch:
-        """One batch of `n_sentences` training examples (all, if there are fewer), the same for the same seed."""
-        rows = Random(seed).sample(range(len(self.encoded[TRAIN])), min(n_sentences, len(self.encoded[TRAIN])))
-        return self.encoded[TRAIN].batch(rows)
+        """One batch of `n_sentences` training examples, or of all."""
+        data = self.encoded[TRAIN]
+        return data.batch(data.drawn(n_sentences, seed))
 
     def fixed_batches(self, n_batches: int, batch_size: int, seed: int) -> list[Batch]:
-        """Up to `n_batches` batches of different training examples, the same for the same seed and on every process;
-        the last is smaller, or some are missing, where the training split ends."""
-        rows = list(range(len(self.encoded[TRAIN])))
-        rows = Random(seed).sample(rows, min(n_batches * batch_size, len(rows)))
-        return [self.encoded[TRAIN].batch(rows[at : at + batch_size]) for at in range(0, len(rows), batch_size)]
+        """Up to `n_batches` batches of different training examples."""
+        data = self.encoded[TRAIN]
+        return data.batches(data.drawn(n_batches * batch_size, seed), batch_size)
 
     def sample_batches(self, sentences: int, batch_size: int, seed: int) -> list[Batch]:
-        """Up to `sentences` training examples, the same for the same seed and on every process, sorted by length."""
+        """Up to `sentences` training examples, sorted by length."""
         data = self.encoded[TRAIN]
-        rows = Random(seed).sample(range(len(data)), min(sentences, len(data)))
-        rows.sort(key=data.lengths.tolist().__getitem__)
-        return [data.batch(rows[at : at + batch_size]) for at in range(0, len(rows), batch_size)]
+        return data.batches(sorted(data.drawn(sentences, seed), key=data.lengths.tolist().__getitem__), batch_size)

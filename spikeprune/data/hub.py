@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from spikeprune.errors import InputError
+from spikeprune.errors import InputError, in_a_line
 
 SECONDS = 5.0
 
@@ -79,11 +79,7 @@ def load_splits(name: str, config: str | None, *, instead: str):
             return datasets.load_dataset(name, config)
     except absent as error:
         raise HubUnavailable(
-            f"{what} was found neither on the hub nor in its cache ({_line(error)}); {instead}"
+            f"{what} was found neither on the hub nor in its cache ({in_a_line(error)}); {instead}"
         ) from error
     except (ValueError, OSError, DatasetsError) as error:
-        raise InputError(f"{what} cannot be read: {_line(error)}; {instead}") from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+        raise InputError(f"{what} cannot be read: {in_a_line(error)}; {instead}") from error

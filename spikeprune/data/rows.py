@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from spikeprune.errors import InputError, nearest
+from spikeprune.errors import InputError, in_a_line, nearest
 from spikeprune.files import jsonfile
 
 Row = tuple[int, Mapping[str, Any]]  # its line, or its number from 0, and its cells by column
@@ -148,7 +148,7 @@ def _parquet(path: Path) -> Table:
         file = pyarrow.parquet.ParquetFile(path)
         features = Features.from_arrow_schema(file.schema_arrow)
     except UNREADABLE as error:
-        raise InputError(f"{path}: is no parquet file ({' '.join(str(error).split())[:200]}); write it again") from None
+        raise InputError(f"{path}: is no parquet file ({in_a_line(error)}); write it again") from None
     return _of_dataset(str(path), (row for batch in file.iter_batches() for row in batch.to_pylist()), features)
 
 
@@ -164,7 +164,7 @@ def _of_dataset(name: str, rows: Iterable[Mapping[str, Any]], features: Mapping[
         try:
             yield from enumerate(rows)
         except UNREADABLE as error:
-            raise InputError(f"{name}: cannot be read ({' '.join(str(error).split())[:200]}); write it again") from None
+            raise InputError(f"{name}: cannot be read ({in_a_line(error)}); write it again") from None
 
     return Table(name, tuple(features), read(), by_line=False, names=named)
 

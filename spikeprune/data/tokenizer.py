@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from spikeprune.data.hub import reachable
-from spikeprune.errors import InputError
+from spikeprune.errors import InputError, in_a_line
 from spikeprune.files import jsonfile
 
 SPECIAL = {
@@ -60,7 +60,7 @@ def _ids(tokenizer: PreTrainedTokenizerFast, checkpoint: str, *texts: str) -> li
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic of the library is no Exception
-        raise InputError(f"the tokenizer of {checkpoint} cannot tokenize ({_line(error)}); save it again") from None
+        raise InputError(f"the tokenizer of {checkpoint} cannot tokenize ({in_a_line(error)}); save it again") from None
 
 
 def _from_directory(checkpoint: str) -> PreTrainedTokenizerFast:
@@ -81,7 +81,7 @@ def _from_directory(checkpoint: str) -> PreTrainedTokenizerFast:
     try:
         return AutoTokenizer.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # of many kinds, for files of any content
-        raise InputError(f"the tokenizer in {checkpoint} cannot be read: {_line(error)}") from error
+        raise InputError(f"the tokenizer in {checkpoint} cannot be read: {in_a_line(error)}") from error
 
 
 def _from_hub(name: str) -> PreTrainedTokenizerFast:
@@ -96,11 +96,7 @@ def _from_hub(name: str) -> PreTrainedTokenizerFast:
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise InputError(f"no tokenizer {name!r} on the hub: {_line(error)}") from error
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
+        raise InputError(f"no tokenizer {name!r} on the hub: {in_a_line(error)}") from error
 
 
 def train_wordpiece(texts: Iterable[str], *, vocab_size: int, max_length: int = 512) -> PreTrainedTokenizerFast:

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from ctypes import POINTER, c_int, c_size_t, c_uint32, c_void_p
 from functools import cache
 from pathlib import Path
 
@@ -25,8 +26,7 @@ SPIKING_LAYERS = ("key", "value", "context", "attention", "intermediate", "outpu
 
 class Shape(ctypes.Structure):
     _fields_ = [
-        (name, ctypes.c_uint32)
-        for name in ("vocab", "positions", "segments", "hidden", "layers", "classes", "max_tokens")
+        (name, c_uint32) for name in ("vocab", "positions", "segments", "hidden", "layers", "classes", "max_tokens")
     ]
 
 
@@ -35,41 +35,18 @@ class Operations(ctypes.Structure):
 
 
 # context, layer, spiking layer, step, spikes, tokens, channels, stride
-Observer = ctypes.CFUNCTYPE(
-    None,
-    ctypes.c_void_p,
-    *(ctypes.c_int,) * 3,
-    ctypes.POINTER(ctypes.c_int8),
-    *(ctypes.c_int,) * 2,
-    ctypes.c_size_t,
-)
+Observer = ctypes.CFUNCTYPE(None, c_void_p, *(c_int,) * 3, POINTER(ctypes.c_int8), *(c_int,) * 2, c_size_t)
 
-SIGNATURES = {
-    "spikerun_message": (ctypes.c_char_p, [ctypes.c_int]),
-    "spikerun_arena": (
-        ctypes.c_int,
-        [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32, ctypes.POINTER(ctypes.c_size_t)],
-    ),
-    "spikerun_open": (
-        ctypes.c_int,
-        [
-            ctypes.POINTER(ctypes.c_void_p),
-            ctypes.c_void_p,
-            ctypes.c_size_t,
-            ctypes.c_uint32,
-            ctypes.c_void_p,
-            ctypes.c_size_t,
-        ],
-    ),
-    "spikerun_run": (
-        ctypes.c_int,
-        [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p],
-    ),
-    "spikerun_set_loop": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_int]),
-    "spikerun_observe": (None, [ctypes.c_void_p, Observer, ctypes.c_void_p]),
-    "spikerun_shape_of": (Shape, [ctypes.c_void_p]),
-    "spikerun_operations_of": (ctypes.POINTER(Operations), [ctypes.c_void_p]),
-    "spikerun_used": (ctypes.c_size_t, [ctypes.c_void_p]),
+SIGNATURES = {  # result and arguments, as in spikerun.h
+    "spikerun_message": (ctypes.c_char_p, [c_int]),
+    "spikerun_arena": (c_int, [c_void_p, c_size_t, c_uint32, POINTER(c_size_t)]),
+    "spikerun_open": (c_int, [POINTER(c_void_p), c_void_p, c_size_t, c_uint32, c_void_p, c_size_t]),
+    "spikerun_run": (c_int, [c_void_p, c_void_p, c_void_p, c_uint32, c_void_p]),
+    "spikerun_set_loop": (c_int, [c_void_p, c_int]),
+    "spikerun_observe": (None, [c_void_p, Observer, c_void_p]),
+    "spikerun_shape_of": (Shape, [c_void_p]),
+    "spikerun_operations_of": (POINTER(Operations), [c_void_p]),
+    "spikerun_used": (c_size_t, [c_void_p]),
 }
 
 

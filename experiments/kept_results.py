@@ -19,14 +19,14 @@ TABLE_READS = ("ac", "mac", "energy_pj", "rate", *LATENCY, "bytes")  # of a cost
 ROW_READS = ("metrics", "main", "energy", "fidelity", "budget")
 
 
-def summaries() -> list[dict]:
-    return [jsonfile.loads(path.read_text(encoding="utf-8")) for path in sorted(KEPT.glob("*.json"))]
-
-
-def ablations() -> dict[str, dict]:
-    """Of each kept ablation, by the name of its file, the runs' summaries by `<ablation> <seed>`."""
-    files = sorted(ABLATIONS.glob("*.json"), key=lambda path: path.stem)
+def kept_in(folder: Path) -> dict[str, dict]:
+    """By the names of its files, in their order: summaries; of an ablation those by `<ablation> <seed>`."""
+    files = sorted(folder.glob("*.json"), key=lambda path: path.stem)
     return {path.stem: jsonfile.loads(path.read_text(encoding="utf-8")) for path in files}
+
+
+def summaries() -> list[dict]:
+    return list(kept_in(KEPT).values())
 
 
 def keep(run: Path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from kept_results import LATENCY, TABLE, ablations, aim, few_bits, have_a_mean, rows, size, steps_of, tag_of
+import kept_results
+from kept_results import LATENCY, TABLE, aim, few_bits, have_a_mean, kept_in, rows, size, steps_of, tag_of
 
 from spikeprune.files import jsonfile
 from spikeprune.report.markdown import table
@@ -179,44 +180,27 @@ def score_line(name: str, groups: Mapping[str, Group], place: int, tasks: Sequen
 
 def compressed_table(found: Sequence[dict]) -> str:
     """A line for each compressed setting: its scores beside those of the same seeds' teachers and students."""
-    groups = [group for group in settings(found) if compressed(group[0])]
-    lines = [
-        [
-            *setting_name(group[0]),
-            str(len(group)),
-            *mean_scores(group),
-            f"{fmean(map(rate, group)):.1f} %",
-            steps_of([t for summary in group for t in rows(summary)[2]["t_steps"]]),
-            kept(group),
-            ", ".join(dict.fromkeys(map(latency, group))),
-            f"{fmean(map(byte_saving, group)):.1f} / {fmean(map(file_saving, group)):.1f}",
-        ]
-        for group in groups
-    ]
+    lines = []
+    for group in (group for group in settings(found) if compressed(group[0])):
+        steps = steps_of([t for summary in group for t in rows(summary)[2]["t_steps"]])
+        latencies = ", ".join(dict.fromkeys(map(latency, group)))
+        savings = " / ".join(f"{fmean(map(saving, group)):.1f}" for saving in (byte_saving, file_saving))
+        cells = [f"{fmean(map(rate, group)):.1f} %", steps, kept(group), latencies, savings]
+        lines.append([*setting_name(group[0]), str(len(group)), *mean_scores(group), *cells])
     columns = ["setting", "task", "seeds", *SCORES, "firing rate", "T", "kept, %", "latency", "bytes, × less"]
-    return table(columns, lines) if groups else NOTHING
+    return table(columns, lines) if lines else NOTHING
 
 
 def run_table(found: Sequence[dict]) -> str:
     """A line for each run."""
-    lines = [
-        [
-            *setting_name(summary),
-            str(summary["seed"]),
-            *sure_scores(summary),
-            chance(summary),
-            f"{rate(summary):.1f} %",
-            " ".join(map(str, rows(summary)[2]["t_steps"])),
-            kept([summary]),
-            f"{minutes(summary):.1f}",
-            summary["hardware"],
-            f"`{summary['commit']}`",
-        ]
-        for group in settings(found)
-        for summary in group
-    ]
+    lines = []
+    for summary in (summary for group in settings(found) for summary in group):
+        steps = " ".join(map(str, rows(summary)[2]["t_steps"]))
+        cells = [chance(summary), f"{rate(summary):.1f} %", steps, kept([summary]), f"{minutes(summary):.1f}"]
+        made = [summary["hardware"], commits([summary])]
+        lines.append([*setting_name(summary), str(summary["seed"]), *sure_scores(summary), *cells, *made])
     columns = ["setting", "task", "seed", *SCORES, "McNemar p", "firing rate", "T", "kept, %", "minutes", "hardware"]
-    return table([*columns, "commit"], lines) if found else NOTHING
+    return table([*columns, "commit"], lines) if lines else NOTHING
 
 
 def minutes(summary: dict) -> float:
@@ -253,7 +237,7 @@ def ablation_tables() -> str:
         return RUN_ORDER.index(key[0]) if key[0] in RUN_ORDER else len(RUN_ORDER), *key
 
     parts = []
-    for stem, of_names in ablations().items():
+    for stem, of_names in kept_in(kept_results.ABLATIONS).items():
         named = {tuple(key.rsplit(" ", 1)): run for key, run in of_names.items()}
         found = {(name, int(seed)): run for (name, seed), run in named.items()}
         made = sorted({f"{run['hardware']}, commit `{run['commit']}`" for run in found.values()})

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from energy_results import energy_table, pays_table, rate_figure, rate_tables, ratio_table
-from kept_results import KEPT, RATES, SWEPT, keep, keep_ablation, keep_rates, summaries
+from kept_results import KEPT, RATES, SWEPT, keep, keep_ablation, keep_rates, kept_in, summaries
 from result_tables import (
     NOTHING,
     ablation_tables,
@@ -29,13 +29,12 @@ from result_tables import (
 from scaling_results import kept_tables
 
 from spikeprune.experiment import streams
-from spikeprune.files import jsonfile
 from spikeprune.report.markdown import between, table
 
 ROOT = Path(__file__).resolve().parents[1]
 README, PAGE, COST = ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "cost.md"
 DEVICES = ROOT / "docs" / "distributed.md"
-FIRST_RUN = "mrpc-tiny-embedded-s0.json"  # kept, its table stands at the head of the README
+FIRST_RUN = "mrpc-tiny-embedded-s0"  # kept, its table stands at the head of the README
 LEADING = ("convention", "int8", "memory", "stationary")  # energy models of the README
 FIGURE = ROOT / "docs" / "figures" / "quality-energy.svg"
 
@@ -51,14 +50,13 @@ def pages() -> dict[Path, str]:
         "ratios": ratio_table(groups),
         "energy": energy_table(groups),
         "pays": pays_table(groups),
-        "rates": "\n\n".join(map(rate_tables, firing_rates())) or NOTHING,
+        "rates": "\n\n".join(map(rate_tables, kept_in(RATES).values())) or NOTHING,
         "runs": run_table(found),
         "ablation": ablation_tables(),
         "published": published_table(),
     }
-    first = jsonfile.loads((KEPT / FIRST_RUN).read_text(encoding="utf-8"))
     brief = {
-        "first run": terminal(first),
+        "first run": terminal(kept_in(KEPT)[FIRST_RUN]),
         "scores": score_table(found, every=False),
         "ratios": ratio_table(smaller, LEADING, ("teacher", "equal_bits")),
     }
@@ -70,10 +68,6 @@ def filled(page: str, tables: dict[str, str]) -> str:
     for name, text in tables.items():
         page = between(page, name, text)
     return page
-
-
-def firing_rates() -> list[dict]:
-    return [jsonfile.loads(path.read_text(encoding="utf-8")) for path in sorted(RATES.glob("*.json"))]
 
 
 def model_table() -> str:
@@ -103,7 +97,7 @@ def draw(found: list[dict]) -> None:
     from spikeprune.report.figures import results_figure
 
     results_figure([summary for summary in found if on_glue(summary)], FIGURE)
-    for sweep in firing_rates():
+    for sweep in kept_in(RATES).values():
         if len(sweep["limits"]) > 1:
             rate_figure(sweep)
 

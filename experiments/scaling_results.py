@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from kept_results import kept_in
+
 from spikeprune.files import jsonfile
 from spikeprune.files.atomic import write_json
 from spikeprune.report.markdown import table
@@ -138,4 +140,4 @@ def keep(file: Path) -> Path:
 
 
 def kept_tables() -> str:
-    return tables([jsonfile.loads(path.read_text(encoding="utf-8")) for path in sorted(SCALING.glob("*.json"))])
+    return tables(list(kept_in(SCALING).values()))

@@ -15,7 +15,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,16 @@ def settings(device: torch.device, backend: str) -> dict[str, Setting]:
     return {**parts, "deployed": full}
 
 
+WORK: dict[str, Callable[[Setting], Iterable[Row | dict]]] = {
+    "simulation": simulation,
+    "evaluation": evaluation,
+    "training": training,
+    "profiles": profiles,
+    "growth": growth,
+    "deployed": deployed,
+}
+
+
 def run(device: torch.device, backend: str, out: Path, parts: list[str]) -> dict[str, Any]:
     at, start = settings(device, backend), time.perf_counter()
     base = at["growth"]
@@ -58,24 +68,13 @@ def run(device: torch.device, backend: str, out: Path, parts: list[str]) -> dict
         "made": {"device": device.type, "hardware": hardware(device), "kernels": backend, "commit": commit()},
         "base": {"T": base.t_steps, "B": base.sentences, "N": base.tokens},
         "ceilings": ceilings(device, budget=1.0),
-        "rows": [],
-        "profiles": [],
-        "growth": [],
-        "deployed": [],
+        **{place: [] for place in ("rows", *report.TABLES)},
     }
     results["made"] |= {"torch": torch.__version__, "load": os.getloadavg()[0]}  # before it adds its own
-    work: dict[str, tuple[str, Callable]] = {
-        "simulation": ("rows", simulation),
-        "evaluation": ("rows", evaluation),
-        "training": ("rows", training),
-        "profiles": ("profiles", profiles),
-        "growth": ("growth", growth),
-        "deployed": ("deployed", deployed),
-    }
     for part in parts:
-        place, function = work[part]
-        for found in function(at[part]):
-            results[place].append({**asdict(found), "met": found.met} if isinstance(found, Row) else found)
+        for found in WORK[part](at[part]):
+            row = {**asdict(found), "met": found.met} if isinstance(found, Row) else found
+            results["rows" if isinstance(found, Row) else part].append(row)
             results["made"]["seconds"] = time.perf_counter() - start
             write(results, out)
             print(in_words(found), flush=True)

@@ -232,3 +232,4 @@ def test_a_call_of_an_exported_student_says_whether_it_misses_a_goal() -> None:
     row = {"seconds": 0.002, "way": "student, exported", **{f"ratio {name}": x for name, x in goals.items()}}
     assert report.call_of(row) == "2.00 (3.50 / 0.90, **missed**)"
     assert report.call_of(row | {"way": "student, PyTorch"}) == "2.00 (3.50 / 0.90)"
+    assert report.call_of(None) == ""  # a run that is still measuring

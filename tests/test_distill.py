@@ -162,7 +162,7 @@ def test_expected_additions_are_the_counted_ones(spikes, pooling, residual) -> N
     prices = {
         "fan_out": synapses.fan_out(shape=shape, **masks, tokens=7.0),
         "t_steps": {name: steps[place(name)[0]] for name in outputs.rates},
-        "unfired": synapses.unfired(shape=shape, t_steps=student.steps, coding="accumulate"),
+        "unfired": sum(synapses.unfired(shape=shape, t_steps=student.steps, coding="accumulate")),
         "dense": 10.0,
     }
     found = additions_loss(outputs.rates, **prices)

@@ -253,6 +253,29 @@ def test_the_dense_opponents_do_the_products_of_kept_units_alone() -> None:
     assert others["equal_bits"].ops.kinds["updates"].sum() * 2 < own.ops.kinds["updates"].sum()
 
 
+@pytest.mark.parametrize("coding", ["accumulate", "per_step"])
+def test_a_silent_student_pays_for_the_currents_of_each_layer_s_own_steps(coding) -> None:
+    """What no spike causes is what remains of the count when no neuron fires."""
+    student, lengths = make(3, (3, 5, 2), coding=coding, residual="membrane"), sentences()["attention_mask"].sum(1)
+    shape, form = student_shape(student), {"t_steps": student.steps, "coding": coding}
+    fired = simulated(student)
+    still = {name: torch.zeros_like(counts) for name, counts in fired.items()}
+    own, none = (student_network(student, student_operations(student, counts, lengths)) for counts in (fired, still))
+    found = unfired(own, shape=shape, **form).ops.kinds
+    assert {kind: found[kind].tolist() for kind in KINDS} == {kind: none.ops.kinds[kind].tolist() for kind in KINDS}
+
+
+def test_embedding_and_head_keep_floats_where_the_encoder_has_few_bits() -> None:
+    """The classifier's 4 weights, read from a memory of 4 floats, by MACs of floats."""
+    few, whole = (spiking(one_spike(), bits=bits) for bits in (1, 32))
+    for name in ("memory", "stationary", "spikingjelly"):
+        one, other = (ENERGY_MODELS[name].energy(network) for network in (few, whole))
+        assert {kind: (pj[0], pj[-1]) for kind, pj in one.items()} == {
+            kind: (pj[0], pj[-1]) for kind, pj in other.items()
+        }
+        assert one["weights"][1] < other["weights"][1]
+
+
 def test_a_width_without_figure_is_no_number() -> None:
     student = make(3, (200, 2, 2))
     wide = equal_bits(

@@ -66,7 +66,11 @@ def test_rows_move_to_their_codes_and_the_gradient_passes_straight_through(weigh
 
 
 @every
-@pytest.mark.parametrize("options", [{}, {"weights": "ternary", "fold": True}], ids=["float weights", "ternary"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"weights": "ternary", "fold": True}, {"dead_zone": True}, {"dead_zone": True, "theta": "tensor"}],
+    ids=["float weights", "ternary", "dead zone", "dead zone, one theta"],
+)
 def test_a_compacted_student_is_as_large_as_counted_and_answers_alike(weights, options, tmp_path) -> None:
     student = student_of(weights, **options)
     small = compact(student)

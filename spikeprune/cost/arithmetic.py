@@ -33,7 +33,7 @@ STEPS_OF: dict[str, tuple[int, int]] = {
 }
 
 
-def arithmetic(ops: Operations, *, add: float, multiply: float) -> dict[str, Tensor]:
+def arithmetic(ops: Operations, *, add: float | Tensor, multiply: float | Tensor) -> dict[str, Tensor]:
     """Energy of every operation: additions and multiplications of one element of each kind times their energies."""
     return {
         kind: (adds * add + multiplications * multiply) * ops.kinds[kind]

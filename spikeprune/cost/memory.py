@@ -30,13 +30,14 @@ def per_bit(size: Tensor) -> Tensor:
 def memory_energy(network: Network, *, stationary: bool) -> dict[str, Tensor]:
     """pJ by kind and row. `stationary`: a dense array keeps weights, keys and values for all tokens of a sentence.
 
-    Integers are added in 32 bits, and multiplied in 8 where weights and activations fit, else in 32; floats in 32.
+    In layers of few-bit weights integers are added in 32 bits, and multiplied in 8 where weights and activations fit,
+    else in 32, as with folded thresholds; all else in floats of 32.
     """
     work, w, a = network.ops.kinds, network.weight_bits, network.activation_bits
-    add, multiply = ARITHMETIC["fp32"]["add"], ARITHMETIC["fp32"]["multiply"]
-    if w < FLOAT:
-        narrow = max(w, int(a.max())) <= 8
-        add, multiply = ARITHMETIC["int32"]["add"], ARITHMETIC["int8" if narrow else "int32"]["multiply"]
+    whole = "int8" if max(int(w.min()), int(a.max())) <= 8 else "int32"
+    few = w < FLOAT
+    add = torch.where(few, w.new_tensor(ARITHMETIC["int32"]["add"]), ARITHMETIC["fp32"]["add"])
+    multiply = torch.where(few, w.new_tensor(ARITHMETIC[whole]["multiply"]), ARITHMETIC["fp32"]["multiply"])
     once = network.weights * network.ops.samples
     dense_weights = torch.minimum(work["dense_weights"], once) if stationary else work["dense_weights"]
     dense_operands = work["kept_operands"] if stationary else work["dense_operands"]

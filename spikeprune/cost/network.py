@@ -24,8 +24,8 @@ class Network:
     """`weights`, `membranes` and `operands`: numbers held at a time in each row, [L+2] (weights; membranes of spiking
     neurons; keys and values of a sentence, or the queries and attention weights that their spikes select).
 
-    Bits: `weight_bits` of a weight, `index_bits` of the place of a synapse where synapses are listed (0: none are),
-    `activation_bits` of a dense activation of each row, [L+2], and `event_bits` of a spike, its neuron's address and
+    Bits: `weight_bits` of a weight and `activation_bits` of a dense activation of each row, [L+2], `index_bits` of the
+    place of a synapse where synapses are listed (0: none are), and `event_bits` of a spike, its neuron's address and
     its sign.
     """
 
@@ -34,7 +34,7 @@ class Network:
     membranes: Tensor
     operands: Tensor
     activation_bits: Tensor
-    weight_bits: int = FLOAT
+    weight_bits: Tensor
     index_bits: int = 0
     event_bits: int = 0
 
@@ -66,7 +66,7 @@ def spiking_network(
         membranes=membranes + sums,
         operands=_keys_and_values(tokens, shape=shape, heads=heads),
         activation_bits=torch.full_like(ops.ac, FLOAT),
-        weight_bits=bits,
+        weight_bits=_weight_bits(ops, bits),
         index_bits=0 if links is None else _address_bits(shape),
         event_bits=_address_bits(shape) + shape.signed,
     )
@@ -94,9 +94,16 @@ def dense_network(
         activation_bits=torch.full_like(ops.ac, FLOAT)
         if activation_bits is None
         else ops.ac.new_tensor(activation_bits),
-        weight_bits=bits,
+        weight_bits=_weight_bits(ops, bits),
         index_bits=0 if links is None else _address_bits(shape),
     )
+
+
+def _weight_bits(ops: Operations, bits: int) -> Tensor:
+    """`bits` in the encoder layers; embedding (projection, feedback) and head (pooler, classifier) keep floats."""
+    rows = torch.full_like(ops.ac, FLOAT)
+    rows[1:-1] = bits
+    return rows
 
 
 def _keys_and_values(tokens: Tensor, *, shape: Shape, heads: Tensor) -> Tensor:

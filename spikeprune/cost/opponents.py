@@ -73,7 +73,7 @@ def silent(student: Network, *, shape: Shape, t_steps: Sequence[int], coding: st
     ops = student.ops
     kinds = dict(ops.kinds) | {kind: torch.zeros_like(ops.ac) for kind in FIRED}
     always = torch.zeros_like(ops.ac)
-    always[1:-1] = unfired(shape=shape, t_steps=[int(t) for t in t_steps], coding=coding) * ops.tokens / shape.layers
+    always[1:-1] = ops.tokens * ops.tokens.new_tensor(unfired(shape=shape, t_steps=[*map(int, t_steps)], coding=coding))
     return replace(student, ops=Operations({**kinds, "ac": always}, ops.ac_per_step, ops.tokens, ops.samples))
 
 

@@ -5,7 +5,7 @@ Legend: D hidden, H heads, d = D/H, F feed-forward neurons, L layers, C classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch import Tensor
@@ -34,6 +34,7 @@ class Shape:
     buckets: int = 0  # of a relative position bias, a number for each head
     theta: str = "none"  # spike thresholds stored for each spiking layer: none | tensor | channel
     gain: bool = False  # thresholds follow the token's input
+    edges: bool = False  # a dead zone's edge stored for each channel of the spiking layers, no parameter
     membrane: bool = False  # currents go past each block, not spikes
     signed: bool = True  # ternary spikes
     table_bits: int = 32  # of a number in the word embeddings; below 16 each word has a float32 scale
@@ -137,16 +138,29 @@ def model_bytes(
 ) -> int:
     """Bytes on disk with the encoder's weight matrices stored in `bits` each (1.58-bit weights are packed in 2).
 
-    Below 16 bits each output channel keeps a float32 scale. Embeddings, classifier, biases, layer norms and thresholds
-    stay float32. `synapses`: how many a sparse student has in all; where it is less so, its matrices are a bit for each
-    place and a float32 for each synapse. Raises ValueError for a width that is not stored.
+    Below 16 bits each output channel keeps a float32 scale. Embeddings, classifier, biases, layer norms, thresholds
+    and edges stay float32. `synapses`: how many a sparse student has in all; where it is less so, its matrices are a
+    bit for each place and a float32 for each synapse. Raises ValueError for a width that is not stored.
     """
     found = parameters(shape=shape, heads=heads, ffn=ffn)
     plain = found.total - sum(rows * columns for rows, columns in found.matrices)
     # which column of its bias a head of the student has, 2 bytes
     columns = 2 * shape.layers * shape.heads if shape.buckets and shape.theta != "none" else 0
     table = table_bytes(shape) - 4 * shape.vocab_size * shape.width
-    return 4 * plain + table + columns + matrix_bytes(shape=shape, heads=heads, ffn=ffn, bits=bits, synapses=synapses)
+    edges = 4 * _channels(shape=shape, heads=heads, ffn=ffn) if shape.edges else 0
+    return (
+        4 * plain
+        + table
+        + columns
+        + edges
+        + matrix_bytes(shape=shape, heads=heads, ffn=ffn, bits=bits, synapses=synapses)
+    )
+
+
+def _channels(*, shape: Shape, heads: Tensor | None, ffn: Tensor | None) -> int:
+    """Of all spiking layers: as many as there would be thresholds."""
+    own, none = (parameters(shape=replace(shape, theta=theta), heads=heads, ffn=ffn) for theta in ("channel", "none"))
+    return own.total - none.total
 
 
 def table_bytes(shape: Shape) -> int:

@@ -50,8 +50,8 @@ def fan_out(
     return costs
 
 
-def unfired(*, shape: Shape, t_steps: Sequence[int], coding: str) -> int:
-    """A token's additions that no spike causes, by the rule of `count`: those of `shape.membrane`'s residuals."""
-    if not shape.membrane:
-        return 0
-    return 2 * shape.hidden * (shape.layers if coding == "accumulate" else sum(t_steps[1:]))
+def unfired(*, shape: Shape, t_steps: Sequence[int], coding: str) -> list[int]:
+    """A token's additions in each layer that no spike causes, by the rule of `count`: those of `shape.membrane`'s
+    residuals."""
+    once = 2 * shape.hidden * shape.membrane
+    return [once * (1 if coding == "accumulate" else t) for t in t_steps[1:]]

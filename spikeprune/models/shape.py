@@ -36,6 +36,7 @@ def student_shape(student: SpikingBert) -> Shape:
         query=values["query"],
         theta=values["theta"],
         gain=ACTIVATIONS[values["spikes"]].gain is not None,
+        edges=values["dead_zone"],
         membrane=values["residual"] == "membrane",
         feedback=values["feedback"],
         signed=ACTIVATIONS[values["spikes"]].low < 0,

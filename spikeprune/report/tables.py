@@ -34,7 +34,7 @@ COSTS = {
     "ac": ("additions (AC)", "per sentence"),
     "mac": ("multiply-accumulates", "per sentence"),
     "elementwise": ("element-wise ops", "per sentence"),
-    "norm_ops": ("operations", "relative to the dense teacher"),
+    "norm_ops": ("operations", "relative to the same layers, dense and unpruned"),
     "energy_pj": ("energy, cost.model", "pJ per sentence"),
     "rate": ("firing rate", "spikes per neuron and step"),
     "latency_steps": ("latency", "time steps"),

@@ -52,7 +52,7 @@ class AdditionsTerm(nn.Module):
             if isinstance(fan_out.get(name), Tensor) and fan_out[name].dim():
                 fan_out[name] = fan_out[name][: len(rate)]
         dense = shape.layers * shape.hidden * (4 * shape.hidden + 2 * shape.ffn)
-        unfired = synapses.unfired(shape=shape, t_steps=t_steps, coding=student.coding)
+        unfired = sum(synapses.unfired(shape=shape, t_steps=t_steps, coding=student.coding))
         return losses.additions_loss(
             outputs.rates, fan_out=fan_out, t_steps=steps, unfired=unfired, dense=dense, limit=limit
         )

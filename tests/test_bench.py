@@ -141,7 +141,7 @@ def test_the_page_is_what_the_kept_results_give() -> None:
 def test_a_ratio_says_what_it_is_of_and_that_it_misses_its_goal() -> None:
     ours, other = ({"median": seconds} for seconds in (0.002, 0.003))
     row = {"ours": ours, "other": other, "ratio": 1.5, "met": False, "difference": 0.02, "skipped": "", "more": {}}
-    assert report.ratio_of(row) == "1.50, **missed** (2.00 to 3.00 ms; logits 0.02 apart)"
+    assert report.ratio_of(row) == "1.50, **missed** (2.00 against 3.00 ms; logits 0.02 apart)"
     assert report.ratio_of(row | {"ours": None, "met": None, "difference": None}) == "1.50"
     assert report.ratio_of(row | {"skipped": "not installed"}) == "not installed" and report.ratio_of(None) == ""
 

@@ -38,13 +38,14 @@ def goal_of(row: dict) -> str:
 
 
 def ratio_of(row: dict | None) -> str:
-    """`5.58 (7.72 to 43.0 ms)`: the ratio, whether it misses its goal, the two medians, and the logits' difference."""
+    """`5.58 (7.72 against 43.0 ms)`: the ratio, whether it misses its goal, and what it is of."""
     if row is None:
         return ""
     if row["skipped"]:
         return row["skipped"]
-    aside = [f"{milliseconds(row['ours'])} to {milliseconds(row['other'])} ms"] if row["ours"] else []
+    aside = [f"{milliseconds(row['ours'])} against {milliseconds(row['other'])} ms"] if row["ours"] else []
     aside += [f"{value:,.0f} {name}" for name, value in row["more"].items() if name.startswith("samples")]
+    aside += [f"{row['more'][key] / 1e9:,.0f} · 10⁹ {key}" for key in ("operations", "bytes") if key in row["more"]]
     aside += [f"logits {row['difference']:.1g} apart"] if row["difference"] is not None else []
     missed = ", **missed**" if row["met"] is False else ""
     return f"{digits(row['ratio'])}{missed}" + (f" ({'; '.join(aside)})" if aside else "")

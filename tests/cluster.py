@@ -117,9 +117,9 @@ class Cluster:
         """Submit a script as a user would again; returns the job's number."""
         return self._run("sbatch", "--parsable", str(script)).strip()
 
-    def signal(self, job: str, name: str | None = None) -> None:
+    def signal(self, job: str, name: str | None = None, *options: str) -> None:
         """What SLURM sends before the time is up; without a name the job is cancelled."""
-        self._run("scancel", *([f"--signal={name}"] if name else []), job)
+        self._run("scancel", *([f"--signal={name}"] if name else []), *options, job)
 
     def show(self, job: str) -> dict[str, str]:
         return dict(re.findall(r"(\w+)=(\S*)", self._run("scontrol", "--oneliner", "show", "job", job)))

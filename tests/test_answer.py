@@ -146,31 +146,13 @@ def test_single_precision_differs_from_the_simulation_by_single_spikes() -> None
 
 
 @pytest.mark.parametrize(
-    ("files", "share"),
-    [
-        ({"cpu.max": "150000 100000\n"}, 2),
-        ({"cpu.max": "max 100000\n"}, None),
-        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
-        ({"cpu.max": "5000 100000\n"}, 1),
-        ({}, None),
-    ],
+    ("beside", "cores", "threads"),
+    [(1, 4, 4), (3, 4, 1), (2, 64, 8), (2, 1, 1), (2, 40, 8)],
 )
-def test_a_containers_quota_limits_the_threads(files, share, tmp_path) -> None:
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert processes.cpu_quota(tmp_path) == share
-
-
-@pytest.mark.parametrize(
-    ("beside", "quota", "threads"),
-    [(1, 4, 4), (3, 4, 1), (2, None, 8), (2, 1, 1), (2, 40, 8)],
-)
-def test_the_processes_of_a_machine_share_its_quota(beside, quota, threads, monkeypatch) -> None:
+def test_the_processes_of_a_machine_share_its_cores(beside, cores, threads, monkeypatch) -> None:
     """Of eight threads that torch has; a run that is read again is measured by one process."""
     found = []
-    monkeypatch.setattr(processes, "cpu_quota", lambda: quota)
+    monkeypatch.setattr(processes, "cpu_count", lambda: cores)
     monkeypatch.setattr(processes.distributed, "running", lambda: beside > 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setattr(torch, "set_num_threads", found.append)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from micro import GLUE, ROOT, micro, only
 from together import attempt, free_port, together
 
 from spikeprune.config.load import load
-from spikeprune.config.schema import Run
+from spikeprune.config.schema import Config, Run
 from spikeprune.errors import InputError
 from spikeprune.experiment import processes
 from spikeprune.training import distributed
@@ -135,16 +136,26 @@ def test_a_process_whose_parent_is_dead_already_does_not_wait_for_it(tmp_path, g
             {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "4", "SLURM_JOB_NAME": "x", "SLURM_STEP_ID": "0"},
             "srun has started 4 tasks; give --ntasks-per-node=2",
         ),
+        (
+            {},
+            {"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4", "SLURM_JOB_NAME": "x", "SLURM_STEP_ID": "0"},
+            "srun has started 4 tasks; give --ntasks-per-node=1",
+        ),
         ({"devices": 2}, {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "3"}, "torchrun has started 3 processes"),
+        ({}, {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2"}, "torchrun has started 2 processes"),
+        ({}, {"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "x"}, None),
+        ({}, {"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "x", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"}, None),
     ],
 )
 def test_a_launcher_that_does_not_fit_is_refused(run, environment, message, monkeypatch) -> None:
+    """In a script of SLURM's without srun one device is one process, however many tasks the job has."""
     for name in [name for name in os.environ if name.startswith("SLURM_")]:
         monkeypatch.delenv(name)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(InputError, match=message):
-        processes.check(Run(accelerator="cpu", **run))
+    config = Config(run=Run(accelerator="cpu", **run))
+    with pytest.raises(InputError, match=message) if message else nullcontext(), processes.started(config):
+        assert message is None
 
 
 def test_a_batch_must_have_a_sentence_for_each_process(tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from cluster import Cluster
 from micro import ROOT
+from test_slurm import wait_for
 from tiny_sweep import sweep, tiny, write
 from wandb_server import Board, wandb_server
 
@@ -67,6 +69,8 @@ def cluster(tmp_path, monkeypatch) -> Iterator[Cluster]:
 @pytest.mark.slow
 @pytest.mark.slurm
 def test_an_array_job_of_agents(cluster, glue, tmp_path, monkeypatch) -> None:
+    """One is stopped as before its time limit, of which the script asks SLURM to tell the agent: it has no job step."""
+    assert "\n#SBATCH --signal=B:USR1@90\n" in (ROOT / "experiments" / "slurm" / "sweep.sh").read_text()
     tree = tiny(glue)
     tree["parameters"] |= {"stages.spatial.ffn": {"value": 0.2}}
     tree["command"] = [
@@ -82,11 +86,16 @@ def test_an_array_job_of_agents(cluster, glue, tmp_path, monkeypatch) -> None:
         printed = sweep(tmp_path / "log", str(file), f"--slurm=--output={tmp_path}/%a.log", **more)
         assert "--array=1-2 experiments/slurm/sweep.sh spikeprune/sweep1" in printed
         job = re.search(r"Submitted batch job (\d+)", printed)[1]
-        ends = [cluster.wait(f"{job}_{index}")["JobState"] for index in (1, 2)]
+        lock = wait_for(lambda: next(tmp_path.glob("runs/sweeps/tiny/trial1/lock.*"), None))
+        stopped = json.loads(lock.read_text())["job"]
+        cluster.signal(stopped, "USR1", "--batch")
+        ends = [cluster.wait(f"{job}_{index}") for index in (1, 2)]
         logs = "".join((tmp_path / f"{i}.log").read_text() for i in (1, 2))
         assert {name: run["exit"] for name, run in board.runs.items()} == {"trial1": 0, "trial2": 0}, logs
-        assert ends == ["COMPLETED", "COMPLETED"], logs
-        assert board.sweeps["sweep1"]["left"] == []
+        assert [end["JobState"] for end in ends] == ["COMPLETED", "COMPLETED"], logs
+        restarts = {f"{job}_{index}": end["Restarts"] for index, end in enumerate(ends, 1)}
+        assert restarts == {f"{job}_1": "0", f"{job}_2": "0", stopped: "1"}, logs
+        assert f"job {stopped} is requeued" in logs and board.sweeps["sweep1"]["left"] == []
 
 
 def test_an_unknown_sweep_value_is_refused_before_the_server_hears_of_it(glue, tmp_path, monkeypatch) -> None:

@@ -130,8 +130,9 @@ class Board:
         name = f"sweep{len(self.sweeps) + 1}"
         config = yaml.safe_load(v["config"])
         axes = {key: p.get("values", [p.get("value")]) for key, p in config["parameters"].items()}
-        combinations = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-        self.sweeps[name] = {"config": config, "left": combinations, "given": {}}
+        grid = enumerate(itertools.product(*axes.values()), 1)
+        left = [(f"trial{number}", dict(zip(axes, values, strict=True))) for number, values in grid]
+        self.sweeps[name] = {"config": config, "left": left, "given": {}}
         return {"upsertSweep": {"sweep": {"name": name, "project": PROJECT}, "configValidationWarnings": []}}
 
     def on_SweepWithRuns(self, v):
@@ -152,7 +153,7 @@ class Board:
         if not running and not sweep["left"]:
             orders = [{"type": "exit"}]
         elif not running:
-            run, values = f"trial{len(sweep['given']) + 1}", sweep["left"].pop(0)
+            run, values = sweep["left"].pop(0)
             sweep["given"][run] = values
             args = {key: {"value": value} for key, value in values.items()}
             orders = [{"type": "run", "run_id": run, "args": args, "program": None}]
@@ -183,6 +184,9 @@ class Board:
                 run["summary"] = part["content"][-1]
             if sent.get("complete"):
                 run["exit"] = sent["exitcode"]
+            if sent.get("preempting") and run["sweep"]:  # the next agent resumes it
+                sweep = self.sweeps[run["sweep"]]
+                sweep["left"].insert(0, (name, sweep["given"][name]))
 
 
 class Handler(BaseHTTPRequestHandler):

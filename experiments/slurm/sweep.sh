@@ -9,7 +9,7 @@
 #SBATCH --job-name=spikeprune-sweep
 #SBATCH --output=sweep-%A_%a.log
 #SBATCH --open-mode=append
-#SBATCH --signal=USR1@90
+#SBATCH --signal=B:USR1@90
 #SBATCH --requeue
 set -u
 cd "${SLURM_SUBMIT_DIR:-.}"

@@ -11,11 +11,11 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from joblib import cpu_count
 from lightning.pytorch.plugins.environments import (
     ClusterEnvironment,
     LightningEnvironment,
@@ -30,7 +30,6 @@ from spikeprune.errors import InputError
 from spikeprune.training import distributed, signals
 
 GRACE = 30.0  # seconds that the other processes get to end after rank 0
-CGROUP = Path("/sys/fs/cgroup")
 PARENT = "SPIKEPRUNE_PARENT"  # the number of the process that starts others, for them
 VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", PARENT)  # that launching sets
 
@@ -78,10 +77,10 @@ def started(config: Config) -> Iterator[None]:
     """
     run = config.run
     check_devices(run.accelerator, run.devices)
+    check(run)
     if size(run) == 1:
         yield
         return
-    check(run)
     before = {name: os.environ.get(name) for name in VARIABLES}
     children = meet(run)
     try:
@@ -140,21 +139,9 @@ def meet(run: Run) -> list:
 
 def use_threads(run: Run) -> None:
     """Torch's threads in this process: torch's own number (OMP_NUM_THREADS), but no more than its share of the CPUs
-    that all processes of this machine may use."""
-    beside, quota = run.devices if distributed.running() else 1, cpu_quota()
-    allowed = torch.get_num_threads() if quota is None else max(1, quota // beside)
-    torch.set_num_threads(min(torch.get_num_threads(), allowed))
-
-
-def cpu_quota(root: Path = CGROUP) -> int | None:
-    """The CPU quota of the control group, rounded up; None without one. A container with a quota still shows all of the
-    host's cores, and torch would start a thread for each.
-    """
-    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # version 2, version 1
-        if all((root / name).is_file() for name in files):
-            quota, period = " ".join((root / name).read_text(encoding="utf-8") for name in files).split()
-            return None if quota in ("max", "-1") else max(1, -(-int(quota) // int(period)))
-    return None
+    that all processes of this machine may use, a container's quota included."""
+    beside = run.devices if distributed.running() else 1
+    torch.set_num_threads(min(torch.get_num_threads(), max(1, cpu_count() // beside)))
 
 
 def end(children: list, *, patience: float) -> None:
@@ -178,9 +165,10 @@ def check(run: Run) -> None:
     """Raises InputError where this machine or this launcher does not fit the configuration."""
     wanted = f"run.devices × run.num_nodes = {run.devices} × {run.num_nodes}"
     where = environment()
-    if where is SLURMEnvironment:
-        if size(run) > 1 and "SLURM_STEP_ID" not in os.environ:
+    if where is SLURMEnvironment and "SLURM_STEP_ID" not in os.environ:
+        if size(run) > 1:
             raise InputError(f"{wanted}: start it with srun, which makes a process for each device")
+    elif where is SLURMEnvironment:
         tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", os.environ["SLURM_NTASKS"]))
         if tasks != size(run):
             raise InputError(f"{wanted}: srun has started {tasks} tasks; give --ntasks-per-node={run.devices}")

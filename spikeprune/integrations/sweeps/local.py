@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from joblib import cpu_count
+
 from spikeprune.config import scalars
 from spikeprune.errors import InputError
 from spikeprune.experiment.lock import RunLock
@@ -22,7 +24,7 @@ from spikeprune.experiment.reuse import common_stages
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.files import jsonfile
 from spikeprune.files.atomic import write_json
-from spikeprune.integrations.sweeps.machine import cores, gpus
+from spikeprune.integrations.sweeps.machine import gpus
 from spikeprune.integrations.sweeps.spec import Sweep
 from spikeprune.integrations.sweeps.study import begun_trial, draw, open_study
 from spikeprune.integrations.sweeps.trial import Trial
@@ -73,7 +75,7 @@ class Driver:
     def __init__(self, sweep: Sweep, folder: Path, target: int, jobs: int | None):
         self.sweep, self.folder, self.target = sweep, folder, target
         self.devices = gpus()
-        self.jobs = jobs or len(self.devices) or cores()
+        self.jobs = jobs or len(self.devices) or cpu_count()
         self.study, self.storage = open_study(sweep, folder)
         self.running: list[Trial] = []
         self.next: Trial | None = None  # chosen, but waiting for a stage that another one is making
@@ -141,7 +143,7 @@ class Driver:
     def launch(self, trial: Trial) -> None:
         taken = {other.slot for other in self.running}
         trial.slot = next(i for i in range(self.jobs) if i not in taken)
-        threads = max(1, cores() // self.jobs)
+        threads = max(1, cpu_count() // self.jobs)
         mine = [scalars.of_path("run.dir", trial.run.path), "run.wandb=off"]
         donor = max(self.known, key=lambda other: other.made_for(trial))
         if donor.made_for(trial) > trial.made_for(trial):

@@ -1,12 +1,8 @@
-"""CPU cores and GPUs of this machine."""
+"""GPUs of this machine."""
 
 from __future__ import annotations
 
 import os
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gpus() -> list[str]:

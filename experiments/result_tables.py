@@ -129,10 +129,12 @@ def compressed(summary: dict) -> bool:
 
 
 def form(found: Sequence[dict], place: int) -> str:
-    """What the student of `rows` at this place is made of: layers and channels, spikes and coding, T, weights."""
+    """What the student of `rows` at this place is made of: layers and channels, spikes and what goes past them, coding,
+    T, weights."""
     shape, students = found[0]["shape"], [rows(summary)[place] for summary in found]
     made = [summary["student"] for summary in found if "student" in summary]  # older runs do not say
-    parts = dict.fromkeys(f"{student['spikes']} spikes, {student['coding']}" for student in made)
+    past = {"spikes": "", "membrane": " and membrane residuals"}
+    parts = dict.fromkeys(f"{s['spikes']} spikes{past[s['residual']]}, {s['coding']}" for s in made)
     weights = dict.fromkeys(student["encoder_weights"]["kind"] for student in students)
     steps = steps_of([t for student in students for t in student["t_steps"]])
     return ", ".join([f"{shape['layers']} × {shape['hidden']}", *parts, f"T {steps}", f"{'/'.join(weights)} weights"])

@@ -258,7 +258,7 @@ def test_a_score_is_the_metric_that_glue_ranks_by() -> None:
 def regression(seed: int, pearson: float) -> dict:
     """STS-B: both correlations, no classes to test."""
     found = summary(task="stsb", main_metric="pearson+spearman", preset="base", seed=seed)
-    found["student"] = {"spikes": "ternary", "coding": "accumulate"}
+    found["student"] = {"spikes": "ternary", "coding": "accumulate", "residual": "membrane"}
     for row in (found["teacher"], *found["stages"].values()):
         row["metrics"] = {"pearson": pearson, "spearman": 0.8}
         row["intervals"] = {name: [0.7, 0.9] for name in row["metrics"]}
@@ -271,7 +271,7 @@ def test_a_regression_has_both_correlations() -> None:
     row, _ = run_table(runs).splitlines()[2:]
     assert row.startswith("| base | stsb | 0 | 90.0 (70.0–90.0) / 80.0 (70.0–90.0) |")
     *_, row = (line for line in score_table(runs).splitlines() if line.startswith("| base"))
-    made = "2 × 64, ternary spikes, accumulate, T 2–4, float weights"
+    made = "2 × 64, ternary spikes and membrane residuals, accumulate, T 2–4, float weights"
     assert row.startswith(f"| base, compressed | {made} |") and "| 85.0 ± 7.1 / 80.0 ± 0.0 |" in row
 
 

@@ -128,7 +128,7 @@ def network_rows(student: SpikingBert, facts: Facts) -> list[tuple[str, str]]:
     heads, ffn = (" ".join(map(str, own)) for own in shape)
     rate = facts.record["cost"].get("rate")
     return [
-        ("spikes, coding", f"{values['spikes']}, {values['coding']}"),
+        ("spikes, residual connections, coding", f"{values['spikes']}, {values['residual']}, {values['coding']}"),
         ("time steps, of the embedding and each layer", " ".join(map(str, student.steps))),
         (f"heads of {values['heads']}, by layer", heads),
         (f"neurons of {values['ffn']}, by layer", ffn),

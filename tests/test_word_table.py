@@ -37,6 +37,18 @@ def test_the_names_are_those_of_the_configuration() -> None:
     assert ("float", *TABLES) == names.TABLES
 
 
+@pytest.mark.parametrize("away", [1, 3, 5])
+def test_a_strength_set_elsewhere_is_read_after_the_return(away) -> None:
+    """The tensor that comes back may lie where one lay that had been read."""
+    for _ in range(20):
+        student = student_of("int8", 0, weights="ternary").double().float()
+        assert student.quantized == 0 and not student.embedding.word.final
+        for _ in range(away):
+            student.double().float()
+        student.double().set_strength(1)
+        assert student.float().quantized == 1 and student.embedding.word.final
+
+
 @every
 @pytest.mark.parametrize("width", [12, 13])
 def test_rows_are_looked_up_as_they_were_packed(weights, width) -> None:

@@ -36,6 +36,7 @@ from spikeprune.models.feedback import close
 from spikeprune.models.outputs import Outputs
 from spikeprune.models.quantization import QUANTIZERS
 from spikeprune.models.sparsity import Synapses, counted
+from spikeprune.models.tensors import Reading
 from spikeprune.models.weights import acting
 from spikeprune.snn.call import StepGate, shorter
 from spikeprune.snn.context import ForwardContext, SpikeTrain
@@ -82,7 +83,7 @@ class SpikingBert(nn.Module):
         if a.weights != "float" and not a.packed:
             self.register_buffer("strength", torch.zeros(()))
         self.backend: Backend | None = None
-        self._read: dict[str, tuple] = {}
+        self._read = {"t_steps": Reading(), "strength": Reading()}
         self.set_t_steps(a.t_steps)
         self.synapses = None
         if a.sparse:
@@ -107,17 +108,9 @@ class SpikingBert(nn.Module):
         """Bits of a packed weight of the encoder's matrices: those of the quantizer at strength 1, else float32's."""
         return QUANTIZERS[self.weights].stored if self.quantized == 1 else 32
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the cache of `_numbers`, whose keys are addresses in this process."""
-        return {**self.__dict__, "_read": {}}
-
     def _numbers(self, name: str) -> Any:
-        """A buffer as numbers; read from the device again only after it has changed."""
-        buffer = getattr(self, name)
-        version = (id(buffer), buffer._version)
-        if self._read.get(name, (None,))[0] != version:
-            self._read[name] = (version, buffer.tolist())
-        return self._read[name][1]
+        """A buffer as numbers."""
+        return self._read[name](getattr(self, name), Tensor.tolist)
 
     def set_t_steps(self, t_steps: int | Sequence[int]) -> None:
         """One number for all, or L+1 numbers. Raises ValueError for another length or a number below 1."""

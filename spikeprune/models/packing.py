@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 
 from spikeprune.models.quantization import Codes, Quantizer
 from spikeprune.models.quantization import quantizer_of as _quantizer
+from spikeprune.models.tensors import Reading
 
 
 class PackedLinear(nn.Module):
@@ -27,7 +28,7 @@ class PackedLinear(nn.Module):
         # a matrix without inputs has no scales
         self.register_buffer("scale", torch.zeros(outputs if inputs else 0, 1))
         self.bias = nn.Parameter(torch.zeros(outputs))
-        self._unpacked: tuple = (None, None)
+        self._unpacked = Reading()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -36,10 +37,7 @@ class PackedLinear(nn.Module):
     @property
     def codes(self) -> Tensor:
         """`[out, in]` int8, unpacked again only after `data` has changed."""
-        version = (id(self.data), self.data._version, self.data.device)
-        if self._unpacked[0] != version:
-            self._unpacked = (version, unpack(self.data, self.shape, self.weights))
-        return self._unpacked[1]
+        return self._unpacked(self.data, lambda data: unpack(data, self.shape, self.weights))
 
     def codes_of(self) -> Codes:
         """As `quantization.codes_of` gave them, in the scale's dtype."""

@@ -1,8 +1,9 @@
-"""Checks of named tensors, with results in words: wrong names or sizes, and numbers that are not finite."""
+"""Checks of named tensors, with results in words, and numbers that are read off a tensor once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,3 +36,19 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
 def norms(tensors: Sequence[Tensor], order: float) -> Tensor:
     """The norm of each tensor, of this order (2, or infinity for the largest magnitude), `[n]`."""
     return torch.stack(torch._foreach_norm(list(tensors), ord=order))
+
+
+class Reading:
+    """What is read off a tensor, again only where the tensor has changed in place or is another one. It holds the
+    tensor: the place in memory of one that is gone may be that of its successor. A copy has read nothing."""
+
+    def __init__(self):
+        self.tensor, self.version, self.value = None, -1, None
+
+    def __reduce__(self):
+        return Reading, ()
+
+    def __call__(self, tensor: Tensor, read: Callable[[Tensor], Any]) -> Any:
+        if self.tensor is not tensor or self.version != tensor._version:
+            self.tensor, self.version, self.value = tensor, tensor._version, read(tensor)
+        return self.value

@@ -5,14 +5,13 @@ A row is quantized when it is looked up, so training costs what the tokens of a 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from spikeprune.models.packing import pack, unpack
 from spikeprune.models.quantization import TABLES, Codes, Quantize, codes_of
+from spikeprune.models.tensors import Reading
 
 
 class WordTable(nn.Embedding):
@@ -24,23 +23,14 @@ class WordTable(nn.Embedding):
     def __init__(self, words: int, width: int, *, weights: str = "float"):
         super().__init__(words, width)
         self.weights = weights
-        self._read: tuple = (None, False)
+        self._read = Reading()
         if weights != "float":
             self.register_buffer("strength", torch.zeros(()))
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the cache of `final`, whose key is an address in this process."""
-        return {**self.__dict__, "_read": (None, False)}
-
     @property
     def final(self) -> bool:
-        """Whether the rows are fully quantized; read from the device again only after `strength` has changed."""
-        if self.weights == "float":
-            return False
-        version = (id(self.strength), self.strength._version)
-        if self._read[0] != version:
-            self._read = (version, bool(self.strength == 1))
-        return self._read[1]
+        """Whether the rows are fully quantized."""
+        return self.weights != "float" and self._read(self.strength, Tensor.item) == 1
 
     @property
     def stored_bits(self) -> int:

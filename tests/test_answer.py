@@ -16,8 +16,8 @@ from spikeprune.cost.shapes import Shape
 from spikeprune.experiment import processes
 from spikeprune.models import inference as answers
 from spikeprune.models.inference import infer, sentence_numbers
-from spikeprune.snn import closed_form
-from spikeprune.snn.closed_form import settled_value
+from spikeprune.snn import equilibrium
+from spikeprune.snn.equilibrium import settled_value
 from spikeprune.snn.neurons import NEURONS, settle, steps
 
 SHAPE = Shape(pooling="cls", query="real", theta="channel", layers=2, hidden=12, heads=3, ffn=FFN, classes=3)
@@ -64,7 +64,7 @@ def test_blocks_and_masks_round_nothing(spikes, leak, monkeypatch) -> None:
     whole = settled_value(x, theta, mask=None, tokens=tokens, **how)
     assert torch.equal(whole[0], plain)
     for block in (1, 40, 10**6):  # one sample, two of seven, all
-        monkeypatch.setattr(closed_form, "BLOCK", block)
+        monkeypatch.setattr(equilibrium, "BLOCK", block)
         value, counts = settled_value(x, theta, mask=None, tokens=tokens, **how)
         assert torch.equal(value, plain) and torch.equal(counts, whole[1])
         for mask in masks:

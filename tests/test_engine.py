@@ -20,9 +20,9 @@ from spikeprune.kernels.firing import CLOSED, GELU, PER_STEP, RUNNING, Firing
 from spikeprune.models.compaction import compact
 from spikeprune.models.inference import infer
 from spikeprune.models.modeling import SpikingBert
-from spikeprune.snn.closed_form import tokens_sum
 from spikeprune.snn.coding import drive_running_mean
 from spikeprune.snn.context import ForwardContext
+from spikeprune.snn.equilibrium import tokens_sum
 from spikeprune.snn.neurons import NEURONS, leak_weights, steps
 
 if INSTALLED:

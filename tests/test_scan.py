@@ -17,9 +17,9 @@ from spikeprune.kernels import BACKENDS, attach, scan
 from spikeprune.kernels.scan import fused_totals
 from spikeprune.models.inference import infer
 from spikeprune.models.modeling import SpikingBert
-from spikeprune.snn.closed_form import settled_value
 from spikeprune.snn.coding import CODINGS
 from spikeprune.snn.context import ForwardContext, SpikeTrain
+from spikeprune.snn.equilibrium import settled_value
 from spikeprune.snn.neurons import NEURONS
 from spikeprune.snn.spiking_layer import SpikingLayer
 

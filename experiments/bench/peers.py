@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from spikeprune.models.modeling import SpikingBert
+from spikeprune.snn.context import ForwardContext
 
 Fire = Callable[[str, Tensor], Tensor]  # a spiking layer's name and its current -> its spikes, of the same shape
 
@@ -30,7 +31,7 @@ def current(student: SpikingBert, ids: Tensor) -> Tensor:
 
 
 def fused_attention(layer, q: Tensor, k: Tensor, v: Tensor, tokens: Tensor) -> Tensor:
-    return layer.attention(q, k, v, tokens)
+    return layer.attention(q, k, v, ForwardContext("spiking", tokens).padding)
 
 
 def plain_attention(layer, q: Tensor, k: Tensor, v: Tensor, tokens: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ from __future__ import annotations
 from spikeprune.errors import known
 from spikeprune.kernels.backend import TritonBackend
 from spikeprune.kernels.equilibrium import lacking
-from spikeprune.models.backend import Backend
 from spikeprune.models.modeling import SpikingBert
+from spikeprune.snn.call import Backend
 
 __all__ = ["BACKENDS", "attach", "lacking"]
 

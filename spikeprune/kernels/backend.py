@@ -13,14 +13,14 @@ All of them: binary and ternary neurons, in float32 on CUDA. The rest is compute
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from spikeprune.kernels import encoder, equilibrium, scan
-from spikeprune.models.backend import Encoded
 from spikeprune.models.modeling import SpikingBert
-from spikeprune.snn.call import LayerCall, LayerOutput
+from spikeprune.snn.call import Encoded, LayerCall, LayerOutput
 from spikeprune.snn.context import ForwardContext, SpikeTrain
 from spikeprune.snn.equilibrium import first_token_totals
 from spikeprune.snn.simulation import measured_value
@@ -46,7 +46,7 @@ class TritonLayers:
 
 @dataclass(frozen=True)
 class TritonBackend:
-    """`models.backend.Backend` of a network."""
+    """`snn.call.Backend` of a network."""
 
     layers: TritonLayers = TritonLayers()
 
@@ -79,35 +79,13 @@ def simulate(call: LayerCall) -> LayerOutput:
     seen = "pulses" if readers_see and call.sends_pulses else readers_see
     with torch.no_grad():
         y = call.drive.mean if constant else call.drive.steps
-        done = scan.fused_scan(
-            y,
-            call.theta,
-            call.t_steps,
-            call.kind,
-            call.leak,
-            wrapped=takes_means and not constant,
-            seen=seen,
-            mask=call.mask,
-            tokens=call.ctx.tokens if call.ctx.count else None,
-            mean=wants_grad,
-        )
-        first = None
+        how = {"theta": call.theta, "t_steps": call.t_steps, "kind": call.kind, "leak": call.leak}
+        fire = partial(scan.fused_scan, **how, wrapped=takes_means and not constant)
+        tokens = call.ctx.tokens if call.ctx.count else None
+        done, first = fire(y, seen=seen, mask=call.mask, tokens=tokens, mean=wants_grad), None
         if call.ctx.count and call.count_first:
-            first = scan.fused_scan(
-                y[..., :1, :],
-                call.theta,
-                call.t_steps,
-                call.kind,
-                call.leak,
-                wrapped=takes_means and not constant,
-                tokens=torch.ones_like(call.ctx.tokens[:, :1]),
-            ).counts
-    value = measured_value(call, done.a, done.mean)
-    train = SpikeTrain(
-        value,
-        pulses=done.seen if seen == "pulses" else None,
-        means=done.seen if seen == "means" else None,
-    )
+            first = fire(y[..., :1, :], tokens=torch.ones_like(tokens[:, :1])).counts
+    train = SpikeTrain(measured_value(call, done.a, done.mean), **({} if seen is None else {seen: done.seen}))
     return LayerOutput(train, counts=done.counts, first_counts=first)
 
 

@@ -26,9 +26,9 @@ from spikeprune.kernels.firing import CLOSED, GELU, PER_STEP, RUNNING, Firing
 from spikeprune.kernels.norm_attention import attended, constant, counted, normed
 from spikeprune.kernels.split_integer import MOST, padded
 from spikeprune.kernels.weight_cache import cached_weights
-from spikeprune.models.backend import Encoded
 from spikeprune.models.layers import EncoderLayer
 from spikeprune.models.modeling import SpikingBert
+from spikeprune.snn.call import Encoded
 from spikeprune.snn.context import ForwardContext, SpikeTrain
 from spikeprune.snn.neurons import leak_weights
 
@@ -112,7 +112,7 @@ def encode(student: SpikingBert, input_ids: Tensor, token_type_ids: Tensor, *, c
         counts = counted(a, tokens, a.shape[-1], running=mode == RUNNING)
         ctx.record.add("embedding", counts=counts[..., : shape[-1]])
     hidden, theta, below = [value.view(shape)], weights.embedding[0], total  # theta and steps of the train a
-    biases = [None] * len(totals) if student.relative_bias is None else student.relative_bias(tokens)
+    biases = [None] * len(totals) if student.relative_bias is None else student.relative_bias(ctx.padding)
     for layer, own, t, bias in zip(student.layers, weights.layers, totals, biases, strict=True):
         steps, norm, width = 1 if closed else t, asr_norm(t, neurons.leak), padded(layer.heads * layer.head_size)
         unit, unit_below = units(mode, steps, t, current.device), units(mode, steps, below, current.device)
@@ -148,37 +148,22 @@ def encode(student: SpikingBert, input_ids: Tensor, token_type_ids: Tensor, *, c
     return SpikeTrain(hidden[-1]), hidden, [None] * len(totals)
 
 
-def record_counts(
-    ctx: ForwardContext,
-    layer: EncoderLayer,
-    running: bool,
-    *,
-    kv: Tensor,
-    context: Tensor,
-    attention: Tensor,
-    intermediate: Tensor,
-    output: Tensor,
-) -> None:
-    """Record the spikes of an encoder layer's trains `[S, B N, padded channels]`; `kv`: keys and values side by side,
-    counted together."""
+def record_counts(ctx: ForwardContext, layer: EncoderLayer, running: bool, *, kv: Tensor, **trains: Tensor) -> None:
+    """Record the spikes of an encoder layer's trains `[S, B N, padded channels]`, by the names of their neurons; `kv`:
+    keys and values side by side, counted together."""
 
     def count(train: Tensor) -> Tensor:
         return counted(train, ctx.tokens, train.shape[-1], running=running)  # [S, B, padded channels]
 
-    key, value = count(kv).chunk(2, -1)
-    first = None
+    counts = dict(zip(("key", "value"), count(kv).chunk(2, -1), strict=True))
+    counts |= {name: count(train) for name, train in trains.items()}
+    for name, spikes in counts.items():
+        neurons = getattr(layer, f"{name}_neurons")
+        ctx.record.add(neurons.name, counts=spikes[..., : neurons.channels])
     if layer.output_neurons.count_first:
-        rows = output.view(len(output), *ctx.tokens.shape, -1)[:, :, 0, : layer.output_neurons.channels]
-        first = first_token_counts(rows, running)
-    for neurons, counts, first_counts in (
-        (layer.key_neurons, key, None),
-        (layer.value_neurons, value, None),
-        (layer.context_neurons, count(context), None),
-        (layer.attention_neurons, count(attention), None),
-        (layer.intermediate_neurons, count(intermediate), None),
-        (layer.output_neurons, count(output), first),
-    ):
-        ctx.record.add(neurons.name, counts=counts[..., : neurons.channels], first_counts=first_counts)
+        train = trains["output"]
+        rows = train.view(len(train), *ctx.tokens.shape, -1)[:, :, 0, : layer.output_neurons.channels]
+        ctx.record.add(layer.output_neurons.name, first_counts=first_token_counts(rows, running))
 
 
 def first_token_counts(train: Tensor, running: bool) -> Tensor:

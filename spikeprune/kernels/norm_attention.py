@@ -5,7 +5,7 @@ the membranes in registers; and the count of spikes. For its products and the fo
 |---|---|---|
 | `norm_scan` | layer norm of a current and a residual train, then the neurons | seven tensors of T steps |
 | `attention_scan` | `softmax(q k^T + bias) v` at each step, then neurons | scores, context, both trains in float32 |
-| `spike_counts` | `closed_form.tokens_sum` of each step's spikes | |
+| `spike_counts` | `equilibrium.tokens_sum` of each step's spikes | |
 
 Rounding. Layer norm, softmax and gelu round as float32 does, in another order than torch's: a current within rounding
 of a threshold may fire on one side only. In `attention_scan` a query times the keys' theta is two halves of 11 bits, as

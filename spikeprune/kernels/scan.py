@@ -3,7 +3,7 @@
 | kernel | reference | tensors through memory, kernel / reference |
 |---|---|---|
 | `membrane_scan` | `simulation.simulate` with `coding.drive` before, mask and `coding.read` after | 2 T / about 25 T |
-| `totals` | `closed_form.settled_value` | 2 / about 20 |
+| `totals` | `equilibrium.settled_value` | 2 / about 20 |
 
 A spike train is written only where a synchronous coding reads it, and then as its readers see it. Counts are summed
 over tokens before they leave the chip. Covered are binary and ternary neurons, IF and LIF, in float32 on CUDA, without
@@ -73,7 +73,8 @@ if INSTALLED:
         kept = size * 0 + 1.0
         if MASKED:
             kept = tl.load(mask + column, mask=inside, other=0.0)[None, :]
-        counted = tl.load(real + sentence * tokens + token, mask=token < tokens, other=0).to(tl.float32)[:, None]
+        if COUNT:
+            counted = tl.load(real + sentence * tokens + token, mask=token < tokens, other=0).to(tl.float32)[:, None]
         zero = tl.zeros((ROWS, COLS), dtype=tl.float32)
         u, sent, mean_current, before, so_far = zero + start * size, zero, zero, zero, zero
         for t in range(T):
@@ -114,7 +115,7 @@ if INSTALLED:
         TERNARY: tl.constexpr, PER_CHANNEL: tl.constexpr, DIVIDES: tl.constexpr, MASKED: tl.constexpr,
         COUNT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
     ):  # fmt: skip
-        """`closed_form.settled_value`: the masked value `[B, N, D]`, and the spikes of this tile's tokens `[tiles,
+        """`equilibrium.settled_value`: the masked value `[B, N, D]`, and the spikes of this tile's tokens `[tiles,
         D]`."""
         sentence, token, column, at, exists = sentence_tile(tokens, columns, ROWS, COLS)
         first = sentence * tokens * columns
@@ -192,12 +193,12 @@ def fused_scan(
     means = torch.empty_like(a) if mean else None
     train = y.new_empty(t_steps, *shape) if seen else None
     counts = None if tokens is None else y.new_empty(t_steps, shape[0], tiles, shape[2])
-    real = _flags(tokens, y)
     outputs = [unused if x is None else x for x in (train, a, means, counts)]
     size = a.numel()
     with torch.cuda.device_of(y):
         membrane_scan[grid](
-            y, theta, unused if mask is None else mask, real, weights, norms, *outputs,
+            y, theta, unused if mask is None else mask, unused if tokens is None else as_bytes(tokens), weights, norms,
+            *outputs,
             shape[1], shape[2], size if y.dim() == 4 else 0, size, leak, NEURONS[kind].start, total, 1 / total,
             T=t_steps, TERNARY=kind == "ternary", PER_CHANNEL=theta.numel() > 1, DIVIDES=divides(y.device),
             WRAPPED=wrapped, SEEN=seen is not None, MEANS=seen == "means", MASKED=mask is not None,
@@ -209,14 +210,14 @@ def fused_scan(
 def fused_totals(
     x: Tensor, theta: Tensor, t_steps: int, kind: str, mask: Tensor | None, tokens: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """`closed_form.settled_value` of IF neurons in one kernel: value `[B, N, D]`, spikes `[1, B, D]` or None."""
+    """`equilibrium.settled_value` of IF neurons in one kernel: value `[B, N, D]`, spikes `[1, B, D]` or None."""
     x, theta = x.detach().contiguous(), theta.detach().contiguous()
     grid, tiles = _grid(x.shape)
     value = torch.empty_like(x)
     counts = None if tokens is None else x.new_empty(x.shape[0], tiles, x.shape[2])
     with torch.cuda.device_of(x):
         totals[grid](
-            x, theta, theta if mask is None else mask, _flags(tokens, x), value,
+            x, theta, theta if mask is None else mask, theta if tokens is None else as_bytes(tokens), value,
             theta if counts is None else counts, x.shape[1], x.shape[2], float(t_steps), 1 / t_steps,
             TERNARY=kind == "ternary", PER_CHANNEL=theta.numel() > 1, DIVIDES=divides(x.device),
             MASKED=mask is not None, COUNT=tokens is not None, **TILE, **LAUNCH,
@@ -224,10 +225,7 @@ def fused_totals(
     return value, None if counts is None else counts.sum(1)[None]
 
 
-def _flags(tokens: Tensor | None, like: Tensor) -> Tensor:
-    """`[B, N]` as bytes; without tokens every one counts."""
-    if tokens is None:
-        return torch.ones(like.shape[-3:-1], dtype=torch.uint8, device=like.device)
+def as_bytes(tokens: Tensor) -> Tensor:
     return tokens.contiguous().view(torch.uint8)
 
 

@@ -7,7 +7,7 @@ The hidden size D and the head size d stay.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import torch
@@ -27,8 +27,8 @@ THETAS = {  # spiking layers whose channels are those of the heads, or the neuro
     "ffn": ("intermediate_neurons",),
 }
 COLUMNS = {"heads": "out", "ffn": "down"}
-# (student, layer, matrix, rows, columns) -> the matrix' tensors in the compacted network
-MatrixTensors = Callable[..., dict[str, Tensor]]
+# by the start of the names of a layer's tensors, the dimension that shrinks and the numbers that are kept of it
+Kept = dict[str, tuple[int, Tensor]]
 PARTS = ("weight", "data", "scale", "strength")  # of a matrix, besides its bias, and of the word table
 OWN = ("heads", "ffn", "t_steps", "relative_bias.columns")  # buffers that a compacted network has of its own
 
@@ -46,27 +46,23 @@ def compact(student: nn.Module) -> SpikingBert:
     """
     student = spiking_bert(student)
     packed = student.quantized == 1 or (student.weights == "float" and student.embedding.word.final)
-    state = {**state_without_matrices(student), **table_tensors(student, packed)}
-    return without_masked(student, weight_arguments(student, packed), state, effective_matrix)
+    kept = kept_parts(student)
+    state = shrunk({**state_without_matrices(student), **table_tensors(student, packed)}, kept)
+    return with_state(student, weight_arguments(student, packed), state | effective_matrices(student, kept))
 
 
 @torch.no_grad()
 def compacted(student: SpikingBert) -> SpikingBert:
     """As `compact`, for further training: the stored weights are copied instead of the effective ones, and remain under
     the quantizer (its scales are means over kept inputs, so they do not change). See `scatter_into`."""
-    return without_masked(student, {"t_steps": student.steps}, student.state_dict(), stored_matrix)
+    return with_state(student, {"t_steps": student.steps}, shrunk(student.state_dict(), kept_parts(student)))
 
 
-def without_masked(
-    student: SpikingBert, values: dict[str, Any], state: dict[str, Tensor], matrix: MatrixTensors
-) -> SpikingBert:
-    """`values`: arguments in which the new network differs from `student`; `state`: the tensors that do not shrink."""
+def with_state(student: SpikingBert, values: dict[str, Any], state: dict[str, Tensor]) -> SpikingBert:
+    """The network of the units that `student` keeps. `values`: arguments in which it differs; `state`: its tensors."""
     kept = {name: kept_units(student, name) for name in ("heads", "ffn")}
     counts = {f"layer_{name}": [len(units) for units in layers] for name, layers in kept.items()}
-    small = SpikingBert(**{**student.values, **counts, **values})
-    small.to(student.classifier.weight)
-    for i in range(len(student.layers)):
-        state |= compacted_layer(student, i, heads=kept["heads"][i], ffn=kept["ffn"][i], matrix=matrix)
+    small = SpikingBert(**{**student.values, **counts, **values}).to(student.classifier.weight)
     if small.relative_bias is not None:
         state["relative_bias.columns"] = kept_columns(student, kept["heads"])
     small.load_state_dict({**state, "heads": small.heads, "ffn": small.ffn})
@@ -88,39 +84,46 @@ def kept_units(student: SpikingBert, name: str) -> list[Tensor]:
     return [mask[: getattr(layer, name)].nonzero()[:, 0] for mask, layer in zip(masks, student.layers, strict=True)]
 
 
-def compacted_layer(
-    student: SpikingBert, index: int, *, heads: Tensor, ffn: Tensor, matrix: MatrixTensors
-) -> dict[str, Tensor]:
-    """The tensors of one layer that shrink or are packed, by their names in the student's `state_dict`."""
-    layer, out = student.layers[index], {}
-    state, size = layer.state_dict(), layer.head_size
-    rows, columns = {}, {}
-    for name, units in (("heads", channels(heads, size)), ("ffn", ffn)):
-        rows |= dict.fromkeys(ROWS[name], units)
-        columns[COLUMNS[name]] = units
-        out |= {f"{row}.bias": state[f"{row}.bias"][units] for row in ROWS[name]}
-        for theta in (f"{layer}.log_theta" for layer in THETAS[name] if f"{layer}.log_theta" in state):
-            per_channel = student.values["theta"] == "channel"
-            out[theta] = state[theta][units] if per_channel else state[theta][: len(units)]
-            edge = theta.replace("log_theta", "dead_zone.edge")
-            if student.values["dead_zone"]:
-                out[edge] = state[edge][units]
-    for name in MATRICES:
-        out |= matrix(student, index, name, rows.get(name, slice(None)), columns.get(name, slice(None)))
-    return {f"layers.{index}.{name}": tensor for name, tensor in out.items()}
+def kept_parts(student: SpikingBert) -> Kept:
+    """What is left of each tensor that belongs to heads or neurons."""
+    kept: Kept = {}
+    for i, (heads, ffn) in enumerate(zip(kept_units(student, "heads"), kept_units(student, "ffn"), strict=True)):
+        units = {"heads": channels(heads, student.layers[i].head_size), "ffn": ffn}
+        for name, own in units.items():
+            kept |= {f"layers.{i}.{row}": (0, own) for row in (*ROWS[name], *THETAS[name])}
+            kept[f"layers.{i}.{COLUMNS[name]}.weight"] = (1, own)
+    return kept
 
 
-def effective_matrix(student: SpikingBert, index: int, name: str, rows: Any, columns: Any) -> dict[str, Tensor]:
-    """The effective weight's rows and columns; codes and scales are those of the masked matrix, not computed anew."""
-    if student.quantized < 1:
-        return {f"{name}.weight": acting_weight(student, index, name)[rows][:, columns]}
-    numbers, scale = codes(student, index, name)
-    numbers, scale = numbers[rows][:, columns], scale[rows]
-    return {f"{name}.data": pack(numbers, student.weights), f"{name}.scale": scale if numbers.shape[1] else scale[:0]}
+def part_of(name: str, kept: Kept) -> tuple[int, Tensor] | None:
+    return next((kept[start] for start in kept if name.startswith(start)), None)
 
 
-def stored_matrix(student: SpikingBert, index: int, name: str, rows: Any, columns: Any) -> dict[str, Tensor]:
-    return {f"{name}.weight": getattr(student.layers[index], name).weight[rows][:, columns]}
+def shrunk(state: dict[str, Tensor], kept: Kept) -> dict[str, Tensor]:
+    """The tensors without the channels of masked units."""
+    small = dict(state)
+    for name, tensor in state.items():
+        if part := part_of(name, kept):
+            dim, own = part
+            one_theta = tensor.numel() == 1 and name.endswith("log_theta")  # for all channels, as long as there are any
+            small[name] = tensor[: len(own)] if one_theta else tensor.index_select(dim, own)
+    return small
+
+
+def effective_matrices(student: SpikingBert, kept: Kept) -> dict[str, Tensor]:
+    """The effective weights, shrunk; codes and scales are those of the masked matrix, not computed anew."""
+    state = {}
+    for index, name in product(range(len(student.layers)), MATRICES):
+        full = f"layers.{index}.{name}"
+        dim, own = part_of(f"{full}.weight", kept)
+        if student.quantized < 1:
+            state[f"{full}.weight"] = acting_weight(student, index, name).index_select(dim, own)
+            continue
+        numbers, scale = codes(student, index, name)
+        numbers, scale = numbers.index_select(dim, own), scale[own] if dim == 0 else scale
+        scale = scale if numbers.shape[1] else scale[:0]
+        state |= {f"{full}.data": pack(numbers, student.weights), f"{full}.scale": scale}
+    return state
 
 
 def weight_arguments(student: SpikingBert, packed: bool) -> dict[str, Any]:
@@ -151,21 +154,14 @@ def scatter_into(small: SpikingBert, student: SpikingBert) -> None:
     was made from; masks and the parameters of masked units stay. Raises ValueError for packed weights."""
     if small.packed:
         raise ValueError("packed weights are final: only a network made by `compacted` can be scattered back")
-    target, learnt = student.state_dict(), small.state_dict()
-    where = {}
-    for i, (heads, ffn) in enumerate(zip(kept_units(student, "heads"), kept_units(student, "ffn"), strict=True)):
-        units = {"heads": channels(heads, student.layers[i].head_size), "ffn": ffn}
-        for name, own in units.items():
-            where |= {f"layers.{i}.{row}": (0, own) for row in (*ROWS[name], *THETAS[name])}
-            where[f"layers.{i}.{COLUMNS[name]}.weight"] = (1, own)
-    for name, tensor in learnt.items():
+    target, kept = student.state_dict(), kept_parts(student)
+    for name, tensor in small.state_dict().items():
         if name in OWN:
             continue
-        part = next((part for part in where if name.startswith(part)), None)
-        if part is None or target[name].shape == tensor.shape:
+        if target[name].shape == tensor.shape:
             target[name].copy_(tensor)
         else:
-            target[name].index_copy_(*where[part], tensor)
+            target[name].index_copy_(*part_of(name, kept), tensor)
     student.set_t_steps(small.steps)
 
 
@@ -178,10 +174,7 @@ def channels(heads: Tensor, size: int) -> Tensor:
 def as_float(student: SpikingBert) -> SpikingBert:
     """The same network with its effective weights stored as plain floats, to compare a compacted network with."""
     same = SpikingBert(**{**student.values, **weight_arguments(student, False)}).to(student.classifier.weight)
-    weights = {
-        f"layers.{i}.{name}.weight": acting_weight(student, i, name)
-        for i in range(len(student.layers))
-        for name in MATRICES
-    }
+    places = product(range(len(student.layers)), MATRICES)
+    weights = {f"layers.{i}.{name}.weight": acting_weight(student, i, name) for i, name in places}
     same.load_state_dict({**state_without_matrices(student), **table_tensors(student, False), **weights})
     return same.train(student.training)

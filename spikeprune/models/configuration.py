@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, ClassVar
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
 from spikeprune.errors import check_format, nearest
+from spikeprune.models.architecture import Architecture
 from spikeprune.models.checkpoint_facts import generic_names, label_names
 
 # Arguments of `SpikingBert` that BERT's configuration has under another name; the rest have their own.
@@ -26,11 +28,7 @@ BERT_NAMES = {
     "eps": "layer_norm_eps",
     "classes": "num_labels",
 }
-OWN_NAMES = (
-    *("t_steps", "spikes", "leak", "theta", "coding", "query", "pooling", "residual", "feedback", "dead_zone"),
-    *("position_offset", "pooler_act"),
-    *("weights", "fold", "word_table", "packed", "sparse", "layer_heads", "layer_ffn"),
-)
+OWN_NAMES = tuple(field.name for field in fields(Architecture) if field.name not in (*BERT_NAMES, "labels"))
 FORMAT = 1  # of the directory
 MODEL_NAMES = (*(name for name in BERT_NAMES.values() if name != "num_labels"), *OWN_NAMES)
 # Further keys that transformers and its hub write into any config.json.
@@ -45,25 +43,10 @@ class SpikingBertConfig(PreTrainedConfig):
     """All values that make a `SpikingBertForSequenceClassification` of the weights in `model.safetensors`.
 
     Sizes have BERT's names, and those of its relatives for `embedding_size` (None: `hidden_size`) and
-    `relative_attention_num_buckets` (0: no relative position bias). The others are `SpikingBert`'s arguments:
-
-        position_offset   row of the first token's position (RoBERTa, MPNet: behind that of padding)
-        pooler_act   tanh or gelu, behind the pooler of `pooling="cls"`
-        t_steps      time steps: one number, or L+1 (the embedding's spiking layer, then each encoder layer)
-        spikes       neuron, one of `snn.neurons.NEURONS`; leak: 1 for IF, below 1 for LIF
-        theta        thresholds per channel or per tensor
-        coding       one of `snn.coding.CODINGS`
-        query        real or spiking; pooling: mean or cls; residual: spikes or membrane
-        feedback     a connection from the last layer to the first
-        dead_zone    currents below a bound count as zero
-        weights      float, or one of `quantization.QUANTIZERS` for the encoder's matrices; fold: thresholds folded in
-        word_table   float, or one of `quantization.TABLES` for the word embeddings
-        packed       the encoder's matrices are stored as few-bit codes and are final
-        sparse       weights of zero in the encoder's matrices are no synapses
-        format       version of config.json and model.safetensors; another one is refused
-        layer_heads, layer_ffn   heads and feed-forward neurons of each layer of a compacted network (None: all)
-
-    Class names are `id2label` and `label2id`. Raises ValueError for a key that neither this nor transformers knows.
+    `relative_attention_num_buckets` (0: no relative position bias). The others are explained one by one in
+    `architecture.Architecture`, but for `format`, the version of config.json and model.safetensors: another one is
+    refused. Class names are `id2label` and `label2id`. Raises ValueError for a key that neither this nor transformers
+    knows.
 
     Example: `SpikingBertConfig(hidden_size=128, num_hidden_layers=2, num_attention_heads=2, t_steps=4, num_labels=2)`
     """

@@ -30,15 +30,15 @@ from transformers.activations import ACT2FN
 
 from spikeprune.cost.shapes import SynapseCounts
 from spikeprune.models.architecture import Architecture, leading_ones, unit_counts
-from spikeprune.models.backend import Backend, Encoded
-from spikeprune.models.construction import embedding, encoder_layer, relative_bias
 from spikeprune.models.feedback import close
+from spikeprune.models.layers import EncoderLayer, SpikingEmbedding
 from spikeprune.models.outputs import Outputs
 from spikeprune.models.quantization import QUANTIZERS
+from spikeprune.models.relative_bias import RelativeBias
 from spikeprune.models.sparsity import Synapses, counted
 from spikeprune.models.tensors import Reading
 from spikeprune.models.weights import acting
-from spikeprune.snn.call import StepGate, shorter
+from spikeprune.snn.call import Backend, Encoded, StepGate, shorter
 from spikeprune.snn.context import ForwardContext, SpikeTrain
 from spikeprune.snn.spiking_layer import SpikingLayer
 
@@ -49,7 +49,7 @@ def refresh_synapses(student: SpikingBert, _: Any) -> None:
 
 
 class SpikingBert(nn.Module):
-    """Token ids to logits through spikes.
+    """Token ids to logits through spikes. Training and evaluation mode are the same: nothing in it is random.
 
     `state_dict` holds all that changes the output: weights, thresholds (as logarithms), the masks `heads [L, H]` and
     `ffn [L, F]` (1 kept, 0 pruned), `t_steps [L+1]` (the embedding's spiking layer, then each encoder layer), and with
@@ -69,9 +69,12 @@ class SpikingBert(nn.Module):
         # one theta for all is a matter of the scale
         self.fold = a.fold and a.theta == "channel" and a.weights != "float"
         heads, ffn = unit_counts(a.layers, a.heads, a.layer_heads), unit_counts(a.layers, a.ffn, a.layer_ffn)
-        self.embedding = embedding(a)
-        self.layers = nn.ModuleList(encoder_layer(a, i, heads=heads[i], ffn=ffn[i]) for i in range(a.layers))
-        self.relative_bias = relative_bias(a, heads) if a.relative_buckets else None
+        self.embedding = SpikingEmbedding(a)
+        self.layers = nn.ModuleList(EncoderLayer(a, i, heads=heads[i], ffn=ffn[i]) for i in range(a.layers))
+        self.relative_bias = None
+        if a.relative_buckets:
+            own = {"layer_heads": heads, "compacted": a.layer_heads is not None}
+            self.relative_bias = RelativeBias(buckets=a.relative_buckets, heads=a.heads, **own)
         self.pooler = nn.Linear(a.hidden, a.hidden) if a.pooling == "cls" else None
         self.pooler_act = ACT2FN[a.pooler_act]
         self.layers[-1].output_neurons.count_first = a.pooling == "cls"
@@ -247,19 +250,22 @@ class SpikingBert(nn.Module):
         if back is None and heads is None and ffn is None and steps is None and self.covered(ctx):
             return self.backend.run(self, input_ids, token_type_ids, ctx=ctx)
         t_embedding, *t_layers = self.steps
-        gates = [None] * len(self.steps) if steps is None else list(map(StepGate, steps, map(shorter, self.steps)))
+        gates = [None] * len(self.steps)
+        if steps is not None:
+            gates = list(map(StepGate, steps, steps - 1, map(shorter, self.steps)))
         signal = self.embedding(
             input_ids, token_type_ids, t_steps=t_embedding, ctx=ctx, back=back, gate=gates[0]
         )  # [B, N, D]
         hidden, all_scores = [signal.value], []
-        biases = [None] * len(self.layers) if self.relative_bias is None else self.relative_bias(ctx.tokens)
+        biases = [None] * len(self.layers) if self.relative_bias is None else self.relative_bias(ctx.padding)
+        channels = self.heads if heads is None else heads.transpose(0, 1)[:, :, None]  # [L, H] or [L, B, 1, H]
+        channels = channels.repeat_interleave(self.layers[0].head_size, -1).unbind()  # L times [D] or [B, 1, D]
+        neurons = (self.ffn if ffn is None else ffn.transpose(0, 1)[:, :, None]).unbind()  # L times [F] or [B, 1, F]
         for i, layer in enumerate(self.layers):
-            head_mask = self.heads[i] if heads is None else heads[:, i, None]  # [H] or [B, 1, H]
-            ffn_mask = self.ffn[i] if ffn is None else ffn[:, i, None]  # [F] or [B, 1, F]
             signal, scores = layer(
                 signal,  # [B, N, D], or with time first [T, B, N, D]
-                heads=head_mask[..., : layer.heads],
-                ffn=ffn_mask[..., : layer.ffn],
+                channels=channels[i][..., : layer.out.in_features],
+                ffn=neurons[i][..., : layer.ffn],
                 t_steps=t_layers[i],
                 gate=gates[i + 1],
                 ctx=ctx,

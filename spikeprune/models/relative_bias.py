@@ -20,12 +20,12 @@ class AttentionBias:
     """What is added to the attention scores of one layer."""
 
     scores: Tensor  # [H, N, N]
-    tokens: Tensor  # [B, N] bool, False on padding
+    padding: Tensor  # [B, 1, 1, N], see `ForwardContext.padding`
 
     @cached_property
-    def masked(self) -> Tensor:
-        """`scores` with -inf on padding, `[B, H, N, N]`; layers with the same heads share it."""
-        return self.scores.masked_fill(~self.tokens[:, None, None, :], -torch.inf)
+    def padded(self) -> Tensor:
+        """`[B, H, N, N]`; layers with the same heads share it."""
+        return self.scores + self.padding
 
 
 class RelativeBias(nn.Module):
@@ -39,13 +39,13 @@ class RelativeBias(nn.Module):
         columns = torch.arange(heads, dtype=torch.int16).repeat(len(self.layer_heads), 1)
         self.register_buffer("columns", columns)
 
-    def forward(self, tokens: Tensor) -> list[AttentionBias]:
-        """The bias of each layer, `[H, N, N]` for its own heads; `tokens [B, N]`: False on padding."""
-        scores = self.scores(tokens.shape[1])
+    def forward(self, padding: Tensor) -> list[AttentionBias]:
+        """The bias of each layer, `[H, N, N]` for its own heads; `padding [B, 1, 1, N]`."""
+        scores = self.scores(padding.shape[-1])
         if not self.compacted:
-            return [AttentionBias(scores, tokens)] * len(self.layer_heads)
+            return [AttentionBias(scores, padding)] * len(self.layer_heads)
         own = [columns[:n].long() for columns, n in zip(self.columns, self.layer_heads, strict=True)]
-        return [AttentionBias(scores[heads], tokens) for heads in own]
+        return [AttentionBias(scores[heads], padding) for heads in own]
 
     def scores(self, n: int) -> Tensor:
         """Of all heads, `[H, N, N]`: row i, column j for the query at i and the key at j."""

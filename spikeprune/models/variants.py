@@ -34,10 +34,7 @@ def variant(student: SpikingBert, *, coding: str | None = None, dead_zone: bool 
 def deaden(student: SpikingBert, batch: dict[str, Tensor], percentile: float) -> None:
     """Set the edge of every dead zone to a percentile of the currents of its layer on `batch`, from the embedding
     upwards, each computed with the zones before it."""
-    was_training = student.training
-    student.eval()
     student(*(batch[name] for name in INPUTS), mode="spiking", deaden=percentile)
-    student.train(was_training)
 
 
 def add_quantizer(student: SpikingBert, weights: str) -> None:

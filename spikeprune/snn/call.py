@@ -1,4 +1,4 @@
-"""One call of a spiking layer as plain values, what comes back, and who may compute it.
+"""One call of a spiking layer as plain values, what comes back, and who may compute it, or a whole network.
 
 A call names its operation:
 
@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spikeprune.snn.coding import Coding
 from spikeprune.snn.context import ForwardContext, SpikeTrain
@@ -28,11 +28,12 @@ class StepGate(NamedTuple):
     """Mixes a train with its beginning, to learn whether its last steps are needed: 1 all steps, 0 `shorter` ones."""
 
     open: Tensor  # scalar in 0..1
+    shut: Tensor  # open - 1
     shorter: int
 
     def mix(self, value: Tensor, short: Tensor) -> Tensor:
         """`value` of the whole train and `short` of its beginning; the gradient to what fired is the whole train's."""
-        return value + (self.open - 1) * (value - short).detach()
+        return value + self.shut * (value - short).detach()
 
 
 def shorter(t_steps: int) -> int:
@@ -100,3 +101,19 @@ class LayerBackend(Protocol):
 
     def run(self, call: LayerCall) -> LayerOutput:
         """The layer's output for a call that is covered."""
+
+
+# the last layer's spike train, the values [B, N, D] of the embedding and each layer, attention scores of each layer
+Encoded = tuple[SpikeTrain, list[Tensor], list[Tensor | None]]
+
+
+class Backend(Protocol):
+    """Attached to a network by `SpikingBert.attach`. It gives what `SpikingBert.encode` gives, up to rounding."""
+
+    layers: LayerBackend  # for each spiking layer of a forward that is not covered as a whole
+
+    def covers(self, network: nn.Module, ctx: ForwardContext) -> bool:
+        """Whether `run` computes this forward of `network`, a SpikingBert."""
+
+    def run(self, network: nn.Module, input_ids: Tensor, token_type_ids: Tensor, *, ctx: ForwardContext) -> Encoded:
+        """Embedding and layers of a forward that is covered; spike counts go to `ctx.record`."""

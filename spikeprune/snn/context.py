@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from spikeprune.errors import known
@@ -89,6 +90,11 @@ class ForwardContext:
 
     def __post_init__(self):
         known("mode", self.mode, MODES)
+
+    @cached_property
+    def padding(self) -> Tensor:
+        """What is added to attention scores, `[B, 1, 1, N]`: 0 for a real token as a key, -inf for padding."""
+        return torch.zeros_like(self.tokens, dtype=torch.float32).masked_fill(~self.tokens, -torch.inf)[:, None, None]
 
     @cached_property
     def n_tokens(self) -> Tensor:

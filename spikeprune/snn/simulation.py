@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from spikeprune.snn.call import LayerCall, LayerOutput
-from spikeprune.snn.closed_form import blocks, tokens_sum
 from spikeprune.snn.coding import drive_constant, read_running_mean
 from spikeprune.snn.context import SpikeTrain
+from spikeprune.snn.equilibrium import blocks, tokens_sum
 from spikeprune.snn.neurons import Equilibrium, leak_weights, steps
 
 

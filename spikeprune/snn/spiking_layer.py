@@ -107,7 +107,23 @@ class SpikingLayer(nn.Module):
         relative = drive if gains is None else in_units_of(drive, gains)
         if ctx.mode == "calibrate":
             self.calibrate(relative.mean, ctx.tokens, ctx.percentile, alive)
-        train = self.fire(relative, t_steps, ctx, mask, alive, gate)
+        call = LayerCall(
+            kind=self.kind,
+            neuron=self.neuron,
+            leak=self.leak,
+            coding_name=self.coding_name,
+            coding=self.coding,
+            log_theta=self.log_theta,
+            t_steps=t_steps,
+            drive=relative,
+            mask=mask,
+            alive=alive,
+            gate=gate,
+            count_first=self.count_first,
+            sends_pulses=self.sends_pulses,
+            ctx=ctx,
+        )
+        train = self.fire(call)
         if gains is not None:
             train = times_gain(train, gains, self.coding, self.leak)
         return replace(train, driven_by=self.shown_current(drive, ctx)) if self.shows_current else train
@@ -134,40 +150,15 @@ class SpikingLayer(nn.Module):
         y = y if self.dead_zone is None else self.dead_zone.measured(y, ctx)
         return y.to(self.log_theta.dtype)  # a half-precision current would miscount spikes
 
-    def fire(
-        self,
-        drive: Drive,
-        t_steps: int,
-        ctx: ForwardContext,
-        mask: Tensor | None,
-        alive: Tensor | None,
-        gate: StepGate | None,
-    ) -> SpikeTrain:
+    def fire(self, call: LayerCall) -> SpikeTrain:
         """The response of neurons with a fixed theta, by the operation of this forward; recorded and masked."""
-        call = LayerCall(
-            kind=self.kind,
-            neuron=self.neuron,
-            leak=self.leak,
-            coding_name=self.coding_name,
-            coding=self.coding,
-            log_theta=self.log_theta,
-            t_steps=t_steps,
-            drive=drive,
-            mask=mask,
-            alive=alive,
-            gate=gate,
-            count_first=self.count_first,
-            sends_pulses=self.sends_pulses,
-            ctx=ctx,
-        )
-        out = self.respond(call)
-        fired = out.train.value
-        train = out.train if gate is None else self.through_gate(call, out)
+        ctx, mask, out = call.ctx, call.mask, self.respond(call)
+        train = out.train if call.gate is None else self.through_gate(call, out)
         value = train.value if mask is None or out.masked else train.value * mask
         counts = out.counts
         if counts is not None and mask is not None:
             counts = counts * (mask if mask.dim() == 1 else mask[:, 0])
-        rates = mean_rates(call, fired, out.rates) if ctx.rate else None
+        rates = mean_rates(call, out.train.value, out.rates) if ctx.rate else None
         ctx.record.add(self.name, counts=counts, first_counts=out.first_counts, rates=rates, trace=out.trace)
         return replace(train, value=value)
 
@@ -227,9 +218,7 @@ def mean_rates(call: LayerCall, value: Tensor, computed: Tensor | None) -> Tenso
     """Mean |ASR| over real tokens `[D]`, 0 for a pruned channel whether or not its neuron fires; under masks of each
     sample that of every channel as it fires before them. `computed`: the rates of an implementation that gives them
     with the `value [B, N, D]`."""
-    kept = call.alive if call.alive is not None and call.alive.dim() == 1 else None
-    if computed is not None:
-        return computed if kept is None else computed * kept
-    fired = value.abs() * call.ctx.tokens[..., None]
-    fired = fired if kept is None else fired * kept
-    return fired.sum((0, 1)) / (call.theta * call.ctx.n_tokens)
+    rates = computed
+    if rates is None:
+        rates = (value.abs() * call.ctx.tokens[..., None]).sum((0, 1)) / (call.theta * call.ctx.n_tokens)
+    return rates * call.alive if call.alive is not None and call.alive.dim() == 1 else rates

@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForSequenceClassification
 
-from spikeprune.cost import latency, operations
+from spikeprune.cost import operations, summary
 from spikeprune.cost.dense import dense
 from spikeprune.cost.energy_models import ENERGY_MODELS
 from spikeprune.cost.network import dense_network, spiking_network
@@ -294,14 +294,14 @@ def test_normalized_operations():
 
 def test_latency():
     steps, codings = [4, 2, 3], ("accumulate", "running_mean", "per_step")
-    assert [latency.latency_steps(steps, c) for c in codings] == [9, 4, 4]
-    assert [latency.latency_stages(steps, c) for c in codings] == [29, 4, 4]
-    assert [latency.latency_overlapped(steps, c) for c in codings] == [14, 4, 4]
+    assert [summary.latency_steps(steps, c) for c in codings] == [9, 4, 4]
+    assert [summary.latency_stages(steps, c) for c in codings] == [29, 4, 4]
+    assert [summary.latency_overlapped(steps, c) for c in codings] == [14, 4, 4]
 
 
 def test_overlapping_is_a_bound_that_equal_trains_of_one_step_reach():
     for steps in ([1, 1], [3, 1, 4], [2, 2, 2]):
-        bound, stages = latency.latency_overlapped(steps, "accumulate"), latency.latency_stages(steps, "accumulate")
+        bound, stages = summary.latency_overlapped(steps, "accumulate"), summary.latency_stages(steps, "accumulate")
         assert bound <= stages and (bound == stages) == (max(steps) == 1)
 
 

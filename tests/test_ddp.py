@@ -21,8 +21,7 @@ from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.teacher import Teacher, scratch_config
 from spikeprune.training.metrics import task_metrics
 from spikeprune.training.modules.student import DistillationModule
-from spikeprune.training.modules.task import TaskModule
-from spikeprune.training.modules.teacher import TeacherModule
+from spikeprune.training.modules.task import TaskModule, TeacherModule
 from spikeprune.training.objective import MEAN_OVER, LossWeights
 from spikeprune.training.optimizer import Optimization
 

@@ -7,16 +7,16 @@ import math
 import pytest
 import torch
 from micro import GLUE, micro
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from spikeprune.config.load import load
-from spikeprune.cost import operations, synapses
-from spikeprune.cost.activity import place
+from spikeprune.cost import operations
 from spikeprune.cost.shapes import Shape
 from spikeprune.experiment.context import prepare
 from spikeprune.models.architecture import RESIDUALS
 from spikeprune.models.modeling import SpikingBert
+from spikeprune.models.shape import student_shape
 from spikeprune.training.losses import (
-    additions_loss,
     falling,
     hard_loss,
     hidden_loss,
@@ -24,6 +24,7 @@ from spikeprune.training.losses import (
     soft_loss,
     uniform_layer_map,
 )
+from spikeprune.training.objective import AdditionsTerm
 
 BOTH = torch.tensor([[True, True]])
 FIRST = torch.tensor([[True, False]])  # the second token is padding
@@ -152,23 +153,41 @@ def test_expected_additions_are_the_counted_ones(spikes, pooling, residual) -> N
         student.heads[0, 1] = student.heads[1, 2] = student.ffn[0, 5] = student.ffn[1, 30] = 0.0
         outputs = student(torch.randint(23, (4, 7)), torch.ones(4, 7), mode="spiking", count=True, rate=True)
     masks = {"heads": student.heads, "ffn": student.ffn}
-    lengths, steps = torch.full((4,), 7), dict(zip((-1, 0, 1), student.steps, strict=True))
-    counted = operations.count(
-        outputs.counts, lengths, shape=shape, **masks, t_steps=student.steps, coding="accumulate"
-    )
+    lengths, how = torch.full((4,), 7), {"t_steps": student.steps, "coding": "accumulate"}
+    counted = operations.count(outputs.counts, lengths, shape=shape, **masks, **how)
     wanted = counted.ac.sum()
     if pooling == "cls":  # the one token that the pooler reads has no share in a token's price
         wanted = wanted - counted.ac[-1]
-    prices = {
-        "fan_out": synapses.fan_out(shape=shape, **masks, tokens=7.0),
-        "t_steps": {name: steps[place(name)[0]] for name in outputs.rates},
-        "unfired": sum(synapses.unfired(shape=shape, t_steps=student.steps, coding="accumulate")),
-        "dense": 10.0,
-    }
-    found = additions_loss(outputs.rates, **prices)
-    torch.testing.assert_close(found, wanted / (4 * 7) / 10)
-    torch.testing.assert_close(additions_loss(outputs.rates, **prices, limit=0.75 * found.item()), found / 4)
-    assert additions_loss(outputs.rates, **prices, limit=1.25 * found.item()) == 0
+    term, dense = AdditionsTerm(shape), 2 * 12 * (4 * 12 + 2 * 37)
+    found = term.expected(student, outputs, torch.tensor(7.0))
+    torch.testing.assert_close(found, wanted / (4 * 7) / dense)
+    limits = {share: torch.tensor(share * found.item()) for share in (0.75, 1.25)}
+    torch.testing.assert_close(term.expected(student, outputs, torch.tensor(7.0), limits[0.75]), found / 4)
+    assert term.expected(student, outputs, torch.tensor(7.0), limits[1.25]) == 0
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations that compute: on a GPU each is a kernel. Views are none."""
+
+    number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.number += all(result.alias_info is None for result in func._schema.returns)
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def test_additions_take_as_many_operations_in_a_deep_network() -> None:
+    found = []
+    for layers in (1, 4):
+        size = {"vocab": 23, "positions": 8, "segments": 2, "hidden": 12, "heads": 3, "ffn": 37, "classes": 2}
+        student = SpikingBert(**size, layers=layers, t_steps=4)
+        outputs = student(torch.randint(23, (4, 7)), torch.ones(4, 7), rate=True)
+        term, length = AdditionsTerm(student_shape(student)), torch.tensor(7.0)
+        with Launches() as launches:
+            term.expected(student, outputs, length)
+        found.append(launches.number)
+    assert found[0] == found[1] > 0
 
 
 def test_a_limit_falls_by_equal_factors() -> None:

@@ -8,9 +8,8 @@ from students import CODINGS, make, prune, sentences
 from test_cost import TINY, run, silent
 
 from spikeprune.cost.dense import dense, held_weights
-from spikeprune.cost.energy_models import ENERGY_MODELS
+from spikeprune.cost.energy_models import ENERGY_MODELS, per_bit
 from spikeprune.cost.kinds import KINDS, of_rows
-from spikeprune.cost.memory import per_bit
 from spikeprune.cost.network import dense_network, level_bits, spiking_network
 from spikeprune.cost.opponents import (
     OPPONENTS,

@@ -14,7 +14,7 @@ from spikeprune.config.schema import Config, Stage
 from spikeprune.errors import InputError
 from spikeprune.experiment.build.callbacks import budget
 from spikeprune.models.shape import student_shape
-from spikeprune.pruning.budget_report import TOLERANCE
+from spikeprune.pruning.budget import TOLERANCE
 from spikeprune.pruning.gates import (
     floor_of,
     keep_within,
@@ -27,15 +27,15 @@ from spikeprune.pruning.gates import (
 )
 from spikeprune.pruning.statistics import given
 from spikeprune.snn.call import shorter
-from spikeprune.training.additions import AdditionsTerm
 from spikeprune.training.callbacks.budget import BudgetPruning
 from spikeprune.training.gates import Gates
+from spikeprune.training.objective import AdditionsTerm
 
 CLOSED, OPEN = -40.0, 40.0
 
 
 def gates(student, kinds=("heads", "ffn", "steps"), **options) -> Gates:
-    term = AdditionsTerm(student_shape(student), begin=0.0, end=0.0, fall=1.0)
+    term = AdditionsTerm(student_shape(student))
     return Gates(student, kinds=kinds, **{"term": term, "steps": 10, "seed": 0} | options)
 
 

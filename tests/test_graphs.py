@@ -14,13 +14,12 @@ from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.shape import student_shape
 from spikeprune.models.teacher import Teacher, scratch_config
 from spikeprune.models.tensors import norms
-from spikeprune.training.additions import AdditionsTerm
 from spikeprune.training.callbacks.synapses import SynapsePruning
 from spikeprune.training.gates import Gates
 from spikeprune.training.losses import uniform_layer_map
 from spikeprune.training.modules.student import DistillationModule
-from spikeprune.training.modules.teacher import TeacherModule
-from spikeprune.training.objective import LossWeights
+from spikeprune.training.modules.task import TeacherModule
+from spikeprune.training.objective import AdditionsTerm, LossWeights
 from spikeprune.training.optimizer import Optimization
 
 pytestmark = pytest.mark.gpu
@@ -121,7 +120,7 @@ def test_graphed_steps_learn_gates_as_plain_ones(coding: str) -> None:
     """Noise and target change at each step, which units are learnt before step 6."""
     made = module(True, coding=coding, t_steps=4)
     attach(made.student, "triton")
-    term = AdditionsTerm(student_shape(made.student), begin=0.0, end=0.0, fall=1.0)
+    term = AdditionsTerm(student_shape(made.student))
     made.gates = Gates(made.student, kinds=("heads", "ffn", "steps"), term=term, steps=10, seed=0)
     for step in range(12):
         made.gates.learning = step < 6

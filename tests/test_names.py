@@ -11,7 +11,7 @@ from students import make, sentences
 from spikeprune.config import names
 from spikeprune.config.load import load
 from spikeprune.config.tasks import get_task
-from spikeprune.cost.latency import latency_stages, latency_steps
+from spikeprune.cost.summary import latency_stages, latency_steps
 from spikeprune.data.glue import load_raw
 from spikeprune.errors import InputError
 from spikeprune.kernels import attach

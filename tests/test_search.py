@@ -28,7 +28,7 @@ FLOORS = {"heads": 1, "ffn": 4}
 def by_enumeration(importance, alive, unit_costs, budget, floors) -> float:
     """The greatest importance of all masks there are."""
     options = {}
-    for name in kwon.KINDS:
+    for name in kwon.UNITS:
         there = alive[name].flatten().bool()
         every = torch.tensor(list(itertools.product((0.0, 1.0), repeat=int(there.sum()))), dtype=torch.float64)
         masks = every.new_zeros(len(every), len(there))
@@ -74,7 +74,7 @@ def test_the_search_by_hand() -> None:
     def found(budget, floor=0):
         floors = {"heads": floor, "ffn": floor}
         masks = kwon.knapsack(importance, alive, unit_costs={"heads": 2.0, "ffn": 1.0}, budget=budget, floors=floors)
-        return [masks[k].int().tolist() for k in kwon.KINDS]
+        return [masks[k].int().tolist() for k in kwon.UNITS]
 
     assert found(3) == [[[0, 0], [0, 0]], [[1, 1], [1, 0]]]  # 3 + 3 + 2.5, where a head and a neuron are 5 + 3
     assert found(4) == [[[1, 0], [0, 0]], [[1, 1], [0, 0]]]  # 5 + 6
@@ -189,7 +189,7 @@ def test_masks_within_the_share_and_the_floors(student) -> None:
     assert net.heads[0, 1] == 0 and net.ffn[1, 3:9].sum() == 0  # what is pruned stays pruned
     assert net.heads.sum(1).min() >= 1 and net.ffn.sum(1).min() >= 4
     assert set(net.heads.unique().tolist()) | set(net.ffn.unique().tolist()) == {0, 1}
-    before = {name: x.clone() for name, x in student.state_dict().items() if name not in kwon.KINDS}
+    before = {name: x.clone() for name, x in student.state_dict().items() if name not in kwon.UNITS}
     assert all(torch.equal(net.state_dict()[name], x) for name, x in before.items())
     with pytest.raises(InputError, match=r"operations = 0.01: the floors .* keep a share of 0\.\d+; give at least"):
         kwon.search(net, data, loss_of, shape=SHAPE, operations=0.01, floors=FLOORS)

@@ -68,10 +68,10 @@ def test_keep_highest_keeps_its_promises(seed, keep, floor, scope) -> None:
 
 
 def test_cubic_schedule() -> None:
-    assert cubic(0, 1.0, 0.2) == 1.0 and cubic(1, 1.0, 0.2) == pytest.approx(0.2)
-    assert cubic(-3, 1.0, 0.2) == 1.0 and cubic(7, 1.0, 0.2) == pytest.approx(0.2)
-    assert cubic(0.5, 1.0, 0.2) == pytest.approx(0.3)  # 0.2 + 0.8 / 8: most has left by half time
-    values = [cubic(i / 20, 1.0, 0.2) for i in range(21)]
+    assert cubic(0, 0.2) == 1.0 and cubic(1, 0.2) == pytest.approx(0.2)
+    assert cubic(-3, 0.2) == 1.0 and cubic(7, 0.2) == pytest.approx(0.2)
+    assert cubic(0.5, 0.2) == pytest.approx(0.3)  # 0.2 + 0.8 / 8: most has left by half time
+    values = [cubic(i / 20, 0.2) for i in range(21)]
     gaps = [a - b for a, b in zip(values, values[1:], strict=False)]
     assert all(gap > 0 for gap in gaps) and gaps == sorted(gaps, reverse=True)
 

@@ -18,7 +18,7 @@ from spikeprune.errors import InputError
 from spikeprune.models.checkpoint_facts import read_config
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.teacher import Teacher, copy_encoder, scratch_config
-from spikeprune.training.modules.teacher import TeacherModule
+from spikeprune.training.modules.task import TeacherModule
 from spikeprune.training.optimizer import Optimization
 
 D, H, F, N, LAYERS = 12, 3, 37, 8, 3

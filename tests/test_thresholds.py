@@ -14,9 +14,8 @@ from test_dynamic import shape_of, work
 
 from spikeprune import cli
 from spikeprune.config.load import load
-from spikeprune.cost.adaptive_threshold import gain_work
 from spikeprune.cost.energy_models import ENERGY_MODELS
-from spikeprune.cost.operations import count
+from spikeprune.cost.operations import count, gain_work
 from spikeprune.cost.shapes import Shape
 from spikeprune.experiment import pipeline
 from spikeprune.experiment.run_directory import RunDirectory

@@ -26,12 +26,12 @@ def pruned_pair(coding: str = "accumulate", residual: str = "spikes"):
     return student, whole
 
 
-@pytest.mark.parametrize(("layer", "kind"), list(itertools.product(range(L), kwon.KINDS)))
+@pytest.mark.parametrize(("layer", "kind"), list(itertools.product(range(L), kwon.UNITS)))
 @pytest.mark.parametrize("residual", RESIDUALS)
 def test_the_fit_is_the_least_squares_solution(layer, kind, residual) -> None:
     """Against torch's solver on the tall system itself, real tokens only."""
     (student, whole), data = pruned_pair(residual=residual), batches((3, 2))
-    fit = mask_tuning.normal_equations(student, whole, data, layer, kind, "equilibrium")
+    a, b, c = mask_tuning.normal_equations(student, whole, data, layer, kind, "equilibrium")
     name, spiking_layer, size = (
         ("out", "attention_neurons", D // H) if kind == "heads" else ("down", "output_neurons", 1)
     )
@@ -52,13 +52,13 @@ def test_the_fit_is_the_least_squares_solution(layer, kind, residual) -> None:
         rows.append(per_unit)  # [K, M, D]
     x, y = torch.cat(rows, 1).detach(), torch.cat(targets).detach()
     tokens = len(y)
-    torch.testing.assert_close(fit.a, torch.einsum("imd,jmd->ij", x, x) / tokens)
-    torch.testing.assert_close(fit.b, torch.einsum("imd,md->i", x, y) / tokens)
-    torch.testing.assert_close(fit.c, y.square().sum() / tokens)
+    torch.testing.assert_close(a, torch.einsum("imd,jmd->ij", x, x) / tokens)
+    torch.testing.assert_close(b, torch.einsum("imd,md->i", x, y) / tokens)
+    torch.testing.assert_close(c, y.square().sum() / tokens)
     kept = getattr(student, kind)[layer].bool()
     best = torch.linalg.lstsq(x[kept].flatten(1).T, y.flatten()[:, None]).solution[:, 0]
-    a, b = fit.a[kept][:, kept], fit.b[kept]
-    assert mask_tuning.squares(a, b, fit.c, best) <= mask_tuning.squares(a, b, fit.c, torch.ones_like(best))
+    a, b = a[kept][:, kept], b[kept]
+    assert mask_tuning.squares(a, b, c, best) <= mask_tuning.squares(a, b, c, torch.ones_like(best))
     torch.testing.assert_close(a @ best, b, atol=1e-9, rtol=1e-6)
 
 

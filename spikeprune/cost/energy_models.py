@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import Tensor
 
-from spikeprune.cost.arithmetic import ARITHMETIC, HOROWITZ, I_BERT, WIDEST, arithmetic
-from spikeprune.cost.memory import memory_energy
-from spikeprune.cost.network import Network
+from spikeprune.cost.kinds import Operations
+from spikeprune.cost.network import FLOAT, Network
 
 Energies = dict[str, Tensor]  # pJ of each kind, [L+2], over all sentences
 
@@ -40,13 +40,93 @@ class EnergyModel:
         return self.total(network).item() / network.ops.samples
 
 
+# -------------------------------------------------------------------------------------------------------- arithmetic
+
+HOROWITZ = "Horowitz, Computing's Energy Problem, ISSCC 2014, figure 1.1.9 (45 nm, 0.9 V)"
+I_BERT = "operations of each element: the integer functions of I-BERT (Kim et al. 2021, arXiv 2101.01321)"
+ARITHMETIC = {
+    "fp32": {"add": 0.9, "multiply": 3.7},
+    "fp16": {"add": 0.4, "multiply": 1.1},
+    "int32": {"add": 0.1, "multiply": 3.1},
+    "int8": {"add": 0.03, "multiply": 0.2},
+}
+# bits of a whole number and its sign; of floats, their significand
+WIDEST = {"fp32": 25, "fp16": 12, "int32": 32, "int8": 8}
+# (additions, multiplications) of one of a kind. Divisions and roots, one a row, are left out.
+STEPS_OF: dict[str, tuple[int, int]] = {
+    "ac": (1, 0),
+    "mac": (1, 1),
+    "norm": (4, 3),  # mean; difference, its square, their mean; times 1/deviation, weight, bias
+    "softmax": (7, 4),  # maximum, difference, bound; x = q ln 2 + r; a polynomial of r; sum; times 1/sum
+    "activation": (4, 2),  # bound, a polynomial of degree 2; times x
+    "updates": (2, 0),  # plus the current; comparison with the threshold
+    "spikes": (1, 0),  # reset
+    "leaks": (0, 1),
+}
+
+
+def arithmetic(ops: Operations, *, add: float | Tensor, multiply: float | Tensor) -> dict[str, Tensor]:
+    """Energy of every operation: additions and multiplications of one element of each kind times their energies."""
+    return {
+        kind: (adds * add + multiplications * multiply) * ops.kinds[kind]
+        for kind, (adds, multiplications) in STEPS_OF.items()
+    }
+
+
 def convention_energy(network: Network) -> Energies:
     ops, price = network.ops, ARITHMETIC["fp32"]
     return {"ac": price["add"] * ops.ac, "mac": (price["add"] + price["multiply"]) * ops.mac}
 
 
-def every_operation(network: Network, *, add: float, multiply: float) -> Energies:
-    return arithmetic(network.ops, add=add, multiply=multiply)
+# ------------------------------------------------------------------------------------------------------------ memory
+# Weights, spikes, membranes and activations read and written through memories of stated sizes, after Lemaire et al.
+# 2022, An Analytical Estimation of Spiking Neural Networks Energy Efficiency (arXiv 2210.13107): each layer has a
+# memory of its own for weights, for membranes, for activations and a queue for spikes, and an access costs more the
+# larger its memory is. Theirs are accesses of 32 bits; here a number costs its bits' share of an access.
+
+ACCESS = 64  # bits
+# (bytes, pJ of an access): Horowitz 2014, figure 1.1.9, caches; in between linear, above the last constant
+SIZES = ((0, 0.0), (8 * 2**10, 10.0), (32 * 2**10, 20.0), (2**20, 100.0))
+QUEUE = 1000  # spikes that a layer's queue holds (Lemaire et al., section 4)
+
+
+def per_bit(size: Tensor) -> Tensor:
+    """pJ to read or write one bit of a memory of `size` bits, elementwise."""
+    held, pj = size / 8, torch.zeros_like(size)
+    for (small, low), (large, high) in zip(SIZES, SIZES[1:], strict=False):
+        pj = pj + (held.clamp(small, large) - small) * (high - low) / (large - small)
+    return pj / ACCESS
+
+
+def memory_energy(network: Network, *, stationary: bool) -> dict[str, Tensor]:
+    """pJ by kind and row. `stationary`: a dense array keeps weights, keys and values for all tokens of a sentence.
+
+    In layers of few-bit weights integers are added in 32 bits, and multiplied in 8 where weights and activations fit,
+    else in 32, as with folded thresholds; all else in floats of 32.
+    """
+    work, w, a = network.ops.kinds, network.weight_bits, network.activation_bits
+    whole = "int8" if max(int(w.min()), int(a.max())) <= 8 else "int32"
+    few = w < FLOAT
+    add = torch.where(few, w.new_tensor(ARITHMETIC["int32"]["add"]), ARITHMETIC["fp32"]["add"])
+    multiply = torch.where(few, w.new_tensor(ARITHMETIC[whole]["multiply"]), ARITHMETIC["fp32"]["multiply"])
+    once = network.weights * network.ops.samples
+    dense_weights = torch.minimum(work["dense_weights"], once) if stationary else work["dense_weights"]
+    dense_operands = work["kept_operands"] if stationary else work["dense_operands"]
+    read = work["weights"] + dense_weights
+    place = per_bit(network.weights * (w + network.index_bits))
+    queue = per_bit(torch.full_like(read, QUEUE * network.event_bits))
+    keys, real = per_bit(network.operands * a), per_bit(network.operands * FLOAT)
+    elements = 2 * (work["norm"] + work["softmax"] + work["activation"])
+    return {
+        "arithmetic": sum(arithmetic(network.ops, add=add, multiply=multiply).values()),
+        "weights": read * w * place,
+        "synapse places": read * network.index_bits * place,
+        "spikes": (work["spikes"] + work["events"]) * network.event_bits * queue,
+        "membranes": 2 * (work["ac"] + work["updates"]) * FLOAT * per_bit(network.membranes * FLOAT),
+        "activations": (dense_operands + work["inputs"] + work["outputs"]) * a * keys
+        + (work["operands"] + elements) * FLOAT * real,
+        "addresses": ARITHMETIC["int32"]["add"] * (work["ac"] + work["inputs"] + work["outputs"]),
+    }
 
 
 PER_BYTE = 24.96  # 3.12 pJ a bit
@@ -62,6 +142,9 @@ def spikingjelly_energy(network: Network) -> Energies:
     }
 
 
+# -------------------------------------------------------------------------------------------------------- the models
+
+
 def _of_width(name: str, words: str) -> EnergyModel:
     return EnergyModel(
         name=name,
@@ -70,7 +153,7 @@ def _of_width(name: str, words: str) -> EnergyModel:
         counted=f"every operation, all numbers on both sides {words}: additions, MACs, membrane updates, resets, layer "
         "norm, softmax, gelu",
         left_out="memory, addresses, routing; a division or root a row",
-        energy=partial(every_operation, **ARITHMETIC[name]),
+        energy=lambda network: arithmetic(network.ops, **ARITHMETIC[name]),
         widest=WIDEST[name],
     )
 

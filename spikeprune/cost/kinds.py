@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -101,9 +100,3 @@ def of_rows(rows: int, like: Tensor, *, tokens: Tensor, samples: int, **kinds: T
 
 def widen(x: Tensor, width: int) -> Tensor:
     return pad(x, (0, width - x.shape[-1]))
-
-
-def total(rows: list[Tensor]) -> Tensor:
-    """Sum of vectors [T_i] of unequal lengths, [max T]."""
-    width = max(row.shape[0] for row in rows)
-    return torch.stack([widen(row, width) for row in rows]).sum(0)

@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from spikeprune.cost.activity import kept_channels, place
-from spikeprune.cost.adaptive_threshold import gain_work
-from spikeprune.cost.kinds import KINDS, Operations, total, widen
+from spikeprune.cost.kinds import KINDS, Operations
 from spikeprune.cost.shapes import Shape, SynapseCounts, check_masks
 from spikeprune.cost.synapses import readers
 from spikeprune.errors import known
@@ -79,7 +79,7 @@ def count(
       that it enters; one of a key or value in `accumulate`, where each query's sums are formed in turn, once for each
       query.
     - With `shape.feedback` a spike of the last layer also adds D to the embedding's spiking layer, one step later, if
-      that still fires. With `shape.gain` the thresholds' own work is added (`cost/adaptive_threshold.py`).
+      that still fires. With `shape.gain` the thresholds' own work is added (`gain_work`).
 
     Raises ValueError for an unknown coding or shapes that do not fit, KeyError for a spiking layer that is missing.
     """
@@ -105,9 +105,8 @@ def count(
         for layer in range(shape.layers)
     ]
     rows = [_embedding(counts, n, steps[0], shape=shape), *layers, _head(counts, n, shape=shape)]
-    additions = [total(row) for row, _ in rows]
-    width = max(row.shape[0] for row in additions)
-    ac_per_step = torch.stack([widen(row, width) for row in additions])
+    additions = [pad_sequence(row, batch_first=True).sum(0) for row, _ in rows]  # trains differ in their steps
+    ac_per_step = pad_sequence(additions, batch_first=True)
     zero = n.new_zeros(())
     kinds = {kind: torch.stack([work.get(kind, zero) for _, work in rows]) for kind in KINDS}
     kinds |= _firing(counts, n, shape=shape, heads=heads, ffn=ffn, steps=steps, coding=coding, leak=leak)
@@ -206,6 +205,37 @@ def _firing(
         "updates": updates,
         "leaks": updates if leak < 1 else torch.zeros_like(updates),
     }
+
+
+def gain_work(
+    n: Tensor, *, shape: Shape, heads: Tensor, ffn: Tensor, steps: Sequence[int], coding: str
+) -> tuple[Tensor, Tensor]:
+    """(MACs [L+2], roots [L+2]) of thresholds that follow their input (`Neuron.gain`), in sentences of `n [B]` real
+    tokens; float64. They come beside the additions that every neuron causes.
+
+    A threshold that is a channel's own folds into the next weight matrix, and a spike adds a weight. One that changes
+    with the token does not fold: what a token's spikes have added up to is multiplied by the token's gain once the sum
+    is done, one MAC for each result and group of channels (a head's channels share a gain, everywhere else all do). So
+    a spike is still one addition. The gain itself takes one MAC a channel, for the squares, and a root. Evaluated as
+    the functions between the spiking layers are.
+    """
+    tokens, pairs, wide = n.sum(), n.square().sum(), shape.hidden
+    times = [t if coding != "accumulate" else 1 for t in steps]
+    mac = [tokens * wide * times[0]]  # the embedding's squares
+    elementwise = [tokens * times[0]]
+    for layer, t in enumerate(times[1:]):
+        kept, neurons = heads[layer].sum(), ffn[layer].sum()
+        channels, queries = kept * shape.head_size, shape.query == "spiking"
+        squares = channels * (3 + queries) + 2 * wide + neurons  # (q,) k, v, c, then h and a', f
+        past = 0 if shape.membrane else 2 * wide  # residuals of spikes: of the layer below, of h
+        sums = 3 * channels + kept * wide + neurons + wide + past  # below to q, k, v; c; h; f
+        attended = 0 if coding == "running_mean" else kept * (2 + queries)  # scores and weights; MACs there anyway
+        mac.append((tokens * (squares + sums) + pairs * attended) * t)
+        elementwise.append(tokens * (kept * (3 + queries) + 3) * t)
+    results = n.new_tensor(float(len(n))) if shape.pooling == "cls" else tokens
+    mac.append(results * wide * times[-1])  # the last layer's to the pooler, or to the mean
+    elementwise.append(n.new_zeros(()))
+    return torch.stack(mac), torch.stack(elementwise)
 
 
 def _head(counts, n: Tensor, *, shape: Shape) -> Layer:

@@ -1,4 +1,9 @@
-"""The costs of one network for one sentence: operations, energy under the model that leads, latency and size."""
+"""The costs of one network for one sentence: operations, energy under the model that leads, latency and size.
+
+Latency is the time steps until the answer. In `accumulate` a layer's neurons fire once the train below has ended, and
+within a layer five populations fire in turn: k with v, c, h, f and a'. In the synchronous codings all layers step
+together, and the longest T is the latency.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +13,37 @@ from torch import Tensor
 
 from spikeprune.cost.energy_models import EnergyModel
 from spikeprune.cost.kinds import Operations
-from spikeprune.cost.latency import latency_overlapped, latency_stages, latency_steps
 from spikeprune.cost.network import Network
+from spikeprune.cost.operations import CODINGS
 from spikeprune.cost.shapes import Shape, model_bytes, parameters
+from spikeprune.errors import known
+
+POPULATIONS = 5  # of a layer that fire in turn
+
+
+def latency_steps(t_steps: Sequence[int] | Tensor, coding: str) -> int:
+    """Σ T_l in `accumulate`, where a layer waits for the one below, otherwise max T_l."""
+    known("coding", coding, CODINGS)
+    steps = [int(t) for t in t_steps]
+    return sum(steps) if coding == "accumulate" else max(steps)
+
+
+def latency_stages(t_steps: Sequence[int] | Tensor, coding: str) -> int:
+    """Steps of all populations one after the other, T_0 + 5 Σ T_l; `latency_steps` counts a layer once, as the
+    literature does."""
+    inside = (POPULATIONS - 1) * sum(int(t) for t in t_steps[1:]) if coding == "accumulate" else 0
+    return latency_steps(t_steps, coding) + inside
+
+
+def latency_overlapped(t_steps: Sequence[int] | Tensor, coding: str) -> int:
+    """A lower bound of `latency_stages` where each population starts as soon as the one below has sent its first step.
+
+    Of P = 1 + 5L populations the i-th begins at step i at the earliest, fires for T_i steps, and P - 1 - i others each
+    need one more step after its last: no answer before P - 1 + max T = 5L + max T. It is a bound, not a schedule:
+    before the train below has ended the sum is not known, so first spikes would have to be corrected.
+    """
+    before = POPULATIONS * (len(t_steps) - 1) if coding == "accumulate" else 0
+    return before + latency_steps([max(t_steps)], coding)
 
 
 def norm_ops(ops: Operations, dense_ops: Operations) -> float:

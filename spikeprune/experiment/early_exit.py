@@ -1,6 +1,7 @@
 """Early exit: inference on a sentence ends once its largest class probability is above a bound, the confidence rule of
-dynamic inference with spiking networks (Li et al. 2023, SEENN, arXiv 2304.01230). The operations of the test, in
-`cost/exit_overhead.py`, are part of the cost.
+dynamic inference with spiking networks (Li et al. 2023, SEENN, arXiv 2304.01230). The operations of the test are part
+of the cost: the classifier's MACs, a softmax, and with [CLS] pooling the pooler's tanh; the pooler's own product grows
+spike by spike and is counted already.
 
 In the synchronous codings all layers step together and are causal, so one simulation contains every early exit: the
 logits read after t steps are those of a run of t steps. A bound of 1, which no probability passes, is the static
@@ -23,8 +24,7 @@ from torch import Tensor
 from spikeprune.config.tasks import Task
 from spikeprune.cost.dense import dense
 from spikeprune.cost.energy_models import ENERGY_MODELS, EnergyModel
-from spikeprune.cost.exit_overhead import extra
-from spikeprune.cost.kinds import Operations
+from spikeprune.cost.kinds import Operations, of_rows
 from spikeprune.cost.operations import count
 from spikeprune.cost.summary import summarize
 from spikeprune.errors import InputError
@@ -120,8 +120,11 @@ class EveryExit:
         extra_logits = times.sum() - (stops < self.last).sum()  # an early exit returns its last test's logits
         tanh = shape.hidden * (shape.pooling == "cls")
         mac, softmax = extra_logits * shape.hidden * shape.classes, times.sum() * shape.classes
+        head = torch.zeros(shape.layers + 2, dtype=torch.float64)
+        head[-1] = 1.0
         kinds = {"mac": mac, "softmax": softmax, "activation": extra_logits * tanh}
-        return extra(shape, len(times), **{kind: {-1: value} for kind, value in kinds.items()})
+        work = {kind: head * float(value) for kind, value in kinds.items()}
+        return of_rows(len(head), head, tokens=head.new_zeros(()), samples=len(times), **work)
 
 
 class Row:
@@ -137,7 +140,8 @@ class Row:
     def result(self, student: SpikingBert, model: EnergyModel, plain: Operations) -> dict[str, Any]:
         shape, work = student_shape(student), reduce(add, (done.work for done in self.exits))
         overheads = [done.overhead for done in self.exits if done.overhead is not None]
-        overhead = reduce(add, overheads) if overheads else extra(shape, work.samples)
+        none = of_rows(len(work.ac), work.ac, tokens=work.tokens, samples=work.samples)
+        overhead = reduce(add, overheads) if overheads else none
         alone, tested = (student_network(student, ops) for ops in (work, work.with_work(overhead)))
         steps = torch.cat([done.steps for done in self.exits]).cpu()  # [samples, L+1]
         masks = {"heads": student.heads, "ffn": student.ffn}

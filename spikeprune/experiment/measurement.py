@@ -25,8 +25,7 @@ from spikeprune.training.callbacks.finite import StopOnNonFinite
 from spikeprune.training.lightning_patches import ctrl_c
 from spikeprune.training.metrics import main_metric, of_majority
 from spikeprune.training.modules.student import DistillationModule
-from spikeprune.training.modules.task import TaskModule
-from spikeprune.training.modules.teacher import TeacherModule
+from spikeprune.training.modules.task import TaskModule, TeacherModule
 
 FLOAT32 = "pooler, classifier, biases, layer norms, thresholds"  # never quantized, as position embeddings
 Measured = dict[str, Any]  # {"metrics", "main", "cost", …}

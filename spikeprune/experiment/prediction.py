@@ -21,8 +21,8 @@ from spikeprune.config.schema import Config
 from spikeprune.config.tasks import Task
 from spikeprune.cost.dense import dense
 from spikeprune.cost.energy_models import ENERGY_MODELS
-from spikeprune.cost.latency import latency_steps
 from spikeprune.cost.network import Network, dense_network
+from spikeprune.cost.summary import latency_steps
 from spikeprune.data.batching import encode
 from spikeprune.data.cells import sentence
 from spikeprune.data.tokenizer import load_tokenizer

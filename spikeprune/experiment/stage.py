@@ -19,7 +19,7 @@ from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.experiment.terminal import print_once
 from spikeprune.models.compaction import compacted, scatter_into
 from spikeprune.models.modeling import SpikingBert
-from spikeprune.pruning.budget_report import cost_in_unit
+from spikeprune.pruning.budget import cost_in_unit
 from spikeprune.report.tables import budget_line
 from spikeprune.training import distributed
 from spikeprune.training.callbacks.budget import BudgetPruning

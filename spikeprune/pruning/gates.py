@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from spikeprune.models.modeling import SpikingBert
-from spikeprune.pruning.budget_report import TOLERANCE
-from spikeprune.pruning.cost_meter import CostMeter
+from spikeprune.pruning.budget import TOLERANCE, CostMeter
 from spikeprune.snn.call import shorter
 
 KINDS = ("heads", "ffn", "steps")  # of gated units

@@ -26,13 +26,11 @@ from torch import Tensor
 
 from spikeprune.cost.shapes import Shape
 from spikeprune.errors import InputError
-from spikeprune.models.inference import infer
 from spikeprune.models.modeling import SpikingBert
-from spikeprune.models.shape import student_operations
+from spikeprune.pruning.budget import measured_operations
 from spikeprune.pruning.schedules import keep_highest
-from spikeprune.pruning.statistics import Batches, Mean, SampleLoss, given, loss_at, trained_mode
+from spikeprune.pruning.statistics import UNITS, Batches, Mean, SampleLoss, loss_at, mask_gradients
 
-KINDS = ("heads", "ffn")
 CHOICES = 20_000  # most sets of units in a layer that are all tried; C(16, 8) is below
 
 
@@ -47,21 +45,12 @@ def fisher_blocks(
     student: SpikingBert, batches: Batches, sample_loss: SampleLoss, *, mode: str | None = None
 ) -> dict[str, Tensor]:
     """`heads [L, H, H]`, `ffn [L, F, F]`: mean over samples of g gᵀ, g a sample's gradient with respect to a layer's
-    masks (eqs. 7 and 11), in evaluation mode. The diagonal is the Fisher information of `statistics.collect`;
-    `mode` as there."""
-    was_training, samples = student.training, 0
-    student.eval()
-    blocks = {k: torch.zeros(*m.shape, m.shape[1], dtype=m.dtype, device=m.device) for k, m in masks_of(student)}
-    with torch.enable_grad():
-        for batch in batches:
-            size = len(batch["input_ids"])
-            masks = {name: mask.expand(size, -1, -1).clone().requires_grad_() for name, mask in masks_of(student)}
-            outputs = student(**given(batch), **masks, mode=mode or trained_mode(student))
-            loss = sample_loss(batch, outputs).sum()
-            for name, grad in zip(masks, torch.autograd.grad(loss, list(masks.values())), strict=True):
-                blocks[name] += torch.einsum("bli,blj->lij", grad, grad)
-            samples += size
-    student.train(was_training)
+    masks (eqs. 7 and 11). The diagonal is the Fisher information of `statistics.collect`; `mode` as there."""
+    blocks, samples = {name: mask.new_zeros(*mask.shape, mask.shape[1]) for name, mask in masks_of(student)}, 0
+    for batch, _, grads in mask_gradients(student, batches, sample_loss, mode):
+        for name, grad in grads.items():
+            blocks[name] += torch.einsum("bli,blj->lij", grad, grad)
+        samples += len(batch["input_ids"])
     return {name: block / samples for name, block in blocks.items()}
 
 
@@ -70,25 +59,15 @@ def unit_operations(student: SpikingBert, batches: Batches, shape: Shape) -> dic
 
     `operations.count` is linear in either mask for fixed spikes, so its gradient is the cost of a unit.
     """
-    was_training, samples = student.training, 0
-    student.eval()
     masks = {name: mask.double().clone().requires_grad_() for name, mask in masks_of(student)}
-    unit_costs = {name: torch.zeros_like(mask) for name, mask in masks.items()}
-    for batch in batches:
-        counts = infer(student, **given(batch)).counts
-        lengths = batch["attention_mask"].sum(1)
-        with torch.enable_grad():
-            found = student_operations(student, counts, lengths, shape=shape, **masks)
-            grads = torch.autograd.grad(found.ac.sum() + found.mac.sum(), list(masks.values()))
-        for name, grad in zip(masks, grads, strict=True):
-            unit_costs[name] += grad
-        samples += len(lengths)
-    student.train(was_training)
-    return {name: cost / samples for name, cost in unit_costs.items()}
+    with torch.enable_grad():
+        found = measured_operations(student, batches, shape=shape, **masks)
+        grads = torch.autograd.grad(found.ac.sum() + found.mac.sum(), list(masks.values()))
+    return {name: grad / found.samples for name, grad in zip(masks, grads, strict=True)}
 
 
 def masks_of(student: SpikingBert) -> Iterator[tuple[str, Tensor]]:
-    return ((name, getattr(student, name)) for name in KINDS)
+    return ((name, getattr(student, name)) for name in UNITS)
 
 
 # -------------------------------------------------------------------------------------------------------- 1: the search
@@ -109,12 +88,12 @@ def knapsack(
     Pruned units stay pruned; a layer of fewer units than its floor keeps those that it has. Raises ValueError, with the
     least that can be had, for a budget below the floors.
     """
-    least = {name: int(alive[name].sum(1).clamp(max=floors[name]).sum()) for name in KINDS}
-    cheapest = sum(unit_costs[name] * least[name] for name in KINDS)
+    least = {name: int(alive[name].sum(1).clamp(max=floors[name]).sum()) for name in UNITS}
+    cheapest = sum(unit_costs[name] * least[name] for name in UNITS)
     slack = 1e-9 * max(budget, 1e-30)  # the cost of all units is within a budget for all, however it was rounded
     if cheapest > budget + slack:
         raise ValueError(f"a budget of {budget:.6g} is below the {cheapest:.6g} of the floors")
-    gains = {name: importance_of_best(importance[name], alive[name], floors[name]) for name in KINDS}
+    gains = {name: importance_of_best(importance[name], alive[name], floors[name]) for name in UNITS}
     best = None
     for heads in range(least["heads"], len(gains["heads"])):
         remaining = budget + slack - heads * unit_costs["heads"]
@@ -125,7 +104,7 @@ def knapsack(
         if best is None or total >= best[0]:
             best = total, {"heads": heads, "ffn": ffn}
     keep = best[1]
-    return {k: keep_highest(importance[k], alive[k], keep[k], floor=floors[k], scope="global") for k in KINDS}
+    return {k: keep_highest(importance[k], alive[k], keep[k], floor=floors[k], scope="global") for k in UNITS}
 
 
 def importance_of_best(importance: Tensor, alive: Tensor, floor: int) -> list[float]:
@@ -211,23 +190,23 @@ def search(
     blocks = {name: mean(block) for name, block in fisher_blocks(student, batches, sample_loss, mode=mode).items()}
     own_costs = {name: mean(cost) for name, cost in unit_operations(student, batches, shape).items()}
     alive = {name: mask.clone() for name, mask in masks_of(student)}
-    unit_costs = {name: (own_costs[name][alive[name] > 0]).mean().item() for name in KINDS}
-    total = sum(unit_costs[name] * alive[name].numel() for name in KINDS)
+    unit_costs = {name: (own_costs[name][alive[name] > 0]).mean().item() for name in UNITS}
+    total = sum(unit_costs[name] * alive[name].numel() for name in UNITS)
     importance = {name: block.diagonal(dim1=1, dim2=2) for name, block in blocks.items()}
     try:
         masks = knapsack(importance, alive, unit_costs=unit_costs, budget=operations * total, floors=floors)
     except ValueError:
-        least = sum(unit_costs[k] * int(alive[k].sum(1).clamp(max=floors[k]).sum()) for k in KINDS) / total
+        least = sum(unit_costs[k] * int(alive[k].sum(1).clamp(max=floors[k]).sum()) for k in UNITS) / total
         raise InputError(
             f"stages.spatial.operations = {operations}: the floors of {floors['heads']} heads and {floors['ffn']} "
             f"neurons in each layer keep a share of {least:.3f}; give at least that"
         ) from None
-    for name in KINDS:
+    for name in UNITS:
         getattr(student, name).copy_(masks[name])
     if rearranged:
         rearrange_measured(student, blocks, alive, lambda: mean(loss_of(student, batches, sample_loss)).item())
     found = dict(masks_of(student))
-    kept = sum((own_costs[name] * found[name]).sum().item() for name in KINDS) / total
+    kept = sum((own_costs[name] * found[name]).sum().item() for name in UNITS) / total
     return {"operations": kept, **{k: blockwise(blocks, alive, m) for k, m in (("diagonal", masks), ("block", found))}}
 
 
@@ -256,6 +235,6 @@ def loss_of(student: SpikingBert, batches: Batches, sample_loss: SampleLoss) -> 
 def blockwise(blocks: dict[str, Tensor], alive: dict[str, Tensor], masks: dict[str, Tensor]) -> float:
     return sum(
         removal_loss(block, before - mask)
-        for name in KINDS
+        for name in UNITS
         for block, before, mask in zip(blocks[name], alive[name], masks[name], strict=True)
     )

@@ -9,14 +9,12 @@ layer's attention is tuned too, and there is no intercept.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
 from spikeprune.models.modeling import SpikingBert
-from spikeprune.pruning.mask_search import KINDS, loss_of, same
-from spikeprune.pruning.statistics import Batches, Mean, SampleLoss, given, trained_mode
+from spikeprune.pruning.mask_search import loss_of, same
+from spikeprune.pruning.statistics import UNITS, Batches, Mean, SampleLoss, given, trained_mode
 
 FAR = 10.0  # a fitted mask beyond it is not used
 
@@ -41,13 +39,11 @@ def tune(
     """
     if student.quantized:
         raise ValueError("masks are tuned into float weights; these are quantized")
-    was_training, errors = (student.training, unpruned.training), []
-    student.eval(), unpruned.eval()
-    mode = mode or trained_mode(student)
+    mode, errors = mode or trained_mode(student), []
     least = mean(loss_of(student, batches, sample_loss)).item()
     for layer in range(len(student.layers)):
-        for kind in KINDS:
-            linear, size = sublayer(student, layer, kind)
+        for kind in UNITS:
+            linear = sublayer(student, layer, kind)[0]
             weight = linear.weight.clone()
             before, after = tune_sublayer(student, unpruned, batches, layer, kind, mode, mean)
             now = mean(loss_of(student, batches, sample_loss)).item()
@@ -56,7 +52,6 @@ def tune(
                 after = before
             least = min(least, now)
             errors.append((before, after))
-    student.train(was_training[0]), unpruned.train(was_training[1])
     return errors
 
 
@@ -71,8 +66,8 @@ def tune_sublayer(
 ) -> tuple[float, float]:
     linear, size = sublayer(student, layer, kind)
     kept = getattr(student, kind)[layer, : linear.in_features // size].nonzero()[:, 0]
-    fit = normal_equations(student, unpruned, batches, layer, kind, mode)
-    a, b, c = mean(fit.a)[kept][:, kept], mean(fit.b)[kept], mean(fit.c)
+    a, b, c = map(mean, normal_equations(student, unpruned, batches, layer, kind, mode))
+    a, b = a[kept][:, kept], b[kept]
     ones = torch.ones_like(b)
     before = squares(a, b, c, ones)
     if not len(kept):
@@ -92,19 +87,12 @@ def squares(a: Tensor, b: Tensor, c: Tensor, m: Tensor) -> float:
     return (m @ a @ m - 2 * m @ b + c).clamp(min=0).item()
 
 
-@dataclass
-class Fit:
-    """Means over real tokens, float64: a `[K, K]`, b `[K]`, c a scalar, of a layer's units K."""
-
-    a: Tensor
-    b: Tensor
-    c: Tensor
-
-
 def normal_equations(
     student: SpikingBert, unpruned: SpikingBert, batches: Batches, layer: int, kind: str, mode: str
-) -> Fit:
-    """Least squares of Σ m_i o_i ≈ y, o_i `[tokens · D]` the contribution of unit i to the residual stream, y
+) -> tuple[Tensor, Tensor, Tensor]:
+    """XᵀX `[K, K]`, Xᵀy `[K]` and yᵀy of a layer's units K, means over real tokens, float64.
+
+    Of the least squares of Σ m_i o_i ≈ y, o_i `[tokens · D]` the contribution of unit i to the residual stream, y
     `unpruned`'s value there less `student`'s bias and residual. With inputs x and W's columns, XᵀX = (Σ x xᵀ) ∘ (WᵀW)
     and Xᵀy = Σ x ∘ (Wᵀ y)."""
     name, reader = ("out", "attention_neurons") if kind == "heads" else ("down", "output_neurons")
@@ -125,7 +113,7 @@ def normal_equations(
         square += y.square().sum()
         tokens += len(x)
     a = (gram * (w.T @ w)).unflatten(0, (-1, size)).sum(1).unflatten(1, (-1, size)).sum(2)
-    return Fit(a / tokens, rhs.unflatten(0, (-1, size)).sum(1) / tokens, square / tokens)
+    return a / tokens, rhs.unflatten(0, (-1, size)).sum(1) / tokens, square / tokens
 
 
 def inputs_of(net: SpikingBert, spiking_layer: nn.Module, batch: dict[str, Tensor], mode: str) -> tuple[Tensor, Tensor]:

@@ -10,10 +10,11 @@ from spikeprune.errors import known
 SCOPES = ("global", "layer")
 
 
-def cubic(progress: float, start: float, end: float) -> float:
-    """Share kept at `progress` 0..1: fast first, slow at the end (Zhu & Gupta 2017, arXiv 1710.01878)."""
+def cubic(progress: float, end: float) -> float:
+    """Share kept at `progress` 0..1, from 1 to `end`: fast first, slow at the end (Zhu & Gupta 2017, arXiv
+    1710.01878)."""
     progress = min(max(progress, 0.0), 1.0)
-    return end + (start - end) * (1 - progress) ** 3
+    return end + (1 - end) * (1 - progress) ** 3
 
 
 def keep_highest(scores: Tensor, alive: Tensor, keep: int, *, floor: int, scope: str) -> Tensor:

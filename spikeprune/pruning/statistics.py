@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,6 +14,7 @@ from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS, Outputs
 from spikeprune.models.weights import acting_weight
 
+UNITS = ("heads", "ffn")  # a student's masks
 Batches = Sequence[dict[str, Tensor]]
 Mean = Callable[[Tensor], Tensor]  # over processes, so that all decide the same
 SampleLoss = Callable[[dict[str, Tensor], Outputs], Tensor]  # (batch, outputs) -> [B]
@@ -55,36 +56,20 @@ def collect(
     mode: str | None = None,
     seed: int = 0,
 ) -> Statistics:
-    """One forward and backward a batch, in evaluation mode; weights and their gradients stay untouched.
+    """One forward and backward a batch; weights and their gradients stay untouched.
 
     `mode`: the forward that the student is trained with (None: `trained_mode`), since another one is another network.
-
-    The forward gets one copy of the masks for each sample, so their gradients are exactly per sample (as the diagonal
-    Fisher information needs: Kwon et al. 2022, arXiv 2204.09656, eq. 8).
     """
-    was_training = student.training
-    student.eval()
-    squares = {name: torch.zeros_like(mask) for name, mask in (("heads", student.heads), ("ffn", student.ffn))}
-    magnitudes = {name: torch.zeros_like(mask) for name, mask in squares.items()}
-    rates = {name: torch.zeros_like(mask) for name, mask in squares.items()}
+    squares, magnitudes, rates = ({name: torch.zeros_like(getattr(student, name)) for name in UNITS} for _ in range(3))
     samples = tokens = 0
-    with torch.enable_grad():
-        for batch in batches:
-            size = len(batch["input_ids"])
-            masks = {
-                "heads": student.heads.expand(size, -1, -1).clone().requires_grad_(),
-                "ffn": student.ffn.expand(size, -1, -1).clone().requires_grad_(),
-            }
-            outputs = student(**given(batch), **masks, mode=mode or trained_mode(student), rate=True)
-            grads = torch.autograd.grad(sample_loss(batch, outputs).sum(), list(masks.values()))
-            real = batch["attention_mask"].sum()
-            for name, grad in zip(masks, grads, strict=True):
-                squares[name] += grad.square().sum(0)
-                magnitudes[name] += grad.abs().sum(0)
-                rates[name] += unit_rates(student, outputs.rates, name) * real
-            samples += size
-            tokens += real
-    student.train(was_training)
+    for batch, outputs, grads in mask_gradients(student, batches, sample_loss, mode, rate=True):
+        real = batch["attention_mask"].sum()
+        for name, grad in grads.items():
+            squares[name] += grad.square().sum(0)
+            magnitudes[name] += grad.abs().sum(0)
+            rates[name] += unit_rates(student, outputs.rates, name) * real
+        samples += len(batch["input_ids"])
+        tokens += real
     return Statistics(
         heads=student.heads.clone(),
         ffn=student.ffn.clone(),
@@ -97,6 +82,29 @@ def collect(
         **weight_norms(student),
         seed=seed,
     )
+
+
+@torch.enable_grad()
+def mask_gradients(
+    student: SpikingBert,
+    batches: Iterable[dict[str, Tensor]],
+    sample_loss: SampleLoss,
+    mode: str | None,
+    *,
+    rate: bool = False,
+) -> Iterator[tuple[dict[str, Tensor], Outputs, dict[str, Tensor]]]:
+    """Each batch with the student's outputs and the gradients of its samples' losses to the masks, `heads [B, L, H]`
+    and `ffn [B, L, F]`.
+
+    The forward gets one copy of the masks for each sample, so their gradients are exactly per sample (as the diagonal
+    Fisher information needs: Kwon et al. 2022, arXiv 2204.09656, eq. 8).
+    """
+    for batch in batches:
+        size = len(batch["input_ids"])
+        masks = {name: getattr(student, name).expand(size, -1, -1).clone().requires_grad_() for name in UNITS}
+        outputs = student(**given(batch), **masks, mode=mode or trained_mode(student), rate=rate)
+        grads = torch.autograd.grad(sample_loss(batch, outputs).sum(), list(masks.values()))
+        yield batch, outputs, dict(zip(UNITS, grads, strict=True))
 
 
 @torch.no_grad()
@@ -133,15 +141,12 @@ def convergence_profile(student: SpikingBert, batches: Iterable[dict[str, Tensor
     Entry t-1 is the mean over real tokens, kept channels and the layer's spiking layers of |a[t] - a[T_l]|, relative
     to the mean |a[T_l]|; the last entry is 0. A spiking layer of pruned units only is left out.
     """
-    was_training = student.training
-    student.eval()
     totals: dict[str, Tensor] = {}
     for batch in batches:
         outputs = student(**given(batch), mode="spiking", trace=True)
         for name, (error, size) in outputs.traces.items():
             pair = torch.stack([error, size.expand_as(error)])
             totals[name] = totals[name] + pair if name in totals else pair
-    student.train(was_training)
     relative = {name: error / size.clamp(min=1e-12) for name, (error, size) in totals.items()}
     widths = {name: spiking_layer.channels for name, spiking_layer in student.spiking_layers().items()}
     kept, layers = kept_channels(widths, heads=student.heads, ffn=student.ffn), [[relative["embedding"]]]
@@ -188,12 +193,11 @@ def temporal_statistics(
 def loss_at(
     student: SpikingBert, t_steps: Sequence[int], batches: Iterable[dict[str, Tensor]], sample_loss: SampleLoss
 ) -> Tensor:
-    """Mean sample loss, float64 scalar, with other time steps, in evaluation mode; the student keeps its own.
+    """Mean sample loss, float64 scalar, with other time steps; the student keeps its own.
 
     `accumulate` is evaluated in closed form; the other codings are simulated step by step.
     """
-    was_training, own = student.training, student.steps
-    student.eval()
+    own = student.steps
     student.set_t_steps(t_steps)
     mode = "equilibrium" if student.coding == "accumulate" else "spiking"
     losses = []
@@ -203,5 +207,4 @@ def loss_at(
             losses.append(sample_loss(batch, outputs))
     finally:
         student.set_t_steps(own)
-        student.train(was_training)
     return torch.cat(losses).double().mean()  # float64, so that equal losses compare as equal

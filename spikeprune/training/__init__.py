@@ -1,2 +1,2 @@
-"""Training: loss terms, LightningModules, optimizer, metrics, communication between processes, callbacks. It reads no
-configuration; `experiment/build` passes plain values."""
+"""Training: loss terms, LightningModules, optimizer, metrics, communication between processes, callbacks. It is given
+values; `experiment/build` reads the configuration."""

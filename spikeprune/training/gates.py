@@ -22,7 +22,7 @@ from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import Outputs
 from spikeprune.pruning.gates import KINDS, open_probability, sampled, settled_gate
 from spikeprune.training import distributed
-from spikeprune.training.additions import AdditionsTerm
+from spikeprune.training.objective import AdditionsTerm
 
 OPEN = 3.0  # log_alpha at first: open in 99 % of the draws
 DAMPING = 20.0  # of the price: it reacts to the present excess, not to the sum of all
@@ -116,11 +116,11 @@ class Gates:
         unit = self.factor / (kept_share(self.term.shape, heads, ffn) if self.equal_bits else 1.0)
         if not self.learning:
             return unit * self.term.expected(student, outputs, tokens)
-        rates = dict(outputs.rates)
-        for i, layer in enumerate(student.layers):
-            kept = heads[i, : layer.heads].repeat_interleave(layer.head_size)
-            rates[f"layers.{i}.context"] = rates[f"layers.{i}.context"] * kept
-            rates[f"layers.{i}.intermediate"] = rates[f"layers.{i}.intermediate"] * ffn[i, : layer.ffn]
+        rates, channels = dict(outputs.rates), heads.repeat_interleave(self.term.shape.head_size, -1)
+        for name, kept in (("context", channels), ("intermediate", ffn)):
+            for i, own in enumerate(kept.unbind()):
+                rate = rates[f"layers.{i}.{name}"]
+                rates[f"layers.{i}.{name}"] = rate * own[: len(rate)]
         expected = replace(outputs, rates=rates)
         return unit * self.term.expected(student, expected, tokens, heads=heads, ffn=ffn, t_steps=steps)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spikeprune.models.modeling import SpikingBert
-from spikeprune.pruning.cost_meter import CostMeter
+from spikeprune.pruning.budget import CostMeter
 from spikeprune.pruning.gates import floor_of, keep_within, masks_of, set_masks, shorten
 from spikeprune.pruning.statistics import weight_norms
 from spikeprune.training.gates import Gates

@@ -6,7 +6,7 @@ Bal & Sengupta 2024 (SpikingBERT) puts the ASR in the student's place.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -52,12 +52,13 @@ def scores_loss(
     real = (tokens[:, None, :, None] & tokens[:, None, None, :]).to(dtype)  # [B, 1, N, N]
     keys = real.sum(-1, keepdim=True).clamp(min=1)
     heads = real.new_ones(len(layer_map), student[0].shape[1]) if heads is None else heads.to(dtype)
+    places = real.sum() * heads.sum(1).clamp(min=1)  # [L], that a layer's mean is over
     total = real.new_zeros(())
     for s, t in enumerate(layer_map):
         gap = (student[s] - teacher[t]) * real
         gap = (gap - gap.sum(-1, keepdim=True) / keys) * real
         of_heads = (gap**2).sum((0, 2, 3)) * heads[s]  # [H]
-        total = total + of_heads.sum() / (real.sum() * heads[s].sum().clamp(min=1))
+        total = total + of_heads.sum() / places[s]
     return total / heads.any(1).sum().clamp(min=1)
 
 
@@ -89,29 +90,6 @@ def drawn_loss(logits: Tensor, *, regression: bool) -> Tensor:
         return hard_loss(logits, drawn, regression=True) / 2
     drawn = torch.multinomial(logits.detach().softmax(-1), 1)[:, 0]
     return hard_loss(logits, drawn, regression=False)
-
-
-def additions_loss(
-    rates: dict[str, Tensor],
-    *,
-    fan_out: Mapping[str, Tensor | float],
-    t_steps: Mapping[str, int],
-    dense: float,
-    unfired: float = 0.0,
-    limit: Tensor | float = 0.0,
-) -> Tensor:
-    """Expected additions of a token over the `dense` multiplications it would cost, as far as above `limit`; scalar.
-
-    `rates` [D] and `t_steps` of each spiking layer, `fan_out` and `unfired` as in `operations`: a key's spike
-    adds once per query, a layer's output feeds three matrices.
-    """
-    names = [name for name in rates if name in fan_out]  # a spiking query gates additions, it sends none
-    # one product over all layers: as many small ones take a GPU longer than the layers themselves
-    all_rates = torch.cat([rates[name] for name in names])
-    costs = [(fan_out[name] * t_steps[name], rates[name]) for name in names]  # additions of a rate of 1
-    costs = [cost if isinstance(cost, Tensor) else rate.new_full((), cost) for cost, rate in costs]
-    costs = [torch.broadcast_to(cost, rates[name].shape) for cost, name in zip(costs, names, strict=True)]
-    return ((all_rates.dot(torch.cat(costs).to(all_rates.dtype)) + unfired) / dense - limit).relu()
 
 
 def falling(progress: float, *, begin: float, end: float) -> float:

@@ -1,4 +1,5 @@
-"""The loss of a student's stage: the weighted sum of its terms, each a function of `training/losses.py`."""
+"""The loss of a student's stage: the weighted sum of its terms, each a function of `training/losses.py`, or of firing
+rates."""
 
 from __future__ import annotations
 
@@ -8,12 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from spikeprune.config.schema import Losses
+from spikeprune.cost import synapses
+from spikeprune.cost.activity import place
 from spikeprune.cost.shapes import Shape
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import INPUTS, Outputs
 from spikeprune.models.teacher import Teacher
+from spikeprune.pruning.statistics import given
 from spikeprune.training import losses
-from spikeprune.training.additions import AdditionsTerm
 
 # The column of a batch's `share` that each loss term is a mean over (see `data.batching.shares`).
 MEAN_OVER = {"hard": 0, "soft": 0, "hidden": 1, "additions": 1, "scores": 2}
@@ -34,19 +38,75 @@ def mean_tokens(batch: Mapping[str, Tensor]) -> Tensor:
     return batch["share"][3].to(mean.dtype) if "share" in batch else mean
 
 
-@dataclass(frozen=True)
-class LossWeights:
-    """See `schema.Losses`; zero leaves a term out."""
+class AdditionsTerm(nn.Module):
+    """A token's expected additions, in multiplications of its dense forward, as far as they are above `limit`.
 
-    hidden: float = 0.0
-    scores: float = 0.0
-    soft: float = 0.0
-    hard: float = 0.0
-    additions: float = 0.0
-    additions_limit: float | None = None
+    The limit is a tensor, so that a replayed CUDA graph reads its new value; it is in no checkpoint. It falls from
+    `begin` to `end` over the share `fall` of all steps, or is `end` throughout where `begin` is 0.
+    """
+
+    def __init__(self, shape: Shape, *, begin: float = 0.0, end: float = 0.0, fall: float = 1.0):
+        super().__init__()
+        self.shape, self.begin, self.end, self.share = shape, begin, end, fall
+        self.register_buffer("limit", torch.tensor(end), persistent=False)
+
+    def forward(self, student: SpikingBert, outputs: Outputs, tokens: Tensor) -> Tensor:
+        """Scalar; `tokens`: mean of a sentence."""
+        return self.expected(student, outputs, tokens, self.limit)
+
+    def expected(
+        self,
+        student: SpikingBert,
+        outputs: Outputs,
+        tokens: Tensor,
+        limit: Tensor | float = 0.0,
+        *,
+        heads: Tensor | None = None,
+        ffn: Tensor | None = None,
+        t_steps: Tensor | None = None,
+    ) -> Tensor:
+        """Scalar: a token's additions over the multiplications of its dense forward, as far as above `limit`. `heads
+        [L, H]`, `ffn [L, F]` and `t_steps [L+1]`: expected ones in place of the student's."""
+        shape = self.shape
+        heads, ffn = student.heads if heads is None else heads, student.ffn if ffn is None else ffn
+        fan_out = synapses.fan_out(shape=shape, heads=heads, ffn=ffn, tokens=tokens, links=student.links())
+        numbers = student.steps if t_steps is None else t_steps
+        unfired = sum(synapses.unfired(shape=shape, t_steps=numbers, coding=student.coding))
+        steps = student.t_steps if t_steps is None else t_steps
+        names = [name for name in outputs.rates if name in fan_out]  # a spiking query gates additions, it sends none
+        # one product over all layers: as many small ones take a GPU longer than the layers themselves
+        rates = torch.cat([outputs.rates[name] for name in names])
+        costs = torch.cat([widened(fan_out[name], outputs.rates[name]) for name in names])
+        times = torch.cat([steps[place(name)[0] + 1].expand_as(outputs.rates[name]) for name in names])
+        dense = shape.layers * shape.hidden * (4 * shape.hidden + 2 * shape.ffn)
+        return ((rates.dot((costs * times).to(rates.dtype)) + unfired) / dense - limit).relu()
+
+    def fall(self, progress: float) -> None:
+        """Set the limit for this share of all steps, where it falls at all."""
+        if self.begin:
+            self.limit.fill_(losses.falling(progress / self.share, begin=self.begin, end=self.end))
+
+    @torch.no_grad()
+    def mean(self, student: SpikingBert, batches: Sequence[Mapping[str, Tensor]], mode: str) -> Tensor:
+        """The mean of the term over `batches`, without limit, scalar; `mode`: of the student's forward."""
+        terms = []
+        for batch in batches:
+            outputs = student(**given(batch), mode=mode, rate=True)
+            terms.append(self.expected(student, outputs, batch["attention_mask"].sum(1).float().mean()))
+        return torch.stack(terms).mean()
+
+
+def widened(cost: Tensor, rate: Tensor) -> Tensor:
+    """A number for each channel of `rate [D]`; of several, a compacted student's come first."""
+    return cost[: len(rate)] if cost.dim() else cost.expand_as(rate)
+
+
+@dataclass
+class LossWeights(Losses):
+    """Those of a stage, and how the limit of `additions` falls (see `AdditionsTerm`)."""
+
     additions_from: float = 0.0
     additions_fall: float = 0.5
-    temperature: float = 2.0
 
 
 class Objective(nn.Module):

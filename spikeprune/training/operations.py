@@ -36,17 +36,15 @@ class SynapticOperations(Metric):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, student: nn.Module, batch: Mapping[str, Tensor], lengths: Tensor | None = None) -> None:
-        """`student`: a SpikingBert, or a module that contains one. `batch`: its inputs, whose forward is then run in
-        evaluation mode; or, with the `lengths [B]` of the sentences, the spike counts of a forward
-        (`Outputs.counts`)."""
+        """`student`: a SpikingBert, or a module that contains one. `batch`: its inputs, whose forward is then run; or,
+        with the `lengths [B]` of the sentences, the spike counts of a forward (`Outputs.counts`)."""
         network = spiking_bert(student)
         counts = batch
         if lengths is None:
-            counts, lengths = spike_counts(network, batch), batch["attention_mask"].sum(1)
+            counts, lengths = infer(network, **given(batch)).counts, batch["attention_mask"].sum(1)
         found = student_operations(network, counts, lengths)
-        self.ac = self.ac + found.ac.detach()
-        self.mac = self.mac + found.mac.detach()
-        self.elementwise = self.elementwise + found.elementwise.detach()
+        for name in KINDS:
+            setattr(self, name, getattr(self, name) + getattr(found, name))
         self.dense_mac = self.dense_mac + dense(lengths, shape=dense_shape(network)).mac.sum()
         self.sentences = self.sentences + found.samples
 
@@ -60,18 +58,8 @@ class SynapticOperations(Metric):
 
 
 def count_operations(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`SynapticOperations.compute()` of one batch. `model`: a SpikingBert, or a module that contains one; it is run in
-    evaluation mode, without gradients, and left in the mode that it had."""
+    """`SynapticOperations.compute()` of one batch. `model`: a SpikingBert, or a module that contains
+    one, which is run without gradients."""
     metric = SynapticOperations().to(batch["input_ids"].device)
     metric.update(model, batch)
     return metric.compute()
-
-
-@torch.no_grad()
-def spike_counts(student: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Spikes over real tokens of each spiking layer, `Outputs.counts`, in evaluation mode."""
-    was_training = student.training
-    student.eval()
-    counts = infer(student, **given(batch)).counts
-    student.train(was_training)
-    return counts

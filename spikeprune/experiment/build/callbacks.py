@@ -14,7 +14,7 @@ from spikeprune.experiment.build.networks import teacher_shape
 from spikeprune.experiment.context import RunContext
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.kernels.cuda_graphs import GraphedNorms
-from spikeprune.pruning.budget_report import cost_in_unit
+from spikeprune.pruning.budget import cost_in_unit
 from spikeprune.training import distributed
 from spikeprune.training.callbacks.budget import BudgetPruning
 from spikeprune.training.callbacks.finite import StopOnNonFinite

@@ -21,7 +21,7 @@ from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.teacher import Teacher
 from spikeprune.training import distributed
 from spikeprune.training.modules.student import DistillationModule
-from spikeprune.training.modules.teacher import TeacherModule
+from spikeprune.training.modules.task import TeacherModule
 from spikeprune.training.objective import LossWeights
 from spikeprune.training.optimizer import Optimization
 

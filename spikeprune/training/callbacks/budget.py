@@ -13,16 +13,15 @@ from spikeprune.cost.energy_models import ENERGY_MODELS
 from spikeprune.cost.shapes import Shape
 from spikeprune.errors import InputError, is_share, known
 from spikeprune.models import shape as shapes
-from spikeprune.pruning.budget_report import TOLERANCE, budget_record, goal_of, in_words, shortfall
-from spikeprune.pruning.cost_meter import TARGETS, CostMeter
+from spikeprune.pruning.budget import TARGETS, TOLERANCE, CostMeter, goal_of, in_words, shortfall
 from spikeprune.pruning.gates import KINDS
 from spikeprune.pruning.statistics import collect
 from spikeprune.training import distributed
-from spikeprune.training.additions import AdditionsTerm
 from spikeprune.training.callbacks.schedule import EpochSchedule, adopt, agreed, last_decision
 from spikeprune.training.gates import Gates
 from spikeprune.training.hardening import Hardening
 from spikeprune.training.losses import drawn_loss, falling
+from spikeprune.training.objective import AdditionsTerm
 from spikeprune.training.protocol import as_trained, cost_batches, decision_batches, forward_mode, student_of
 
 SENTENCES = 512  # training sentences that losses are estimated on
@@ -46,8 +45,8 @@ class BudgetPruning(EpochSchedule):
     - Up to epoch `end` units leave or return where the measured cost has moved too far; when the last epoch ends a
       remaining excess is removed.
 
-    target              one of `cost_meter.TARGETS`: ac (additions), energy, equal_bits (energy over that of the same
-                        network computed densely at equal bits) or latency
+    target              one of `pruning.budget.TARGETS`: ac (additions), energy, equal_bits (energy over that of the
+                        same network computed densely at equal bits) or latency
     share               of the reference's cost, to end with
     relative_to         dense (the dense teacher) or student (the uncompressed one)
     reference           the uncompressed student's cost in the meter's unit; None: its cost at the first decision
@@ -137,7 +136,7 @@ class BudgetPruning(EpochSchedule):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         student, batches = student_of(pl_module), trainer.num_training_batches
-        term = AdditionsTerm(shapes.student_shape(student), begin=0.0, end=0.0, fall=1.0)
+        term = AdditionsTerm(shapes.student_shape(student))
         epochs = FALL * (self.settle - self.begin) if self.learn else HOLD * trainer.max_epochs
         self.first, self.fall = self.begin * batches, max(1, round(epochs * batches))
         self.gates = Gates(
@@ -252,7 +251,7 @@ class BudgetPruning(EpochSchedule):
     def refuse_below(self, lowest: float) -> None:
         """Raises InputError where the goal is below `lowest`, the cost with every candidate removed."""
         if lowest > self.goal:
-            words = in_words(lowest, target=self.target, relative_to=self.relative_to, unit=self.unit, up=True)
+            words = in_words(lowest, target=self.target, relative_to=self.relative_to, unit=self.unit)
             raise InputError(
                 f"stages.budget.value = {self.share:g}: with everything removed that stages.budget.candidates "
                 f"[{', '.join(self.kinds)}] and the floors of {self.min_heads} heads and {self.min_ffn} neurons in "
@@ -260,19 +259,20 @@ class BudgetPruning(EpochSchedule):
             )
 
     def report(self, reported: float) -> dict[str, Any]:
-        """The stage's record of its budget. `reported`: the student's cost in the meter's unit on the dev split."""
+        """The stage's record of its budget, costs as shares of `unit`. `reported`: the student's cost in the meter's
+        unit on the dev split."""
         measured = self.meter.sentences if self.meter else self.measured
-        return budget_record(
-            target=self.target,
-            relative_to=self.relative_to,
-            share=self.share,
-            unit=self.unit,
-            goal=self.goal,
-            value=self.value,
-            reported=reported,
-            drift=self.drift,
-            why_not=shortfall(self.value, reported, goal=self.goal, start=self.start, sentences=measured),
-        )
+        return {
+            "target": self.target,
+            "of": self.relative_to,
+            "share": self.share,
+            "goal": self.goal / self.unit,
+            "reached": self.value / self.unit,
+            "reported": reported / self.unit,
+            "drift": self.drift,
+            "within": abs(reported / self.goal - 1) <= TOLERANCE,
+            "why_not": shortfall(self.value, reported, goal=self.goal, start=self.start, sentences=measured),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         state = {name: getattr(self, name) for name in self.STATE}

@@ -61,8 +61,7 @@ class SpatialPruning(EpochSchedule):
         scores = dict(zip(("heads", "ffn"), self.criterion(stats), strict=True))
         for name, target in self.targets.items():
             mask = getattr(student, name)
-            share = cubic(progress, 1.0, target)
-            keep = min(round(share * mask.numel()), int(mask.sum()))
+            keep = min(round(cubic(progress, target) * mask.numel()), int(mask.sum()))
             score = agreed(scores[name])  # every rank decides the same
             with torch.no_grad():
                 mask.copy_(keep_highest(score, mask, keep, floor=self.floors[name], scope=self.scope))

@@ -43,7 +43,7 @@ class SynapsePruning(EpochSchedule):
         student.synapses.apply_masks(student)
 
     def decide(self, trainer: L.Trainer, module: L.LightningModule, progress: float) -> None:
-        student, target = student_of(module), cubic(progress, 1.0, self.kept)
+        student, target = student_of(module), cubic(progress, self.kept)
         if target == 1.0:
             return
         with torch.no_grad():

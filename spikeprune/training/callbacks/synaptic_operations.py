@@ -93,15 +93,11 @@ class SynOpsLogger(L.Callback):
 
 def summed(ops: Operations) -> Operations:
     """The operations of all processes together."""
-    if distributed.world() == 1:
-        return ops
     samples = distributed.total(torch.tensor(float(ops.samples), dtype=torch.float64, device=ops.ac.device))
     return ops.mapped(distributed.total, samples=int(samples))
 
 
 def summed_activity(activity: Activity) -> Activity:
     """The activity in all processes together."""
-    if distributed.world() == 1:
-        return activity
     sums = ({name: distributed.total(n) for name, n in part.items()} for part in (activity.spikes, activity.places))
     return Activity(*sums)

@@ -1,4 +1,5 @@
-"""The common base of the LightningModules of teacher and student: the training step, and quality on dev splits."""
+"""The common base of the LightningModules of teacher and student, with the training step and quality on dev splits; and
+the teacher's."""
 
 from __future__ import annotations
 
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from spikeprune.config.tasks import Task
-from spikeprune.models.outputs import Outputs
-from spikeprune.training import distributed
+from spikeprune.models.outputs import INPUTS, Outputs
+from spikeprune.models.teacher import Teacher
+from spikeprune.training import distributed, losses
 from spikeprune.training.metrics import main_metric, task_metrics
+from spikeprune.training.objective import whole_batch
 from spikeprune.training.optimizer import Optimization, adamw
 
 
@@ -81,12 +84,11 @@ class TaskModule(L.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         batch = self.augmented(batch)
         terms = self.loss_terms(batch) if self.graphed is None else self.graphed(batch, self.python_state())
-        self.terms = {
-            name: term.detach() for name, term in terms.items()
-        }  # of this step; see training/callbacks/finite.py
+        self.terms = {name: term.detach() for name, term in terms.items()}  # see training/callbacks/finite.py
         # between two records nothing reads them, and Lightning takes longer over each than the GPU over a layer
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
-            logged = self.over_ranks(self.terms)
+            means = distributed.total(torch.stack(list(self.terms.values()))) / distributed.world()
+            logged = dict(zip(self.terms, means, strict=True))
             self.log("train/loss", logged.pop("loss"), prog_bar=True)
             self.log_dict({f"train/{name}": term for name, term in logged.items()})
             self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # of the weights
@@ -97,12 +99,6 @@ class TaskModule(L.LightningModule):
             super().backward(loss, *args, **kwargs)
         else:
             self.graphed.backward(loss)
-
-    def over_ranks(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Their means over the processes."""
-        return dict(
-            zip(values, distributed.total(torch.stack(list(values.values()))) / distributed.world(), strict=True)
-        )
 
     def on_validation_epoch_start(self) -> None:
         self.predicted = []
@@ -131,3 +127,24 @@ class TaskModule(L.LightningModule):
         found = {f"{prefix}{name}": float(value) for name, value in results.items()}
         self.dev_quality |= found
         self.log_dict({f"val/{name}": value for name, value in found.items()}, rank_zero_only=True)
+
+
+class TeacherModule(TaskModule):
+    """Fine-tunes the teacher on true labels."""
+
+    def __init__(self, teacher: Teacher, **common):
+        super().__init__(**common)
+        self.teacher = teacher
+
+    def infer(self, batch: Mapping[str, Tensor]) -> Outputs:
+        return self.teacher(*(batch[name] for name in INPUTS))
+
+    def models(self) -> list[nn.Module]:
+        return [self.teacher]
+
+    def loss_terms(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        logits = self.infer(batch).logits.float()
+        weights = self.class_weights
+        loss = losses.hard_loss(logits, batch["labels"], regression=self.task.regression, weights=weights).mean()
+        terms = whole_batch({"hard": loss}, batch)
+        return {"loss": terms["hard"], **terms}

@@ -85,8 +85,8 @@ class StopOnNonFinite(L.Callback):
         self.gradients = list(named), self.norms(list(named.values())) if named else None
 
     def weights(self) -> Tensor:
-        """The largest magnitude in each that learns, float64 `[n]`."""
-        return self.sizes(list(self.learning.values())).double()
+        """The largest magnitude in each that learns, `[n]`."""
+        return self.sizes(list(self.learning.values()))
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any) -> None:
@@ -94,13 +94,13 @@ class StopOnNonFinite(L.Callback):
         terms = getattr(pl_module, "terms", None) or {"loss": outputs["loss"].detach()}
         terms = sorted(terms.items(), key=lambda term: term[0] == "loss")  # the sum after what made it bad
         names = [("loss term" if name != "loss" else "loss", name) for name, _ in terms]
-        parts = [torch.stack([term.double() for _, term in terms])]
+        parts = [torch.stack([term for _, term in terms])]
         if norms is not None:
             names += [("gradient", name) for name in grads] + [("gradient norm", "")]
-            parts += [norms.double(), norms.norm().double()[None]]
+            parts += [norms, norms.norm()[None]]
         names += [("weight", name) for name in self.learning]
         parts.append(self.weights())
-        self.rows.append(Row(step, names, torch.cat(parts)))
+        self.rows.append(Row(step, names, torch.cat(parts).double()))
         if (step + 1) % self.every == 0:
             self.look()
 

@@ -86,9 +86,7 @@ def run(seeds: list[int], names: list[str], overrides: list[str], tag: str = "")
         for name in names:
             own = [f"ablation={name}", f"seed={seed}", scalars.of_path("run.dir", root / f"s{seed}" / name)]
             own.append(scalars.of_path("run.start_from", shared))
-            plans[name, seed] = load(
-                GLUE, [*fitting(overrides, stages[name]), *own]
-            )  # all of them are read before the first one runs
+            plans[name, seed] = load(GLUE, [*fitting(overrides, stages[name]), *own])  # all before the first one runs
 
     from spikeprune.experiment import pipeline
 

@@ -72,7 +72,7 @@ def _predict(args: argparse.Namespace) -> None:
     which = {"stage": args.stage, "compacted": args.compact, "runtime": args.runtime}
     if args.glue_test:
         if args.file or args.cost:
-            raise InputError("--glue-test answers GLUE's test splits, without --file and --cost; leave them out")
+            raise InputError("--glue-test predicts GLUE's test splits, without --file and --cost; leave them out")
         from spikeprune.experiment import submission
 
         lines = submission.submit([args.run, *args.texts], args.data, args.out, args.zip, **which)
@@ -166,7 +166,7 @@ def _stopped(stop: signals.Stopped) -> int:
         return 0
     print(f"stopped by {stop.signal.name}: {streams.RESUMES}", file=sys.stderr)
     job = slurm_job.own_job()
-    if job and stop.signal is signals.COME_BACK:
+    if job and stop.signal is signals.REQUEUE:
         print(f"job {job[0]} is requeued", file=sys.stderr, flush=True)  # while there is time to say so
         if refused := slurm_job.requeue(job[0]):
             print(f"job {job[0]} is not requeued: {refused}", file=sys.stderr)

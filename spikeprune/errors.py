@@ -50,7 +50,14 @@ def known(what: str, name: str, choices) -> None:
         raise ValueError(f"unknown {what} {name!r}; known: {nearest(name, choices)}")
 
 
-def is_share(what: str, value: float) -> None:
+def check_share(what: str, value: float) -> None:
     """Raises ValueError unless `value` is a share that can be kept."""
-    if not 0 <= value <= 1:
-        raise ValueError(f"{what} = {value}: must be from 0 to 1, the share that is kept")
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"{what} = {value!r}: must be from 0 to 1, the share that is kept")
+
+
+def check_counts(least: int, **values: int) -> None:
+    """Raises ValueError unless all of the `values` are whole numbers of at least `least`."""
+    for name, value in values.items():
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} = {value!r}: must be a whole number of at least {least}")

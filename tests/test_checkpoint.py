@@ -18,7 +18,7 @@ from spikeprune.data.tokenizer import train_wordpiece
 from spikeprune.errors import InputError
 from spikeprune.experiment.build.networks import student_values
 from spikeprune.experiment.context import check_fit, tokens_of, types_of
-from spikeprune.models.checkpoint_facts import label_names, label_order, read_config
+from spikeprune.models.checkpoint_config import label_names, label_order, read_config
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.teacher import Teacher, copy_encoder
 from tests.micro import GLUE

@@ -22,7 +22,8 @@ from spikeprune.models.teacher import Teacher, scratch_config
 from spikeprune.training.metrics import task_metrics
 from spikeprune.training.modules.student import DistillationModule
 from spikeprune.training.modules.task import TaskModule, TeacherModule
-from spikeprune.training.objective import MEAN_OVER, LossWeights
+from spikeprune.training.objective import TERMS as REGISTERED
+from spikeprune.training.objective import LossWeights
 from spikeprune.training.optimizer import Optimization
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -123,7 +124,7 @@ def test_the_mean_gradient_of_the_parts_is_that_of_the_batch(losses, world) -> N
     assert any(g.abs().max() > 1e-6 for g in whole)
     for a, b in zip(added, whole, strict=True):
         torch.testing.assert_close(a / world, b, rtol=1e-4, atol=1e-8)  # the logits' losses are in float32
-    assert set(MEAN_OVER) == {next(iter(term)) for term in TERMS}
+    assert set(REGISTERED) == {next(iter(term)) for term in TERMS}
 
 
 def answers(name: str) -> tuple[torch.Tensor, torch.Tensor]:

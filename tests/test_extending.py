@@ -1,6 +1,8 @@
-"""A criterion, a neuron, a task and a callback, each added as docs/extending.md says: one function, one entry."""
+"""Criteria, a neuron, a loss term, a task and a callback, added as docs/extending.md says: one function, one entry."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import pytest
 import test_contracts
@@ -11,11 +13,13 @@ from tiny_data import raw_of
 
 from spikeprune import SpatialPruning, TemporalPruning, count_operations
 from spikeprune.config.tasks import TASKS, Task
+from spikeprune.models.shape import student_shape
 from spikeprune.pruning.criteria import CRITERIA, TEMPORAL_CRITERIA
 from spikeprune.pruning.statistics import Statistics, TemporalStatistics
 from spikeprune.snn.neurons import NEURONS, Neuron
 from spikeprune.training.callbacks.schedule import EpochSchedule
 from spikeprune.training.metrics import main_metric, task_metrics
+from spikeprune.training.objective import SENTENCES, TERMS, Computed, LossWeights, Objective, Term
 from spikeprune.training.protocol import student_of
 
 
@@ -58,6 +62,26 @@ def test_a_neuron(coding, monkeypatch) -> None:
     test_contracts.test_trains_with_the_spiking_forward("hard_ternary", coding, "spikes")
     test_contracts.test_padding_and_neighbours_change_nothing("hard_ternary", coding, "spikes")
     assert count_operations(make(spikes="hard_ternary", coding=coding), sentences())["ac"] > 0
+
+
+def test_a_loss_term(monkeypatch) -> None:
+    def confident(objective: Objective, x: Computed) -> torch.Tensor:
+        """Mean entropy of the student's predictions."""
+        return torch.distributions.Categorical(logits=x.outputs.logits.float()).entropy().mean()
+
+    @dataclass
+    class Weights(LossWeights):
+        confident: float = 0.5
+
+    monkeypatch.setitem(TERMS, "confident", Term(confident, SENTENCES))
+    student, batch = make(), sentences()
+    objective = Objective(Weights(), layer_map=[0, 1], shape=student_shape(student), regression=False)
+    outputs = student(**batch)
+    terms = objective(batch, outputs, student, objective.teacher_outputs(batch, teacher=None))
+    probabilities = outputs.logits.softmax(-1)
+    entropy = -(probabilities * probabilities.log()).sum(-1).mean().item()
+    assert list(terms) == ["confident"] and objective.reads == set()
+    assert objective.total(terms).item() == pytest.approx(entropy / 2)
 
 
 def test_a_task(tmp_path, monkeypatch) -> None:

@@ -32,7 +32,7 @@ from spikeprune.errors import InputError
 from spikeprune.experiment import pipeline
 from spikeprune.experiment.context import check_fit, types_of
 from spikeprune.experiment.evaluation import evaluate
-from spikeprune.models.checkpoint_facts import read_config
+from spikeprune.models.checkpoint_config import read_config
 from spikeprune.models.compaction import compact, compacted, scatter_into
 from spikeprune.models.conversion import from_bert
 from spikeprune.models.families import FAMILIES, architecture, family_of, longest_text

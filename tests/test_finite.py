@@ -153,7 +153,7 @@ def test_a_scaler_may_skip_steps_but_not_for_ever(tmp_path, looks) -> None:
 
 
 def test_outputs_that_are_not_finite_name_their_split(tmp_path) -> None:
-    with pytest.raises(InputError, match="stage temporal: 4 answers to the split 'two' are not finite"):
+    with pytest.raises(InputError, match="stage temporal: 4 predictions of the split 'two' are not finite"):
         fit(tmp_path, Toy({"answer": {0}}))
 
 
@@ -190,9 +190,9 @@ def test_a_gradient_whose_norm_overflows_is_no_harmless_one() -> None:
 
 
 def test_pruning_is_not_decided_by_scores_that_are_nan() -> None:
-    assert torch.equal(schedule.agreed(torch.ones(2)), torch.ones(2))
+    assert torch.equal(schedule.finite_mean(torch.ones(2)), torch.ones(2))
     with pytest.raises(InputError, match="would be decided by is not finite"):
-        schedule.agreed(torch.tensor([1.0, math.nan]))
+        schedule.finite_mean(torch.tensor([1.0, math.nan]))
 
 
 def test_what_a_stage_measured_must_be_finite() -> None:

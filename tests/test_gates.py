@@ -13,6 +13,7 @@ from test_meter import TEACHER, meter
 from spikeprune.config.schema import Config, Stage
 from spikeprune.errors import InputError
 from spikeprune.experiment.build.callbacks import budget
+from spikeprune.models.outputs import inputs_of
 from spikeprune.models.shape import student_shape
 from spikeprune.pruning.budget import TOLERANCE
 from spikeprune.pruning.gates import (
@@ -25,7 +26,6 @@ from spikeprune.pruning.gates import (
     settled_gate,
     shorten,
 )
-from spikeprune.pruning.statistics import given
 from spikeprune.snn.call import shorter
 from spikeprune.training.callbacks.budget import BudgetPruning
 from spikeprune.training.gates import Gates
@@ -44,7 +44,7 @@ def tokens(batch) -> torch.Tensor:
 
 
 def gated(student, mine: Gates, batch):
-    return student(**given(batch), rate=True, **mine.relaxed())
+    return student(**inputs_of(batch), rate=True, **mine.relaxed())
 
 
 def close(mine: Gates, heads=(), ffn=(), steps=()) -> None:
@@ -74,13 +74,13 @@ def test_certain_gates_compute_the_pruned_student(coding) -> None:
     mode = "equilibrium" if coding == "accumulate" else "spiking"
     mine = gates(student)
     close(mine, heads=[1, 4], ffn=[0, 5, F + 3], steps=[1])
-    found = student(**given(batch), mode=mode, rate=True, **mine.relaxed())
+    found = student(**inputs_of(batch), mode=mode, rate=True, **mine.relaxed())
     cost = mine.cost(found, tokens(batch))
     student.heads.view(-1)[[1, 4]] = 0
     student.ffn.view(-1)[[0, 5, F + 3]] = 0
     shorten(student, [1])
     assert student.steps == [4, 3, 2]
-    wanted = student(**given(batch), mode=mode, rate=True)
+    wanted = student(**inputs_of(batch), mode=mode, rate=True)
     torch.testing.assert_close(found.logits, wanted.logits)
     mine.learning = False
     assert mine.relaxed() == {}
@@ -95,7 +95,7 @@ def test_without_steps_the_expected_cost_is_the_counted_one() -> None:
     cost = mine.cost(gated(student, mine, batch), tokens(batch))
     set_masks(student, open_probability(mine.log_alpha.detach())[: H * L + F * L].round())
     assert student.heads.sum() == L * H - 2 and student.ffn.sum() == L * F - 3
-    wanted = mine.term.expected(student, student(**given(batch), rate=True), tokens(batch))
+    wanted = mine.term.expected(student, student(**inputs_of(batch), rate=True), tokens(batch))
     torch.testing.assert_close(cost, wanted)
 
 
@@ -117,7 +117,7 @@ def test_gradients_of_gates_are_those_of_finite_differences(kind) -> None:
     mine.noise.uniform_(0.2, 0.5)
     with torch.no_grad():
         mine.log_alpha.uniform_(-0.5, 0.5)
-        mine.price.fill_(0.7)
+        mine.multiplier.fill_(0.7)
         mine.target.fill_(0.03)
     outputs = gated(student, mine, batch)
     outputs.rates = {name: rate.detach() for name, rate in outputs.rates.items()}
@@ -126,7 +126,7 @@ def test_gradients_of_gates_are_those_of_finite_differences(kind) -> None:
     def penalty() -> torch.Tensor:
         return mine.penalty(outputs, tokens(batch))
 
-    assert torch.autograd.grad(penalty(), mine.price)[0] == pytest.approx(
+    assert torch.autograd.grad(penalty(), mine.multiplier)[0] == pytest.approx(
         (mine.cost(outputs, tokens(batch)) / mine.target).log().item()
     )
     (slope,) = torch.autograd.grad(penalty(), mine.log_alpha)
@@ -146,12 +146,12 @@ def test_the_gradient_of_a_gate_of_steps_is_what_the_steps_change() -> None:
     student, batch = make(2, (4, 4, 4)), batches()[0]
     layer = student.embedding.neurons
     steps = torch.tensor([0.3, 1.0, 1.0]).double().requires_grad_()
-    value = student(**given(batch), steps=steps).hidden[0]
+    value = student(**inputs_of(batch), steps=steps).hidden[0]
     weights = torch.randn_like(value)
     (slope,) = torch.autograd.grad((value * weights).sum(), steps)
-    whole, short = (student(**given(batch)).hidden[0], None)
+    whole, short = (student(**inputs_of(batch)).hidden[0], None)
     student.set_t_steps([3, 4, 4])
-    short = student(**given(batch)).hidden[0]
+    short = student(**inputs_of(batch)).hidden[0]
     torch.testing.assert_close(value, short + 0.3 * (whole - short))
     assert slope[0].item() == pytest.approx(((whole - short) * weights).sum().item())
     assert layer.log_theta.grad is None
@@ -188,9 +188,9 @@ def test_folded_gates_compute_the_same() -> None:
         mine.log_alpha.uniform_(-0.6, 2.0)
     heads, ffn, steps = mine.settled()
     assert 0.1 < min(heads.min(), ffn.min()) and heads.max() < 1 and (steps == 1).all()
-    wanted = student(**given(batch), heads=heads[None], ffn=ffn[None]).logits
+    wanted = student(**inputs_of(batch), heads=heads[None], ffn=ffn[None]).logits
     mine.fold()
-    torch.testing.assert_close(student(**given(batch)).logits, wanted)
+    torch.testing.assert_close(student(**inputs_of(batch)).logits, wanted)
 
 
 # ----------------------------------------------------------------------------------------------------------- callback
@@ -263,7 +263,7 @@ def test_the_goal_is_met_and_kept(kinds) -> None:
     assert meter().value(module.student) == mine.value <= goal
     assert not mine.gates.learning and set(masks_of(module.student).tolist()) <= {0.0, 1.0}
     assert ("steps" in kinds) or module.student.steps == [4, 4, 4]
-    assert mine.gates.price > 0 and module.logged["compress/price"] == pytest.approx(mine.gates.price.item())
+    assert module.logged["compress/multiplier"] == mine.gates.multiplier > 0
     assert mine.report(mine.value)["goal"] == pytest.approx(goal)
 
 
@@ -291,11 +291,11 @@ def test_a_resumed_stage_is_the_undisturbed_one() -> None:
         fit(again, resumed, range(cut, EPOCHS))
         for name, wanted in state(plain).items():
             assert torch.equal(state(again)[name], wanted), name
-        assert torch.equal(resumed.gates.price, first.gates.price) and resumed.value == first.value
+        assert torch.equal(resumed.gates.multiplier, first.gates.multiplier) and resumed.value == first.value
 
 
 def test_final_masks_stay_without_gates() -> None:
-    """As in fine-tuning: nothing is drawn, the price keeps firing at the goal."""
+    """As in fine-tuning: nothing is drawn, the multiplier keeps firing at the goal."""
     module = Learning(make(1))
     module.student.ffn[:, 20:] = 0
     goal = 0.99 * meter().value(module.student)
@@ -310,12 +310,13 @@ def test_a_module_without_gates_is_told() -> None:
         callback(0.1).setup(trainer, Module(make()), "fit")
 
 
-@pytest.mark.parametrize(("epochs", "when"), [(8, (0, 4, 5)), (3, (0, 1, 1)), (1, (0, 0, 0)), (20, (0, 10, 14))])
+@pytest.mark.parametrize(("epochs", "when"), [(8, (0, 4, 5)), (3, (0, 1, 1)), (1, (0, 1, 0)), (20, (0, 10, 14))])
 def test_when_it_decides(epochs, when, monkeypatch) -> None:
     monkeypatch.setattr("spikeprune.experiment.build.callbacks.teacher_shape", lambda _: TEACHER)
     config, bert = Config(), SimpleNamespace(intermediate_size=F)
     config.stages.budget.value = 0.1
     context = SimpleNamespace(config=config, stage=lambda _: Stage(epochs=epochs), teacher_config=bert)
     (made,) = budget(context, "finetune")
-    assert (made.begin, made.settle, made.end) == when and not made.learn
+    made.setup(SimpleNamespace(max_epochs=epochs), Learning(make()), "fit")
+    assert (made.begin, made.settle, made.last) == when and not made.learn
     assert budget(context, "budget")[0].learn

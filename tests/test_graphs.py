@@ -128,9 +128,9 @@ def test_graphed_steps_learn_gates_as_plain_ones(coding: str) -> None:
         made.gates.aim(0.5 - 0.02 * step)
         here, found = batch(16, step), []
         for terms in (made.loss_terms, lambda b: made.graphed(b, made.python_state())):
-            made.gates.price.grad = made.gates.log_alpha.grad = None
+            made.gates.multiplier.grad = made.gates.log_alpha.grad = None
             here_found = learnt(made, here, terms, None)
-            gates = {name: getattr(made.gates, name).grad for name in ("price", "log_alpha")}
+            gates = {name: getattr(made.gates, name).grad for name in ("multiplier", "log_alpha")}
             found.append({**here_found, **{name: g.clone() for name, g in gates.items() if g is not None}})
         assert list(found[0]) == list(found[1]) and ("log_alpha" in found[0]) == made.gates.learning
         for name, expected in found[0].items():

@@ -14,8 +14,7 @@ from tiny_data import mrpc as mrpc
 from tiny_data import tokenizer as tokenizer
 
 from spikeprune.config.schema import Config, Stage
-from spikeprune.data.batching import BatchLoader, encode
-from spikeprune.data.glue import GlueData
+from spikeprune.data.batching import BatchLoader, TaskData, encode
 from spikeprune.errors import InputError
 from spikeprune.experiment.build import modules
 
@@ -153,7 +152,7 @@ class Recorder(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(data: GlueData, root: Path, *, checkpoint: str | None = None) -> list[tuple[int, int]]:
+def fit(data: TaskData, root: Path, *, checkpoint: str | None = None) -> list[tuple[int, int]]:
     module = Recorder()
     saver = ModelCheckpoint(dirpath=root, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     trainer = lightning.Trainer(

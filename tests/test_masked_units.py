@@ -13,10 +13,10 @@ from spikeprune.cost.shapes import Shape
 from spikeprune.models.compaction import COLUMNS, ROWS, THETAS, compacted
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.teacher import Teacher, scratch_config
-from spikeprune.models.variants import deaden, variant
+from spikeprune.models.variants import calibrate_dead_zones, variant
 from spikeprune.pruning.statistics import collect, convergence_profile
 from spikeprune.training.losses import scores_loss
-from spikeprune.training.objective import MEAN_OVER, LossWeights, Objective
+from spikeprune.training.objective import TERMS, LossWeights, Objective
 
 KINDS = [{}, {"spikes": "ternary_scaled"}, {"theta": "tensor", "query": "spiking"}, {"weights": "ternary"}]
 KINDS += [{"coding": "running_mean"}, {"coding": "per_step", "query": "spiking", "residual": "membrane"}]
@@ -84,7 +84,7 @@ def silent(student: SpikingBert, gradients: dict[str, torch.Tensor]) -> None:
 
 
 @pytest.mark.parametrize("options", KINDS, ids=str)
-@pytest.mark.parametrize("term", MEAN_OVER)
+@pytest.mark.parametrize("term", TERMS)
 def test_no_loss_has_anything_of_them(term, options) -> None:
     student = masked(**options)
     loss, gradients = learnt(student, term)
@@ -133,7 +133,7 @@ def test_no_calibration_has_anything_of_them() -> None:
     other, here = scrambled(student), sentences()
     for net in (student, other):
         net(**here, mode="calibrate", percentile=60.0)
-        deaden(net, here, 30.0)
+        calibrate_dead_zones(net, here, 30.0)
     widths = {name: len(spiking_layer.dead_zone.edge) for name, spiking_layer in student.spiking_layers().items()}
     kept = kept_channels(widths, heads=student.heads, ffn=student.ffn)
     for name, spiking_layer in student.spiking_layers().items():

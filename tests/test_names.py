@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from students import make, sentences
@@ -14,12 +12,14 @@ from spikeprune.config.tasks import get_task
 from spikeprune.cost.summary import latency_stages, latency_steps
 from spikeprune.data.glue import load_raw
 from spikeprune.errors import InputError
+from spikeprune.experiment.prediction import open_predictor
 from spikeprune.kernels import attach
 from spikeprune.models.inference import infer
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.pruning.schedules import keep_highest
 from spikeprune.snn.neurons import LONGEST
 from spikeprune.training.callbacks.budget import BudgetPruning
+from spikeprune.training.callbacks.quantization import WeightQuantization
 from spikeprune.training.callbacks.spatial import SpatialPruning
 from spikeprune.training.callbacks.temporal import TemporalPruning
 from spikeprune.training.modules.student import DistillationModule
@@ -66,6 +66,9 @@ CHOICES = [
     ("criterion", lambda: TemporalPruning(**{**TEMPORAL, **BATCHES, "criterion": WRONG}), "uniform, convergence"),
     ("target", lambda: BudgetPruning(**{**JOINT, "target": WRONG}), "ac, energy, equal_bits, latency"),
     ("relative_to", lambda: BudgetPruning(**{**JOINT, "relative_to": WRONG}), "dense, student"),
+    ("model", lambda: BudgetPruning(**{**JOINT, "model": WRONG}), "convention, fp32"),
+    ("weights", lambda: WeightQuantization(WRONG), "binary, ternary, int8"),
+    ("runtime", lambda: open_predictor("no run", runtime=WRONG), "torch, c"),
     ("candidate", lambda: BudgetPruning(**{**JOINT, "candidates": [WRONG]}), "heads, ffn, steps"),
     ("data.source", lambda: load_raw(**RAW, source=WRONG), "auto, hub, dir, embedded"),
 ]
@@ -97,7 +100,7 @@ def test_the_longest_train_of_a_configuration_is_the_longest_that_is_simulated()
 
 
 def test_the_right_names_are_taken() -> None:
-    assert SimpleNamespace(**vars(SpatialPruning(**SPATIAL, **BATCHES))).scope == "global"
+    assert SpatialPruning(**SPATIAL, **BATCHES).scope == "global"
     TemporalPruning(**TEMPORAL, **BATCHES)
     BudgetPruning(**JOINT)
     infer(make(), **sentences())

@@ -1,4 +1,4 @@
-"""Teachers of other architectures than the BERT family's, which teach their answers alone."""
+"""Teachers of other architectures than the BERT family's, which teach their logits alone."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_its_logits_are_those_of_transformers(kind, tmp_path) -> None:
     assert not any(module.p for module in teacher.modules() if isinstance(module, torch.nn.Dropout))
     for found in (teacher.freeze(), pickle.loads(pickle.dumps(teacher))):
         torch.testing.assert_close(found(**batch()).logits, wanted.flip(-1))
-    with pytest.raises(ValueError, match="teaches answers alone"):
+    with pytest.raises(ValueError, match="teaches logits alone"):
         teacher(**batch(), hidden=True)
 
 

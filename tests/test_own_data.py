@@ -16,7 +16,7 @@ from own import COLUMNS, MOODS, write_reviews, write_scores
 from spikeprune.config.load import load
 from spikeprune.config.tasks import TRAIN, VALIDATION, custom_task, get_task
 from spikeprune.data.batching import encode
-from spikeprune.data.classes import class_weights, infer
+from spikeprune.data.classes import class_weights, infer_classes
 from spikeprune.data.description import classes, cut
 from spikeprune.data.own import Columns, load_own
 from spikeprune.data.raw import RawData
@@ -116,7 +116,7 @@ def test_a_hub_data_set_names_its_classes(tmp_path, monkeypatch) -> None:
 )
 def test_what_labels_are(labels, metrics, found) -> None:
     spelt = ["true" if label is True else "false" if label is False else label for label in labels]
-    assert infer(spelt, metrics, str) == found
+    assert infer_classes(spelt, metrics, str) == found
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_what_labels_are(labels, metrics, found) -> None:
 )
 def test_labels_that_tell_nothing_are_refused(labels, metrics, message) -> None:
     with pytest.raises(InputError, match=message):
-        infer(labels, metrics, str)
+        infer_classes(labels, metrics, str)
 
 
 # -------------------------------------------------------------------------------------------------------------- refused

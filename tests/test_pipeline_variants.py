@@ -19,7 +19,7 @@ from spikeprune.errors import InputError
 from spikeprune.experiment import evaluation, pipeline
 from spikeprune.experiment.measurement import check_teacher
 from spikeprune.experiment.run_directory import RunDirectory
-from spikeprune.training.callbacks.synaptic_operations import SynOpsLogger
+from spikeprune.training.callbacks.cost_logger import CostLogger
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -87,7 +87,7 @@ def test_generated_data_are_never_called_glue(tmp_path, monkeypatch) -> None:
 
 def test_operations_are_counted_on_the_first_dev_split_alone() -> None:
     """Where the teacher's are; MNLI's second split would be averaged in."""
-    counter = SynOpsLogger(teacher_shape=None, model="convention")
+    counter = CostLogger(teacher_shape=None, model="convention")
     counter.on_validation_batch_end(None, None, None, None, 0, dataloader_idx=1)
     assert counter.ops is None
 

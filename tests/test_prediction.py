@@ -365,7 +365,7 @@ def test_submission_files_are_refused_in_a_sentence(tmp_path, monkeypatch, capsy
     for words, message in (
         (["mnli", *data, *out], "MNLI-m.tsv: exists"),
         (["rte", *data, *out], "test.tsv: is missing"),
-        (["mnli", "x/mnli", *data, "--zip", str(tmp_path / "a.zip")], "MNLI-m.tsv is in another run's answers already"),
+        (["mnli", "x/mnli", *data, "--zip", str(tmp_path / "a.zip")], "MNLI-m.tsv is another run's already"),
         (["mnli", *data, *out, "--zip", "a.zip"], "--zip a.zip is given as well"),
     ):
         assert run(*words) == 2

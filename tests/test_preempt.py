@@ -161,7 +161,7 @@ def test_outside_a_run_the_signals_keep_their_meaning(tmp_path) -> None:
     before = [signal.getsignal(number) for number in signals.CODES]
     assert cli.main(["train", str(tmp_path / "no.yaml")]) == 2
     assert [signal.getsignal(number) for number in signals.CODES] == before
-    signals.insist()
+    signals.install_handlers()
     assert [signal.getsignal(number) for number in signals.CODES] == before
 
 

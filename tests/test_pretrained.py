@@ -21,7 +21,7 @@ from spikeprune.models.compaction import compact
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.quantization import QUANTIZERS
 from spikeprune.models.serialization import file_tensors, nbytes
-from spikeprune.models.variants import deaden
+from spikeprune.models.variants import calibrate_dead_zones
 from spikeprune.snn.coding import CODINGS
 from spikeprune.snn.neurons import NEURONS
 
@@ -53,7 +53,7 @@ def with_feedback() -> SpikingBert:
 
 def with_dead_zones() -> SpikingBert:
     student = prune(make(dead_zone=True))
-    deaden(student, sentences(), 60.0)
+    calibrate_dead_zones(student, sentences(), 60.0)
     return student
 
 
@@ -185,7 +185,7 @@ def test_texts_longer_than_the_positions_are_refused() -> None:
         ({"t_step": 3}, "did you mean t_steps?"),
         ({"spikes": "quaternary"}, "unknown spikes 'quaternary'"),
         ({"hidden_size": 15}, "does not describe the network in model.safetensors"),
-        ({"t_steps": [1, 2]}, "t_steps must be 3 numbers"),
+        ({"t_steps": [1, 2]}, "t_steps must be 3 whole numbers"),
         ({"num_attention_heads": 5}, "hidden size 12 is no multiple of 5 heads"),
         ({"leak": -1.0}, "leak must be above 0 and at most 1, got -1.0"),
         ({"leak": None}, "leak = None is no float"),

@@ -55,13 +55,17 @@ def speak(folder: Path) -> int:
     """What the ranks say to each other; run in each of them."""
     with processes.started(load(GLUE, [*micro(folder / "run"), "task=sst2", "run.devices=3"])):
         me = distributed.rank()
-        assert (distributed.world(), distributed.gather(me), distributed.first(lambda: me)) == (3, [0, 1, 2], 0)
+        assert (distributed.world(), distributed.gather(me), distributed.from_rank_zero(lambda: me)) == (
+            3,
+            [0, 1, 2],
+            0,
+        )
         assert distributed.total(torch.tensor([float(me), 1.0])).tolist() == [3.0, 3.0]
         means = distributed.gather(distributed.mean(torch.tensor([0.1, 0.7]) * (me + 0.3)).tolist())
         assert means[0] == means[1] == means[2] == pytest.approx([0.13, 0.91])
-        distributed.same("word", "a word")
+        distributed.require_equal("word", "a word")
         try:
-            distributed.same(me // 2, "a number")
+            distributed.require_equal(me // 2, "a number")
         except RuntimeError as error:
             assert str(error) == "a number of rank 2 is not that of rank 0"
         else:
@@ -72,7 +76,7 @@ def speak(folder: Path) -> int:
         torch.manual_seed(5)
         assert me or torch.rand(()).item() == ranks_first_draw()
         try:
-            distributed.first(no_data)
+            distributed.from_rank_zero(no_data)
         except SystemExit as quietly:
             assert me and quietly.code == 0
         except InputError:

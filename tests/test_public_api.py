@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 from pathlib import Path
 
 import lightning as L
@@ -11,7 +12,7 @@ import pytest
 import students
 import torch
 from torch.utils.data import DataLoader
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 import spikeprune
 from spikeprune import (
@@ -195,16 +196,57 @@ def test_a_percentage_is_no_share(made) -> None:
         made(**{name: 50})
 
 
+BERT = BertForSequenceClassification(
+    BertConfig(vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+)
+
+
 def test_an_encoder_without_a_classifier_is_refused() -> None:
-    config = BertConfig(vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
     with pytest.raises(InputError, match="BertModel has no classifier"):
-        from_bert(BertModel(config), students.sentences())
+        from_bert(BertModel(BERT.config), students.sentences())
 
 
 def test_batches_of_another_kind_are_refused() -> None:
     rows = [(x["input_ids"], x["attention_mask"]) for x in loader().dataset]
-    with pytest.raises(InputError, match="must be mappings with input_ids, attention_mask"):
+    with pytest.raises(InputError, match="must be a mapping with input_ids and attention_mask .* not a list"):
         fit(Own(students.make(dtype=torch.float32)), SpatialPruning(heads=0.5, ffn=0.5), data=DataLoader(rows))
+
+
+WRONG = {
+    "heads = '0.5': must be from 0 to 1": lambda: SpatialPruning(heads="0.5"),
+    "min_ffn = -1: must be a whole number of at least 0": lambda: SpatialPruning(min_ffn=-1),
+    "batches = 0: must be a whole number of at least 1": lambda: MaskSearch(operations=0.5, batches=0),
+    "t_steps = 2.5: must be a whole number of at least 1": lambda: TemporalPruning(t_steps=2.5),
+    "block = 0: must be a whole number of at least 1": lambda: SynapsePruning(kept=0.5, block=0),
+    "sentences = 0: must be a whole number of at least 1": lambda: BudgetPruning(share=0.1, sentences=0),
+    "unknown weights 'int5'; known: binary, ternary, int8": lambda: WeightQuantization("int5"),
+    "t_steps must be 2 whole numbers of at least 1, got [2.5, 2.5]": lambda: from_bert(
+        BERT, students.sentences(), t_steps=2.5
+    ),
+    "a str is no model: load it by": lambda: from_bert("bert-base-uncased", students.sentences()),
+    "a batch must be a mapping with input_ids and attention_mask (and token_type_ids), not a dict with ids": lambda: (
+        from_bert(BERT, {"ids": torch.ones(2, 3).long()})
+    ),
+    "not a list: let the collate function": lambda: count_operations(students.make(), [1, 2]),
+    "a str is no network: give a SpikingBert": lambda: compact("runs/sst2"),
+}
+
+
+@pytest.mark.parametrize("sentence", WRONG)
+def test_a_wrong_argument_is_refused_in_a_sentence(sentence) -> None:
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        WRONG[sentence]()
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [SpatialPruning(heads=0.5), MaskSearch(operations=0.5), TemporalPruning(t_steps=1, criterion="sensitivity")],
+)
+def test_a_mean_is_no_loss_of_each_sample(callback) -> None:
+    module = Own(students.make(dtype=torch.float32))
+    module.sample_loss = lambda batch, outputs: hard_loss(outputs.logits, batch["labels"], regression=False).mean()
+    with pytest.raises(InputError, match=r"sample_loss returned \[\] and not \[3\], the loss of each sample"):
+        fit(module, callback)
 
 
 def test_training_without_an_end_needs_the_last_epoch() -> None:

@@ -18,7 +18,7 @@ from spikeprune.models.serialization import nbytes, stored_tensors
 from spikeprune.models.weights import acting_weight as acting_in
 from spikeprune.models.weights import codes as codes_in
 from spikeprune.pruning.statistics import collect
-from spikeprune.training.callbacks.synaptic_operations import SynOpsLogger
+from spikeprune.training.callbacks.cost_logger import CostLogger
 
 every = pytest.mark.parametrize("name", QUANTIZERS)
 
@@ -219,7 +219,7 @@ def test_a_folded_student_learns_and_is_not_the_plain_one() -> None:
 def test_bytes_are_counted_as_stored_and_operations_as_before() -> None:
     rows = {}
     for student in (make(), quantized("ternary", 0.9), quantized("ternary")):
-        counter, batch = SynOpsLogger(teacher_shape=SHAPE, model="convention"), batches((3,))[0]
+        counter, batch = CostLogger(teacher_shape=SHAPE, model="convention"), batches((3,))[0]
         with torch.no_grad():
             outputs = student.eval()(**inputs(batch), mode="spiking", count=True)
         module = SimpleNamespace(student=student, log_dict=lambda *_, **__: None)

@@ -15,7 +15,7 @@ from spikeprune import cli
 from spikeprune.config.load import load
 from spikeprune.cost.energy_models import ENERGY_MODELS
 from spikeprune.experiment import pipeline
-from spikeprune.experiment.page_data import answers
+from spikeprune.experiment.page_data import predictions
 from spikeprune.experiment.page_data.curves import curves
 from spikeprune.experiment.page_data.layers import layer_maps
 from spikeprune.experiment.page_data.raster import dots, spike_trains, token_rates
@@ -25,7 +25,7 @@ from spikeprune.report.page.markup import joined, table, tag
 from spikeprune.report.page.scale import log_ticks, short, ticks
 
 HOSTILE = "<script>alert(1)</script> \"' onload=x &amp; <b>good"
-SECTIONS = ["Stages", "Training", "Layers", "Energy", "Answers", "Spikes, word by word"]
+SECTIONS = ["Stages", "Training", "Layers", "Energy", "Predictions", "Spikes, word by word"]
 
 # ----------------------------------------------------------------------------------------------------------- by hand
 
@@ -47,7 +47,7 @@ def test_a_curve_has_the_mean_of_each_epoch_of_the_run() -> None:
 def test_the_confusion_and_the_scores_of_each_class() -> None:
     """True classes 0 0 0 1 1, answered 0 0 1 1 0."""
     logits, labels = torch.eye(3)[[0, 0, 1, 1, 0]].double(), torch.tensor([0, 0, 0, 1, 1])
-    found = answers.classified(logits, labels)
+    found = predictions.classified(logits, labels)
     assert found["confusion"] == [[2, 1, 0], [1, 1, 0], [0, 0, 0]]
     rows = [[row[key] for key in ("precision", "recall", "f1", "examples")] for row in found["classes"]]
     assert rows[0] == pytest.approx([2 / 3, 2 / 3, 2 / 3, 3])
@@ -58,15 +58,15 @@ def test_the_calibration_error_by_hand() -> None:
     """Ten answers at 0.75, five of them right, and two at 0.95, both right: 10/12 · 0.25 + 2/12 · 0.05."""
     p = torch.tensor([0.75] * 10 + [0.95] * 2, dtype=torch.float64)
     logits = torch.stack([p, 1 - p], 1).log()
-    found = answers.calibration(logits, torch.tensor([0] * 5 + [1] * 5 + [0] * 2))
+    found = predictions.calibration(logits, torch.tensor([0] * 5 + [1] * 5 + [0] * 2))
     assert found["ece"] == pytest.approx(10 / 12 * 0.25 + 2 / 12 * 0.05)
     assert [(one["count"], one["accuracy"]) for one in found["bins"]] == [(10, 0.5), (2, 1.0)]
 
 
 def test_the_worst_are_those_of_the_largest_error() -> None:
     logits, labels = torch.tensor([[2.0, 0.0], [0.0, 5.0], [0.0, 1.0]]), torch.tensor([0, 0, 0])
-    assert answers.hardest(answers.class_errors(logits, labels)) == [1, 2, 0]
-    found = answers.regressed(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
+    assert predictions.hardest(predictions.class_errors(logits, labels)) == [1, 2, 0]
+    found = predictions.regressed(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
     assert found["points"] == [(1.0, 1.0), (4.0, 2.0)] and found["rmse"] == pytest.approx(2**0.5)
 
 

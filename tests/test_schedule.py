@@ -155,3 +155,4 @@ def test_the_names_in_checks_are_those_of_the_registries() -> None:
     assert names.WEIGHTS == WEIGHTS
     assert names.NEURONS == tuple(NEURONS)
     assert names.CODINGS == tuple(CODINGS)
+    assert names.NOT_CONVERGING == tuple(name for name, coding in CODINGS.items() if not coding.converges)

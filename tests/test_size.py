@@ -57,7 +57,7 @@ def test_thresholds_per_tensor_and_a_spiking_query():
 
 def test_wrong_input_is_named():
     shape = Shape(hidden=2, heads=2, ffn=3, layers=1, classes=2)
-    with pytest.raises(ValueError, match="of 3 bits; known: 1, 2, 8"):
+    with pytest.raises(ValueError, match="of 3 bits; known: 1, 2, 4, 8"):
         model_bytes(shape=shape, bits=3)
     with pytest.raises(ValueError, match="masks are"):
         parameters(shape=shape, heads=torch.ones(1, 3), ffn=torch.ones(1, 3))

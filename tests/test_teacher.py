@@ -15,7 +15,7 @@ from transformers import (
 
 from spikeprune.config.tasks import get_task
 from spikeprune.errors import InputError
-from spikeprune.models.checkpoint_facts import read_config
+from spikeprune.models.checkpoint_config import read_config
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.teacher import Teacher, copy_encoder, scratch_config
 from spikeprune.training.modules.task import TeacherModule
@@ -212,7 +212,7 @@ def test_the_classifier_of_another_task_is_made_anew(tmp_path) -> None:
 
 
 BROKEN = [
-    (of_pictures, "'vit' model; a teacher is one of BERT, RoBERTa, MPNet, ELECTRA; for its answers alone any other"),
+    (of_pictures, "'vit' model; a teacher is one of BERT, RoBERTa, MPNet, ELECTRA; for its logits alone any other"),
     (lambda folder: str(folder / "nowhere"), "no model configuration at"),
     (empty, "no model configuration at"),
     (bad_json, "no model configuration at"),

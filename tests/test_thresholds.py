@@ -21,7 +21,7 @@ from spikeprune.experiment import pipeline
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.models.compaction import compact
 from spikeprune.models.shape import student_network
-from spikeprune.models.variants import deaden, variant
+from spikeprune.models.variants import calibrate_dead_zones, variant
 from spikeprune.snn.coding import CODINGS
 from spikeprune.snn.context import ForwardContext
 from spikeprune.snn.dead_zone import DeadZone
@@ -69,7 +69,7 @@ def test_more_silence_costs_less_energy_and_moves_the_output_further(coding) -> 
     plain, costs, shifts = student(**batch, mode="spiking").logits, [], []
     for percentile in (0, 20, 50, 80, 95):
         quiet = variant(student, dead_zone=True)
-        deaden(quiet, batch, percentile)
+        calibrate_dead_zones(quiet, batch, percentile)
         costs.append(convention_pj(quiet, batch))
         shifts.append((quiet(**batch, mode="spiking").logits - plain).abs().mean().item())
     assert shifts[0] == 0 and costs[0] == convention_pj(student, batch)
@@ -81,7 +81,7 @@ def test_more_silence_costs_less_energy_and_moves_the_output_further(coding) -> 
 @torch.no_grad()
 def test_the_given_share_is_silent_in_every_spiking_layer() -> None:
     student, batch = variant(make(3, (9, 9, 9)), dead_zone=True), sentences((8, 8, 8, 8))
-    deaden(student, batch, 60)
+    calibrate_dead_zones(student, batch, 60)
     seen = {}
     for name, spiking_layer in student.spiking_layers().items():
         forward = spiking_layer.dead_zone.forward
@@ -97,7 +97,7 @@ def test_the_given_share_is_silent_in_every_spiking_layer() -> None:
 def test_a_deadened_student_is_one_network(leak, tmp_path) -> None:
     """Simulated as in closed form, saved and loaded, pruned and compacted."""
     student, batch = variant(prune(make(3, (4, 3, 5), leak=leak)), dead_zone=True), sentences()
-    deaden(student, batch, 40)
+    calibrate_dead_zones(student, batch, 40)
     closed, simulated = student(**batch), student(**batch, mode="spiking")
     torch.testing.assert_close(simulated.logits, closed.logits)
     torch.testing.assert_close(compact(student)(**batch, mode="spiking").logits, simulated.logits)

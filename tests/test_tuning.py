@@ -41,7 +41,7 @@ def test_the_fit_is_the_least_squares_solution(layer, kind, residual) -> None:
         seen = []
         with torch.no_grad():
             for net in (student, whole):
-                found = mask_tuning.inputs_of(net, getattr(net.layers[layer], spiking_layer), batch, "equilibrium")
+                found = mask_tuning.reader_inputs(net, getattr(net.layers[layer], spiking_layer), batch, "equilibrium")
                 seen.append([x[real] for x in found])
         linear = getattr(whole.layers[layer], name)
         (x, residual), (x0, residual0) = seen
@@ -65,7 +65,7 @@ def test_the_fit_is_the_least_squares_solution(layer, kind, residual) -> None:
 @pytest.mark.parametrize("coding", ["accumulate", "running_mean", "per_step"])
 def test_real_masks_folded_into_weights_equal_real_masks(coding) -> None:
     student, _ = pruned_pair(coding)
-    factor = {name: torch.rand_like(mask) * 2 * mask for name, mask in kwon.masks_of(student)}
+    factor = {name: torch.rand_like(mask) * 2 * mask for name, mask in kwon.named_masks(student)}
     batch = inputs(batches((3,))[0])
     lent = {name: x.expand(3, -1, -1) for name, x in factor.items()}
     folded = copy.deepcopy(student)
@@ -94,7 +94,7 @@ def test_what_the_measured_loss_rises_with_is_left_out() -> None:
     before = {name: x.clone() for name, x in student.state_dict().items()}
     errors = mask_tuning.tune(student, whole, data, stay)
     assert all(was == after for was, after in errors)
-    blocks, alive = kwon.fisher_blocks(student, data, loss_of), dict(kwon.masks_of(whole))
+    blocks, alive = kwon.fisher_blocks(student, data, loss_of), dict(kwon.named_masks(whole))
     kwon.rearrange_measured(student, blocks, alive, lambda: kwon.loss_of(student, data, stay).item())
     assert all(torch.equal(x, before[name]) for name, x in student.state_dict().items())
     kwon.rearrange_measured(student, blocks, alive, lambda: 0.0)  # it would have changed something

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from spikeprune.config.tasks import get_task
-from spikeprune.data.glue import GlueData, RawData, load_raw
+from spikeprune.data.batching import TaskData
+from spikeprune.data.glue import load_raw
+from spikeprune.data.raw import RawData
 from spikeprune.data.tokenizer import train_wordpiece
 
 
@@ -17,8 +19,8 @@ def raw_of(name: str, source: str = "embedded", directory: Path | None = None, *
     return load_raw(task=get_task(name), source=source, directory=directory, **{**options, **changes})
 
 
-def glue(raw: RawData, tokenizer, *, batch_size: int = 16, seed: int = 3) -> GlueData:
-    return GlueData(
+def glue(raw: RawData, tokenizer, *, batch_size: int = 16, seed: int = 3) -> TaskData:
+    return TaskData(
         raw=raw, tokenizer=tokenizer, max_length=32, batch_size=batch_size, eval_batch_size=10, seed=seed
     )  # fmt: skip
 

@@ -35,11 +35,11 @@ from spikeprune.files.atomic import write_json
 from spikeprune.models.compaction import as_float, compact
 from spikeprune.models.inference import infer
 from spikeprune.models.modeling import SpikingBert
-from spikeprune.models.outputs import INPUTS, Outputs
+from spikeprune.models.outputs import Outputs, inputs_of
 from spikeprune.models.shape import student_operations
 from spikeprune.report.markdown import between, table
 from spikeprune.runtime import Session, to_bytes
-from spikeprune.runtime.session import Answer
+from spikeprune.runtime.session import SessionOutput
 
 KEPT, PAGE = Path(__file__).with_name("agreement.json"), ROOT / "docs" / "runtime.md"
 PARTS = ("whole", "each")  # the network on its own; each spiking layer given the Python network's spikes below
@@ -73,7 +73,7 @@ def compare(session: Session, student: SpikingBert, batches: Iterable[dict[str, 
 
 def answered(
     session: Session, batch: dict[str, Tensor], trains: dict[str, np.ndarray], part: str, row: dict[str, Any]
-) -> Answer:
+) -> SessionOutput:
     """The program's answer to a sentence. Counts in `row` the spikes that differ from `trains`; in the part `each` all
     spiking layers then go on with those."""
 
@@ -99,7 +99,7 @@ def spikes_of(network: SpikingBert, batch: dict[str, Tensor]) -> tuple[dict[str,
             trains[name] = (train.value[0] / module.theta * steps).round().to(torch.int8).numpy()
 
         handles.append(layer.register_forward_hook(note))
-    outputs = infer(network, *(batch[name] for name in INPUTS))
+    outputs = infer(network, **inputs_of(batch))
     for handle in handles:
         handle.remove()
     return trains, outputs

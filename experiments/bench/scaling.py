@@ -24,12 +24,11 @@ from experiments.bench import nets
 from experiments.bench.clock import synchronize
 from spikeprune.config.load import Config, load
 from spikeprune.config.tasks import TRAIN, get_task
-from spikeprune.data.batching import PAD_REPLAYED, PAD_TO, Batch, BatchLoader, Encoded
-from spikeprune.data.glue import GlueData
+from spikeprune.data.batching import PAD_REPLAYED, PAD_TO, Batch, BatchLoader, Encoded, TaskData
 from spikeprune.experiment import processes, streams
 from spikeprune.experiment.build import arithmetic
 from spikeprune.experiment.build.modules import loss_weights
-from spikeprune.experiment.build.trainers import CLIP, COMMON, QUIET
+from spikeprune.experiment.build.trainers import CLIP
 from spikeprune.experiment.summary import commit, hardware
 from spikeprune.experiment.terminal import quiet
 from spikeprune.files import jsonfile
@@ -41,7 +40,7 @@ from spikeprune.models.teacher import Teacher
 from spikeprune.training import distributed
 from spikeprune.training.callbacks.finite import StopOnNonFinite
 from spikeprune.training.callbacks.preempt import StopOnSignal
-from spikeprune.training.callbacks.schedule import adopt
+from spikeprune.training.callbacks.schedule import take_from_rank_zero
 from spikeprune.training.callbacks.spatial import SpatialPruning
 from spikeprune.training.lightning_patches import without_sigterm_broadcast
 from spikeprune.training.modules.student import DistillationModule
@@ -93,7 +92,7 @@ class Source:
         return iter(self.loader) if self.ready is None else iter(self.ready)
 
 
-class Sentences(GlueData):
+class Sentences(TaskData):
     """`count` random sentences of `size`'s vocabulary, their lengths about those of SST-2: a median of 10 tokens with
     the special ones, a mean of 13, at most 64. The same in every process."""
 
@@ -159,7 +158,7 @@ def decided(trainer: L.Trainer, module: DistillationModule) -> dict[str, Any]:
             mask.fill_(1.0)
         since = together(module.device)
         pruning.decide(trainer, module, 1.0)
-        adopt(student)
+        take_from_rank_zero(student)
         synchronize(module.device)
         seconds = time.perf_counter() - since
     own = {name: mask.tolist() for name, mask in masks.items()}
@@ -208,8 +207,9 @@ def trainer_of(config: Config, stage: str, rounds: Rounds) -> L.Trainer:
             limit_val_batches=0,
             enable_checkpointing=False,
             enable_progress_bar=False,
-            **COMMON,
-            **QUIET,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
         )
     )
 
@@ -244,7 +244,7 @@ def measure(args: Namespace) -> int:
         for name in args.sizes.split():
             for scaling, batch in (("weak", args.count * args.sentences), ("strong", args.whole_batch)):
                 rows.append(measured(name, scaling, batch, args))
-                distributed.first(lambda: write_json(Path(args.json), {"made": made, "rows": rows}))
+                distributed.from_rank_zero(lambda: write_json(Path(args.json), {"made": made, "rows": rows}))
                 gc.collect()
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()

@@ -68,8 +68,8 @@ examples:
   spikeprune report runs/sst2-tiny-s0 --text "a fine film" --text "not a fine film" -o spikes.html
   spikeprune report runs/mrpc-tiny-s0 runs/mrpc-tiny-s1 --energy -o seeds.html
 
-Writes one HTML file that needs no network, over what was there: stages, curves, what each layer keeps, energy, answers
-and spikes; of several runs also their Pareto front. A run writes its own when it ends.
+Writes one HTML file that needs no network, over what was there: stages, curves, what each layer keeps, energy,
+predictions and spikes; of several runs also their Pareto front. A run writes its own when it ends.
 """
 
 SYNC = """\

@@ -9,11 +9,12 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from spikeprune.config.schema import Config, Losses, Stage
+from spikeprune.config.schema import Compression, Config, Losses, Stage, Stages
 from spikeprune.config.tasks import CUSTOM
 from spikeprune.errors import Problem
 
-COMPRESSION = ("spatial", "temporal", "quantize", "budget")  # stages that remove something between epochs
+# Stages that remove something between epochs.
+COMPRESSION = tuple(field.name for field in fields(Stages) if isinstance(field.default_factory(), Compression))
 
 
 def value_of(config: Config, key: str) -> Any:
@@ -44,13 +45,13 @@ def active_stages(config: Config) -> list[str]:
 
 
 def without_features(config: Config) -> Config:
-    """For a teacher that teaches answers alone: the losses `hidden` and `scores` are 0, and a stage that learns nothing
+    """For a teacher that teaches logits alone: the losses `hidden` and `scores` are 0, and a stage that learns nothing
     else of its teacher has the loss `soft`."""
-    stages = {name: replace(stage, losses=_answers(stage.losses)) for name, stage in stage_rows(config)}
+    stages = {name: replace(stage, losses=_logits_alone(stage.losses)) for name, stage in stage_rows(config)}
     return replace(config, stages=replace(config.stages, **stages))
 
 
-def _answers(losses: Losses) -> Losses:
+def _logits_alone(losses: Losses) -> Losses:
     features = losses.hidden or losses.scores
     soft = 1.0 if features and not (losses.soft or losses.hard) else losses.soft
     return replace(losses, hidden=0.0, scores=0.0, soft=soft)

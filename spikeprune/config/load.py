@@ -85,8 +85,8 @@ def resolve(path: str | Path, overrides: Iterable[str] = ()) -> tuple[Config, di
 def _budget(merge: Merge) -> None:
     """A budget without epochs of its own is the whole compression: it takes the epochs and steps of the stages spatial
     and temporal, which are left out, and the stage finetune is half as long, since units are fixed at its own middle.
-    Its price limits firing in place of the loss `additions`, unless it is a budget of latency, which firing does not
-    change. What the command line sets stays."""
+    Its multiplier limits firing in place of the loss `additions`, unless it is a budget of latency, which firing does
+    not change. What the command line sets stays."""
     if merge.value("stages.budget.value") is None:
         return
     if "stages.budget.epochs" not in merge.sources:

@@ -7,6 +7,7 @@ TEMPORAL_CRITERIA = ("uniform", "convergence", "sensitivity")
 NEURONS = ("binary", "ternary", "ternary_scaled")
 DENSE = "dense"  # real activations in place of spikes
 CODINGS = ("accumulate", "running_mean", "per_step")
+NOT_CONVERGING = ("per_step",)  # codings that have another equilibrium than the formula, and are trained by simulation
 WEIGHTS = ("float", "binary", "ternary", "int8")
 TARGETS = ("ac", "energy", "equal_bits", "latency")
 CANDIDATES = ("heads", "ffn", "steps")

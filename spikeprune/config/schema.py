@@ -109,7 +109,7 @@ class Data:
 class Teacher:
     checkpoint: str | None = key(
         None,
-        "hub name or directory: BERT, RoBERTa, MPNet, ELECTRA; others teach answers alone; null: a small one, random",
+        "hub name or directory: BERT, RoBERTa, MPNet, ELECTRA; others teach logits alone; null: a small one, random",
         check=NO_TEXT,
     )
     size: list[int] = key(

@@ -64,7 +64,7 @@ class Task:
 
     @property
     def quality(self) -> tuple[str, ...]:
-        """All that is measured of a student's answers on a dev split."""
+        """All that is measured of a student's predictions on a dev split."""
         return (*self.metrics, *self.fidelity)
 
     @property
@@ -172,7 +172,7 @@ def custom_task(
 
 
 def quality_names(task: str, metrics: Sequence[str]) -> tuple[str, ...]:
-    """All that may be measured of a student's answers, as far as the configuration tells: for `custom` without its
+    """All that may be measured of a student's predictions, as far as the configuration tells: for `custom` without its
     `metrics` those of classes and of numbers."""
     if task != CUSTOM:
         return TASKS[task].quality

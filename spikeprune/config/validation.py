@@ -12,7 +12,7 @@ from typing import Any
 
 from spikeprune.config import data_rules
 from spikeprune.config.derived import is_int, is_ints, runs, scratch_size, stage_rows, student_layers, value_of, wrong
-from spikeprune.config.names import CANDIDATES, DENSE, LONGEST, WIDEST_ACTIVATION
+from spikeprune.config.names import CANDIDATES, DENSE, LONGEST, NOT_CONVERGING, WIDEST_ACTIVATION
 from spikeprune.config.schema import Config, Losses
 from spikeprune.errors import Problem, nearest
 
@@ -64,8 +64,8 @@ def student(config: Config) -> Iterator[Problem]:
         yield wrong(config, "student.layers", f"the teacher's layers are 0 to {total - 1}", "teacher.size")
     elif known and is_int(s.layers, 1) and s.layers > total:
         yield wrong(config, "student.layers", f"the teacher has {total}", "teacher.size")
-    if s.coding == "per_step" and s.forward == "equilibrium":
-        text = "per_step coding has another equilibrium than the formula; set student.forward=spiking"
+    if s.coding in NOT_CONVERGING and s.forward == "equilibrium":
+        text = f"{s.coding} coding has another equilibrium than the formula; set student.forward=spiking"
         yield wrong(config, "student.forward", text, "student.coding")
     if s.feedback and s.coding == "accumulate":
         text = "in accumulate the first layer is done before the last begins; use running_mean or per_step"
@@ -85,9 +85,9 @@ def losses(config: Config) -> Iterator[Problem]:
             yield from _losses(config, f"stages.{name}.losses", name, stage.losses)
 
 
-TERMS = ("hidden", "scores", "soft", "hard", "additions")
+TERMS = tuple(field.name for field in fields(Losses) if field.name not in ("additions_limit", "temperature"))
 ABSENT = {  # terms that a stage cannot have, and why
-    "teacher": ("it has no teacher and does not spike", ("hidden", "scores", "soft", "additions")),
+    "teacher": ("it has no teacher and does not spike", tuple(term for term in TERMS if term != "hard")),
     "general_kd": ("its text has no labels", ("hard",)),
 }
 

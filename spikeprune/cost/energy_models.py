@@ -74,8 +74,8 @@ def arithmetic(ops: Operations, *, add: float | Tensor, multiply: float | Tensor
 
 
 def convention_energy(network: Network) -> Energies:
-    ops, price = network.ops, ARITHMETIC["fp32"]
-    return {"ac": price["add"] * ops.ac, "mac": (price["add"] + price["multiply"]) * ops.mac}
+    ops, pj = network.ops, ARITHMETIC["fp32"]
+    return {"ac": pj["add"] * ops.ac, "mac": (pj["add"] + pj["multiply"]) * ops.mac}
 
 
 # ------------------------------------------------------------------------------------------------------------ memory
@@ -133,10 +133,10 @@ PER_BYTE = 24.96  # 3.12 pJ a bit
 
 
 def spikingjelly_energy(network: Network) -> Energies:
-    ops, price = network.ops, ARITHMETIC["fp32"]
+    ops, pj = network.ops, ARITHMETIC["fp32"]
     return {
-        "ac": price["add"] * (ops.ac + 2 * ops.kinds["updates"] + ops.kinds["spikes"]),
-        "mac": (price["add"] + price["multiply"]) * ops.mac,
+        "ac": pj["add"] * (ops.ac + 2 * ops.kinds["updates"] + ops.kinds["spikes"]),
+        "mac": (pj["add"] + pj["multiply"]) * ops.mac,
         "weights": PER_BYTE * network.weight_bits / 8 * (ops.kinds["weights"] + ops.kinds["dense_weights"]),
         "membranes": PER_BYTE * 4 * 2 * ops.kinds["updates"],
     }

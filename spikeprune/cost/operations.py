@@ -9,6 +9,33 @@ Legend: T steps, B batch, n real tokens of a sample, D hidden, H heads, d = D/H,
 Rows of every per-layer tensor [L+2]: the embedding, the encoder layers, the head (pooling and classifier). An addition
 belongs to the layer whose weights it uses, so the embedding's spikes are paid for by the first encoder layer; a spike
 and a membrane belong to the layer of their neuron.
+
+The rules, by which `count` counts:
+
+- A spike costs one addition per outgoing synapse, to all kept units or as `links` has it, and one for the residual
+  where it has one. Pruned heads and neurons neither send nor receive. With `shape.membrane` a residual is D
+  additions of currents for each token, in the synchronous codings at each of the layer's steps, whatever fires.
+- A key or value spike costs one addition per query that attends, n. With `query="spiking"` a sum needs a spike on
+  both sides: in `per_step` the pairs that fire together are counted exactly; in `accumulate` the query is a held
+  average when the keys fire, and n per key spike is an upper bound (a query of zero would save it).
+- `running_mean` alone pays MACs for attention, 2n²d per kept head and step: query, weights, and the running means
+  of keys and values are all many-valued and all change at every step, so no product has a spike as operand. Its
+  key and value spikes add nothing further. (The rule above would call these additions, and flatter it.)
+- A synchronous coding that is neither is counted as `per_step`, with the bound of `accumulate` for a spiking query.
+- In the synchronous codings layer l is silent after its own T_l steps, so spikes that reach it later are free; a
+  train that ends before T_l is held as the sum it left behind, and adds nothing either.
+- Quantized weights change nothing here. With a threshold per channel that is not folded a spike of channel j adds
+  code · θ_j, a real number; folded, or with one threshold for all, it adds the code. Codes of zero would need no
+  addition and are counted all the same; an output channel's scale multiplies a finished sum once and is left out,
+  as its bias is.
+- Embeddings of another width than D are projected once, in MACs. A relative position bias is a bias.
+- Non-linear functions are evaluated once in `accumulate` and T_l times in the synchronous codings; the embedding's
+  layer norm and the head once in all.
+- A membrane is updated at each of its T_l steps, whatever fires. A spike is written once and read once by the layer
+  that it enters; one of a key or value in `accumulate`, where each query's sums are formed in turn, once for each
+  query.
+- With `shape.feedback` a spike of the last layer also adds D to the embedding's spiking layer, one step later, if
+  that still fires. With `shape.gain` the thresholds' own work is added (`gain_work`).
 """
 
 from __future__ import annotations
@@ -19,13 +46,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from spikeprune.config.names import CODINGS
 from spikeprune.cost.activity import kept_channels, place
 from spikeprune.cost.kinds import KINDS, Operations
 from spikeprune.cost.shapes import Shape, SynapseCounts, check_masks
 from spikeprune.cost.synapses import readers
 from spikeprune.errors import known
 
-CODINGS = ("accumulate", "running_mean", "per_step")
 Layer = tuple[list[Tensor], dict[str, Tensor]]  # additions [T] of each kind of synapse, and work of the other kinds
 
 
@@ -49,37 +76,13 @@ def count(
     links: Sequence[SynapseCounts] | None = None,
     leak: float = 1.0,
 ) -> Operations:
-    """Operations of the spiking student on one batch.
+    """Operations of the spiking student on one batch, by the rules above.
 
     counts: name of a spiking layer → [T_l, B, channels], how many of a sample's real tokens spiked (a ternary −1 is
         one spike).
     lengths: [B] real tokens. heads: [L,H], ffn: [L,F], 0/1 masks, a compacted student's too. t_steps: L+1 ints.
     links: the synapses of each layer, where single ones are missing (`SpikingBert.links`). leak: of the
     membranes.
-
-    - A spike costs one addition per outgoing synapse, to all kept units or as `links` has it, and one for the residual
-      where it has one. Pruned heads and neurons neither send nor receive. With `shape.membrane` a residual is D
-      additions of currents for each token, in the synchronous codings at each of the layer's steps, whatever fires.
-    - A key or value spike costs one addition per query that attends, n. With `query="spiking"` a sum needs a spike on
-      both sides: in `per_step` the pairs that fire together are counted exactly; in `accumulate` the query is a held
-      average when the keys fire, and n per key spike is an upper bound (a query of zero would save it).
-    - `running_mean` alone pays MACs for attention, 2n²d per kept head and step: query, weights, and the running means
-      of keys and values are all many-valued and all change at every step, so no product has a spike as operand. Its
-      key and value spikes add nothing further. (The rule above would call these additions, and flatter it.)
-    - In the synchronous codings layer l is silent after its own T_l steps, so spikes that reach it later are free; a
-      train that ends before T_l is held as the sum it left behind, and adds nothing either.
-    - Quantized weights change nothing here. With a threshold per channel that is not folded a spike of channel j adds
-      code · θ_j, a real number; folded, or with one threshold for all, it adds the code. Codes of zero would need no
-      addition and are counted all the same; an output channel's scale multiplies a finished sum once and is left out,
-      as its bias is.
-    - Embeddings of another width than D are projected once, in MACs. A relative position bias is a bias.
-    - Non-linear functions are evaluated once in `accumulate` and T_l times in the synchronous codings; the embedding's
-      layer norm and the head once in all.
-    - A membrane is updated at each of its T_l steps, whatever fires. A spike is written once and read once by the layer
-      that it enters; one of a key or value in `accumulate`, where each query's sums are formed in turn, once for each
-      query.
-    - With `shape.feedback` a spike of the last layer also adds D to the embedding's spiking layer, one step later, if
-      that still fires. With `shape.gain` the thresholds' own work is added (`gain_work`).
 
     Raises ValueError for an unknown coding or shapes that do not fit, KeyError for a spiking layer that is missing.
     """

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from spikeprune.errors import known
 
-BITS = (1, 2, 8, 16, 32)
-TABLE_BITS = (2, 4, 8, 32)
+BITS = (1, 2, 4, 8, 16, 32)  # of a weight that can be stored
 
 
 @dataclass(frozen=True)
@@ -165,8 +164,8 @@ def _channels(*, shape: Shape, heads: Tensor | None, ffn: Tensor | None) -> int:
 
 def table_bytes(shape: Shape) -> int:
     """The word embeddings, each word's numbers in whole bytes. Raises ValueError for a width that is not stored."""
-    if shape.table_bits not in TABLE_BITS:
-        raise ValueError(f"word embeddings of {shape.table_bits} bits; known: {', '.join(map(str, TABLE_BITS))}")
+    if shape.table_bits not in BITS:
+        raise ValueError(f"word embeddings of {shape.table_bits} bits; known: {', '.join(map(str, BITS))}")
     row = -(-shape.width * shape.table_bits // 8)
     return shape.vocab_size * (row + 4 * (shape.table_bits < 16))
 

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from spikeprune.config.names import CODINGS
 from spikeprune.cost.energy_models import EnergyModel
 from spikeprune.cost.kinds import Operations
 from spikeprune.cost.network import Network
-from spikeprune.cost.operations import CODINGS
 from spikeprune.cost.shapes import Shape, model_bytes, parameters
 from spikeprune.errors import known
 

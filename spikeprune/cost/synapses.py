@@ -32,7 +32,7 @@ def fan_out(
 
     heads [L,H] and ffn [L,F] masks; `tokens`: queries that attend, n; `links` as in `count`. A number for all channels,
     or one for each [D].
-    What a loss needs to price firing: `T_l * mean |ASR| * fan_out`, summed over channels and spiking layers, are a
+    What a loss on firing needs: `T_l * mean |ASR| * fan_out`, summed over channels and spiking layers, are a
     token's AC; with feedback a little more than that, since the spikes of the last step come back too late; with
     `shape.membrane` without the residuals, which no firing changes.
     """

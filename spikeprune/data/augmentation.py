@@ -1,7 +1,7 @@
-"""Training sentences with words replaced at random, which the teacher then answers anew.
+"""Training sentences with words replaced at random, for which the teacher then gives targets anew.
 
-A small data set distils badly: the teacher knows its answers by heart and has little to teach on it; on changed
-sentences it has to show how it thinks.
+A small data set distils badly: the teacher fits its labels almost perfectly, and its soft labels say little more than
+these; on changed sentences they do.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tokenized examples in memory, and the loader that batches them: seeded, sharded by process, resumable mid-epoch.
+"""A task's examples as tokens in memory, and their batches: seeded, shared by the processes, resumed in mid-epoch.
 
 Shapes: B sentences (or pairs) of a batch, N tokens of its longest, rounded up.
 """
@@ -13,8 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from lightning import LightningDataModule
 from torch import Tensor
 
+from spikeprune.config.tasks import TRAIN
+from spikeprune.data.raw import RawData
 from spikeprune.errors import InputError
 
 PAD_TO = 8  # what tensor cores like
@@ -87,8 +90,14 @@ def encode(
     """Tokenizes sentences (pairs) once: `[CLS] first [SEP]` or `[CLS] first [SEP] second [SEP]`, cut to `max_length`
     tokens, special ones included, from the longer of the two. An example without any other token is an InputError,
     which says its `place(i)`."""
-    options = {"truncation": True, "max_length": max_length, "return_attention_mask": False}
-    rows = tokenizer(list(first), None if second is None else list(second), return_token_type_ids=True, **options)
+    rows = tokenizer(
+        list(first),
+        None if second is None else list(second),
+        truncation=True,
+        max_length=max_length,
+        return_token_type_ids=True,
+        return_attention_mask=False,
+    )
     lengths = [len(row) for row in rows["input_ids"]]
     special = tokenizer.num_special_tokens_to_add(pair=second is not None)
     if empty := [i for i, length in enumerate(lengths) if length <= special]:
@@ -218,3 +227,71 @@ class BatchLoader:
             )
         self.epoch, self.yielded = state["epoch"], state["yielded"]
         self._resumed = self.yielded > 0
+
+
+class TaskData(LightningDataModule):
+    """A task's splits as batches: dicts of `input_ids`, `attention_mask`, `token_type_ids` (long[B, N]) and `labels`
+    (long[B], or float32[B] for regression).
+
+    Args:
+        raw: from `glue.load_raw` or `own.load_own`.
+        tokenizer: a fast one.
+        max_length: tokens of an example, special ones included.
+        batch_size: of training, of all processes together; `eval_batch_size`: of validation, of each.
+        seed: of the training order.
+
+    Attribute `pad_to`: training batches are padded to a multiple of it. Build the Trainer with
+    `use_distributed_sampler=False`: the loaders share the examples between processes themselves (see `BatchLoader`,
+    also for resuming in the middle of an epoch).
+    """
+
+    def __init__(
+        self,
+        *,
+        raw: RawData,
+        tokenizer,
+        max_length: int,
+        batch_size: int,
+        eval_batch_size: int,
+        seed: int,
+    ):
+        super().__init__()
+        self.raw, self.task = raw, raw.task
+        self.batch_size, self.eval_batch_size, self.seed, self.pad_to = batch_size, eval_batch_size, seed, PAD_TO
+        self.dev_names = list(raw.task.dev)
+        self.encoded: dict[str, Encoded] = {
+            name: encode(
+                tokenizer,
+                split.first,
+                split.second,
+                split.labels,
+                max_length=max_length,
+                regression=raw.task.regression,
+                place=lambda i, split=name: f"task {raw.task.name} from {raw.origin}, split {split}, example {i}",
+            )
+            for name, split in raw.splits.items()
+        }
+
+    def train_dataloader(self) -> BatchLoader:
+        """A new loader, at epoch 0."""
+        data, size = self.encoded[TRAIN], self.batch_size
+        return BatchLoader(data, batch_size=size, seed=self.seed, shuffle=True, pad_to=self.pad_to)
+
+    def val_dataloader(self) -> list[BatchLoader]:
+        """One loader for each of `dev_names`; every example exactly once, sorted by length."""
+        return [BatchLoader(self.encoded[name], batch_size=self.eval_batch_size) for name in self.dev_names]
+
+    def calibration_batches(self, n_sentences: int, seed: int) -> Batch:
+        """One batch of `n_sentences` training examples, or of all."""
+        data = self.encoded[TRAIN]
+        return data.batch(data.drawn(n_sentences, seed))
+
+    def fixed_batches(self, n_batches: int, batch_size: int, seed: int) -> list[Batch]:
+        """Up to `n_batches` batches of different training examples."""
+        data = self.encoded[TRAIN]
+        return data.batches(data.drawn(n_batches * batch_size, seed), batch_size)
+
+    def sample_batches(self, sentences: int, batch_size: int, seed: int) -> list[Batch]:
+        """Up to `sentences` training examples, sorted by length."""
+        data = self.encoded[TRAIN]
+        return data.batches(sorted(data.drawn(sentences, seed), key=data.lengths.tolist().__getitem__), batch_size)

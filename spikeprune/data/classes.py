@@ -1,4 +1,4 @@
-"""What a column of labels is: classes with names, or the numbers of a regression (`infer`); weights of classes."""
+"""What a column of labels is: classes with names, or the numbers of a regression; and the weights of classes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def spelt(value: Any) -> Label:
     raise ValueError(f"label {value!r} is neither text nor a finite number")
 
 
-def infer(labels: Sequence[Label], metrics: Sequence[str], place: Callable[[int], str]) -> tuple[str, ...] | None:
+def infer_classes(
+    labels: Sequence[Label], metrics: Sequence[str], place: Callable[[int], str]
+) -> tuple[str, ...] | None:
     """The class names in the order of their indices, or None for a regression.
 
     Text is classes, in the order of its characters. Whole numbers are classes too, in their order, of which there are

@@ -60,7 +60,7 @@ class CorpusData(LightningDataModule):
     """Paragraphs as batches of `input_ids`, `attention_mask`, `token_type_ids`: long[B, N], without labels.
 
     A paragraph is cut into pieces of at most `max_length` tokens, [CLS] and [SEP] included; none are joined. Loader,
-    seed, processes and resume as in `GlueData`. There is no validation split.
+    seed, processes and resume as in `TaskData`. There is no validation split.
     """
 
     def __init__(
@@ -79,11 +79,11 @@ class CorpusData(LightningDataModule):
 
     def train_dataloader(self) -> BatchLoader:
         """A new loader, at epoch 0."""
-        how = {"batch_size": self.batch_size, "seed": self.seed, "pad_to": self.pad_to}
-        return BatchLoader(self.encoded, shuffle=True, **how)
+        size = self.batch_size
+        return BatchLoader(self.encoded, batch_size=size, seed=self.seed, shuffle=True, pad_to=self.pad_to)
 
     def fixed_batches(self, n_batches: int, batch_size: int, seed: int) -> list[Batch]:
-        """As `GlueData.fixed_batches`."""
+        """As `TaskData.fixed_batches`."""
         return self.encoded.batches(self.encoded.drawn(n_batches * batch_size, seed), batch_size)
 
 

@@ -1,4 +1,4 @@
-"""GLUE data from one of three sources, and the LightningDataModule that serves it as batches."""
+"""The texts and labels of a GLUE task, from one of three sources."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning import LightningDataModule
-
 from spikeprune.config.tasks import TRAIN, Task
 from spikeprune.data import synthetic
-from spikeprune.data.batching import PAD_TO, Batch, BatchLoader, Encoded, encode
 from spikeprune.data.cells import label, sentence
 from spikeprune.data.hub import HubUnavailable, load_splits
 from spikeprune.data.raw import RawData, Split, assemble
@@ -75,8 +72,16 @@ def load_raw(
         "embedded": f"data: {task.name} from the EMBEDDED corpus ({origin}{note}): generated sentences, "
         "these are NOT GLUE scores",
     }[source]
-    options = {"seed": seed, "train_limit": train_limit, "select": select}
-    return assemble(task, splits, source=source, origin=origin, banner=banner, **options)
+    return assemble(
+        task,
+        splits,
+        source=source,
+        origin=origin,
+        banner=banner,
+        seed=seed,
+        train_limit=train_limit,
+        select=select,
+    )
 
 
 def _from_dir(task: Task, directory: Path, wanted: Sequence[str]) -> tuple[dict[str, Split], str]:
@@ -146,65 +151,3 @@ def _label_reader(task: Task, where: str, names: list[str] | None) -> tuple[Call
             f"{where}: the label names {', '.join(names)} are not those of the task, {', '.join(task.labels)}"
         )
     return lambda value: known[value] if value in known else read(value), ""
-
-
-class GlueData(LightningDataModule):
-    """A task's splits as batches: dicts of `input_ids`, `attention_mask`, `token_type_ids` (long[B, N]) and `labels`
-    (long[B], or float32[B] for regression).
-
-    `raw`: from `load_raw`. `tokenizer`: a fast one. `max_length`: tokens of an example, special ones included.
-    `seed`: of the training order; attribute `pad_to`: training batches are padded to a multiple of it. Build the
-    Trainer with `use_distributed_sampler=False`: the loaders share the examples between processes themselves (see
-    `BatchLoader`, also for resuming in the middle of an epoch).
-    """
-
-    def __init__(
-        self,
-        *,
-        raw: RawData,
-        tokenizer,
-        max_length: int,
-        batch_size: int,
-        eval_batch_size: int,
-        seed: int,
-    ):
-        super().__init__()
-        self.raw, self.task = raw, raw.task
-        self.batch_size, self.eval_batch_size, self.seed, self.pad_to = batch_size, eval_batch_size, seed, PAD_TO
-        self.dev_names = list(raw.task.dev)
-        self.encoded: dict[str, Encoded] = {
-            name: encode(
-                tokenizer,
-                split.first,
-                split.second,
-                split.labels,
-                max_length=max_length,
-                regression=raw.task.regression,
-                place=lambda i, split=name: f"task {raw.task.name} from {raw.origin}, split {split}, example {i}",
-            )
-            for name, split in raw.splits.items()
-        }
-
-    def train_dataloader(self) -> BatchLoader:
-        """A new loader, at epoch 0."""
-        how = {"batch_size": self.batch_size, "seed": self.seed, "pad_to": self.pad_to}
-        return BatchLoader(self.encoded[TRAIN], shuffle=True, **how)
-
-    def val_dataloader(self) -> list[BatchLoader]:
-        """One loader for each of `dev_names`; every example exactly once, sorted by length."""
-        return [BatchLoader(self.encoded[name], batch_size=self.eval_batch_size) for name in self.dev_names]
-
-    def calibration_batches(self, n_sentences: int, seed: int) -> Batch:
-        """One batch of `n_sentences` training examples, or of all."""
-        data = self.encoded[TRAIN]
-        return data.batch(data.drawn(n_sentences, seed))
-
-    def fixed_batches(self, n_batches: int, batch_size: int, seed: int) -> list[Batch]:
-        """Up to `n_batches` batches of different training examples."""
-        data = self.encoded[TRAIN]
-        return data.batches(data.drawn(n_batches * batch_size, seed), batch_size)
-
-    def sample_batches(self, sentences: int, batch_size: int, seed: int) -> list[Batch]:
-        """Up to `sentences` training examples, sorted by length."""
-        data = self.encoded[TRAIN]
-        return data.batches(sorted(data.drawn(sentences, seed), key=data.lengths.tolist().__getitem__), batch_size)

@@ -9,7 +9,7 @@ from typing import Any
 
 from spikeprune.config.tasks import NUMBER_METRICS, TRAIN, VALIDATION, Task, custom_task
 from spikeprune.data.cells import label, sentence
-from spikeprune.data.classes import Label, class_name, infer, spelt
+from spikeprune.data.classes import Label, class_name, infer_classes, spelt
 from spikeprune.data.hub import load_splits
 from spikeprune.data.raw import RawData, Split, assemble
 from spikeprune.data.rows import Table, hub_table, open_table
@@ -60,8 +60,8 @@ def load_own(
     `owner/name:config`). Without a dev split a tenth of the training examples is cut off by seed, stratified.
     `select`: see `raw.assemble`, no dev split is then read.
 
-    The classes are inferred from the training labels, see `classes.infer`; `known`: a run's task, whose classes are
-    meant, so that another label is refused. Raises InputError, with file and line, for all that is wrong.
+    The classes are inferred from the training labels (`classes.infer_classes`); `known`: a run's task, whose classes
+    are meant, so that another label is refused. Raises InputError, with file and line, for all that is wrong.
     """
     source, origin = ("file", train_file) if train_file else ("hub", hub)
     tables = _files(train_file, None if select else dev_file) if train_file else _hub(hub)
@@ -78,8 +78,16 @@ def load_own(
         note = f" and {dev_file}"
     what = "the hub data set" if source == "hub" else "the file"
     banner = f"data: {what} {origin}{note}"
-    options = {"seed": seed, "train_limit": train_limit, "select": select}
-    return assemble(task, splits, source=source, origin=origin, banner=banner, **options)
+    return assemble(
+        task,
+        splits,
+        source=source,
+        origin=origin,
+        banner=banner,
+        seed=seed,
+        train_limit=train_limit,
+        select=select,
+    )
 
 
 def _files(train_file: str, dev_file: str | None) -> dict[str, Table]:
@@ -135,7 +143,7 @@ def _label(value: Any, names: list[str] | None) -> Label:
 def _classes(train: Examples, columns: Columns, metrics: Sequence[str]) -> tuple[str, ...] | None:
     """A data set that names its classes has their order, too. Raises InputError for metrics of another kind of task."""
     names = train.table.names.get(columns.label)
-    found = infer(train.labels, metrics, train.place) if names is None else tuple(names)
+    found = infer_classes(train.labels, metrics, train.place) if names is None else tuple(names)
     if found is not None and set(metrics) & set(NUMBER_METRICS):
         raise InputError(f"data.metrics: {metrics[0]} is of numbers, but data.label = {columns.label} has classes")
     if "f1" in metrics and found is not None and len(found) != 2:

@@ -13,13 +13,13 @@ from spikeprune.data.hub import reachable
 from spikeprune.errors import InputError, in_a_line
 from spikeprune.files import jsonfile
 
-SPECIAL = {
+SPECIAL = {  # in the order of their ids
     "pad_token": "[PAD]",
     "unk_token": "[UNK]",
     "cls_token": "[CLS]",
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
-}  # in the order of their ids
+}
 UNKNOWN_LIMIT = 0.5  # share of [UNK] above which a vocabulary is taken not to belong to the data
 SAMPLE = 1000  # sentences looked at
 FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")  # that it may need

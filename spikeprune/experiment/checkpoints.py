@@ -19,10 +19,10 @@ from spikeprune.experiment.run_directory import WEIGHTS, RunDirectory, sums, ver
 from spikeprune.experiment.summary import data_facts
 from spikeprune.files import jsonfile
 from spikeprune.files.atomic import write_json
-from spikeprune.models.answering import CLASSIFIERS
-from spikeprune.models.checkpoint_facts import label_names
+from spikeprune.models.checkpoint_config import label_names
 from spikeprune.models.families import FAMILIES
 from spikeprune.models.modeling import SpikingBert
+from spikeprune.models.other_architectures import CLASSIFIERS
 from spikeprune.models.sequence_classification import SpikingBertForSequenceClassification
 from spikeprune.models.serialization import (
     CONFIG,
@@ -94,13 +94,13 @@ def load_student(directory: RunDirectory, name: str, config: Config | None = Non
     values = read_config(folder, remedy).model_values()
     state = full_state(values, tensors, str(folder), remedy)
     if config is not None:
-        state = adopt(values, state, config)
+        state = with_later_compression(values, state, config)
     return network(values, state)
 
 
-def adopt(values: dict[str, Any], state: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
-    """Set in a student's `values` its quantizer, unless quantization has begun, and whether synapses will be pruned.
-    Returns its `state` for these values."""
+def with_later_compression(values: dict[str, Any], state: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
+    """Set in a student's `values` the quantizer of `config`, unless quantization has begun, and whether synapses will
+    be pruned. Returns its `state` for these values."""
     values["sparse"] = prunes_synapses(config) or values["sparse"]
     if any(state.get(key, 0.0) for key in STRENGTHS.values()):
         return state

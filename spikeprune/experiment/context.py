@@ -9,22 +9,23 @@ from typing import Any
 from spikeprune.config.derived import active_stages, least_neurons, runs, scratch_size, without_features
 from spikeprune.config.schema import Config, Stage
 from spikeprune.config.tasks import CUSTOM, Task, get_task
+from spikeprune.data.batching import TaskData
 from spikeprune.data.classes import class_weights
-from spikeprune.data.glue import GlueData, load_raw
+from spikeprune.data.glue import load_raw
 from spikeprune.data.own import Columns, load_own
 from spikeprune.data.raw import RawData
 from spikeprune.data.tokenizer import check_vocabulary, load_tokenizer, train_wordpiece
 from spikeprune.errors import InputError
 from spikeprune.experiment import processes
 from spikeprune.experiment.tracking import Tracker
-from spikeprune.models.answering import encoder_config, teaches_answers_alone, title_of
-from spikeprune.models.checkpoint_facts import read_config
+from spikeprune.models.checkpoint_config import read_config
 from spikeprune.models.families import longest_text, token_types
+from spikeprune.models.other_architectures import encoder_config, gives_logits_alone, title_of
 from spikeprune.models.teacher import scratch_config
 from spikeprune.training.losses import uniform_layer_map
 
-ANSWERS_ALONE = (
-    "The teacher ({}) teaches its answers alone, without the losses hidden and scores: the student starts from random "
+LOGITS_ALONE = (
+    "The teacher ({}) teaches its logits alone, without the losses hidden and scores: the student starts from random "
     "weights and the teacher's embeddings, and the teacher's cost is counted as that of a BERT of its sizes."
 )
 
@@ -36,12 +37,12 @@ class RunContext:
     config: Config  # with the losses that the teacher can teach
     task: Task
     raw: RawData
-    data: GlueData  # `raw` as tokens
+    data: TaskData  # `raw` as tokens
     tokenizer: Any
     teacher_config: Any  # of transformers, of one of `families.FAMILIES`: the teacher's or its stand-in's
     layers: list[int]  # teacher layer that each student layer starts from and is distilled from
     class_weights: list[float] | None = None  # of the hard loss
-    answers_alone: str = ""  # a sentence on a teacher of another architecture; empty for the family's
+    logits_alone: str = ""  # a sentence on a teacher of another architecture; empty for the family's
     left_out: str = ""  # a line on the losses that it cannot teach
     tracker: Tracker = field(default_factory=Tracker)
 
@@ -77,18 +78,25 @@ def prepare(config: Config, *, tokenizer_from: str | None = None, known: Task | 
     if tokenizer_from or checkpoint:
         own = read_config(tokenizer_from or checkpoint, classes=task.num_labels)
         bert = encoder_config(own)
-        if teaches_answers_alone(own):
+        if gives_logits_alone(own):
             asked, config = config, without_features(config)
-            notes = ANSWERS_ALONE.format(title_of(own)), left_out(asked, config)
+            notes = LOGITS_ALONE.format(title_of(own)), left_out(asked, config)
     else:
-        t = config.teacher
-        size = {**scratch_size(config), "vocab": len(tokenizer)}
-        size |= {"positions": data.max_length, "classes": task.num_labels}
-        bert = scratch_config(**size, dropout=0.1 if t.dropout is None else t.dropout)
+        size, dropout = scratch_size(config), config.teacher.dropout
+        bert = scratch_config(
+            vocab=len(tokenizer),
+            hidden=size["hidden"],
+            layers=size["layers"],
+            heads=size["heads"],
+            ffn=size["ffn"],
+            positions=data.max_length,
+            dropout=0.1 if dropout is None else dropout,
+            classes=task.num_labels,
+        )
     check_fit(config, bert, tokens=tokens_of(tokenizer), types=types_of(tokenizer, task))
     tokenizer.model_max_length = min(tokenizer.model_max_length, longest_text(bert))  # saved with every stage
     layers = chosen_layers(config.student.layers, bert.num_hidden_layers)
-    tokens = GlueData(
+    tokens = TaskData(
         raw=raw,
         tokenizer=tokenizer,
         max_length=data.max_length,
@@ -114,21 +122,30 @@ def read_data(config: Config, *, generated: bool = False, known: Task | None = N
     """The task's data. `generated`: where a hub's cannot be had, generated sentences may stand in for them. `known`:
     the task of a run on own data, whose classes are not inferred anew. Raises InputError for what is wrong with them.
     """
-    data, common = config.data, {"seed": config.seed, "train_limit": config.data.train_limit}
-    common["select"] = data.select
+    data = config.data
     if config.task == CUSTOM:
-        columns = Columns(tuple(data.text), data.label)
-        files = {"train_file": data.train_file, "dev_file": data.dev_file, "hub": data.hub}
-        return load_own(**files, columns=columns, metrics=data.metrics, known=known, **common)
+        return load_own(
+            train_file=data.train_file,
+            dev_file=data.dev_file,
+            hub=data.hub,
+            columns=Columns(tuple(data.text), data.label),
+            metrics=data.metrics,
+            seed=config.seed,
+            train_limit=data.train_limit,
+            select=data.select,
+            known=known,
+        )
     return load_raw(
         task=get_task(config.task),
         source=data.source,
         directory=data.dir,
         hub=data.hub,
+        seed=config.seed,
+        train_limit=data.train_limit,
         embedded_train=data.embedded[0],
         embedded_dev=data.embedded[1],
+        select=data.select,
         generated=generated,
-        **common,
     )
 
 

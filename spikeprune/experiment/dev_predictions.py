@@ -21,7 +21,7 @@ FILE = "predictions.json"
 Predictions = dict[str, Any]  # split, and of each of its examples in order: labels, predictions
 
 
-def keep(context: RunContext, directory: RunDirectory, stage: str, module: TaskModule) -> None:
+def write(context: RunContext, directory: RunDirectory, stage: str, module: TaskModule) -> None:
     """Write those of the module's last validation, on the first dev split, into the stage's directory, before its
     record. Every process calls it."""
     split = context.task.dev_splits[0]
@@ -30,10 +30,10 @@ def keep(context: RunContext, directory: RunDirectory, stage: str, module: TaskM
     found = {row: value for part in distributed.gather(own) for row, value in part.items()}
     labels = context.raw.splits[split].labels
     kept = {"split": split, "labels": labels, "predictions": [found[row] for row in range(len(labels))]}
-    distributed.first(lambda: write_atomic(directory.make_stage(stage) / FILE, jsonfile.dumps(kept) + "\n"))
+    distributed.from_rank_zero(lambda: write_atomic(directory.make_stage(stage) / FILE, jsonfile.dumps(kept) + "\n"))
 
 
-def kept(directory: RunDirectory, stage: str) -> Predictions | None:
+def read(directory: RunDirectory, stage: str) -> Predictions | None:
     """None in a run that an older version has made."""
     path = directory.stage(stage) / FILE
     return jsonfile.read(path, f"remove {path.parent} to make the stage again") if path.is_file() else None
@@ -42,7 +42,7 @@ def kept(directory: RunDirectory, stage: str) -> Predictions | None:
 def significance(task: Task, directory: RunDirectory, stage: str) -> dict[str, Any]:
     """`intervals` of the stage's metrics; of a student's classes also `mcnemar`, the test against the teacher (first)
     on the same examples. Empty where no predictions are kept."""
-    own, teacher = kept(directory, stage), kept(directory, "teacher")
+    own, teacher = read(directory, stage), read(directory, "teacher")
     if own is None:
         return {}
     found: dict[str, Any] = {"intervals": intervals(task, own["predictions"], own["labels"])}

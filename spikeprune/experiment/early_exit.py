@@ -31,7 +31,7 @@ from spikeprune.errors import InputError
 from spikeprune.experiment.build import arithmetic
 from spikeprune.experiment.context import RunContext
 from spikeprune.models.modeling import SpikingBert
-from spikeprune.models.outputs import INPUTS
+from spikeprune.models.outputs import inputs_of
 from spikeprune.models.shape import student_network, student_shape
 from spikeprune.snn.coding import read_running_mean
 from spikeprune.training.metrics import main_metric, task_metrics
@@ -83,7 +83,7 @@ class EveryExit:
     def __init__(self, student: SpikingBert, batch: Batch):
         self.student, self.shape = student, student_shape(student)
         self.tokens, self.lengths = batch["attention_mask"].bool(), batch["attention_mask"].sum(1)
-        outputs = student(*(batch[name] for name in INPUTS), mode="spiking", count=True, pulses=True)
+        outputs = student(**inputs_of(batch), mode="spiking", count=True, pulses=True)
         self.counts, pulses, leak = outputs.counts, outputs.pulses, student.embedding.neurons.leak
         self.last, self.full = len(pulses), max(student.steps)
         self.logits = student.classify(read_running_mean(pulses, self.last, leak), self.tokens)  # [T_L, B, C]
@@ -110,9 +110,18 @@ class EveryExit:
     def operations(self, counts: dict[str, Tensor], lengths: Tensor, steps: Sequence[int]) -> Operations:
         """`cost.operations.count`, on the CPU."""
         student = self.student
-        kept = {"heads": student.heads, "ffn": student.ffn, "t_steps": steps, "links": student.links()}
-        form = {"coding": student.coding, "leak": student.values["leak"]}
-        return count(counts, lengths, shape=self.shape, **form, **kept).mapped(Tensor.cpu)
+        found = count(
+            counts,
+            lengths,
+            shape=self.shape,
+            heads=student.heads,
+            ffn=student.ffn,
+            t_steps=steps,
+            coding=student.coding,
+            links=student.links(),
+            leak=student.values["leak"],
+        )
+        return found.mapped(Tensor.cpu)
 
     def overhead(self, stops: Tensor) -> Operations:
         """Operations of the tests up to each sentence's exit, beside the one classification of every run."""
@@ -144,9 +153,16 @@ class Row:
         overhead = reduce(add, overheads) if overheads else none
         alone, tested = (student_network(student, ops) for ops in (work, work.with_work(overhead)))
         steps = torch.cat([done.steps for done in self.exits]).cpu()  # [samples, L+1]
-        masks = {"heads": student.heads, "ffn": student.ffn}
-        stored = {"bits": student.stored_bits, "synapses": student.synapse_count()}
-        cost = summarize(tested, dense_ops=plain, model=model, shape=shape, **masks, **stored)
+        cost = summarize(
+            tested,
+            dense_ops=plain,
+            model=model,
+            shape=shape,
+            heads=student.heads,
+            ffn=student.ffn,
+            bits=student.stored_bits,
+            synapses=student.synapse_count(),
+        )
         latency = steps.amax(1).mean().item()  # all layers tick together
         metrics = self.metrics.compute()
         return {

@@ -21,7 +21,7 @@ from spikeprune.experiment.summary import data_facts
 from spikeprune.experiment.terminal import quiet
 from spikeprune.experiment.timing import measured_ms
 from spikeprune.models.modeling import SpikingBert
-from spikeprune.models.variants import deaden, variant
+from spikeprune.models.variants import calibrate_dead_zones, variant
 
 
 def evaluate(
@@ -43,9 +43,8 @@ def evaluate(
 
     Raises InputError where the teacher is asked for what only a student has, and as `check_early_exit`.
     """
-    changed = (
-        RunDirectory.open(run_dir).compact_record().get("changed", []) if compacted else []
-    )  # of it when it was made
+    # what was changed when the compacted student was made
+    changed = RunDirectory.open(run_dir).compact_record().get("changed", []) if compacted else []
     directory, context = reopen(run_dir, data_dir, [*changed, *overrides])
     name = stage or [name for name in context.active() if directory.finished(name)][-1]
     if compacted:
@@ -109,5 +108,7 @@ def untrained_changes(student: SpikingBert, context: RunContext, made_under: Con
         return student
     made = variant(student, **changes)
     if "dead_zone" in changes and now.dead_zone:
-        deaden(made, context.data.calibration_batches(now.calibration, context.config.seed), now.dead_zone)
+        calibrate_dead_zones(
+            made, context.data.calibration_batches(now.calibration, context.config.seed), now.dead_zone
+        )
     return made

@@ -15,7 +15,7 @@ from spikeprune.cost.shapes import matrix_bytes
 from spikeprune.cost.summary import summarize
 from spikeprune.errors import InputError
 from spikeprune.experiment.build import trainers
-from spikeprune.experiment.build.callbacks import synops
+from spikeprune.experiment.build.callbacks import cost_logger
 from spikeprune.experiment.build.networks import teacher_shape
 from spikeprune.experiment.context import RunContext
 from spikeprune.models.modeling import SpikingBert
@@ -45,13 +45,13 @@ def measure_teacher(context: RunContext, module: TeacherModule) -> Measured:
     cost["bytes"] = 4 * cost["params"]
     energy = {name: {"teacher": one.per_sample(network)} for name, one in ENERGY_MODELS.items()}
     found = {**quality(context, module), "cost": cost, "energy": energy}
-    return {**found, "note": context.answers_alone} if context.answers_alone else found
+    return {**found, "note": context.logits_alone} if context.logits_alone else found
 
 
 def measure_student(context: RunContext, module: DistillationModule, stage: str) -> Measured:
     """From the student's spikes. Raises InputError, which names the `stage`, where a number that is found is not
     finite."""
-    counter, student = synops(context), module.student
+    counter, student = cost_logger(context), module.student
     evaluator = trainers.evaluator(context.config, [StopOnNonFinite(stage), counter])
     with ctrl_c(evaluator):
         evaluator.validate(module, datamodule=context.data, verbose=False)
@@ -77,14 +77,19 @@ def silent_layers(measured: Measured) -> list[str]:
 
 def encoder_weights(student: SpikingBert) -> dict[str, Any]:
     """Kind of the encoder's matrices, their packed size without pruned units, and the tensors that stay float."""
-    masks = {"heads": student.heads, "ffn": student.ffn}
-    stored = {"bits": (bits := student.stored_bits), "synapses": student.synapse_count()}
+    size = matrix_bytes(
+        shape=student_shape(student),
+        heads=student.heads,
+        ffn=student.ffn,
+        bits=student.stored_bits,
+        synapses=student.synapse_count(),
+    )
     return {
         "kind": student.weights if student.quantized else "float",
         "strength": student.quantized,
-        "stored_bits": bits,
+        "stored_bits": student.stored_bits,
         "word_table_bits": student.embedding.word.stored_bits,
-        "bytes": matrix_bytes(shape=student_shape(student), **masks, **stored),
+        "bytes": size,
         "float32": ", ".join(float_tensors(student)),
     }
 

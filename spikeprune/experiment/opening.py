@@ -26,8 +26,8 @@ def check_backends(config: Config) -> str:
     machine does not have."""
     if config.run.tensorboard and not any(map(find_spec, ("tensorboard", "tensorboardX"))):
         raise InputError("run.tensorboard = true: TensorBoard is missing; `pip install tensorboard`, or leave it out")
-    distributed.first(lambda: arithmetic.precision(config))
-    return distributed.first(lambda: arithmetic.kernels(config))
+    distributed.from_rank_zero(lambda: arithmetic.precision(config))
+    return distributed.from_rank_zero(lambda: arithmetic.kernels(config))
 
 
 def check_teacher_weights(context: RunContext, directory: RunDirectory, shared: Sequence[str]) -> None:
@@ -35,8 +35,8 @@ def check_teacher_weights(context: RunContext, directory: RunDirectory, shared: 
     among those that another run shares."""
     if not context.config.teacher.checkpoint or "teacher" in shared:
         return
-    if not distributed.first(lambda: directory.finished("teacher")):
-        distributed.first(lambda: networks.teacher(context).note)
+    if not distributed.from_rank_zero(lambda: directory.finished("teacher")):
+        distributed.from_rank_zero(lambda: networks.teacher(context).note)
 
 
 @contextmanager
@@ -48,7 +48,7 @@ def opened(context: RunContext, directory: RunDirectory) -> Iterator[bool]:
     """
     lock = RunLock(directory.path)
     try:
-        yield distributed.first(lambda: _open(context, directory, lock))
+        yield distributed.from_rank_zero(lambda: _open(context, directory, lock))
     finally:
         lock.release()
 
@@ -84,6 +84,6 @@ def enter(directory: RunDirectory, context: RunContext) -> None:
 
 def copy_stages(context: RunContext, directory: RunDirectory, shared: Sequence[str], why: str) -> None:
     """Copy the shared stages that this directory does not have yet. `why`: the next one is not shared."""
-    if shared and (taken := distributed.first(lambda: take_over(context, directory, shared))):
+    if shared and (taken := distributed.from_rank_zero(lambda: take_over(context, directory, shared))):
         reason = f" (then {why})" if why else ""
         print_once(f"taken over from {context.config.run.start_from}: {', '.join(taken)}{reason}")

@@ -46,29 +46,29 @@ def run_process(config: Config, tracker: Tracker) -> dict[str, Any]:
     """`run` in one of its processes."""
     kernels = opening.check_backends(config)
     tracker.check(config)
-    context = replace(distributed.first(lambda: prepare(config)), tracker=tracker)
+    context = replace(distributed.from_rank_zero(lambda: prepare(config)), tracker=tracker)
     directory = RunDirectory(config.run.dir)
-    shared, why = distributed.first(lambda: shared_stages(context))
+    shared, why = distributed.from_rank_zero(lambda: shared_stages(context))
     opening.check_teacher_weights(context, directory, shared)
     stop_on_signal()
     with opening.opened(context, directory) as complete:
         if complete:
             print_once(f"{directory.path}: finished, nothing to run")
-            summary = distributed.first(directory.read_summary)
+            summary = distributed.from_rank_zero(directory.read_summary)
             with jsonfile.as_written(directory.summary, AGAIN):
-                distributed.first(lambda: add_page(directory, context))
+                distributed.from_rank_zero(lambda: add_page(directory, context))
                 print_once(f"\n{summary_table(summary)}")
             return summary
         with log_of(directory), tracker.opened(context.config, directory, context.active()):
-            told = filter(None, (context.answers_alone, context.left_out))
+            told = filter(None, (context.logits_alone, context.left_out))
             backends = f"kernels: {kernels}{', CUDA graphs' if arithmetic.replays(context) else ''}"
             for line in (context.raw.banner, *describe(context.raw, context.data.encoded), *told, backends):
                 print_once(line)
             print_once(estimate.before(context))
             opening.copy_stages(context, directory, shared, why)
             run_stages(context, directory)
-            summary = distributed.first(lambda: finish(context, directory, kernels))
-            path = distributed.first(lambda: write_own(directory, context))
+            summary = distributed.from_rank_zero(lambda: finish(context, directory, kernels))
+            path = distributed.from_rank_zero(lambda: write_own(directory, context))
             print_once(f"\n{summary_table(summary)}\n\nreport: {path}")
             return summary
 
@@ -82,7 +82,7 @@ def run_stages(context: RunContext, directory: RunDirectory) -> None:
     """Train, measure and record every stage that has no record yet."""
     stages = context.active()
     for number, name in enumerate(stages, 1):
-        if distributed.first(lambda name=name: directory.kept(name)):
+        if distributed.from_rank_zero(lambda name=name: directory.kept(name)):
             print_once(f"[{number}/{len(stages)}] {name}: finished earlier")
             continue
         stop_on_signal()
@@ -124,5 +124,5 @@ def parent_of(name: str, stages: Sequence[str]) -> str | None:
 
 def stop_on_signal() -> None:
     """Raises Stopped, in every process, where rank 0 has received a signal."""
-    if signal := distributed.first(signals.received):
+    if signal := distributed.from_rank_zero(signals.received):
         raise signals.Stopped(signal)

@@ -37,7 +37,7 @@ from spikeprune.kernels import attach
 from spikeprune.models.compaction import compact
 from spikeprune.models.inference import infer
 from spikeprune.models.modeling import SpikingBert
-from spikeprune.models.outputs import INPUTS, Outputs
+from spikeprune.models.outputs import Outputs, inputs_of
 from spikeprune.models.shape import student_network, student_operations
 from spikeprune.models.teacher import Teacher
 from spikeprune.runtime import Session, to_bytes
@@ -122,13 +122,13 @@ def open_predictor(
 
 def of_student(student: SpikingBert, backend: str) -> tuple[Callable, Callable, int]:
     attach(student, backend)
-    return counted(student, lambda batch: infer(student, *(batch[name] for name in INPUTS)))
+    return counted(student, lambda batch: infer(student, **inputs_of(batch)))
 
 
 def of_program(student: SpikingBert) -> tuple[Callable, Callable, int]:
     """The C program, one sentence at a time."""
     session = Session(to_bytes(student))
-    return counted(student, lambda batch: run_program(session, *(batch[name] for name in INPUTS)))
+    return counted(student, lambda batch: run_program(session, **inputs_of(batch)))
 
 
 def counted(student: SpikingBert, forward: Callable[[dict[str, Tensor]], Outputs]) -> tuple[Callable, Callable, int]:
@@ -145,7 +145,7 @@ def of_teacher(teacher: Teacher) -> tuple[Callable, Callable, int]:
     def example(outputs: Outputs, lengths: Tensor, i: int) -> Network:
         return dense_network(dense(lengths[i : i + 1], shape=shape), shape=shape)
 
-    return torch.no_grad()(lambda batch: teacher(*(batch[name] for name in INPUTS))), example, 0
+    return torch.no_grad()(lambda batch: teacher(**inputs_of(batch))), example, 0
 
 
 def predictions(predictor: Predictor, examples: Iterable[Example], cost: bool = False) -> Iterator[Prediction]:
@@ -170,10 +170,10 @@ def _of_window(predictor: Predictor, window: Sequence[Example], cost: bool) -> l
     for rows in data.lengths.argsort(stable=True).split(predictor.config.data.eval_batch_size):
         batch = {name: x.to(predictor.device) for name, x in data.batch(rows).items()}
         outputs, lengths = predictor.forward(batch), batch["attention_mask"].sum(1)
-        answers = outputs.logits.double() if predictor.task.regression else outputs.logits.double().softmax(-1)
-        for i, (row, answer) in enumerate(zip(rows.tolist(), answers.tolist(), strict=True)):
+        scores = outputs.logits.double() if predictor.task.regression else outputs.logits.double().softmax(-1)
+        for i, (row, score) in enumerate(zip(rows.tolist(), scores.tolist(), strict=True)):
             costs = _cost(predictor, predictor.example(outputs, lengths, i)) if cost else None
-            found[row] = _prediction(predictor.task, texts[row], answer, costs)
+            found[row] = _prediction(predictor.task, texts[row], score, costs)
     return found
 
 
@@ -182,11 +182,11 @@ def _cost(predictor: Predictor, example: Network) -> Cost:
     return Cost(example.ops.per_sample()["ac"], energy, predictor.steps)
 
 
-def _prediction(task: Task, texts: Texts, answer: list[float], cost: Cost | None) -> Prediction:
-    """`answer`: the probabilities, or the number of a regression alone."""
+def _prediction(task: Task, texts: Texts, scores: list[float], cost: Cost | None) -> Prediction:
+    """`scores`: the probabilities, or the number of a regression alone."""
     if task.regression:
-        return Prediction(texts, answer[0], None, cost)
-    return Prediction(texts, task.labels[answer.index(max(answer))], tuple(answer), cost)
+        return Prediction(texts, scores[0], None, cost)
+    return Prediction(texts, task.labels[scores.index(max(scores))], tuple(scores), cost)
 
 
 def predict(

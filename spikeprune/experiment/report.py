@@ -80,7 +80,7 @@ def of_run(
     }
     students = [name for name in done if name != "teacher"]
     if not students:
-        return {**found, "layers": NO_STUDENT, "energy": NO_STUDENT, "spikes": NO_STUDENT, "answers": NO_STUDENT}
+        return {**found, "layers": NO_STUDENT, "energy": NO_STUDENT, "spikes": NO_STUDENT, "predictions": NO_STUDENT}
     sentences = [Sentence.read(text) for text in texts]
     return found | look_at(directory, students[-1], context, sentences, energy=energy)
 
@@ -101,18 +101,18 @@ def look_at(
     *,
     energy: bool,
 ) -> dict[str, Any]:
-    """What the student of a finished stage keeps, fires, costs and answers."""
+    """What the student of a finished stage keeps, fires, costs and predicts."""
     try:
         student = load_student(directory, stage).eval()
     except InputError as error:
-        return {name: missing(error) for name in ("layers", "energy", "spikes", "answers")}
+        return {name: missing(error) for name in ("layers", "energy", "spikes", "predictions")}
     found: dict[str, Any] = {"layers": layer_maps(student)}
     try:
         context = reopen(directory.path, None)[1] if context is None else context
         teacher = load_teacher(context, directory)
     except InputError as error:
         spikes = rasters(student, directory, sentences) if sentences else missing(error)
-        return {**found, "energy": missing(error), "answers": missing(error), "spikes": spikes}
+        return {**found, "energy": missing(error), "predictions": missing(error), "spikes": spikes}
     found |= examine(context, directory, student, teacher, sentences)
     if energy:
         found["energy"]["measured_ms"] = measured_ms(context, student, teacher)

@@ -65,7 +65,7 @@ def read_verified(path: Path, sha: str) -> bytes:
 
 
 def sums(folder: Path) -> dict[str, str]:
-    """The sha256 of each file beside the weights: configuration and tokenizer decide what the network answers, too."""
+    """The sha256 of each file beside the weights: configuration and tokenizer decide its predictions, too."""
     paths = [path for path in sorted(folder.iterdir()) if path.suffix in SUMMED and path.name != "record.json"]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 

@@ -30,7 +30,7 @@ from spikeprune.training.modules.task import TaskModule
 
 def train_teacher(context: RunContext, directory: RunDirectory) -> None:
     """Fine-tune the teacher, measure it, and stop the run if it is no better than a constant prediction."""
-    teacher = distributed.first(lambda: networks.teacher(context))
+    teacher = distributed.from_rank_zero(lambda: networks.teacher(context))
     if teacher.note:
         print_once(teacher.note)
     module = modules.teacher_module(context, teacher)
@@ -39,19 +39,19 @@ def train_teacher(context: RunContext, directory: RunDirectory) -> None:
         facts = fit(context, directory, "teacher", module)
     module = modules.teacher_module(context, module.teacher)
     measured = measure_teacher(context, module)
-    distributed.first(lambda: check_teacher(context, measured))
-    dev_predictions.keep(context, directory, "teacher", module)
-    distributed.first(lambda: save_teacher(context, directory, module.teacher, {**measured, **facts}))
+    distributed.from_rank_zero(lambda: check_teacher(context, measured))
+    dev_predictions.write(context, directory, "teacher", module)
+    distributed.from_rank_zero(lambda: save_teacher(context, directory, module.teacher, {**measured, **facts}))
 
 
 def train_student(context: RunContext, directory: RunDirectory, name: str, parent: str | None) -> None:
     """One stage of the student: from its parent's weights, or calibrated from the teacher, to its own record."""
-    frozen = distributed.first(lambda: load_teacher(context, directory))
+    frozen = distributed.from_rank_zero(lambda: load_teacher(context, directory))
     if parent is None:
         batch = context.data.calibration_batches(context.config.student.calibration, context.config.seed)
-        student = distributed.first(lambda: networks.student(context, frozen, batch))
+        student = distributed.from_rank_zero(lambda: networks.student(context, frozen, batch))
     else:
-        student = distributed.first(lambda: load_student(directory, parent, context.config))
+        student = distributed.from_rank_zero(lambda: load_student(directory, parent, context.config))
     trained = compacted(student) if masks_are_final(context, name, student) else student
     module = modules.student_module(context, name, trained, frozen)
     facts = fit(context, directory, name, module)
@@ -60,14 +60,14 @@ def train_student(context: RunContext, directory: RunDirectory, name: str, paren
         module = modules.student_module(context, name, student, frozen)
     budget = facts.pop("budget", None)
     measured = measure_student(context, module, name)
-    dev_predictions.keep(context, directory, name, module)
+    dev_predictions.write(context, directory, name, module)
     if silent := silent_layers(measured):
         print_once(f"{name}: no spike at all in {', '.join(silent)}, so nothing passes there; lower its lr or losses")
     if budget:
-        teacher = distributed.first(lambda: directory.record("teacher"))
+        teacher = distributed.from_rank_zero(lambda: directory.record("teacher"))
         facts["budget"] = budget.report(cost_in_unit(budget.target, measured, teacher, budget.model))
         print_once(budget_line(facts["budget"]))
-    distributed.first(lambda: save_student(context, directory, name, parent, student, {**measured, **facts}))
+    distributed.from_rank_zero(lambda: save_student(context, directory, name, parent, student, {**measured, **facts}))
 
 
 def masks_are_final(context: RunContext, name: str, student: SpikingBert) -> bool:
@@ -85,16 +85,16 @@ def masks_are_final(context: RunContext, name: str, student: SpikingBert) -> boo
 
 def fit(context: RunContext, directory: RunDirectory, name: str, module: TaskModule) -> dict[str, Any]:
     """One `Trainer.fit`, from the stage's last checkpoint if it was interrupted."""
-    done = distributed.first(
+    done = distributed.from_rank_zero(
         lambda: {s: directory.record(s)["steps"] for s in context.active() if directory.finished(s)}
     )
     before = context.active()[: context.active().index(name)]
     trainer = trainers.trainer(context, name, directory, offset=sum(done[earlier] for earlier in before))
     checkpoint = directory.resume(name)
-    resumed = distributed.first(checkpoint.is_file)
-    step = distributed.first(lambda: resume_step(checkpoint, module)) if resumed else 0
+    resumed = distributed.from_rank_zero(checkpoint.is_file)
+    step = distributed.from_rank_zero(lambda: resume_step(checkpoint, module)) if resumed else 0
     state = next(c for c in trainer.callbacks if isinstance(c, ResumeState))
-    distributed.first(lambda: directory.rewind_metrics(done, name, step))
+    distributed.from_rank_zero(lambda: directory.rewind_metrics(done, name, step))
     if resumed:
         print_once(f"resumed from step {step}")
         context.tracker.stage_resumed(directory, name)
@@ -111,9 +111,9 @@ def fit(context: RunContext, directory: RunDirectory, name: str, module: TaskMod
     except Exception as error:  # what Lightning stumbles over in a checkpoint that is whole and another's
         if state.begun or not resumed or isinstance(error, InputError) or out_of_memory(error):
             raise
-        said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        raise InputError(f"{checkpoint}: does not fit this stage ({said.splitlines()[0][:200]}); {AGAIN}") from error
-    distributed.same(digest(module), f"the network that {name} left")
+        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise InputError(f"{checkpoint}: does not fit this stage ({reason.splitlines()[0][:200]}); {AGAIN}") from error
+    distributed.require_equal(digest(module), f"the network that {name} left")
     budget = next((c for c in trainer.callbacks if isinstance(c, BudgetPruning)), None)
     facts = {"steps": trainer.global_step, "seconds": round(state.seconds, 2)}
     return {**facts, "budget": budget} if budget else facts

@@ -33,7 +33,7 @@ class Test:
 
 
 def tests(task: Task) -> dict[str, Test]:
-    """Name of the submission file -> the split that it answers. MNLI's model also answers the diagnostic set, AX."""
+    """Name of a submission file -> the split of its predictions. MNLI's model also predicts the diagnostic set, AX."""
     if task.name != "mnli":
         return {f"{task.folder}.tsv": Test(f"{task.folder}/test.tsv", task.name, "test")}
     return {
@@ -66,7 +66,7 @@ def submit(
             raise InputError(f"{run}: is a run on own data, of which GLUE has no test")
         for name, text in of_run(predictor, data_dir):
             if name in files:
-                raise InputError(f"{run}: {name} is in another run's answers already; give one run for each task")
+                raise InputError(f"{run}: {name} is another run's already; give one run for each task")
             if not archive:
                 absent(target / name)
             files[name] = text
@@ -88,7 +88,7 @@ def of_run(predictor: Predictor, data_dir: str | None) -> Iterator[tuple[str, st
             continue
         numbers: list[str] = []
         found = predictions(predictor, examples(predictor.task, table, numbers))
-        lines = [answer(predictor.task, one.prediction) for one in found]
+        lines = [spelling(predictor.task, one.prediction) for one in found]
         rows = (f"{number}\t{line}" for number, line in zip(numbers, lines, strict=True))
         yield name, "\n".join(["index\tprediction", *rows]) + "\n"
 
@@ -120,7 +120,7 @@ def examples(task: Task, table: Table, numbers: list[str]) -> Iterator[Example]:
         raise InputError(f"{table.name}: holds no examples; give another --data")
 
 
-def answer(task: Task, prediction: str | float) -> str:
+def spelling(task: Task, prediction: str | float) -> str:
     """As GLUE's files spell it: a label's name for inference tasks, 0 or 1 for the others, a score from 0 to 5."""
     if task.regression:
         low, high = task.range

@@ -20,7 +20,7 @@ from spikeprune.experiment.summary import hardware
 from spikeprune.models.compaction import compact
 from spikeprune.models.inference import in_closed_form
 from spikeprune.models.modeling import SpikingBert
-from spikeprune.models.outputs import INPUTS
+from spikeprune.models.outputs import INPUTS, inputs_of
 from spikeprune.models.teacher import Teacher
 from spikeprune.runtime import Session, onnx_graph, to_bytes
 
@@ -73,7 +73,7 @@ def timed(networks: Networks, name: str, program: str, batches: Sequence[Batch])
 
 
 def student_in_pytorch(networks: Networks) -> Form:
-    return answers(networks.student)
+    return in_pytorch(networks.student)
 
 
 def student_in_onnxruntime(networks: Networks) -> Form:
@@ -100,7 +100,7 @@ def int8_teacher_in_onnxruntime(networks: Networks) -> Form:
 
 def masked_teacher_in_pytorch(networks: Networks) -> Form:
     """The compacted student with real activations and random weights, in the same code as the student."""
-    return answers(SpikingBert(**{**networks.student.values, **UNQUANTIZED, **REAL}).eval())
+    return in_pytorch(SpikingBert(**{**networks.student.values, **UNQUANTIZED, **REAL}).eval())
 
 
 FORMS: dict[tuple[str, str], Callable[[Networks], Form]] = {  # by network and the program that runs it
@@ -119,9 +119,9 @@ REAL = {"spikes": "dense", "coding": "accumulate", "query": "real", "leak": 1.0,
 REAL |= {"feedback": False, "dead_zone": False}
 
 
-def answers(network: SpikingBert) -> Form:
+def in_pytorch(network: SpikingBert) -> Form:
     mode = "equilibrium" if in_closed_form(network, stepwise=False) else "spiking"
-    return lambda batch: network(*(batch[name] for name in INPUTS), mode=mode, scores=False)
+    return lambda batch: network(**inputs_of(batch), mode=mode, scores=False)
 
 
 def in_onnxruntime(model: bytes) -> Form:

@@ -52,12 +52,12 @@ def compared(
     for row, length in enumerate(mask.sum(1).tolist()):
         one = [part[row : row + 1, :length] for part in (ids, mask, segments)]
         outputs = infer(student, *one)
-        answer = session.run(one[0][0].numpy(), one[2][0].numpy())
+        output = session.run(one[0][0].numpy(), one[2][0].numpy())
         counted = student_operations(student, outputs.counts, mask[row : row + 1].sum(1))
         logits = outputs.logits[0].numpy()
-        labels += int(answer.logits.argmax() == logits.argmax())
-        apart = max(apart, float(np.abs(answer.logits - logits).max()))
-        equal += int(np.array_equal(answer.additions, counted.ac.numpy()))
+        labels += int(output.logits.argmax() == logits.argmax())
+        apart = max(apart, float(np.abs(output.logits - logits).max()))
+        equal += int(np.array_equal(output.additions, counted.ac.numpy()))
     total = len(ids)
     if labels < 0.9 * total:
         raise RuntimeError(f"the C program gives {labels} of {total} sentences the student's label")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from spikeprune.export.facts import Facts
 from spikeprune.models.modeling import SpikingBert
-from spikeprune.models.outputs import INPUTS
+from spikeprune.models.outputs import inputs_of
 from spikeprune.runtime.onnx_graph import session
 from spikeprune.runtime.onnx_network import steps_of
 from spikeprune.snn.context import SpikeTrain
@@ -88,7 +88,7 @@ def reference(student: SpikingBert, batch: dict[str, Tensor]) -> Outcome:
     hooks = [layer.register_forward_hook(keep) for layer in layers.values()]
     try:
         with torch.no_grad():
-            logits = student(*(batch[name] for name in INPUTS), scores=False).logits
+            logits = student(**inputs_of(batch), scores=False).logits
     finally:
         for hook in hooks:
             hook.remove()

@@ -45,7 +45,7 @@ def covers(student: SpikingBert, ctx: ForwardContext) -> bool:
     `running_mean` where no layer fires longer than the one below it; trains that hold counts up to MOST steps.
     """
     neurons, steps = student.embedding.neurons, student.steps
-    more = ctx.rate or ctx.trace or ctx.scores or ctx.pulses or ctx.deaden is not None
+    more = ctx.rate or ctx.trace or ctx.scores or ctx.pulses or ctx.dead_zone_percentile is not None
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cuda") or more:
         return False
     if not on_cuda(student.classifier.weight):

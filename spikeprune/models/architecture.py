@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spikeprune.errors import known
-from spikeprune.models.checkpoint_facts import ACTIVATIONS
+from spikeprune.models.checkpoint_config import ACTIVATIONS
 from spikeprune.models.quantization import QUANTIZERS, TABLES, WEIGHTS
 
 RESIDUALS = ("spikes", "membrane")

@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from spikeprune.errors import check_format, nearest
 from spikeprune.models.architecture import Architecture
-from spikeprune.models.checkpoint_facts import generic_names, label_names
+from spikeprune.models.checkpoint_config import generic_names, label_names
 
 # Arguments of `SpikingBert` that BERT's configuration has under another name; the rest have their own.
 BERT_NAMES = {

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from spikeprune.errors import InputError
 from spikeprune.models.families import architecture
 from spikeprune.models.modeling import SpikingBert
-from spikeprune.models.outputs import INPUTS
+from spikeprune.models.outputs import inputs_of
 from spikeprune.models.teacher import Teacher, copy_encoder
 
 
@@ -31,9 +31,12 @@ def from_bert(
 
     t_steps  time steps of each layer; spikes: one of `NEURONS`; coding: one of `CODINGS`; pooling: mean or cls
 
-    Raises ValueError for an unknown name, InputError for an encoder without a classifier.
+    Raises ValueError for an unknown name, InputError for what is no such classifier and for a batch without inputs.
     Example: `from_bert(BertForSequenceClassification.from_pretrained(…), batch)`
     """
+    if not isinstance(bert, PreTrainedModel):
+        kind = type(bert).__name__
+        raise InputError(f"a {kind} is no model: load it by AutoModelForSequenceClassification.from_pretrained")
     config = bert.config
     if bert.base_model is bert:
         raise InputError(f"{type(bert).__name__} has no classifier: give a model for sequence classification")
@@ -48,5 +51,5 @@ def from_bert(
     )
     copy_encoder(student, Teacher(bert), list(range(config.num_hidden_layers)))
     student.to(next(bert.parameters())).eval()
-    student(**{name: batch[name] for name in INPUTS if name in batch}, mode="calibrate")
+    student(**inputs_of(batch), mode="calibrate")
     return student.train()

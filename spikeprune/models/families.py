@@ -71,6 +71,8 @@ class Family:
     own_head: bool = True  # dense, activation and projection in `classifier`; BERT has a pooler in the encoder
     pooler_act: str = "tanh"
     types: bool = True  # reads token types
+    own_width: bool = False  # embeddings of their own width, `embedding_size`
+    buckets: int = 0  # of a relative position bias: the number that transformers computes with
     offset: Callable[[PreTrainedConfig], int] = lambda config: 0  # row of the first token's position
 
     @property
@@ -105,8 +107,10 @@ def behind_padding(config: PreTrainedConfig) -> int:
 FAMILIES: dict[str, Family] = {  # by transformers' model_type
     "bert": Family("BERT", BertForSequenceClassification, own_head=False),
     "roberta": Family("RoBERTa", RobertaForSequenceClassification, offset=behind_padding),
-    "mpnet": Family("MPNet", MPNetForSequenceClassification, mpnet_layer, types=False, offset=lambda config: 2),
-    "electra": Family("ELECTRA", ElectraForSequenceClassification, pooler_act="gelu"),
+    "mpnet": Family(
+        "MPNet", MPNetForSequenceClassification, mpnet_layer, types=False, buckets=32, offset=lambda config: 2
+    ),
+    "electra": Family("ELECTRA", ElectraForSequenceClassification, pooler_act="gelu", own_width=True),
 }
 TITLES = ", ".join(family.title for family in FAMILIES.values())
 
@@ -129,12 +133,8 @@ def token_types(config: PreTrainedConfig) -> int:
 
 
 def embedding_width(config: PreTrainedConfig) -> int:
-    return config.embedding_size if config.model_type == "electra" else config.hidden_size
-
-
-def relative_buckets(config: PreTrainedConfig) -> int:
-    """Buckets of the relative position bias; 0 for a family without."""
-    return config.relative_attention_num_buckets if config.model_type == "mpnet" else 0
+    """Channels of the embeddings, before they are projected to the layers' where these differ."""
+    return config.embedding_size if family_of(config).own_width else config.hidden_size
 
 
 def architecture(config: PreTrainedConfig) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def architecture(config: PreTrainedConfig) -> dict[str, Any]:
         "hidden": config.hidden_size,
         "heads": config.num_attention_heads,
         "ffn": config.intermediate_size,
-        "relative_buckets": relative_buckets(config),
+        "relative_buckets": family_of(config).buckets,
         "act": config.hidden_act,
         "pooler_act": family_of(config).pooler_act,
         "eps": config.layer_norm_eps,

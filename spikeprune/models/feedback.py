@@ -28,7 +28,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-11}  # of the residual, rela
 RIDGE = {torch.float32: 1e-5, torch.float64: 1e-11}  # of the least squares, relative to its matrix
 MOST = 100  # evaluations of the map
 MEMORY = 6  # earlier points that a step looks back at
-Encode = Callable[..., tuple]  # (ctx=, back=) -> (last signal, …): see `SpikingBert.encode`
+Encode = Callable[..., tuple]  # (ctx=, back=) -> (the last layer's train, …): see `SpikingBert.encode`
 
 
 class Solution(NamedTuple):
@@ -76,7 +76,7 @@ def solve(f: Callable[[Tensor], Tensor], z: Tensor, what: str) -> Solution:
     return found
 
 
-def close(
+def feedback_train(
     encode: Encode, ctx: ForwardContext, zero: Tensor, *, t_steps: int, leak: float, solved: dict[str, float]
 ) -> SpikeTrain:
     """The last layer's train as it is fed back in the forward `ctx`. `zero [B, N, D]`: where to start; `t_steps`: the
@@ -90,32 +90,32 @@ def close(
         return SpikeTrain(zero)
     with torch.autocast(zero.device.type, enabled=False):
         if ctx.mode == "spiking":
-            return arrived(encode, ctx, zero, t_steps, leak, solved)
-        return settled(encode, ctx, zero, solved)
+            return simulated_feedback(encode, ctx, zero, t_steps, leak, solved)
+        return equilibrium_feedback(encode, ctx, zero, solved)
 
 
-def settled(encode: Encode, ctx: ForwardContext, zero: Tensor, solved: dict[str, float]) -> SpikeTrain:
+def equilibrium_feedback(encode: Encode, ctx: ForwardContext, zero: Tensor, solved: dict[str, float]) -> SpikeTrain:
     """The fixed point, with its implicit gradient."""
     real = ctx.tokens[..., None].to(zero.dtype)
 
-    def again(z: Tensor) -> Tensor:
+    def network(z: Tensor) -> Tensor:
         return encode(ctx=ForwardContext("clip", ctx.tokens), back=SpikeTrain(z))[0].value * real
 
     with torch.no_grad():
-        found = solve(again, zero, "the equilibrium")
+        found = solve(network, zero, "the equilibrium")
     solved |= {"steps": found.steps, "residual": found.residual}
-    return SpikeTrain(implicit(again, found.z, solved) if torch.is_grad_enabled() else found.z)
+    return SpikeTrain(implicit(network, found.z, solved) if torch.is_grad_enabled() else found.z)
 
 
-def implicit(again: Callable[[Tensor], Tensor], z: Tensor, solved: dict[str, float]) -> Tensor:
-    """`again(z)`, where the gradient that arrives is first solved for the fixed point's."""
-    held = z.detach().requires_grad_()
-    turn = again(held)
-    out = again(z.detach())
+def implicit(network: Callable[[Tensor], Tensor], z: Tensor, solved: dict[str, float]) -> Tensor:
+    """`network(z)`, where the gradient that arrives is first solved for the fixed point's."""
+    point = z.detach().requires_grad_()
+    image = network(point)
+    out = network(z.detach())
 
     def adjoint(v: Tensor) -> Tensor:
         def back(w: Tensor) -> Tensor:
-            return v + torch.autograd.grad(turn, held, w, retain_graph=True)[0]
+            return v + torch.autograd.grad(image, point, w, retain_graph=True)[0]
 
         found = solve(back, torch.zeros_like(v), "the adjoint equilibrium of the gradient")
         solved.update(adjoint_steps=found.steps, adjoint_residual=found.residual)
@@ -126,7 +126,7 @@ def implicit(again: Callable[[Tensor], Tensor], z: Tensor, solved: dict[str, flo
     return out
 
 
-def arrived(
+def simulated_feedback(
     encode: Encode, ctx: ForwardContext, zero: Tensor, t_steps: int, leak: float, solved: dict[str, float]
 ) -> SpikeTrain:
     """The spikes of the last layer as they reach the first in a simulation, each one step after it was sent.
@@ -137,8 +137,8 @@ def arrived(
     pulses = zero[None]
     with torch.no_grad():
         for _ in range(t_steps - 1):
-            signal = encode(ctx=ForwardContext("spiking", ctx.tokens), back=SpikeTrain(zero, pulses))[0]
-            pulses = torch.cat([zero[None], signal.pulses])  # the first step hears nothing
+            train = encode(ctx=ForwardContext("spiking", ctx.tokens), back=SpikeTrain(zero, pulses))[0]
+            pulses = torch.cat([zero[None], train.pulses])  # nothing arrives at the first step
     if not torch.is_grad_enabled():
         return SpikeTrain(zero, pulses)  # a simulation without gradient looks at no values
     real = ctx.tokens[..., None].to(zero.dtype)
@@ -147,7 +147,7 @@ def arrived(
         gap = (asr(pulses[:t_steps], leak) * real - sent).norm() / sent.norm().clamp(min=1e-12)
     solved |= {"steps": 0, "residual": gap.item()}
 
-    def again(z: Tensor) -> Tensor:
+    def network(z: Tensor) -> Tensor:
         return encode(ctx=ForwardContext("spiking", ctx.tokens), back=SpikeTrain(z, pulses))[0].value * real
 
-    return SpikeTrain(implicit(again, sent, solved), pulses)
+    return SpikeTrain(implicit(network, sent, solved), pulses)

@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 from transformers.models.mpnet.modeling_mpnet import MPNetEncoder, MPNetSelfAttention
 
-from spikeprune.models.checkpoint_facts import MPNET_BUCKETS
+from spikeprune.models.families import FAMILIES
 from spikeprune.models.relative_bias import bucket
 
 
@@ -44,7 +44,7 @@ class GraphedEncoder(MPNetEncoder):
     def compute_position_bias(self, x: Tensor) -> Tensor:
         """`[B, N, …]` -> `[B, H, N, N]`: row i, column j for the query at i and the key at j."""
         at = torch.arange(x.shape[1], device=x.device)
-        values = self.relative_attention_bias(bucket(at[None, :] - at[:, None], MPNET_BUCKETS))  # [N, N, H]
+        values = self.relative_attention_bias(bucket(at[None, :] - at[:, None], FAMILIES["mpnet"].buckets))  # [N, N, H]
         return values.movedim(-1, 0).expand(len(x), -1, -1, -1)
 
 

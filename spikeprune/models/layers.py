@@ -114,9 +114,9 @@ class EncoderLayer(nn.Module):
         self.residual = a.residual
         self.attention_neurons.shows_current = self.output_neurons.shows_current = a.residual == "membrane"
 
-    def past(self, signal: SpikeTrain) -> SpikeTrain:
-        """The shortcut: the spike train, or with `residual="membrane"` the current that drives its neurons."""
-        return signal if self.residual == "spikes" else signal.driven_by
+    def shortcut(self, train: SpikeTrain) -> SpikeTrain:
+        """What a shortcut carries: the train, or with `residual="membrane"` the current that drives its neurons."""
+        return train if self.residual == "spikes" else train.driven_by
 
     def split(self, x: Tensor) -> Tensor:
         """`[..., N, D]` -> `[..., H, N, d]`."""
@@ -178,7 +178,7 @@ class EncoderLayer(nn.Module):
             scores = self.scores(to_query(source.value), k.value, bias)  # [B, H, N, N]
             y = self.attend(scores, v.value, ctx.padding)
         c = self.context_neurons(context, source, k, v, mask=channels, y=y, **fire)
-        h = self.attention_neurons(lambda c, a: self.attention_norm(out(c) + a), c, self.past(a), **fire)
+        h = self.attention_neurons(lambda c, a: self.attention_norm(out(c) + a), c, self.shortcut(a), **fire)
         f = self.intermediate_neurons(lambda h: self.act(up(h)), h, mask=ffn, **fire)  # [B, N, F]
-        a = self.output_neurons(lambda f, h: self.output_norm(down(f) + h), f, self.past(h), **fire)
+        a = self.output_neurons(lambda f, h: self.output_norm(down(f) + h), f, self.shortcut(h), **fire)
         return a, scores

@@ -20,7 +20,7 @@ logits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,7 +30,7 @@ from transformers.activations import ACT2FN
 
 from spikeprune.cost.shapes import SynapseCounts
 from spikeprune.models.architecture import Architecture, leading_ones, unit_counts
-from spikeprune.models.feedback import close
+from spikeprune.models.feedback import feedback_train
 from spikeprune.models.layers import EncoderLayer, SpikingEmbedding
 from spikeprune.models.outputs import Outputs
 from spikeprune.models.quantization import QUANTIZERS
@@ -117,9 +117,9 @@ class SpikingBert(nn.Module):
 
     def set_t_steps(self, t_steps: int | Sequence[int]) -> None:
         """One number for all, or L+1 numbers. Raises ValueError for another length or a number below 1."""
-        numbers = [t_steps] * len(self.t_steps) if isinstance(t_steps, int) else list(t_steps)
-        if len(numbers) != len(self.t_steps) or min(numbers) < 1:
-            raise ValueError(f"t_steps must be {len(self.t_steps)} numbers of at least 1, got {numbers}")
+        numbers = list(t_steps) if isinstance(t_steps, Sequence) else [t_steps] * len(self.t_steps)
+        if len(numbers) != len(self.t_steps) or not all(isinstance(t, int) and t >= 1 for t in numbers):
+            raise ValueError(f"t_steps must be {len(self.t_steps)} whole numbers of at least 1, got {numbers}")
         self.t_steps.copy_(torch.tensor(numbers))
 
     def set_strength(self, strength: float) -> None:
@@ -176,7 +176,7 @@ class SpikingBert(nn.Module):
         trace: bool = False,
         scores: bool = True,
         percentile: float = 99.0,
-        deaden: float | None = None,
+        dead_zone_percentile: float | None = None,
         pulses: bool = False,
         heads: Tensor | None = None,
         ffn: Tensor | None = None,
@@ -191,7 +191,7 @@ class SpikingBert(nn.Module):
                 mode `count` needs the coding `accumulate` and gives sums over time `[1, B, D]`.
             scores: return attention scores; without them and without gradient attention may be fused
             pulses: return the last layer's spike train, from which a synchronous coding gives logits at every step
-            percentile, deaden: see `ForwardContext`
+            percentile, dead_zone_percentile: see `ForwardContext`
             heads, ffn: `[B, L, H]` and `[B, L, F]`, masks of each sample in place of the network's, for their gradient;
                 rates are then of all units as they fire before them
             steps: `[L+1]`, how far the gates of each layer's last steps are open (`snn.call.StepGate`)
@@ -209,30 +209,34 @@ class SpikingBert(nn.Module):
             scores=scores,
             pulses=pulses,
             percentile=percentile,
-            deaden=deaden,
+            dead_zone_percentile=dead_zone_percentile,
         )
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
         encode = partial(self.encode, input_ids, token_type_ids, heads=heads, ffn=ffn, steps=steps)
         solved: dict[str, float] = {}
-        if self.embedding.feedback is None:
-            signal, hidden, all_scores = encode(ctx=ctx)
-        else:
-            zero = self.classifier.weight.new_zeros(*input_ids.shape, self.classifier.in_features)  # [B, N, D]
-            back = close(encode, ctx, zero, t_steps=self.steps[0], leak=self.embedding.neurons.leak, solved=solved)
-            signal, hidden, all_scores = encode(ctx=ctx, back=back)
-        logits = self.classify(signal.value, ctx.tokens)  # [B, C]
-        at_values = tuple(scores for scores in all_scores if scores is not None)
+        train, hidden, all_scores = encode(ctx=ctx, back=self.fed_back(encode, ctx, solved))
         return Outputs(
-            logits,
-            tuple(hidden),
-            at_values,
+            logits=self.classify(train.value, ctx.tokens),  # [B, C]
+            hidden=tuple(hidden),
+            scores=tuple(scores for scores in all_scores if scores is not None),
             rates=ctx.record.rates,
             counts=ctx.record.counts,
             traces=ctx.record.traces,
             solved=solved,
-            pulses=signal.pulses if pulses else None,
+            pulses=train.pulses if pulses else None,
         )
+
+    def fed_back(
+        self, encode: Callable[..., Encoded], ctx: ForwardContext, solved: dict[str, float]
+    ) -> SpikeTrain | None:
+        """The train that the last layer feeds back to the embedding; None without feedback. `encode`: `self.encode` of
+        this batch, `solved` as in `feedback.feedback_train`, which writes into it."""
+        if self.embedding.feedback is None:
+            return None
+        zero = self.classifier.weight.new_zeros(*ctx.tokens.shape, self.classifier.in_features)  # [B, N, D]
+        leak = self.embedding.neurons.leak
+        return feedback_train(encode, ctx, zero, t_steps=self.steps[0], leak=leak, solved=solved)
 
     def encode(
         self,
@@ -253,17 +257,17 @@ class SpikingBert(nn.Module):
         gates = [None] * len(self.steps)
         if steps is not None:
             gates = list(map(StepGate, steps, steps - 1, map(shorter, self.steps)))
-        signal = self.embedding(
+        train = self.embedding(
             input_ids, token_type_ids, t_steps=t_embedding, ctx=ctx, back=back, gate=gates[0]
         )  # [B, N, D]
-        hidden, all_scores = [signal.value], []
+        hidden, all_scores = [train.value], []
         biases = [None] * len(self.layers) if self.relative_bias is None else self.relative_bias(ctx.padding)
         channels = self.heads if heads is None else heads.transpose(0, 1)[:, :, None]  # [L, H] or [L, B, 1, H]
         channels = channels.repeat_interleave(self.layers[0].head_size, -1).unbind()  # L times [D] or [B, 1, D]
         neurons = (self.ffn if ffn is None else ffn.transpose(0, 1)[:, :, None]).unbind()  # L times [F] or [B, 1, F]
         for i, layer in enumerate(self.layers):
-            signal, scores = layer(
-                signal,  # [B, N, D], or with time first [T, B, N, D]
+            train, scores = layer(
+                train,  # [B, N, D], or with time first [T, B, N, D]
                 channels=channels[i][..., : layer.out.in_features],
                 ffn=neurons[i][..., : layer.ffn],
                 t_steps=t_layers[i],
@@ -272,9 +276,9 @@ class SpikingBert(nn.Module):
                 acting=partial(acting, self, i),
                 bias=biases[i],
             )  # [B, N, D], [B, H, N, N]
-            hidden.append(signal.value)
+            hidden.append(train.value)
             all_scores.append(scores)
-        return signal, hidden, all_scores
+        return train, hidden, all_scores
 
     def classify(self, a: Tensor, tokens: Tensor) -> Tensor:
         """The last layer's values `[..., B, N, D]` -> logits `[..., B, C]`: of [CLS] through the pooler, or of the mean

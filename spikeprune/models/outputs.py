@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -9,6 +10,18 @@ from torch import Tensor
 from spikeprune.errors import InputError
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # of a batch, in the order that teacher and student take
+
+
+def inputs_of(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The arguments of a teacher's or student's forward that the batch has; a user's own may lack token types. Raises
+    InputError for a batch that is no mapping with the others."""
+    if not isinstance(batch, Mapping) or not {"input_ids", "attention_mask"} <= set(batch):
+        found = f"a {type(batch).__name__}" + (f" with {', '.join(batch)}" if isinstance(batch, Mapping) else "")
+        raise InputError(
+            f"a batch must be a mapping with input_ids and attention_mask (and token_type_ids), not {found}: let the "
+            "collate function return such a dictionary"
+        )
+    return {name: batch[name] for name in INPUTS if name in batch}
 
 
 def check_length(input_ids: Tensor, positions: int) -> None:

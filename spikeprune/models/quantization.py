@@ -68,7 +68,7 @@ class Quantizer:
     low: int  # codes are from `low` …
     high: int  # … to `high`; binary has no 0
     bits: float  # of information in a weight
-    stored: int  # bits that a packed weight takes, one of size.BITS
+    stored: int  # bits that a packed weight takes, one of `cost.shapes.BITS`
 
 
 QUANTIZERS: dict[str, Quantizer] = {

@@ -21,6 +21,9 @@ def spiking_bert(model: nn.Module) -> SpikingBert:
     """The one `SpikingBert` in `model`, which may be it. Raises InputError unless there is exactly one."""
     if isinstance(model, SpikingBert):
         return model
+    if not isinstance(model, nn.Module):
+        kind = type(model).__name__
+        raise InputError(f"a {kind} is no network: give a SpikingBert, or a module that contains one (spikeprune.load)")
     found = [module for module in model.modules() if isinstance(module, SpikingBert)]
     if len(found) != 1:
         raise InputError(f"{type(model).__name__} holds {len(found)} SpikingBert networks, and exactly one is needed")
@@ -69,11 +72,20 @@ def student_operations(
     steps, coding and synapses; of a dense one `cost.dense.dense`. `heads [L, H]` and `ffn [L, F]` replace its masks,
     where their gradient is wanted."""
     shape = student_shape(student) if shape is None else shape
-    kept = {"heads": student.heads if heads is None else heads, "ffn": student.ffn if ffn is None else ffn}
+    heads, ffn = student.heads if heads is None else heads, student.ffn if ffn is None else ffn
     if not sends_spikes(student):
-        return dense(lengths, shape=shape, links=student.links(), **kept)
-    form = {"t_steps": student.steps, "coding": student.coding, "leak": student.values["leak"]}
-    return count(counts, lengths, shape=shape, links=student.links(), **form, **kept)
+        return dense(lengths, shape=shape, heads=heads, ffn=ffn, links=student.links())
+    return count(
+        counts,
+        lengths,
+        shape=shape,
+        heads=heads,
+        ffn=ffn,
+        t_steps=student.steps,
+        coding=student.coding,
+        links=student.links(),
+        leak=student.values["leak"],
+    )
 
 
 def sends_spikes(student: SpikingBert) -> bool:

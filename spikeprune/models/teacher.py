@@ -1,30 +1,31 @@
 """The teacher: a classifier of the BERT family (`families.py`) from `transformers`, with the raw attention scores that
-its own outputs leave out, or one of another architecture with its answers alone (`answering.py`)."""
+its own outputs leave out, or one of another architecture with its logits alone (`other_architectures.py`)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedConfig, PreTrainedModel
 
 from spikeprune.errors import InputError, out_of_memory
-from spikeprune.models.answering import (
+from spikeprune.models.checkpoint_config import first_line, label_order, read_config, unread_weights
+from spikeprune.models.families import Family, family_of, longest_text
+from spikeprune.models.fused_attention import fuse
+from spikeprune.models.other_architectures import (
     KNOWN,
     embeddings_of,
     encoder_config,
+    gives_logits_alone,
     last_layer,
     reads_types,
-    teaches_answers_alone,
     title_of,
     work_problem,
 )
-from spikeprune.models.checkpoint_facts import first_line, label_order, read_config, unread_weights
-from spikeprune.models.families import Family, family_of, longest_text
-from spikeprune.models.fused_attention import fuse
 from spikeprune.models.outputs import Outputs, check_length
 from spikeprune.models.tensors import not_finite
 
@@ -61,7 +62,7 @@ class Teacher(nn.Module):
         super().__init__()
         self.bert = fuse(bert)
         self.encoder_config = encoder_config(bert.config)
-        self.family: Family | None = None if teaches_answers_alone(bert.config) else family_of(bert.config)
+        self.family: Family | None = None if gives_logits_alone(bert.config) else family_of(bert.config)
         self.reads_types = reads_types(bert) if self.family is None else self.family.types
         self.frozen = False
         self.note = ""  # a line on assumptions about the checkpoint
@@ -86,49 +87,16 @@ class Teacher(nn.Module):
         that are not finite, for one with weights that transformers would leave out, and as `work_problem`.
         """
         config = read_config(str(checkpoint), classes=classes)
-        title = title_of(config)
         if dropout is not None:
             for name in [name for name in config.to_dict() if "dropout" in name]:  # architectures differ in their names
                 setattr(config, name, dropout)
-        try:
-            bert, info = AutoModelForSequenceClassification.from_pretrained(
-                checkpoint,
-                config=config,
-                trust_remote_code=False,
-                weights_only=True,
-                output_loading_info=True,
-                dtype=torch.float32,
-                ignore_mismatched_sizes=True,  # another task's classifier is made anew, the rest refused
-            )
-        except Exception as error:  # of many kinds, for files of any content
-            if out_of_memory(error):
-                raise InputError(f"teacher.checkpoint: there is not enough memory to load {checkpoint}") from None
-            raise InputError(
-                f"teacher.checkpoint: the weights at {checkpoint} cannot be loaded as a {title} with {classes} "
-                f"outputs ({first_line(error)})"
-            ) from None
-        wrong = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
-        base = bert.base_model_prefix
-        lost = [key for key in wrong if key.startswith(f"{base}.") and not key.startswith(f"{base}.pooler.")]
-        if lost:
-            raise InputError(
-                f"teacher.checkpoint: {checkpoint} lacks {len(lost)} of the encoder's weights or has them in another "
-                f"size, first {lost[0]}; is it a complete {title}?"
-            )
-        modules = [name for name, _ in bert.base_model.named_children() if name != "pooler"]
-        if unread := unread_weights(list(info["unexpected_keys"]), base, modules):
-            raise InputError(
-                f"teacher.checkpoint: {checkpoint} has {len(unread)} weights that a {title} of transformers "
-                f"does not read, first {unread[0]}; it is another architecture"
-            )
-        if broken := not_finite(bert.state_dict()):
-            raise InputError(f"teacher.checkpoint: {broken[0]} at {checkpoint} is not finite; give another checkpoint")
-        if teaches_answers_alone(config) and (problem := work_problem(bert)):
-            raise InputError(f"teacher.checkpoint: {checkpoint}, a {title}, {problem}; a teacher is one of {KNOWN}")
-        teacher = cls(
-            bert.train()
-        )  # transformers loads in evaluation mode, and Lightning leaves modes as it finds them
-        if labels is not None and all(key.startswith(f"{base}.") for key in wrong):  # the head is the checkpoint's
+        bert, info = loaded(checkpoint, config)
+        drawn = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]  # tensors that start at random
+        if problem := weights_problem(checkpoint, bert, drawn, list(info["unexpected_keys"])):
+            raise InputError(f"teacher.checkpoint: {problem}")
+        # transformers loads in evaluation mode, and Lightning leaves modes as it finds them
+        teacher = cls(bert.train())
+        if labels is not None and all(key.startswith(f"{bert.base_model_prefix}.") for key in drawn):  # its own head
             teacher.sort_classes(*label_order(str(checkpoint), labels))
         return teacher
 
@@ -175,7 +143,7 @@ class Teacher(nn.Module):
             batch["token_type_ids"] = token_type_ids
         if self.family is None:
             if hidden or scores:
-                raise ValueError(f"a {title_of(self.bert.config)} teaches answers alone, no hidden states or scores")
+                raise ValueError(f"a {title_of(self.bert.config)} teaches logits alone, no hidden states or scores")
             return Outputs(self.bert(**batch).logits)
         if self.family.relative_bias(self.bert) is not None:
             batch["attention_mask"] = additive(attention_mask)
@@ -206,6 +174,54 @@ class Teacher(nn.Module):
         if self.family.relative_bias(self.bert) is None:
             return None
         return self.family.encoder(self.bert).encoder.compute_position_bias(input_ids)
+
+
+def loaded(checkpoint: str | Path, config: PreTrainedConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The sequence classifier of a checkpoint, and transformers' lists of the tensors that did not fit. Raises
+    InputError where it cannot be loaded."""
+    try:
+        return AutoModelForSequenceClassification.from_pretrained(
+            checkpoint,
+            config=config,
+            trust_remote_code=False,
+            weights_only=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # another task's classifier is made anew, the rest refused
+        )
+    except Exception as error:  # of many kinds, for files of any content
+        if out_of_memory(error):
+            raise InputError(f"teacher.checkpoint: there is not enough memory to load {checkpoint}") from None
+        raise InputError(
+            f"teacher.checkpoint: the weights at {checkpoint} cannot be loaded as a {title_of(config)} with "
+            f"{config.num_labels} outputs ({first_line(error)})"
+        ) from None
+
+
+def weights_problem(
+    checkpoint: str | Path, bert: PreTrainedModel, drawn: Sequence[str], unexpected: Sequence[str]
+) -> str:
+    """Why a classifier that was loaded cannot be a teacher, in a sentence; empty where it can.
+
+    `drawn`: names of the tensors that the checkpoint lacks; `unexpected`: of those that it has besides."""
+    title, base = title_of(bert.config), bert.base_model_prefix
+    lost = [key for key in drawn if key.startswith(f"{base}.") and not key.startswith(f"{base}.pooler.")]
+    if lost:
+        return (
+            f"{checkpoint} lacks {len(lost)} of the encoder's weights or has them in another size, first {lost[0]}; is "
+            f"it a complete {title}?"
+        )
+    modules = [name for name, _ in bert.base_model.named_children() if name != "pooler"]
+    if unread := unread_weights(unexpected, base, modules):
+        return (
+            f"{checkpoint} has {len(unread)} weights that a {title} of transformers does not read, first {unread[0]}; "
+            "it is another architecture"
+        )
+    if broken := not_finite(bert.state_dict()):
+        return f"{broken[0]} at {checkpoint} is not finite; give another checkpoint"
+    if gives_logits_alone(bert.config) and (problem := work_problem(bert)):
+        return f"{checkpoint}, a {title}, {problem}; a teacher is one of {KNOWN}"
+    return ""
 
 
 def additive(mask: Tensor) -> Tensor:

@@ -8,14 +8,14 @@ from torch import Tensor
 
 from spikeprune.errors import InputError, known
 from spikeprune.models.modeling import SpikingBert, refresh_synapses
-from spikeprune.models.outputs import INPUTS
+from spikeprune.models.outputs import inputs_of
 from spikeprune.models.quantization import QUANTIZERS
 from spikeprune.models.sparsity import Synapses
 
 
 def variant(student: SpikingBert, *, coding: str | None = None, dead_zone: bool | None = None) -> SpikingBert:
     """The same weights, masks and steps under another coding, or with dead zones or without; new dead zones are
-    empty until `deaden`. `student` stays as it is; None leaves a property as it is."""
+    empty until `calibrate_dead_zones`. `student` stays as it is; None leaves a property as it is."""
     values = {**student.values, "t_steps": student.steps}
     state = student.state_dict()
     if coding is not None:
@@ -31,10 +31,10 @@ def variant(student: SpikingBert, *, coding: str | None = None, dead_zone: bool 
 
 
 @torch.no_grad()
-def deaden(student: SpikingBert, batch: dict[str, Tensor], percentile: float) -> None:
+def calibrate_dead_zones(student: SpikingBert, batch: dict[str, Tensor], percentile: float) -> None:
     """Set the edge of every dead zone to a percentile of the currents of its layer on `batch`, from the embedding
     upwards, each computed with the zones before it."""
-    student(*(batch[name] for name in INPUTS), mode="spiking", deaden=percentile)
+    student(**inputs_of(batch), mode="spiking", dead_zone_percentile=percentile)
 
 
 def add_quantizer(student: SpikingBert, weights: str) -> None:

@@ -4,7 +4,7 @@ about the lowest reachable cost and how near to its goal a stage ended."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from operator import add
 from typing import Any
@@ -22,8 +22,9 @@ from spikeprune.cost.summary import latency_steps
 from spikeprune.errors import known
 from spikeprune.models.inference import infer
 from spikeprune.models.modeling import SpikingBert
+from spikeprune.models.outputs import inputs_of
 from spikeprune.models.shape import missing_synapses, student_network, student_operations
-from spikeprune.pruning.statistics import given
+from spikeprune.pruning.statistics import Mean, alone
 
 TOLERANCE = 0.02  # of the goal: a cost that is closer below it counts as reached
 EQUAL_BITS = "the same network's, computed densely at equal bits,"
@@ -36,7 +37,7 @@ def measured_operations(
     """On all sentences of the batches, with these masks in place of the student's where its operations are counted."""
 
     def of(batch: dict[str, Tensor]) -> Operations:
-        counts, lengths = infer(student, **given(batch)).counts, batch["attention_mask"].sum(1)
+        counts, lengths = infer(student, **inputs_of(batch)).counts, batch["attention_mask"].sum(1)
         return student_operations(student, counts, lengths, shape=shape, heads=heads, ffn=ffn)
 
     return reduce(add, map(of, batches))
@@ -61,7 +62,7 @@ class CostMeter:
         shape: Shape,
         dense_shape: Shape,
         model: EnergyModel,
-        mean: Callable[[Tensor], Tensor] = lambda x: x,
+        mean: Mean = alone,
     ):
         known("target", target, TARGETS)
         self.batches, self.target, self.shape, self.model, self.mean = batches, target, shape, model, mean
@@ -95,9 +96,16 @@ class CostMeter:
         return energy / (self._equal_bits(student, heads, ffn) if self.target == "equal_bits" else self.unit)
 
     def _equal_bits(self, student: SpikingBert, heads: Tensor, ffn: Tensor) -> Tensor:
-        kept = {"heads": heads, "ffn": ffn, "links": missing_synapses(student)}
-        form = {"t_steps": student.steps, "bits": student.stored_bits}
-        return self.model.total(equal_bits(self.lengths, shape=self.shape, **form, **kept))
+        network = equal_bits(
+            self.lengths,
+            shape=self.shape,
+            heads=heads,
+            ffn=ffn,
+            t_steps=student.steps,
+            bits=student.stored_bits,
+            links=missing_synapses(student),
+        )
+        return self.model.total(network)
 
 
 # -------------------------------------------------------------------------------------------------- goal and report

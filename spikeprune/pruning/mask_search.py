@@ -29,13 +29,9 @@ from spikeprune.errors import InputError
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.pruning.budget import measured_operations
 from spikeprune.pruning.schedules import keep_highest
-from spikeprune.pruning.statistics import UNITS, Batches, Mean, SampleLoss, loss_at, mask_gradients
+from spikeprune.pruning.statistics import UNITS, Batches, Mean, SampleLoss, alone, loss_at, mask_gradients
 
 CHOICES = 20_000  # most sets of units in a layer that are all tried; C(16, 8) is below
-
-
-def same(x: Tensor) -> Tensor:
-    return x
 
 
 # ------------------------------------------------------------------------------------------------------- statistics
@@ -46,7 +42,7 @@ def fisher_blocks(
 ) -> dict[str, Tensor]:
     """`heads [L, H, H]`, `ffn [L, F, F]`: mean over samples of g gᵀ, g a sample's gradient with respect to a layer's
     masks (eqs. 7 and 11). The diagonal is the Fisher information of `statistics.collect`; `mode` as there."""
-    blocks, samples = {name: mask.new_zeros(*mask.shape, mask.shape[1]) for name, mask in masks_of(student)}, 0
+    blocks, samples = {name: mask.new_zeros(*mask.shape, mask.shape[1]) for name, mask in named_masks(student)}, 0
     for batch, _, grads in mask_gradients(student, batches, sample_loss, mode):
         for name, grad in grads.items():
             blocks[name] += torch.einsum("bli,blj->lij", grad, grad)
@@ -59,14 +55,14 @@ def unit_operations(student: SpikingBert, batches: Batches, shape: Shape) -> dic
 
     `operations.count` is linear in either mask for fixed spikes, so its gradient is the cost of a unit.
     """
-    masks = {name: mask.double().clone().requires_grad_() for name, mask in masks_of(student)}
+    masks = {name: mask.double().clone().requires_grad_() for name, mask in named_masks(student)}
     with torch.enable_grad():
         found = measured_operations(student, batches, shape=shape, **masks)
         grads = torch.autograd.grad(found.ac.sum() + found.mac.sum(), list(masks.values()))
     return {name: grad / found.samples for name, grad in zip(masks, grads, strict=True)}
 
 
-def masks_of(student: SpikingBert) -> Iterator[tuple[str, Tensor]]:
+def named_masks(student: SpikingBert) -> Iterator[tuple[str, Tensor]]:
     return ((name, getattr(student, name)) for name in UNITS)
 
 
@@ -179,7 +175,7 @@ def search(
     floors: dict[str, int],
     rearranged: bool = True,
     mode: str | None = None,
-    mean: Mean = same,
+    mean: Mean = alone,
 ) -> dict[str, float]:
     """Steps 1 and, if `rearranged`, 2: writes masks within the share `operations` of the operations of all heads
     and neurons to `student`'s buffers. `mode`: the forward that it is trained with, as in `statistics.collect`.
@@ -189,7 +185,7 @@ def search(
     """
     blocks = {name: mean(block) for name, block in fisher_blocks(student, batches, sample_loss, mode=mode).items()}
     own_costs = {name: mean(cost) for name, cost in unit_operations(student, batches, shape).items()}
-    alive = {name: mask.clone() for name, mask in masks_of(student)}
+    alive = {name: mask.clone() for name, mask in named_masks(student)}
     unit_costs = {name: (own_costs[name][alive[name] > 0]).mean().item() for name in UNITS}
     total = sum(unit_costs[name] * alive[name].numel() for name in UNITS)
     importance = {name: block.diagonal(dim1=1, dim2=2) for name, block in blocks.items()}
@@ -205,7 +201,7 @@ def search(
         getattr(student, name).copy_(masks[name])
     if rearranged:
         rearrange_measured(student, blocks, alive, lambda: mean(loss_of(student, batches, sample_loss)).item())
-    found = dict(masks_of(student))
+    found = dict(named_masks(student))
     kept = sum((own_costs[name] * found[name]).sum().item() for name in UNITS) / total
     return {"operations": kept, **{k: blockwise(blocks, alive, m) for k, m in (("diagonal", masks), ("block", found))}}
 
@@ -215,7 +211,7 @@ def rearrange_measured(
 ) -> None:
     """Every layer's heads, then every layer's neurons, each time only if `loss` does not rise."""
     least = loss()
-    for name, mask in masks_of(student):
+    for name, mask in named_masks(student):
         for layer in range(len(mask)):
             before, after = mask[layer].clone(), rearrange(blocks[name][layer], mask[layer], alive[name][layer])
             if torch.equal(before, after):

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from spikeprune.models.modeling import SpikingBert
-from spikeprune.pruning.mask_search import loss_of, same
-from spikeprune.pruning.statistics import UNITS, Batches, Mean, SampleLoss, given, trained_mode
+from spikeprune.models.outputs import inputs_of
+from spikeprune.pruning.mask_search import loss_of
+from spikeprune.pruning.statistics import UNITS, Batches, Mean, SampleLoss, alone, trained_mode
 
 FAR = 10.0  # a fitted mask beyond it is not used
 
@@ -27,7 +28,7 @@ def tune(
     sample_loss: SampleLoss,
     *,
     mode: str | None = None,
-    mean: Mean = same,
+    mean: Mean = alone,
 ) -> list[tuple[float, float]]:
     """Fold real masks into `student`'s columns so that each layer norm's input is nearest to `unpruned`'s (eq. 13).
 
@@ -64,6 +65,8 @@ def sublayer(student: SpikingBert, layer: int, kind: str) -> tuple[nn.Linear, in
 def tune_sublayer(
     student: SpikingBert, unpruned: SpikingBert, batches: Batches, layer: int, kind: str, mode: str, mean: Mean
 ) -> tuple[float, float]:
+    """Fold the fitted masks of one layer's `kind` of units into `student`'s columns; the mean squared difference at a
+    token before and after, equal where the fit is not used."""
     linear, size = sublayer(student, layer, kind)
     kept = getattr(student, kind)[layer, : linear.in_features // size].nonzero()[:, 0]
     a, b, c = map(mean, normal_equations(student, unpruned, batches, layer, kind, mode))
@@ -103,7 +106,7 @@ def normal_equations(
     for batch in batches:
         real = batch["attention_mask"].bool()
         (x, residual), (x0, residual0) = (
-            [values[real].double() for values in inputs_of(net, getattr(net.layers[layer], reader), batch, mode)]
+            [values[real].double() for values in reader_inputs(net, getattr(net.layers[layer], reader), batch, mode)]
             for net in (student, unpruned)
         )
         wanted = x0 @ original.weight.double().T + original.bias.double() + residual0  # [M, D]
@@ -116,7 +119,9 @@ def normal_equations(
     return a / tokens, rhs.unflatten(0, (-1, size)).sum(1) / tokens, square / tokens
 
 
-def inputs_of(net: SpikingBert, spiking_layer: nn.Module, batch: dict[str, Tensor], mode: str) -> tuple[Tensor, Tensor]:
+def reader_inputs(
+    net: SpikingBert, spiking_layer: nn.Module, batch: dict[str, Tensor], mode: str
+) -> tuple[Tensor, Tensor]:
     """The two inputs `[B, N, ·]` of a spiking layer behind a residual: the masked spikes of the layer below, and the
     residual; with feedback those of the last iteration."""
     inputs: dict[str, Tensor] = {}
@@ -126,7 +131,7 @@ def inputs_of(net: SpikingBert, spiking_layer: nn.Module, batch: dict[str, Tenso
 
     hook = spiking_layer.register_forward_pre_hook(keep_last)
     try:
-        net(**given(batch), mode=mode)
+        net(**inputs_of(batch), mode=mode)
     finally:
         hook.remove()
     return inputs["spikes"], inputs["residual"]

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from spikeprune.cost.activity import kept_channels
+from spikeprune.errors import InputError
 from spikeprune.models.modeling import SpikingBert
-from spikeprune.models.outputs import INPUTS, Outputs
+from spikeprune.models.outputs import Outputs, inputs_of
 from spikeprune.models.weights import acting_weight
+from spikeprune.snn.coding import CODINGS
 
 UNITS = ("heads", "ffn")  # a student's masks
 Batches = Sequence[dict[str, Tensor]]
@@ -37,15 +39,26 @@ class Statistics:
     seed: int  # of a criterion that draws
 
 
-def given(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The student's inputs that the batch has."""
-    return {key: batch[key] for key in INPUTS if key in batch}
+def losses_of(sample_loss: SampleLoss, batch: dict[str, Tensor], outputs: Outputs) -> Tensor:
+    """`sample_loss(batch, outputs)`, `[B]`. Raises InputError for a loss of another shape, such as a mean."""
+    losses = sample_loss(batch, outputs)
+    if losses.shape != outputs.logits.shape[:1]:
+        found, wanted = list(losses.shape), list(outputs.logits.shape[:1])
+        raise InputError(
+            f"sample_loss returned {found} and not {wanted}, the loss of each sample: use reduction='none'"
+        )
+    return losses
+
+
+def alone(x: Tensor) -> Tensor:
+    """The `Mean` of a single process."""
+    return x
 
 
 def trained_mode(student: SpikingBert) -> str:
-    """The default forward mode in training of a student of this coding: `per_step` has no closed equilibrium, so only
-    its simulation is the network."""
-    return "spiking" if student.coding == "per_step" else "equilibrium"
+    """The default forward mode in training of a student of this coding: one that does not converge to the closed
+    equilibrium is simulated."""
+    return "equilibrium" if CODINGS[student.coding].converges else "spiking"
 
 
 def collect(
@@ -102,8 +115,8 @@ def mask_gradients(
     for batch in batches:
         size = len(batch["input_ids"])
         masks = {name: getattr(student, name).expand(size, -1, -1).clone().requires_grad_() for name in UNITS}
-        outputs = student(**given(batch), **masks, mode=mode or trained_mode(student), rate=rate)
-        grads = torch.autograd.grad(sample_loss(batch, outputs).sum(), list(masks.values()))
+        outputs = student(**inputs_of(batch), **masks, mode=mode or trained_mode(student), rate=rate)
+        grads = torch.autograd.grad(losses_of(sample_loss, batch, outputs).sum(), list(masks.values()))
         yield batch, outputs, dict(zip(UNITS, grads, strict=True))
 
 
@@ -143,7 +156,7 @@ def convergence_profile(student: SpikingBert, batches: Iterable[dict[str, Tensor
     """
     totals: dict[str, Tensor] = {}
     for batch in batches:
-        outputs = student(**given(batch), mode="spiking", trace=True)
+        outputs = student(**inputs_of(batch), mode="spiking", trace=True)
         for name, (error, size) in outputs.traces.items():
             pair = torch.stack([error, size.expand_as(error)])
             totals[name] = totals[name] + pair if name in totals else pair
@@ -175,7 +188,7 @@ def temporal_statistics(
     batches: Sequence[dict[str, Tensor]],
     sample_loss: SampleLoss,
     *,
-    mean: Callable[[Tensor], Tensor] = lambda x: x,
+    mean: Mean = alone,
 ) -> TemporalStatistics:
     """On `batches`, with one forward of each for the profile and one for each loss. `mean`: over processes, so that all
     decide the same."""
@@ -199,12 +212,12 @@ def loss_at(
     """
     own = student.steps
     student.set_t_steps(t_steps)
-    mode = "equilibrium" if student.coding == "accumulate" else "spiking"
+    mode = "equilibrium" if CODINGS[student.coding].stationary else "spiking"
     losses = []
     try:
         for batch in batches:
-            outputs = student(**given(batch), mode=mode, scores=False)
-            losses.append(sample_loss(batch, outputs))
+            outputs = student(**inputs_of(batch), mode=mode, scores=False)
+            losses.append(losses_of(sample_loss, batch, outputs))
     finally:
         student.set_t_steps(own)
     return torch.cat(losses).double().mean()  # float64, so that equal losses compare as equal

@@ -48,8 +48,8 @@ def _rate(row: Mapping[str, Any]) -> str:
 
 def energy_lines(energy: Energy, rate: float) -> list[str]:
     """The table in plain text with its sentence and legend; `rate`: the student's mean firing rate."""
-    said = [line for text in sentences(energy, rate) for line in wrap(text, WIDTH)]
-    return [*columns(rows(energy)), "", *said, *LEGEND]
+    verdicts = [line for text in sentences(energy, rate) for line in wrap(text, WIDTH)]
+    return [*columns(rows(energy)), "", *verdicts, *LEGEND]
 
 
 def timing_rows(found: Mapping[str, Any]) -> list[list[str]]:

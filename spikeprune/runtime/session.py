@@ -17,7 +17,7 @@ LOOPS = ("events", "counts")
 
 
 @dataclass(frozen=True)
-class Answer:
+class SessionOutput:
     """Logits [C], and the operations of embedding, layers and head, int64 [L+2] each."""
 
     logits: np.ndarray
@@ -60,7 +60,7 @@ class Session:
         self.arena_bytes, self.used = size.value, self.lib.spikerun_used(self._model)
         self._observer = None
 
-    def run(self, input_ids: Sequence[int], segments: Sequence[int] | None = None) -> Answer:
+    def run(self, input_ids: Sequence[int], segments: Sequence[int] | None = None) -> SessionOutput:
         """One sentence without padding. Raises InputError for ids that are not the model's, and for its length."""
         ids = np.ascontiguousarray(input_ids, np.int32)
         types = None if segments is None else np.ascontiguousarray(segments, np.int32)
@@ -72,7 +72,7 @@ class Session:
         found = self.lib.spikerun_operations_of(self._model)
         rows = [found[i] for i in range(self.shape.layers + 2)]
         kinds = ([getattr(row, name) for row in rows] for name, _ in type(rows[0])._fields_)
-        return Answer(logits, *(np.array(kind, np.int64) for kind in kinds))
+        return SessionOutput(logits, *(np.array(kind, np.int64) for kind in kinds))
 
     def observe(self, function: Callable[[str, int, np.ndarray], None] | None) -> None:
         """Have `function(name, step, spikes)` called after each spiking layer has fired: its name in the Python

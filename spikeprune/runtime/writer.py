@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from spikeprune.errors import InputError
 from spikeprune.models import weights
 from spikeprune.models.architecture import POOLER_ACTIVATIONS, POOLINGS, RESIDUALS
-from spikeprune.models.checkpoint_facts import ACTIVATIONS
+from spikeprune.models.checkpoint_config import ACTIVATIONS
 from spikeprune.models.compaction import compact
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.relative_bias import FARTHEST, RelativeBias, bucket

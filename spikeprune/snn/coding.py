@@ -22,8 +22,12 @@ from spikeprune.snn.neurons import asr
 
 
 class Coding(NamedTuple):
+    """`read` and `drive` as above. `converges`: as T grows its network comes to the equilibrium `f(clip(x/theta))` of
+    `neurons.Equilibrium`; one that does not is trained with the spiking forward."""
+
     read: Callable[[Tensor, int, float], Tensor] | None
     drive: Callable[[Tensor, int, float], Tensor]
+    converges: bool = True
 
     @property
     def stationary(self) -> bool:
@@ -82,5 +86,5 @@ def drive_constant(y: Tensor, t_steps: int, leak: float) -> Tensor:
 CODINGS: dict[str, Coding] = {
     "accumulate": Coding(read=None, drive=drive_constant),
     "running_mean": Coding(read=read_running_mean, drive=drive_running_mean),
-    "per_step": Coding(read=read_step, drive=drive_step),
+    "per_step": Coding(read=read_step, drive=drive_step, converges=False),
 }

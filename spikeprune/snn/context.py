@@ -85,7 +85,7 @@ class ForwardContext:
     scores: bool = True  # return attention scores; without them attention may be fused
     pulses: bool = False  # return the last layer's spike train
     percentile: float = 99.0  # calibrate: theta is this percentile of a channel's activation
-    deaden: float | None = None  # spiking: each dead zone ends at this percentile of its layer's currents
+    dead_zone_percentile: float | None = None  # spiking: each dead zone ends at this percentile of its layer's currents
     record: Recorder = field(default_factory=Recorder)
 
     def __post_init__(self):

@@ -12,8 +12,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-from spikeprune.snn.context import ForwardContext
-
 
 class DeadZone(nn.Module):
     """Currents of magnitude at most `edge [D]` count as zero; an edge of 0 silences none."""
@@ -25,12 +23,6 @@ class DeadZone(nn.Module):
     def forward(self, y: Tensor) -> Tensor:
         return y * (y.abs() > self.edge)
 
-    def measured(self, y: Tensor, ctx: ForwardContext) -> Tensor:
-        """`forward` on `y [..., B, N, D]`, with the edge first calibrated on it where `ctx.deaden` says so."""
-        if ctx.deaden is not None:
-            self.calibrate(y, ctx.tokens, ctx.deaden)
-        return self(y)
-
     @torch.no_grad()
     def calibrate(self, y: Tensor, tokens: Tensor, percentile: float) -> None:
         """Set the edge so that it silences `percentile` % of each channel's currents `y [..., B, N, D]` on real
@@ -41,8 +33,3 @@ class DeadZone(nn.Module):
         sizes = y[..., tokens, :].abs().flatten(0, -2)  # [M, D]
         k = math.floor(percentile / 100 * len(sizes))
         self.edge.copy_(sizes.sort(0).values[k - 1 : k + 1].mean(0) if k else torch.zeros_like(self.edge))
-
-
-def among(x: Tensor, alive: Tensor | None) -> Tensor:
-    """The channels of `x [..., D]` that are `alive [D]`; all of them where none is, or `alive` is None."""
-    return x if alive is None or not alive.any() else x[..., alive > 0]

@@ -18,7 +18,7 @@ from spikeprune.snn.adaptive_threshold import gains_of, in_units_of, times_gain
 from spikeprune.snn.call import Drive, LayerBackend, LayerCall, LayerOutput, StepGate
 from spikeprune.snn.coding import CODINGS
 from spikeprune.snn.context import ForwardContext, Recorder, SpikeTrain
-from spikeprune.snn.dead_zone import DeadZone, among
+from spikeprune.snn.dead_zone import DeadZone
 from spikeprune.snn.equilibrium import clip, closed_form, equilibrium
 from spikeprune.snn.neurons import ACTIVATIONS, asr, simulable
 from spikeprune.snn.simulation import simulate
@@ -147,7 +147,12 @@ class SpikingLayer(nn.Module):
             return Drive(mean, self.through_dead_zone(seen, ctx))
 
     def through_dead_zone(self, y: Tensor, ctx: ForwardContext) -> Tensor:
-        y = y if self.dead_zone is None else self.dead_zone.measured(y, ctx)
+        """The currents `[..., B, N, D]` without those in the dead zone, whose edge is calibrated on them first where
+        `ctx` has a percentile for it."""
+        if self.dead_zone is not None:
+            if ctx.dead_zone_percentile is not None:
+                self.dead_zone.calibrate(y, ctx.tokens, ctx.dead_zone_percentile)
+            y = self.dead_zone(y)
         return y.to(self.log_theta.dtype)  # a half-precision current would miscount spikes
 
     def fire(self, call: LayerCall) -> SpikeTrain:
@@ -207,11 +212,16 @@ class SpikingLayer(nn.Module):
         seen = y[tokens]  # [M, D]
         seen = seen.clamp(min=0) if self.neuron.low == 0 else seen.abs()
         if self.log_theta.numel() == 1:
-            seen = among(seen, alive).reshape(-1, 1)
+            seen = alive_channels(seen, alive).reshape(-1, 1)
         k = max(1, math.ceil(percentile / 100 * len(seen)))
         theta = seen.kthvalue(k, dim=0).values
         # a channel that is silent on the calibration data still gets a threshold that it can reach
         self.log_theta.copy_(theta.clamp(min=max(theta.max().item() * 1e-2, 1e-6)).log())
+
+
+def alive_channels(x: Tensor, alive: Tensor | None) -> Tensor:
+    """The channels of `x [..., D]` that are `alive [D]`; all of them where none is, or `alive` is None."""
+    return x if alive is None or not alive.any() else x[..., alive > 0]
 
 
 def mean_rates(call: LayerCall, value: Tensor, computed: Tensor | None) -> Tensor:

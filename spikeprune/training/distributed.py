@@ -44,7 +44,7 @@ def connect() -> None:
     _messages = dist.new_group(backend="gloo", timeout=PATIENCE)
 
 
-def first(make: Callable[[], T]) -> T:
+def from_rank_zero(make: Callable[[], T]) -> T:
     """The result of `make()`, which only rank 0 calls, on every rank.
 
     Bad input (InputError) or a full disk (OSError) that it meets is raised on rank 0, whose process prints it; the
@@ -82,7 +82,7 @@ def gather(value: T) -> list[T]:
     return values
 
 
-def same(value: Any, what: str) -> None:
+def require_equal(value: Any, what: str) -> None:
     """Raises RuntimeError where `value` is not equal on all ranks, which no input may cause."""
     values = gather(value)
     if any(other != values[0] for other in values):

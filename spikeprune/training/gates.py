@@ -1,11 +1,11 @@
-"""Gates: heads, neurons and time steps that are kept or removed by the gradient of a loss with a priced cost.
+"""Gates: heads, neurons and time steps that are kept or removed by the gradient of a loss under a budget.
 
 The objective is that of CoFi (Xia et al. 2022, arXiv 2204.00408, eq. 4) as an augmented Lagrangian,
 
-    min over weights and gates, max over price >= 0:  loss + price g + DAMPING / 2 relu(g)^2,  g = log(cost / target)
+    min over weights and gates, max over m >= 0:  loss + m g + DAMPING / 2 relu(g)^2,  g = log(cost / target)
 
-The cost is differentiable in gates and firing rates, so that one price acts on heads, neurons, steps and spikes alike.
-The logarithm makes the price one of relative savings, whatever the target.
+The cost is differentiable in gates and firing rates, so that one multiplier m acts on heads, neurons, steps and spikes
+alike. By the logarithm it weighs relative savings, whatever the target.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from spikeprune.training import distributed
 from spikeprune.training.objective import AdditionsTerm
 
 OPEN = 3.0  # log_alpha at first: open in 99 % of the draws
-DAMPING = 20.0  # of the price: it reacts to the present excess, not to the sum of all
+DAMPING = 20.0  # of the multiplier: it reacts to the present excess, not to the sum of all
 TRAVEL = 30.0  # distance that a gate can move while the target falls; from open to closed it is 6
 FASTEST = 0.1  # largest step of a gate
-PRICE = 100.0  # times an excess: how far the price rises if that stays while the target falls
-CLIP = 0.1  # largest excess that the price reacts to: gates need their time whatever it is
+ASCENT = 100.0  # times an excess: how far the multiplier rises if that stays while the target falls
+CLIP = 0.1  # largest excess that the multiplier reacts to: gates need their time whatever it is
 
 
 class Gates:
-    """Gates of a student's units, the price of its cost, and their optimizer. A training step of a module reads
+    """Gates of a student's units, the multiplier of its cost, and their optimizer. A training step of a module reads
 
         student(…, rate=True, **gates.relaxed())   and adds   gates.penalty(outputs, tokens)
 
@@ -43,9 +43,11 @@ class Gates:
     kinds    that are gated, of `pruning.gates.KINDS`; the others stay as the student has them
     term     additions of the student, or None where the cost is its latency
     steps    optimizer steps in which the target falls
-    learning whether units are still gated; afterwards the price acts on firing rates alone
+    learning whether units are still gated; afterwards the multiplier acts on firing rates alone
     equal_bits  whether the cost is relative to a dense network of the same units
     """
+
+    STATE = ("log_alpha", "allowed", "gated", "multiplier", "factor")  # tensors in a checkpoint
 
     def __init__(
         self,
@@ -69,14 +71,14 @@ class Gates:
         gated = [torch.full((n,), float(k in kinds)) for n, k in zip(self.sizes, KINDS, strict=True)]
         self.gated = torch.cat(gated).to(like) * self.allowed
         self.noise = torch.full_like(like, 0.5)
-        self.price = like.new_zeros(()).requires_grad_()
+        self.multiplier = like.new_zeros(()).requires_grad_()
         self.target = like.new_ones(())
         self.factor = like.new_ones(())  # cost of an addition, in the unit of the target
         self.optimizer = torch.optim.Adam([self.log_alpha], lr=min(FASTEST, TRAVEL / max(1, steps)))
-        self.price_lr = PRICE / max(1, steps)
+        self.multiplier_lr = ASCENT / max(1, steps)
 
     def parameters(self) -> list[Tensor]:
-        return [self.log_alpha, self.price]
+        return [self.log_alpha, self.multiplier]
 
     def draw(self) -> None:
         """Noise for the next training step."""
@@ -125,22 +127,23 @@ class Gates:
         return unit * self.term.expected(student, expected, tokens, heads=heads, ffn=ffn, t_steps=steps)
 
     def penalty(self, outputs: Outputs, tokens: Tensor) -> Tensor:
-        """The priced excess of the expected cost over the target, scalar."""
+        """The term of the excess of the expected cost over the target, scalar."""
         excess = self.cost(outputs, tokens).clamp(min=1e-12).log() - self.target.log()
-        return self.price * excess + DAMPING / 2 * excess.relu().square()
+        return self.multiplier * excess + DAMPING / 2 * excess.relu().square()
 
     @torch.no_grad()
     def step(self) -> None:
-        """Move gates down and the price up their gradients, which are means over the processes."""
-        if self.price.grad is None:
+        """Move gates down and the multiplier up their gradients, which are means over the processes."""
+        if self.multiplier.grad is None:
             return
-        excess = distributed.mean(self.price.grad).clamp(-CLIP, CLIP)
-        size = torch.where(excess < 0, self.price.clamp(min=1), 1.0)  # it falls faster than it rises: below the target
-        self.price.add_(self.price_lr * excess * size).clamp_(min=0)  # what it holds back is quality for nothing
+        excess = distributed.mean(self.multiplier.grad).clamp(-CLIP, CLIP)
+        # it falls faster than it rises, since below the target it costs quality for nothing
+        size = torch.where(excess < 0, self.multiplier.clamp(min=1), 1.0)
+        self.multiplier.add_(self.multiplier_lr * excess * size).clamp_(min=0)
         if self.learning and self.log_alpha.grad is not None:
             self.log_alpha.grad = distributed.mean(self.log_alpha.grad)
             self.optimizer.step()
-        self.price.grad = self.log_alpha.grad = None
+        self.multiplier.grad = self.log_alpha.grad = None
 
     def settled(self) -> list[Tensor]:
         """Gates without noise, as `parts`."""
@@ -168,12 +171,12 @@ class Gates:
             layer.down.weight.mul_(ffn[i, : layer.ffn].clamp(min=0.1))
 
     def state_dict(self) -> dict[str, Any]:
-        tensors = {name: getattr(self, name).detach() for name in ("log_alpha", "allowed", "gated", "price", "factor")}
+        tensors = {name: getattr(self, name).detach() for name in self.STATE}
         return {**tensors, "learning": self.learning, "optimizer": self.optimizer.state_dict()}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name in ("log_alpha", "allowed", "gated", "price", "factor"):
+        for name in self.STATE:
             getattr(self, name).copy_(state[name])
         self.learning = state["learning"]
         self.optimizer.load_state_dict(state["optimizer"])

@@ -28,7 +28,7 @@ def without_sigterm_broadcast(trainer: L.Trainer) -> L.Trainer:
 def ctrl_c(trainer: L.Trainer) -> Iterator[None]:
     """Inside, Ctrl-C raises KeyboardInterrupt, as everywhere else.
 
-    Why: a Trainer that fits or validates answers it with SystemExit, code 1, and says nothing.
+    Why: a Trainer that fits or validates turns it into SystemExit, code 1, and says nothing.
     Fails: tests/test_resume.py and tests/test_preempt.py, which interrupt both.
     """
     try:

@@ -48,7 +48,7 @@ def f1(confusion: Confusion) -> float:
 
 
 def macro_f1(confusion: Confusion) -> float:
-    """Mean of F1 over the classes that occur, among the labels or the answers."""
+    """Mean of F1 over the classes that occur, among the labels or the predictions."""
     predicted = [sum(column) for column in zip(*confusion, strict=True)]
     counts = [(confusion[i][i], sum(row) + predicted[i]) for i, row in enumerate(confusion)]
     found = [2 * right / both for right, both in counts if both]
@@ -56,7 +56,7 @@ def macro_f1(confusion: Confusion) -> float:
 
 
 def matthews(confusion: Confusion) -> float:
-    """Gorodkin's R_K (2004), for two classes Matthews' correlation; 0 where all labels or all answers are the same.
+    """Gorodkin's R_K (2004), for two classes Matthews' correlation; 0 where all labels or all predictions are the same.
 
     Exact up to the last division: products of counts are Python integers, which do not overflow or round.
     """
@@ -75,10 +75,10 @@ COUNTED = {"accuracy": accuracy, "macro_f1": macro_f1, "f1": f1, "matthews": mat
 
 
 def of_majority(name: str, labels: Sequence[int], classes: int) -> float:
-    """A metric of the answers of one who always says the most frequent of the `labels`."""
+    """A metric of constant predictions: always the most frequent of the `labels`."""
     counts = [labels.count(i) for i in range(classes)]
-    said = counts.index(max(counts))
-    return COUNTED[name]([[count * (i == said) for i in range(classes)] for count in counts])
+    constant = counts.index(max(counts))
+    return COUNTED[name]([[count * (i == constant) for i in range(classes)] for count in counts])
 
 
 class Counts(Metric):
@@ -132,7 +132,7 @@ CORRELATED = {"pearson": pearson, "spearman": spearman}
 
 
 class Correlations(Metric):
-    """Metrics of all answers beside all scores, kept until they are asked for."""
+    """Metrics of all predictions beside all scores, kept until they are asked for."""
 
     predictions: list[Tensor]
     scores: list[Tensor]
@@ -157,7 +157,7 @@ class Correlations(Metric):
 
 
 class Fidelity(Metric):
-    """How near a student's answers are to its teacher's, beside how many are right
+    """How near a student's predictions are to its teacher's, beside how many are right
     (Stanton et al. 2021, arXiv 2106.05945: top-1 agreement, predictive KL).
 
     `agreement`: the share of examples on which both have the same largest logit. `divergence`: the mean of

@@ -1,10 +1,14 @@
 """The loss of a student's stage: the weighted sum of its terms, each a function of `training/losses.py`, or of firing
-rates."""
+rates.
+
+To add a term: write its function, add one entry to TERMS, and a weight of its name to `config.schema.Losses`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +18,11 @@ from spikeprune.cost import synapses
 from spikeprune.cost.activity import place
 from spikeprune.cost.shapes import Shape
 from spikeprune.models.modeling import SpikingBert
-from spikeprune.models.outputs import INPUTS, Outputs
+from spikeprune.models.outputs import Outputs, inputs_of
 from spikeprune.models.teacher import Teacher
-from spikeprune.pruning.statistics import given
 from spikeprune.training import losses
 
-# The column of a batch's `share` that each loss term is a mean over (see `data.batching.shares`).
-MEAN_OVER = {"hard": 0, "soft": 0, "hidden": 1, "additions": 1, "scores": 2}
+SENTENCES, TOKENS, PAIRS = range(3)  # columns of a batch's `share` (see `data.batching.shares`): what a term averages
 
 
 def whole_batch(terms: dict[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -29,7 +31,7 @@ def whole_batch(terms: dict[str, Tensor], batch: Mapping[str, Tensor]) -> dict[s
     `additions` near their limit, with which each process compares its own part."""
     if "share" not in batch:
         return terms
-    return {name: term * batch["share"][MEAN_OVER[name]].to(term.dtype) for name, term in terms.items()}
+    return {name: term * batch["share"][TERMS[name].mean_over].to(term.dtype) for name, term in terms.items()}
 
 
 def mean_tokens(batch: Mapping[str, Tensor]) -> Tensor:
@@ -91,7 +93,7 @@ class AdditionsTerm(nn.Module):
         """The mean of the term over `batches`, without limit, scalar; `mode`: of the student's forward."""
         terms = []
         for batch in batches:
-            outputs = student(**given(batch), mode=mode, rate=True)
+            outputs = student(**inputs_of(batch), mode=mode, rate=True)
             terms.append(self.expected(student, outputs, batch["attention_mask"].sum(1).float().mean()))
         return torch.stack(terms).mean()
 
@@ -109,8 +111,18 @@ class LossWeights(Losses):
     additions_fall: float = 0.5
 
 
+class Computed(NamedTuple):
+    """What the networks have computed of one batch, for the terms."""
+
+    batch: Mapping[str, Tensor]
+    outputs: Outputs  # the student's
+    student: SpikingBert
+    teacher_outputs: Outputs | None  # None where no term reads them
+
+
 class Objective(nn.Module):
-    """The loss of a training batch, term by term. It has no parameters and no state in a checkpoint."""
+    """The loss of a training batch, term by term. It has no parameters and no state in a checkpoint. `reads`: what its
+    terms read together, as `Term.reads`."""
 
     def __init__(
         self,
@@ -124,46 +136,25 @@ class Objective(nn.Module):
         super().__init__()
         self.register_buffer("class_weights", class_weights, persistent=False)
         self.weights, self.layer_map, self.regression = weights, list(layer_map), regression
+        self.terms = {name: term for name, term in TERMS.items() if getattr(weights, name)}
+        self.reads = {part for term in self.terms.values() for part in term.reads}
         begin, end = weights.additions_from, weights.additions_limit or 0.0
         self.additions = AdditionsTerm(shape, begin=begin, end=end, fall=weights.additions_fall)
 
-    @property
-    def reads_rates(self) -> bool:
-        """Whether a term needs the firing rates, `Outputs.rates`."""
-        return bool(self.weights.additions)
-
-    @property
-    def reads_scores(self) -> bool:
-        """Whether a term needs the attention scores; without them attention is fused."""
-        return bool(self.weights.scores)
-
     @torch.no_grad()
     def teacher_outputs(self, batch: Mapping[str, Tensor], teacher: Teacher) -> Outputs | None:
-        """The teacher's outputs, where a term needs them."""
-        hidden, scores = bool(self.weights.hidden), self.reads_scores
-        if not (hidden or scores or self.weights.soft):
+        """The teacher's outputs, where a term reads them."""
+        if "teacher" not in self.reads:
             return None
-        return teacher(*(batch[name] for name in INPUTS), hidden=hidden, scores=scores)
+        return teacher(**inputs_of(batch), hidden="hidden" in self.reads, scores="scores" in self.reads)
 
     def forward(
         self, batch: Mapping[str, Tensor], outputs: Outputs, student: SpikingBert, teacher_outputs: Outputs | None
     ) -> dict[str, Tensor]:
         """Each term that has a weight, without it, scalar. `outputs`: the student's of this batch;
         `teacher_outputs`: as above."""
-        weights, tokens = self.weights, batch["attention_mask"].bool()
-        terms: dict[str, Tensor] = {}
-        if weights.soft:
-            terms["soft"] = self.soft(outputs, teacher_outputs).mean()
-        if weights.hard:
-            terms["hard"] = self.hard(batch, outputs).mean()
-        if weights.hidden:
-            terms["hidden"] = losses.hidden_loss(outputs.hidden, teacher_outputs.hidden, tokens, self.layer_map)
-        if weights.scores:
-            scores = outputs.scores, teacher_outputs.scores
-            terms["scores"] = losses.scores_loss(*scores, tokens, self.layer_map, heads=student.heads)
-        if weights.additions:
-            terms["additions"] = self.additions(student, outputs, mean_tokens(batch))
-        return whole_batch(terms, batch)
+        computed = Computed(batch, outputs, student, teacher_outputs)
+        return whole_batch({name: term.loss(self, computed) for name, term in self.terms.items()}, batch)
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """The loss, scalar."""
@@ -178,3 +169,42 @@ class Objective(nn.Module):
         """`[B]`: the distance from the true labels."""
         logits, weights = outputs.logits.float(), self.class_weights
         return losses.hard_loss(logits, batch["labels"], regression=self.regression, weights=weights)
+
+
+def soft(objective: Objective, x: Computed) -> Tensor:
+    return objective.soft(x.outputs, x.teacher_outputs).mean()
+
+
+def hard(objective: Objective, x: Computed) -> Tensor:
+    return objective.hard(x.batch, x.outputs).mean()
+
+
+def hidden(objective: Objective, x: Computed) -> Tensor:
+    tokens = x.batch["attention_mask"].bool()
+    return losses.hidden_loss(x.outputs.hidden, x.teacher_outputs.hidden, tokens, objective.layer_map)
+
+
+def scores(objective: Objective, x: Computed) -> Tensor:
+    own, targets, tokens = x.outputs.scores, x.teacher_outputs.scores, x.batch["attention_mask"].bool()
+    return losses.scores_loss(own, targets, tokens, objective.layer_map, heads=x.student.heads)
+
+
+def additions(objective: Objective, x: Computed) -> Tensor:
+    return objective.additions(x.student, x.outputs, mean_tokens(x.batch))
+
+
+class Term(NamedTuple):
+    """A term of the loss: a scalar of what was computed of a batch."""
+
+    loss: Callable[[Objective, Computed], Tensor]
+    mean_over: int  # SENTENCES, TOKENS or PAIRS, so that several processes weigh their parts right
+    reads: tuple[str, ...] = ()  # teacher; hidden and scores, of both networks; rates, of the student
+
+
+TERMS: dict[str, Term] = {
+    "soft": Term(soft, SENTENCES, reads=("teacher",)),
+    "hard": Term(hard, SENTENCES),
+    "hidden": Term(hidden, TOKENS, reads=("teacher", "hidden")),
+    "scores": Term(scores, PAIRS, reads=("teacher", "scores")),
+    "additions": Term(additions, TOKENS, reads=("rates",)),
+}

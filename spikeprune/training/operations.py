@@ -10,8 +10,8 @@ from torchmetrics import Metric
 
 from spikeprune.cost.dense import dense
 from spikeprune.models.inference import infer
+from spikeprune.models.outputs import inputs_of
 from spikeprune.models.shape import dense_shape, spiking_bert, student_operations
-from spikeprune.pruning.statistics import given
 
 KINDS = ("ac", "mac", "elementwise")
 
@@ -41,7 +41,7 @@ class SynapticOperations(Metric):
         network = spiking_bert(student)
         counts = batch
         if lengths is None:
-            counts, lengths = infer(network, **given(batch)).counts, batch["attention_mask"].sum(1)
+            counts, lengths = infer(network, **inputs_of(batch)).counts, batch["attention_mask"].sum(1)
         found = student_operations(network, counts, lengths)
         for name in KINDS:
             setattr(self, name, getattr(self, name) + getattr(found, name))
@@ -60,6 +60,6 @@ class SynapticOperations(Metric):
 def count_operations(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`SynapticOperations.compute()` of one batch. `model`: a SpikingBert, or a module that contains
     one, which is run without gradients."""
-    metric = SynapticOperations().to(batch["input_ids"].device)
+    metric = SynapticOperations().to(inputs_of(batch)["input_ids"].device)
     metric.update(model, batch)
     return metric.compute()

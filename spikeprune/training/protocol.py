@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from spikeprune.errors import InputError
 from spikeprune.models.modeling import SpikingBert
-from spikeprune.models.outputs import INPUTS, Outputs
+from spikeprune.models.outputs import Outputs, inputs_of
 from spikeprune.models.shape import spiking_bert
 from spikeprune.pruning.statistics import trained_mode
 
@@ -84,17 +84,13 @@ def cost_batches(
 
 
 def on_device(batches: list[Mapping[str, Any]], module: L.LightningModule) -> list[Batch]:
-    """The tensors of each batch. Raises InputError for batches that are no mappings with the student's inputs."""
+    """The tensors of each batch. Raises InputError as `inputs_of`."""
     for batch in batches:
-        if not isinstance(batch, Mapping) or not {"input_ids", "attention_mask"} <= set(batch):
-            raise InputError(
-                f"training batches must be mappings with {', '.join(INPUTS[:2])} (and {INPUTS[2]}), not "
-                f"{type(batch).__name__}: let the collate function return such a dictionary"
-            )
+        inputs_of(batch)
     return [{name: x.to(module.device) for name, x in batch.items() if isinstance(x, Tensor)} for batch in batches]
 
 
-def as_trained(batches: list[Batch], module: PrunableModule) -> list[Batch]:
+def with_augmentation(batches: list[Batch], module: PrunableModule) -> list[Batch]:
     """The batches with training's augmentation, where the module has one for decisions."""
     augmented = getattr(module, "decision_batch", None)
     return batches if augmented is None else [augmented(batch) for batch in batches]

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-COME_BACK = signal.SIGUSR1
+REQUEUE = signal.SIGUSR1
 PARENT_DEATH = 1  # PR_SET_PDEATHSIG of Linux' prctl
-CODES = {COME_BACK: 75, signal.SIGTERM: 128 + signal.SIGTERM}  # 75 is EX_TEMPFAIL of sysexits.h: try again
+CODES = {REQUEUE: 75, signal.SIGTERM: 128 + signal.SIGTERM}  # 75 is EX_TEMPFAIL of sysexits.h: try again
 
 
 class Stopped(BaseException):
@@ -40,7 +40,7 @@ def caught() -> Iterator[None]:
     thread only."""
     before = {number: signal.getsignal(number) for number in CODES}
     _Table.ours, _Table.received = True, 0
-    insist()
+    install_handlers()
     try:
         yield
     finally:
@@ -49,8 +49,8 @@ def caught() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def insist() -> None:
-    """Installs our handlers again, after a library has replaced them."""
+def install_handlers() -> None:
+    """Install the handlers of `caught` again, where a library has replaced them; outside `caught` nothing."""
     for number in CODES if _Table.ours else ():
         signal.signal(number, _handle)
 

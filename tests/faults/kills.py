@@ -71,7 +71,7 @@ def prepare(how: Disturbance, folder: str) -> None:
 
     if how.way == "write":
         sys.addaudithook(audit)
-    for module, name in ((distributed, "mean"), (schedule, "adopt")) if how.way == "decision" else ():
+    for module, name in ((distributed, "mean"), (schedule, "take_from_rank_zero")) if how.way == "decision" else ():
         plain = getattr(module, name)
         setattr(module, name, lambda *given, plain=plain: (count("a decision"), plain(*given))[1])
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from spikeprune.models.compaction import compact
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.serialization import nbytes, parameter_count, stored_tensors
-from spikeprune.models.variants import deaden
+from spikeprune.models.variants import calibrate_dead_zones
 
 VOCABULARY, POSITIONS, SEGMENTS, CLASSES = 23, 16, 2, 2
 HIDDEN, HEADS, FFN, LAYERS = 12, 3, 37, 2
@@ -176,7 +176,7 @@ def network(
 
 def with_calibrated_dead_zones(student: Network) -> Network:
     """Which silence 40 % of the currents."""
-    deaden(student, inputs(), 40.0)
+    calibrate_dead_zones(student, inputs(), 40.0)
     return student
 
 

@@ -54,7 +54,7 @@ def cuda_graphs(config: Config) -> bool:
 
 def replays(context: RunContext) -> bool:
     """`cuda_graphs` of a run. The code of another architecture's teacher may wait for the GPU, which no graph holds."""
-    return cuda_graphs(context.config) and not context.answers_alone
+    return cuda_graphs(context.config) and not context.logits_alone
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from spikeprune.kernels.cuda_graphs import GraphedNorms
 from spikeprune.pruning.budget import cost_in_unit
 from spikeprune.training import distributed
 from spikeprune.training.callbacks.budget import BudgetPruning
+from spikeprune.training.callbacks.cost_logger import CostLogger
 from spikeprune.training.callbacks.finite import StopOnNonFinite
 from spikeprune.training.callbacks.mask_search import MaskSearch
 from spikeprune.training.callbacks.preempt import StopOnSignal
@@ -25,10 +26,8 @@ from spikeprune.training.callbacks.resume import ResumeCheckpoint, ResumeState
 from spikeprune.training.callbacks.schedule import last_decision
 from spikeprune.training.callbacks.spatial import SpatialPruning
 from spikeprune.training.callbacks.synapses import SynapsePruning
-from spikeprune.training.callbacks.synaptic_operations import SynOpsLogger
 from spikeprune.training.callbacks.temporal import TemporalPruning
 
-RECOVER = 0.25  # last share of a budget's epochs that only trains: masks and steps stay as they are
 Build = Callable[[RunContext, str], list[Callback]]
 
 
@@ -75,7 +74,6 @@ def quantize(context: RunContext, name: str) -> list[Callback]:
 def budget(context: RunContext, name: str) -> list[Callback]:
     """Of the stage budget, and of fine-tuning after it."""
     target, config, epochs = context.config.stages.budget, context.config, context.stage(name).epochs
-    end = max(0, epochs - 1 - max(1, round(RECOVER * epochs)))
     made = BudgetPruning(
         target=target.target,
         share=target.value,
@@ -87,9 +85,7 @@ def budget(context: RunContext, name: str) -> list[Callback]:
         seed=config.seed,
         dense_shape=teacher_shape(context),
         model=config.cost.model,
-        begin=0,
-        settle=min(last_decision(target.end, epochs), end),
-        end=end,
+        settle=last_decision(target.end, epochs),
         learn=name == "budget",
     )
     return [made]
@@ -122,11 +118,11 @@ def stage_callbacks(context: RunContext, name: str, run: RunDirectory) -> list[C
     callbacks = COMPRESSING[name](context, name) if name in COMPRESSING else []
     for callback in callbacks:
         if isinstance(callback, BudgetPruning):
-            callback.reference = distributed.first(lambda: reference(context, run))
+            callback.reference = distributed.from_rank_zero(lambda: reference(context, run))
     if prunes_synapses(context.config) and name not in ("teacher", "spatial"):
         callbacks.append(SynapsePruning(kept=1.0))
     if name not in ("teacher", "general_kd"):
-        callbacks.append(synops(context))
+        callbacks.append(cost_logger(context))
     resume = ResumeCheckpoint(run.stage(name), context.config.run.checkpoint_every)
     graphed_norms = GraphedNorms if replays(context) else None
     finite = StopOnNonFinite(name, context.config.run.precision, graphed_norms)
@@ -144,5 +140,5 @@ def reference(context: RunContext, run: RunDirectory) -> float | None:
     return cost_in_unit(config.stages.budget.target, measured, run.record("teacher"), config.cost.model)
 
 
-def synops(context: RunContext) -> SynOpsLogger:
-    return SynOpsLogger(teacher_shape=teacher_shape(context), model=context.config.cost.model)
+def cost_logger(context: RunContext) -> CostLogger:
+    return CostLogger(teacher_shape=teacher_shape(context), model=context.config.cost.model)

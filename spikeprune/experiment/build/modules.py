@@ -81,6 +81,13 @@ def stage_data(context: RunContext, name: str) -> L.LightningDataModule:
         mine = copy.copy(context.data)  # the tokens are shared
         mine.batch_size, mine.pad_to = batch_size, pad_to
         return mine
-    corpus = {"sources": data.corpus, "tokenizer": context.tokenizer}
-    batches = {"max_length": data.max_length, "batch_size": batch_size, "seed": context.config.seed}
-    return distributed.first(lambda: CorpusData(**corpus, **batches, pad_to=pad_to))
+    return distributed.from_rank_zero(
+        lambda: CorpusData(
+            sources=data.corpus,
+            tokenizer=context.tokenizer,
+            max_length=data.max_length,
+            batch_size=batch_size,
+            seed=context.config.seed,
+            pad_to=pad_to,
+        )
+    )

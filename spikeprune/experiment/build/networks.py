@@ -11,9 +11,9 @@ from spikeprune.cost.shapes import Shape
 from spikeprune.experiment.context import RunContext
 from spikeprune.models.families import architecture
 from spikeprune.models.modeling import SpikingBert
-from spikeprune.models.outputs import INPUTS
+from spikeprune.models.outputs import inputs_of
 from spikeprune.models.teacher import Teacher, copy_encoder
-from spikeprune.models.variants import deaden
+from spikeprune.models.variants import calibrate_dead_zones
 
 
 def teacher(context: RunContext) -> Teacher:
@@ -55,9 +55,9 @@ def student(context: RunContext, frozen: Teacher, calibration: dict[str, torch.T
     copy_encoder(made, frozen, context.layers)
     made.eval()
     with torch.no_grad():
-        made(*(calibration[name] for name in INPUTS), mode="calibrate")
+        made(**inputs_of(calibration), mode="calibrate")
     if context.config.student.dead_zone:
-        deaden(made, calibration, context.config.student.dead_zone)
+        calibrate_dead_zones(made, calibration, context.config.student.dead_zone)
     return made.train()
 
 

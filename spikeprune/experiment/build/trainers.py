@@ -21,10 +21,7 @@ from spikeprune.training.callbacks.records import RecordsLogger
 from spikeprune.training.callbacks.resume import AtomicCheckpointIO
 from spikeprune.training.lightning_patches import without_sigterm_broadcast
 
-# the loaders share out batches among processes by themselves; a sanity check would count operations of nothing
-COMMON = {"use_distributed_sampler": False, "num_sanity_val_steps": 0}
 CLIP = 1.0  # gradient norm
-QUIET = {"enable_model_summary": False}
 
 
 def trainer(context: RunContext, name: str, run: RunDirectory, offset: int) -> L.Trainer:
@@ -46,8 +43,9 @@ def trainer(context: RunContext, name: str, run: RunDirectory, offset: int) -> L
         log_every_n_steps=config.run.log_every,
         check_val_every_n_epoch=config.run.validate_every,
         enable_progress_bar=bool(shown),
-        **COMMON,
-        **QUIET,
+        enable_model_summary=False,
+        use_distributed_sampler=False,  # the loaders share out batches among processes by themselves
+        num_sanity_val_steps=0,  # a sanity check would count operations of nothing
     )
     return without_sigterm_broadcast(made)
 
@@ -63,6 +61,7 @@ def evaluator(config: Config, callbacks: Sequence[Callback] = ()) -> L.Trainer:
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=bool(shown),
-        **COMMON,
-        **QUIET,
+        enable_model_summary=False,
+        use_distributed_sampler=False,  # the loaders share out batches among processes by themselves
+        num_sanity_val_steps=0,  # a sanity check would count operations of nothing
     )

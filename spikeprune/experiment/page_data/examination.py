@@ -1,4 +1,4 @@
-"""The final student and its teacher on the first dev split: answers, energy by layer, spikes of single sentences."""
+"""The final student and its teacher on the first dev split: predictions, energy by layer, spikes of a few sentences."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from spikeprune.data.tokenizer import load_tokenizer
 from spikeprune.errors import InputError
 from spikeprune.experiment.build import arithmetic
 from spikeprune.experiment.context import RunContext
-from spikeprune.experiment.page_data import answers
+from spikeprune.experiment.page_data import predictions
 from spikeprune.experiment.page_data.raster import raster
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.models.inference import infer
@@ -48,7 +48,7 @@ def examine(
     teacher: Teacher,
     sentences: Sequence[Sentence],
 ) -> dict[str, Any]:
-    """`answers`, `energy` and `spikes` of the page. Raises InputError for sentences that do not fit the task."""
+    """`predictions`, `energy` and `spikes` of the page. Raises InputError for sentences that do not fit the task."""
     device = arithmetic.device(context.config)
     split = context.task.dev_splits[0]
     encoded, raw = context.data.encoded[split], context.raw.splits[split]
@@ -60,8 +60,8 @@ def examine(
     size = context.config.data.eval_batch_size
     own, theirs, operations = run_through(student, teacher.to(device), encoded, size, device)
     return {
-        "answers": {
-            **answered(own, theirs, encoded.labels, texts),
+        "predictions": {
+            **compared(own, theirs, encoded.labels, texts),
             "labels": None if context.task.labels is None else list(context.task.labels),
             "split": split,
         },
@@ -89,20 +89,20 @@ def run_through(
     return torch.cat(own)[place], torch.cat(theirs)[place], operations
 
 
-def answered(own: Tensor, theirs: Tensor, labels: Tensor, texts: Sequence[tuple[str, ...]]) -> dict[str, Any]:
-    """`student` and `teacher`: `answers.classified` or, of one output, `answers.regressed`; `worst`: the student's."""
+def compared(own: Tensor, theirs: Tensor, labels: Tensor, texts: Sequence[tuple[str, ...]]) -> dict[str, Any]:
+    """`student` and `teacher`: as `predictions.classified` or, of one output, `regressed`; `worst`: of the student."""
     if own.shape[1] == 1:
         labels = labels.double()
-        found = {name: answers.regressed(x[:, 0], labels) for name, x in (("student", own), ("teacher", theirs))}
+        found = {name: predictions.regressed(x[:, 0], labels) for name, x in (("student", own), ("teacher", theirs))}
         errors = (own[:, 0] - labels).abs()
     else:
-        found = {name: answers.classified(x, labels) for name, x in (("student", own), ("teacher", theirs))}
-        errors = answers.class_errors(own, labels)
-    worst = answers.hardest(errors)
-    described = answers.described(texts, worst, own, labels)
-    beside = answers.described(texts, worst, theirs, labels)
+        found = {name: predictions.classified(x, labels) for name, x in (("student", own), ("teacher", theirs))}
+        errors = predictions.class_errors(own, labels)
+    worst = predictions.hardest(errors)
+    described = predictions.described(texts, worst, own, labels)
+    beside = predictions.described(texts, worst, theirs, labels)
     return found | {
-        "worst": [{**row, "teacher": other["answer"]} for row, other in zip(described, beside, strict=True)]
+        "worst": [{**row, "teacher": other["prediction"]} for row, other in zip(described, beside, strict=True)]
     }
 
 

@@ -28,7 +28,7 @@ def spike_trains(student: SpikingBert, inputs: Mapping[str, Tensor]) -> dict[str
 
     hooks = [layer.register_forward_hook(keep) for layer in student.spiking_layers().values()]
     try:
-        student(*(inputs[name] for name in INPUTS), mode="spiking", trace=True, scores=False)
+        student(**inputs, mode="spiking", trace=True, scores=False)
     finally:
         for hook in hooks:
             hook.remove()

@@ -45,7 +45,7 @@ class WandbTracker(Tracker):
 
     def check(self, config: Config) -> None:
         """Choose between off, offline and online. Raises InputError where `run.wandb=online` cannot be."""
-        self.mode = distributed.first(lambda: server.chosen_mode(config))
+        self.mode = distributed.from_rank_zero(lambda: server.chosen_mode(config))
 
     @contextmanager
     def opened(self, config: Config, directory: RunDirectory, stages: Sequence[str]) -> Iterator[None]:
@@ -53,7 +53,7 @@ class WandbTracker(Tracker):
         if self.mode == "off":
             yield
             return
-        distributed.first(lambda: self._open(config, directory, stages))
+        distributed.from_rank_zero(lambda: self._open(config, directory, stages))
         try:
             yield
         except BaseException as error:

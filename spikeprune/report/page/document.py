@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from spikeprune import __version__
-from spikeprune.report.page.answers import answers
 from spikeprune.report.page.comparison import comparison
 from spikeprune.report.page.curves import curves
 from spikeprune.report.page.energy import energy
 from spikeprune.report.page.layers import layer_maps
 from spikeprune.report.page.markup import Markup, joined, tag
+from spikeprune.report.page.predictions import predictions
 from spikeprune.report.page.spikes import spikes
 from spikeprune.report.page.stages import head, stage_table, title
 from spikeprune.report.page.style import CSS, SCRIPT, policy
 
-SECTIONS = (stage_table, curves, layer_maps, energy, answers, spikes)
+SECTIONS = (stage_table, curves, layer_maps, energy, predictions, spikes)
 
 
 def page(found: Mapping[str, Any]) -> str:

@@ -45,8 +45,8 @@ def energy(run: Run) -> Markup:
 def _beside(record: Run) -> Markup:
     """The student beside dense networks under each model, and whether spikes pay."""
     head, *body = rows(record["energy"])
-    told = [tag("p", sentence) for sentence in sentences(record["energy"], record["cost"]["rate"])]
-    return joined([*told, table(head, body), tag("p", " ".join(LEGEND), class_="lead")])
+    verdicts = [tag("p", sentence) for sentence in sentences(record["energy"], record["cost"]["rate"])]
+    return joined([*verdicts, table(head, body), tag("p", " ".join(LEGEND), class_="lead")])
 
 
 def _measured(found: Run) -> Markup:

@@ -18,7 +18,7 @@ def spikes(run: Mapping[str, Any]) -> Markup:
     found = run["spikes"]
     if "missing" in found:
         return section("Spikes, word by word", note(found["missing"]))
-    labels = run["answers"].get("labels")
+    labels = run["predictions"].get("labels")
     signs = keys((("spike", "c1"), ("negative spike", "c2")))
     lead = "The final student, simulated step by step. A word's column holds its time steps from left to right."
     return section("Spikes, word by word", signs, *(_sentence(one, labels) for one in found), lead=lead)
@@ -29,23 +29,23 @@ def _sentence(found: Mapping[str, Any], labels: Sequence[str] | None) -> Markup:
     return joined(
         [
             tag("blockquote", " ‖ ".join(found["text"])),
-            tag("p", f"{answer(found['logits'], found['label'], labels)}{cut}", class_="lead"),
+            tag("p", f"{prediction(found['logits'], found['label'], labels)}{cut}", class_="lead"),
             figure("Firing rate of each word by spiking layer", _rates(found), wide=True),
             figure("Spikes of the embedding and of each layer's output", _raster(found), wide=True),
         ]
     )
 
 
-def answer(logits: Sequence[float], truth: float | None, labels: Sequence[str] | None) -> str:
-    """The student's answer to a sentence, and the label where it is known."""
+def prediction(logits: Sequence[float], truth: float | None, labels: Sequence[str] | None) -> str:
+    """The student's prediction for a sentence, and the label where it is known."""
     if len(logits) == 1:
-        return f"Answer {logits[0]:.2f}{'' if truth is None else f', label {truth:g}'}."
+        return f"Prediction {logits[0]:.2f}{'' if truth is None else f', label {truth:g}'}."
     names = labels or [str(i) for i in range(len(logits))]
     top = max(logits)
     total = sum(exp(x - top) for x in logits)
     best = logits.index(top)
-    told = "" if truth is None else f", label {names[int(truth)]}"
-    return f"Answer {names[best]} at {100 / total:.0f} %{told}."
+    label = "" if truth is None else f", label {names[int(truth)]}"
+    return f"Prediction {names[best]} at {100 / total:.0f} %{label}."
 
 
 def _rates(found: Mapping[str, Any]) -> Markup:

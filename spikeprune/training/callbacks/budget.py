@@ -11,37 +11,37 @@ from torch import Tensor
 
 from spikeprune.cost.energy_models import ENERGY_MODELS
 from spikeprune.cost.shapes import Shape
-from spikeprune.errors import InputError, is_share, known
+from spikeprune.errors import InputError, check_counts, check_share, known
 from spikeprune.models import shape as shapes
 from spikeprune.pruning.budget import TARGETS, TOLERANCE, CostMeter, goal_of, in_words, shortfall
 from spikeprune.pruning.gates import KINDS
 from spikeprune.pruning.statistics import collect
 from spikeprune.training import distributed
-from spikeprune.training.callbacks.schedule import EpochSchedule, adopt, agreed, last_decision
+from spikeprune.training.callbacks.schedule import EpochSchedule, finite_mean, last_decision, take_from_rank_zero
 from spikeprune.training.gates import Gates
 from spikeprune.training.hardening import Hardening
 from spikeprune.training.losses import drawn_loss, falling
 from spikeprune.training.objective import AdditionsTerm
-from spikeprune.training.protocol import as_trained, cost_batches, decision_batches, forward_mode, student_of
+from spikeprune.training.protocol import cost_batches, decision_batches, forward_mode, student_of, with_augmentation
 
 SENTENCES = 512  # training sentences that losses are estimated on
 MEASURED = 1024  # training sentences that cost is measured on: the dev split is for the report
 SETTLED = 0.5  # share of the epochs after which the goal is reached, where `settle` is not given
 RECOVER = 0.25  # last share of the epochs that only trains, where `end` is not given
 FALL = 0.75  # share of the learning epochs in which the target falls to the goal; in the rest gates settle there
-HOLD = 0.25  # share of the epochs in which the price of a stage without gates finds its size
-SLACK = 0.1  # share of the goal above it that the price of firing is trusted to remove
+WARMUP = 0.25  # share of the epochs in which the multiplier of a stage without gates finds its size
+SLACK = 0.1  # share of the goal above it that the multiplier is trusted to remove by firing rates
 
 
 class BudgetPruning(EpochSchedule):
     """Lowers the student's cost to `share` of a reference and keeps it there. Gates (`training.gates`) learn which
     units stay, and are hardened between epochs (`training.hardening`).
 
-    - Up to epoch `settle` gates are drawn anew in each step, and the target of the priced cost falls from the present
+    - Up to epoch `settle` gates are drawn anew in each step, and the target of the cost falls from the present
       cost to the goal, by equal factors. At each epoch's start masks show the gates that are open, and steps whose
       gates have closed leave for good.
     - At `settle` the settled gates are folded into the weights, and masks keep the units of the highest gates, as many
-      as the measured cost allows. From then on the price acts on firing rates, which keep the cost at the goal.
+      as the measured cost allows. From then on the multiplier acts on firing rates, which keep the cost at the goal.
     - Up to epoch `end` units leave or return where the measured cost has moved too far; when the last epoch ends a
       remaining excess is removed.
 
@@ -91,7 +91,9 @@ class BudgetPruning(EpochSchedule):
         known("relative_to", relative_to, ("dense", "student"))
         for kind in candidates:
             known("candidate", kind, KINDS)
-        is_share("share", share)
+        check_share("share", share)
+        check_counts(0, min_heads=min_heads, min_ffn=min_ffn)
+        check_counts(1, sentences=sentences, measured=measured, batch_size=batch_size)
         self.target, self.share, self.relative_to = target, share, relative_to
         self.kinds, self.min_heads, self.min_ffn = tuple(candidates), min_heads, min_ffn
         self.sentences, self.measured = sentences, measured
@@ -118,9 +120,8 @@ class BudgetPruning(EpochSchedule):
             )
         epochs = trainer.max_epochs
         self.last = self.end if given else max(self.begin, epochs - 1 - max(1, round(RECOVER * epochs)))
-        if self.settle is None:
-            self.settle = min(max(self.begin, last_decision(SETTLED, epochs)), self.last)
-        self.settle = max(self.settle, self.begin + 1)
+        settle = last_decision(SETTLED, epochs) if self.settle is None else self.settle
+        self.settle = max(min(settle, self.last), self.begin + 1)
         self.end = epochs - 1  # every epoch begins with a measurement
 
     @property
@@ -137,7 +138,7 @@ class BudgetPruning(EpochSchedule):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         student, batches = student_of(pl_module), trainer.num_training_batches
         term = AdditionsTerm(shapes.student_shape(student))
-        epochs = FALL * (self.settle - self.begin) if self.learn else HOLD * trainer.max_epochs
+        epochs = FALL * (self.settle - self.begin) if self.learn else WARMUP * trainer.max_epochs
         self.first, self.fall = self.begin * batches, max(1, round(epochs * batches))
         self.gates = Gates(
             student,
@@ -177,7 +178,7 @@ class BudgetPruning(EpochSchedule):
             self.reference = self.start if self.reference is None else self.reference
             if self.start > self.goal:
                 lowest = hardening.lowest()
-                distributed.first(lambda: self.refuse_below(lowest))
+                distributed.from_rank_zero(lambda: self.refuse_below(lowest))
         if gates.learning and trainer.current_epoch >= self.settle:
             hardening.harden(self.goal)
         elif gates.learning:
@@ -187,7 +188,7 @@ class BudgetPruning(EpochSchedule):
         self.value = meter.value(student)
         if gates.term is not None:
             additions = gates.term.mean(student, self.loss_batches(trainer, module), forward_mode(module))
-            gates.calibrate(self.value, agreed(additions))
+            gates.calibrate(self.value, finite_mean(additions))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         student = student_of(pl_module)
@@ -199,7 +200,7 @@ class BudgetPruning(EpochSchedule):
                 self.hardening(trainer, pl_module).harden(self.goal)
             elif self.drift > 0:
                 self.adjust(trainer, pl_module)
-            adopt(student)
+            take_from_rank_zero(student)
             self.value = meter.value(student)
         self.log_state(pl_module)
 
@@ -207,9 +208,9 @@ class BudgetPruning(EpochSchedule):
         """Remove or return units by their Fisher information; latency is that of the steps, which stay."""
         if self.target == "latency":
             return
-        batches = as_trained(self.loss_batches(trainer, module), module)
+        batches = with_augmentation(self.loss_batches(trainer, module), module)
         stats = collect(student_of(module), batches, drawn, mode=forward_mode(module), seed=self.seed)
-        fisher = agreed(torch.cat([stats.head_fisher.flatten(), stats.ffn_fisher.flatten()]))
+        fisher = finite_mean(torch.cat([stats.head_fisher.flatten(), stats.ffn_fisher.flatten()]))
         self.hardening(trainer, module).adjust(fisher, self.goal)
 
     def hardening(self, trainer: L.Trainer, module: L.LightningModule) -> Hardening:
@@ -234,7 +235,7 @@ class BudgetPruning(EpochSchedule):
                 shape=shapes.student_shape(student),
                 dense_shape=self.dense_shape or shapes.dense_shape(student),
                 model=ENERGY_MODELS[self.model],
-                mean=agreed,
+                mean=finite_mean,
             )
         return self.meter
 
@@ -246,7 +247,7 @@ class BudgetPruning(EpochSchedule):
         module.log("compress/heads", student.heads.mean())
         module.log("compress/ffn", student.ffn.mean())
         module.log("compress/t_steps", sum(student.steps) / len(student.steps))
-        module.log("compress/price", self.gates.price.detach())
+        module.log("compress/multiplier", self.gates.multiplier.detach())
 
     def refuse_below(self, lowest: float) -> None:
         """Raises InputError where the goal is below `lowest`, the cost with every candidate removed."""

@@ -40,7 +40,7 @@ class Row:
 
 class StopOnNonFinite(L.Callback):
     """Raises InputError, on all processes together, at the first loss term, gradient or weight of a stage that is not
-    finite, and at answers of a validation that are not; no checkpoint is written with or after them.
+    finite, and at predictions of a validation that are not; no checkpoint is written with or after them.
 
     Each step leaves its terms and norms on the device, in one small tensor. They are looked at every tenth step, before
     a checkpoint, a validation and the end, so that a GPU need not be waited for; on a CPU alone after each. A late look
@@ -65,7 +65,7 @@ class StopOnNonFinite(L.Callback):
         self.begin: Tensor | None = None  # the largest weights before the first step
         self.before: tuple[Row, Tensor] | None = None  # the last good step
         self.skipped: list[tuple[Row, dict[str, list[str]], Tensor]] = []  # the bad steps since then
-        self.wrong: dict[int, list[Tensor]] = {}  # answers that are not finite, by dev split
+        self.wrong: dict[int, list[Tensor]] = {}  # predictions that are not finite, by dev split
 
     # ------------------------------------------------------------------------------------------------------- training
 
@@ -180,7 +180,7 @@ class StopOnNonFinite(L.Callback):
         def say() -> None:
             raise InputError(text)
 
-        distributed.first(say)
+        distributed.from_rank_zero(say)
 
     # ----------------------------------------------------------------------------------------------------- validation
 
@@ -189,14 +189,14 @@ class StopOnNonFinite(L.Callback):
         self.wrong.setdefault(dataloader_idx, []).append(wrong)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Before metrics are made of the answers."""
+        """Before metrics are made of the predictions."""
         counts = torch.zeros(len(pl_module.dev_splits), device=pl_module.device)
         for split, wrong in self.wrong.items():
             counts[split] = torch.stack(wrong).sum()
         for split, count in zip(pl_module.dev_splits, distributed.total(counts).tolist(), strict=True):
             if count:
                 self.refuse(
-                    f"stage {self.stage}: {count:.0f} answers to the split {split!r} are not finite numbers: "
+                    f"stage {self.stage}: {count:.0f} predictions of the split {split!r} are not finite numbers: "
                     f"weights are damaged or too large; lower stages.{self.stage}.lr, in a new run.dir"
                 )
 

@@ -6,12 +6,12 @@ import copy
 
 import lightning as L
 
-from spikeprune.errors import is_share
+from spikeprune.errors import check_counts, check_share
 from spikeprune.models.shape import student_shape
 from spikeprune.pruning.mask_search import search
 from spikeprune.pruning.mask_tuning import tune
-from spikeprune.training.callbacks.schedule import EpochSchedule, adopt, agreed
-from spikeprune.training.protocol import as_trained, decision_batches, forward_mode, student_of
+from spikeprune.training.callbacks.schedule import EpochSchedule, finite_mean, take_from_rank_zero
+from spikeprune.training.protocol import decision_batches, forward_mode, student_of, with_augmentation
 
 
 class MaskSearch(EpochSchedule):
@@ -25,7 +25,8 @@ class MaskSearch(EpochSchedule):
     batches, seed       training batches of the Fisher information, of the operations and of the losses
     batch_size          of them, where the datamodule makes them (see `training.protocol`)
 
-    Raises InputError for a share below what the floors keep. Example: `Trainer(callbacks=[MaskSearch(operations=0.5)])`
+    Raises ValueError for what is no share or count, InputError for a share below what the floors keep.
+    Example: `Trainer(callbacks=[MaskSearch(operations=0.5)])`
     """
 
     def __init__(
@@ -41,7 +42,9 @@ class MaskSearch(EpochSchedule):
         begin: int = 0,
     ):
         super().__init__(begin=begin, end=begin)
-        is_share("operations", operations)
+        check_share("operations", operations)
+        check_counts(0, min_heads=min_heads, min_ffn=min_ffn)
+        check_counts(1, batches=batches, batch_size=batch_size)
         self.operations, self.alone = operations, alone
         self.floors = {"heads": min_heads, "ffn": min_ffn}
         self.batches, self.batch_size, self.seed = batches, batch_size, seed
@@ -49,14 +52,14 @@ class MaskSearch(EpochSchedule):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.alone:
             self.decide(trainer, pl_module, 1.0)
-            adopt(student_of(pl_module))
+            take_from_rank_zero(student_of(pl_module))
             self.decided = self.begin
             trainer.should_stop = True  # before the first epoch: not a step is made
 
     def decide(self, trainer: L.Trainer, module: L.LightningModule, progress: float) -> None:
         student, mode = student_of(module), forward_mode(module)
         batches = decision_batches(trainer, module, batches=self.batches, batch_size=self.batch_size, seed=self.seed)
-        batches = as_trained(batches, module)
+        batches = with_augmentation(batches, module)
         unpruned = copy.deepcopy(student)
         found = search(
             student,
@@ -66,10 +69,10 @@ class MaskSearch(EpochSchedule):
             operations=self.operations,
             floors=self.floors,
             mode=mode,
-            mean=agreed,
+            mean=finite_mean,
         )
-        errors = tune(student, unpruned, batches, module.sample_loss, mode=mode, mean=agreed)
-        adopt(student, weights=True)
+        errors = tune(student, unpruned, batches, module.sample_loss, mode=mode, mean=finite_mean)
+        take_from_rank_zero(student, weights=True)
         logged = {
             **found,
             "error_before": sum(before for before, _ in errors),

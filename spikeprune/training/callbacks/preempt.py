@@ -33,10 +33,10 @@ class StopOnSignal(L.Callback):
         self.validating = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        signals.insist()
+        signals.install_handlers()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        signals.insist()
+        signals.install_handlers()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         if not trainer.is_last_batch and (signal := received_signal(trainer, trainer.global_step)):

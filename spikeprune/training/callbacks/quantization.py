@@ -6,6 +6,8 @@ from typing import Any
 
 import lightning as L
 
+from spikeprune.errors import known
+from spikeprune.models.quantization import QUANTIZERS
 from spikeprune.models.variants import add_quantizer
 from spikeprune.training.callbacks.schedule import EpochSchedule
 from spikeprune.training.protocol import student_of
@@ -16,7 +18,7 @@ class WeightQuantization(EpochSchedule):
     `end`. Its full-precision weights are trained throughout.
 
     `weights`: a name in `models.quantization.QUANTIZERS`, given to a float student before training begins (InputError
-    if it already has another quantizer); None: the student's own.
+    if it already has another quantizer); None: the student's own. Raises ValueError for an unknown name.
 
     Progressive, since a network quantized at once loses what it had learnt (Zhou et al. 2017, arXiv 1702.03044,
     quantize a growing share of the weights; here all of them move together).
@@ -25,6 +27,8 @@ class WeightQuantization(EpochSchedule):
 
     def __init__(self, weights: str | None = None, *, begin: int = 0, end: int | None = None):
         super().__init__(begin=begin, end=end)
+        if weights is not None:
+            known("weights", weights, QUANTIZERS)
         self.weights = weights
         self.start: float | None = None  # strength before the first decision
 

@@ -47,7 +47,7 @@ class EpochSchedule(L.Callback):
         if trainer.sanity_checking or not self.begin <= epoch <= self.end or epoch <= self.decided:
             return
         self.decide(trainer, pl_module, self.progress(epoch))
-        adopt(student_of(pl_module))
+        take_from_rank_zero(student_of(pl_module))
         self.decided = epoch
 
     def decide(self, trainer: L.Trainer, module: L.LightningModule, progress: float) -> None:
@@ -61,16 +61,16 @@ class EpochSchedule(L.Callback):
         self.decided = state["decided"]
 
 
-def agreed(x: Tensor) -> Tensor:
+def finite_mean(x: Tensor) -> Tensor:
     """`distributed.mean` of the statistics of a decision. Raises InputError, on all processes, where they are not
     finite: scores that are NaN have an order too."""
     x = distributed.mean(x)
     if not x.isfinite().all():
-        distributed.first(refuse)
+        distributed.from_rank_zero(refuse_decision)
     return x
 
 
-def refuse() -> None:
+def refuse_decision() -> None:
     raise InputError(
         "a loss, gradient or cost that this stage's pruning would be decided by is not finite: its weights are too "
         "large; lower the lr of the stages before, in a new run.dir"
@@ -78,14 +78,14 @@ def refuse() -> None:
 
 
 @torch.no_grad()
-def adopt(student: SpikingBert, weights: bool = False) -> None:
+def take_from_rank_zero(student: SpikingBert, weights: bool = False) -> None:
     """Every process takes over rank 0's masks, steps, thresholds and strength, with `weights` all tensors, though all
     have decided from the same statistics: the last bit of a GPU's sum may differ."""
     if distributed.world() == 1:
         return
     state = student.state_dict()
     own = {name: tensor for name, tensor in state.items() if weights or name.rpartition(".")[2] in DECIDED}
-    decided = distributed.first(lambda: {name: tensor.cpu() for name, tensor in own.items()})
+    decided = distributed.from_rank_zero(lambda: {name: tensor.cpu() for name, tensor in own.items()})
     for name, tensor in own.items():
         tensor.copy_(decided[name])
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import lightning as L
 import torch
 
-from spikeprune.errors import is_share, known
+from spikeprune.errors import check_counts, check_share, known
 from spikeprune.pruning.criteria import CRITERIA
 from spikeprune.pruning.schedules import SCOPES, cubic, keep_highest
 from spikeprune.pruning.statistics import collect
-from spikeprune.training.callbacks.schedule import EpochSchedule, agreed
-from spikeprune.training.protocol import as_trained, decision_batches, forward_mode, student_of
+from spikeprune.training.callbacks.schedule import EpochSchedule, finite_mean
+from spikeprune.training.protocol import decision_batches, forward_mode, student_of, with_augmentation
 
 
 class SpatialPruning(EpochSchedule):
@@ -24,7 +24,7 @@ class SpatialPruning(EpochSchedule):
     batches, seed       training batches that the criterion is computed on
     batch_size          of them, where the datamodule makes them (see `training.protocol`)
 
-    Raises ValueError for an unknown criterion or scope and for what is no share.
+    Raises ValueError for an unknown criterion or scope, and for what is no share or count.
     Example: `Trainer(callbacks=[SpatialPruning(heads=0.5, ffn=0.3)])`
     """
 
@@ -48,7 +48,9 @@ class SpatialPruning(EpochSchedule):
         known("scope", scope, SCOPES)
         self.targets = {"heads": heads, "ffn": ffn}
         for name, target in self.targets.items():
-            is_share(name, target)
+            check_share(name, target)
+        check_counts(0, min_heads=min_heads, min_ffn=min_ffn)
+        check_counts(1, batches=batches, batch_size=batch_size)
         self.floors = {"heads": min_heads, "ffn": min_ffn}
         self.criterion, self.scope = CRITERIA[criterion], scope
         self.batches, self.batch_size, self.seed = batches, batch_size, seed
@@ -56,13 +58,13 @@ class SpatialPruning(EpochSchedule):
     def decide(self, trainer: L.Trainer, module: L.LightningModule, progress: float) -> None:
         student = student_of(module)
         batches = decision_batches(trainer, module, batches=self.batches, batch_size=self.batch_size, seed=self.seed)
-        batches = as_trained(batches, module)
+        batches = with_augmentation(batches, module)
         stats = collect(student, batches, module.sample_loss, mode=forward_mode(module), seed=self.seed)
         scores = dict(zip(("heads", "ffn"), self.criterion(stats), strict=True))
         for name, target in self.targets.items():
             mask = getattr(student, name)
             keep = min(round(cubic(progress, target) * mask.numel()), int(mask.sum()))
-            score = agreed(scores[name])  # every rank decides the same
+            score = finite_mean(scores[name])  # every rank decides the same
             with torch.no_grad():
                 mask.copy_(keep_highest(score, mask, keep, floor=self.floors[name], scope=self.scope))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from spikeprune.errors import is_share
+from spikeprune.errors import check_counts, check_share
 from spikeprune.models.sparsity import allowed_mask, saliency, share, weights_of
 from spikeprune.models.variants import add_synapse_masks
 from spikeprune.pruning.schedules import cubic, keep_highest
@@ -31,7 +31,8 @@ class SynapsePruning(EpochSchedule):
 
     def __init__(self, *, kept: float, block: int = 1, begin: int = 0, end: int | None = None):
         super().__init__(begin=begin, end=end)
-        is_share("kept", kept)
+        check_share("kept", kept)
+        check_counts(1, block=block)
         self.kept, self.block = kept, block
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

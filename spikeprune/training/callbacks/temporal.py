@@ -6,10 +6,10 @@ from typing import Any
 
 import lightning as L
 
-from spikeprune.errors import known
+from spikeprune.errors import check_counts, known
 from spikeprune.pruning.criteria import TEMPORAL_CRITERIA
 from spikeprune.pruning.statistics import temporal_statistics
-from spikeprune.training.callbacks.schedule import EpochSchedule, agreed
+from spikeprune.training.callbacks.schedule import EpochSchedule, finite_mean
 from spikeprune.training.protocol import decision_batches, student_of
 
 
@@ -21,7 +21,8 @@ class TemporalPruning(EpochSchedule):
     batches, seed  training batches that the criterion is computed on, where it needs any
     batch_size     of them, where the datamodule makes them (see `training.protocol`)
 
-    Raises ValueError for an unknown criterion. Example: `Trainer(callbacks=[TemporalPruning(t_steps=2)])`
+    Raises ValueError for an unknown criterion and for what is no count.
+    Example: `Trainer(callbacks=[TemporalPruning(t_steps=2)])`
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class TemporalPruning(EpochSchedule):
     ):
         super().__init__(begin=begin, end=end)
         known("criterion", criterion, TEMPORAL_CRITERIA)
+        check_counts(1, t_steps=t_steps, batches=batches, batch_size=batch_size)
         self.target, self.criterion = t_steps, TEMPORAL_CRITERIA[criterion]
         self.batches, self.batch_size, self.seed = batches, batch_size, seed
         self.start: int | None = None  # sum of the steps before the first decision
@@ -48,7 +50,7 @@ class TemporalPruning(EpochSchedule):
         goal = self.target * len(steps)
         total = round(self.start + (goal - self.start) * progress)
         batches = decision_batches(trainer, module, batches=self.batches, batch_size=self.batch_size, seed=self.seed)
-        stats = temporal_statistics(student, batches, module.sample_loss, mean=agreed)  # all ranks decide the same
+        stats = temporal_statistics(student, batches, module.sample_loss, mean=finite_mean)  # all ranks decide the same
         student.set_t_steps(self.criterion(stats, total))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

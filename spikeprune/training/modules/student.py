@@ -11,7 +11,7 @@ from spikeprune.data.augmentation import Augment
 from spikeprune.errors import known
 from spikeprune.models.inference import infer
 from spikeprune.models.modeling import SpikingBert
-from spikeprune.models.outputs import INPUTS, Outputs
+from spikeprune.models.outputs import Outputs, inputs_of
 from spikeprune.models.shape import student_shape
 from spikeprune.models.teacher import Teacher
 from spikeprune.training.gates import Gates
@@ -54,22 +54,22 @@ class DistillationModule(TaskModule):
             class_weights=self.class_weights,
         )
         self.fidelity = nn.ModuleList(Fidelity(regression=self.task.regression) for _ in self.dev_splits)
-        self.gates: Gates | None = None  # while `BudgetPruning` prices the student's cost
+        self.gates: Gates | None = None  # while `BudgetPruning` limits the student's cost
         self.solved: dict[str, float] = {}  # of the last step's fixed points, where there is feedback
 
     def infer(self, batch: Mapping[str, Tensor]) -> Outputs:
-        return infer(self.student, *(batch[name] for name in INPUTS), stepwise=self.stepwise)
+        return infer(self.student, **inputs_of(batch), stepwise=self.stepwise)
 
     def models(self) -> list[nn.Module | Gates]:
         return [self.student, self.teacher, *([] if self.gates is None else [self.gates])]
 
     def loss_terms(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        inputs, objective, gates = [batch[name] for name in INPUTS], self.objective, self.gates
+        objective, gates = self.objective, self.gates
         outputs = self.student(
-            *inputs,
+            **inputs_of(batch),
             mode=self.forward_mode,
-            rate=objective.reads_rates or gates is not None,
-            scores=objective.reads_scores,
+            rate="rates" in objective.reads or gates is not None,
+            scores="scores" in objective.reads,
             **({} if gates is None else gates.relaxed()),
         )
         terms = objective(batch, outputs, self.student, objective.teacher_outputs(batch, self.teacher))
@@ -121,7 +121,7 @@ class DistillationModule(TaskModule):
     @torch.no_grad()
     def teacher_outputs(self, batch: Mapping[str, Tensor]) -> Outputs:
         """The teacher's outputs of this batch."""
-        return self.teacher(*(batch[name] for name in INPUTS))
+        return self.teacher(**inputs_of(batch))
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Without the frozen teacher, which the teacher stage has saved."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprune.config.tasks import Task
-from spikeprune.models.outputs import INPUTS, Outputs
+from spikeprune.models.outputs import Outputs, inputs_of
 from spikeprune.models.teacher import Teacher
 from spikeprune.training import distributed, losses
 from spikeprune.training.metrics import main_metric, task_metrics
@@ -137,7 +137,7 @@ class TeacherModule(TaskModule):
         self.teacher = teacher
 
     def infer(self, batch: Mapping[str, Tensor]) -> Outputs:
-        return self.teacher(*(batch[name] for name in INPUTS))
+        return self.teacher(**inputs_of(batch))
 
     def models(self) -> list[nn.Module]:
         return [self.teacher]

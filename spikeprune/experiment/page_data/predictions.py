@@ -1,5 +1,5 @@
-"""The answers of teacher and student on a dev split: right and wrong by class, calibration, the worst. Numbers from
-logits and labels alone, without a model."""
+"""The predictions of teacher and student on a dev split: right and wrong by class, calibration, the largest errors.
+Numbers from logits and labels alone, without a model."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def regressed(predictions: Tensor, labels: Tensor) -> dict[str, Any]:
 
 
 def hardest(errors: Tensor) -> list[int]:
-    """The examples answered worst, by `errors [S]`, worst first."""
+    """The examples of the largest `errors [S]`, worst first."""
     return errors.argsort(descending=True, stable=True)[:WORST].tolist()
 
 
@@ -76,6 +76,6 @@ def class_errors(logits: Tensor, labels: Tensor) -> Tensor:
 def described(
     texts: Sequence[Sequence[str]], rows: Sequence[int], logits: Tensor, labels: Tensor
 ) -> list[dict[str, Any]]:
-    """Text, label and answer of single examples: with classes the probability of each, else the number."""
-    answers = logits.softmax(1) if logits.shape[1] > 1 else logits
-    return [{"text": list(texts[i]), "label": labels[i].item(), "answer": answers[i].tolist()} for i in rows]
+    """Text, label and prediction of single examples: with classes the probability of each, else the number."""
+    predicted = logits.softmax(1) if logits.shape[1] > 1 else logits
+    return [{"text": list(texts[i]), "label": labels[i].item(), "prediction": predicted[i].tolist()} for i in rows]

@@ -2,7 +2,7 @@
 
 The teacher is transformers' own model. Of the BERT family the student copies its encoder: a checkpoint with fields that
 transformers ignores, or with parts that the student does not have, is refused in one sentence. One of another
-architecture (`answering.py`) must have the sizes of a BERT.
+architecture (`other_architectures.py`) must have the sizes of a BERT.
 """
 
 from __future__ import annotations
@@ -15,19 +15,18 @@ from typing import Any
 from transformers import AutoConfig, BertConfig, PreTrainedConfig
 
 from spikeprune.errors import InputError
-from spikeprune.models.answering import (
+from spikeprune.models.families import FAMILIES, behind_padding, embedding_width, family_of, longest_text, token_types
+from spikeprune.models.other_architectures import (
     ACTIVATIONS,
     CLASSIFIERS,
     KNOWN,
+    gives_logits_alone,
     sizes_of,
     stand_in,
-    teaches_answers_alone,
     title_of,
 )
-from spikeprune.models.families import FAMILIES, embedding_width, family_of, longest_text, token_types
 
 MOST_LAYERS = 1000  # of a checkpoint; far more come of a damaged number, and would fill the memory
-MPNET_BUCKETS = 32  # of the relative position bias, whatever its configuration says
 # Encoder tensors of a checkpoint that hold nothing learnt: older versions of transformers wrote these buffers.
 BUFFERS = ("position_ids", "token_type_ids")
 
@@ -48,7 +47,7 @@ def read_config(checkpoint: str, *, classes: int) -> PreTrainedConfig:
         problem = "holds an adapter (adapter_config.json), which is not loaded; merge it into the weights first"
     if problem is not None:
         raise InputError(f"teacher.checkpoint: {checkpoint} {problem}")
-    config.return_dict, config.chunk_size_feed_forward = True, 0  # how a forward answers, not what
+    config.return_dict, config.chunk_size_feed_forward = True, 0  # the form of a forward's outputs
     return config
 
 
@@ -84,7 +83,7 @@ def problems(raw: dict[str, Any], config: PreTrainedConfig) -> Iterator[str]:
     for name in ("auto_map", "quantization_config", "per_layer_config", "pruned_heads"):
         if raw.get(name):
             yield f"has {name} in its config.json, which is not followed here; save it as a plain float {title}"
-    yield from (of_another if teaches_answers_alone(config) else of_family)(raw, config, title)
+    yield from (of_another if gives_logits_alone(config) else of_family)(raw, config, title)
 
 
 def of_another(raw: dict[str, Any], config: PreTrainedConfig, title: str) -> Iterator[str]:
@@ -125,9 +124,10 @@ def of_family(raw: dict[str, Any], config: PreTrainedConfig, title: str) -> Iter
 
 def sizes(config: PreTrainedConfig, title: str) -> Iterator[str]:
     """Numbers of a configuration that make no encoder."""
+    family = family_of(config)
     names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     counts = {name: getattr(config, name) for name in (*names, "max_position_embeddings")}
-    if family_of(config).types:
+    if family.types:
         counts["type_vocab_size"] = token_types(config)
     counts["embedding_size"] = embedding_width(config)
     for name, count in counts.items():
@@ -142,13 +142,13 @@ def sizes(config: PreTrainedConfig, title: str) -> Iterator[str]:
         yield f"has layer_norm_eps={config.layer_norm_eps}; it must be above 0"
     if config.pad_token_id is not None and not 0 <= config.pad_token_id < config.vocab_size:
         yield f"has pad_token_id={config.pad_token_id}, which is none of its {config.vocab_size} word embeddings"
-    elif config.model_type == "roberta" and config.pad_token_id is None:
-        yield "has no pad_token_id, behind which a RoBERTa's positions begin; add it to config.json"
+    elif family.offset is behind_padding and config.pad_token_id is None:
+        yield f"has no pad_token_id, behind which a {family.title}'s positions begin; add it to config.json"
     elif longest_text(config) < 1:
         yield f"has max_position_embeddings={config.max_position_embeddings}, none of which is behind that of padding"
-    if config.model_type == "mpnet" and config.relative_attention_num_buckets != MPNET_BUCKETS:
+    if family.buckets and config.relative_attention_num_buckets != family.buckets:
         found = config.relative_attention_num_buckets
-        yield f"has relative_attention_num_buckets={found}; transformers computes with {MPNET_BUCKETS}"
+        yield f"has relative_attention_num_buckets={found}; transformers computes with {family.buckets}"
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
         if (rate := getattr(config, name, None)) is not None and not 0 <= rate < 1:
             yield f"has {name}={rate}; it must be at least 0 and below 1"

@@ -1,4 +1,4 @@
-"""The answers on the dev split: confusion or scatter, scores by class, calibration, the sentences answered worst."""
+"""The predictions on the dev split: confusion or scatter, scores by class, calibration, the largest errors."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ Found = Mapping[str, Any]
 LONGEST = 300  # letters of a sentence in a table
 
 
-def answers(run: Mapping[str, Any]) -> Markup:
-    found = run["answers"]
+def predictions(run: Mapping[str, Any]) -> Markup:
+    found = run["predictions"]
     if "missing" in found:
-        return section("Answers", note(found["missing"]))
+        return section("Predictions", note(found["missing"]))
     labels = found["labels"]
     lead = f"Of the final student on the split {found['split']}, beside the dense teacher."
     if labels is None:
         shown = figures(_scatter("student", found["student"]), _scatter("teacher", found["teacher"]))
-        return section("Answers", shown, worst(found["worst"], None), lead=lead)
+        return section("Predictions", shown, worst(found["worst"], None), lead=lead)
     shown = figures(
         _confusion("student", found["student"], labels),
         _confusion("teacher", found["teacher"], labels),
         _reliability(found),
     )
-    return section("Answers", shown, _classes(found, labels), worst(found["worst"], labels), lead=lead)
+    return section("Predictions", shown, _classes(found, labels), worst(found["worst"], labels), lead=lead)
 
 
 def _confusion(who: str, found: Found, labels: Sequence[str]) -> Markup:
@@ -37,7 +37,7 @@ def _confusion(who: str, found: Found, labels: Sequence[str]) -> Markup:
     shares = [[n / total for n in row] for row, total in zip(rows, sums, strict=True)]
 
     def tip(i: int, j: int) -> str:
-        return f"true {labels[i]}, answered {labels[j]}: {rows[i][j]}, {100 * shares[i][j]:.1f} % of {labels[i]}"
+        return f"true {labels[i]}, predicted {labels[j]}: {rows[i][j]}, {100 * shares[i][j]:.1f} % of {labels[i]}"
 
     names = [cut(label) for label in labels]
     left = 16 + 6.6 * max(map(len, names))
@@ -45,7 +45,7 @@ def _confusion(who: str, found: Found, labels: Sequence[str]) -> Markup:
     counts = iter([n for row in rows for n in row])
     how = {"cell": (width, 34), "left": left, "slanted": 7 * max(map(len, names)) > width + 12}
     drawn = cells("Confusion", names, names, shares, tip=tip, write=lambda _: str(next(counts)), **how)
-    return figure(f"Confusion of the {who}: rows true, columns answered", drawn, wide=True)
+    return figure(f"Confusion of the {who}: rows true, columns predicted", drawn, wide=True)
 
 
 def cut(text: str, most: int = 14) -> str:
@@ -82,15 +82,15 @@ def _reliability(found: Found) -> Markup:
 
 
 def _scatter(who: str, found: Found) -> Markup:
-    truths, told = zip(*found["points"], strict=True)
-    both = fitted([*truths, *told], 0, 1)
+    truths, predicted = zip(*found["points"], strict=True)
+    both = fitted([*truths, *predicted], 0, 1)
     x, y = Scale(both.low, both.high, LEFT + 4, RIGHT - 4), Scale(both.low, both.high, BOTTOM, TOP)
     ends = {"x1": x(both.low), "y1": y(both.low), "x2": x(both.high), "y2": y(both.high)}
     dots = [
         circle(x(a), y(b), 2.6, "c1 area", f"true {a:.2f}, {who} {b:.2f}", fill_opacity="0.55")
         for a, b in found["points"]
     ]
-    parts = [axes(x, y, "true", f"answer of the {who}"), tag("line", **ends, class_="dashed"), *dots]
+    parts = [axes(x, y, "true", f"prediction of the {who}"), tag("line", **ends, class_="dashed"), *dots]
     shown = f", {len(dots)} shown" if len(dots) < found["examples"] else ""
     title = f"{who.capitalize()}: root mean square error {found['rmse']:.3f} on {found['examples']} sentences{shown}"
     return figure(title, drawing("Scatter", *parts))
@@ -98,15 +98,15 @@ def _scatter(who: str, found: Found) -> Markup:
 
 def worst(rows: Sequence[Found], labels: Sequence[str] | None) -> Markup:
     """A row for each sentence, the largest error first."""
-    head, body = ["true", "student's answer", "teacher's answer", "sentence"], []
+    head, body = ["true", "student", "teacher", "sentence"], []
     for row in rows:
         truth = f"{row['label']:.2f}" if labels is None else labels[int(row["label"])]
-        told = [_told(row[key], labels) for key in ("answer", "teacher")]
-        body.append([truth, *told, cut(" ‖ ".join(row["text"]), LONGEST)])
-    return joined([tag("h4", "The sentences answered worst"), table(head, body, words=4)])
+        named = [_named(row[key], labels) for key in ("prediction", "teacher")]
+        body.append([truth, *named, cut(" ‖ ".join(row["text"]), LONGEST)])
+    return joined([tag("h4", "The sentences of the largest errors"), table(head, body, words=4)])
 
 
-def _told(probabilities: Sequence[float], labels: Sequence[str] | None) -> str:
+def _named(probabilities: Sequence[float], labels: Sequence[str] | None) -> str:
     """A class with its probability, or the number of a regression."""
     if labels is None:
         return f"{probabilities[0]:.2f}"

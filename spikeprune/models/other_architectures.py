@@ -1,4 +1,4 @@
-"""Teachers of other architectures than those of `families.py`: they teach their answers alone.
+"""Teachers of other architectures than those of `families.py`: they teach their logits alone.
 
 Such a teacher is any sequence classifier of transformers that reads token ids and a mask, and that does at least the
 work of a BERT of its sizes. Where an encoder of the family is wanted, its stand-in is taken, which has the same sizes:
@@ -37,7 +37,7 @@ CLASSIFIERS: dict[str, str] = {  # titles of those that fill in masked words, no
     for kind, name in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.items()
     if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 }
-KNOWN = f"{TITLES}; for its answers alone any other encoder that transformers has a sequence classifier of"
+KNOWN = f"{TITLES}; for its logits alone any other encoder that transformers has a sequence classifier of"
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
 PROBE = 8  # tokens whose work is counted
 
@@ -47,13 +47,13 @@ def title_of(config: PreTrainedConfig) -> str:
     return FAMILIES[kind].title if kind in FAMILIES else CLASSIFIERS[kind]
 
 
-def teaches_answers_alone(config: PreTrainedConfig) -> bool:
+def gives_logits_alone(config: PreTrainedConfig) -> bool:
     return config.model_type not in FAMILIES
 
 
 def encoder_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """The configuration itself where it is one of the family, else its stand-in's."""
-    return stand_in(config) if teaches_answers_alone(config) else config
+    return stand_in(config) if gives_logits_alone(config) else config
 
 
 def sizes_of(config: PreTrainedConfig) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def work_problem(model: PreTrainedModel) -> str:
         with torch.enable_grad(), FlopCounterMode(display=False) as counter:  # without gradients it refuses parameters
             model(input_ids=ids, attention_mask=torch.ones_like(ids))
     except Exception as error:  # of any kind, in the code of any architecture
-        return f"does not answer to token ids and a mask alone ({type(error).__name__})"
+        return f"does not run on token ids and a mask alone ({type(error).__name__})"
     wide, neurons = plain.hidden_size, plain.intermediate_size
     least = 2 * count * plain.num_hidden_layers * (4 * wide**2 + 2 * wide * neurons)
     if counter.get_total_flops() < least:

@@ -1,4 +1,4 @@
-"""SynOpsLogger: operations, energy, opponents, firing rates and latency on the dev split, at each validation."""
+"""CostLogger: operations, energy, opponents, firing rates and latency on the dev split, at each validation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from spikeprune.training import distributed
 from spikeprune.training.protocol import student_of
 
 
-class SynOpsLogger(L.Callback):
+class CostLogger(L.Callback):
     """Logs `cost/ac`, `cost/mac`, `cost/elementwise`, `cost/energy_pj` …, `cost/rate`, `cost/sparsity`, each for one
     sentence, padding left out, and of each layer the firing rates `rate/<spiking layer>` and what is kept: `heads/<i>`,
     `ffn/<i>`, and `t_steps/<i>`, with the embedding's first. Counts on the first dev split. After a validation `cost`

@@ -60,7 +60,6 @@ LONGEST = (
     "nodes",
     "ddp",
     "joint_run",
-    "targets",
     "preempt",
     "fetch",
     "processes",

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from micro import GLUE, ROOT
 
@@ -191,6 +191,8 @@ SPELLINGS = st.one_of(
 
 @settings(max_examples=20)  # a tenth of a second each
 @given(name=SPELLINGS, lr=st.floats(1e-12, 10), steps=st.lists(st.integers(1, 9), min_size=3, max_size=3))
+@example(name="a\x85b", lr=1.0, steps=[1, 2, 3])
+@example(name="a\x85", lr=1.0, steps=[1, 2, 3])
 def test_what_is_written_reads_back_the_same(tmp_path_factory, name: str, lr: float, steps: list[int]) -> None:
     config = Config(preset="gone")
     config.run.dir, config.data.dir, config.stages.teacher.lr = "runs/x", name, lr

@@ -256,6 +256,7 @@ def state(module) -> dict:
 @pytest.mark.parametrize("kinds", [("heads", "ffn", "steps"), ("heads", "ffn")])
 def test_the_goal_is_met_and_kept(kinds) -> None:
     module = Learning(make(1, (4, 4, 4)))
+    module.student.heads[0, 1], module.student.ffn[1, 3:9] = 0, 0  # what is pruned before stays so
     goal = 0.4 * meter().value(module.student)
     mine = callback(goal, candidates=kinds)
     costs = fit(module, mine)
@@ -264,6 +265,7 @@ def test_the_goal_is_met_and_kept(kinds) -> None:
     assert not mine.gates.learning and set(masks_of(module.student).tolist()) <= {0.0, 1.0}
     assert ("steps" in kinds) or module.student.steps == [4, 4, 4]
     assert module.logged["compress/multiplier"] == mine.gates.multiplier > 0
+    assert module.student.heads[0, 1] == 0 and not module.student.ffn[1, 3:9].any()
     assert mine.report(mine.value)["goal"] == pytest.approx(goal)
 
 
@@ -302,6 +304,7 @@ def test_final_masks_stay_without_gates() -> None:
     mine = callback(goal, learn=False)
     fit(module, mine)
     assert mine.value <= goal and module.student.steps == [3, 4, 2] and module.student.heads.all()
+    assert not module.student.ffn[:, 20:].any()
 
 
 def test_a_module_without_gates_is_told() -> None:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from micro import GLUE, ROOT, micro, only, write_cola, write_sst2
+from micro import GLUE, micro, only, write_cola, write_sst2
 from together import attempt, together
 
 from spikeprune import cli
@@ -232,19 +232,18 @@ def test_time_limits_are_read_as_slurm_reads_them() -> None:
 
 
 @pytest.mark.parametrize("target", ["slurm", "fetch"])
-def test_make(target, tmp_path) -> None:
-    """The Makefile's arguments become the command's; the environment is not looked at."""
-    folder = str(Path(sys.executable).parent)
-    make = ["make", "-s", "-C", str(ROOT), "-o", ".venv/.installed", f"BIN={folder}", target]
+def test_make(target, make, tmp_path, capsys) -> None:
+    """The Makefile's arguments become the command's."""
     glue = write_cola(write_sst2(tmp_path / "glue"))
     runs = [item for item in micro(tmp_path / "${task}-${seed}", glue)[3:] if not item.startswith("preset")]
     arguments = [f"DATA={glue}", "ARGS=" + " ".join(shlex.quote(i) for i in runs), "ARRAY=sst2 cola"]
     more = ["SEEDS=0-1", "TIME=10:00", "PARTITION=p", "SBATCH=--mem=1G --exclusive", "CPUS=1", "DRY=1"]
-    done = subprocess.run([*make, *arguments, *(more if target == "slurm" else [])], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    program, words = make(target, *arguments, *(more if target == "slurm" else []))
+    assert program == "spikeprune" and cli.main(words) == 0
+    printed = capsys.readouterr().out
     if target == "fetch":
-        assert done.stdout.splitlines()[-1] == "verified: a compute node without network finds all of it"
-        assert all(f"data: {task} from directory {glue}; 60 train" in done.stdout for task in ("sst2", "cola"))
+        assert printed.splitlines()[-1] == "verified: a compute node without network finds all of it"
+        assert all(f"data: {task} from directory {glue}; 60 train" in printed for task in ("sst2", "cola"))
         return
     script = next(tmp_path.glob("launch-*/job.sh")).read_text()
     lines = directives(script)
@@ -255,10 +254,9 @@ def test_make(target, tmp_path) -> None:
     assert not [line for line in lines if "gres" in line]
 
 
-def test_make_asks_for_gpus(tmp_path) -> None:
-    folder, run = str(Path(sys.executable).parent), tmp_path / "run"
-    make = ["make", "-s", "-C", str(ROOT), "-o", ".venv/.installed", f"BIN={folder}", "slurm", "TASK=sst2", "DRY=1"]
-    done = subprocess.run([*make, "GPUS=4", "DATA=embedded", f"ARGS=run.dir={run}"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_make_asks_for_gpus(make, tmp_path) -> None:
+    run = tmp_path / "run"
+    _, words = make("slurm", "TASK=sst2", "DRY=1", "GPUS=4", "DATA=embedded", f"ARGS=run.dir={run}")
+    assert cli.main(words) == 0
     script = (run / "job.sh").read_text()
     assert {"--gres=gpu:4", "--ntasks-per-node=4"} <= set(directives(script)) and "run.devices=4" in script

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,20 +11,32 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny_data import glue, raw_of
-from tiny_data import mrpc as mrpc
-from tiny_data import tokenizer as tokenizer
 
 from spikeprune.config.schema import Config, Stage
 from spikeprune.data.batching import BatchLoader, TaskData, encode
+from spikeprune.data.raw import RawData
+from spikeprune.data.tokenizer import train_wordpiece
 from spikeprune.errors import InputError
 from spikeprune.experiment.build import modules
+
+
+@pytest.fixture(scope="module")
+def qnli() -> RawData:
+    """Pairs of several lengths; those of the generated MRPC have one."""
+    return raw_of("qnli")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(qnli):
+    return train_wordpiece(qnli.splits["train"].first + qnli.splits["train"].second, vocab_size=400)
+
 
 # -- batches ----------------------------------------------------------------------------------------------------------
 
 
-def test_batches_are_padded_like_the_tokenizer_pads(mrpc, tokenizer):
-    split = mrpc.splits["train"]
-    batch = glue(mrpc, tokenizer).encoded["train"].batch([5, 0, 7])
+def test_batches_are_padded_like_the_tokenizer_pads(qnli, tokenizer):
+    split = qnli.splits["train"]
+    batch = glue(qnli, tokenizer).encoded["train"].batch([5, 0, 7])
     rows = [5, 0, 7]
     text = [split.first[i] for i in rows], [split.second[i] for i in rows]
     want = tokenizer(*text, padding=True, pad_to_multiple_of=8, return_tensors="pt")
@@ -63,13 +76,15 @@ def rows_of(loader: BatchLoader, epoch: int) -> list[list[int]]:
     return [rows.tolist() for rows in loader.batches(epoch)]
 
 
-def test_order_is_a_function_of_seed_and_epoch(mrpc, tokenizer):
-    one, two = glue(mrpc, tokenizer).train_dataloader(), glue(mrpc, tokenizer).train_dataloader()
-    other = glue(mrpc, tokenizer, seed=4).train_dataloader()
+def test_order_is_a_function_of_seed_and_epoch(qnli, tokenizer):
+    one, two = glue(qnli, tokenizer).train_dataloader(), glue(qnli, tokenizer).train_dataloader()
+    other = glue(qnli, tokenizer, seed=4).train_dataloader()
     assert rows_of(one, 2) == rows_of(two, 2) != rows_of(one, 3)
     assert rows_of(one, 2) != rows_of(other, 2)
     assert sorted(sum(rows_of(one, 2), [])) == list(range(203))
     assert len(rows_of(one, 0)) == len(one) == 13 and max(map(len, rows_of(one, 0))) <= 16
+    spans = sorted((min(found), max(found)) for found in (one.data.lengths[rows].tolist() for rows in rows_of(one, 0)))
+    assert all(before[1] <= after[0] for before, after in pairwise(spans))  # a batch is of sentences of like lengths
 
 
 def of_process(monkeypatch, rank: int, world: int, data, **options) -> BatchLoader:
@@ -78,9 +93,9 @@ def of_process(monkeypatch, rank: int, world: int, data, **options) -> BatchLoad
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_processes_share_each_training_batch(monkeypatch, mrpc, tokenizer, world):
+def test_processes_share_each_training_batch(monkeypatch, qnli, tokenizer, world):
     """Together they see what one process sees, batch by batch, and their weighted means are the batch's."""
-    data, options = glue(mrpc, tokenizer).encoded["train"], {"batch_size": 16, "seed": 1, "shuffle": True}
+    data, options = glue(qnli, tokenizer).encoded["train"], {"batch_size": 16, "seed": 1, "shuffle": True}
     alone = BatchLoader(data, **options)
     loaders = [of_process(monkeypatch, rank, world, data, **options) for rank in range(world)]
     assert [len(loader) for loader in loaders] == [len(alone)] * world
@@ -99,8 +114,8 @@ def test_processes_share_each_training_batch(monkeypatch, mrpc, tokenizer, world
 
 
 @pytest.mark.parametrize(("world", "batch_size"), [(2, 16), (3, 16), (3, 1), (4, 67)])
-def test_processes_share_a_dev_split_without_duplicates(monkeypatch, mrpc, tokenizer, world, batch_size):
-    data = glue(mrpc, tokenizer).encoded["train"]
+def test_processes_share_a_dev_split_without_duplicates(monkeypatch, qnli, tokenizer, world, batch_size):
+    data = glue(qnli, tokenizer).encoded["train"]
     shares = []
     for rank in range(world):
         loader = of_process(monkeypatch, rank, world, data, batch_size=batch_size)
@@ -112,16 +127,16 @@ def test_processes_share_a_dev_split_without_duplicates(monkeypatch, mrpc, token
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_too_few_examples_for_all_processes(monkeypatch, mrpc, tokenizer):
-    data = glue(mrpc, tokenizer).encoded["train"]
+def test_too_few_examples_for_all_processes(monkeypatch, qnli, tokenizer):
+    data = glue(qnli, tokenizer).encoded["train"]
     for count, options in ((203, {"shuffle": True, "batch_size": 300}), (101, {"shuffle": True, "batch_size": 202})):
         of_process(monkeypatch, 0, count, data, **options)
         with pytest.raises(InputError, match=f"{count} examples cannot be shared by {count + 1} processes"):
             of_process(monkeypatch, 0, count + 1, data, **options)
 
 
-def test_calibration_and_fixed_batches(mrpc, tokenizer):
-    data = glue(mrpc, tokenizer)
+def test_calibration_and_fixed_batches(qnli, tokenizer):
+    data = glue(qnli, tokenizer)
     one, two = (data.calibration_batches(24, seed=5) for _ in range(2))
     assert len(one["labels"]) == 24 and all(torch.equal(one[key], two[key]) for key in one)
     assert len(data.calibration_batches(10_000, seed=5)["labels"]) == 203
@@ -164,8 +179,8 @@ def fit(data: TaskData, root: Path, *, checkpoint: str | None = None) -> list[tu
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_resumed_run_sees_the_batches_of_the_uninterrupted_run(tmp_path, mrpc, tokenizer):
-    data = glue(mrpc, tokenizer, batch_size=32)  # 7 batches an epoch
+def test_resumed_run_sees_the_batches_of_the_uninterrupted_run(tmp_path, qnli, tokenizer):
+    data = glue(qnli, tokenizer, batch_size=32)  # 7 batches an epoch
     whole = fit(data, tmp_path / "whole")
     assert len(whole) == 21 and len({batch for _, batch in whole}) == 21
     for step in (1, 3, 6, 7, 8, 13, 14, 15, 20):
@@ -173,26 +188,26 @@ def test_resumed_run_sees_the_batches_of_the_uninterrupted_run(tmp_path, mrpc, t
         assert fit(data, tmp_path / "rest", checkpoint=checkpoint) == whole[step:], f"resumed at step {step}"
 
 
-def test_loader_state(mrpc, tokenizer):
-    loader = glue(mrpc, tokenizer).train_dataloader()
+def test_loader_state(qnli, tokenizer):
+    loader = glue(qnli, tokenizer).train_dataloader()
     iter(loader), iter(loader)  # asking twice without taking a batch is no epoch
     first = list(loader)
     assert loader.state_dict() == {"epoch": 1, "yielded": 0, "length": 13}
     second = list(loader)
     assert loader.epoch == 1 and len(first) == len(second) == 13
     assert [batch["labels"].tolist() for batch in first] != [batch["labels"].tolist() for batch in second]
-    rest = glue(mrpc, tokenizer).train_dataloader()
+    rest = glue(qnli, tokenizer).train_dataloader()
     rest.load_state_dict({"epoch": 1, "yielded": 10, "length": 13})
     iter(rest)
     assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(rest, second[10:], strict=True))
     with pytest.raises(InputError, match="epoch of 9 batches"):
         rest.load_state_dict({"epoch": 1, "yielded": 4, "length": 9})
     with pytest.raises(InputError, match="batch size"):
-        glue(mrpc, tokenizer, batch_size=0).train_dataloader()
+        glue(qnli, tokenizer, batch_size=0).train_dataloader()
 
 
-def test_what_a_budget_is_measured_on_are_training_sentences(mrpc, tokenizer):
-    data = glue(mrpc, tokenizer)
+def test_what_a_budget_is_measured_on_are_training_sentences(qnli, tokenizer):
+    data = glue(qnli, tokenizer)
     size = len(data.encoded["train"])
     rows = sum((batch["input_ids"].tolist() for batch in data.sample_batches(size, 16, 0)), [])
     train = data.encoded["train"].batch(range(size))["input_ids"].tolist()

@@ -155,6 +155,7 @@ def test_labels_that_tell_nothing_are_refused(labels, metrics, message) -> None:
         ("a.csv", "review,mood\nx,a\n\ny,b\n", r"a\.csv:3: an empty line"),
         ("a.csv", "review,mood\n ,a\n", r"a\.csv:2: column 'review': the sentence is empty"),
         ("a.csv", "review,mood\nx,\n", r"a\.csv:2: the label is missing"),
+        ("a.csv", "review,mood\nx,a\ny,b\n", r"too few to cut a dev split off; give one"),
         ("a.csv", "review,mood\nx,a\ny,a\n", r"all \d+ examples have the same label, a"),
         ("a.csv", b"review,mood\nx,a\n\xff,b\n", r"a\.csv:3: is not UTF-8 text"),
         ("a.tsv", "review\tmood\nx\ta\nb\n", r"a\.tsv:3: 1 columns where the header has 2"),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from children import begin
+from children import begin, run_command
 from micro import GLUE, ROOT, micro, only
 from together import attempt, free_port, together
 
@@ -24,20 +24,15 @@ from spikeprune.training import distributed
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def spikeprune(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    command = [sys.executable, "-m", "spikeprune", *args]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=variables, timeout=120)
-
-
 def test_one_command_starts_both_and_logs_one_wandb_run(tmp_path, glue) -> None:
     stages = only("teacher", "general_kd")
     (tmp_path / "corpus.txt").write_text("\n".join(["the film was a story of rain"] * 20))
     stages += ["stages.general_kd.epochs=1", f"data.corpus=[{tmp_path / 'corpus.txt'}]", "run.wandb=auto"]
     overrides = [*micro(tmp_path / "run", glue), *stages, "run.devices=2"]
-    done = spikeprune("train", str(GLUE), *overrides, WANDB_MODE="offline", WANDB_SILENT="true", WANDB_API_KEY="")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("[1/2] teacher") == done.stdout.count("· preset tiny ·") == 1
+    offline = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_API_KEY": "", "PYTHONPATH": str(ROOT)}
+    code = run_command(["train", str(GLUE), *overrides], log := tmp_path / "log", offline)
+    said = log.read_text()
+    assert code == 0 and said.count("[1/2] teacher") == said.count("· preset tiny ·") == 1, said
     files = list((tmp_path / "run").rglob("offline-run-*/run-*.wandb"))
     assert {path.name for path in files} == {f"run-{(tmp_path / 'run' / 'wandb_id').read_text()}.wandb"}
 

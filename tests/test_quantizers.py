@@ -10,7 +10,7 @@ from weights import matrix
 
 from spikeprune.cost.shapes import BITS
 from spikeprune.models.packing import pack, unpack
-from spikeprune.models.quantization import QUANTIZERS, acting_weight
+from spikeprune.models.quantization import QUANTIZERS, TABLES, acting_weight
 
 every = pytest.mark.parametrize("name", QUANTIZERS)
 
@@ -25,10 +25,11 @@ W = [[0.5, -1.5, 0.0, 2.0], [0.75, -0.25, 0.25, -0.75]]
         ("binary", [[1, -1, 1, 1], [1, -1, 1, -1]], [1.0, 0.5]),
         ("ternary", [[0, -1, 0, 1], [1, 0, 0, -1]], [1.0, 0.5]),  # halves round to even, to 0 here
         ("int8", [[32, -95, 0, 127], [127, -42, 42, -127]], [2 / 127, 0.75 / 127]),
+        ("int4", [[2, -5, 0, 7], [7, -2, 2, -7]], [2 / 7, 0.75 / 7]),  # of word tables
     ],
 )
 def test_by_hand(name, codes, scale) -> None:
-    found = QUANTIZERS[name].codes(torch.tensor(W))
+    found = (QUANTIZERS | TABLES)[name].codes(torch.tensor(W))
     assert found[0].tolist() == codes
     torch.testing.assert_close(found[1], torch.tensor(scale)[:, None])
 

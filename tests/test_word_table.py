@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from micro import GLUE
 from students import make, prune, sentences
 
 from spikeprune.config import names
@@ -17,7 +18,6 @@ from spikeprune.models.sequence_classification import SpikingBertForSequenceClas
 from spikeprune.models.serialization import nbytes, parameter_count, stored_tensors
 from spikeprune.models.shape import student_shape
 from spikeprune.models.word_table import PackedWordTable, WordTable, packed_rows
-from tests.micro import GLUE
 
 every = pytest.mark.parametrize("weights", TABLES)
 

@@ -37,7 +37,7 @@ class Hardening:
         """Masks and steps as the gates have them now."""
         settled = self.gates.settled()
         closed = (settled[2] < 0.5).nonzero()[:, 0].tolist()
-        if closed and "steps" in self.kinds:
+        if closed:
             shorten(self.student, closed)
             self.gates.reopen(closed)
         units = torch.cat([part.flatten() for part in settled[:2]])

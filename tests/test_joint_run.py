@@ -13,7 +13,7 @@ from micro import BATCHES, GLUE, logged, micro, only
 from spikeprune import cli
 from spikeprune.config.load import load
 from spikeprune.errors import InputError
-from spikeprune.experiment import pipeline
+from spikeprune.experiment import pipeline, reuse
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.report.tables import summary_table
 
@@ -142,6 +142,16 @@ def test_stages_are_taken_over_once_and_linked(glue, shared, tmp_path, capsys) -
     ]
     pipeline.run(load(GLUE, own))
     assert "taken over" not in capsys.readouterr().out
+
+
+def test_on_another_file_system_files_are_copied(tmp_path, monkeypatch) -> None:
+    def refuses(*_) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(reuse.os, "link", refuses)
+    (tmp_path / "one").write_text("weights")
+    reuse._link(tmp_path / "one", tmp_path / "two")
+    assert (tmp_path / "two").read_text() == "weights"
 
 
 def test_another_student_takes_over_the_teacher_alone(glue, shared, tmp_path, capsys) -> None:

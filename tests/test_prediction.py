@@ -76,12 +76,16 @@ def test_from_a_csv_to_predictions_with_costs(folder, capsys) -> None:
     for row in found:
         chances = [float(row[name]) for name in classes]
         assert sum(chances) == pytest.approx(1, abs=1e-5) and row["prediction"] == names[chances.index(max(chances))]
-    record = RunDirectory(folder / "run").record("spatial")
+    of_run = RunDirectory(folder / "run")
+    record = of_run.record("spatial")
     right = [one["prediction"] == other["mood"] for one, other in zip(found, given, strict=True)]
     assert sum(right) / 30 == pytest.approx(record["metrics"]["accuracy"]) and sum(right) > 10
     for key, name in (("ac", "additions"), ("energy_pj", "energy_pj")):
         assert sum(float(row[name]) for row in found) / 30 == pytest.approx(record["cost"][key], rel=1e-4)
     assert {row["steps"] for row in found} == {str(record["cost"]["latency_steps"])}
+    dense = predict(of_run.path, [row["review"] for row in given], stage="teacher", cost=True)
+    energy = of_run.record("teacher")["cost"]["energy_pj"]
+    assert sum(row["energy_pj"] for row in dense) / 30 == pytest.approx(energy, rel=1e-6)
 
 
 def test_json_lines_from_standard_input(folder, monkeypatch, capsys) -> None:

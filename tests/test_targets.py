@@ -44,9 +44,12 @@ def test_what_cannot_work_is_told(overrides, message, tmp_path) -> None:
 
 def test_what_can_work_is_accepted(tmp_path) -> None:
     (tmp_path / "empty.yaml").write_text("")
-    for more in (ENERGY, LATENCY, (*LATENCY, "stages.budget.value=0.25")):
+    heads = (*ENERGY, "stages.budget.candidates=[heads]")
+    for more in (ENERGY, heads, LATENCY, (*LATENCY, "stages.budget.value=0.25")):
         load(tmp_path / "empty.yaml", more)
-    load(tmp_path / "empty.yaml", [*LATENCY, "student.coding=running_mean", "stages.budget.value=0.25"])
+    for steps in ("4", "[4,2,2]"):  # of layers that tick together the longest is the latency
+        ticking = ["student.coding=running_mean", f"student.t_steps={steps}"]
+        load(tmp_path / "empty.yaml", [*LATENCY, *ticking, "stages.budget.value=0.25"])
 
 
 @pytest.mark.parametrize("preset", ["tiny", "minilm", "base", "paper"])

@@ -225,7 +225,7 @@ def checked(task: Task, number: int, texts: str | Sequence[str]) -> Example:
     return place, read_texts(place, given, task.empty_sentences)
 
 
-def read_texts(place: str, texts: Sequence[Any], may_be_empty: bool = False) -> Texts:
+def read_texts(place: str, texts: Sequence[Any], may_be_empty: bool) -> Texts:
     """Without blanks around them. Raises InputError, which names the `place`, for a text that is missing or empty."""
     try:
         return tuple(sentence(text, may_be_empty=may_be_empty) for text in texts)

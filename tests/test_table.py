@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from spikeprune.report.energy_table import sentences
 from spikeprune.report.numbers import energy_unit, si
-from spikeprune.report.tables import evaluation_lines, summary_table
+from spikeprune.report.tables import budget_line, evaluation_lines, summary_table
 
 
 def cost(energy, **more):
@@ -194,3 +195,22 @@ def test_numbers_keep_three_digits():
     assert [si(x) for x in (1.5e9, 2e12)] == ["1.50G", "2.00T"]
     assert energy_unit([3.1e9, 2e6]) == ("µJ", 1e6)
     assert energy_unit([0.5]) == ("pJ", 1.0)
+
+
+def test_a_budgets_line():
+    found = {"target": "latency", "of": "dense", "share": 0.3, "goal": 0.25, "reported": 0.25, "within": True}
+    wanted = "budget of finetune: latency 0.25 of the dense teacher's, target 0.3 (whole steps: 0.25)"
+    assert budget_line(found, "finetune") == wanted
+    missed = {**found, "target": "equal_bits", "of": "student", "within": False, "why_not": "nothing is left"}
+    assert budget_line(missed) == "budget: energy 0.25 of the same dense network's, target 0.3: nothing is left"
+
+
+def test_where_spikes_pay_is_told():
+    def row(ratio, below=None):
+        return {"equal_bits": 1.0, "ratios": {"equal_bits": ratio}, "pays_below": below}
+
+    pays, loses, never = row(2.0, 1.0), row(0.5, 0.06), row(0.5)
+    found = "Firing at 20.0 %, spikes take less energy than the same network at equal bits under "
+    assert sentences({"a": pays, "b": pays, "c": loses}, 0.2) == [f"{found}a and b.", "They would under c below 6.0 %."]
+    assert sentences({"a": pays}, 0.2) == [f"{found}a."]
+    assert sentences({"a": never}, 0.2) == [f"{found}no model.", "At no firing rate would they under a."]

@@ -90,6 +90,7 @@ def test_cls_pooling_pays_for_the_spikes_of_cls_alone():
     assert ops.ac.tolist() == [0, 0, 2]
     assert ops.mac.tolist() == [0, 0, 4]
     assert ops.elementwise.tolist() == [8, 60, 2]  # 4·2; 2·4·2 + 2·4² + 4·3; tanh
+    assert ops.kinds["spikes"].tolist() == [0, 4, 0]  # that of [CLS] is one of these
 
 
 def test_a_layer_without_heads_pays_nothing_for_attention():

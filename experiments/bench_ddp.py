@@ -50,8 +50,13 @@ def main(arguments: list[str]) -> int:
     args = parser.parse_intermixed_args(arguments)
     if args.overrides and not args.check:
         parser.error(f"{args.overrides[0]}: only --check reads the configuration")
-    work = take if args.keep else compare_runs if args.check else compare
-    return streams.exit_code(lambda: work(args))
+    return streams.exit_code(lambda: act(args))
+
+
+def act(args: argparse.Namespace) -> int:
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)  # before anything is measured in vain
+    return (take if args.keep else compare_runs if args.check else compare)(args)
 
 
 def take(args: argparse.Namespace) -> int:
@@ -77,7 +82,6 @@ def compare_runs(args: argparse.Namespace) -> int:
 def written(found: dict[str, Any], file: Path | None) -> None:
     """Into `--json`, and as tables; after each part, so that an interrupted one loses no other."""
     if file:
-        file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, found)
     print(f"\n{tables([found])}\n", flush=True)
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from spikeprune.config.derived import value_of
 from spikeprune.config.keys import every_key, in_words, leaves, type_of
 from spikeprune.config.load import MAY_DIFFER, load, resolve
 from spikeprune.config.resources import experiment_file
 from spikeprune.config.scalars import PATHS, of_path, spelt
-from spikeprune.config.schema import Config, Stage, Stages
+from spikeprune.config.schema import Config, Stage
 from spikeprune.errors import InputError
 from spikeprune.files import jsonfile
 
@@ -31,20 +30,12 @@ class Entry:
 
 def entries() -> list[Entry]:
     """Every distinct key once, in the order of the schema; the fields that all stages share under `STAGE`."""
-    shared = list(_section(Stage, STAGE))
-    common = {entry.key.removeprefix(f"{STAGE}.") for entry in shared}
-    found: list[Entry] = []
-    for field in fields(Config):
-        if field.name == "stages":
-            found += shared
-            for stage in fields(Stages):
-                own = _section(type_of(f"stages.{stage.name}"), f"stages.{stage.name}")
-                found += [entry for entry in own if entry.key.removeprefix(f"stages.{stage.name}.") not in common]
-        elif is_dataclass(type_of(field.name)):
-            found += _section(type_of(field.name), field.name)
-        else:
-            found.append(_entry(field, field.name))
-    return found
+    shared, found = set(every_key(Stage)), {}
+    for key in every_key():
+        name = key.split(".", 2)[-1]
+        shown = f"{STAGE}.{name}" if key.startswith("stages.") and name in shared else key
+        found.setdefault(shown, _entry(key, shown))
+    return list(found.values())
 
 
 def help_lines() -> list[str]:
@@ -101,20 +92,13 @@ KEY=VALUE …` prints the result, each value with the file or argument that set 
 """
 
 
-def _section(kind: type, prefix: str) -> Iterator[Entry]:
-    for field in fields(kind):
-        inner = get_type_hints(kind)[field.name]
-        if is_dataclass(inner):
-            yield from _section(inner, f"{prefix}.{field.name}")
-        else:
-            yield _entry(field, f"{prefix}.{field.name}", inner)
-
-
-def _entry(field: Field, key: str, kind: Any = None) -> Entry:
+def _entry(key: str, shown: str) -> Entry:
+    section, _, name = key.rpartition(".")
+    field = next(field for field in fields(type_of(section) if section else Config) if field.name == name)
     choices, default = field.metadata["choices"], field.default
-    words = ", ".join(choices) if choices else in_words(kind or type_of(key))
+    words = ", ".join(choices) if choices else in_words(type_of(key))
     value = field.default_factory() if default is MISSING else default
-    return Entry(key, words, _shown(value), field.metadata["help"])
+    return Entry(shown, words, _shown(value), field.metadata["help"])
 
 
 def _shown(value: Any) -> str:

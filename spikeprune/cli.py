@@ -93,7 +93,7 @@ def _report(args: argparse.Namespace) -> None:
 
 
 def _sync(args: argparse.Namespace) -> None:
-    from spikeprune.integrations.wandb.sync import sync
+    from spikeprune.integrations.wandb.tracker import sync
 
     for run in args.runs:
         print(f"{run}: {sync(run)}")

@@ -199,7 +199,7 @@ NOT_RUN = (
     "spikeprune.integrations.sweeps.online.run_online",
     "spikeprune.integrations.sweeps.online.run_on_slurm",
     "spikeprune.experiment.fetch.fetch",
-    "spikeprune.integrations.wandb.sync.sync",
+    "spikeprune.integrations.wandb.tracker.sync",
     "spikeprune.integrations.launch.launch",
 )
 

@@ -3,7 +3,7 @@
 Every value goes into the row of its true step, counted over all stages. Each attempt of a run first logs again what
 `metrics.jsonl` and the stages' records hold of the earlier attempts; rows that the server has are left out. So an
 online run is complete though an earlier attempt was offline or killed, the newest offline attempt holds the whole run,
-and `sync.py` needs the run directory alone.
+and `sync` needs the run directory alone.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from spikeprune.config.derived import active_stages
+from spikeprune.config.load import read_resolved
 from spikeprune.config.schema import Config
 from spikeprune.errors import InputError
 from spikeprune.experiment.run_directory import RunDirectory
@@ -129,6 +132,28 @@ class WandbTracker(Tracker):
             return
         facts = {key: summary[key] for key in ("final", "uncompressed", "commit", "hardware", "main_metric")}
         run.summary.update({**facts, "data": summary["data"]["banner"]})
+
+
+def sync(run_dir: str | Path) -> str:
+    """Send a run directory to W&B's server, as far as it is not there; returns the run's address.
+
+    Sent are the run's own records, so any number of offline attempts, killed ones too, are one run with each step once.
+    Raises InputError where there is no run, no key or no server.
+    """
+    directory = RunDirectory.open(run_dir)
+    server.keep_files_in(run_dir)
+    if obstacle := server.why_unreachable():
+        raise InputError(f"{run_dir}: cannot be sent: {obstacle}")
+    config = read_resolved(directory.config)
+    started = {record["stage"] for record in directory.read_metrics()}
+    stages = [name for name in active_stages(config) if directory.finished(name) or name in started]
+    tracker = WandbTracker("online", wait=True)
+    with tracker.opened(config, directory, stages):
+        for stage in (name for name in stages if not directory.finished(name)):
+            tracker.stage_resumed(directory, stage)
+        if directory.summary.is_file():
+            tracker.finished(directory.read_summary())
+        return current_run().url or current_run().id
 
 
 def wandb_id(directory: RunDirectory) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from joblib import cpu_count
+from optuna.trial import TrialState
 
 from spikeprune.config import scalars
 from spikeprune.errors import InputError
@@ -184,10 +185,8 @@ class Driver:
 
     def end(self, trial: Trial, code: int | None, scores: list[float], lacking: str) -> None:
         """Tell Optuna how a trial ended. One without a comparable score has failed."""
-        import optuna
-
         if trial.pruned:
-            self.study.tell(trial.number, state=optuna.trial.TrialState.PRUNED)
+            self.study.tell(trial.number, state=TrialState.PRUNED)
             trial.print_line(f"stopped early after {trial.finished()[-1]}: {self.sweep.metric} {scores[-1]:.4g}")
         elif code == 0 and trial.run.summary.is_file() and scores:
             self.study.tell(trial.number, scores[-1])

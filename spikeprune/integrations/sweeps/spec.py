@@ -16,7 +16,8 @@ from typing import Any
 from spikeprune.config import scalars
 from spikeprune.config.derived import data_name
 from spikeprune.config.keys import type_of
-from spikeprune.config.load import Config, load
+from spikeprune.config.load import load
+from spikeprune.config.schema import Config
 from spikeprune.config.tasks import quality_names
 from spikeprune.errors import InputError, nearest
 from spikeprune.integrations.sweeps import form

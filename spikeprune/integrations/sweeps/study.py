@@ -6,6 +6,13 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import optuna
+from optuna.samplers import RandomSampler, TPESampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import Study
+from optuna.trial import Trial
+
 from spikeprune.errors import InputError
 from spikeprune.files import jsonfile
 from spikeprune.integrations.sweeps.form import Parameter
@@ -14,12 +21,8 @@ from spikeprune.integrations.sweeps.spec import Sweep
 NAME = "sweep"  # of the study, the only one in its storage
 
 
-def open_study(sweep: Sweep, folder: Path) -> tuple[Any, Any]:
+def open_study(sweep: Sweep, folder: Path) -> tuple[Study, JournalStorage]:
     """The study of a folder, and its storage."""
-    import optuna
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     pruner = optuna.pruners.NopPruner()
     if sweep.rungs:
@@ -40,31 +43,24 @@ def open_study(sweep: Sweep, folder: Path) -> tuple[Any, Any]:
     return study, storage
 
 
-def begun_trial(study: Any, storage: Any, number: int) -> Any:
+def begun_trial(study: Study, storage: JournalStorage, number: int) -> Trial:
     """A trial of an earlier start, to report on."""
-    import optuna
-
     of_study = storage.get_study_id_from_name(NAME)
-    return optuna.trial.Trial(study, storage.get_trial_id_from_study_id_trial_number(of_study, number))
+    return Trial(study, storage.get_trial_id_from_study_id_trial_number(of_study, number))
 
 
-def draw(trial: Any, sweep: Sweep) -> dict[str, Any]:
+def draw(trial: Trial, sweep: Sweep) -> dict[str, Any]:
     """A trial's values. Each has a sampler of its own, seeded by trial and key: a draw that was interrupted is
     completed as it would have been, and later trials do not repeat the values of an earlier start."""
     values = {}
     for parameter in sweep.parameters:
-        trial.study.sampler = sampler(sweep, zlib.crc32(f"{trial.number} {parameter.key}".encode()))
+        seed = zlib.crc32(f"{trial.number} {parameter.key}".encode())
+        trial.study.sampler = TPESampler(seed=seed) if sweep.method == "bayes" else RandomSampler(seed=seed)
         values[parameter.key] = suggest(trial, parameter)
     return values
 
 
-def sampler(sweep: Sweep, seed: int) -> Any:
-    from optuna.samplers import RandomSampler, TPESampler
-
-    return TPESampler(seed=seed) if sweep.method == "bayes" else RandomSampler(seed=seed)
-
-
-def suggest(trial: Any, parameter: Parameter) -> Any:
+def suggest(trial: Trial, parameter: Parameter) -> Any:
     """A trial's value; one that it has already comes back."""
     p = parameter
     if p.values:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from spikeprune.config.derived import active_stages
-from spikeprune.config.load import Config
+from spikeprune.config.schema import Config
 from spikeprune.errors import InputError
 from spikeprune.experiment.reuse import common_stages
 from spikeprune.experiment.run_directory import RunDirectory

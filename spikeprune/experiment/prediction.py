@@ -222,12 +222,12 @@ def checked(task: Task, number: int, texts: str | Sequence[str]) -> Example:
     given, place = (texts,) if isinstance(texts, str) else tuple(texts), f"text {number}"
     if len(given) != len(task.columns):
         raise InputError(f"{place}: the task has {len(task.columns)} texts an example ({', '.join(task.columns)})")
-    return place, read_texts(place, given, task.empty_sentences)
+    return read_example(task, place, given)
 
 
-def read_texts(place: str, texts: Sequence[Any], may_be_empty: bool) -> Texts:
-    """Without blanks around them. Raises InputError, which names the `place`, for a text that is missing or empty."""
+def read_example(task: Task, place: str, texts: Sequence[Any]) -> Example:
+    """Without blanks around the texts. Raises InputError, which names the `place`, for one that is missing or empty."""
     try:
-        return tuple(sentence(text, may_be_empty=may_be_empty) for text in texts)
+        return place, tuple(sentence(text, may_be_empty=task.empty_sentences) for text in texts)
     except ValueError as error:
         raise InputError(f"{place}: {error}; correct it or drop it") from None

@@ -13,7 +13,7 @@ from typing import Any
 from spikeprune.config.tasks import Task
 from spikeprune.data.rows import FORMATS, Table, decoded_lines, open_table, text_lines
 from spikeprune.errors import InputError
-from spikeprune.experiment.prediction import Example, Prediction, open_predictor, predictions, read_texts, rounded
+from spikeprune.experiment.prediction import Example, Prediction, open_predictor, predictions, read_example, rounded
 from spikeprune.files import jsonfile
 from spikeprune.files.atomic import absent, new_file
 
@@ -80,7 +80,7 @@ def of_words(task: Task, words: Sequence[str]) -> Iterator[Example]:
         )
     for i in range(0, len(words), size):
         place = f"text {i + 1}" if size == 1 else f"texts {i + 1} and {i + 2}"
-        yield place, read_texts(place, words[i : i + size], task.empty_sentences)
+        yield read_example(task, place, words[i : i + size])
 
 
 def of_lines(task: Task, lines: Iterable[tuple[int, str]], name: str) -> Iterator[Example]:
@@ -90,7 +90,7 @@ def of_lines(task: Task, lines: Iterable[tuple[int, str]], name: str) -> Iterato
         texts = line.removesuffix("\r").split("\t") if task.pair else [line]
         if len(texts) != len(task.columns):
             raise InputError(f"{name}:{number}: has {len(texts)} texts; write the two of a pair with one tab between")
-        yield f"{name}:{number}", read_texts(f"{name}:{number}", texts, task.empty_sentences)
+        yield read_example(task, f"{name}:{number}", texts)
     if not number:
         raise InputError(f"{name}: is empty; there is nothing to predict")
 
@@ -111,8 +111,7 @@ def of_table(task: Task, table: Table) -> Iterator[Example]:
     columns = text_columns(task, table)
     number = None
     for number, cells in table.rows:
-        place = table.place(number)
-        yield place, read_texts(place, [cells.get(column) for column in columns], task.empty_sentences)
+        yield read_example(task, table.place(number), [cells.get(column) for column in columns])
     if number is None:
         raise InputError(f"{table.name}: holds no examples; there is nothing to predict")
 

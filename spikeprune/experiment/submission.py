@@ -13,7 +13,7 @@ from spikeprune.config.tasks import CUSTOM, Task
 from spikeprune.data.hub import load_splits
 from spikeprune.data.rows import Table, hub_table, open_table
 from spikeprune.errors import InputError
-from spikeprune.experiment.prediction import Example, Predictor, open_predictor, predictions, read_texts
+from spikeprune.experiment.prediction import Example, Predictor, open_predictor, predictions, read_example
 from spikeprune.experiment.prediction_files import text_columns, unwritten
 from spikeprune.experiment.terminal import print_once
 from spikeprune.files.atomic import absent, write_atomic
@@ -113,9 +113,8 @@ def examples(task: Task, table: Table, numbers: list[str]) -> Iterator[Example]:
     columns = text_columns(task, table)
     index = next((column for column in INDEX if column in table.columns), None)
     for count, (number, cells) in enumerate(table.rows):
-        place = table.place(number)
         numbers.append(str(count if index is None else cells[index]).strip())
-        yield place, read_texts(place, [cells.get(column) for column in columns], task.empty_sentences)
+        yield read_example(task, table.place(number), [cells.get(column) for column in columns])
     if not numbers:
         raise InputError(f"{table.name}: holds no examples; give another --data")
 

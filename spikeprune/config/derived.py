@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import fields, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,8 @@ def wrong(config: Config, key: str, text: str, *others: str) -> Problem:
     return (key, *others), f"{key} = {str(value).lower() if isinstance(value, bool) else value}: {text}"
 
 
-def stage_rows(config: Config) -> Iterator[tuple[str, Stage]]:
-    for row in fields(config.stages):
-        yield row.name, getattr(config.stages, row.name)
+def stage_rows(config: Config) -> Iterable[tuple[str, Stage]]:
+    return vars(config.stages).items()
 
 
 def runs(config: Config, name: str) -> bool:
@@ -92,11 +91,13 @@ def scratch_size(config: Config) -> dict[str, int]:
     return dict(zip(names, size, strict=True)) if len(size) == len(names) and min(size) >= 1 else {}
 
 
-def student_layers(config: Config) -> int | None:
-    """L where the configuration alone tells it; None where only the teacher's checkpoint does."""
+def student_layers(config: Config, total: int | None = None) -> int | None:
+    """L on a teacher of `total` layers; None where that is not given and only the teacher's checkpoint tells."""
     layers = config.student.layers
+    if layers is None and total is None and config.teacher.checkpoint is None:
+        return scratch_size(config).get("layers")
     if layers is None:
-        return scratch_size(config).get("layers") if config.teacher.checkpoint is None else None
+        return total
     return layers if is_int(layers, 1) else len(layers) if is_ints(layers, 0) else None
 
 

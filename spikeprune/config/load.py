@@ -22,8 +22,6 @@ from spikeprune.config.schema import Config
 from spikeprune.config.tasks import CUSTOM
 from spikeprune.errors import InputError, nearest
 
-__all__ = ["Config", "differences", "load", "read_resolved", "resolve", "to_yaml"]
-
 # Keys that may differ between two attempts of one run: its directory (moved, or spelt otherwise), what is shown and
 # logged, how often it can be resumed. Device count, accelerator and precision change the numbers, so they may not.
 MAY_DIFFER = (

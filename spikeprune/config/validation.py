@@ -56,23 +56,28 @@ def teacher(config: Config) -> Iterator[Problem]:
 
 
 def student(config: Config) -> Iterator[Problem]:
-    s, total = config.student, scratch_size(config).get("layers")
-    known = config.teacher.checkpoint is None and total is not None
+    s = config.student
     if is_ints(s.layers, 0) and s.layers != sorted(set(s.layers)):
         yield wrong(config, "student.layers", "must name each layer once, in rising order", "teacher.size")
-    elif known and is_ints(s.layers, 0) and s.layers[-1] >= total:
-        yield wrong(config, "student.layers", f"the teacher's layers are 0 to {total - 1}", "teacher.size")
-    elif known and is_int(s.layers, 1) and s.layers > total:
-        yield wrong(config, "student.layers", f"the teacher has {total}", "teacher.size")
+    else:
+        yield from fit(config, scratch_size(config).get("layers") if config.teacher.checkpoint is None else None)
     if s.coding in NOT_CONVERGING and s.forward == "equilibrium":
         text = f"{s.coding} coding has another equilibrium than the formula; set student.forward=spiking"
         yield wrong(config, "student.forward", text, "student.coding")
     if s.feedback and s.coding == "accumulate":
         text = "in accumulate the first layer is done before the last begins; use running_mean or per_step"
         yield wrong(config, "student.feedback", text, "student.coding")
-    layers = student_layers(config)
-    if layers is not None and isinstance(s.t_steps, list) and len(s.t_steps) != layers + 1:
-        text = f"needs {layers + 1} numbers, the embedding's and one for each of {layers} layers"
+
+
+def fit(config: Config, total: int | None) -> Iterator[Problem]:
+    """The student's layers and steps on a teacher of `total` layers, None while they are not known."""
+    s, count = config.student, student_layers(config, total)
+    if total is not None and is_ints(s.layers, 0) and s.layers[-1] >= total:
+        yield wrong(config, "student.layers", f"the teacher's layers are 0 to {total - 1}", "teacher.size")
+    elif total is not None and is_int(s.layers, 1) and s.layers > total:
+        yield wrong(config, "student.layers", f"the teacher has {total}", "teacher.size")
+    if count is not None and isinstance(s.t_steps, list) and len(s.t_steps) != count + 1:
+        text = f"needs {count + 1} numbers, the embedding's and one for each of {count} layers"
         yield wrong(config, "student.t_steps", f"{text}; it has {len(s.t_steps)}", "student.layers", "teacher.size")
 
 

@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from spikeprune.config.derived import active_stages, least_neurons, runs, scratch_size, without_features
+from spikeprune.config.derived import active_stages, least_neurons, runs, scratch_size, student_layers, without_features
 from spikeprune.config.schema import Config, Stage
 from spikeprune.config.tasks import CUSTOM, Task, get_task
+from spikeprune.config.validation import fit
 from spikeprune.data.batching import TaskData
 from spikeprune.data.classes import class_weights
 from spikeprune.data.glue import load_raw
@@ -175,17 +176,8 @@ def check_fit(config: Config, bert: Any, *, tokens: int, types: int) -> None:
         )
     if config.data.max_length > longest_text(bert):
         problems.append(f"data.max_length = {config.data.max_length}: the teacher has {longest_text(bert)} positions")
-    layers = config.student.layers
-    beyond = layers > total if isinstance(layers, int) else max(layers or [0]) >= total
-    if beyond:
-        problems.append(f"student.layers = {layers}: the teacher has {total} layers, counted from 0")
-        raise InputError("\n".join(problems))
-    count = len(chosen_layers(layers, total))
-    t_steps, spatial = config.student.t_steps, config.stages.spatial
-    if not isinstance(t_steps, int) and len(t_steps) != count + 1:
-        problems.append(
-            f"student.t_steps = {t_steps}: needs {count + 1} numbers, one for the embedding and each of {count} layers"
-        )
+    problems += [text for _, text in fit(config, total)]
+    spatial, count = config.stages.spatial, student_layers(config, total)
     least = {"heads": 1, "ffn": least_neurons(bert.intermediate_size)}
     widths = {"heads": bert.num_attention_heads, "ffn": bert.intermediate_size}
     for name, width in widths.items() if runs(config, "spatial") else ():

@@ -15,7 +15,8 @@ import torch
 from spikeprune import __version__
 from spikeprune.config.derived import active_stages, compresses
 from spikeprune.config.keys import leaves
-from spikeprune.config.load import MAY_DIFFER, Config
+from spikeprune.config.load import MAY_DIFFER
+from spikeprune.config.schema import Config
 from spikeprune.config.tasks import CUSTOM
 from spikeprune.experiment.build.arithmetic import device
 from spikeprune.experiment.context import RunContext

@@ -25,14 +25,13 @@ from spikeprune.config.tasks import Task
 from spikeprune.cost.dense import dense
 from spikeprune.cost.energy_models import ENERGY_MODELS, EnergyModel
 from spikeprune.cost.kinds import Operations, of_rows
-from spikeprune.cost.operations import count
 from spikeprune.cost.summary import summarize
 from spikeprune.errors import InputError
 from spikeprune.experiment.build import arithmetic
 from spikeprune.experiment.context import RunContext
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import inputs_of
-from spikeprune.models.shape import student_network, student_shape
+from spikeprune.models.shape import student_network, student_operations, student_shape
 from spikeprune.snn.coding import read_running_mean
 from spikeprune.training.metrics import main_metric, task_metrics
 
@@ -101,27 +100,13 @@ class EveryExit:
         for stop in stops.unique().tolist():
             mine = stops == stop
             counts = {name: spikes[:stop, mine] for name, spikes in self.counts.items()}
-            work.append(self.operations(counts, self.lengths[mine], [min(t, stop) for t in student.steps]))
+            steps = [min(t, stop) for t in student.steps]
+            done = student_operations(student, counts, self.lengths[mine], shape=self.shape, t_steps=steps)
+            work.append(done.mapped(Tensor.cpu))
         at = stops.clamp(max=self.last) - 1
         logits = self.logits[at, torch.arange(len(at), device=at.device)]
         steps = torch.minimum(stops[:, None], torch.tensor(student.steps, device=stops.device)).double()
         return Exit(logits, reduce(add, work), overhead, steps, stops < self.full)
-
-    def operations(self, counts: dict[str, Tensor], lengths: Tensor, steps: Sequence[int]) -> Operations:
-        """`cost.operations.count`, on the CPU."""
-        student = self.student
-        found = count(
-            counts,
-            lengths,
-            shape=self.shape,
-            heads=student.heads,
-            ffn=student.ffn,
-            t_steps=steps,
-            coding=student.coding,
-            links=student.links(),
-            leak=student.values["leak"],
-        )
-        return found.mapped(Tensor.cpu)
 
     def overhead(self, stops: Tensor) -> Operations:
         """Operations of the tests up to each sentence's exit, beside the one classification of every run."""

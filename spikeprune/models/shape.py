@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -67,10 +67,11 @@ def student_operations(
     shape: Shape | None = None,
     heads: Tensor | None = None,
     ffn: Tensor | None = None,
+    t_steps: Sequence[int] | None = None,
 ) -> Operations:
     """`cost.operations.count` of the spikes `counts` on sentences of `lengths [B]`, with the student's masks, time
     steps, coding and synapses; of a dense one `cost.dense.dense`. `heads [L, H]` and `ffn [L, F]` replace its masks,
-    where their gradient is wanted."""
+    where their gradient is wanted, `t_steps [L+1]` its steps, where fewer were made."""
     shape = student_shape(student) if shape is None else shape
     heads, ffn = student.heads if heads is None else heads, student.ffn if ffn is None else ffn
     if not sends_spikes(student):
@@ -81,7 +82,7 @@ def student_operations(
         shape=shape,
         heads=heads,
         ffn=ffn,
-        t_steps=student.steps,
+        t_steps=student.steps if t_steps is None else t_steps,
         coding=student.coding,
         links=student.links(),
         leak=student.values["leak"],

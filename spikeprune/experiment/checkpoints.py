@@ -54,12 +54,12 @@ def save_student(
     context: RunContext,
     directory: RunDirectory,
     name: str,
-    parent: str | None,
+    parent: str,
     student: SpikingBert,
     facts: dict[str, Any],
 ) -> None:
     sha = write_student(directory.make_stage(name), student, file_tensors(student), context.tokenizer)
-    record(context, directory, name, parent or "teacher", {**facts, "weights": sha})
+    record(context, directory, name, parent, {**facts, "weights": sha})
 
 
 def write_student(folder: Path, student: SpikingBert, tensors: dict[str, Tensor], tokenizer: Any) -> str:

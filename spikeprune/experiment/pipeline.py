@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -59,7 +58,8 @@ def run_process(config: Config, tracker: Tracker) -> dict[str, Any]:
                 distributed.from_rank_zero(lambda: add_page(directory, context))
                 print_once(f"\n{summary_table(summary)}")
             return summary
-        with log_of(directory), tracker.opened(context.config, directory, context.active()):
+        log = nullcontext() if distributed.rank() else recorded(directory.log)
+        with log, tracker.opened(context.config, directory, context.active()):
             told = filter(None, (context.logits_alone, context.left_out))
             backends = f"kernels: {kernels}{', CUDA graphs' if arithmetic.replays(context) else ''}"
             for line in (context.raw.banner, *describe(context.raw, context.data.encoded), *told, backends):
@@ -71,11 +71,6 @@ def run_process(config: Config, tracker: Tracker) -> dict[str, Any]:
             path = distributed.from_rank_zero(lambda: write_own(directory, context))
             print_once(f"\n{summary_table(summary)}\n\nreport: {path}")
             return summary
-
-
-def log_of(directory: RunDirectory) -> AbstractContextManager[None]:
-    """A context in which rank 0 also prints into `run.log`."""
-    return nullcontext() if distributed.rank() else recorded(directory.log)
 
 
 def run_stages(context: RunContext, directory: RunDirectory) -> None:
@@ -91,7 +86,7 @@ def run_stages(context: RunContext, directory: RunDirectory) -> None:
         if name == "teacher":
             train_teacher(context, directory)
         else:
-            train_student(context, directory, name, parent_of(name, stages))
+            train_student(context, directory, name, parent=stages[number - 2])
         context.tracker.stage_done(directory, name, stages)
 
 
@@ -113,13 +108,6 @@ def add_page(directory: RunDirectory, context: RunContext) -> None:
 def stage_seed(seed: int, stage: str) -> int:
     """A seed of 32 bits (numpy's limit) that differs from stage to stage."""
     return (seed + zlib.crc32(stage.encode()) % 10_000) % 2**32
-
-
-def parent_of(name: str, stages: Sequence[str]) -> str | None:
-    """The student stage whose weights `name` starts from; None for the first, which starts from the teacher."""
-    students = [stage for stage in stages if stage != "teacher"]
-    index = students.index(name)
-    return students[index - 1] if index else None
 
 
 def stop_on_signal() -> None:

@@ -16,12 +16,7 @@ from typing import Any
 import lightning as L
 import torch
 from joblib import cpu_count
-from lightning.pytorch.plugins.environments import (
-    ClusterEnvironment,
-    LightningEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
@@ -155,24 +150,17 @@ def end(children: list, *, patience: float) -> None:
             child.wait()
 
 
-def environment() -> type[ClusterEnvironment]:
-    """The launcher of this process, detected as Lightning's Trainer detects it."""
-    kinds = (SLURMEnvironment, TorchElasticEnvironment, LightningEnvironment)
-    return next(kind for kind in kinds if kind.detect())
-
-
 def check(run: Run) -> None:
     """Raises InputError where this machine or this launcher does not fit the configuration."""
     wanted = f"run.devices × run.num_nodes = {run.devices} × {run.num_nodes}"
-    where = environment()
-    if where is SLURMEnvironment and "SLURM_STEP_ID" not in os.environ:
+    if SLURMEnvironment.detect() and "SLURM_STEP_ID" not in os.environ:  # in the order of Lightning's Trainer
         if size(run) > 1:
             raise InputError(f"{wanted}: start it with srun, which makes a process for each device")
-    elif where is SLURMEnvironment:
+    elif SLURMEnvironment.detect():
         tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", os.environ["SLURM_NTASKS"]))
         if tasks != size(run):
             raise InputError(f"{wanted}: srun has started {tasks} tasks; give --ntasks-per-node={run.devices}")
-    elif where is TorchElasticEnvironment:
+    elif TorchElasticEnvironment.detect():
         if int(os.environ["WORLD_SIZE"]) != size(run):
             raise InputError(f"{wanted}: torchrun has started {os.environ['WORLD_SIZE']} processes; let both agree")
     elif run.num_nodes > 1 and not {"MASTER_ADDR", "MASTER_PORT", "NODE_RANK"} <= set(os.environ):

@@ -83,6 +83,11 @@ class RunDirectory:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.log = self.path / "run.log"
+        self.summary = self.path / "summary.json"
+        self.compact = self.path / "compact"
 
     @classmethod
     def open(cls, path: str | Path) -> RunDirectory:
@@ -127,22 +132,6 @@ class RunDirectory:
             raise InputError(
                 f"run.dir: {self.path} cannot be written ({error.strerror}); choose another run.dir or mend its rights"
             ) from None
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def log(self) -> Path:
-        return self.path / "run.log"
-
-    @property
-    def summary(self) -> Path:
-        return self.path / "summary.json"
 
     def read_summary(self) -> dict[str, Any]:
         """Raises InputError for a damaged one."""
@@ -224,10 +213,6 @@ class RunDirectory:
     def verified(self, name: str) -> bytes:
         """The weights file of a finished stage, if it and the files beside it are those that its record describes."""
         return verified_weights(self.stage(name), self.record(name))
-
-    @property
-    def compact(self) -> Path:
-        return self.path / "compact"
 
     def compact_record(self) -> dict[str, Any]:
         """The record of `compact/`. Raises InputError where there is none, or its stage has changed."""

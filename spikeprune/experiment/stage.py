@@ -44,10 +44,11 @@ def train_teacher(context: RunContext, directory: RunDirectory) -> None:
     distributed.from_rank_zero(lambda: save_teacher(context, directory, module.teacher, {**measured, **facts}))
 
 
-def train_student(context: RunContext, directory: RunDirectory, name: str, parent: str | None) -> None:
-    """One stage of the student: from its parent's weights, or calibrated from the teacher, to its own record."""
+def train_student(context: RunContext, directory: RunDirectory, name: str, parent: str) -> None:
+    """One stage of the student: from the weights of the stage before it, calibrated if that is the teacher, to its own
+    record."""
     frozen = distributed.from_rank_zero(lambda: load_teacher(context, directory))
-    if parent is None:
+    if parent == "teacher":
         batch = context.data.calibration_batches(context.config.student.calibration, context.config.seed)
         student = distributed.from_rank_zero(lambda: networks.student(context, frozen, batch))
     else:

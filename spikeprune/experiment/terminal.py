@@ -23,6 +23,17 @@ from spikeprune.training.callbacks.resume import ResumeState
 from spikeprune.training.modules.task import TaskModule
 
 FIRST_STEPS = 10
+IDLE_WARNINGS = (
+    "in eval mode at the start of training",  # the teacher is frozen
+    "does not have many workers",  # data are in memory
+    "LeafSpec",  # Lightning's own
+    "number of training batches.*smaller than the logging interval",
+    "logging on epoch level in distributed",  # all processes log the same
+    "have no `val_dataloader`",  # general_kd's text has no labels
+    "AccumulateGrad node's stream",  # a CUDA graph is captured on its own
+    "`srun` command is available",  # also raised on a login node
+    "exists and is not empty",  # a stage's directory, on resume
+)
 
 
 class Bars(TQDMProgressBar):
@@ -97,9 +108,7 @@ class EpochLines(Callback):
         if not trainer.is_global_zero:
             return
         place = f"{self.stage} {trainer.current_epoch + 1}/{trainer.max_epochs}"
-        line = epoch_line(place, losses, measured, time_left(trainer, self.planned, self.stage))
-        shown = trainer.progress_bar_callback
-        print_once(line) if shown is None else shown.print(line)
+        say(trainer, epoch_line(place, losses, measured, time_left(trainer, self.planned, self.stage)))
 
 
 class FirstSteps(Callback):
@@ -115,9 +124,14 @@ class FirstSteps(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if trainer.global_step - self.begun == FIRST_STEPS and trainer.is_global_zero:
-            left, shown = time_left(trainer, self.planned, self.stage), trainer.progress_bar_callback
-            line = f"  {self.stage}: {memory()} after {FIRST_STEPS} steps, {left} of the whole run"
-            print_once(line) if shown is None else shown.print(line)
+            left = time_left(trainer, self.planned, self.stage)
+            say(trainer, f"  {self.stage}: {memory()} after {FIRST_STEPS} steps, {left} of the whole run")
+
+
+def say(trainer: L.Trainer, line: str) -> None:
+    """Above the progress bar, where there is one."""
+    bar = trainer.progress_bar_callback
+    print_once(line) if bar is None else bar.print(line)
 
 
 def memory() -> str:
@@ -154,11 +168,5 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    for message in (".*in eval mode at the start of training.*", ".*does not have many workers.*", ".*LeafSpec.*"):
-        warnings.filterwarnings("ignore", message)  # the teacher is frozen; data are in memory; Lightning's own
-    warnings.filterwarnings("ignore", ".*number of training batches.*smaller than the logging interval.*")
-    warnings.filterwarnings("ignore", ".*logging on epoch level in distributed.*")  # all processes log the same
-    warnings.filterwarnings("ignore", ".*have no `val_dataloader`.*")  # general_kd's text has no labels
-    warnings.filterwarnings("ignore", ".*AccumulateGrad node's stream.*")  # a CUDA graph is captured on its own
-    warnings.filterwarnings("ignore", ".*`srun` command is available.*")  # also raised on a login node
-    warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # a stage's directory, on resume
+    for message in IDLE_WARNINGS:
+        warnings.filterwarnings("ignore", f".*{message}.*")

@@ -26,23 +26,15 @@ def teacher(context: RunContext) -> Teacher:
 
 def student_values(context: RunContext) -> dict[str, Any]:
     """What the configuration and the teacher make of a new student; from then on its own `values` count."""
-    s = context.config.student
+    chosen = ("t_steps", "spikes", "leak", "theta", "coding", "query", "pooling", "feedback", "residual")
     return {
         **architecture(context.teacher_config),
+        **{name: getattr(context.config.student, name) for name in chosen},
         "layers": len(context.layers),
         "classes": context.task.num_labels,
         "labels": context.task.labels,
-        "t_steps": s.t_steps,
-        "spikes": s.spikes,
-        "leak": s.leak,
-        "theta": s.theta,
-        "coding": s.coding,
-        "query": s.query,
-        "pooling": s.pooling,
         "weights": weights(context.config),
-        "feedback": s.feedback,
-        "residual": s.residual,
-        "dead_zone": bool(s.dead_zone),
+        "dead_zone": bool(context.config.student.dead_zone),
         "fold": folds(context.config),
         "word_table": word_table(context.config),
         "sparse": prunes_synapses(context.config),

@@ -25,7 +25,7 @@ from spikeprune.files.atomic import write_atomic
 from spikeprune.report.page.document import page
 
 PAGE = "report.html"
-NO_STUDENT = {"missing": "No stage of the student is finished yet."}
+OF_STUDENT = ("layers", "energy", "spikes", "predictions")  # sections
 
 
 def write_report(
@@ -80,8 +80,8 @@ def of_run(
     }
     students = [name for name in done if name != "teacher"]
     if not students:
-        return {**found, "layers": NO_STUDENT, "energy": NO_STUDENT, "spikes": NO_STUDENT, "predictions": NO_STUDENT}
-    sentences = [Sentence.read(text) for text in texts]
+        return found | dict.fromkeys(OF_STUDENT, {"missing": "No stage of the student is finished yet."})
+    sentences = [Sentence(tuple(text.split("\t"))) for text in texts]
     return found | look_at(directory, students[-1], context, sentences, energy=energy)
 
 
@@ -105,7 +105,7 @@ def look_at(
     try:
         student = load_student(directory, stage).eval()
     except InputError as error:
-        return {name: missing(error) for name in ("layers", "energy", "spikes", "predictions")}
+        return dict.fromkeys(OF_STUDENT, missing(error))
     found: dict[str, Any] = {"layers": layer_maps(student)}
     try:
         context = reopen(directory.path, None)[1] if context is None else context

@@ -78,13 +78,14 @@ def read_sealed(path: Path, remedy: str, needs: Iterable[str] = ()) -> dict[str,
     """As `read`, without the checksum. Raises InputError where that is another: a digit has changed, which is JSON as
     well. An object without one, as older versions wrote them, is read as it is."""
     value = read(path, remedy, needs)
-    if SUM in value and value.pop(SUM) != _checksum(value):
+    if value.pop(SUM, checksum := _checksum(value)) != checksum:
         raise InputError(f"{path}: is damaged (it has changed since it was written); {remedy}")
     return value
 
 
 def _checksum(value: dict[str, Any]) -> str:
-    return hashlib.sha256(dumps(value, sort_keys=True).encode()).hexdigest()
+    plain = {key: part for key, part in value.items() if key != SUM}
+    return hashlib.sha256(dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager

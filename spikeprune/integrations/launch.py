@@ -85,17 +85,12 @@ def launch(experiment: str, overrides: Sequence[str], request: Request, *, dry_r
         raise InputError(
             f"{script}: would hold the value of {name}; leave it in the environment, which sbatch passes on"
         )
+    if not dry_run:
+        check_submission(text, experiment, overrides, runs)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(script, text)
     if dry_run:
-        write(script, text)
         return [*lines, f"wrote {script}; submit it with: sbatch {shlex.quote(str(script))}"]
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix="spikeprune-", suffix=".sh") as draft:
-        draft.write(text)
-        draft.flush()
-        slurm_job.sbatch("--test-only", draft.name)
-    for run in runs:
-        RunLock(run.directory.path).check()
-    check_offline(experiment, overrides, runs)
-    write(script, text)
     job = slurm_job.sbatch("--parsable", str(script)).partition(";")[0]
     lines.append(f"wrote {script}")
     if len(runs) == 1:
@@ -103,9 +98,21 @@ def launch(experiment: str, overrides: Sequence[str], request: Request, *, dry_r
     return [*lines, f"job {job}: {len(runs)} runs", f"logs: {folder}/slurm-{job}_[0-{len(runs) - 1}].log"]
 
 
-def write(script: Path, text: str) -> None:
-    script.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(script, text)
+def check_submission(text: str, experiment: str, overrides: Sequence[str], runs: list[Run]) -> None:
+    """Raises InputError where SLURM refuses the script, a run is in use, or data are missing from the cache."""
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix="spikeprune-", suffix=".sh") as draft:
+        draft.write(text)
+        draft.flush()
+        slurm_job.sbatch("--test-only", draft.name)
+    for run in runs:
+        RunLock(run.directory.path).check()
+    if all(fetch.local(run.config) for run in runs):
+        fetch.read([run.config for run in runs])
+        return
+    tasks = list(dict.fromkeys(run.config.task for run in runs))
+    everything = [item for item in overrides if not item.startswith("task=")]
+    if missing := fetch.offline(experiment, everything, tasks):
+        raise InputError(f"{missing}\nspikeprune fetch, with the same arguments, downloads it")
 
 
 def template_of(experiment: str, given: str | None) -> str:
@@ -230,26 +237,19 @@ def render(
     command: str,
 ) -> str:
     """The script. Raises InputError for a template with an unknown placeholder."""
+    shared = [item for item in overrides if not item.startswith(("task=", "seed="))]  # these two are in the script
     known = {
         "name": label(folder),
         "script": shlex.quote(str(folder / SCRIPT)),
         "command": " ".join(command.split()),
         "resources": "\n".join(f"#SBATCH {line}" for line in resources(request, runs, folder)),
         "choice": choice(runs),
-        "train": " ".join(
-            shlex.quote(word)
-            for word in (sys.executable, "-m", "spikeprune", "train", experiment, *fixed(overrides), *runs[0].forced)
-        ),
+        "train": shlex.join([sys.executable, "-m", "spikeprune", "train", experiment, *shared, *runs[0].forced]),
     }
     try:
         return template.substitute(known)
     except (KeyError, ValueError) as error:
         raise InputError(f"the template has the placeholder {error}; there are {', '.join(known)}") from None
-
-
-def fixed(overrides: Sequence[str]) -> list[str]:
-    """Overrides that all runs share; task and seed are in the script."""
-    return [item for item in overrides if item.partition("=")[0] not in ("task", "seed")]
 
 
 def resources(request: Request, runs: list[Run], folder: Path) -> Iterator[str]:
@@ -285,15 +285,3 @@ def choice(runs: list[Run]) -> str:
         return f"task={runs[0].config.task} seed={runs[0].config.seed}"
     rows = "\n".join(f'  "{run.config.task} {run.config.seed}"' for run in runs)
     return f'runs=(  # task and seed\n{rows}\n)\nread -r task seed <<<"${{runs[$SLURM_ARRAY_TASK_ID]}}"'
-
-
-def check_offline(experiment: str, overrides: Sequence[str], runs: list[Run]) -> None:
-    """Raises InputError that names all data and checkpoints missing from the cache."""
-    if all(fetch.local(run.config) for run in runs):
-        fetch.read([run.config for run in runs])
-        return
-    tasks = list(dict.fromkeys(run.config.task for run in runs))
-    everything = [item for item in overrides if not item.startswith("task=")]
-    missing = fetch.offline(experiment, everything, tasks)
-    if missing:
-        raise InputError(f"{missing}\nspikeprune fetch, with the same arguments, downloads it")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -20,24 +20,18 @@ def curves(records: Sequence[Record]) -> dict[str, Any]:
     epochs = by_epoch(records)
     stages = list(dict.fromkeys(stage for stage, _ in epochs))
     ends = {key: number for number, key in enumerate(epochs, 1)}
-    bands = [
-        (s, min(n for k, n in ends.items() if k[0] == s) - 1, max(n for k, n in ends.items() if k[0] == s))
-        for s in stages
-    ]
+    of_stage = {stage: [number for key, number in ends.items() if key[0] == stage] for stage in stages}
 
-    def curve(key: str, *, of: Iterable[str] = stages, scale: float = 1.0) -> Points:
-        of = set(of)
-        found = (
-            (ends[k], [r[key] for r in rows if r.get(key) is not None]) for k, rows in epochs.items() if k[0] in of
-        )
-        return [(end, scale * fmean(values)) for end, values in found if values]
+    def curve(key: str, *, of: Sequence[str] = stages, scale: float = 1.0) -> Points:
+        values = {k: [r[key] for r in rows if r.get(key) is not None] for k, rows in epochs.items() if k[0] in of}
+        return [(ends[k], scale * fmean(found)) for k, found in values.items() if found]
 
     keys = dict.fromkeys(key for record in records for key in record)
-    terms = [key for key in keys if key.startswith("train/") and key not in ("train/lr",) and "feedback" not in key]
+    terms = [key for key in keys if key.startswith("train/") and key != "train/lr" and "feedback" not in key]
     score = {"teacher": curve("val/main", of=["teacher"], scale=100)}
     score["student"] = curve("val/main", of=[s for s in stages if s != "teacher"], scale=100)
     return {
-        "bands": bands,
+        "bands": [(stage, min(numbers) - 1, max(numbers)) for stage, numbers in of_stage.items()],
         "score": {name: points for name, points in score.items() if points},
         "loss": {key.removeprefix("train/"): curve(key) for key in terms},
         "energy": curve("cost/energy_pj"),

@@ -36,10 +36,6 @@ class Sentence:
     texts: tuple[str, ...]
     label: float | None = None
 
-    @classmethod
-    def read(cls, text: str) -> Sentence:
-        return cls(tuple(text.split("\t")))
-
 
 def examine(
     context: RunContext,
@@ -53,9 +49,7 @@ def examine(
     split = context.task.dev_splits[0]
     encoded, raw = context.data.encoded[split], context.raw.splits[split]
     texts = list(zip(raw.first, raw.second, strict=True)) if raw.second is not None else [(text,) for text in raw.first]
-    if not sentences:
-        chosen = short_rows(encoded)
-        sentences = [Sentence(texts[i], raw.labels[i]) for i in chosen]
+    sentences = sentences or [Sentence(texts[i], raw.labels[i]) for i in short_rows(encoded)]
     spikes = rasters(student.to(device), directory, sentences, context)
     size = context.config.data.eval_batch_size
     own, theirs, operations = run_through(student, teacher.to(device), encoded, size, device)
@@ -99,11 +93,9 @@ def compared(own: Tensor, theirs: Tensor, labels: Tensor, texts: Sequence[tuple[
         found = {name: predictions.classified(x, labels) for name, x in (("student", own), ("teacher", theirs))}
         errors = predictions.class_errors(own, labels)
     worst = predictions.hardest(errors)
-    described = predictions.described(texts, worst, own, labels)
+    rows = predictions.described(texts, worst, own, labels)
     beside = predictions.described(texts, worst, theirs, labels)
-    return found | {
-        "worst": [{**row, "teacher": other["prediction"]} for row, other in zip(described, beside, strict=True)]
-    }
+    return {**found, "worst": [{**row, "teacher": b["prediction"]} for row, b in zip(rows, beside, strict=True)]}
 
 
 def energy_by_layer(student: SpikingBert, operations: Operations) -> dict[str, Any]:
@@ -119,10 +111,7 @@ def energy_by_layer(student: SpikingBert, operations: Operations) -> dict[str, A
 
 def short_rows(data: Encoded) -> list[int]:
     """The first sentences of the split that are short enough to be read at a glance, or its shortest."""
-    lengths = data.lengths.tolist()
-    return [i for i, n in enumerate(lengths) if n <= SHORT][:SHOWN] or [
-        min(range(len(lengths)), key=lengths.__getitem__)
-    ]
+    return (data.lengths <= SHORT).nonzero()[:SHOWN, 0].tolist() or [int(data.lengths.argmin())]
 
 
 def rasters(

@@ -43,21 +43,16 @@ def raster(student: SpikingBert, tokenizer: Any, texts: Sequence[str], max_lengt
     logits = student(*inputs.values(), mode="spiking", scores=False).logits[0]
     trains = spike_trains(student, inputs)
     words = [tokenizer.decode([token]).strip() or "␣" for token in row["input_ids"][0].tolist()]
-    widths = {spiking_layer: train.shape[-1] for spiking_layer, train in trains.items()}
+    widths = {name: train.shape[-1] for name, train in trains.items()}
     kept = kept_channels(widths, heads=student.heads, ffn=student.ffn)
-    shown = [
-        spiking_layer for spiking_layer in trains if spiking_layer == "embedding" or spiking_layer.endswith(".output")
-    ]
+    shown = [name for name in trains if name == "embedding" or name.endswith(".output")]
     return {
         "text": list(texts),
         "tokens": words[:LONGEST],
         "cut": len(words) > LONGEST,
         "logits": logits.tolist(),
-        "rates": {spiking_layer: token_rates(train, kept[spiking_layer]) for spiking_layer, train in trains.items()},
-        "trains": {
-            spiking_layer: dots(train[:, 0, :LONGEST])
-            for spiking_layer, train in ((spiking_layer, trains[spiking_layer]) for spiking_layer in shown)
-        },
+        "rates": {name: token_rates(train, kept[name]) for name, train in trains.items()},
+        "trains": {name: dots(trains[name][:, 0, :LONGEST]) for name in shown},
     }
 
 
@@ -74,7 +69,6 @@ def dots(train: Tensor) -> dict[str, Any]:
     shown = train[:, :, rows.to(train.device)]  # [T, N, rows]
     places = shown.nonzero()
     signs = shown[tuple(places.T)]
-    spikes = [
-        (row, token, step, sign) for (step, token, row), sign in zip(places.tolist(), signs.tolist(), strict=True)
-    ]
+    found = zip(places.tolist(), signs.tolist(), strict=True)
+    spikes = [(row, token, step, sign) for (step, token, row), sign in found]
     return {"t_steps": steps, "rows": len(rows), "of": width, "spikes": spikes}

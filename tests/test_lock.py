@@ -77,8 +77,7 @@ def test_a_lock_that_was_not_got_is_not_given_back(tmp_path) -> None:
     with RunLock(tmp_path):
         second = RunLock(tmp_path)
         with pytest.raises(InputError):
-            second.take()
-        second.release()
+            second.__enter__()
         assert locks(tmp_path) == ["lock.1"]
 
 

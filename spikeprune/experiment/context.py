@@ -48,11 +48,12 @@ class RunContext:
     tracker: Tracker = field(default_factory=Tracker)
 
     def stage(self, name: str) -> Stage:
-        """A stage with the epochs that it takes to reach its `steps` on these data."""
+        """A stage with its batch size, and the epochs that it takes to reach its `steps` on these data."""
         stage = getattr(self.config.stages, name)
         size = stage.batch_size or self.config.data.batch_size
         per_epoch = math.ceil(len(self.raw.splits["train"].labels) / size)
-        return replace(stage, epochs=max(stage.epochs, math.ceil(stage.steps / per_epoch)) if stage.epochs else 0)
+        epochs = max(stage.epochs, math.ceil(stage.steps / per_epoch)) if stage.epochs else 0
+        return replace(stage, epochs=epochs, batch_size=size)
 
     def active(self) -> list[str]:
         """The stages that run, in order."""

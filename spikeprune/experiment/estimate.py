@@ -17,12 +17,8 @@ def stage_steps(context: RunContext) -> dict[str, int]:
     """Optimizer steps of each stage that runs, in order. The corpus of `general_kd`, which is not read yet, is taken to
     be as long as the task's."""
     examples = len(context.raw.splits["train"].labels)
-
-    def steps(name: str) -> int:
-        stage = context.stage(name)
-        return stage.epochs * math.ceil(examples / (stage.batch_size or context.config.data.batch_size))
-
-    return {name: steps(name) for name in context.active()}
+    stages = {name: context.stage(name) for name in context.active()}
+    return {name: stage.epochs * math.ceil(examples / stage.batch_size) for name, stage in stages.items()}
 
 
 def bytes_needed(context: RunContext) -> int:

@@ -43,12 +43,11 @@ def evaluate(
 
     Raises InputError where the teacher is asked for what only a student has, and as `check_early_exit`.
     """
-    # what was changed when the compacted student was made
-    changed = RunDirectory.open(run_dir).compact_record().get("changed", []) if compacted else []
+    compact = RunDirectory.open(run_dir).compact_record() if compacted else {}
+    changed = compact.get("changed", [])  # when it was made
     directory, context = reopen(run_dir, data_dir, [*changed, *overrides])
-    name = stage or [name for name in context.active() if directory.finished(name)][-1]
-    if compacted:
-        name = directory.compact_record()["parent"]["stage"]
+    name = compact["parent"]["stage"] if compacted else stage
+    name = name or [name for name in context.active() if directory.finished(name)][-1]
     directory.record(name)
     idle = [key for key in overrides if key.startswith("student.")]
     idle += ["--stepwise"] * stepwise + ["--early-exit"] * early_exit + ["--energy"] * energy

@@ -77,22 +77,12 @@ class RunLock:
         self.path: Path | None = None
 
     def __enter__(self) -> RunLock:
-        self.take()
+        while self.path is None:
+            self.path = self._try()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.release()
-
-    def take(self) -> str:
-        """Returns `takeover`. Raises InputError."""
-        while self.path is None:
-            self.path = self._try()
-        return self.takeover
-
-    def release(self) -> None:
-        """Does nothing where nothing was taken."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
 
     def check(self) -> None:
         """Raises InputError where another run holds the lock; takes nothing."""

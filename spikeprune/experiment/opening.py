@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 
 from spikeprune.config.load import differences, read_resolved, to_yaml
@@ -46,17 +46,15 @@ def opened(context: RunContext, directory: RunDirectory) -> Iterator[bool]:
     The lock is taken before anything else is written. Raises InputError for a directory in use, or made with another
     configuration or other data.
     """
-    lock = RunLock(directory.path)
-    try:
-        yield distributed.from_rank_zero(lambda: _open(context, directory, lock))
-    finally:
-        lock.release()
+    with ExitStack() as held:
+        yield distributed.from_rank_zero(lambda: _open(context, directory, held))
 
 
-def _open(context: RunContext, directory: RunDirectory, lock: RunLock) -> bool:
+def _open(context: RunContext, directory: RunDirectory, held: ExitStack) -> bool:
     if not directory.config.is_file():
         directory.create(need=bytes_needed(context))
-    if lock.take():
+    lock = held.enter_context(RunLock(directory.path))
+    if lock.takeover:
         print_once(lock.takeover)
         remove_parts(directory.path)
     enter(directory, context)

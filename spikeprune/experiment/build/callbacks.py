@@ -98,9 +98,8 @@ def relative_to(target: str) -> str:
 
 def decisions(context: RunContext, stage: Compression) -> dict[str, Any]:
     """When a pruning callback decides, and on which batches."""
-    batch_size = stage.batch_size or context.config.data.batch_size
     end = last_decision(stage.end, stage.epochs)
-    return {"begin": 0, "end": end, "batch_size": batch_size, "seed": context.config.seed}
+    return {"begin": 0, "end": end, "batch_size": stage.batch_size, "seed": context.config.seed}
 
 
 COMPRESSING: dict[str, Build] = {

@@ -76,7 +76,7 @@ def stage_data(context: RunContext, name: str) -> L.LightningDataModule:
     """The task's sentences, or for general_kd the corpus. Training batches are padded to a multiple of PAD_TO tokens,
     where CUDA graphs replay their steps of PAD_REPLAYED."""
     pad_to = PAD_REPLAYED if replays(context) else PAD_TO
-    data, batch_size = context.config.data, context.stage(name).batch_size or context.config.data.batch_size
+    data, batch_size = context.config.data, context.stage(name).batch_size
     if name != "general_kd":
         mine = copy.copy(context.data)  # the tokens are shared
         mine.batch_size, mine.pad_to = batch_size, pad_to

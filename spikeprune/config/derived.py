@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import reduce
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,12 @@ def _logits_alone(losses: Losses) -> Losses:
 def compresses(config: Config, name: str) -> bool:
     """Whether a stage removes anything: one of COMPRESSION, and fine-tuning under a budget, which keeps to it."""
     return name in COMPRESSION or (name == "finetune" and runs(config, "budget"))
+
+
+def last_uncompressed(config: Config) -> str | None:
+    """The last stage of the student before the first that removes anything; None where that comes first."""
+    before = list(takewhile(lambda name: not compresses(config, name), active_stages(config)[1:]))
+    return before[-1] if before else None
 
 
 def weights(config: Config) -> str:

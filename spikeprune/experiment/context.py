@@ -70,21 +70,16 @@ def prepare(config: Config, *, tokenizer_from: str | None = None, known: Task | 
     raw, data = read_data(config, generated=config.preset == "tiny", known=known), config.data
     task, train = raw.task, raw.splits["train"]
     texts = train.first + (train.second or [])
-    checkpoint = config.teacher.checkpoint
-    if tokenizer_from or checkpoint:
-        tokenizer = load_tokenizer(tokenizer_from or checkpoint)
-    else:
-        tokenizer = train_wordpiece(texts, vocab_size=scratch_size(config)["vocab"], max_length=data.max_length)
-    check_vocabulary(tokenizer, texts)
     notes = ("", "")
-    if tokenizer_from or checkpoint:
-        own = read_config(tokenizer_from or checkpoint, classes=task.num_labels)
+    if source := tokenizer_from or config.teacher.checkpoint:
+        tokenizer, own = load_tokenizer(source), read_config(source, classes=task.num_labels)
         bert = encoder_config(own)
         if gives_logits_alone(own):
             asked, config = config, without_features(config)
             notes = LOGITS_ALONE.format(title_of(own)), left_out(asked, config)
     else:
         size, dropout = scratch_size(config), config.teacher.dropout
+        tokenizer = train_wordpiece(texts, vocab_size=size["vocab"], max_length=data.max_length)
         bert = scratch_config(
             vocab=len(tokenizer),
             hidden=size["hidden"],
@@ -95,6 +90,7 @@ def prepare(config: Config, *, tokenizer_from: str | None = None, known: Task | 
             dropout=0.1 if dropout is None else dropout,
             classes=task.num_labels,
         )
+    check_vocabulary(tokenizer, texts)
     check_fit(config, bert, tokens=tokens_of(tokenizer), types=types_of(tokenizer, task))
     tokenizer.model_max_length = min(tokenizer.model_max_length, longest_text(bert))  # saved with every stage
     layers = chosen_layers(config.student.layers, bert.num_hidden_layers)
@@ -112,7 +108,7 @@ def prepare(config: Config, *, tokenizer_from: str | None = None, known: Task | 
 
 def left_out(asked: Config, config: Config) -> str:
     """A line on the losses that were `asked` for and that the teacher of `config` cannot teach; empty where none is."""
-    stages = [name for name in active_stages(config) if name != "teacher"]
+    stages = active_stages(config)[1:]
     losses = {name: (getattr(asked.stages, name).losses, getattr(config.stages, name).losses) for name in stages}
     without = [name for name, (before, now) in losses.items() if before != now]
     instead = [name for name, (before, now) in losses.items() if before.soft != now.soft]

@@ -8,6 +8,7 @@ the same stages in parallel; only rank 0 returns from the run.
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,7 +99,7 @@ def started(config: Config) -> Iterator[None]:
             os.environ[name] = value
 
 
-def meet(run: Run) -> list:
+def meet(run: Run) -> list[subprocess.Popen]:
     """Start the other processes of this machine unless a launcher has, and connect all; returns those started here."""
     try:
         trainer = L.Trainer(
@@ -139,13 +140,13 @@ def use_threads(run: Run) -> None:
     torch.set_num_threads(min(torch.get_num_threads(), max(1, cpu_count() // beside)))
 
 
-def end(children: list, *, patience: float) -> None:
+def end(children: list[subprocess.Popen], *, patience: float) -> None:
     """Wait for the processes started here, then kill the remaining ones."""
     until = time.monotonic() + patience
-    while any(child.poll() is None for child in children) and time.monotonic() < until:
-        time.sleep(0.05)
     for child in children:
-        if child.poll() is None:
+        try:
+            child.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
 

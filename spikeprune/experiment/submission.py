@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from spikeprune.errors import InputError
 from spikeprune.experiment.prediction import Example, Predictor, open_predictor, predictions, read_example
 from spikeprune.experiment.prediction_files import text_columns, unwritten
 from spikeprune.experiment.terminal import print_once
-from spikeprune.files.atomic import absent, write_atomic
+from spikeprune.files.atomic import absent, new_file, write_atomic
 
 INDEX = ("index", "idx", "id")  # columns that number a test split's rows
 FOLDER = "submission"  # of a run
@@ -71,7 +70,9 @@ def submit(
                 absent(target / name)
             files[name] = text
     if archive:
-        write_atomic(target, zipped(files))
+        with new_file(target) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as zipped:
+            for name, text in files.items():
+                zipped.writestr(name, text)
     else:
         target.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
@@ -125,11 +126,3 @@ def spelling(task: Task, prediction: str | float) -> str:
         low, high = task.range
         return f"{min(max(prediction, low), high):.3f}"
     return task.tsv_labels[task.labels.index(prediction)]
-
-
-def zipped(files: dict[str, str]) -> bytes:
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, text in files.items():
-            archive.writestr(name, text)
-    return content.getvalue()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from spikeprune import __version__
-from spikeprune.config.derived import active_stages, compresses
+from spikeprune.config.derived import active_stages, last_uncompressed
 from spikeprune.config.keys import leaves
 from spikeprune.config.load import MAY_DIFFER
 from spikeprune.config.schema import Config
@@ -25,6 +25,8 @@ from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.files import jsonfile
 
 TEACHER = ("metrics", "main", "cost", "energy", "steps", "seconds")  # of its record
+ROW = (*TEACHER, "fidelity", "t_steps", "heads", "ffn", "encoder_weights")  # of a student's
+MAYBE = ("budget", "synapses")  # … where it has them
 STUDENT = ("spikes", "leak", "theta", "coding", "query", "residual", "feedback")  # of its configuration
 # Keys left out of the hash of settings: a summary has them itself, or they differ from machine to machine.
 NAMED = ("seed", "data.source", "data.dir", "data.hub", "data.train_file", "data.dev_file")
@@ -41,20 +43,13 @@ def data_facts(context: RunContext) -> dict[str, Any]:
 
 def summarize_run(context: RunContext, directory: RunDirectory) -> dict[str, Any]:
     """The content of `summary.json`."""
-    stages = [s for s in context.active() if s != "teacher"]
-    wanted = ("metrics", "main", "fidelity", "cost", "energy", "t_steps", "heads", "ffn", "encoder_weights")
-    rows = {}
+    stages, teacher, rows = context.active()[1:], directory.record("teacher"), {}
     for name in stages:
         found = directory.record(name)
-        some = {key: found[key] for key in ("budget", "synapses") if key in found}
-        rows[name] = {key: found[key] for key in (*wanted, "steps", "seconds")} | some
+        rows[name] = {key: found[key] for key in ROW} | {key: found[key] for key in MAYBE if key in found}
         rows[name] |= significance(context.task, directory, name)
-    teacher = directory.record("teacher")
-    dense_pj = teacher["cost"]["energy_pj"]
-    for row in rows.values():
-        row["energy_saving"] = dense_pj / row["cost"]["energy_pj"]  # the dense teacher's energy over this student's
-    compressing = [i for i, name in enumerate(stages) if compresses(context.config, name)]
-    uncompressed = stages[compressing[0] - 1] if compressing and compressing[0] else None
+        # the dense teacher's energy over this student's
+        rows[name]["energy_saving"] = teacher["cost"]["energy_pj"] / found["cost"]["energy_pj"]
     return {
         "task": context.task.name,
         "preset": context.config.preset,
@@ -71,7 +66,7 @@ def summarize_run(context: RunContext, directory: RunDirectory) -> dict[str, Any
         "teacher": {key: teacher[key] for key in (*TEACHER, "note") if key in teacher or key != "note"}
         | significance(context.task, directory, "teacher"),
         "stages": rows,
-        "uncompressed": uncompressed if compressing else (stages[-1] if stages else None),
+        "uncompressed": last_uncompressed(context.config),
         "final": stages[-1] if stages else None,
         "settings": settings(context.config),
         "commit": commit(),

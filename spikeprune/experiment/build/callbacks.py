@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch.callbacks import Callback
 
-from spikeprune.config.derived import compresses, least_neurons, prunes_synapses, runs
+from spikeprune.config.derived import last_uncompressed, least_neurons, prunes_synapses, runs
 from spikeprune.config.schema import Compression
 from spikeprune.experiment.build.arithmetic import replays
 from spikeprune.experiment.build.networks import teacher_shape
@@ -131,12 +131,10 @@ def stage_callbacks(context: RunContext, name: str, run: RunDirectory) -> list[C
 def reference(context: RunContext, run: RunDirectory) -> float | None:
     """What the uncompressed student costs in the unit of the budget, as the last stage before compression measured it;
     None where compression comes first."""
-    students = [name for name in context.active() if name != "teacher"]
-    first = next(i for i, name in enumerate(students) if compresses(context.config, name))
-    if not first:
+    config = context.config
+    if (name := last_uncompressed(config)) is None:
         return None
-    measured, config = run.record(students[first - 1]), context.config
-    return cost_in_unit(config.stages.budget.target, measured, run.record("teacher"), config.cost.model)
+    return cost_in_unit(config.stages.budget.target, run.record(name), run.record("teacher"), config.cost.model)
 
 
 def cost_logger(context: RunContext) -> CostLogger:

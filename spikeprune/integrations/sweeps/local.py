@@ -19,6 +19,7 @@ from joblib import cpu_count
 from optuna.trial import TrialState
 
 from spikeprune.config import scalars
+from spikeprune.config.derived import active_stages
 from spikeprune.errors import InputError
 from spikeprune.experiment.lock import RunLock
 from spikeprune.experiment.reuse import common_stages
@@ -167,7 +168,8 @@ class Driver:
         for step, score in enumerate(scores, 1):
             if step not in known:
                 trial.trial.report(score, step)
-                if self.sweep.rungs and step < trial.steps() and trial.trial.should_prune():
+                last = step == len(active_stages(trial.config)) - 1  # the teacher has no score
+                if self.sweep.rungs and not last and trial.trial.should_prune():
                     trial.pruned = True
         if trial.pruned and code is None:
             trial.kill()

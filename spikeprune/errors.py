@@ -1,5 +1,9 @@
 """The one exception a user may cause. Its message says what is wrong, where, and what to do."""
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 Problem = tuple[tuple[str, ...], str]  # keys of a configuration, the first one to blame, and what is wrong with them
 
 
@@ -42,6 +46,15 @@ MEMORY = (
     "the memory is not enough; in a new run.dir lower data.batch_size, data.max_length or data.eval_batch_size, or "
     "train with run.precision=bf16-mixed"
 )
+
+
+def collect(problems: list[str], make: Callable[..., T], *args: Any) -> T | None:
+    """The result of `make`; None after an InputError, which is added to the problems."""
+    try:
+        return make(*args)
+    except InputError as error:
+        problems.append(str(error))
+        return None
 
 
 def known(what: str, name: str, choices) -> None:

@@ -19,7 +19,7 @@ from spikeprune.config.schema import Config
 from spikeprune.config.tasks import CUSTOM, get_task, read_tasks
 from spikeprune.data.corpus import read_corpus
 from spikeprune.data.tokenizer import load_tokenizer
-from spikeprune.errors import InputError
+from spikeprune.errors import InputError, collect
 from spikeprune.experiment import context
 from spikeprune.experiment.offline import OFFLINE
 from spikeprune.models.teacher import Teacher
@@ -41,12 +41,8 @@ def fetch(experiment: str, overrides: Sequence[str], *, array: str | None, check
 
 def read(configs: list[Config]) -> list[str]:
     """A line on each thing that the runs read. Raises InputError with all that is missing."""
-    found, problems = [], []
-    for need in needs(configs).values():
-        try:
-            found.append(need())
-        except InputError as error:
-            problems.append(str(error))
+    problems: list[str] = []
+    found = [collect(problems, need) for need in needs(configs).values()]
     if problems:
         raise InputError("\n".join(problems))
     return found

@@ -130,17 +130,13 @@ def check_teacher(context: RunContext, measured: Measured) -> None:
     if task.regression or (task.name == CUSTOM and task.main[0] != "accuracy"):
         name = task.main[0] if task.name == CUSTOM else "pearson"
         found, same = metrics[name], 0.0 if task.regression else of_majority(name, labels, task.num_labels)
-        better, words = found > same, f"{found:.3f}, no better than a constant prediction ({same:.3f})"
+        told, alone = f"{found:.3f}", f"{same:.3f}"
     else:
         name, found = "accuracy", round(metrics["accuracy"] * len(labels))
         same = max(map(labels.count, set(labels)))
-        better = found > same
-        words = (
-            f"{found / len(labels):.3f} ({found} of {len(labels)} correct), no better than a constant prediction "
-            f"({same})"
-        )
-    if not better:
+        told, alone = f"{found / len(labels):.3f} ({found} of {len(labels)} correct)", f"{same}"
+    if not found > same:
         raise InputError(
-            f"the teacher's {name} on {context.task.name} is {words}; nothing can be distilled from it: train "
-            "it longer or give a better teacher.checkpoint, in a new run.dir"
+            f"the teacher's {name} on {task.name} is {told}, no better than a constant prediction ({alone}); nothing "
+            "can be distilled from it: train it longer or give a better teacher.checkpoint, in a new run.dir"
         )

@@ -8,20 +8,19 @@ import shlex
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from os.path import commonpath
 from pathlib import Path
 from string import Template
-from typing import Any, TypeVar
 
 from spikeprune.config.derived import active_stages, value_of
 from spikeprune.config.load import load
 from spikeprune.config.resources import folders
 from spikeprune.config.schema import Config
 from spikeprune.config.tasks import CUSTOM, read_tasks
-from spikeprune.errors import InputError
+from spikeprune.errors import InputError, collect
 from spikeprune.experiment import fetch, slurm_job
 from spikeprune.experiment.lock import RunLock
 from spikeprune.experiment.run_directory import RunDirectory
@@ -29,7 +28,6 @@ from spikeprune.files import secrets
 from spikeprune.files.atomic import write_atomic
 from spikeprune.integrations.labels import label
 
-T = TypeVar("T")
 SCRIPT = "job.sh"
 MAX_RUNS = 1000  # of an array; SLURM's default limit (MaxArraySize) is 1001
 SHORTEST = 300  # seconds: USR1 comes 90 s before the end, or up to 60 s earlier (man sbatch), and imports take time
@@ -127,28 +125,19 @@ def template_of(experiment: str, given: str | None) -> str:
 def plan(experiment: str, overrides: Sequence[str], request: Request) -> list[Run]:
     """The runs in the order of the array. Raises InputError with every problem of the request and of every run."""
     problems = list(_request_problems(overrides, request))
-    tasks = _collect(problems, read_tasks, request.array) or []
-    seeds = _collect(problems, read_seeds, request.seeds) if request.seeds is not None else []
+    tasks = collect(problems, read_tasks, request.array) or []
+    seeds = collect(problems, read_seeds, request.seeds) if request.seeds is not None else []
     words = [[f"task={task}" for task in tasks], [f"seed={seed}" for seed in seeds or []]]
     chosen = list(itertools.product(*filter(None, words)))
     if len(chosen) > MAX_RUNS:
         problems.append(f"{len(chosen)} runs are more than an array takes ({MAX_RUNS}); launch fewer at a time")
         chosen = chosen[:1]
-    tried = [_collect(problems, _run, experiment, [*overrides, *mine], request) for mine in chosen]
+    tried = [collect(problems, _run, experiment, [*overrides, *mine], request) for mine in chosen]
     runs = [run for run in tried if run is not None]
     problems += _together(runs)
     if problems:
         raise InputError("\n".join(dict.fromkeys(problems)))
     return runs
-
-
-def _collect(problems: list[str], make: Callable[..., T], *args: Any) -> T | None:
-    """The result of `make`; None after an InputError, which is added to the problems."""
-    try:
-        return make(*args)
-    except InputError as error:
-        problems.append(str(error))
-        return None
 
 
 def read_seeds(text: str) -> list[int]:

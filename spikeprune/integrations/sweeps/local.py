@@ -19,7 +19,6 @@ from joblib import cpu_count
 from optuna.trial import TrialState
 
 from spikeprune.config import scalars
-from spikeprune.config.derived import active_stages
 from spikeprune.errors import InputError
 from spikeprune.experiment.lock import RunLock
 from spikeprune.experiment.reuse import common_stages
@@ -168,8 +167,7 @@ class Driver:
         for step, score in enumerate(scores, 1):
             if step not in known:
                 trial.trial.report(score, step)
-                last = step == len(active_stages(trial.config)) - 1  # the teacher has no score
-                if self.sweep.rungs and not last and trial.trial.should_prune():
+                if self.sweep.rungs and step < trial.steps() and trial.trial.should_prune():
                     trial.pruned = True
         if trial.pruned and code is None:
             trial.kill()

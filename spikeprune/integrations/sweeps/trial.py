@@ -64,6 +64,10 @@ class Trial:
         """The stages that it has finished, in order."""
         return [name for name in active_stages(self.config) if self.run.finished(name)]
 
+    def steps(self) -> int:
+        """The number of scores when it is finished; the teacher has none."""
+        return len(active_stages(self.config)) - 1
+
     def scores(self, metric: str) -> list[float]:
         """The metric after each finished stage of the student, in order. Raises InputError where a stage's record is
         damaged, or lacks the metric, the score or the energy."""

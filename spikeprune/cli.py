@@ -7,6 +7,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from spikeprune.arguments.commands import parse
 from spikeprune.errors import InputError
@@ -69,20 +70,16 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _predict(args: argparse.Namespace) -> None:
-    which = {"stage": args.stage, "compacted": args.compact, "runtime": args.runtime}
-    if args.glue_test:
-        if args.file or args.cost:
-            raise InputError("--glue-test predicts GLUE's test splits, without --file and --cost; leave them out")
-        from spikeprune.experiment import submission
-
-        lines = submission.submit([args.run, *args.texts], args.data, args.out, args.zip, **which)
-        print("\n".join(lines))
-        return
-    if args.data or args.zip:
+    if args.glue_test and (args.file or args.cost):
+        raise InputError("--glue-test predicts GLUE's test splits, without --file and --cost; leave them out")
+    if not args.glue_test and (args.data or args.zip):
         raise InputError("--data and --zip belong to --glue-test; add it, or give texts by --file")
-    from spikeprune.experiment import prediction_files
+    from spikeprune.experiment import prediction, prediction_files, submission
 
-    if line := prediction_files.predict_to(args.run, args.texts, args.file, args.out, cost=args.cost, **which):
+    open_run = partial(prediction.open_predictor, stage=args.stage, compacted=args.compact, runtime=args.runtime)
+    if args.glue_test:
+        print("\n".join(submission.submit([args.run, *args.texts], open_run, args.data, args.out, args.zip)))
+    elif line := prediction_files.predict_to(args.run, open_run, args.texts, args.file, args.out, cost=args.cost):
         print(line)
 
 

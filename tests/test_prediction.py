@@ -341,7 +341,7 @@ FIRST = {  # what GLUE's files say of the first rows
 
 
 def test_all_eleven_submission_files_in_one_archive(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(submission, "open_predictor", lambda run, stage, compacted, runtime: predictor_of(run))
+    monkeypatch.setattr(prediction, "open_predictor", lambda run, stage, compacted, runtime: predictor_of(run))
     for name in TASKS:
         write_test(tmp_path / "glue", name)
     archive = tmp_path / "all.zip"
@@ -359,7 +359,7 @@ def test_all_eleven_submission_files_in_one_archive(tmp_path, monkeypatch, capsy
 
 def test_submission_files_are_refused_in_a_sentence(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(
-        submission, "open_predictor", lambda run, stage, compacted, runtime: predictor_of(Path(run).name)
+        prediction, "open_predictor", lambda run, stage, compacted, runtime: predictor_of(Path(run).name)
     )
     data, out = ["--glue-test", "--data", str(tmp_path)], ["--out", str(tmp_path / "files")]
     write_test(tmp_path, "mnli")

@@ -13,7 +13,7 @@ from typing import Any
 from spikeprune.config.tasks import Task
 from spikeprune.data.rows import FORMATS, Table, decoded_lines, open_table, text_lines
 from spikeprune.errors import InputError
-from spikeprune.experiment.prediction import Example, Prediction, open_predictor, predictions, read_example, rounded
+from spikeprune.experiment.prediction import Example, Prediction, Predictor, predictions, read_example, rounded
 from spikeprune.files import jsonfile
 from spikeprune.files.atomic import absent, new_file
 
@@ -23,14 +23,12 @@ STDIN = "standard input"
 
 def predict_to(
     run: str,
+    open_run: Callable[[str], Predictor],
     words: Sequence[str],
     file: str | None,
     out: str | None,
     *,
-    stage: str | None = None,
-    compacted: bool = False,
-    cost: bool = False,
-    runtime: str = "torch",
+    cost: bool,
 ) -> str:
     """Predict what is given: `words`, a `file`, else standard input; write it to the file `out`, else to standard
     output as CSV. Returns a line on what was written, empty for standard output. Raises InputError; `out` is then not
@@ -40,7 +38,7 @@ def predict_to(
     if not words and not file and sys.stdin.isatty():
         raise InputError("no text is given; write it behind RUN, name a --file, or pipe lines into the command")
     target = None if out is None else unwritten(out, *FORMATTED)
-    predictor = open_predictor(run, stage, compacted, runtime)
+    predictor = open_run(run)
     found = predictions(predictor, examples_of(predictor.task, words, file), cost)
     lines = FORMATTED[".csv" if target is None else target.suffix.lower()](predictor.task, found, cost)
     if target is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from spikeprune.config.tasks import CUSTOM, Task
 from spikeprune.data.hub import load_splits
 from spikeprune.data.rows import Table, hub_table, open_table
 from spikeprune.errors import InputError
-from spikeprune.experiment.prediction import Example, Predictor, open_predictor, predictions, read_example
+from spikeprune.experiment.prediction import Example, Predictor, predictions, read_example
 from spikeprune.experiment.prediction_files import text_columns, unwritten
 from spikeprune.experiment.terminal import print_once
 from spikeprune.files.atomic import absent, new_file, write_atomic
@@ -44,13 +44,10 @@ def tests(task: Task) -> dict[str, Test]:
 
 def submit(
     runs: Sequence[str],
+    open_run: Callable[[str], Predictor],
     data_dir: str | None,
     out: str | None,
     archive: str | None,
-    *,
-    stage: str | None = None,
-    compacted: bool = False,
-    runtime: str = "torch",
 ) -> list[str]:
     """Write the submission files of the `runs`, one for each task, into the directory `out` (by default the first run's
     `submission/`), or with `archive` into that zip file, as GLUE takes them. `data_dir`: a GLUE directory in place of
@@ -60,7 +57,7 @@ def submit(
     target = unwritten(archive, ".zip") if archive else Path(out) if out else Path(runs[0]) / FOLDER
     files: dict[str, str] = {}
     for run in runs:
-        predictor = open_predictor(run, stage, compacted, runtime)
+        predictor = open_run(run)
         if predictor.task.name == CUSTOM:
             raise InputError(f"{run}: is a run on own data, of which GLUE has no test")
         for name, text in of_run(predictor, data_dir):

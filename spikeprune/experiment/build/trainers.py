@@ -50,7 +50,7 @@ def trainer(context: RunContext, name: str, run: RunDirectory, offset: int) -> L
     return without_sigterm_broadcast(made)
 
 
-def evaluator(config: Config, callbacks: Sequence[Callback] = ()) -> L.Trainer:
+def evaluator(config: Config, callbacks: Sequence[Callback]) -> L.Trainer:
     """A Trainer that measures: float32 whatever the training's precision was."""
     shown = bars()
     return L.Trainer(

@@ -33,10 +33,8 @@ def check_backends(config: Config) -> str:
 def check_teacher_weights(context: RunContext, directory: RunDirectory, shared: Sequence[str]) -> None:
     """Raises InputError for a teacher's checkpoint that cannot be loaded, where its stage is still to run and is not
     among those that another run shares."""
-    if not context.config.teacher.checkpoint or "teacher" in shared:
-        return
-    if not distributed.from_rank_zero(lambda: directory.finished("teacher")):
-        distributed.from_rank_zero(lambda: networks.teacher(context).note)
+    if context.config.teacher.checkpoint and "teacher" not in shared:
+        distributed.from_rank_zero(lambda: directory.finished("teacher") or networks.teacher(context).note)
 
 
 @contextmanager

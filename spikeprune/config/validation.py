@@ -158,22 +158,17 @@ def quantize(config: Config) -> Iterator[Problem]:
 def without_target(config: Config) -> Iterator[Problem]:
     """A compression stage that runs and compresses nothing is a slip more often than a wish."""
     s = config.stages
-    idle = {
-        "spatial": s.spatial.heads == s.spatial.ffn == s.spatial.synapses == 1 and s.spatial.criterion != "kwon",
-        "temporal": s.temporal.t_steps is None,
-        "quantize": s.quantize.weights == s.quantize.embeddings == "float",
-        "budget": s.budget.value is None,
+    all_kept = s.spatial.heads == s.spatial.ffn == s.spatial.synapses == 1 and s.spatial.criterion != "kwon"
+    stages = {  # the keys of its target, and whether it has none
+        "spatial": ("heads, ffn or synapses", all_kept),
+        "temporal": ("t_steps", s.temporal.t_steps is None),
+        "quantize": ("weights or embeddings", s.quantize.weights == s.quantize.embeddings == "float"),
+        "budget": ("value", s.budget.value is None),
     }
-    targets = {
-        "spatial": "heads, ffn or synapses",
-        "temporal": "t_steps",
-        "quantize": "weights or embeddings",
-        "budget": "value",
-    }
-    for name, nothing in idle.items():
-        if nothing and runs(config, name):
-            text = f"the stage would compress nothing; set its {targets[name]}, or stages.{name}.epochs=0"
-            keys = ("epochs", *targets[name].replace(" or ", ", ").split(", "))
+    for name, (target, idle) in stages.items():
+        if idle and runs(config, name):
+            text = f"the stage would compress nothing; set its {target}, or stages.{name}.epochs=0"
+            keys = ("epochs", *target.replace(" or ", ", ").split(", "))
             yield tuple(f"stages.{name}.{key}" for key in keys), f"stages.{name}: {text}"
 
 

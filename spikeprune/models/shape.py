@@ -34,7 +34,7 @@ def student_shape(student: SpikingBert) -> Shape:
     """Of the uncompressed architecture: masks, time steps and a compacted student's layers leave it as it is."""
     values = student.values
     return Shape(
-        **_sizes(values),
+        **sizes(values),
         pooling=values["pooling"],
         query=values["query"],
         theta=values["theta"],
@@ -49,11 +49,11 @@ def student_shape(student: SpikingBert) -> Shape:
 
 def dense_shape(student: SpikingBert) -> Shape:
     """Of the dense BERT classifier with as many layers, of the same sizes."""
-    return Shape(**_sizes(student.values), pooling="cls")
+    return Shape(**sizes(student.values), pooling="cls")
 
 
-def _sizes(values: Mapping[str, Any]) -> dict[str, Any]:
-    # of a Shape's, those that are called otherwise in a student
+def sizes(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a Shape, from a student's `values`, where some are called otherwise."""
     names = {"vocab_size": "vocab", "types": "segments", "buckets": "relative_buckets"}
     kept = ("hidden", "heads", "ffn", "layers", "classes", "vocab_size", "positions", "types", "embedding", "buckets")
     return {name: values[names.get(name, name)] for name in kept}

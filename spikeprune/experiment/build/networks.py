@@ -12,6 +12,7 @@ from spikeprune.experiment.context import RunContext
 from spikeprune.models.families import architecture
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import inputs_of
+from spikeprune.models.shape import sizes
 from spikeprune.models.teacher import Teacher, copy_encoder
 from spikeprune.models.variants import calibrate_dead_zones
 
@@ -60,19 +61,5 @@ def teacher_shape(context: RunContext) -> Shape:
 
 def dense_shape(config: Any, classes: int) -> Shape:
     """As `teacher_shape`, of a transformers configuration."""
-    encoder = architecture(config)
-    return Shape(
-        hidden=encoder["hidden"],
-        heads=encoder["heads"],
-        ffn=encoder["ffn"],
-        layers=config.num_hidden_layers,
-        classes=classes,
-        vocab_size=encoder["vocab"],
-        positions=encoder["positions"],
-        types=encoder["segments"],
-        embedding=encoder["embedding"],
-        buckets=encoder["relative_buckets"],
-        pooling="cls",
-        query="real",
-        theta="none",
-    )
+    values = {**architecture(config), "layers": config.num_hidden_layers, "classes": classes}
+    return Shape(**sizes(values), pooling="cls")

@@ -79,12 +79,12 @@ def full_disk(folder: Path, seed: int, count: int, seconds: float) -> Row:
 def full_outputs(folder: Path, seed: int, count: int, seconds: float) -> Row:
     """Space runs out while `compact`, `export` or `predict --out` writes; when there is some again, they do."""
     row, random = Row("no space left for compact, export, predict", seed), Random(f"full outputs {seed}")
-    disk, log, began = folder / "disk", folder / "log", time.monotonic()
+    disk, log = folder / "disk", folder / "log"
     with small_disk(disk, 120_000_000) as missing:
         if missing:
             row.note = missing
             return row
-        ways, wanted = output_commands(folder, disk / "run")
+        (ways, wanted), began = output_commands(folder, disk / "run"), time.monotonic()
         while row.tried < count and time.monotonic() - began < seconds:
             name, out = random.choice(list(ways)), disk / f"out{row.tried}"
             out.mkdir()
@@ -140,8 +140,8 @@ def vanished(folder: Path, seed: int, count: int, seconds: float) -> Row:
     wanted = undisturbed(folder, glue, row)
     if wanted is None:
         return row
-    began, words = time.monotonic(), command_of(folder / "run", glue)
-    for run, name, how in damaged(half_run(folder, glue), folder / "run", random, count):
+    half, words, began = half_run(folder, glue), command_of(folder / "run", glue), time.monotonic()
+    for run, name, how in damaged(half, folder / "run", random, count):
         if time.monotonic() - began > seconds:
             break
         code, said = answer(words, folder / "log")

@@ -17,7 +17,7 @@ from spikeprune.config.load import load
 from spikeprune.config.tasks import TRAIN, VALIDATION, custom_task, get_task
 from spikeprune.data.batching import encode
 from spikeprune.data.classes import class_weights, infer_classes
-from spikeprune.data.description import classes, cut
+from spikeprune.data.description import ALIKE, classes, cut, seen
 from spikeprune.data.own import Columns, load_own
 from spikeprune.data.raw import RawData
 from spikeprune.data.rows import open_table
@@ -278,6 +278,17 @@ def test_metrics_of_classes() -> None:
 def test_imbalance_is_told() -> None:
     line = classes([0] * 6 + [1] * 2, custom_task(("x",), "y", ("rare", "usual")))
     assert line == "classes of 8 training examples: rare 6 (75.0%), usual 2 (25.0%); the largest 3.0 × the smallest"
+    skewed, names = [0] * 9 + [1] * 2, (("x",), "y", ("usual", "rare"))
+    assert classes(skewed, custom_task(*names)).endswith(f"\n{ALIKE}")
+    assert ALIKE not in classes(skewed, custom_task(*names, ("macro_f1",)))
+
+
+def test_texts_of_train_in_the_dev_split_are_told(tmp_path) -> None:
+    """A dev split is cut off row by row, so a row that is there twice may be on both sides."""
+    (tmp_path / "a.csv").write_text("review,mood\n" + "".join(f"{i % 12},{'ab'[i % 2]}\n" for i in range(60)))
+    assert "6 of 6 texts of validation are in train too" in seen(own(tmp_path / "a.csv"))[0]
+    (tmp_path / "b.csv").write_text("review,mood\n" + "".join(f"{i},{'ab'[i % 2]}\n" for i in range(60)))
+    assert not seen(own(tmp_path / "b.csv"))
 
 
 def test_the_share_of_texts_that_are_cut() -> None:

@@ -178,7 +178,8 @@ def test_a_run_on_own_data_is_measured_again_and_on_another_file(folder, capsys)
     other = evaluation.evaluate(folder / "run", data_dir=str(folder / "dev.csv"))
     assert other["metrics"] == own["metrics"] and not other["same_data"]
     assert cli.main(["evaluate", str(folder / "run"), "--compact"]) == 0
-    assert "score: accuracy on the dev split" in capsys.readouterr().out
+    assert own["data"]["largest_class"] == {"accuracy": 1 / 3, "macro_f1": pytest.approx(1 / 6)}
+    assert "score: accuracy on the dev split, × 100. Always the largest class: 33.3." in capsys.readouterr().out
     (folder / "strange.csv").write_text("review,mood\nx,neutral\ny,other\n")
     with pytest.raises(InputError, match=r"strange\.csv:3: label 'other' is none of"):
         evaluation.evaluate(folder / "run", data_dir=str(folder / "strange.csv"))
@@ -188,7 +189,7 @@ def test_a_run_says_before_what_it_will_take(folder) -> None:
     log = (folder / "run" / "run.log").read_text(encoding="utf-8")
     before, after = log.split("[1/3] teacher: 6 epochs\n")
     assert 'classes of 120 training examples: "froh" 40 (33.3%), neutral 40 (33.3%), traurig, müde 40' in before
-    assert "cut to 24 tokens: 0.0% of train, 0.0% of validation\n" in before
+    assert "cut to 24 tokens (data.max_length): 0.0% of train, 0.0% of validation\n" in before
     assert "will take 150 optimizer steps (teacher 90, prediction_kd 15, spatial 45) and at most " in before
     assert re.search(r"^  teacher: \d+\.\d\d GB of memory after 10 steps, \d+ s left of the whole run$", after, re.M)
 

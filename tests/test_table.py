@@ -214,3 +214,18 @@ def test_where_spikes_pay_is_told():
     assert sentences({"a": pays, "b": pays, "c": loses}, 0.2) == [f"{found}a and b.", "They would under c below 6.0 %."]
     assert sentences({"a": pays}, 0.2) == [f"{found}a."]
     assert sentences({"a": never}, 0.2) == [f"{found}no model.", "At no firing rate would they under a."]
+
+
+def test_own_data_stand_beside_a_constant_answer():
+    summary = {**make_summary(source="file"), "main_metric": "accuracy"}
+    summary["data"]["largest_class"] = {"accuracy": 0.9, "f1": 0.4}
+    summary["stages"]["temporal"]["intervals"] = {"accuracy": [0.91, 0.94], "f1": [0.3, 0.5]}
+    table = summary_table(summary)
+    assert cells(table, "largest class") == ["90.0", "90.0", "40.0", *["-"] * 10]
+    assert "\n95 % interval of the score: 91.0 to 94.0 (" in table and "warning" not in table
+    summary["stages"]["temporal"]["intervals"]["accuracy"][0] = 0.89
+    assert "warning: not surely better than a constant answer, which scores 90.0" in summary_table(summary)
+    summary["data"]["largest_class"] = None  # numbers: a constant has no correlation
+    assert "largest" not in summary_table(summary) and "warning" not in summary_table(summary)
+    summary["stages"]["temporal"]["intervals"]["accuracy"][0] = -0.1
+    assert "which scores 0.0" in summary_table(summary)

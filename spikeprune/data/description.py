@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import fmean, pstdev
 
-from spikeprune.config.tasks import TRAIN, Task
+from spikeprune.config.tasks import CUSTOM, TRAIN, Task
 from spikeprune.data.batching import Encoded
-from spikeprune.data.raw import RawData
+from spikeprune.data.raw import RawData, Split
 
 SHOWN = 6  # classes that are named one by one
+UNEQUAL = 4.0  # largest over smallest class above which accuracy hides the small ones
 WIDE = 10.0  # standard deviation of scores above which a squared error of them makes poor gradients
+ALIKE = (
+    "accuracy hides small classes: data.class_weights=balanced trains them alike, and "
+    "'data.metrics=[macro_f1,accuracy]' scores them so"
+)
 
 
 def describe(raw: RawData, encoded: dict[str, Encoded]) -> list[str]:
@@ -18,7 +23,9 @@ def describe(raw: RawData, encoded: dict[str, Encoded]) -> list[str]:
     labels, task = raw.splits[TRAIN].labels, raw.task
     texts = ", ".join(cut(name, encoded[name]) for name in raw.splits)
     longest = max(split.max_length for split in encoded.values())
-    return [numbers(labels) if task.regression else classes(labels, task), f"cut to {longest} tokens: {texts}"]
+    lines = [numbers(labels) if task.regression else classes(labels, task)]
+    lines += [f"cut to {longest} tokens (data.max_length): {texts}"]
+    return lines + seen(raw) * (task.name == CUSTOM)
 
 
 def classes(labels: Sequence[int], task: Task) -> str:
@@ -30,7 +37,9 @@ def classes(labels: Sequence[int], task: Task) -> str:
         words.insert(SHOWN // 2, f"… {len(counts) - SHOWN} more …")
     most, least = counts[0][0], counts[-1][0]
     ratio = f"the largest {most / least:.1f} × the smallest" if least else "one without examples"
-    return f"classes of {len(labels)} training examples: {', '.join(words)}; {ratio}"
+    line = f"classes of {len(labels)} training examples: {', '.join(words)}; {ratio}"
+    unequal = task.name == CUSTOM and task.main == ("accuracy",) and most > UNEQUAL * least
+    return f"{line}\n{ALIKE}" if unequal else line
 
 
 def numbers(labels: Sequence[float]) -> str:
@@ -39,6 +48,21 @@ def numbers(labels: Sequence[float]) -> str:
     line = f"labels of {len(labels)} training examples: {min(labels):g} to {max(labels):g}, mean {fmean(labels):.3g}, "
     line += f"standard deviation {spread:.3g}"
     return line if spread <= WIDE else f"{line}; the loss is their squared error: scale them to a deviation near 1"
+
+
+def seen(raw: RawData) -> list[str]:
+    """A line for each dev split with texts of the training split, which make its score flatter."""
+    known = set(_texts(raw.splits[TRAIN]))
+    found = {name: sum(text in known for text in _texts(raw.splits[name])) for name in raw.task.dev_splits}
+    return [
+        f"{count} of {len(raw.splits[name])} texts of {name} are in train too: its score flatters; drop duplicate rows"
+        for name, count in found.items()
+        if count
+    ]
+
+
+def _texts(split: Split) -> Iterable[tuple[str, ...]]:
+    return zip(split.first, *([split.second] if split.second else []), strict=True)
 
 
 def cut(name: str, split: Encoded) -> str:

@@ -3,9 +3,9 @@
 Read from `summary.json`; of it this file uses `task`, `main_metric`, `preset`, `seed`, `data.{source,origin,banner}`,
 `uncompressed` and `final` (names of stages, or None), `shape` (the student's layers, and heads and ffn a layer),
 `teacher.{metrics,main,cost}`, `stages.<name>.{metrics,main,fidelity,cost,t_steps,heads,ffn,encoder_weights}` and,
-where they are there, `teacher.note` and a stage's `energy`, `budget` and `synapses`. Metrics are fractions, `cost` is
-what `cost.summary.summarize` returned, `heads` and `ffn` count what each layer keeps, `encoder_weights` is
-`{kind,stored_bits,bytes,float32}`.
+where they are there, `data.largest_class`, `teacher.note` and a stage's `energy`, `budget`, `synapses` and
+`intervals`. Metrics are fractions, `cost` is what `cost.summary.summarize` returned, `heads` and `ffn` count what each
+layer keeps, `encoder_weights` is `{kind,stored_bits,bytes,float32}`.
 """
 
 from __future__ import annotations
@@ -74,6 +74,8 @@ def summary_table(summary: Summary) -> str:
         metrics = {}  # the only metric is the score itself
     rows = [["", "score", *metrics.values(), "AC", "MAC", f"E [{unit}]", "× less", "T", "heads", "ffn", "steps"]]
     rows[0] += ["params", "bytes"]
+    if largest := _largest_class(summary):
+        rows.append(["largest class", *_quality(largest, metrics), *["-"] * 10])
     for name, row in {"dense teacher": teacher, **stages}.items():
         rows.append([name, *_quality(row, metrics), *_work(row, teacher, size), *_form(row, shape)])
         rows[-1] += [si(row["cost"][key]) for key in ("params", "bytes")]
@@ -100,6 +102,12 @@ def _long(name: str) -> str:
 
 def _quality(row: Summary, metrics: Mapping[str, str]) -> list[str]:
     return [f"{100 * row['main']:.1f}", *(f"{100 * row['metrics'][name]:.1f}" for name in metrics)]
+
+
+def _largest_class(found: Summary) -> Summary | None:
+    """Quality of one who always answers the largest class of own data; None for numbers, and where it is not told."""
+    metrics = found["data"].get("largest_class")
+    return {"metrics": metrics, "main": metrics[found["main_metric"]]} if metrics else None
 
 
 def _work(row: Summary, teacher: Summary, size: float) -> list[str]:
@@ -130,6 +138,7 @@ def _closing(summary: Summary, unit: str, size: float) -> list[str]:
     return [
         f"{summary['final']}: {100 * final['main']:.1f}, {place} the dense teacher; energy {energy}",
         _fidelity(final["fidelity"]),
+        *_trust(summary, final),
         f"  t_steps  {' '.join(map(str, final['t_steps']))}  (embedding first)",
         f"  heads    {' '.join(map(str, final['heads']))}",
         f"  neurons  {' '.join(map(str, final['ffn']))}",
@@ -145,12 +154,32 @@ def _closing(summary: Summary, unit: str, size: float) -> list[str]:
     ]
 
 
+def _trust(summary: Summary, final: Summary) -> list[str]:
+    """The interval of a score that is one metric; of own data a warning where it holds a constant answer's score."""
+    name = summary["main_metric"]
+    if name not in final.get("intervals", ()):
+        return []
+    low, high = final["intervals"][name]
+    lines = [f"95 % interval of the score: {100 * low:.1f} to {100 * high:.1f} (bootstrap over the examples)"]
+    largest = _largest_class(summary)
+    constant = largest["main"] if largest else 0.0  # of correlations
+    if "largest_class" in summary["data"] and low <= constant:
+        lines.append(f"warning: not surely better than a constant answer, which scores {100 * constant:.1f}")
+    return lines
+
+
 def score_line(found: Summary) -> str:
     """The definition of `score` for a task, in a sentence."""
     names = [LONG[name] for name in found["main_metric"].split("+")]
     selected = SELECT in found["data"].get("scored", ())
     split = "held-out training examples (data.select)" if selected else "the dev split"
     return f"score: {'mean of ' * (len(names) > 1)}{' and '.join(names)} on {split}, × 100."
+
+
+def largest_line(found: Summary) -> str:
+    """The score of one who always answers the largest class; empty where that is not told."""
+    largest = _largest_class(found)
+    return f" Always the largest class: {100 * largest['main']:.1f}." if largest else ""
 
 
 def _fidelity(found: Summary) -> str:
@@ -197,7 +226,7 @@ def evaluation_lines(measured: Summary) -> str:
     rows = [*_quality_rows(measured), *_cost_rows(measured["cost"]), *_architecture_rows(measured)]
     lines = [line for line in lines if line is not None]
     lines += [f"{name:<24}{value:>12}  {unit}".rstrip() for name, value, unit in rows]
-    lines += ["", score_line(measured)]
+    lines += ["", score_line(measured) + largest_line(measured)]
     if "student" in measured.get("energy", {}).get("convention", {}):
         lines += ["", *energy_lines(measured["energy"], measured["cost"]["rate"])]
     if "measured_ms" in measured:

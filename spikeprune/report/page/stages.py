@@ -7,7 +7,7 @@ from typing import Any
 
 from spikeprune.report.numbers import digits, energy_unit, si
 from spikeprune.report.page.markup import Markup, joined, note, section, table, tag
-from spikeprune.report.tables import LONG, banner, score_line
+from spikeprune.report.tables import LONG, banner, largest_line, score_line
 
 Run = Mapping[str, Any]
 
@@ -66,7 +66,7 @@ def stage_table(run: Run) -> Markup:
     columns = ["stage", "score", *names, "AC", "MAC", f"energy [{unit}]", "× less", "T", "heads", "neurons"]
     columns += ["steps", "parameters", "bytes", "trained [s]"]
     rows = [_row(name, record, records, shown, size) for name, record in records.items()]
-    score = score_line(run) if run["main_metric"] else ""
+    score = score_line(run) + largest_line(run) if run["main_metric"] else ""
     legend = f"{score} AC, MAC and energy of one sentence, padding left out; T: mean time steps of a layer."
     return section("Stages", table(columns, rows), lead=legend)
 

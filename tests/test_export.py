@@ -26,6 +26,7 @@ from spikeprune.experiment import compaction, pipeline
 from spikeprune.experiment.checkpoints import load_student
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.export import command, licence
+from spikeprune.export.c import pieces
 from spikeprune.models.compaction import compact
 from spikeprune.report.numbers import digits
 from spikeprune.runtime import onnx_graph
@@ -67,6 +68,7 @@ def test_every_format_leaves_a_record_and_nothing_else_beside_it(run, exported, 
             path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.name != "export.json"
         }
         assert record["check"]["words"]
+        assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}, name  # readable when it is copied
     left = sorted(path.name for path in next(iter(exported.values())).parent.iterdir())
     assert left == sorted(exported)
 
@@ -163,6 +165,20 @@ def test_the_words_of_a_run_give_its_configuration_again(run) -> None:
     again = load(GLUE, [*words_of(saved), f"run.dir={run.path}"])
     again.run.log_every = saved.run.log_every
     assert to_yaml(again) == to_yaml(saved)
+
+
+def test_the_words_of_own_data_keep_the_preset() -> None:
+    own = ["data.train_file=my reviews.csv", 'data.text=["the text"]', "data.label=mood", "data.max_length=40"]
+    assert words_of(load(GLUE, ["task=custom", "preset=tiny", *own])) == ["task=custom", "preset=tiny", *own]
+
+
+def test_the_c_export_has_the_vocabulary_that_its_program_reads(run, exported) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(run.stage("teacher"))
+    lines = (exported["c"] / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    assert [tokenizer.get_vocab()[line] for line in lines] == list(range(len(tokenizer)))
+    cased = AutoTokenizer.from_pretrained(run.stage("teacher"))
+    cased.backend_tokenizer.normalizer = None
+    assert pieces(tokenizer) and not pieces(cased)
 
 
 # -------------------------------------------------------------------------------------------------------- refusals

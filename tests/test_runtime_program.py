@@ -163,6 +163,8 @@ def test_the_program_reads_ids_and_words(tmp_path) -> None:
     def answers(lines: list[str]) -> list[list[str]]:
         return [line.partition(" ms ")[0].split() for line in lines]
 
+    asked = subprocess.run([tmp_path / "spikerun", "--help"], capture_output=True, text=True, encoding="utf-8")
+    assert asked.returncode == 2 and asked.stderr.startswith("error: usage: MODEL ")
     spoken = run("A fine films!\nunheard-of film\n", "--vocab", str(tmp_path / "vocab.txt"))
     listed = run("2 4 5 6 7 8 3\n2 1 1 1 6 3\n")
     assert answers(spoken) == answers(listed) and len(listed) == 2

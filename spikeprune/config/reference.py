@@ -12,9 +12,11 @@ from spikeprune.config.load import MAY_DIFFER, load, resolve
 from spikeprune.config.resources import experiment_file
 from spikeprune.config.scalars import PATHS, of_path, spelt
 from spikeprune.config.schema import Config, Stage
+from spikeprune.config.tasks import CUSTOM
 from spikeprune.errors import InputError
 from spikeprune.files import jsonfile
 
+OWN_DATA = ("data.source", "data.hub", "data.train_file", "data.text", "data.label")  # a preset of custom needs them
 STAGE = "stages.STAGE"  # stands for each stage: the fields that all stages have
 
 
@@ -61,16 +63,21 @@ def explained(path: str | Path, overrides: list[str]) -> list[str]:
 def words_of(config: Config) -> list[str]:
     """The `key=value` arguments with which the package's own experiment resolves to `config`, but for the keys that
     place a run or show it."""
-    named = [f"task={config.task}", f"preset={config.preset or 'null'}"]
+    given, default = (dict(leaves(asdict(one))) for one in (config, Config()))
+    needed = [key for key in OWN_DATA if config.task == CUSTOM and given[key] != default[key]]
+    named = [f"task={config.task}", f"preset={config.preset or 'null'}", *(_word(key, given[key]) for key in needed)]
     try:
         base = load(experiment_file(), named)
     except InputError:  # a preset of the user's, or one that needs more than its name
         named[1] = "preset=null"
         base = Config(task=config.task)
     own = dict(leaves(asdict(base)))
-    left_out = (*MAY_DIFFER, "task", "preset", "ablation")
-    changed = [(key, value) for key, value in leaves(asdict(config)) if key not in left_out and value != own[key]]
-    return named + [of_path(key, value) if key in PATHS and value else spelt(key, value) for key, value in changed]
+    left_out = (*MAY_DIFFER, "task", "preset", "ablation", *needed)
+    return named + [_word(key, value) for key, value in given.items() if key not in left_out and value != own[key]]
+
+
+def _word(key: str, value: Any) -> str:
+    return of_path(key, value) if key in PATHS and value else spelt(key, value)
 
 
 PAGE = """# Configuration

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tokenizers.models import WordPiece
 
 from spikeprune.errors import InputError
 from spikeprune.export.facts import Facts
@@ -31,6 +32,8 @@ def write(student: SpikingBert, tokenizer: Any, facts: Facts, directory: Path) -
     for name in FILES:
         shutil.copyfile(SOURCES / name, directory / name)
     tokenizer.save_pretrained(directory)
+    if pieces(tokenizer):
+        tokenizer.backend_tokenizer.model.save(str(directory))  # vocab.txt, for the program's --vocab
     try:
         compiler()
     except InputError as error:
@@ -38,6 +41,12 @@ def write(student: SpikingBert, tokenizer: Any, facts: Facts, directory: Path) -
     batch = next(facts.batches())
     inputs = [batch[name] for name in INPUTS]
     return compared(student, data, *inputs)
+
+
+def pieces(tokenizer: Any) -> bool:
+    """Whether it splits lower-case words into a BERT's word pieces, as the program does."""
+    bert = isinstance(tokenizer.backend_tokenizer.model, WordPiece) and tokenizer.cls_token == "[CLS]"
+    return bert and tokenizer.tokenize("A") == tokenizer.tokenize("a")
 
 
 def compared(

@@ -96,7 +96,7 @@ def opened(
         record = {**record, **measure_student(context, student_module(context, name, student, teacher), name)}
     facts = Facts(
         command="",
-        trained=shlex.join(["spikeprune", "train", *words_of(read_resolved(directory.config))]),
+        trained=shlex.join(["spikeprune", "train", *words_of(read_resolved(directory.config)), f"run.dir={run_dir}"]),
         stage=name,
         task=context.task,
         data=data_facts(context),

@@ -59,6 +59,8 @@ def new_directory(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o755)
+        for file in temporary.iterdir():  # some libraries write for their user alone
+            file.chmod(0o644)
         absent(path)  # a rename would replace an empty one
         temporary.rename(path)
     except BaseException:

@@ -179,7 +179,7 @@ int main(int count, char **words) {
     long repeat = 1;
     vocabulary v = {NULL, NULL, NULL, 0};
     const char *usage = "MODEL [--counts] [--repeat N] [--vocab FILE] [--layers] < sentences";
-    if (count < 2) return fail("usage", usage);
+    if (count < 2 || words[1][0] == '-') return fail("usage", usage);
     for (int i = 2; i < count; i++) {
         if (!strcmp(words[i], "--counts"))
             loop = SPIKERUN_COUNTS;

@@ -6,7 +6,7 @@
 PYTHON ?= python3
 PRESET ?= tiny
 # The teacher of tiny starts from random weights and cannot learn real GLUE: its default data are generated.
-DATA ?= $(if $(filter tiny,$(PRESET)),embedded,auto)
+DATA ?= $(if $(filter-out tiny,$(PRESET))$(filter custom,$(TASK)),auto,embedded)
 # tiny runs on the CPU
 GPUS ?= $(if $(filter tiny,$(PRESET)),0,1)
 TORCH ?= auto

@@ -26,6 +26,8 @@ def test_glue(make, tmp_path) -> None:
     assert config.teacher.checkpoint == "me/bert"
     _, words = make("glue", "TASK=sst2", "PRESET=minilm")
     assert load(words[1], words[2:]).data.source == "auto"
+    _, words = make("glue", "TASK=custom", "ARGS=data.train_file=a.csv 'data.text=[a]' data.label=b")
+    assert load(words[1], words[2:]).data.source == "auto"
     _, words = make("glue", "TASK=sst2", "PRESET=minilm", "BUDGET=0.01")
     config = load(words[1], words[2:])
     assert (config.stages.budget.value, config.run.dir) == (0.01, "runs/sst2-minilm-budget0.01-s0")

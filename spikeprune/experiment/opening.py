@@ -67,8 +67,9 @@ def enter(directory: RunDirectory, context: RunContext) -> None:
         return
     if changed := differences(read_resolved(directory.config), context.config):
         raise InputError(
-            f"run.dir: {directory.path} was started with another configuration; use another run.dir or the old "
-            "values:\n" + "\n".join(f"  {key}: {change}" for key, change in changed.items())
+            f"run.dir: {directory.path} was started with another configuration; use the old values, or another run.dir "
+            f"(there run.start_from={directory.path} reuses finished stages whose settings are equal):\n"
+            + "\n".join(f"  {key}: {change}" for key, change in changed.items())
         )
     started_on = directory.data_facts()
     if started_on["fingerprint"] != context.raw.fingerprint:

@@ -27,6 +27,11 @@ from spikeprune.files.atomic import write_sealed
 from spikeprune.report.tables import summary_table
 from spikeprune.training import distributed, signals
 
+UNREAD = (
+    "teacher: random weights, which learn little from real text: enough to try the stages; for a classifier give a "
+    "pretrained one, by teacher.checkpoint or preset=minilm"
+)
+
 
 def run(config: Config, tracker: Tracker | None = None) -> dict[str, Any]:
     """Run every stage that is not finished yet, print the closing table, and return the summary that was written to
@@ -56,11 +61,12 @@ def run_process(config: Config, tracker: Tracker) -> dict[str, Any]:
             summary = distributed.from_rank_zero(directory.read_summary)
             with jsonfile.as_written(directory.summary, AGAIN):
                 distributed.from_rank_zero(lambda: add_page(directory, context))
-                print_once(f"\n{summary_table(summary)}")
+                print_once(f"\n{summary_table(summary)}\n\nreport: {directory.path / PAGE}")
             return summary
         log = nullcontext() if distributed.rank() else recorded(directory.log)
         with log, tracker.opened(context.config, directory, context.active()):
-            told = filter(None, (context.logits_alone, context.left_out))
+            unread = context.config.teacher.checkpoint is None and context.raw.source != "embedded"
+            told = filter(None, (context.logits_alone, context.left_out, UNREAD * unread))
             backends = f"kernels: {kernels}{', CUDA graphs' if arithmetic.replays(context) else ''}"
             for line in (context.raw.banner, *describe(context.raw, context.data.encoded), *told, backends):
                 print_once(line)

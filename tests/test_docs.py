@@ -1,6 +1,6 @@
 """What the documentation shows works: its Python runs, its commands are resolved without being run.
 
-A comment `<!-- needs: gpu -->` before a block (or hub, slurm) says why its Python cannot run everywhere.
+A comment `<!-- needs: gpu -->` before a block (or hub, onnx, slurm) says why its Python cannot run everywhere.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from micro import GLUE, ROOT, micro, only, write_sst2
 from spikeprune.arguments.commands import parse
 from spikeprune.config.load import Config, load, read_resolved, to_yaml
 from spikeprune.integrations.sweeps import spec
+from spikeprune.runtime import onnx_graph
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"(?:<!-- needs: (?P<needs>\w+) -->\s*\n)?^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.M | re.S)
@@ -115,6 +116,8 @@ def test_python_runs(page: Path, finished: Path, monkeypatch) -> None:
 def lacking(needs: str) -> str:
     if needs == "hub":
         return "no test asks a network"
+    if needs == "onnx":
+        return ", ".join(onnx_graph.missing())
     return MISSING[needs]()
 
 

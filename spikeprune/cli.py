@@ -36,7 +36,7 @@ def _config(args: argparse.Namespace) -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     from spikeprune.experiment import evaluation
-    from spikeprune.report.tables import evaluation_lines, other_data
+    from spikeprune.report.command_output import evaluation_lines, other_data
 
     measured = evaluation.evaluate(
         args.run,
@@ -55,7 +55,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 def _compact(args: argparse.Namespace) -> None:
     from spikeprune.experiment import compaction
-    from spikeprune.report.tables import compaction_lines
+    from spikeprune.report.command_output import compaction_lines
 
     record = compaction.compact_run(args.run, stage=args.stage, data_dir=args.data, overrides=args.overrides)
     print(compaction_lines(record))
@@ -63,7 +63,7 @@ def _compact(args: argparse.Namespace) -> None:
 
 def _export(args: argparse.Namespace) -> None:
     from spikeprune.export.command import export
-    from spikeprune.report.tables import export_lines
+    from spikeprune.report.command_output import export_lines
 
     record = export(args.run, args.to, args.directory, stage=args.stage, compacted=args.compact, data_dir=args.data)
     print(export_lines(record))

@@ -293,7 +293,9 @@ def test_evaluate_prints_json_or_a_table(pipeline, capsys, monkeypatch) -> None:
         return {"task": "rte"}
 
     pipeline.evaluate = evaluate
-    monkeypatch.setattr("spikeprune.report.tables.evaluation_lines", lambda found: f"a table of {found['task']}")
+    monkeypatch.setattr(
+        "spikeprune.report.command_output.evaluation_lines", lambda found: f"a table of {found['task']}"
+    )
     assert cli.main(["evaluate", "runs/x", "--stage", "spatial", "--data", "glue", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"task": "rte"}
     assert cli.main(["evaluate", "runs/x"]) == 0

@@ -22,7 +22,8 @@ from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.models.compaction import as_float, compact
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.serialization import nbytes, stored_tensors
-from spikeprune.report.tables import evaluation_lines, summary_table
+from spikeprune.report.command_output import evaluation_lines
+from spikeprune.report.tables import summary_table
 from spikeprune.training.callbacks.quantization import WeightQuantization
 
 

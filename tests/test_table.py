@@ -4,9 +4,10 @@ import json
 
 import pytest
 
+from spikeprune.report.command_output import evaluation_lines
 from spikeprune.report.energy_table import sentences
 from spikeprune.report.numbers import energy_unit, si
-from spikeprune.report.tables import budget_line, evaluation_lines, summary_table
+from spikeprune.report.tables import budget_line, summary_table
 
 
 def cost(energy, **more):

@@ -115,7 +115,7 @@ def test_t_steps_are_numbers_of_at_least_one_for_every_layer() -> None:
     student.set_t_steps([1, 2, 3])
     assert student.steps == student.t_steps.tolist() == [1, 2, 3]
     for wrong in ([1, 2], [1, 2, 0], 0, [1, 2, 3, 4]):
-        with pytest.raises(ValueError, match="3 numbers of at least 1"):
+        with pytest.raises(ValueError, match="3 whole numbers of at least 1"):
             student.set_t_steps(wrong)
     assert student.steps == [1, 2, 3]
     student.t_steps[2] = 9  # in place: the numbers are read again

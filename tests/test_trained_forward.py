@@ -10,7 +10,7 @@ from pruning import F, H, L, batches, distillation, inputs, loss_of, make
 
 from spikeprune.pruning.criteria import CRITERIA
 from spikeprune.pruning.mask_search import fisher_blocks
-from spikeprune.pruning.mask_tuning import inputs_of
+from spikeprune.pruning.mask_tuning import reader_inputs
 from spikeprune.pruning.statistics import collect
 from spikeprune.training.callbacks.budget import BudgetPruning
 from spikeprune.training.callbacks.mask_search import MaskSearch
@@ -64,7 +64,7 @@ def test_statistics_are_those_of_the_simulation(options) -> None:
 def test_tuning_fits_what_the_forward_itself_adds_up(options, mode) -> None:
     net, batch = student(**options), batches((3,))[0]
     with torch.no_grad():
-        residual = inputs_of(net, net.layers[1].attention_neurons, batch, mode)[1]
+        residual = reader_inputs(net, net.layers[1].attention_neurons, batch, mode)[1]
         outputs = net(**inputs(batch), mode=mode)
     real = batch["attention_mask"].bool()
     torch.testing.assert_close(residual[real], outputs.hidden[1][real])

@@ -219,7 +219,7 @@ def test_where_spikes_pay_is_told():
 
 def test_own_data_stand_beside_a_constant_answer():
     summary = {**make_summary(source="file"), "main_metric": "accuracy"}
-    summary["data"]["largest_class"] = {"accuracy": 0.9, "f1": 0.4}
+    summary["data"] |= {"labels": ["no", "yes"], "largest_class": {"accuracy": 0.9, "f1": 0.4}}
     summary["stages"]["temporal"]["intervals"] = {"accuracy": [0.91, 0.94], "f1": [0.3, 0.5]}
     table = summary_table(summary)
     assert cells(table, "largest class") == ["90.0", "90.0", "40.0", *["-"] * 10]
@@ -230,3 +230,14 @@ def test_own_data_stand_beside_a_constant_answer():
     assert "largest" not in summary_table(summary) and "warning" not in summary_table(summary)
     summary["stages"]["temporal"]["intervals"]["accuracy"][0] = -0.1
     assert "which scores 0.0" in summary_table(summary)
+
+
+def test_a_student_that_has_lost_its_task_is_told():
+    summary = make_summary()
+    summary["data"]["largest_class"] = {"accuracy": 0.6, "f1": 0.8}
+    final = summary["stages"][summary["final"]]
+    for main, told in ((0.71, False), (0.7, True)):
+        final["main"] = main
+        table = summary_table(summary)
+        assert ("warning: not surely better than a constant answer, which scores 70.0" in table) is told
+        assert "largest class" not in table  # a row of own data

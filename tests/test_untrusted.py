@@ -10,6 +10,7 @@ import pickle
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from micro import GLUE, ROOT, micro, only
 import spikeprune
 from spikeprune import cli
 from spikeprune.config.load import load
+from spikeprune.config.tasks import TASKS
 from spikeprune.data.tokenizer import load_tokenizer
 from spikeprune.errors import InputError
 from spikeprune.experiment import measurement, resume_checkpoint, streams
@@ -252,6 +254,18 @@ def test_too_little_memory_is_one_sentence(monkeypatch, capsys) -> None:
 def test_layers_without_a_spike_are_named() -> None:
     measured = {"cost": {"rates": {"embedding": 0.3, "layers.0.key": 0.0, "layers.1.output": 0.0}}}
     assert measurement.silent_layers(measured) == ["layers.0.key", "layers.1.output"]
+
+
+CONSTANT = {"sst2": 0.75, "mrpc": (0.75 + 6 / 7) / 2, "cola": 0.0, "stsb": 0.0}  # three of four labels are 1
+
+
+@pytest.mark.parametrize(("task", "constant"), CONSTANT.items())
+def test_a_student_no_better_than_a_constant_answer_is_named(task: str, constant: float) -> None:
+    facts = TASKS[task]
+    splits = {facts.dev_splits[0]: SimpleNamespace(labels=[1, 1, 1, 0])}
+    context = SimpleNamespace(task=facts, raw=SimpleNamespace(splits=splits))
+    for more, lost in ((1e-6, False), (0.0, True), (-0.1, True)):
+        assert measurement.no_better_than_constant(context, {"main": constant + more}) is lost
 
 
 @pytest.mark.gpu

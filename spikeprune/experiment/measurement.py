@@ -75,6 +75,22 @@ def silent_layers(measured: Measured) -> list[str]:
     return [name for name, rate in measured["cost"]["rates"].items() if rate == 0.0]
 
 
+def largest_class(context: RunContext) -> dict[str, float] | None:
+    """The metrics on the first dev split of one who always answers its largest class; None for a regression."""
+    task = context.task
+    if task.regression:
+        return None
+    labels = context.raw.splits[task.dev_splits[0]].labels
+    return {name: of_majority(name, labels, task.num_labels) for name in task.metrics}
+
+
+def no_better_than_constant(context: RunContext, measured: Measured) -> bool:
+    """Whether a student has lost the task: its main metric is not above that of a constant answer, whose correlation
+    is 0."""
+    constant = largest_class(context)
+    return measured["main"] <= (main_metric(context.task, constant) if constant else 0.0)
+
+
 def encoder_weights(student: SpikingBert) -> dict[str, Any]:
     """Kind of the encoder's matrices, their packed size without pruned units, and the tensors that stay float."""
     size = matrix_bytes(

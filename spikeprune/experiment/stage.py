@@ -13,7 +13,13 @@ from spikeprune.experiment import dev_predictions
 from spikeprune.experiment.build import arithmetic, modules, networks, trainers
 from spikeprune.experiment.checkpoints import load_student, load_teacher, save_student, save_teacher
 from spikeprune.experiment.context import RunContext
-from spikeprune.experiment.measurement import check_teacher, measure_student, measure_teacher, silent_layers
+from spikeprune.experiment.measurement import (
+    check_teacher,
+    measure_student,
+    measure_teacher,
+    no_better_than_constant,
+    silent_layers,
+)
 from spikeprune.experiment.resume_checkpoint import AGAIN, resume_step
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.experiment.terminal import print_once
@@ -64,6 +70,8 @@ def train_student(context: RunContext, directory: RunDirectory, name: str, paren
     dev_predictions.write(context, directory, name, module)
     if silent := silent_layers(measured):
         print_once(f"{name}: no spike at all in {', '.join(silent)}, so nothing passes there; lower its lr or losses")
+    if no_better_than_constant(context, measured):
+        print_once(f"{name}: the student is no better than a constant answer; compress less or train this stage longer")
     if budget:
         teacher = distributed.from_rank_zero(lambda: directory.record("teacher"))
         facts["budget"] = budget.report(cost_in_unit(budget.target, measured, teacher, budget.model))

@@ -21,9 +21,9 @@ from spikeprune.config.tasks import CUSTOM
 from spikeprune.experiment.build.arithmetic import device
 from spikeprune.experiment.context import RunContext
 from spikeprune.experiment.dev_predictions import significance
+from spikeprune.experiment.measurement import largest_class
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.files import jsonfile
-from spikeprune.training.metrics import of_majority
 
 TEACHER = ("metrics", "main", "cost", "energy", "steps", "seconds")  # of its record
 ROW = (*TEACHER, "fidelity", "t_steps", "heads", "ffn", "encoder_weights")  # of a student's
@@ -34,16 +34,13 @@ NAMED = ("seed", "data.source", "data.dir", "data.hub", "data.train_file", "data
 
 
 def data_facts(context: RunContext) -> dict[str, Any]:
-    """Where the data are from, and how many examples of which splits are scored; of own data also the classes as
-    `labels`, and as `largest_class` the metrics of one who always answers the largest; both None for a regression."""
+    """Where the data are from, how many examples of which splits are scored, and as `largest_class` the metrics of one
+    who always answers the largest; of own data also the classes as `labels`. Both are None for a regression."""
     raw, task = context.raw, context.raw.task
     facts = {"source": raw.source, "origin": raw.origin, "fingerprint": raw.fingerprint, "banner": raw.banner}
     facts["scored"] = {name: len(raw.splits[name]) for name in raw.task.dev_splits}
-    if task.name != CUSTOM:
-        return facts
-    dev = raw.splits[task.dev_splits[0]].labels
-    largest = None if task.regression else {name: of_majority(name, dev, task.num_labels) for name in task.metrics}
-    return {**facts, "labels": task.labels, "largest_class": largest}
+    own = {"labels": task.labels} if task.name == CUSTOM else {}
+    return {**facts, **own, "largest_class": largest_class(context)}
 
 
 def summarize_run(context: RunContext, directory: RunDirectory) -> dict[str, Any]:

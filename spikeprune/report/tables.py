@@ -49,7 +49,7 @@ def summary_table(summary: Summary) -> str:
         metrics = {}  # the only metric is the score itself
     rows = [["", "score", *metrics.values(), "AC", "MAC", f"E [{unit}]", "× less", "T", "heads", "ffn", "steps"]]
     rows[0] += ["params", "bytes"]
-    if largest := _largest_class(summary):
+    if "labels" in summary["data"] and (largest := _largest_class(summary)):  # of own data
         rows.append(["largest class", *_quality(largest, metrics), *["-"] * 10])
     for name, row in {"dense teacher": teacher, **stages}.items():
         rows.append([name, *_quality(row, metrics), *_work(row, teacher, size), *_form(row, shape)])
@@ -74,9 +74,9 @@ def _quality(row: Summary, metrics: Mapping[str, str]) -> list[str]:
 
 
 def _largest_class(found: Summary) -> Summary | None:
-    """Quality of one who always answers the largest class of own data; None for numbers, and where it is not told."""
-    metrics = found["data"].get("largest_class")
-    return {"metrics": metrics, "main": metrics[found["main_metric"]]} if metrics else None
+    """Quality of one who always answers the largest class; None for numbers, and where it is not told."""
+    metrics, main = found["data"].get("largest_class"), found["main_metric"].split("+")
+    return {"metrics": metrics, "main": sum(metrics[name] for name in main) / len(main)} if metrics else None
 
 
 def _work(row: Summary, teacher: Summary, size: float) -> list[str]:
@@ -124,12 +124,12 @@ def _closing(summary: Summary, unit: str, size: float) -> list[str]:
 
 
 def _trust(summary: Summary, final: Summary) -> list[str]:
-    """The interval of a score that is one metric; of own data a warning where it holds a constant answer's score."""
-    name = summary["main_metric"]
-    if name not in final.get("intervals", ()):
-        return []
-    low, high = final["intervals"][name]
-    lines = [f"95 % interval of the score: {100 * low:.1f} to {100 * high:.1f} (bootstrap over the examples)"]
+    """The interval of a score that is one metric; a warning where it, or another score, is not above a constant
+    answer's."""
+    low, high = final.get("intervals", {}).get(summary["main_metric"], (final["main"], None))
+    lines = []
+    if high is not None:
+        lines.append(f"95 % interval of the score: {100 * low:.1f} to {100 * high:.1f} (bootstrap over the examples)")
     largest = _largest_class(summary)
     constant = largest["main"] if largest else 0.0  # of correlations
     if "largest_class" in summary["data"] and low <= constant:

@@ -3,7 +3,7 @@
 Weak scaling (a fixed number of sentences a device and step) and strong scaling (a fixed number in all) of the steps of
 distillation and of whole epochs with their data, in sentences per second; the shares of communication and of waiting
 for data; the seconds of a pruning decision. Random weights and sentences: nothing is downloaded. For `--devices "1 2"`
-and both sizes about 3 minutes on H200s; `--sizes tiny --accelerator cpu` runs anywhere, over gloo.
+and both sizes about 4 minutes on H200s; `--sizes tiny --accelerator cpu` runs anywhere, over gloo.
 
 --check [key=value …]   instead short runs on each number of devices, undisturbed and killed: scores, masks, steps
 --keep FILE …           take results of --json into docs/distributed.md; `make results` makes its tables again
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--sentences", type=int, default=128, help="of a device and step, weak scaling")
     parser.add_argument("--whole-batch", type=int, default=256, help="sentences of a step, strong scaling")
     parser.add_argument("--steps", type=int, default=50, help="of an epoch; at most 50 have the same lengths each time")
-    parser.add_argument("--rounds", type=int, default=2, help="epochs of each kind that are measured")
+    parser.add_argument("--rounds", type=int, default=6, help="epochs of each kind that are measured")
     parser.add_argument("--json", type=Path, help="write all that was found there")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--keep", type=Path, nargs="+", metavar="FILE")

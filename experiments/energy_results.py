@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from result_tables import Group, rate, setting_name
+from result_tables import Group, rate, scores, setting_name
 
 from spikeprune.report.energy_table import OPPONENTS
 from spikeprune.report.markdown import table
@@ -56,8 +56,8 @@ def pays_table(groups: Sequence[Group]) -> str:
 
 
 def by_model(groups: Sequence[Group], cell: Callable[[Sequence[dict]], str], models: Sequence[str] = ()) -> str:
-    """A row for each setting, with its firing rate, and a column for each energy model; `cell` reads a model's rows of
-    all seeds."""
+    """A row for each setting, with its score beside the teacher's and its firing rate, and a column for each energy
+    model; `cell` reads a model's rows of all seeds."""
     groups = [group for group in groups if all("energy" in final(summary) for summary in group)]
     if not groups:
         return NONE_YET
@@ -65,8 +65,18 @@ def by_model(groups: Sequence[Group], cell: Callable[[Sequence[dict]], str], mod
     lines = []
     for group in groups:
         cells = [cell([final(summary)["energy"][model] for summary in group]) for model in models]
-        lines.append([*setting_name(group[0]), f"{fmean(map(rate, group)):.1f} %", *cells])
-    return table(["setting", "task", "firing rate", *models], lines)
+        lines.append([*setting_name(group[0]), kept_score(group), f"{fmean(map(rate, group)):.1f} %", *cells])
+    return table(["setting", "task", "score", "firing rate", *models], lines)
+
+
+def kept_score(group: Group) -> str:
+    """`89.7 → 87.6`: the mean score of the dense teachers and of the last students."""
+
+    def means(of_seeds: Sequence[list[float]]) -> str:
+        return " / ".join(f"{fmean(values):.1f}" for values in zip(*of_seeds, strict=True))
+
+    teachers, _, students = zip(*map(scores, group), strict=True)
+    return f"{means(teachers)} → {means(students)}"
 
 
 def micro(picojoules: Sequence[float]) -> str:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
+from spikeprune.config.load import load
 from spikeprune.config.tasks import SELECT
 from spikeprune.errors import InputError
 from spikeprune.files import jsonfile
 from spikeprune.files.atomic import write_json
 
-KEPT = Path(__file__).resolve().parent / "results"
+GLUE = Path(__file__).resolve().parent / "glue.yaml"
+KEPT = GLUE.parent / "results"
 ABLATIONS, RATES = KEPT / "ablation", KEPT / "rates"
 SWEPT = "rates.json"  # in the folder of a sweep of firing rates
 TABLE = "table"  # before the bits of a word table
@@ -30,10 +33,11 @@ def summaries() -> list[dict]:
 
 
 def keep(run: Path) -> None:
-    """Copy the summary of a finished run under its task, preset, data, kind of weights, aim and seed, and its size
-    where one of another size is there."""
+    """Copy the summary of a finished run under its task, preset, data, residuals where the preset has others, kind of
+    weights, aim and seed, and its size where one of another size is there."""
     summary = without_place(of_a_commit(run / "summary.json"))
-    named = [summary["task"], str(summary["preset"]), summary["data"]["source"], *few_bits(summary), *aim(summary)]
+    named = [summary["task"], str(summary["preset"]), summary["data"]["source"]]
+    named += [*other_residuals(summary), *few_bits(summary), *aim(summary)]
     seed = f"s{summary['seed']}.json"
     file = KEPT / "-".join([*named, seed])
     if file.is_file() and size(jsonfile.loads(file.read_text(encoding="utf-8"))) != size(summary):
@@ -130,6 +134,18 @@ def few_bits(summary: dict) -> list[str]:
     table = stored["word_table_bits"] if "word_table_bits" in stored else 32  # older runs have none
     found = [] if stored["kind"] == "float" else [stored["kind"]]
     return found + ([f"{TABLE}{table}"] if table < 32 else [])
+
+
+def other_residuals(summary: dict) -> list[str]:
+    """`residual-spikes` where the student has these, and its preset others."""
+    own = summary["student"]["residual"] if "student" in summary else None  # older runs do not say
+    usual = preset_residuals(str(summary["preset"]))
+    return [f"residual-{own}"] if own not in (None, usual) else []
+
+
+@lru_cache
+def preset_residuals(preset: str) -> str:
+    return load(GLUE, [f"preset={preset}"]).student.residual
 
 
 def aim(summary: dict) -> list[str]:

@@ -9,7 +9,19 @@ from statistics import fmean
 from typing import Any
 
 import kept_results
-from kept_results import LATENCY, TABLE, aim, few_bits, have_a_mean, kept_in, rows, size, steps_of, tag_of
+from kept_results import (
+    LATENCY,
+    TABLE,
+    aim,
+    few_bits,
+    have_a_mean,
+    kept_in,
+    other_residuals,
+    rows,
+    size,
+    steps_of,
+    tag_of,
+)
 
 from spikeprune.files import jsonfile
 from spikeprune.report.markdown import table
@@ -113,8 +125,9 @@ def settings(found: Sequence[dict]) -> list[Group]:
 
 
 def setting_name(summary: dict) -> list[str]:
-    """Preset, kind of weights and what the run aims at; the task."""
-    kinds = [kind if kind.startswith(TABLE) else f"{kind} weights" for kind in few_bits(summary)]
+    """Preset, residuals where the preset has others, kind of weights and what the run aims at; the task."""
+    kinds = [name.replace("-", "=") for name in other_residuals(summary)]
+    kinds += [kind if kind.startswith(TABLE) else f"{kind} weights" for kind in few_bits(summary)]
     goal = [name.replace("budget", "budget ") for name in aim(summary)]
     generated = [] if on_glue(summary) else ["generated data (not GLUE)"]
     return [", ".join([summary["preset"], *kinds, *generated, *goal]), summary["task"]]
@@ -155,9 +168,10 @@ def score_table(found: Sequence[dict], every: bool = True) -> str:
     lines = []
     for network in dict.fromkeys(network_of(group[0]) for group in groups):
         own = [group for group in groups if network_of(group[0]) == network]
+        name = ", ".join(network[:-2]).replace("residual-", "residual=")
         largest = {group[0]["task"]: group for group in sorted(own, key=len)}  # of the most seeds
-        lines.append(score_line(f"{network[0]}, dense teacher", largest, 0, tasks))
-        lines.append(score_line(f"{network[0]}, spiking student", largest, 1, tasks))
+        lines.append(score_line(f"{name}, dense teacher", largest, 0, tasks))
+        lines.append(score_line(f"{name}, spiking student", largest, 1, tasks))
         smaller = [group for group in own if compressed(group[0])]
         for goal in sorted({setting_name(group[0])[0] for group in smaller}, reverse=True):
             of_goal = {group[0]["task"]: group for group in smaller if setting_name(group[0])[0] == goal}
@@ -171,7 +185,7 @@ def score_table(found: Sequence[dict], every: bool = True) -> str:
 
 
 def network_of(summary: dict) -> tuple[str, ...]:
-    return summary["preset"], *few_bits(summary), size(summary), summary["hardware"]
+    return summary["preset"], *other_residuals(summary), *few_bits(summary), size(summary), summary["hardware"]
 
 
 def score_line(name: str, groups: Mapping[str, Group], place: int, tasks: Sequence[str]) -> list[str]:

@@ -121,10 +121,12 @@ def with_energy(equal_bits: float | None, seed: int = 0) -> dict:
 def test_energy_is_shown_against_every_opponent() -> None:
     groups = [[with_energy(4.0), with_energy(2.0, seed=1)], [with_energy(None)], [summary()]]
     row, other = ratio_table(groups).splitlines()[2:]
-    assert row == "| minilm | sst2 | 25.0 % | 50.0 / 10.0 / 0.38 |" and other.endswith("| 50.0 / 10.0 / - |")
+    assert row == "| minilm | sst2 | 90.0 → 86.0 | 25.0 % | 50.0 / 10.0 / 0.38 |" and other.endswith(
+        "| 50.0 / 10.0 / - |"
+    )
     assert ratio_table(groups, ["memory"], ["equal_bits"]).splitlines()[2].endswith("| 25.0 % | 0.38 |")
     assert energy_table(groups).splitlines()[2].endswith("| 8e-06 / 0.0004 |")
-    assert [line.split("|")[4].strip() for line in pays_table(groups).splitlines()[2:]] == ["15.0 %", "-"]
+    assert [line.split("|")[5].strip() for line in pays_table(groups).splitlines()[2:]] == ["15.0 %", "-"]
     assert ratio_table([[summary()]]).startswith("No run has been kept")
 
 
@@ -286,6 +288,19 @@ def test_runs_of_another_aim_or_size_do_not_replace_each_other(tmp_path) -> None
     kept_results.keep(write(tmp_path / "c", shorter))
     assert (kept_results.KEPT / "rte-paper-dir-1x64-T4-s0.json").is_file()
     assert len(run_table(kept_results.summaries()).splitlines()) == 5
+
+
+def test_other_residuals_than_the_presets_have_rows_of_their_own(tmp_path) -> None:
+    for name in ("membrane", "spikes"):
+        student = {"spikes": "ternary", "residual": name, "coding": "accumulate"}
+        kept_results.keep(write(tmp_path / name, summary(student=student)))
+    assert {path.name for path in kept_results.KEPT.iterdir()} == {
+        "sst2-minilm-dir-s0.json",  # the preset's
+        "sst2-minilm-dir-residual-spikes-s0.json",
+    }
+    lines = score_table(kept_results.summaries(), every=False).splitlines()
+    own = [line for line in lines if line.startswith("| minilm, residual=spikes")]
+    assert len(own) == 3 and "2 × 64, ternary spikes, accumulate, T 4" in own[1] and "membrane" not in "".join(own)
 
 
 def test_few_bit_weights_have_a_row_of_their_own() -> None:

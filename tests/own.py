@@ -25,7 +25,7 @@ def write_reviews(path: Path, size: int = 120, seed: int = 0) -> Path:
 
 def write_scores(path: Path, size: int = 80) -> Path:
     """A regression of pairs in JSON lines: the score is how many words both sentences share."""
-    random, words = Random(0), ("red", "green", "blue", "black")
+    random, words = Random(0), ("red", "green", "blue", "black", "white", "brown")
     lines = []
     for _ in range(size):
         first, second = (random.sample(words, 2) for _ in range(2))

@@ -18,8 +18,8 @@ from spikeprune.config.tasks import TRAIN, VALIDATION, custom_task, get_task
 from spikeprune.data.batching import encode
 from spikeprune.data.classes import class_weights, infer_classes
 from spikeprune.data.description import ALIKE, classes, cut, seen
-from spikeprune.data.own import Columns, load_own
-from spikeprune.data.raw import RawData
+from spikeprune.data.own import Columns, cut_off, load_own
+from spikeprune.data.raw import RawData, Split, held_out
 from spikeprune.data.rows import open_table
 from spikeprune.data.split import stratified
 from spikeprune.data.tokenizer import train_wordpiece
@@ -80,7 +80,7 @@ def test_rows_are_read_one_at_a_time(tmp_path) -> None:
 def test_a_regression_of_pairs(tmp_path) -> None:
     raw = own(write_scores(tmp_path / "near.jsonl"), columns=Columns(("a", "b"), "near"))
     assert raw.task.regression and raw.task.pair and raw.task.main == ("pearson",)
-    assert set(raw.splits[TRAIN].labels) <= {0.5, 1.5, 2.5} and len(raw.splits[VALIDATION]) == 8
+    assert set(raw.splits[TRAIN].labels) <= {0.5, 1.5, 2.5}
 
 
 def test_a_hub_data_set_names_its_classes(tmp_path, monkeypatch) -> None:
@@ -155,7 +155,7 @@ def test_labels_that_tell_nothing_are_refused(labels, metrics, message) -> None:
         ("a.csv", "review,mood\nx,a\n\ny,b\n", r"a\.csv:3: an empty line"),
         ("a.csv", "review,mood\n ,a\n", r"a\.csv:2: column 'review': the sentence is empty"),
         ("a.csv", "review,mood\nx,\n", r"a\.csv:2: the label is missing"),
-        ("a.csv", "review,mood\nx,a\ny,b\n", r"too few to cut a dev split off; give one"),
+        ("a.csv", "review,mood\nx,a\ny,b\n", r"too few different training examples to cut a dev split off; give one"),
         ("a.csv", "review,mood\nx,a\ny,a\n", r"all \d+ examples have the same label, a"),
         ("a.csv", b"review,mood\nx,a\n\xff,b\n", r"a\.csv:3: is not UTF-8 text"),
         ("a.tsv", "review\tmood\nx\ta\nb\n", r"a\.tsv:3: 1 columns where the header has 2"),
@@ -226,13 +226,26 @@ def test_the_run_directory_is_named_after_the_data(tmp_path) -> None:
 
 @pytest.mark.parametrize("labels", [[0] * 70 + [1] * 20 + [2] * 2 + [3], [i / 7 for i in range(93)]])
 def test_the_split_has_every_label_in_its_share(labels) -> None:
-    kept, held = stratified(labels, 0.1, seed=3)
-    assert sorted(kept + held) == list(range(93)) and (kept, held) == stratified(labels, 0.1, seed=3)
-    assert held != stratified(labels, 0.1, seed=4)[1]
+    kept, held = stratified(labels, 0.1, 3, range(93))
+    assert sorted(kept + held) == list(range(93)) and (kept, held) == stratified(labels, 0.1, 3, range(93))
+    assert held != stratified(labels, 0.1, 4, range(93))[1]
     if isinstance(labels[0], int):
         assert Counter(labels[i] for i in held) == {0: 7, 1: 2, 2: 1}  # of one example none
     else:
         assert len(held) == 9 and max(b - a for a, b in zip(held, held[1:], strict=False)) < 21
+    kept, held = stratified(labels * 2, 0.1, 3, [*range(93), *range(93)])
+    assert {i % 93 for i in held}.isdisjoint(i % 93 for i in kept) and sorted(kept + held) == list(range(186))
+    assert held[: len(held) // 2] == stratified(labels, 0.1, 3, range(93))[1]
+
+
+def test_no_text_is_on_both_sides_of_a_cut() -> None:
+    first, labels = [f"text {i % 30}" for i in range(90)], [i % 2 for i in range(90)]
+    for second, distinct in ((None, 30), ([str(i % 45) for i in range(90)], 90)):
+        split = Split(first, second, labels)
+        assert len(set(split.texts())) == distinct
+        for parts in (cut_off(split, seed=0)[0], held_out(split, 0.2, 0)):
+            train, dev = parts.values()
+            assert len(train) + len(dev) == 90 and set(train.texts()).isdisjoint(dev.texts())
 
 
 def test_balanced_weights_make_every_class_count_the_same() -> None:
@@ -283,12 +296,11 @@ def test_imbalance_is_told() -> None:
     assert ALIKE not in classes(skewed, custom_task(*names, ("macro_f1",)))
 
 
-def test_texts_of_train_in_the_dev_split_are_told(tmp_path) -> None:
-    """A dev split is cut off row by row, so a row that is there twice may be on both sides."""
+def test_texts_of_train_in_a_dev_file_are_told(tmp_path) -> None:
     (tmp_path / "a.csv").write_text("review,mood\n" + "".join(f"{i % 12},{'ab'[i % 2]}\n" for i in range(60)))
-    assert "6 of 6 texts of validation are in train too" in seen(own(tmp_path / "a.csv"))[0]
-    (tmp_path / "b.csv").write_text("review,mood\n" + "".join(f"{i},{'ab'[i % 2]}\n" for i in range(60)))
-    assert not seen(own(tmp_path / "b.csv"))
+    (tmp_path / "dev.csv").write_text("review,mood\n" + "".join(f"{i},{'ab'[i % 2]}\n" for i in range(8, 20)))
+    assert "4 of 12 texts of validation are in train too" in seen(own(tmp_path / "a.csv", tmp_path / "dev.csv"))[0]
+    assert not seen(own(tmp_path / "a.csv"))  # its cut keeps copies together
 
 
 def test_the_share_of_texts_that_are_cut() -> None:

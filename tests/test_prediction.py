@@ -213,7 +213,7 @@ def test_the_same_command_finds_the_run_and_other_data_do_not(folder, capsys) ->
 
 
 def test_a_regression_of_pairs(tmp_path) -> None:
-    write_scores(tmp_path / "near.jsonl")
+    write_scores(tmp_path / "near.jsonl", 240)
     own = ["task=custom", "data.text=[a,b]", "data.label=near", f"data.train_file={tmp_path / 'near.jsonl'}"]
     stages = [*only("teacher", "prediction_kd"), "stages.teacher.epochs=4"]
     settings = [*micro(tmp_path / "run"), *WHOLE, "data.source=auto", *own, *stages]

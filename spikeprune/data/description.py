@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from statistics import fmean, pstdev
 
 from spikeprune.config.tasks import CUSTOM, TRAIN, Task
 from spikeprune.data.batching import Encoded
-from spikeprune.data.raw import RawData, Split
+from spikeprune.data.raw import RawData
 
 SHOWN = 6  # classes that are named one by one
 UNEQUAL = 4.0  # largest over smallest class above which accuracy hides the small ones
@@ -52,17 +52,13 @@ def numbers(labels: Sequence[float]) -> str:
 
 def seen(raw: RawData) -> list[str]:
     """A line for each dev split with texts of the training split, which make its score flatter."""
-    known = set(_texts(raw.splits[TRAIN]))
-    found = {name: sum(text in known for text in _texts(raw.splits[name])) for name in raw.task.dev_splits}
+    known = set(raw.splits[TRAIN].texts())
+    found = {name: sum(text in known for text in raw.splits[name].texts()) for name in raw.task.dev_splits}
     return [
-        f"{count} of {len(raw.splits[name])} texts of {name} are in train too: its score flatters; drop duplicate rows"
+        f"{count} of {len(raw.splits[name])} texts of {name} are in train too: its score flatters; drop these rows"
         for name, count in found.items()
         if count
     ]
-
-
-def _texts(split: Split) -> Iterable[tuple[str, ...]]:
-    return zip(split.first, *([split.second] if split.second else []), strict=True)
 
 
 def cut(name: str, split: Encoded) -> str:

@@ -164,8 +164,9 @@ def labelled(examples: Examples, task: Task) -> Split:
 
 def cut_off(train: Split, seed: int) -> tuple[dict[str, Split], str]:
     """Training and dev split from one, and a note on it. Raises InputError where there are too few examples."""
-    kept, held = stratified(train.labels, DEV_SHARE, seed)
+    kept, held = stratified(train.labels, DEV_SHARE, seed, train.texts())
     if not held or not kept:
-        raise InputError("data.dev_file: the training examples are too few to cut a dev split off; give one")
-    note = f"; dev split: {len(held)} of its {len(train)} examples ({DEV_SHARE:.0%}), stratified, by seed {seed}"
+        raise InputError("data.dev_file: too few different training examples to cut a dev split off; give one")
+    share = f"{len(held)} of its {len(train)} examples ({len(held) / len(train):.0%})"
+    note = f"; dev split: {share}, stratified, by seed {seed}"
     return {TRAIN: train.take(kept), VALIDATION: train.take(held)}, note

@@ -27,6 +27,10 @@ class Split:
         second = None if self.second is None else [self.second[i] for i in rows]
         return Split([self.first[i] for i in rows], second, [self.labels[i] for i in rows])
 
+    def texts(self) -> list[tuple[str, ...]]:
+        """Of each example its sentence, or both."""
+        return list(zip(*[column for column in (self.first, self.second) if column is not None], strict=True))
+
 
 @dataclass(frozen=True)
 class RawData:
@@ -68,7 +72,7 @@ def assemble(
 
 def held_out(train: Split, share: float, seed: int) -> dict[str, Split]:
     """The training split in two, stratified. Raises InputError where it is too small."""
-    kept, held = stratified(train.labels, share, seed)
+    kept, held = stratified(train.labels, share, seed, train.texts())
     if not held or not kept:
         raise InputError(f"data.select = {share}: {len(train)} training examples are too few for it; set another share")
     return {TRAIN: train.take(kept), SELECT: train.take(held)}

@@ -48,7 +48,7 @@ def examine(
     device = arithmetic.device(context.config)
     split = context.task.dev_splits[0]
     encoded, raw = context.data.encoded[split], context.raw.splits[split]
-    texts = list(zip(raw.first, raw.second, strict=True)) if raw.second is not None else [(text,) for text in raw.first]
+    texts = raw.texts()
     sentences = sentences or [Sentence(texts[i], raw.labels[i]) for i in short_rows(encoded)]
     spikes = rasters(student.to(device), directory, sentences, context)
     size = context.config.data.eval_batch_size

@@ -71,7 +71,7 @@ def train_student(context: RunContext, directory: RunDirectory, name: str, paren
     if silent := silent_layers(measured):
         print_once(f"{name}: no spike at all in {', '.join(silent)}, so nothing passes there; lower its lr or losses")
     if no_better_than_constant(context, measured):
-        print_once(f"{name}: the student is no better than a constant answer; compress less or train this stage longer")
+        print_once(f"{name}: no better than a constant answer; compress less, or train this stage longer at a lower lr")
     if budget:
         teacher = distributed.from_rank_zero(lambda: directory.record("teacher"))
         facts["budget"] = budget.report(cost_in_unit(budget.target, measured, teacher, budget.model))

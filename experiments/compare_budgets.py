@@ -11,6 +11,7 @@ key=value                  any key of the configuration; a stage's own only wher
 Writes runs/budgets/<preset>/: for each task and seed the run `shared` (teacher and distilled student) and one for each
 budget and way that starts from it; budgets.csv with a row for each run, and budgets.md with means over the seeds, and
 the mean of all tasks. Started again it runs only what is missing; a run that fails is named at the end (exit code 2).
+`make results RUNS=runs/budgets/<preset>` keeps the table in docs/results.md.
 """
 
 from __future__ import annotations
@@ -25,13 +26,15 @@ from pathlib import Path
 from typing import Any
 
 from ablation import GLUE, SHARED, SHARED_STAGES, fitting, seeds_of, tagged
+from kept_results import COMPARED
 
 from spikeprune.config import scalars
+from spikeprune.config.tasks import SELECT
 from spikeprune.errors import InputError, nearest
 from spikeprune.experiment import streams
 from spikeprune.files import jsonfile
 from spikeprune.files.atomic import write_atomic
-from spikeprune.report.ablation import to_csv
+from spikeprune.report.ablation import paired, to_csv
 from spikeprune.report.markdown import table
 from spikeprune.report.numbers import spread
 
@@ -87,9 +90,9 @@ def run(args: argparse.Namespace) -> int:
         failed |= {key: text for key, text in zip(keys, pool.map(compressed, keys), strict=True) if text}
     found = {key: row(root, key) for key in keys if key not in failed}
     if found:
-        write_atomic(root / "budgets.csv", to_csv(list(found.values())))
+        write_atomic(root / COMPARED, to_csv(list(found.values())))
         write_atomic(root / "budgets.md", to_markdown(found))
-        print(to_markdown(found) + f"\nwritten to {root}/budgets.md and budgets.csv")
+        print(to_markdown(found) + f"\nwritten to {root}/budgets.md and {COMPARED}")
     for name, text in failed.items():
         print(f"error: {' '.join(map(str, name))}: {text}", file=sys.stderr)
     return 2 if failed else 0
@@ -135,6 +138,15 @@ def lowest_share(here: Path, overrides: Sequence[str], task: str, seed: int) -> 
     return jsonfile.read(known_share, AGAIN)["share"]
 
 
+def finished(root: Path) -> dict[Key, dict[str, Any]]:
+    """The rows of all runs of a comparison that have ended."""
+    keys = []
+    for summary in sorted(root.glob("*-s*/*-*/summary.json")):
+        (task, _, seed), (budget, _, way) = (name.rpartition("-") for name in summary.parts[-3:-1])
+        keys.append((task, budget, int(seed[1:]), way))
+    return {key: row(root, key) for key in keys}
+
+
 def row(root: Path, key: Key) -> dict[str, Any]:
     """Score and energy of a run, and those of what it began with."""
     task, budget, seed, way = key
@@ -154,28 +166,39 @@ def row(root: Path, key: Key) -> dict[str, Any]:
         "t_steps": sum(last["t_steps"]),
         "seconds": sum(stage["seconds"] for name, stage in summary["stages"].items() if name in ("budget", "finetune")),
         "why_not": last["budget"]["why_not"],
+        "scored": " ".join(summary["data"].get("scored", ())),
+        "hardware": summary["hardware"],
+        "commit": summary["commit"],
     }
 
 
 def to_markdown(found: Mapping[Key, Mapping[str, Any]]) -> str:
-    """For each budget a line for each way: the mean score of each task, and of all tasks with its spread over seeds."""
+    """For each budget a line for each way: the mean score of each task, and of all tasks with its spread over seeds;
+    then, seed by seed, what is between the ways."""
     tasks = list(dict.fromkeys(key[0] for key in found))
     head = ["budget", "way", *tasks, "mean", "below the teacher", "energy over target", "seconds", "seeds"]
-    lines = []
+    lines, means = [], {}
     for budget, way in dict.fromkeys((key[1], key[3]) for key in found):
         group = [(key, value) for key, value in found.items() if (key[1], key[3]) == (budget, way)]
         by_task = [[v["score"] for key, v in group if key[0] == task] for task in tasks]
         seeds = [s for s in sorted({key[2] for key, _ in group}) if all((t, budget, s, way) in found for t in tasks)]
-        means, gaps = (
+        scores, gaps = (
             [statistics.fmean(found[t, budget, s, way][name] for t in tasks) for s in seeds]
             for name in ("score", "below teacher")
         )
+        means.setdefault(budget, {})[way] = [
+            {"seed": seed, "mean": score / 100} for seed, score in zip(seeds, scores, strict=True)
+        ]
         rows = [value for _, value in group]
-        lines.append([budget, way, *map(spread, by_task), spread(means), spread(gaps)])
+        lines.append([budget, way, *map(spread, by_task), spread(scores), spread(gaps)])
         lines[-1].append(spread([v["energy"] / v["target"] for v in rows], "{:.3f}".format))
         lines[-1].append(spread([v["seconds"] for v in rows], "{:.0f}".format))
         lines[-1].append(" ".join(map(str, seeds)))
-    notes = ["", "Dev split, × 100; ± is the standard deviation over seeds, of `mean` that of the mean of all tasks."]
+    selected = {value["scored"] for value in found.values()} == {SELECT}
+    where = "Training examples held out by data.select" if selected else "Dev split"
+    notes = ["", f"{where}, × 100; ± is the standard deviation over seeds, of `mean` that of the mean of all tasks."]
+    for budget, ways in means.items():
+        notes += [line.replace("- ", f"- {budget}: ", 1) for line in paired(ways, {"mean": "mean"})]
     off = [f"- {' '.join(map(str, key))}: {v['why_not']}" for key, v in found.items() if v["why_not"]]
     return "\n".join([table(head, lines), *notes, *off]) + "\n"
 

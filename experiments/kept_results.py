@@ -14,7 +14,8 @@ from spikeprune.files.atomic import write_json
 
 GLUE = Path(__file__).resolve().parent / "glue.yaml"
 KEPT = GLUE.parent / "results"
-ABLATIONS, RATES = KEPT / "ablation", KEPT / "rates"
+ABLATIONS, BUDGETS, RATES = KEPT / "ablation", KEPT / "budgets", KEPT / "rates"
+COMPARED = "budgets.csv"  # in the folder of a comparison of budgets
 SWEPT = "rates.json"  # in the folder of a sweep of firing rates
 TABLE = "table"  # before the bits of a word table
 LATENCY = ("latency_steps", "latency_stages", "latency_overlapped")
@@ -70,6 +71,17 @@ def keep_ablation(folder: Path) -> None:
     name = "-".join([first["task"], str(first["preset"]), first["data"]["source"]])
     name += tag_of(folder.resolve().name, f"{first['task']}-{first['preset']}")
     write_json(ABLATIONS / f"{name}.json", found)
+
+
+def keep_budgets(folder: Path) -> None:
+    """Keep the rows of a comparison by `compare_budgets.py`, under its preset and tag."""
+    from compare_budgets import finished
+
+    found = finished(folder)
+    for (task, budget, seed, way), row in found.items():
+        jsonfile.refuse_changed_tree(row["commit"], f"{folder}: {task}, seed {seed}, {budget}-{way}")
+    BUDGETS.mkdir(parents=True, exist_ok=True)
+    write_json(BUDGETS / f"{folder.resolve().name}.json", list(found.values()))
 
 
 def keep_rates(folder: Path) -> None:

@@ -262,3 +262,15 @@ def ablation_tables() -> str:
         text = to_markdown({key: found[key] for key in sorted(found, key=place)}, {}, tag)
         parts.append(f"{text}\nMade on {'; '.join(made)}.")
     return "\n\n".join(parts) or NOTHING
+
+
+def budget_tables() -> str:
+    """The table of each kept comparison of what a budget may remove, with hardware and commit."""
+    from compare_budgets import to_markdown
+
+    parts = []
+    for stem, kept in kept_in(kept_results.BUDGETS).items():
+        found = {(row["task"], row["budget"], row["seed"], row["way"]): row for row in kept}
+        made = sorted({f"{row['hardware']}, commit `{row['commit']}`" for row in kept})
+        parts.append(f"preset {stem}\n\n{to_markdown(found)}\nMade on {'; '.join(made)}.")
+    return "\n\n".join(parts) or NOTHING

@@ -2,6 +2,7 @@
 
 python experiments/results.py runs/mrpc-tiny-s0 …      keep these runs' summaries in experiments/results/
 python experiments/results.py runs/ablation/sst2-tiny … keep an ablation's summaries, as far as its table needs them
+python experiments/results.py runs/budgets/minilm …     keep a comparison of what a budget may remove
 python experiments/results.py runs/rates/sst2-tiny …    keep a sweep of firing rates
 python experiments/results.py                          make tables and figure again from the summaries kept
 python experiments/results.py --check                  exit code 1 where a page differs from what they give
@@ -14,10 +15,11 @@ import sys
 from pathlib import Path
 
 from energy_results import energy_table, pays_table, rate_figure, rate_tables, ratio_table
-from kept_results import KEPT, RATES, SWEPT, keep, keep_ablation, keep_rates, kept_in, summaries
+from kept_results import COMPARED, KEPT, RATES, SWEPT, keep, keep_ablation, keep_budgets, keep_rates, kept_in, summaries
 from result_tables import (
     NOTHING,
     ablation_tables,
+    budget_tables,
     compressed,
     compressed_table,
     on_glue,
@@ -53,6 +55,7 @@ def pages() -> dict[Path, str]:
         "rates": "\n\n".join(map(rate_tables, kept_in(RATES).values())) or NOTHING,
         "runs": run_table(found),
         "ablation": ablation_tables(),
+        "budgets": budget_tables(),
         "published": published_table(),
     }
     brief = {
@@ -104,7 +107,7 @@ def draw(found: list[dict]) -> None:
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", type=Path, help="folders of runs, ablations or sweeps of firing rates")
+    parser.add_argument("runs", nargs="*", type=Path, help="folders of runs, ablations, comparisons or sweeps")
     parser.add_argument("--check", action="store_true", help="write nothing")
     given = parser.parse_args(arguments)
     if given.check and given.runs:
@@ -120,7 +123,7 @@ def check() -> int:
 
 def make(runs: list[Path]) -> int:
     for run in runs:
-        kinds = {"summary.json": keep, SWEPT: keep_rates}
+        kinds = {"summary.json": keep, SWEPT: keep_rates, COMPARED: keep_budgets}
         next((own for file, own in kinds.items() if (run / file).is_file()), keep_ablation)(run)
     for page, text in pages().items():
         page.write_text(text, encoding="utf-8")

@@ -42,7 +42,9 @@ def script(tmp_path, monkeypatch):
             "seconds": 4.0,
             "budget": {"share": share, "reported": 0.99 * share, "why_not": ""},
         }
-        summary = {"teacher": {"main": 0.95}, "stages": {"budget": last, "finetune": last}, "final": "finetune"}
+        made = {"data": {"scored": {"select": 9}}, "hardware": "one GPU", "commit": "0123456789ab"}
+        stages = {"budget": last, "finetune": last}
+        summary = {"teacher": {"main": 0.95}, "stages": stages, "final": "finetune", **made}
         (directory / "summary.json").write_text(json.dumps(summary))
         return ""
 
@@ -64,7 +66,10 @@ def test_every_run_once_and_means_over_tasks_and_seeds(script, capsys) -> None:
     # means of 90 and 80 and of 80 and 70 by seed; the teacher's are 95
     assert "| 0.04 | all | 85.0 ± 7.1 | 75.0 ± 7.1 | 80.0 ± 7.1 | 15.0 ± 7.1 | 0.990 ± 0.000 | 8 ± 0 | 0 1 |" in table
     assert "| 0.04 | spatial | 84.0 ± 7.1 |" in table and table.count("| lowest |") == 2
+    assert "- 0.04: all less spatial, seed by seed: mean +1.000 ± 0.000 (above in 2 of 2)" in table
+    assert "Training examples held out by data.select" in table
     assert len(Path("runs/budgets/minilm-x/budgets.csv").read_text().splitlines()) == 1 + 16
+    assert len(script.finished(Path("runs/budgets/minilm-x"))) == 16
     script.started.clear()
     assert script.main(words) == 0 and script.started == []
     assert capsys.readouterr().out.count("| budget | way |") == 2

@@ -18,6 +18,7 @@ from energy_results import energy_table, pays_table, rate_figure, rate_tables, r
 from result_tables import (  # noqa: E402
     NOTHING,
     ablation_tables,
+    budget_tables,
     compressed_table,
     form,
     metrics_of,
@@ -73,6 +74,7 @@ def summary(**changes) -> dict:
 def nothing_kept(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(kept_results, "KEPT", tmp_path / "kept")
     monkeypatch.setattr(kept_results, "ABLATIONS", tmp_path / "kept" / "ablation")
+    monkeypatch.setattr(kept_results, "BUDGETS", tmp_path / "kept" / "budgets")
 
 
 def write(run: Path, found: dict) -> Path:
@@ -166,7 +168,7 @@ def test_generated_data_have_no_published_scores() -> None:
 
 
 def test_without_runs_the_tables_say_so() -> None:
-    assert run_table([]) == score_table([]) == compressed_table([]) == ablation_tables() == NOTHING
+    assert run_table([]) == score_table([]) == compressed_table([]) == ablation_tables() == budget_tables() == NOTHING
 
 
 def test_what_is_not_verified_is_marked() -> None:
@@ -192,6 +194,24 @@ def test_an_ablation_is_kept_and_shown_in_its_order(tmp_path) -> None:
     assert sorted(p.stem for p in kept_results.ABLATIONS.iterdir()) == ["sst2-minilm-dir", "sst2-minilm-dir-at-0.07"]
     heads = [line for line in ablation_tables().splitlines() if line.startswith("sst2")]
     assert [head.endswith(" · at-0.07") for head in heads] == [False, True]
+
+
+def test_a_comparison_of_budgets_is_kept(tmp_path) -> None:
+    folder = tmp_path / "budgets" / "minilm"
+    for task, way, score in (("sst2", "all", 0.86), ("sst2", "spatial", 0.84), ("stsb", "all", 0.9)):
+        own = summary(task=task)
+        own["stages"]["finetune"] |= {"main": score, "seconds": 8.0}
+        own["stages"]["finetune"]["budget"] = {"share": 0.04, "reported": 0.0404, "why_not": ""}
+        write(folder / f"{task}-s0" / f"0.04-{way}", own)
+    (folder / kept_results.COMPARED).write_text("")
+    kept_results.keep_budgets(folder)
+    shown = budget_tables()
+    assert "preset minilm" in shown and "Made on one GPU, commit `0123456789ab`." in shown
+    assert "| 0.04 | all | 86.0 | 90.0 | 88.0 | 2.0 | 1.010 ± 0.000 |" in shown
+    assert "| 0.04 | spatial | 84.0 | - | - | - | 1.010 |" in shown  # no mean without stsb
+    write(folder / "sst2-s1" / "0.04-all", own | {"commit": "0123456789ab-dirty"})
+    with pytest.raises(InputError, match="sst2, seed 1, 0.04-all: made by commit 0123456789ab-dirty"):
+        kept_results.keep_budgets(folder)
 
 
 def test_seeds_on_different_data_have_no_mean() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.snn.coding import CODINGS
 
 F64 = torch.float64
@@ -101,3 +104,28 @@ def test_a_reader_that_ends_first_does_not_see_the_rest(name, leak) -> None:
     changed[3:] = 9.0
     assert torch.equal(coding.read(pulses, 3, leak), coding.read(changed, 3, leak))
     assert torch.equal(coding.read(pulses, 3, leak), coding.read(pulses[:3], 3, leak))
+
+
+class OneDevice(TorchDispatchMode):
+    """Refuses operations between devices."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, torch.Tensor)]
+        devices = {x.device.type for x in tensors if x.dim()}  # a number may come from the host
+        assert len(devices) < 2, f"{func} between {devices}"
+        return out
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize("mode", ["spiking", "equilibrium"])
+@pytest.mark.parametrize("t_steps", [[3, 3, 3], [3, 2, 1], [1, 2, 3]], ids=str)
+def test_a_training_step_can_be_captured(coding, mode, t_steps, monkeypatch) -> None:
+    """A CUDA graph holds no copy from the host and reads no value back. A device without data knows both."""
+    sizes = {"vocab": 9, "positions": 8, "segments": 2, "hidden": 12, "layers": 2, "heads": 3, "ffn": 16, "classes": 2}
+    student = SpikingBert(**sizes, t_steps=t_steps, coding=coding, leak=0.9).to("meta").train()
+    monkeypatch.setattr(SpikingBert, "steps", t_steps)  # which a captured step has read before
+    ids = torch.zeros(2, 5, dtype=torch.long, device="meta")
+    with OneDevice():
+        outputs = student(ids, torch.ones_like(ids), torch.zeros_like(ids), mode=mode, rate=True)
+        (outputs.logits.sum() + sum(hidden.sum() for hidden in outputs.hidden)).backward()

@@ -38,7 +38,9 @@ def common(graphs: bool) -> dict:
     }
 
 
-def module(graphs: bool, losses: LossWeights = LOSSES, **student) -> DistillationModule:
+def module(
+    graphs: bool, losses: LossWeights = LOSSES, forward_mode: str = "equilibrium", **student
+) -> DistillationModule:
     torch.manual_seed(0)
     teacher = Teacher.scratch(scratch_config(vocab=60, positions=32, dropout=0.1, **SIZES))
     values = {"vocab": 60, "positions": 32, "segments": 2, "t_steps": 3, **SIZES, **student}
@@ -47,6 +49,7 @@ def module(graphs: bool, losses: LossWeights = LOSSES, **student) -> Distillatio
         teacher,
         losses=losses,
         layer_map=uniform_layer_map(2, 2),
+        forward_mode=forward_mode,
         **common(graphs),
     )
     return made.cuda().train()
@@ -81,12 +84,12 @@ def learnt(made: DistillationModule, here: dict, terms, precision: torch.dtype |
 
 
 @pytest.mark.parametrize("kind", [{}, {"weights": "ternary"}, {"residual": "membrane"}, {"sparse": True}], ids=str)
-@pytest.mark.parametrize("coding", ["accumulate", "running_mean"])
+@pytest.mark.parametrize("coding", ["accumulate", "running_mean", "per_step"])
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])
 def test_graphed_steps_equal_plain_ones(coding: str, precision: torch.dtype | None, kind: dict) -> None:
     """Two shapes; masks and synapses change before step 7, time steps, after an evaluation, before step
     10, the limit on additions at each."""
-    made = module(True, coding=coding, **kind)
+    made = module(True, forward_mode="spiking" if coding == "per_step" else "equilibrium", coding=coding, **kind)
     if made.student.weights == "ternary":
         made.student.set_strength(0.5)
     optimizer = torch.optim.SGD(made.student.parameters(), lr=0.05)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spikeprune.snn.neurons import asr
+from spikeprune.snn.neurons import asr, leak_weights
 
 
 class Coding(NamedTuple):
@@ -45,8 +45,8 @@ def hold(seen: Tensor, mean: Callable[[], Tensor], t_steps: int) -> Tensor:
 
 def _norms(t_steps: int, leak: float, like: Tensor) -> Tensor:
     """`S_t = sum_{i<=t} leak^(t-i)`, shaped `[T, 1, ...]` to broadcast over `like [T, ...]`."""
-    sums = [float(sum(leak**i for i in range(t))) for t in range(1, t_steps + 1)]
-    return torch.tensor(sums, dtype=like.dtype, device=like.device).view(-1, *[1] * (like.dim() - 1))
+    sums = leak_weights(t_steps, leak, like.device).flip(0).cumsum(0)
+    return sums.to(like.dtype).view(-1, *[1] * (like.dim() - 1))
 
 
 def read_step(pulses: Tensor, t_steps: int, leak: float) -> Tensor:

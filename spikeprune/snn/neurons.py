@@ -106,10 +106,11 @@ def simulable(t_steps: int) -> None:
         )
 
 
-def leak_weights(t_steps: int, leak: float) -> Tensor:
-    """`[T]` float64: `leak^(T-t)` for t = 1..T, the weight of step t in the ASR after T steps."""
+def leak_weights(t_steps: int, leak: float, device: torch.device | None = None) -> Tensor:
+    """`[T]` float64: `leak^(T-t)` for t = 1..T, the weight of step t in the ASR after T steps. Made on the device: a
+    copy to it cannot be captured in a CUDA graph."""
     simulable(t_steps)
-    return torch.tensor([leak ** (t_steps - t) for t in range(1, t_steps + 1)], dtype=torch.float64)
+    return leak ** torch.arange(t_steps - 1, -1, -1, dtype=torch.float64, device=device)
 
 
 def steps(x: Iterable[Tensor], theta: Tensor, neuron: Neuron, leak: float) -> Iterable[Tensor]:
@@ -124,7 +125,7 @@ def steps(x: Iterable[Tensor], theta: Tensor, neuron: Neuron, leak: float) -> It
 
 def asr(spikes: Tensor, leak: float = 1.0) -> Tensor:
     """Average spiking rate, `[T, ...]` -> `[...]`: `sum leak^(T-t) s[t] / sum leak^(T-t)` (SpikingBERT)."""
-    weights = leak_weights(len(spikes), leak).to(spikes)
+    weights = leak_weights(len(spikes), leak, spikes.device).to(spikes.dtype)
     return torch.tensordot(weights, spikes, dims=1) / weights.sum()
 
 

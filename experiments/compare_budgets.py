@@ -90,9 +90,10 @@ def run(args: argparse.Namespace) -> int:
         failed |= {key: text for key, text in zip(keys, pool.map(compressed, keys), strict=True) if text}
     found = {key: row(root, key) for key in keys if key not in failed}
     if found:
+        text = to_markdown(found)
         write_atomic(root / COMPARED, to_csv(list(found.values())))
-        write_atomic(root / "budgets.md", to_markdown(found))
-        print(to_markdown(found) + f"\nwritten to {root}/budgets.md and {COMPARED}")
+        write_atomic(root / "budgets.md", text)
+        print(f"{text}\nwritten to {root}/budgets.md and {COMPARED}")
     for name, text in failed.items():
         print(f"error: {' '.join(map(str, name))}: {text}", file=sys.stderr)
     return 2 if failed else 0
@@ -166,15 +167,31 @@ def row(root: Path, key: Key) -> dict[str, Any]:
         "t_steps": sum(last["t_steps"]),
         "seconds": sum(stage["seconds"] for name, stage in summary["stages"].items() if name in ("budget", "finetune")),
         "why_not": last["budget"]["why_not"],
-        "scored": " ".join(summary["data"].get("scored", ())),
+        "scored": " ".join(summary["data"]["scored"]),
+        "settings": summary["settings"],
         "hardware": summary["hardware"],
         "commit": summary["commit"],
     }
 
 
+def comparable(found: Mapping[Key, Mapping[str, Any]]) -> None:
+    """Raises InputError where some runs were scored on held-out examples and others not, and where the seeds of one
+    way had different settings (at the lowest energy each seed has a share of its own)."""
+    remedy = "a comparison with other settings needs a --tag"
+    if len({value["scored"] == SELECT for value in found.values()}) > 1:
+        raise InputError(f"some runs were scored with data.select and others without; {remedy}")
+    settings: dict[tuple[str, str, str], set[str]] = {}
+    for (task, budget, _, way), value in found.items():
+        if budget != LOWEST:
+            settings.setdefault((task, budget, way), set()).add(value["settings"])
+    if apart := [" ".join(key) for key, own in settings.items() if len(own) > 1]:
+        raise InputError(f"{apart[0]}: the seeds were run with different settings and have no mean; {remedy}")
+
+
 def to_markdown(found: Mapping[Key, Mapping[str, Any]]) -> str:
     """For each budget a line for each way: the mean score of each task, and of all tasks with its spread over seeds;
-    then, seed by seed, what is between the ways."""
+    then, seed by seed, what is between the ways. Raises InputError for runs that are not to be compared."""
+    comparable(found)
     tasks = list(dict.fromkeys(key[0] for key in found))
     head = ["budget", "way", *tasks, "mean", "below the teacher", "energy over target", "seconds", "seeds"]
     lines, means = [], {}
@@ -187,14 +204,15 @@ def to_markdown(found: Mapping[Key, Mapping[str, Any]]) -> str:
             for name in ("score", "below teacher")
         )
         means.setdefault(budget, {})[way] = [
-            {"seed": seed, "mean": score / 100} for seed, score in zip(seeds, scores, strict=True)
+            {"seed": seed, "mean": score / 100}
+            for seed, score in zip(seeds, scores, strict=True)  # as `paired` has it
         ]
         rows = [value for _, value in group]
         lines.append([budget, way, *map(spread, by_task), spread(scores), spread(gaps)])
         lines[-1].append(spread([v["energy"] / v["target"] for v in rows], "{:.3f}".format))
         lines[-1].append(spread([v["seconds"] for v in rows], "{:.0f}".format))
         lines[-1].append(" ".join(map(str, seeds)))
-    selected = {value["scored"] for value in found.values()} == {SELECT}
+    selected = any(value["scored"] == SELECT for value in found.values())
     where = "Training examples held out by data.select" if selected else "Dev split"
     notes = ["", f"{where}, × 100; ± is the standard deviation over seeds, of `mean` that of the mean of all tasks."]
     for budget, ways in means.items():

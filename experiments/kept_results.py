@@ -75,9 +75,12 @@ def keep_ablation(folder: Path) -> None:
 
 def keep_budgets(folder: Path) -> None:
     """Keep the rows of a comparison by `compare_budgets.py`, under its preset and tag."""
-    from compare_budgets import finished
+    from compare_budgets import comparable, finished
 
     found = finished(folder)
+    if not found:
+        raise InputError(f"{folder}: no finished run, <task>-s<seed>/<budget>-<way>/summary.json")
+    comparable(found)
     for (task, budget, seed, way), row in found.items():
         jsonfile.refuse_changed_tree(row["commit"], f"{folder}: {task}, seed {seed}, {budget}-{way}")
     BUDGETS.mkdir(parents=True, exist_ok=True)

@@ -42,7 +42,9 @@ def script(tmp_path, monkeypatch):
             "seconds": 4.0,
             "budget": {"share": share, "reported": 0.99 * share, "why_not": ""},
         }
-        made = {"data": {"scored": {"select": 9}}, "hardware": "one GPU", "commit": "0123456789ab"}
+        scored = {"validation": 9} if "data.select=0" in overrides else {"select": 9}
+        settings = " ".join([*overrides, *(word for word in own if "seed" not in word and "run." not in word)])
+        made = {"data": {"scored": scored}, "hardware": "one GPU", "commit": "0123456789ab", "settings": settings}
         stages = {"budget": last, "finetune": last}
         summary = {"teacher": {"main": 0.95}, "stages": stages, "final": "finetune", **made}
         (directory / "summary.json").write_text(json.dumps(summary))
@@ -85,3 +87,23 @@ def test_what_fails_is_named_and_the_rest_compared(script, capsys) -> None:
 def test_a_budget_behind_other_compression_is_not_compared(script, capsys) -> None:
     assert script.main(["preset=minilm", "stages.budget.epochs=6"]) == 2
     assert "spatial and temporal would run before it" in capsys.readouterr().err and not script.started
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"--seeds": "1", "words": "data.select=0"}, "some runs were scored with data.select and others without"),
+        ({"--seeds": "1", "words": "data.replace_words=0.2"}, "sst2 0.04 all: the seeds were run with different"),
+        ({"--budgets": "lowest", "--seeds": "1", "words": "data.replace_words=0.2"}, ""),
+    ],
+)
+def test_runs_of_other_settings_are_not_compared(script, other, said, capsys) -> None:
+    """The finished ones are taken as they are; only a comparison of both meets the difference."""
+    words = {"--tasks": "sst2", "--seeds": "0", "--budgets": "0.04", "--ways": "all"} | other
+    extra = words.pop("words")
+    arguments = [part for pair in words.items() for part in pair]
+    assert script.main([*arguments, "--seeds", "0"]) == 0 and script.main([*arguments, extra]) == 0
+    before = Path("runs/budgets/tiny/budgets.md").read_text()
+    assert script.main([*arguments, "--seeds", "0 1"]) == (2 if said else 0)
+    assert said in capsys.readouterr().err
+    assert (Path("runs/budgets/tiny/budgets.md").read_text() == before) == bool(said)

@@ -196,15 +196,18 @@ def test_an_ablation_is_kept_and_shown_in_its_order(tmp_path) -> None:
     assert [head.endswith(" · at-0.07") for head in heads] == [False, True]
 
 
-def test_a_comparison_of_budgets_is_kept(tmp_path) -> None:
+def test_a_comparison_of_budgets_is_kept(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(results, "pages", dict)
+    monkeypatch.setattr(results, "draw", lambda _: None)
     folder = tmp_path / "budgets" / "minilm"
     for task, way, score in (("sst2", "all", 0.86), ("sst2", "spatial", 0.84), ("stsb", "all", 0.9)):
         own = summary(task=task)
+        own["data"]["scored"] = {"validation": 872}
         own["stages"]["finetune"] |= {"main": score, "seconds": 8.0}
         own["stages"]["finetune"]["budget"] = {"share": 0.04, "reported": 0.0404, "why_not": ""}
         write(folder / f"{task}-s0" / f"0.04-{way}", own)
-    (folder / kept_results.COMPARED).write_text("")
-    kept_results.keep_budgets(folder)
+    (folder / kept_results.COMPARED).touch()
+    results.make([folder])
     shown = budget_tables()
     assert "preset minilm" in shown and "Made on one GPU, commit `0123456789ab`." in shown
     assert "| 0.04 | all | 86.0 | 90.0 | 88.0 | 2.0 | 1.010 ± 0.000 |" in shown
@@ -212,6 +215,8 @@ def test_a_comparison_of_budgets_is_kept(tmp_path) -> None:
     write(folder / "sst2-s1" / "0.04-all", own | {"commit": "0123456789ab-dirty"})
     with pytest.raises(InputError, match="sst2, seed 1, 0.04-all: made by commit 0123456789ab-dirty"):
         kept_results.keep_budgets(folder)
+    with pytest.raises(InputError, match="no finished run"):
+        kept_results.keep_budgets(tmp_path)
 
 
 def test_seeds_on_different_data_have_no_mean() -> None:

@@ -18,6 +18,7 @@ from spikeprune.snn.call import shorter
 
 KINDS = ("heads", "ffn", "steps")  # of gated units
 BETA, LOW, HIGH = 2 / 3, -0.1, 1.1  # temperature and stretch of the paper
+CLOSE = TOLERANCE / 4  # of the goal: each further unit is one more forward of all sentences
 SKIPS = 8  # large units that may be passed over so that the masks come nearer to the goal
 
 
@@ -67,27 +68,30 @@ def floor_of(student: SpikingBert, scores: Tensor, fixed: Tensor, *, min_heads: 
 def keep_within(student: SpikingBert, scores: Tensor, floor: Tensor, meter: CostMeter, goal: float) -> float:
     """Keep `floor` and as many units of the highest scores as the measured cost allows; returns that cost.
 
-    The longest start of the ranking that costs at most `goal` is found by bisection. Where that leaves more than
-    TOLERANCE of it, the next unit is a large one: it is passed over, SKIPS times at most.
+    How long a start of the ranking that is, is found by bisection, which ends within CLOSE of the goal. Where the
+    longest one leaves more than TOLERANCE of it, the next unit is a large one: it is passed over, SKIPS times at most.
     """
     ranked = scores.masked_fill(floor > 0, -torch.inf)
     order = ranked.argsort(descending=True, stable=True)[: int((ranked > -torch.inf).sum())].tolist()
 
-    def value(count: int) -> float:
+    def keep(count: int) -> None:
         units = floor.clone()
         units[order[:count]] = 1
         set_masks(student, units)
+
+    def value(count: int) -> float:
+        keep(count)
         return meter.value(student)
 
     fits, cost, skipped = 0, value(0), 0
     while True:
         over = len(order) + 1
-        while over - fits > 1:
+        while over - fits > 1 and cost < goal * (1 - CLOSE):
             middle = (over + fits) // 2
             here = value(middle)
             fits, over, cost = (middle, over, here) if here <= goal else (fits, middle, cost)
-        if fits == len(order) or cost > goal or cost >= goal * (1 - TOLERANCE) or skipped == SKIPS:
-            value(fits)
+        if fits == len(order) or cost >= goal * (1 - TOLERANCE) or skipped == SKIPS:
+            keep(fits)
             return cost
         order.pop(fits)
         skipped += 1

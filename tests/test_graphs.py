@@ -118,6 +118,18 @@ def test_graphed_steps_equal_plain_ones(coding: str, precision: torch.dtype | No
     assert replayed == [False] * 4 + [True] * 6 + [False] * 4 + [True] * 4
 
 
+def test_dropped_graphs_give_their_memory_back() -> None:
+    """Each change of state has a new pool of memory; the device holds one at a time."""
+    made, held = module(True), []
+    for t_steps in (3, 2, 3, 2):
+        made.student.set_t_steps(t_steps)
+        for step in range(PATIENCE + 1):
+            learnt(made, batch(24, step), lambda b: made.graphed(b, made.python_state()), None)
+        assert made.graphed.captured
+        held.append(torch.cuda.memory_reserved())
+    assert held[-1] == held[1], held
+
+
 @pytest.mark.parametrize("coding", ["accumulate", "running_mean"])
 def test_graphed_steps_learn_gates_as_plain_ones(coding: str) -> None:
     """Noise and target change at each step, which units are learnt before step 6."""

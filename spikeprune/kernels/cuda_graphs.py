@@ -43,8 +43,8 @@ class GraphedTerms:
 
     def __call__(self, batch: Batch, state: Hashable) -> Terms:
         if state != self.state:
-            self.state, self.captured, self.pool = state, {}, None  # a pool whose graphs are gone cannot be used again
-            self.seen.clear()
+            self.drop()
+            self.state = state
         shape = tuple((name, tensor.shape) for name, tensor in batch.items())
         if shape not in self.captured:
             self.seen[shape] += 1
@@ -58,6 +58,14 @@ class GraphedTerms:
         self.learnt = step.learnt
         # the next replay overwrites these outputs
         return dict(zip(step.terms, torch.stack(list(step.terms.values())).unbind(), strict=True))
+
+    def drop(self) -> None:
+        """Forget the graphs. Nothing can use a pool whose graphs are gone, so its memory is returned to the device, for
+        other processes too."""
+        held, self.captured, self.pool = bool(self.captured), {}, None
+        self.seen.clear()
+        if held:
+            torch.cuda.empty_cache()
 
     def backward(self, loss: Tensor) -> None:
         """Gives the parameters the gradients of the `loss` that the last call returned."""

@@ -176,7 +176,8 @@ def test_figures_are_drawn_and_reproducible(tmp_path):
         again = results_figure([make_summary()], tmp_path / "b.svg").read_text()
     assert drawn == again
     assert all(
-        text in drawn for text in ("not GLUE scores", "dense teacher", "÷20  -2.5", "times less energy per sentence")
+        text in drawn
+        for text in ("not GLUE scores", "dense teacher", "tiny (embedded)", "-2.5", "times less energy per sentence")
     )
     assert "internal_kd" not in drawn  # before the uncompressed student
     shorter = make_summary()

@@ -1,7 +1,7 @@
 """Two figures of quality against energy: from `summary.json` files, and of the trials of a sweep.
 
-Colours: Okabe & Ito's palette, which colour-blind readers tell apart. matplotlib is loaded on use. The suffix of the
-path (.png, .svg, .pdf) chooses the format.
+Colours: Okabe & Ito's palette and a grey, which colour-blind readers tell apart. matplotlib is loaded on use. The
+suffix of the path (.png, .svg, .pdf) chooses the format.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any
 from spikeprune.report.numbers import digits, energy_unit
 from spikeprune.report.tables import NOT_GLUE
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 INK = "#333333"
+LOWEST = 15.0  # points below the teacher that a panel shows
 
 
 def new_figure(width: float, height: float):
@@ -46,47 +47,82 @@ def save_figure(figure, path: str | Path) -> Path:
 
 def results_figure(summaries: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     """Main metric in points above the run's own dense teacher, over how many times less energy a sentence takes
-    (logarithmic): the uncompressed student, then each later stage; the last one is a star.
+    (logarithmic): the uncompressed student, then each later stage; the last one is a star. One panel for each task.
 
-    A colour for each task, data, preset, kind of weights and budget. Of several seeds it is their mean, with a small
-    star for each.
+    A colour for each data, preset, kind of weights and budget, the same in all panels. Of several seeds it is their
+    mean, with a small star for each.
     """
-    figure = new_figure(7.2, 4.4)
-    axes = figure.add_subplot()
-    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}  # of the same stages, or they have no mean
-    for summary in summaries:
-        groups.setdefault((_kind(summary), *summary["stages"]), []).append(summary)
-    marks, everything = [], []
-    for ((label, *_), group), colour in zip(groups.items(), cycle(COLOURS), strict=False):
-        tracks = [_track(summary) for summary in group]
-        mean = [tuple(map(fmean, zip(*points, strict=True))) for points in zip(*tracks, strict=True)]
-        for track in tracks if len(tracks) > 1 else []:
-            axes.scatter(*track[-1], s=60, marker="*", color=colour, alpha=0.5, linewidth=0, zorder=2)
-        axes.plot(*zip(*mean, strict=True), color=colour, linewidth=1.8, marker="o", markeredgecolor="white", zorder=3)
-        axes.scatter(*mean[-1], s=210, marker="*", color=colour, edgecolor="white", zorder=4)
-        seeds = f", {len(group)} seeds" if len(group) > 1 else ""
-        axes.plot([], [], color=colour, marker="o", label=f"{label}{seeds}")
-        marks.append((f"÷{mean[-1][0]:.3g}  {mean[-1][1]:+.1f}", *mean[-1]))
-        everything += [*mean, *(track[-1] for track in tracks)]
-    less, gaps = zip(*everything, strict=True)
-    axes.axhline(0, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), alpha=0.6, zorder=1, label="dense teacher")
-    axes.set(xscale="log", xlim=(min(less) / 1.5, max(less) * 1.7), ylim=(min(*gaps, 0) - 0.7, max(*gaps, 0) + 0.9))
-    axes.set_xlabel("times less energy per sentence than the dense teacher", color=INK)
-    axes.set_ylabel("points above the teacher", color=INK)
-    _plain(axes, (1, 2, 5))
-    axes.set_title("\n".join(["Quality and energy", *_warnings(summaries)]), loc="left", fontsize=10, color=INK)
-    axes.legend(frameon=False, fontsize=8.5)
-    _label(figure, axes, marks)
+    tasks = list(dict.fromkeys(summary["task"] for summary in summaries))
+    kinds = _kinds(summaries)
+    colours = dict(zip(sorted(set(kinds)), cycle(COLOURS), strict=False))
+    columns = min(3, len(tasks))
+    rows = -(-len(tasks) // columns)
+    figure = new_figure(max(7.2, 3.4 * columns), (4.0 if rows == 1 else 2.8 * rows) + 0.1 * len(colours))
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    marks = [
+        _panel(axes, task, [pair for pair in zip(kinds, summaries, strict=True) if pair[1]["task"] == task], colours)
+        for axes, task in zip(panels, tasks, strict=False)
+    ]
+    for axes in panels[len(tasks) :]:
+        axes.remove()
+    for axes in panels[max(0, len(tasks) - columns) : len(tasks)]:
+        axes.set_xlabel("times less energy per sentence", color=INK)
+    figure.supylabel("points above the dense teacher (dashed)", fontsize=10, color=INK)
+    if warnings := _warnings(summaries):
+        figure.suptitle("\n".join(warnings), fontsize=10, color=INK)
+    for kind, colour in colours.items():
+        panels[0].plot([], [], color=colour, marker="o", label=kind)
+    figure.legend(loc="outside lower center", ncols=min(columns, len(colours)), frameon=False, fontsize=8.5)
+    for axes, own in zip(panels, marks, strict=False):
+        _label(figure, axes, own)
     return save_figure(figure, path)
 
 
-def _kind(summary: Mapping[str, Any]) -> str:
-    final = summary["stages"][summary["final"]]
-    weights = final.get("encoder_weights", {}).get("kind", "float")
-    few_bits = "" if weights == "float" else f", {weights} weights"
-    budget = f", budget {final['budget']['share']:g}" if "budget" in final else ""
-    generated = " (embedded)" if summary["data"]["source"] == "embedded" else ""
-    return f"{summary['task']}{generated}, preset {summary['preset']}{few_bits}{budget}"
+def _panel(
+    axes, task: str, summaries: Sequence[tuple[str, Mapping[str, Any]]], colours: Mapping[str, str]
+) -> list[tuple[str, float, float]]:
+    """Draws one task's summaries, each after its kind; the text and place of each last point. What is more than LOWEST
+    points below its teacher is a triangle at the edge."""
+    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}  # of the same stages, or they have no mean
+    for kind, summary in summaries:
+        groups.setdefault((kind, *summary["stages"]), []).append(summary)
+    marks, everything = [], [(1.0, 0.0)]
+    for (kind, *_), group in groups.items():
+        colour, tracks = colours[kind], [_track(summary) for summary in group]
+        mean = [tuple(map(fmean, zip(*points, strict=True))) for points in zip(*tracks, strict=True)]
+        shown = [(less, max(gap, -LOWEST)) for less, gap in mean]
+        for track in tracks if len(tracks) > 1 else []:
+            axes.scatter(*track[-1], s=60, marker="*", color=colour, alpha=0.5, linewidth=0, zorder=2)
+        axes.plot(*zip(*shown, strict=True), color=colour, linewidth=1.8, marker="o", markeredgecolor="white", zorder=3)
+        below = shown[-1] != mean[-1]
+        marker, size = ("v", 90) if below else ("*", 210)
+        axes.scatter(*shown[-1], s=size, marker=marker, color=colour, edgecolor="white", zorder=4)
+        marks.append((f"{mean[-1][1]:+.1f}", *shown[-1]))
+        everything += [*shown, *((less, max(gap, -LOWEST)) for less, gap in (track[-1] for track in tracks))]
+    less, gaps = zip(*everything, strict=True)
+    axes.axhline(0, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), alpha=0.6, zorder=1)
+    axes.set(xscale="log", xlim=(min(less), max(less) * 2.5), ylim=(min(gaps) - 1.2, max(gaps) + 1.2))
+    _plain(axes, (1,) if max(less) > 30 else (1, 2, 5))
+    axes.set_title(task, loc="left", fontsize=10, color=INK)
+    return marks
+
+
+def _kinds(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What each is of; residual connections are named where a preset has been run with several."""
+    own = [summary.get("student", {}).get("residual", "unknown") for summary in summaries]  # older runs do not say
+    residuals: dict[str, set[str]] = {}
+    for summary, residual in zip(summaries, own, strict=True):
+        residuals.setdefault(summary["preset"], set()).add(residual)
+    kinds = []
+    for summary, residual in zip(summaries, own, strict=True):
+        final, preset = summary["stages"][summary["final"]], summary["preset"]
+        parts = [f"{preset} (embedded)" if summary["data"]["source"] == "embedded" else str(preset)]
+        parts += [f"{residual} residuals"] * (len(residuals[preset]) > 1)
+        weights = final.get("encoder_weights", {}).get("kind", "float")
+        parts += [f"{weights} weights"] * (weights != "float")
+        parts += [f"budget {final['budget']['share']:g}"] if "budget" in final else []
+        kinds.append(", ".join(parts))
+    return kinds
 
 
 def _track(summary: Mapping[str, Any]) -> list[tuple[float, float]]:

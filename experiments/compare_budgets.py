@@ -34,6 +34,7 @@ from spikeprune.errors import InputError, nearest
 from spikeprune.experiment import streams
 from spikeprune.files import jsonfile
 from spikeprune.files.atomic import write_atomic
+from spikeprune.pruning.budget import TOLERANCE
 from spikeprune.report.ablation import paired, to_csv
 from spikeprune.report.markdown import table
 from spikeprune.report.numbers import spread
@@ -217,8 +218,12 @@ def to_markdown(found: Mapping[Key, Mapping[str, Any]]) -> str:
     notes = ["", f"{where}, × 100; ± is the standard deviation over seeds, of `mean` that of the mean of all tasks."]
     for budget, ways in means.items():
         notes += [line.replace("- ", f"- {budget}: ", 1) for line in paired(ways, {"mean": "mean"})]
-    off = [f"- {' '.join(map(str, key))}: {v['why_not']}" for key, v in found.items() if v["why_not"]]
-    return "\n".join([table(head, lines), *notes, *off]) + "\n"
+    shares = [value["energy"] / value["target"] for value in found.values() if value["why_not"]]
+    if shares:
+        farthest = max(shares, key=lambda share: abs(share - 1))
+        many = f"{len(shares)} of {len(found)} runs miss their target by more than {TOLERANCE:.0%} or are above it"
+        notes += ["", f"{many}, the farthest with {farthest:.3f} of it; their own reports say why."]
+    return "\n".join([table(head, lines), *notes]) + "\n"
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def test_the_names_in_checks_are_those_of_the_registries() -> None:
         (97.9, 97.9, 100.0, "the stage began below the target"),
         (97.9, 97.9, 100.1, "firing rates fell after the last decision"),
         (97.9, 97.9, None, "firing rates fell after the last decision"),
-        (99.0, 102.1, 90.0, "measured on 7 training sentences, the report on the dev split"),
+        (99.0, 102.1, 90.0, "measured on 7 training sentences, the report on those that are scored"),
     ],
 )
 def test_why_a_cost_is_off_its_goal(value, reported, start, why) -> None:

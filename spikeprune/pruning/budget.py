@@ -132,7 +132,8 @@ def in_words(value: float, *, target: str, relative_to: str, unit: float) -> str
 
 def shortfall(value: float, reported: float, *, goal: float, start: float | None, sentences: int) -> str:
     """Why the cost of a finished stage is not within TOLERANCE of its goal; empty if it is. `value`: as the budget
-    measured it on `sentences` training sentences; `reported`: on the dev split; `start`: before the first decision."""
+    measured it on `sentences` training sentences; `reported`: on those that are scored; `start`: before the first
+    decision."""
     off = value / goal - 1
     if off > 0:
         return "nothing is left that the floors allow to remove"
@@ -141,7 +142,7 @@ def shortfall(value: float, reported: float, *, goal: float, start: float | None
     if -off > TOLERANCE:
         return "firing rates fell after the last decision, or the next unit to return would exceed the target"
     if abs(reported / goal - 1) > TOLERANCE:
-        return f"the budget was measured on {sentences} training sentences, the report on the dev split"
+        return f"the budget was measured on {sentences} training sentences, the report on those that are scored"
     return ""
 
 

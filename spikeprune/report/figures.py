@@ -117,7 +117,7 @@ def _kinds(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
     for summary, residual in zip(summaries, own, strict=True):
         final, preset = summary["stages"][summary["final"]], summary["preset"]
         parts = [f"{preset} (embedded)" if summary["data"]["source"] == "embedded" else str(preset)]
-        parts += [f"{residual} residuals"] * (len(residuals[preset]) > 1)
+        parts += [f"residual={residual}"] * (len(residuals[preset]) > 1)
         weights = final.get("encoder_weights", {}).get("kind", "float")
         parts += [f"{weights} weights"] * (weights != "float")
         parts += [f"budget {final['budget']['share']:g}"] if "budget" in final else []

@@ -31,6 +31,7 @@ RECOVER = 0.25  # last share of the epochs that only trains, where `end` is not 
 FALL = 0.75  # share of the learning epochs in which the target falls to the goal; in the rest gates settle there
 WARMUP = 0.25  # share of the epochs in which the multiplier of a stage without gates finds its size
 SLACK = 0.1  # share of the goal above it that the multiplier is trusted to remove by firing rates
+APART = 100  # fewest optimizer steps between two measurements, each of which takes as long as some tens of them
 
 
 class BudgetPruning(EpochSchedule):
@@ -168,6 +169,11 @@ class BudgetPruning(EpochSchedule):
         return falling(max(0, step - self.first) / self.fall, begin=self.start, end=goal)
 
     # ------------------------------------------------------------------------------------------------------ decisions
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        every = -(-APART // trainer.num_training_batches)
+        if (trainer.current_epoch - self.settle) % every == 0 or trainer.current_epoch == self.begin:
+            super().on_train_epoch_start(trainer, pl_module)
 
     def decide(self, trainer: L.Trainer, module: L.LightningModule, progress: float) -> None:
         student, gates, meter = student_of(module), self.gates, self.cost_meter(trainer, module)

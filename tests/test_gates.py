@@ -27,6 +27,7 @@ from spikeprune.pruning.gates import (
     shorten,
 )
 from spikeprune.snn.call import shorter
+from spikeprune.training.callbacks import budget as budgets
 from spikeprune.training.callbacks.budget import BudgetPruning
 from spikeprune.training.gates import Gates
 from spikeprune.training.objective import AdditionsTerm
@@ -211,6 +212,12 @@ class Learning(Module):
         return self.sample_loss(batch, outputs).mean() + self.gates.penalty(outputs, tokens(batch))
 
 
+@pytest.fixture(autouse=True)
+def decide_often(monkeypatch) -> None:
+    """At each epoch of few steps."""
+    monkeypatch.setattr(budgets, "APART", 1)
+
+
 def callback(share: float, **options) -> BudgetPruning:
     common = {
         "min_ffn": 4,
@@ -323,3 +330,17 @@ def test_when_it_decides(epochs, when, monkeypatch) -> None:
     made.setup(SimpleNamespace(max_epochs=epochs), Learning(make()), "fit")
     assert (made.begin, made.settle, made.last) == when and not made.learn
     assert budget(context, "budget")[0].learn
+
+
+@pytest.mark.parametrize(("steps", "epochs"), [(100, range(9)), (99, [0, 2, 4, 6, 8]), (34, [0, 1, 4, 7])])
+def test_measurements_are_apart(steps, epochs, monkeypatch) -> None:
+    """By 100 steps or more, but for the first, and at the epoch in which units are fixed."""
+    monkeypatch.setattr(budgets, "APART", 100)
+    mine, decided = callback(0.1, settle=4, end=6), []
+    monkeypatch.setattr(mine, "decide", lambda trainer, *_: decided.append(trainer.current_epoch))
+    for epoch in range(9):
+        trainer = SimpleNamespace(current_epoch=epoch, max_epochs=9, sanity_checking=False, num_training_batches=steps)
+        if epoch == 0:
+            mine.setup(trainer, Learning(make()), "fit")
+        mine.on_train_epoch_start(trainer, Learning(make()))
+    assert decided == list(epochs)

@@ -46,6 +46,8 @@ class BudgetPruning(EpochSchedule):
     - Up to epoch `end` units leave or return where the measured cost has moved too far; when the last epoch ends a
       remaining excess is removed.
 
+    Where epochs are shorter than 100 optimizer steps some of them begin without a measurement.
+
     target              one of `pruning.budget.TARGETS`: ac (additions), energy, equal_bits (energy over that of the
                         same network computed densely at equal bits) or latency
     share               of the reference's cost, to end with

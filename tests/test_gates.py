@@ -158,6 +158,16 @@ def test_the_gradient_of_a_gate_of_steps_is_what_the_steps_change() -> None:
     assert layer.log_theta.grad is None
 
 
+@pytest.mark.parametrize(("excess", "moved"), [(-0.5, 0.03), (0.0, 0.03), (0.05, 0.045), (0.2, 0.09), (2.0, 0.1)])
+def test_gates_hurry_where_the_cost_is_behind(excess, moved) -> None:
+    """Adam's first step is its learning rate, here 30 / 1000; times 1 + 10 excess, and 0.1 at most."""
+    mine = gates(make(), steps=1000)
+    before = mine.log_alpha.detach().clone()
+    mine.log_alpha.grad, mine.multiplier.grad = torch.ones_like(before), torch.tensor(excess).to(before)
+    mine.step()
+    torch.testing.assert_close(before - mine.log_alpha, torch.full_like(before, moved))
+
+
 # ---------------------------------------------------------------------------------------------------------- hardening
 
 

@@ -27,8 +27,10 @@ from spikeprune.training.objective import AdditionsTerm
 OPEN = 3.0  # log_alpha at first: open in 99 % of the draws
 DAMPING = 20.0  # of the multiplier: it reacts to the present excess, not to the sum of all
 TRAVEL = 30.0  # distance that a gate can move while the target falls; from open to closed it is 6
-FASTEST = 0.1  # largest step of a gate
-HURRY = 10.0  # times an excess: how much larger a gate's step is, since those of a large network follow more slowly
+HURRY = (
+    10.0  # times an excess: by how much longer a gate's steps are, since the price of one of many is lost in the noise
+)
+FASTEST = 0.1  # longest step of a gate
 ASCENT = 100.0  # times an excess: how far the multiplier rises if that stays while the target falls
 CLIP = 0.1  # largest excess that the multiplier reacts to: gates need their time whatever it is
 
@@ -75,8 +77,8 @@ class Gates:
         self.multiplier = like.new_zeros(()).requires_grad_()
         self.target = like.new_ones(())
         self.factor = like.new_ones(())  # cost of an addition, in the unit of the target
-        self.lr = min(FASTEST, TRAVEL / max(1, steps))
-        self.optimizer = torch.optim.Adam([self.log_alpha], lr=self.lr)
+        self.pace = min(FASTEST, TRAVEL / max(1, steps))
+        self.optimizer = torch.optim.Adam([self.log_alpha], lr=self.pace)
         self.multiplier_lr = ASCENT / max(1, steps)
 
     def parameters(self) -> list[Tensor]:
@@ -138,16 +140,15 @@ class Gates:
         """Move gates down and the multiplier up their gradients, which are means over the processes."""
         if self.multiplier.grad is None:
             return
-        behind = distributed.mean(self.multiplier.grad)
-        excess = behind.clamp(-CLIP, CLIP)
+        excess = distributed.mean(self.multiplier.grad)
         # it falls faster than it rises, since below the target it costs quality for nothing
         size = torch.where(excess < 0, self.multiplier.clamp(min=1), 1.0)
-        self.multiplier.add_(self.multiplier_lr * excess * size).clamp_(min=0)
+        self.multiplier.add_(self.multiplier_lr * excess.clamp(-CLIP, CLIP) * size).clamp_(min=0)
         if self.learning and self.log_alpha.grad is not None:
             self.log_alpha.grad = distributed.mean(self.log_alpha.grad)
             before = self.log_alpha.clone()
             self.optimizer.step()
-            longer = (1 + HURRY * behind.relu()).clamp(max=FASTEST / self.lr)
+            longer = (1 + HURRY * excess.relu()).clamp(max=FASTEST / self.pace)
             self.log_alpha.copy_(before.lerp(self.log_alpha, longer))
         self.multiplier.grad = self.log_alpha.grad = None
 

@@ -27,9 +27,7 @@ from spikeprune.training.objective import AdditionsTerm
 OPEN = 3.0  # log_alpha at first: open in 99 % of the draws
 DAMPING = 20.0  # of the multiplier: it reacts to the present excess, not to the sum of all
 TRAVEL = 30.0  # distance that a gate can move while the target falls; from open to closed it is 6
-HURRY = (
-    10.0  # times an excess: by how much longer a gate's steps are, since the price of one of many is lost in the noise
-)
+HURRY = 10.0  # times an excess: by how much longer steps get, since the price of one gate of many is lost in noise
 FASTEST = 0.1  # longest step of a gate
 ASCENT = 100.0  # times an excess: how far the multiplier rises if that stays while the target falls
 CLIP = 0.1  # largest excess that the multiplier reacts to: gates need their time whatever it is

@@ -158,15 +158,14 @@ def test_the_gradient_of_a_gate_of_steps_is_what_the_steps_change() -> None:
     assert layer.log_theta.grad is None
 
 
-@pytest.mark.parametrize("gradient", [0.0, 1.0])
-@pytest.mark.parametrize(("excess", "closed"), [(-0.5, 0.0), (0.0, 0.0), (0.2, 0.006), (2.0, 0.06)])
-def test_gates_close_where_the_cost_is_behind(excess, closed, gradient) -> None:
-    """By 30 / 1000 of the excess, whatever their gradients; Adam's first step is its learning rate, here 30 / 1000."""
+@pytest.mark.parametrize(("excess", "moved"), [(-0.5, 0.03), (0.0, 0.03), (0.05, 0.045), (0.2, 0.09), (2.0, 0.1)])
+def test_gates_hurry_where_the_cost_is_behind(excess, moved) -> None:
+    """Adam's first step is its learning rate, here 30 / 1000; times 1 + 10 excess, and 0.1 at most."""
     mine = gates(make(), steps=1000)
     before = mine.log_alpha.detach().clone()
-    mine.log_alpha.grad, mine.multiplier.grad = torch.full_like(before, gradient), torch.tensor(excess).to(before)
+    mine.log_alpha.grad, mine.multiplier.grad = torch.ones_like(before), torch.tensor(excess).to(before)
     mine.step()
-    torch.testing.assert_close(before - mine.log_alpha, torch.full_like(before, closed + 0.03 * gradient))
+    torch.testing.assert_close(before - mine.log_alpha, torch.full_like(before, moved))
 
 
 # ---------------------------------------------------------------------------------------------------------- hardening
@@ -282,7 +281,7 @@ def test_the_goal_is_met_and_kept(kinds) -> None:
     assert meter().value(module.student) == mine.value <= goal
     assert not mine.gates.learning and set(masks_of(module.student).tolist()) <= {0.0, 1.0}
     assert ("steps" in kinds) or module.student.steps == [4, 4, 4]
-    assert module.logged["compress/multiplier"] == mine.gates.multiplier
+    assert module.logged["compress/multiplier"] == mine.gates.multiplier > 0
     assert module.student.heads[0, 1] == 0 and not module.student.ffn[1, 3:9].any()
     assert mine.report(mine.value)["goal"] == pytest.approx(goal)
 

@@ -27,6 +27,7 @@ from spikeprune.training.objective import AdditionsTerm
 OPEN = 3.0  # log_alpha at first: open in 99 % of the draws
 DAMPING = 20.0  # of the multiplier: it reacts to the present excess, not to the sum of all
 TRAVEL = 30.0  # distance that a gate can move while the target falls; from open to closed it is 6
+HURRY = 10.0  # times an excess: by how much longer steps get, since the price of one gate of many is lost in noise
 FASTEST = 0.1  # longest step of a gate
 ASCENT = 100.0  # times an excess: how far the multiplier rises if that stays while the target falls
 CLIP = 0.1  # largest excess that the multiplier reacts to: gates need their time whatever it is
@@ -143,9 +144,10 @@ class Gates:
         self.multiplier.add_(self.multiplier_lr * excess.clamp(-CLIP, CLIP) * size).clamp_(min=0)
         if self.learning and self.log_alpha.grad is not None:
             self.log_alpha.grad = distributed.mean(self.log_alpha.grad)
+            before = self.log_alpha.clone()
             self.optimizer.step()
-            # the price of one gate of many is lost in the noise of its gradient: behind the target all gates close
-            self.log_alpha.sub_(self.pace * excess.relu())
+            longer = (1 + HURRY * excess.relu()).clamp(max=FASTEST / self.pace)
+            self.log_alpha.copy_(before.lerp(self.log_alpha, longer))
         self.multiplier.grad = self.log_alpha.grad = None
 
     def settled(self) -> list[Tensor]:

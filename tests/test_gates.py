@@ -15,7 +15,7 @@ from spikeprune.errors import InputError
 from spikeprune.experiment.build.callbacks import budget
 from spikeprune.models.outputs import inputs_of
 from spikeprune.models.shape import student_shape
-from spikeprune.pruning.budget import TOLERANCE
+from spikeprune.pruning.budget import TOLERANCE, CostMeter
 from spikeprune.pruning.gates import (
     floor_of,
     keep_within,
@@ -284,6 +284,17 @@ def test_the_goal_is_met_and_kept(kinds) -> None:
     assert module.logged["compress/multiplier"] == mine.gates.multiplier > 0
     assert module.student.heads[0, 1] == 0 and not module.student.ffn[1, 3:9].any()
     assert mine.report(mine.value)["goal"] == pytest.approx(goal)
+
+
+def test_a_decision_measures_once(monkeypatch) -> None:
+    """Each measurement is a forward of all its sentences."""
+    measured, value = [], CostMeter.value
+    monkeypatch.setattr(CostMeter, "value", lambda *args: measured.append(1) or value(*args))
+    module, mine = Learning(make(1, (4, 4, 4))), callback(0.4 * meter().value(make(1, (4, 4, 4))))
+    fit(module, mine, epochs=range(2))
+    before = len(measured)
+    fit(module, mine, epochs=range(2, 3))
+    assert len(measured) == before + 1
 
 
 def test_steps_alone_and_latency() -> None:

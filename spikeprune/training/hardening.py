@@ -44,8 +44,9 @@ class Hardening:
         opened = (units >= 0.5).to(self.student.heads)
         set_masks(self.student, torch.maximum(opened, self.floor(self.scores())))
 
-    def harden(self, goal: float) -> None:
-        """The settled gates become weights, masks and steps within the goal; nothing is learnt by gates any more."""
+    def harden(self, goal: float) -> float:
+        """The settled gates become weights, masks and steps within the goal; nothing is learnt by gates any more.
+        Returns the cost."""
         self.gates.fold()
         self.expose()
         scores = self.scores()
@@ -55,17 +56,17 @@ class Hardening:
             places = self.least_steps()
             shorten(self.student, places)
             self.gates.reopen(places)
-        keep_within(self.student, scores, floor, self.meter, goal)
         self.gates.learning = False
+        return keep_within(self.student, scores, floor, self.meter, goal)
 
-    def adjust(self, fisher: Tensor, goal: float) -> None:
+    def adjust(self, fisher: Tensor, goal: float) -> float:
         """Remove the units of the smallest Fisher information `[L H + L F]` for their saving, or return those of the
-        largest."""
+        largest. Returns the cost."""
         saving = torch.cat([part.flatten() for part in self.meter.savings(self.student)]).to(fisher)
         kept = masks_of(self.student) > 0
         scores = torch.where(kept, fisher / saving.clamp(min=1e-30), -1 / fisher.clamp(min=1e-30))
         scores = self.without_pruned(scores)
-        keep_within(self.student, scores, self.floor(scores), self.meter, goal)
+        return keep_within(self.student, scores, self.floor(scores), self.meter, goal)
 
     def lowest(self) -> float:
         """The measured cost of the floors, in single steps; the student itself stays as it is."""

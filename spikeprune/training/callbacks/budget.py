@@ -180,20 +180,21 @@ class BudgetPruning(EpochSchedule):
     def decide(self, trainer: L.Trainer, module: L.LightningModule, progress: float) -> None:
         student, gates, meter = student_of(module), self.gates, self.cost_meter(trainer, module)
         hardening = self.hardening(trainer, module)
-        self.value = meter.value(student)
         if self.start is None:
-            self.start = self.value
+            self.start = meter.value(student)
             self.reference = self.start if self.reference is None else self.reference
             if self.start > self.goal:
                 lowest = hardening.lowest()
                 distributed.from_rank_zero(lambda: self.refuse_below(lowest))
         if gates.learning and trainer.current_epoch >= self.settle:
-            hardening.harden(self.goal)
+            self.value = hardening.harden(self.goal)
         elif gates.learning:
             hardening.expose()
-        elif trainer.current_epoch <= self.last and not -TOLERANCE <= self.value / self.goal - 1 <= SLACK:
-            self.adjust(trainer, module)
-        self.value = meter.value(student)
+            self.value = meter.value(student)
+        else:
+            self.value = meter.value(student)
+            if trainer.current_epoch <= self.last and not -TOLERANCE <= self.value / self.goal - 1 <= SLACK:
+                self.value = self.adjust(trainer, module)
         if gates.term is not None:
             additions = gates.term.mean(student, self.loss_batches(trainer, module), forward_mode(module))
             gates.calibrate(self.value, finite_mean(additions))
@@ -205,21 +206,21 @@ class BudgetPruning(EpochSchedule):
             self.value = meter.value(student)
             self.drift = self.value / self.goal - 1
             if self.gates.learning:
-                self.hardening(trainer, pl_module).harden(self.goal)
+                self.value = self.hardening(trainer, pl_module).harden(self.goal)
             elif self.drift > 0:
-                self.adjust(trainer, pl_module)
+                self.value = self.adjust(trainer, pl_module)
             take_from_rank_zero(student)
-            self.value = meter.value(student)
         self.log_state(pl_module)
 
-    def adjust(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Remove or return units by their Fisher information; latency is that of the steps, which stay."""
+    def adjust(self, trainer: L.Trainer, module: L.LightningModule) -> float:
+        """Remove or return units by their Fisher information, and return the cost; latency is that of the steps, which
+        stay."""
         if self.target == "latency":
-            return
+            return self.value
         batches = with_augmentation(self.loss_batches(trainer, module), module)
         stats = collect(student_of(module), batches, drawn, mode=forward_mode(module), seed=self.seed)
         fisher = finite_mean(torch.cat([stats.head_fisher.flatten(), stats.ffn_fisher.flatten()]))
-        self.hardening(trainer, module).adjust(fisher, self.goal)
+        return self.hardening(trainer, module).adjust(fisher, self.goal)
 
     def hardening(self, trainer: L.Trainer, module: L.LightningModule) -> Hardening:
         return Hardening(

@@ -173,7 +173,8 @@ def score_table(found: Sequence[dict], every: bool = True) -> str:
         lines.append(score_line(f"{name}, dense teacher", largest, 0, tasks))
         lines.append(score_line(f"{name}, spiking student", largest, 1, tasks))
         smaller = [group for group in own if compressed(group[0])]
-        for goal in sorted({setting_name(group[0])[0] for group in smaller}, reverse=True):
+        goals = sorted({setting_name(group[0])[0] for group in smaller}, reverse=True)
+        for goal in sorted(goals, key=lambda goal: " weights" in goal):  # few bits after float weights
             of_goal = {group[0]["task"]: group for group in smaller if setting_name(group[0])[0] == goal}
             lines.append(score_line(goal if "budget" in goal else f"{goal}, compressed", of_goal, 2, tasks))
     lines += [
@@ -185,7 +186,7 @@ def score_table(found: Sequence[dict], every: bool = True) -> str:
 
 
 def network_of(summary: dict) -> tuple[str, ...]:
-    return summary["preset"], *other_residuals(summary), *few_bits(summary), size(summary), summary["hardware"]
+    return summary["preset"], *other_residuals(summary), size(summary), summary["hardware"]
 
 
 def score_line(name: str, groups: Mapping[str, Group], place: int, tasks: Sequence[str]) -> list[str]:

@@ -9,6 +9,8 @@ import pytest
 from micro import GLUE
 
 from spikeprune.config.load import load
+from spikeprune.config.schema import Config
+from spikeprune.errors import InputError
 from spikeprune.experiment.context import RunContext
 
 
@@ -38,6 +40,29 @@ def test_epochs_are_added_until_the_steps_are_reached(examples, overrides, epoch
     assert ("spatial" in made.active()) == (epochs > 0)
     written = replace(made.config.stages.temporal, batch_size=made.config.data.batch_size)
     assert made.stage("temporal") == written  # one without steps
+
+
+def budgeted(*overrides: str) -> Config:
+    return load(GLUE, ["task=mrpc", "preset=tiny", "stages.budget.value=0.1", *overrides])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "epochs"),
+    [
+        ([], (0, 0, 8, 4)),
+        (["stages.spatial.epochs=2"], (2, 0, 3, 2)),  # it runs, and the budget takes the other's alone
+        (["stages.temporal.epochs=0"], (0, 0, 5, 3)),
+        (["stages.budget.epochs=6"], (5, 3, 6, 3)),
+    ],
+)
+def test_a_budget_takes_the_epochs_of_what_it_replaces(overrides, epochs) -> None:
+    stages = budgeted(*overrides).stages
+    assert tuple(getattr(stages, n).epochs for n in ("spatial", "temporal", "budget", "finetune")) == epochs
+
+
+def test_a_budget_without_epochs_is_refused() -> None:
+    with pytest.raises(InputError, match="whose epochs a budget takes, leave it none; give stages.budget.epochs"):
+        budgeted("stages.spatial.epochs=0", "stages.temporal.epochs=0")
 
 
 def test_the_configuration_itself_keeps_what_was_given() -> None:

@@ -24,7 +24,7 @@ from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.serialization import nbytes, stored_tensors
 from spikeprune.report.command_output import evaluation_lines
 from spikeprune.report.tables import summary_table
-from spikeprune.training.callbacks.quantization import WeightQuantization
+from spikeprune.training.callbacks.quantization import WeightQuantization, strength_of
 
 
 def quantized(name: str, strength: float = 1.0, **options) -> SpikingBert:
@@ -38,8 +38,8 @@ def play(callback: WeightQuantization, student: SpikingBert, epochs) -> list[flo
     for trainer.current_epoch in epochs:
         callback.on_train_epoch_start(trainer, module)
         callback.on_train_epoch_end(trainer, module)
-        history.append(student.quantized)
-        assert module.logged == {"compress/strength": student.quantized}
+        history.append(strength_of(student))
+        assert module.logged == {"compress/strength": strength_of(student)}
     return history
 
 
@@ -48,6 +48,13 @@ def test_strength_rises_in_a_line_and_ends_at_one() -> None:
     assert play(WeightQuantization(begin=0, end=0), make(weights="int8"), range(2)) == [1, 1]
     for end in range(1, 40):
         assert play(WeightQuantization(begin=0, end=end), quantized("binary", 0.1), range(end + 1))[-1] == 1
+
+
+def test_of_a_word_table_alone_too() -> None:
+    student = make(word_table="int8")
+    assert play(WeightQuantization(begin=0, end=3), student, range(4)) == [0.25, 0.5, 0.75, 1]
+    assert student.embedding.word.final
+    assert play(WeightQuantization(begin=0, end=3), student, range(4)) == [1] * 4  # a second stage does not lower it
 
 
 def test_a_second_stage_does_not_lower_it() -> None:

@@ -82,13 +82,20 @@ def resolve(path: str | Path, overrides: Iterable[str] = ()) -> tuple[Config, di
 
 def _budget(merge: Merge) -> None:
     """A budget without epochs of its own is the whole compression: it takes the epochs and steps of the stages spatial
-    and temporal, which are left out, and the stage finetune is half as long, since units are fixed at its own middle.
-    Its multiplier limits firing in place of the loss `additions`, unless it is a budget of latency, which firing does
-    not change. What the command line sets stays."""
+    and temporal, which are left out (one that the command line sets runs, and keeps its own), and the stage finetune is
+    half as long, since units are fixed at its own middle. Its multiplier limits firing in place of the loss
+    `additions`, unless it is a budget of latency, which firing does not change. What the command line sets stays."""
     if merge.value("stages.budget.value") is None:
         return
     if "stages.budget.epochs" not in merge.sources:
-        length = {n: [merge.value(f"stages.{stage}.{n}") or 0 for stage in ("spatial", "temporal")] for n in LENGTHS}
+        replaced = [s for s in ("spatial", "temporal") if merge.sources.get(f"stages.{s}.epochs") != COMMAND_LINE]
+        length = {n: [merge.value(f"stages.{stage}.{n}") or 0 for stage in replaced] for n in LENGTHS}
+        if not any(length["epochs"]):
+            merge.problem(
+                "stages.budget.value: the stages spatial and temporal, whose epochs a budget takes, leave it none; "
+                "give stages.budget.epochs"
+            )
+            return
         _rule({f"stages.budget.{n}": str(sum(length[n])) for n in LENGTHS}, merge)
         _rule({"stages.spatial.epochs": "0", "stages.temporal.epochs": "0"}, merge)
         if merge.value("stages.finetune.epochs"):

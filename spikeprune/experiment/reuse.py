@@ -20,7 +20,7 @@ from spikeprune.experiment.run_directory import WEIGHTS, RunDirectory
 # place of the task's data, whose fingerprint is compared.
 COMMON = ("task", "seed", "data", "teacher")
 STUDENT = ("student", "data.replace_words")  # … on every stage but the teacher's
-RUN = ("run.accelerator", "run.devices", "run.precision", "run.kernels", "run.deterministic")
+RUN = ("run.accelerator", "run.devices", "run.num_nodes", "run.precision", "run.kernels", "run.deterministic")
 CORPUS = ("data.corpus", "data.replace_words")
 PLACES = ("data.source", "data.dir", "data.hub", "data.train_file", "data.dev_file")
 

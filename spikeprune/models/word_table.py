@@ -28,9 +28,14 @@ class WordTable(nn.Embedding):
             self.register_buffer("strength", torch.zeros(()))
 
     @property
+    def quantized(self) -> float:
+        """`strength` as a number; 0 for a float table."""
+        return 0.0 if self.weights == "float" else self._read(self.strength, Tensor.item)
+
+    @property
     def final(self) -> bool:
         """Whether the rows are fully quantized."""
-        return self.weights != "float" and self._read(self.strength, Tensor.item) == 1
+        return self.quantized == 1
 
     @property
     def stored_bits(self) -> int:

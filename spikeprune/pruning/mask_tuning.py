@@ -131,7 +131,7 @@ def reader_inputs(
 
     hook = spiking_layer.register_forward_pre_hook(keep_last)
     try:
-        net(**inputs_of(batch), mode=mode)
+        net(**inputs_of(batch), mode=mode, scores=True)  # kernels of a whole network, which call no layer, have none
     finally:
         hook.remove()
     return inputs["spikes"], inputs["residual"]

@@ -21,6 +21,7 @@ from spikeprune.cost.shapes import Shape
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import Outputs
 from spikeprune.pruning.gates import KINDS, open_probability, sampled, settled_gate
+from spikeprune.snn.call import shorter
 from spikeprune.training import distributed
 from spikeprune.training.objective import AdditionsTerm
 
@@ -112,8 +113,7 @@ class Gates:
         heads, ffn, steps = student.heads, student.ffn, student.t_steps
         if self.learning:
             heads, ffn, open_steps = self.parts(open_probability(self.log_alpha))
-            closed = student.t_steps - (student.t_steps // 4).clamp(min=1)
-            closed = closed.clamp(min=1)
+            closed = shorter(student.t_steps)
             steps = closed + open_steps * (student.t_steps - closed)
         if self.term is None:
             return (steps.sum() if student.coding == "accumulate" else steps.max()).to(self.target)

@@ -65,7 +65,7 @@ class BudgetPruning(EpochSchedule):
     Example: `Trainer(callbacks=[BudgetPruning(target="energy", share=0.02)])`
     """
 
-    STATE = ("start", "value", "reference", "drift")  # in a checkpoint
+    STATE = ("start", "value", "reference", "drift", "counted")  # in a checkpoint
 
     def __init__(
         self,
@@ -80,7 +80,6 @@ class BudgetPruning(EpochSchedule):
         seed: int = 0,
         dense_shape: Shape | None = None,
         model: str = "convention",
-        begin: int = 0,
         settle: int | None = None,
         end: int | None = None,
         sentences: int = SENTENCES,
@@ -88,7 +87,7 @@ class BudgetPruning(EpochSchedule):
         reference: float | None = None,
         learn: bool = True,
     ):
-        super().__init__(begin=begin, end=end)
+        super().__init__(end=end)
         known("target", target, TARGETS)
         known("model", model, ENERGY_MODELS)
         known("relative_to", relative_to, ("dense", "student"))
@@ -102,16 +101,17 @@ class BudgetPruning(EpochSchedule):
         self.sentences, self.measured = sentences, measured
         self.batch_size, self.seed = batch_size, seed
         self.dense_shape, self.model = dense_shape, model
-        self.settle, self.reference, self.learn = settle, reference, learn
+        self.settle, self.given_end = settle, end
+        self.reference, self.learn = reference, learn
         self.start: float | None = None  # the cost before the first decision
         self.value: float | None = None  # the cost at the last measurement
         self.drift = 0.0  # the cost after the last step over the goal, less one
+        self.counted = measured  # sentences that the cost is measured on, of fewer in the training data these
         self.meter: CostMeter | None = None
         self.gates: Gates | None = None
         self.saved: dict[str, Any] | None = None  # of the gates, in a checkpoint
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        given = self.end is not None
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
@@ -122,9 +122,9 @@ class BudgetPruning(EpochSchedule):
                 "gates.penalty(outputs, tokens) to the loss"
             )
         epochs = trainer.max_epochs
-        self.last = self.end if given else max(self.begin, epochs - 1 - max(1, round(RECOVER * epochs)))
+        self.last = max(0, epochs - 1 - max(1, round(RECOVER * epochs))) if self.given_end is None else self.given_end
         settle = last_decision(SETTLED, epochs) if self.settle is None else self.settle
-        self.settle = max(min(settle, self.last), self.begin + 1)
+        self.settled = max(min(settle, self.last), 1)
         self.end = epochs - 1  # every epoch begins with a measurement
 
     @property
@@ -141,8 +141,8 @@ class BudgetPruning(EpochSchedule):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         student, batches = student_of(pl_module), trainer.num_training_batches
         term = AdditionsTerm(shapes.student_shape(student))
-        epochs = FALL * (self.settle - self.begin) if self.learn else WARMUP * trainer.max_epochs
-        self.first, self.fall = self.begin * batches, max(1, round(epochs * batches))
+        epochs = FALL * self.settled if self.learn else WARMUP * trainer.max_epochs
+        self.fall = max(1, round(epochs * batches))
         self.gates = Gates(
             student,
             kinds=("steps",) if self.target == "latency" else self.kinds,
@@ -168,13 +168,13 @@ class BudgetPruning(EpochSchedule):
         goal = self.goal if self.target == "latency" else self.goal * (1 - TOLERANCE / 2)
         if not self.gates.learning or self.start <= goal:
             return goal
-        return falling(max(0, step - self.first) / self.fall, begin=self.start, end=goal)
+        return falling(step / self.fall, begin=self.start, end=goal)
 
     # ------------------------------------------------------------------------------------------------------ decisions
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         every = -(-APART // trainer.num_training_batches)
-        if (trainer.current_epoch - self.settle) % every == 0 or trainer.current_epoch == self.begin:
+        if (trainer.current_epoch - self.settled) % every == 0 or trainer.current_epoch == 0:
             super().on_train_epoch_start(trainer, pl_module)
 
     def decide(self, trainer: L.Trainer, module: L.LightningModule, progress: float) -> None:
@@ -186,7 +186,7 @@ class BudgetPruning(EpochSchedule):
             if self.start > self.goal:
                 lowest = hardening.lowest()
                 distributed.from_rank_zero(lambda: self.refuse_below(lowest))
-        if gates.learning and trainer.current_epoch >= self.settle:
+        if gates.learning and trainer.current_epoch >= self.settled:
             self.value = hardening.harden(self.goal)
         elif gates.learning:
             hardening.expose()
@@ -246,6 +246,7 @@ class BudgetPruning(EpochSchedule):
                 model=ENERGY_MODELS[self.model],
                 mean=finite_mean,
             )
+            self.counted = self.meter.sentences
         return self.meter
 
     # ------------------------------------------------------------------------------------------------------ the report
@@ -271,7 +272,6 @@ class BudgetPruning(EpochSchedule):
     def report(self, reported: float) -> dict[str, Any]:
         """The stage's record of its budget, costs as shares of `unit`. `reported`: the student's cost in the meter's
         unit on the dev split."""
-        measured = self.meter.sentences if self.meter else self.measured
         return {
             "target": self.target,
             "of": self.relative_to,
@@ -281,7 +281,7 @@ class BudgetPruning(EpochSchedule):
             "reported": reported / self.unit,
             "drift": self.drift,
             "within": abs(reported / self.goal - 1) <= TOLERANCE,
-            "why_not": shortfall(self.value, reported, goal=self.goal, start=self.start, sentences=measured),
+            "why_not": shortfall(self.value, reported, goal=self.goal, start=self.start, sentences=self.counted),
         }
 
     def state_dict(self) -> dict[str, Any]:

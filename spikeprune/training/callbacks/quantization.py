@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 
 from spikeprune.errors import known
+from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.quantization import QUANTIZERS
 from spikeprune.models.variants import add_quantizer
 from spikeprune.training.callbacks.schedule import EpochSchedule
@@ -39,12 +40,12 @@ class WeightQuantization(EpochSchedule):
 
     def decide(self, trainer: L.Trainer, module: L.LightningModule, progress: float) -> None:
         student = student_of(module)
-        self.start = student.quantized if self.start is None else self.start
+        self.start = strength_of(student) if self.start is None else self.start
         student.set_strength(1 - (1 - self.start) * (1 - progress))  # in this order exactly 1 at progress 1
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """As in SpatialPruning."""
-        pl_module.log("compress/strength", student_of(pl_module).quantized)
+        pl_module.log("compress/strength", strength_of(student_of(pl_module)))
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "start": self.start}
@@ -52,3 +53,8 @@ class WeightQuantization(EpochSchedule):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.start = state["start"]
+
+
+def strength_of(student: SpikingBert) -> float:
+    """Of the encoder's matrices and of the word table, of which one may be float."""
+    return max(student.quantized, student.embedding.word.quantized)

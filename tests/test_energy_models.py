@@ -7,7 +7,7 @@ import torch
 from students import CODINGS, make, prune, sentences
 from test_cost import TINY, run, silent
 
-from spikeprune.cost.dense import dense, held_weights
+from spikeprune.cost.dense import dense, weight_counts
 from spikeprune.cost.energy_models import ENERGY_MODELS, per_bit
 from spikeprune.cost.kinds import KINDS, of_rows
 from spikeprune.cost.network import dense_network, level_bits, spiking_network
@@ -125,7 +125,7 @@ def test_listed_synapses_pay_for_their_places() -> None:
             torch.full((2, 2), 3.0), torch.full((2,), 2.0), torch.tensor([[1.0, 0, 0]] * 2), torch.full((3,), 2.0)
         )
     ]
-    held = held_weights(shape=TINY, heads=HEADS, ffn=FFN, links=links)
+    held = weight_counts(shape=TINY, heads=HEADS, ffn=FFN, links=links)
     assert held.tolist() == [0, 12 + 4 + 2 + 6, 4]
     listed = spiking(one_spike(), links=links)
     parts = ENERGY_MODELS["memory"].energy(listed)

@@ -225,7 +225,7 @@ class Learning(Module):
 @pytest.fixture(autouse=True)
 def decide_often(monkeypatch) -> None:
     """At each epoch of few steps."""
-    monkeypatch.setattr(budgets, "APART", 1)
+    monkeypatch.setattr(budgets, "MIN_STEPS_APART", 1)
 
 
 def callback(share: float, **options) -> BudgetPruning:
@@ -357,7 +357,7 @@ def test_when_it_decides(epochs, when, monkeypatch) -> None:
 @pytest.mark.parametrize(("steps", "epochs"), [(100, range(9)), (99, [0, 2, 4, 6, 8]), (34, [0, 1, 4, 7])])
 def test_measurements_are_apart(steps, epochs, monkeypatch) -> None:
     """By 100 steps or more, but for the first, and at the epoch in which units are fixed."""
-    monkeypatch.setattr(budgets, "APART", 100)
+    monkeypatch.setattr(budgets, "MIN_STEPS_APART", 100)
     mine, decided = callback(0.1, settle=4, end=6), []
     monkeypatch.setattr(mine, "decide", lambda trainer, *_: decided.append(trainer.current_epoch))
     for epoch in range(9):

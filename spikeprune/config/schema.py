@@ -49,7 +49,9 @@ class Run:
     devices: int = key(1, "processes per node, one per device; they share each training batch", check=AT_LEAST_1)
     num_nodes: int = key(1, "nodes", check=AT_LEAST_1)
     precision: str = key(
-        "32-true", "of training, in Lightning's names or tf32; measured in 32-true", choices=names.PRECISIONS
+        "32-true",
+        "of training, in Lightning's names or tf32; measured in 32-true (64-true: in this)",
+        choices=names.PRECISIONS,
     )
     kernels: str = key(
         "auto", "Triton kernels and CUDA graphs on a GPU, or plain PyTorch", choices=("auto", "torch", "triton")
@@ -155,7 +157,7 @@ class Losses:
     hard: float = key(0.0, "task loss on true labels", check=AT_LEAST_0)
     additions: float = key(0.0, "expected additions over the dense student's multiplications", check=AT_LEAST_0)
     additions_limit: float | None = key(
-        None, "additions are penalized above this share; reached gradually; null: 0", check=AT_LEAST_0
+        None, "additions are penalized above this share; in spatial reached gradually; null: 0", check=AT_LEAST_0
     )
     temperature: float = key(2.0, "of the soft term", check=ABOVE_0)
 

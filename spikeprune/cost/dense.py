@@ -89,7 +89,7 @@ def matrix_synapses(
     return (every * qkv).sum(), (channels * out).sum(), (every * up).sum(), (ffn * down).sum()
 
 
-def held_weights(*, shape: Shape, heads: Tensor, ffn: Tensor, links: Sequence[SynapseCounts] | None = None) -> Tensor:
+def weight_counts(*, shape: Shape, heads: Tensor, ffn: Tensor, links: Sequence[SynapseCounts] | None = None) -> Tensor:
     """Weights in the matrices of each row, [L+2]; tables of the embedding are looked up, not counted."""
     layers = [
         sum(matrix_synapses(shape=shape, heads=heads[i], ffn=ffn[i], links=None if links is None else links[i]))

@@ -163,7 +163,7 @@ _MOVED = (
     "every operation, and memory: weights (with their places, where synapses are listed), membranes read and written "
     "at each addition and each step, spikes written and read as addresses, activations; an addition for each address"
 )
-_LEMAIRE = "Lemaire et al. 2022, arXiv 2210.13107 (each layer has a memory for each purpose, priced by its size)"
+_LEMAIRE = "Lemaire et al. 2022, arXiv 2210.13107 (each layer has a memory for each purpose, dearer the larger it is)"
 
 ENERGY_MODELS: dict[str, EnergyModel] = {
     model.name: model

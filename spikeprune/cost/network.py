@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spikeprune.cost.dense import held_weights, neurons
+from spikeprune.cost.dense import neurons, weight_counts
 from spikeprune.cost.kinds import Operations
 from spikeprune.cost.shapes import Shape, SynapseCounts
 
@@ -62,7 +62,7 @@ def spiking_network(
     sums[-1] = shape.hidden  # of pooling
     return Network(
         ops=ops,
-        weights=held_weights(shape=shape, heads=heads, ffn=ffn, links=links),
+        weights=weight_counts(shape=shape, heads=heads, ffn=ffn, links=links),
         membranes=membranes + sums,
         operands=_keys_and_values(tokens, shape=shape, heads=heads),
         activation_bits=torch.full_like(ops.ac, FLOAT),
@@ -88,7 +88,7 @@ def dense_network(
     ffn = ops.ac.new_ones(shape.layers, shape.ffn) if ffn is None else ffn.to(ops.ac)
     return Network(
         ops=ops,
-        weights=held_weights(shape=shape, heads=heads, ffn=ffn, links=links),
+        weights=weight_counts(shape=shape, heads=heads, ffn=ffn, links=links),
         membranes=torch.zeros_like(ops.ac),
         operands=_keys_and_values(ops.tokens / ops.samples, shape=shape, heads=heads),
         activation_bits=torch.full_like(ops.ac, FLOAT)

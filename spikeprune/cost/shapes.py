@@ -56,6 +56,11 @@ class Shape:
         return self.embedding or self.hidden
 
     @property
+    def layer_products(self) -> int:
+        """Multiplications by the weights of all layers, for a token."""
+        return self.layers * self.hidden * (4 * self.hidden + 2 * self.ffn)
+
+    @property
     def projection(self) -> int:
         """Weights between embeddings and layers, where their widths differ."""
         return 0 if self.width == self.hidden else self.width * self.hidden

@@ -186,7 +186,7 @@ def check_fit(config: Config, bert: Any, *, tokens: int, types: int) -> None:
 
 
 def chosen_layers(layers: Any, total: int) -> list[int]:
-    """`modeling.layers` -> teacher layers to start from: all, n of them evenly spread and with the last, or those."""
+    """`student.layers` -> teacher layers to start from: all, n of them evenly spread and with the last, or those."""
     if layers is None:
         return list(range(total))
     return uniform_layer_map(layers, total) if isinstance(layers, int) else list(layers)

@@ -1,4 +1,4 @@
-"""Quality and cost of a teacher or student on the dev split, in float32, from its spikes."""
+"""Quality and cost of a teacher or student on the dev split, from its spikes."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def require_equal(value: Any, what: str) -> None:
 
 
 def total(x: Tensor) -> Tensor:
-    """Sum over the ranks, a new tensor; on a GPU by NCCL and without waiting for it."""
+    """Sum over the ranks, of several a new tensor; on a GPU by NCCL and without waiting for it."""
     if world() == 1:
         return x
     x = x.clone()

@@ -27,11 +27,11 @@ from spikeprune.training.objective import AdditionsTerm
 
 OPEN = 3.0  # log_alpha at first: open in 99 % of the draws
 DAMPING = 20.0  # of the multiplier: it reacts to the present excess, not to the sum of all
-TRAVEL = 30.0  # distance that a gate can move while the target falls; from open to closed it is 6
-HURRY = 10.0  # times an excess: by how much longer steps get, since the price of one gate of many is lost in noise
-FASTEST = 0.1  # longest step of a gate
-ASCENT = 100.0  # times an excess: how far the multiplier rises if that stays while the target falls
-CLIP = 0.1  # largest excess that the multiplier reacts to: gates need their time whatever it is
+DISTANCE = 30.0  # distance that a gate can move while the target falls; from open to closed it is 6
+STEP_GAIN = 10.0  # times an excess: by how much longer steps get, as one gate's gradient of many is mostly noise
+MAX_STEP = 0.1  # longest step of a gate
+MULTIPLIER_GAIN = 100.0  # times an excess: how far the multiplier rises if that stays while the target falls
+MAX_EXCESS = 0.1  # largest excess that the multiplier reacts to: gates need their time whatever it is
 
 
 class Gates:
@@ -76,9 +76,9 @@ class Gates:
         self.multiplier = like.new_zeros(()).requires_grad_()
         self.target = like.new_ones(())
         self.factor = like.new_ones(())  # cost of an addition, in the unit of the target
-        self.pace = min(FASTEST, TRAVEL / max(1, steps))
+        self.pace = min(MAX_STEP, DISTANCE / max(1, steps))
         self.optimizer = torch.optim.Adam([self.log_alpha], lr=self.pace)
-        self.multiplier_lr = ASCENT / max(1, steps)
+        self.multiplier_lr = MULTIPLIER_GAIN / max(1, steps)
 
     def parameters(self) -> list[Tensor]:
         return [self.log_alpha, self.multiplier]
@@ -141,12 +141,12 @@ class Gates:
         excess = distributed.mean(self.multiplier.grad)
         # it falls faster than it rises, since below the target it costs quality for nothing
         size = torch.where(excess < 0, self.multiplier.clamp(min=1), 1.0)
-        self.multiplier.add_(self.multiplier_lr * excess.clamp(-CLIP, CLIP) * size).clamp_(min=0)
+        self.multiplier.add_(self.multiplier_lr * excess.clamp(-MAX_EXCESS, MAX_EXCESS) * size).clamp_(min=0)
         if self.learning and self.log_alpha.grad is not None:
             self.log_alpha.grad = distributed.mean(self.log_alpha.grad)
             before = self.log_alpha.clone()
             self.optimizer.step()
-            longer = (1 + HURRY * excess.relu()).clamp(max=FASTEST / self.pace)
+            longer = (1 + STEP_GAIN * excess.relu()).clamp(max=MAX_STEP / self.pace)
             self.log_alpha.copy_(before.lerp(self.log_alpha, longer))
         self.multiplier.grad = self.log_alpha.grad = None
 
@@ -190,4 +190,4 @@ class Gates:
 def kept_share(shape: Shape, heads: Tensor, ffn: Tensor) -> Tensor:
     """Share of a dense layer stack's multiplications by weights that belongs to these heads and neurons."""
     attention, forward = 4 * shape.hidden * shape.head_size * heads.sum(), 2 * shape.hidden * ffn.sum()
-    return (attention + forward) / (shape.layers * shape.hidden * (4 * shape.hidden + 2 * shape.ffn))
+    return (attention + forward) / shape.layer_products

@@ -80,8 +80,8 @@ class AdditionsTerm(nn.Module):
         rates = torch.cat([outputs.rates[name] for name in names])
         costs = torch.cat([widened(fan_out[name], outputs.rates[name]) for name in names])
         times = torch.cat([steps[place(name)[0] + 1].expand_as(outputs.rates[name]) for name in names])
-        dense = shape.layers * shape.hidden * (4 * shape.hidden + 2 * shape.ffn)
-        return ((rates.dot((costs * times).to(rates.dtype)) + unfired) / dense - limit).relu()
+        additions = rates.dot((costs * times).to(rates.dtype)) + unfired
+        return (additions / shape.layer_products - limit).relu()
 
     def fall(self, progress: float) -> None:
         """Set the limit for this share of all steps, where it falls at all."""

@@ -51,7 +51,7 @@ def trainer(context: RunContext, name: str, run: RunDirectory, offset: int) -> L
 
 
 def evaluator(config: Config, callbacks: Sequence[Callback]) -> L.Trainer:
-    """A Trainer that measures: float32 whatever the training's precision was."""
+    """A Trainer that measures: in float32 whatever the training's precision was, but for float64."""
     shown = bars()
     return L.Trainer(
         **processes.placement(config),

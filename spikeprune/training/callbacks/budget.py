@@ -31,7 +31,7 @@ RECOVER = 0.25  # last share of the epochs that only trains, where `end` is not 
 FALL = 0.75  # share of the learning epochs in which the target falls to the goal; in the rest gates settle there
 WARMUP = 0.25  # share of the epochs in which the multiplier of a stage without gates finds its size
 SLACK = 0.1  # share of the goal above it that the multiplier is trusted to remove by firing rates
-APART = 100  # fewest optimizer steps between two measurements, each of which takes as long as some tens of them
+MIN_STEPS_APART = 100  # fewest optimizer steps between two measurements, which take as long as some tens each
 
 
 class BudgetPruning(EpochSchedule):
@@ -173,7 +173,7 @@ class BudgetPruning(EpochSchedule):
     # ------------------------------------------------------------------------------------------------------ decisions
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        every = -(-APART // trainer.num_training_batches)
+        every = -(-MIN_STEPS_APART // trainer.num_training_batches)
         if (trainer.current_epoch - self.settled) % every == 0 or trainer.current_epoch == 0:
             super().on_train_epoch_start(trainer, pl_module)
 

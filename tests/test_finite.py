@@ -259,7 +259,7 @@ def test_thresholds_that_run_away_are_blamed_on_their_rate(tmp_path, glue, capsy
 
 
 def spoilt_rank(overrides: list[str], folder: Path) -> int:
-    from spikeprune.training import distributed
+    from spikeprune import distributed
 
     plain = losses.hidden_loss
     step = []

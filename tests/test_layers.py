@@ -30,6 +30,7 @@ PACKAGES = (
     "cost",
     "config",
     "files",
+    "distributed",
     "errors",
     "__init__",  # of the package itself: below it is only its version, its public names are imported when they are used
 )

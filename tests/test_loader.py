@@ -88,7 +88,8 @@ def test_order_is_a_function_of_seed_and_epoch(qnli, tokenizer):
 
 
 def of_process(monkeypatch, rank: int, world: int, data, **options) -> BatchLoader:
-    monkeypatch.setattr("spikeprune.data.batching.rank_and_world", lambda: (rank, world))
+    monkeypatch.setattr("spikeprune.distributed.rank", lambda: rank)
+    monkeypatch.setattr("spikeprune.distributed.world", lambda: world)
     return BatchLoader(data, **options)
 
 

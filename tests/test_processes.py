@@ -15,11 +15,11 @@ from children import begin, run_command
 from micro import GLUE, ROOT, micro, only
 from together import attempt, free_port, together
 
+from spikeprune import distributed
 from spikeprune.config.load import load
 from spikeprune.config.schema import Config, Run
 from spikeprune.errors import InputError
 from spikeprune.experiment import processes
-from spikeprune.training import distributed
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

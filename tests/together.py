@@ -17,10 +17,9 @@ import torch
 from children import process, speak_into
 from micro import GLUE, STAGES, logged
 
-from spikeprune import cli
+from spikeprune import cli, distributed
 from spikeprune.experiment.build import trainers
 from spikeprune.experiment.run_directory import RunDirectory
-from spikeprune.training import distributed
 
 
 def free_port() -> int:

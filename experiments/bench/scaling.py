@@ -22,6 +22,7 @@ from torch import Tensor
 
 from experiments.bench import nets
 from experiments.bench.clock import synchronize
+from spikeprune import distributed
 from spikeprune.config.load import Config, load
 from spikeprune.config.tasks import TRAIN, get_task
 from spikeprune.data.batching import PAD_REPLAYED, PAD_TO, Batch, BatchLoader, Encoded, TaskData
@@ -37,7 +38,6 @@ from spikeprune.kernels import attach
 from spikeprune.kernels.cuda_graphs import PATIENCE, GraphedNorms, GraphedTerms
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.teacher import Teacher
-from spikeprune.training import distributed
 from spikeprune.training.callbacks.finite import StopOnNonFinite
 from spikeprune.training.callbacks.preempt import StopOnSignal
 from spikeprune.training.callbacks.schedule import take_from_rank_zero

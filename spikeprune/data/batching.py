@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from lightning import LightningDataModule
 from torch import Tensor
 
+from spikeprune import distributed
 from spikeprune.config.tasks import TRAIN
 from spikeprune.data.raw import RawData
 from spikeprune.errors import InputError
@@ -132,13 +132,6 @@ def shares(own: Tensor, whole: Tensor, world: int) -> Tensor:
     return torch.cat([world * own / whole, whole[1:2] / whole[:1]])
 
 
-def rank_and_world() -> tuple[int, int]:
-    """This process' number and how many there are; (0, 1) outside torch.distributed."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
-
-
 class BatchLoader:
     """Yields `Encoded.batch` dicts; any number of processes, each its own share. Hence build the Trainer with
     `use_distributed_sampler=False`.
@@ -163,7 +156,7 @@ class BatchLoader:
     ) -> None:
         if batch_size < 1:
             raise InputError(f"the batch size must be at least 1, not {batch_size}")
-        self.rank, self.world = rank_and_world()
+        self.rank, self.world = distributed.rank(), distributed.world()
         smallest = len(data) // -(-len(data) // batch_size) if shuffle else len(data)
         if smallest < self.world:
             what = "a batch of" if shuffle else "a split of"

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from spikeprune import distributed
 from spikeprune.config.tasks import Task
 from spikeprune.experiment.context import RunContext
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.files import jsonfile
 from spikeprune.files.atomic import write_atomic
-from spikeprune.training import distributed
 from spikeprune.training.modules.task import TaskModule
 from spikeprune.training.significance import intervals, mcnemar
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 
+from spikeprune import distributed
 from spikeprune.config.load import differences, read_resolved, to_yaml
 from spikeprune.config.schema import Config
 from spikeprune.errors import InputError
@@ -18,7 +19,6 @@ from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.experiment.summary import data_facts
 from spikeprune.experiment.terminal import print_once
 from spikeprune.files.atomic import remove_parts
-from spikeprune.training import distributed
 
 
 def check_backends(config: Config) -> str:

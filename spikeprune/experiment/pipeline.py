@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 
+from spikeprune import distributed
 from spikeprune.config.schema import Config
 from spikeprune.data.description import describe
 from spikeprune.experiment import estimate, opening, processes
@@ -25,7 +26,7 @@ from spikeprune.experiment.tracking import Tracker
 from spikeprune.files import jsonfile
 from spikeprune.files.atomic import write_sealed
 from spikeprune.report.tables import summary_table
-from spikeprune.training import distributed, signals
+from spikeprune.training import signals
 
 UNREAD = (
     "teacher: random weights, which learn little from real text: enough to try the stages; for a classifier give a "

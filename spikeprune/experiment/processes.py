@@ -21,9 +21,10 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasti
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
+from spikeprune import distributed
 from spikeprune.config.schema import Config, Run
 from spikeprune.errors import InputError
-from spikeprune.training import distributed, signals
+from spikeprune.training import signals
 
 GRACE = 30.0  # seconds that the other processes get to end after rank 0
 PARENT = "SPIKEPRUNE_PARENT"  # the number of the process that starts others, for them

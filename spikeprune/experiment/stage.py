@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from spikeprune import distributed
 from spikeprune.config.derived import runs
 from spikeprune.errors import InputError, out_of_memory
 from spikeprune.experiment import dev_predictions
@@ -27,7 +28,6 @@ from spikeprune.models.compaction import compacted, scatter_into
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.pruning.budget import cost_in_unit
 from spikeprune.report.tables import budget_line
-from spikeprune.training import distributed
 from spikeprune.training.callbacks.budget import BudgetPruning
 from spikeprune.training.callbacks.resume import ResumeState
 from spikeprune.training.lightning_patches import ctrl_c

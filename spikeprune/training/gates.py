@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spikeprune import distributed
 from spikeprune.cost.shapes import Shape
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import Outputs
 from spikeprune.pruning.gates import KINDS, open_probability, sampled, settled_gate
 from spikeprune.snn.call import shorter
-from spikeprune.training import distributed
 from spikeprune.training.objective import AdditionsTerm
 
 OPEN = 3.0  # log_alpha at first: open in 99 % of the draws

@@ -20,8 +20,8 @@ from micro import GLUE, logged, micro, only, write_sst2
 from micro import STAGES as MADE
 
 from faults.campaign import CHANGES, Row
+from spikeprune import distributed
 from spikeprune.experiment.run_directory import STAGES, RunDirectory
-from spikeprune.training import distributed
 from spikeprune.training.callbacks import schedule
 
 PATIENCE = 120  # seconds that a start may take

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch.callbacks import Callback
 
+from spikeprune import distributed
 from spikeprune.config.derived import last_uncompressed, least_neurons, prunes_synapses, runs
 from spikeprune.config.schema import Compression
 from spikeprune.experiment.build.arithmetic import replays
@@ -15,7 +16,6 @@ from spikeprune.experiment.context import RunContext
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.kernels.cuda_graphs import GraphedNorms
 from spikeprune.pruning.budget import cost_in_unit
-from spikeprune.training import distributed
 from spikeprune.training.callbacks.budget import BudgetPruning
 from spikeprune.training.callbacks.cost_logger import CostLogger
 from spikeprune.training.callbacks.finite import StopOnNonFinite

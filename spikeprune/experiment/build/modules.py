@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from spikeprune import distributed
 from spikeprune.config.schema import Stage
 from spikeprune.data.augmentation import Augment, replaceable
 from spikeprune.data.batching import PAD_REPLAYED, PAD_TO
@@ -19,7 +20,6 @@ from spikeprune.kernels import attach
 from spikeprune.kernels.cuda_graphs import GraphedTerms
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.teacher import Teacher
-from spikeprune.training import distributed
 from spikeprune.training.modules.student import DistillationModule
 from spikeprune.training.modules.task import TeacherModule
 from spikeprune.training.objective import LossWeights

@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from spikeprune import distributed
 from spikeprune.config.derived import active_stages
 from spikeprune.config.load import read_resolved
 from spikeprune.config.schema import Config
@@ -28,7 +29,6 @@ from spikeprune.files.atomic import write_atomic
 from spikeprune.integrations.labels import label
 from spikeprune.integrations.wandb import server
 from spikeprune.report.results import layer_rows, results
-from spikeprune.training import distributed
 
 INIT_TIMEOUT = 30  # seconds; wandb's own is 90
 NOT_CHARTED = ("stage", "step", "global_step", "time", "rate", "heads", "ffn", "t_steps")

@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from spikeprune import distributed
 from spikeprune.cost.energy_models import ENERGY_MODELS
 from spikeprune.cost.shapes import Shape
 from spikeprune.errors import InputError, check_counts, check_share, known
@@ -16,7 +17,6 @@ from spikeprune.models import shape as shapes
 from spikeprune.pruning.budget import TARGETS, TOLERANCE, CostMeter, goal_of, in_words, shortfall
 from spikeprune.pruning.gates import KINDS
 from spikeprune.pruning.statistics import collect
-from spikeprune.training import distributed
 from spikeprune.training.callbacks.schedule import EpochSchedule, finite_mean, last_decision, take_from_rank_zero
 from spikeprune.training.gates import Gates
 from spikeprune.training.hardening import Hardening

@@ -8,6 +8,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from spikeprune import distributed
 from spikeprune.cost.activity import Activity, activity
 from spikeprune.cost.dense import dense
 from spikeprune.cost.energy_models import ENERGY_MODELS
@@ -16,7 +17,6 @@ from spikeprune.cost.opponents import comparison, opponents, silent
 from spikeprune.cost.shapes import Shape
 from spikeprune.cost.summary import summarize
 from spikeprune.models.shape import missing_synapses, sends_spikes, student_network, student_operations, student_shape
-from spikeprune.training import distributed
 from spikeprune.training.protocol import student_of
 
 

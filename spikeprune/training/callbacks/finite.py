@@ -12,9 +12,9 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from spikeprune import distributed
 from spikeprune.errors import InputError
 from spikeprune.models.tensors import finite_flags, norms
-from spikeprune.training import distributed
 
 LOOK_EVERY = 10  # steps between two looks where a look waits for a GPU or for other processes
 SKIPS = 20  # steps in a row that a scaler of float16's loss may skip: it begins at 2**16 and halves with each

@@ -14,8 +14,8 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from spikeprune import distributed
 from spikeprune.files.atomic import write_atomic
-from spikeprune.training import distributed
 from spikeprune.training.lightning_patches import log_step, log_steps_early
 
 ADAMW = ("step", "exp_avg", "exp_avg_sq")  # a parameter's state

@@ -8,9 +8,9 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from spikeprune import distributed
 from spikeprune.errors import InputError
 from spikeprune.models.modeling import SpikingBert
-from spikeprune.training import distributed
 from spikeprune.training.protocol import require_prunable, student_of
 
 DECIDED = ("heads", "ffn", "t_steps", "strength", "log_theta")  # what a decision changes in a student, by last name

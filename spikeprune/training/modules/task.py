@@ -10,10 +10,11 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from spikeprune import distributed
 from spikeprune.config.tasks import Task
 from spikeprune.models.outputs import Outputs, inputs_of
 from spikeprune.models.teacher import Teacher
-from spikeprune.training import distributed, losses
+from spikeprune.training import losses
 from spikeprune.training.metrics import main_metric, task_metrics
 from spikeprune.training.objective import whole_batch
 from spikeprune.training.optimizer import Optimization, adamw

@@ -185,7 +185,8 @@ def test_validation_asks_the_teacher_once_a_batch(own) -> None:
 # ------------------------------------------------------------------------------------------------- killed and resumed
 
 
-LONGER = ["stages.teacher.epochs=6"]  # two processes' dropout is another's than one's: enough to beat one class
+# two processes' dropout is another's than one's: enough to beat one class
+LONGER = ["stages.teacher.epochs=6", "stages.spatial.synapses=0.6"]
 
 
 @pytest.fixture(scope="module")

@@ -57,8 +57,10 @@ CHAINS = {
     ),
     # a checkpoint every three steps: the killed epoch resumes in its middle. At step 5 the first epoch has decided
     # what to prune; at 10 the checkpoint is of the second epoch.
-    "every 3 steps": (["run.checkpoint_every=3"], [("teacher", BATCHES + 3), ("spatial", 5), ("temporal", 10)]),
-    "every 3 steps, first epoch": (["run.checkpoint_every=3"], [("internal_kd", 5), ("spatial", 10), ("spatial", 23)]),
+    "every 3 steps": (
+        ["run.checkpoint_every=3"],
+        [("teacher", BATCHES + 3), ("internal_kd", 5), ("spatial", 5), ("spatial", 23), ("temporal", 10)],
+    ),
 }
 
 

@@ -82,7 +82,6 @@ RUNS = {
     "random": ["stages.spatial.criterion=random", "student.spikes=binary", "student.theta=tensor"]
     + ["run.precision=bf16-mixed"],
 }
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in list(RUNS)[1:]]
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +89,8 @@ def sst2(tmp_path_factory) -> Path:
     return write_sst2(tmp_path_factory.mktemp("glue"), train=31, dev=11)
 
 
-@pytest.mark.parametrize("name", ["synapses", *SLOW])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
 def test_both_processes_have_the_same_masks_steps_and_weights(name, sst2, tmp_path) -> None:
     """At each step of each stage; at a stage's end the run itself compares all that the module holds."""
     run, log = RunDirectory(tmp_path / "run"), tmp_path / "log"

@@ -17,7 +17,7 @@ from spikeprune.config.load import load
 from spikeprune.config.tasks import TRAIN, VALIDATION, custom_task, get_task
 from spikeprune.data.batching import encode
 from spikeprune.data.classes import class_weights, infer_classes
-from spikeprune.data.description import ALIKE, classes, cut, seen
+from spikeprune.data.description import ALIKE, classes, cut, seen, unscored
 from spikeprune.data.own import Columns, cut_off, load_own
 from spikeprune.data.raw import RawData, Split, held_out
 from spikeprune.data.rows import open_table
@@ -123,7 +123,9 @@ def test_what_labels_are(labels, metrics, found) -> None:
     ("labels", "metrics", "message"),
     [
         (["0.5", "n/a", "1"], [], "1: label 'n/a' is no number, as the others are"),
-        (["1", "x"], ["pearson"], "1: label 'x' is no number"),
+        (["1", "x"], ["pearson"], "1: label 'x' is no number, as the others are"),
+        (["a", "x"], ["pearson"], "0: label 'a' is no number, but data.metrics has pearson, of numbers"),
+        (["0,5", "1,25"], [], "0: label '0,5' has a comma, as all the others; write numbers with a point"),
         (["1", "0.5"], ["accuracy"], "1: label '0.5' is a number and no class, but data.metrics has accuracy"),
         (
             [str(i) for i in range(60)] * 3,
@@ -153,6 +155,13 @@ def test_labels_that_tell_nothing_are_refused(labels, metrics, message) -> None:
         ("a.csv", 'review,mood\n"x\ny",a\nz\n', r"a\.csv:4: 1 columns where the header has 2"),
         ("a.csv", 'review,mood\nx,a\n"y,b\n', r"a\.csv:3: is no CSV \(unexpected end of data\)"),
         ("a.csv", "review,mood\nx,a\n\ny,b\n", r"a\.csv:3: an empty line"),
+        (
+            "a.csv",
+            "review;mood\nx;a\n",
+            r"no column 'review'; it has review;mood.*; if ';' separates its columns, save",
+        ),
+        ("a.csv", 'review,mood\nx,a\n""\n', r"a\.csv:3: 1 columns where the header has 2"),
+        ("a.json", '[{"review": "x", "mood": "a"}]', r"a\.json: is one JSON array; write one JSON object a line"),
         ("a.csv", "review,mood\n ,a\n", r"a\.csv:2: column 'review': the sentence is empty"),
         ("a.csv", "review,mood\nx,\n", r"a\.csv:2: the label is missing"),
         ("a.csv", "review,mood\nx,a\ny,b\n", r"too few different training examples to cut a dev split off; give one"),
@@ -301,6 +310,15 @@ def test_texts_of_train_in_a_dev_file_are_told(tmp_path) -> None:
     (tmp_path / "dev.csv").write_text("review,mood\n" + "".join(f"{i},{'ab'[i % 2]}\n" for i in range(8, 20)))
     assert "4 of 12 texts of validation are in train too" in seen(own(tmp_path / "a.csv", tmp_path / "dev.csv"))[0]
     assert not seen(own(tmp_path / "a.csv"))  # its cut keeps copies together
+
+
+def test_a_class_that_is_not_in_dev_is_told(tmp_path) -> None:
+    (tmp_path / "a.csv").write_text("review,mood\n" + "".join(f"{i},{'abc'[i % 3]}\n" for i in range(60)))
+    (tmp_path / "dev.csv").write_text("review,mood\n" + "".join(f"x {i},{'ab'[i % 2]}\n" for i in range(12)))
+    assert unscored(own(tmp_path / "a.csv", tmp_path / "dev.csv")) == [
+        "validation has no example of c: no score tells of it"
+    ]
+    assert unscored(own(tmp_path / "a.csv")) == []
 
 
 def test_the_share_of_texts_that_are_cut() -> None:

@@ -132,7 +132,7 @@ def test_windows_keep_order_and_read_no_further(folder, monkeypatch) -> None:
     assert next(numbers) == 5
 
 
-def test_texts_are_cut_as_in_training(folder) -> None:
+def test_texts_are_cut_as_in_training(folder, capsys) -> None:
     predictor, long = open_predictor(folder / "run"), "lovely " + "film " * 100
     length = predictor.config.data.max_length
     tokens = predictor.tokenizer(
@@ -144,6 +144,23 @@ def test_texts_are_cut_as_in_training(folder) -> None:
     assert tokens["input_ids"].shape[1] == length and list(found["probabilities"].values()) == pytest.approx(
         wanted, 1e-4
     )
+    assert cli.main(["predict", str(folder / "run"), "lovely", long]) == 0
+    assert f"texts cut to {length} tokens (data.max_length), as in training: 1\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ("fine", "texts: is one string; give a list of texts"),
+        (["a", None], "text 2: the sentence is missing"),
+        (["a", float("nan")], "text 2: the sentence is missing"),
+        ([3], "text 1: 3 is no text"),
+        ([("a", "b")], r"text 1: has 2; the task has one text an example \(review\)"),
+    ],
+)
+def test_what_is_no_list_of_texts_is_refused(folder, texts, message) -> None:
+    with pytest.raises(InputError, match=message):
+        list(predict(folder / "run", texts))
 
 
 FOREIGN = """
@@ -183,6 +200,12 @@ def test_a_run_on_own_data_is_measured_again_and_on_another_file(folder, capsys)
     (folder / "strange.csv").write_text("review,mood\nx,neutral\ny,other\n")
     with pytest.raises(InputError, match=r"strange\.csv:3: label 'other' is none of"):
         evaluation.evaluate(folder / "run", data_dir=str(folder / "strange.csv"))
+    (folder / "strange.csv").write_text("review,opinion\nx,neutral\n")
+    with pytest.raises(InputError, match="no column 'mood'; it has review, opinion; rename the file's columns"):
+        evaluation.evaluate(folder / "run", data_dir=str(folder / "strange.csv"))
+    (folder / "one.csv").write_text("review,mood\n" + "plain film,neutral\n" * 3)
+    found = evaluation.evaluate(folder / "run", data_dir=str(folder / "one.csv"))
+    assert found["data"]["scored"] == {"validation": 3} and found["metrics"]["accuracy"] in (0, 1)
 
 
 def test_a_run_says_before_what_it_will_take(folder) -> None:
@@ -259,6 +282,7 @@ def test_a_hub_data_set(tmp_path) -> None:
         (["--file", "empty.csv"], "empty.csv: holds no examples; there is nothing to predict"),
         (["--file", "empty.txt"], "empty.txt: is empty; there is nothing to predict"),
         (["--file", "blank.txt"], "blank.txt:2: the sentence is empty"),
+        (["--file", "blank.csv"], "blank.csv:3: the sentence is empty"),
         (["--file", "x.docx"], "x.docx: is of no kind that is read; give one of .txt, .csv"),
         (["text", "--out", "dev.csv"], "dev.csv: exists; nothing is overwritten"),
         (["text", "--out", "a.tsv"], "a.tsv: is of no kind that is written; end its name in .csv or .jsonl"),
@@ -276,6 +300,7 @@ def test_what_cannot_be_predicted_is_one_sentence(folder, words, message, monkey
     (folder / "empty.csv").write_text("review\n")
     (folder / "empty.txt").write_text("")
     (folder / "blank.txt").write_text("x\n\ny\n")
+    (folder / "blank.csv").write_text('review\nx\n""\n')  # as csv.writer has an empty cell
     before = sorted(folder.iterdir())
     assert run("run", *words) == 2
     shown = capsys.readouterr()

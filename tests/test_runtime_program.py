@@ -176,8 +176,10 @@ def test_the_program_reads_ids_and_words(tmp_path) -> None:
     assert first[first.index("additions") + 1] == str(answer.additions.sum())
     segments = session.run([2, 4, 3, 5, 3], [0, 0, 0, 1, 1]).additions.sum()
     assert f"additions {segments} " in run("2 4 3 | 5 3\n", "--counts", "--layers")[0]
-    assert run("23\n") == ["error: sentence: " + library.library().spikerun_message(13).decode()]
-    assert run("1 x\n")[0].startswith("error: ids: a line is token ids")
+    assert run("2 3\n23\n") == ["error: line 2: " + library.library().spikerun_message(13).decode()]
+    assert run("1 x\n")[0].startswith("error: line 1: is no list of token ids")
+    for text, message in (("films\n\nfilms\n", "line 2: is empty"), ("Äpfel\n", "line 1: is not ASCII")):
+        assert run(text, "--vocab", str(tmp_path / "vocab.txt"))[0].startswith(f"error: {message}")
 
 
 # -------------------------------------------------------------------------------------------------------------- safety

@@ -225,7 +225,10 @@ def test_own_data_stand_beside_a_constant_answer():
     table = summary_table(summary)
     assert cells(table, "largest class") == ["90.0", "90.0", "40.0", *["-"] * 10]
     assert "\n95 % interval of the score: 91.0 to 94.0 (" in table and "warning" not in table
-    summary["stages"]["temporal"]["intervals"]["accuracy"][0] = 0.89
+    summary["stages"]["temporal"]["intervals"]["accuracy"] = [1.0, 1.0]
+    summary["data"]["scored"] = {"validation": 40}
+    assert "without an error in 40 examples the true score may still be 92" in summary_table(summary)
+    summary["stages"]["temporal"]["intervals"]["accuracy"] = [0.89, 0.94]
     assert "warning: not surely better than a constant answer, which scores 90.0" in summary_table(summary)
     summary["data"]["largest_class"] = None  # numbers: a constant has no correlation
     assert "largest" not in summary_table(summary) and "warning" not in summary_table(summary)

@@ -177,7 +177,7 @@ def _experiment(command: argparse.ArgumentParser) -> None:
 
 
 def _overrides(command: argparse.ArgumentParser, text: str) -> None:
-    command.add_argument("overrides", metavar="key=value", nargs="*", help=text)
+    command.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=text)  # or it is called required
 
 
 def _flag(command: argparse.ArgumentParser, name: str, text: str) -> None:

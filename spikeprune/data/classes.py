@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from math import isfinite
 from typing import Any
@@ -10,6 +11,7 @@ from spikeprune.config.tasks import NUMBER_METRICS, Task
 from spikeprune.data.cells import DECIMAL, missing
 from spikeprune.errors import InputError
 
+COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)  # a number as many languages write it
 MOST = 50  # different whole numbers that are taken for classes without a word
 Label = str | int | float
 
@@ -43,9 +45,15 @@ def infer_classes(
     text = next((i for i, n in enumerate(numbers) if n is None), None)
     wanted = bool(metrics) and set(metrics) <= set(NUMBER_METRICS)  # a regression
     if text is not None:
-        if fraction is not None or wanted:
+        if all(COMMA.fullmatch(str(label)) for label in labels):
+            what = f"label {labels[text]!r} has a comma, as all the others"
+            raise InputError(f"{place(text)}: {what}; write numbers with a point")
+        if fraction is not None or wanted and any(n is not None for n in numbers):
             what = f"label {labels[text]!r} is no number, as the others are"
             raise InputError(f"{place(text)}: {what}; correct it or drop this row")
+        if wanted:
+            what = f"label {labels[text]!r} is no number, but data.metrics has {metrics[0]}, of numbers"
+            raise InputError(f"{place(text)}: {what}; give metrics of classes, or another data.label")
         names = tuple(sorted({class_name(label) for label in labels}))
     elif wanted or (fraction is not None and not metrics):
         return None

@@ -25,7 +25,7 @@ def describe(raw: RawData, encoded: dict[str, Encoded]) -> list[str]:
     longest = max(split.max_length for split in encoded.values())
     lines = [numbers(labels) if task.regression else classes(labels, task)]
     lines += [f"cut to {longest} tokens (data.max_length): {texts}"]
-    return lines + seen(raw) * (task.name == CUSTOM)
+    return lines + (unscored(raw) + seen(raw) if task.name == CUSTOM else [])
 
 
 def classes(labels: Sequence[int], task: Task) -> str:
@@ -48,6 +48,21 @@ def numbers(labels: Sequence[float]) -> str:
     line = f"labels of {len(labels)} training examples: {min(labels):g} to {max(labels):g}, mean {fmean(labels):.3g}, "
     line += f"standard deviation {spread:.3g}"
     return line if spread <= WIDE else f"{line}; the loss is their squared error: scale them to a deviation near 1"
+
+
+def unscored(raw: RawData) -> list[str]:
+    """A line for each dev split that lacks a class."""
+    if raw.task.regression:
+        return []
+    lacking = {
+        name: [label for i, label in enumerate(raw.task.labels) if i not in raw.splits[name].labels]
+        for name in raw.task.dev_splits
+    }
+    return [
+        f"{name} has no example of {', '.join(labels[:SHOWN])}{' …' * (len(labels) > SHOWN)}: no score tells of it"
+        for name, labels in lacking.items()
+        if labels
+    ]
 
 
 def seen(raw: RawData) -> list[str]:

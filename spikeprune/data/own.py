@@ -68,7 +68,8 @@ def load_own(
     own_dev = dev_file is not None or VALIDATION in tables
     if select:
         tables = {TRAIN: tables[TRAIN]}
-    read = {split: read_examples(table, columns) for split, table in tables.items()}
+    remedy = COLUMNS if known is None else "rename the file's columns, the run's are meant"
+    read = {split: read_examples(table, columns, remedy) for split, table in tables.items()}
     train = read[TRAIN]
     task = known or custom_task(columns.text, columns.label, _classes(train, columns, metrics), tuple(metrics))
     splits, note = {split: labelled(examples, task) for split, examples in read.items()}, ""
@@ -87,6 +88,7 @@ def load_own(
         seed=seed,
         train_limit=train_limit,
         select=select,
+        learnt=known is None,
     )
 
 
@@ -105,9 +107,10 @@ def _hub(hub: str) -> dict[str, Table]:
     return {key: hub_table(f"data set {hub}, split {split}", loaded[split]) for key, split in chosen.items()}
 
 
-def read_examples(table: Table, columns: Columns) -> Examples:
-    """All rows of a table. Raises InputError for a column that is missing, a bad row, and a table without any."""
-    table.needs((*columns.text, columns.label), COLUMNS)
+def read_examples(table: Table, columns: Columns, remedy: str) -> Examples:
+    """All rows of a table. Raises InputError for a column that is missing (`remedy`: what to do then), a bad row, and a
+    table without any."""
+    table.needs((*columns.text, columns.label), remedy)
     texts, labels, places = [[] for _ in columns.text], [], []
     names = table.names.get(columns.label)
     for number, cells in table.rows:

@@ -54,10 +54,11 @@ def assemble(
     seed: int,
     train_limit: int | None,
     select: float = 0.0,
+    learnt: bool = True,
 ) -> RawData:
     """Splits that were read as `RawData`. `train_limit`: the first so many training examples of a shuffle by `seed`;
     `select`: the share of these that is held out as the only split that is scored. Raises InputError for a split whose
-    labels are all the same, and for too few examples to hold any out."""
+    labels are all the same, unless nothing is `learnt` from it, and for too few examples to hold any out."""
     if train_limit is not None and train_limit < len(splits[TRAIN]):
         rows = Random(seed).sample(range(len(splits[TRAIN])), train_limit)
         splits = {**splits, TRAIN: splits[TRAIN].take(rows)}
@@ -66,7 +67,8 @@ def assemble(
         task, splits = selecting(task), held_out(splits[TRAIN], select, seed)
         banner += f"; scored on {len(splits[SELECT])} training examples held out by seed {seed}, dev is not read"
     raw = RawData(task, splits, source, origin, _fingerprint(task, splits), banner)
-    _refuse_one_label(raw, train_limit)
+    if learnt:
+        _refuse_one_label(raw, train_limit)
     return raw
 
 

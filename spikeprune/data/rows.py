@@ -34,11 +34,17 @@ class Table:
     def place(self, number: int) -> str:
         return f"{self.name}:{number}" if self.by_line else f"{self.name}, row {number}"
 
+    def other_separator(self) -> str:
+        """That the single column of a table has in its name, where none has been found."""
+        return next((mark for mark in ";\t|," if len(self.columns) == 1 and mark in self.columns[0]), "")
+
     def needs(self, columns: Iterable[str], remedy: str) -> None:
         """Raises InputError for a column that is not there, with the nearest one that is."""
         for column in columns:
             if column not in self.columns:
                 there = nearest(column, (" ".join(name.split()) for name in self.columns))  # a CSV's may have newlines
+                if other := self.other_separator():
+                    remedy = f"if {other!r} separates its columns, save it with commas as .csv or with tabs as .tsv"
                 raise InputError(f"{self.name}: no column {column!r}; it has {there}; {remedy}")
             if self.columns.count(column) > 1:
                 raise InputError(f"{self.name}: column {column!r} is there twice; rename all but the right one")
@@ -46,10 +52,12 @@ class Table:
 
 def open_table(path: Path) -> Table:
     """The table in a file, by its suffix. Raises InputError where there is none; the rows raise their own."""
+    if path.is_dir():
+        raise InputError(f"{path}: is a directory; give a file of examples")
     if path.suffix.lower() not in FORMATS:
         raise InputError(f"{path}: is of no kind that is read; give one of {', '.join(FORMATS)}")
-    if path.is_dir() or not path.exists():
-        raise InputError(f"{path}: is {'a directory' if path.is_dir() else 'missing'}; give a file of examples")
+    if not path.exists():
+        raise InputError(f"{path}: is missing; give a file of examples")
     return FORMATS[path.suffix.lower()](path)
 
 
@@ -82,7 +90,7 @@ def tab_cells(line: str) -> list[str]:
 
 
 def _tsv(path: Path) -> Table:
-    return _with_header(path, ((number, tab_cells(line)) for number, line in text_lines(path)))
+    return _with_header(path, ((n, tab_cells(line) if line.strip("\r") else []) for n, line in text_lines(path)))
 
 
 def _csv(path: Path) -> Table:
@@ -90,12 +98,13 @@ def _csv(path: Path) -> Table:
 
 
 def _csv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Records with the line that each begins at: a quoted cell may hold commas, quotes (doubled) and newlines."""
+    """Records with the line that each begins at, an empty line without a cell: a quoted cell may hold commas, quotes
+    (doubled), newlines, and nothing."""
     reader = csv.reader((f"{line}\n" for _, line in text_lines(path)), strict=True)
     number = 1
     try:
         for cells in reader:
-            yield number, cells or [""]
+            yield number, cells
             number = reader.line_num + 1
     except csv.Error as error:
         raise InputError(f"{path}:{number}: is no CSV ({error}); {REPAIR}") from None
@@ -103,7 +112,7 @@ def _csv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 def _with_header(path: Path, records: Iterator[tuple[int, list[str]]]) -> Table:
     """The first record names the columns; empty lines are read over at the end alone."""
-    _, header = next(records, (1, []))
+    _, header = next(records, (1, []))  # none: an empty file
     columns = tuple(cell.strip() for cell in header)
     if not any(columns):
         raise InputError(f"{path}: is empty; its first line must name the columns")
@@ -111,7 +120,7 @@ def _with_header(path: Path, records: Iterator[tuple[int, list[str]]]) -> Table:
     def rows() -> Iterator[Row]:
         empty = 0
         for number, cells in records:
-            if cells == [""]:
+            if not cells:
                 empty = empty or number
                 continue
             if empty or len(cells) != len(columns):
@@ -132,6 +141,10 @@ def _jsonl(path: Path) -> Table:
 
 def _json_objects(path: Path) -> Iterator[Row]:
     for number, line in text_lines(path):
+        if number == 1 and line.lstrip().startswith("["):
+            raise InputError(
+                f"{path}: is one JSON array; write one JSON object a line (pandas: to_json(…, lines=True))"
+            )
         if line.strip():
             yield number, jsonfile.parsed(line, f"{path}:{number}", f"write one JSON object a line, or {REPAIR}")
 

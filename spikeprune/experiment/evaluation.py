@@ -82,6 +82,7 @@ def reopen(run_dir: str | Path, data_dir: str | None, overrides: Sequence[str] =
     processes.check_devices(config.run.accelerator, devices=1)
     if data_dir is not None and config.task == CUSTOM:
         config.data.source, config.data.train_file, config.data.dev_file = "auto", data_dir, data_dir
+        config.data.train_limit = None  # nothing is trained
     elif data_dir is not None:
         config.data.source, config.data.dir = "dir", data_dir
     directory.record("teacher")  # an unfinished teacher is the clearer complaint

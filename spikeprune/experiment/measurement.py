@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import pstdev
 from typing import Any
 
 from spikeprune.config.keys import leaves
@@ -13,6 +14,7 @@ from spikeprune.cost.energy_models import ENERGY_MODELS
 from spikeprune.cost.network import dense_network
 from spikeprune.cost.shapes import matrix_bytes
 from spikeprune.cost.summary import summarize
+from spikeprune.data.description import WIDE
 from spikeprune.errors import InputError
 from spikeprune.experiment.build import trainers
 from spikeprune.experiment.build.callbacks import cost_logger
@@ -152,7 +154,8 @@ def check_teacher(context: RunContext, measured: Measured) -> None:
         same = max(map(labels.count, set(labels)))
         told, alone = f"{found / len(labels):.3f} ({found} of {len(labels)} correct)", f"{same}"
     if not found > same:
+        scale = "scale the labels to a deviation near 1, " * (task.regression and pstdev(labels) > WIDE)
         raise InputError(
             f"the teacher's {name} on {task.name} is {told}, no better than a constant prediction ({alone}); nothing "
-            "can be distilled from it: train it longer or give a better teacher.checkpoint, in a new run.dir"
+            f"can be distilled from it: {scale}train it longer or give a better teacher.checkpoint, in a new run.dir"
         )

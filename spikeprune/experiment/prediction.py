@@ -148,15 +148,23 @@ def of_teacher(teacher: Teacher) -> tuple[Callable, Callable, int]:
     return torch.no_grad()(lambda batch: teacher(**inputs_of(batch))), example, 0
 
 
-def predictions(predictor: Predictor, examples: Iterable[Example], cost: bool = False) -> Iterator[Prediction]:
+def predictions(
+    predictor: Predictor,
+    examples: Iterable[Example],
+    cost: bool = False,
+    was_cut: Callable[[int], None] = lambda count: None,
+) -> Iterator[Prediction]:
     """One for each example, in order, read and predicted a window at a time. `cost`: with each one's own costs, counted
-    from its spikes. Raises InputError for a text of which the tokenizer leaves nothing."""
+    from its spikes. `was_cut` is told how many texts of each window were cut to data.max_length. Raises InputError for
+    a text of which the tokenizer leaves nothing."""
     rest = iter(examples)
     while window := list(islice(rest, WINDOW)):
-        yield from _of_window(predictor, window, cost)
+        yield from _of_window(predictor, window, cost, was_cut)
 
 
-def _of_window(predictor: Predictor, window: Sequence[Example], cost: bool) -> list[Prediction]:
+def _of_window(
+    predictor: Predictor, window: Sequence[Example], cost: bool, was_cut: Callable[[int], None]
+) -> list[Prediction]:
     places, texts = zip(*window, strict=True)
     first, *second = zip(*texts, strict=True)
     data = encode(
@@ -166,6 +174,7 @@ def _of_window(predictor: Predictor, window: Sequence[Example], cost: bool) -> l
         max_length=predictor.config.data.max_length,
         place=places.__getitem__,
     )
+    was_cut(data.truncated)
     found: list[Prediction | None] = [None] * len(window)
     for rows in data.lengths.argsort(stable=True).split(predictor.config.data.eval_batch_size):
         batch = {name: x.to(predictor.device) for name, x in data.batch(rows).items()}
@@ -212,6 +221,8 @@ def predict(
 
     Example: `[found["prediction"] for found in predict("runs/sst2-tiny-s0", ["a fine film"])]`
     """
+    if isinstance(texts, str):
+        raise InputError("texts: is one string; give a list of texts")
     predictor = open_predictor(run, stage, compacted, runtime)
     found = predictions(predictor, (checked(predictor.task, i, text) for i, text in enumerate(texts, 1)), cost)
     return (prediction.record(predictor.task) for prediction in found)
@@ -219,9 +230,13 @@ def predict(
 
 def checked(task: Task, number: int, texts: str | Sequence[str]) -> Example:
     """The `number`-th of the texts given. Raises InputError where they are empty, or more or fewer than the task's."""
-    given, place = (texts,) if isinstance(texts, str) else tuple(texts), f"text {number}"
+    given, place = (
+        tuple(texts) if isinstance(texts, Sequence) and not isinstance(texts, str) else (texts,),
+        f"text {number}",
+    )
     if len(given) != len(task.columns):
-        raise InputError(f"{place}: the task has {len(task.columns)} texts an example ({', '.join(task.columns)})")
+        count = "two texts" if task.pair else "one text"
+        raise InputError(f"{place}: has {len(given)}; the task has {count} an example ({', '.join(task.columns)})")
     return read_example(task, place, given)
 
 

@@ -39,14 +39,18 @@ def predict_to(
         raise InputError("no text is given; write it behind RUN, name a --file, or pipe lines into the command")
     target = None if out is None else unwritten(out, *FORMATTED)
     predictor = open_run(run)
-    found = predictions(predictor, examples_of(predictor.task, words, file), cost)
+    cut: list[int] = []
+    found = predictions(predictor, examples_of(predictor.task, words, file), cost, cut.append)
     lines = FORMATTED[".csv" if target is None else target.suffix.lower()](predictor.task, found, cost)
     if target is None:
         sys.stdout.writelines(lines)
-        return ""
-    with new_file(target) as opened:
-        opened.writelines(line.encode() for line in lines)
-    return f"written: {target}"
+    else:
+        with new_file(target) as opened:
+            opened.writelines(line.encode() for line in lines)
+    if sum(cut):
+        tokens = f"{predictor.config.data.max_length} tokens (data.max_length)"
+        print(f"texts cut to {tokens}, as in training: {sum(cut)}", file=sys.stderr)
+    return "" if target is None else f"written: {target}"
 
 
 def unwritten(path: str, *suffixes: str) -> Path:

@@ -199,7 +199,8 @@ class RunDirectory:
         path = self.stage(name) / "record.json"
         if not path.is_file():
             done = [p.parent.name for p in sorted((self.path / "stages").glob("*/record.json"))]
-            raise InputError(f"{self.path}: stage {name!r} is not finished; finished are: {', '.join(done) or 'none'}")
+            there = f"finished are: {', '.join(done)}" if done else "none is; `spikeprune train` makes them"
+            raise InputError(f"{self.path}: stage {name!r} is not finished; {there}")
         return jsonfile.read_sealed(path, f"remove {path.parent} to make the stage again", RECORD)
 
     def finish(self, name: str, record: dict[str, Any]) -> None:

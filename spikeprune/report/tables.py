@@ -130,6 +130,10 @@ def _trust(summary: Summary, final: Summary) -> list[str]:
     lines = []
     if high is not None:
         lines.append(f"95 % interval of the score: {100 * low:.1f} to {100 * high:.1f} (bootstrap over the examples)")
+        if low == high == 1:
+            scored = next(iter(summary["data"]["scored"].values()))
+            low = max(0.0, 1 - 3 / scored)  # the rule of three
+            lines[-1] += f"; without an error in {scored} examples the true score may still be {100 * low:.0f}"
     largest = _largest_class(summary)
     constant = largest["main"] if largest else 0.0  # of correlations
     if "largest_class" in summary["data"] and low <= constant:

@@ -110,21 +110,22 @@ static void push_word(const vocabulary *v, const char *word, size_t size, senten
     }
 }
 
-static int read_words(const vocabulary *v, char *line, sentence *s) {
+static int read_words(const vocabulary *v, const char *place, char *line, sentence *s) {
     push(s, lookup(v, "[CLS]"), 0);
     for (char *at = line; *at;) {
-        if ((unsigned char)*at >= 128) return fail("text", "is not ASCII: give the ids of a complete tokenizer");
+        if ((unsigned char)*at >= 128) return fail(place, "is not ASCII: give the ids of a complete tokenizer");
         size_t size = 0;
         while (isalnum((unsigned char)at[size])) at[size] = (char)tolower((unsigned char)at[size]), size++;
         if (size) push_word(v, at, size, s);
         if (!size && ispunct((unsigned char)*at)) push_word(v, at, 1, s);
         at += size ? size : 1;
     }
+    if (s->count == 1) return fail(place, "is empty");
     push(s, lookup(v, "[SEP]"), 0);
     return 0;
 }
 
-static int read_ids(char *line, sentence *s) {
+static int read_ids(const char *place, char *line, sentence *s) {
     int32_t segment = 0;
     for (char *at = line;;) {
         at += strspn(at, " \t\r\n");
@@ -134,7 +135,7 @@ static int read_ids(char *line, sentence *s) {
             segment++;
         } else {
             long id = strtol(at, &end, 10);
-            if (end == at || id < 0 || id > INT32_MAX) return fail("ids", "a line is token ids, and | before segment 1");
+            if (end == at || id < 0 || id > INT32_MAX) return fail(place, "is no list of token ids, with | before segment 1");
             push(s, (int32_t)id, segment);
         }
         at = end;
@@ -162,14 +163,16 @@ static void print_answer(const spikerun *model, const float *logits, double ms, 
                (double)found[i].multiplications, (double)found[i].elementwise);
 }
 
-static int answer(spikerun *model, const vocabulary *v, char *line, long repeat, int layers, float *logits) {
+static int answer(spikerun *model, const vocabulary *v, long number, char *line, long repeat, int layers, float *logits) {
     static sentence s;
+    char place[32];
     s.count = 0;
-    int code = v->count ? read_words(v, line, &s) : read_ids(line, &s);
+    snprintf(place, sizeof place, "line %ld", number);
+    int code = v->count ? read_words(v, place, line, &s) : read_ids(place, line, &s);
     if (code) return code;
     clock_t start = clock();
     for (long i = 0; i < repeat; i++)
-        if ((code = spikerun_run(model, s.ids, s.segments, s.count, logits))) return fail("sentence", spikerun_message(code));
+        if ((code = spikerun_run(model, s.ids, s.segments, s.count, logits))) return fail(place, spikerun_message(code));
     print_answer(model, logits, 1e3 * (double)(clock() - start) / CLOCKS_PER_SEC / (double)repeat, layers);
     return 0;
 }
@@ -207,7 +210,7 @@ int main(int count, char **words) {
     static char line[LINE];
     if (!logits) return fail(words[1], "its logits do not fit into memory");
     printf("model %lu bytes, arena %lu bytes\n", (unsigned long)size, (unsigned long)bytes);
-    while (fgets(line, sizeof line, stdin))
-        if ((code = answer(model, &v, line, repeat, layers, logits))) return code;
+    for (long number = 1; fgets(line, sizeof line, stdin); number++)
+        if ((code = answer(model, &v, number, line, repeat, layers, logits))) return code;
     return 0;
 }

@@ -17,8 +17,8 @@ from torch import Tensor
 from spikeprune.errors import InputError
 
 T = TypeVar("T")
-PATIENCE = timedelta(days=7)  # that a rank waits for a message; a rank that dies closes its connections
-STREAM = 1_000_003  # between the seeds of two ranks: farther than stages or neighbouring seeds are apart
+MESSAGE_TIMEOUT = timedelta(days=7)  # that a rank waits for a message; a rank that dies closes its connections
+RANK_SEED_STRIDE = 1_000_003  # between the seeds of two ranks: farther than stages or neighbouring seeds are apart
 
 _messages: dist.ProcessGroup | None = None  # set by `connect`
 _dismissed = False  # whether the other ranks have been told to exit
@@ -41,7 +41,7 @@ def connect() -> None:
     """Open the group for messages; every rank calls it once, when torch.distributed runs."""
     global _messages, _dismissed
     _dismissed = False
-    _messages = dist.new_group(backend="gloo", timeout=PATIENCE)
+    _messages = dist.new_group(backend="gloo", timeout=MESSAGE_TIMEOUT)
 
 
 def from_rank_zero(make: Callable[[], T]) -> T:
@@ -115,4 +115,4 @@ def _group(x: Tensor) -> dist.ProcessGroup | None:
 def own_randomness() -> None:
     """Give each rank its own random numbers from now on, or dropout would be the same on all. Rank 0 keeps its own."""
     if rank():
-        torch.manual_seed(torch.initial_seed() + STREAM * rank())
+        torch.manual_seed(torch.initial_seed() + RANK_SEED_STRIDE * rank())

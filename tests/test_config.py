@@ -71,11 +71,6 @@ def test_the_command_line_chooses_the_preset(write) -> None:
     assert (config.task, config.data.batch_size, config.run.dir) == ("cola", 9, "runs/cola-b-s0")
 
 
-def test_a_run_of_an_older_version_is_told(write) -> None:
-    with pytest.raises(InputError, match="has a section 'compress', of an older version"):
-        read_resolved(write("config.yaml", "compress: {heads: 0.5}"))
-
-
 def test_every_key_is_explained() -> None:
     """Each with one line of help; at most 80 of them."""
     found = reference.entries()

@@ -9,7 +9,7 @@ import torch
 
 from spikeprune.config.tasks import TASKS
 from spikeprune.kernels import attach
-from spikeprune.kernels.cuda_graphs import PATIENCE, GraphedNorms, GraphedTerms
+from spikeprune.kernels.cuda_graphs import CAPTURE_AFTER, GraphedNorms, GraphedTerms
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.shape import student_shape
 from spikeprune.models.teacher import Teacher, scratch_config
@@ -123,7 +123,7 @@ def test_dropped_graphs_give_their_memory_back() -> None:
     made, held = module(True), []
     for t_steps in (3, 2, 3, 2):
         made.student.set_t_steps(t_steps)
-        for step in range(PATIENCE + 1):
+        for step in range(CAPTURE_AFTER + 1):
             learnt(made, batch(24, step), lambda b: made.graphed(b, made.python_state()), None)
         assert made.graphed.captured
         held.append(torch.cuda.memory_reserved())
@@ -158,7 +158,7 @@ def test_graphed_steps_learn_gates_as_plain_ones(coding: str) -> None:
 def test_a_capture_leaves_the_random_state() -> None:
     teacher = Teacher.scratch(scratch_config(vocab=60, positions=32, dropout=0.3, **SIZES))
     made, here = TeacherModule(teacher, **common(True)).cuda().train(), batch(16, 0)
-    for _ in range(PATIENCE):
+    for _ in range(CAPTURE_AFTER):
         made.graphed(here, None)
     before = torch.cuda.get_rng_state()
     made.graphed.capture(here)
@@ -169,8 +169,8 @@ def test_dropout_draws_anew_at_each_replay() -> None:
     torch.manual_seed(0)
     made = TeacherModule(Teacher.scratch(scratch_config(vocab=60, positions=32, dropout=0.3, **SIZES)), **common(True))
     made, here = made.cuda().train(), batch(16, 0)
-    losses = [made.graphed(here, None)["loss"].item() for _ in range(PATIENCE + 4)]
-    assert len(set(losses[PATIENCE:])) == 4
+    losses = [made.graphed(here, None)["loss"].item() for _ in range(CAPTURE_AFTER + 4)]
+    assert len(set(losses[CAPTURE_AFTER:])) == 4
 
 
 @pytest.mark.parametrize("order", [2, math.inf])

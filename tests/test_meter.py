@@ -16,7 +16,7 @@ from spikeprune.cost.shapes import Shape
 from spikeprune.cost.summary import summarize
 from spikeprune.models.outputs import INPUTS
 from spikeprune.models.shape import student_network
-from spikeprune.pruning.budget import TARGETS, CostMeter, in_words, shortfall
+from spikeprune.pruning.budget import TARGETS, Budget, CostMeter
 from spikeprune.pruning.gates import KINDS
 from spikeprune.snn.coding import CODINGS
 
@@ -92,12 +92,13 @@ def test_the_names_in_checks_are_those_of_the_registries() -> None:
     ],
 )
 def test_why_a_cost_is_off_its_goal(value, reported, start, why) -> None:
-    found = shortfall(value, reported, goal=100.0, start=start, sentences=7)
+    found = Budget("energy", 0.5, "student", reference=200.0).shortfall(value, reported, start=start, sentences=7)
     assert why in found and bool(found) == bool(why)
 
 
 @pytest.mark.parametrize("relative_to", ["dense", "student"])
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_cost_has_words(target, relative_to) -> None:
-    words = in_words(1.00001, target=target, relative_to=relative_to, unit=5.0)
+    unit = 5.0 if relative_to == "student" else 1.0
+    words = Budget(target, 0.5, relative_to, reference=5.0).in_words(0.200002 * unit)
     assert words.startswith("0.2001 of the ") and ("uncompressed" in words) == (relative_to == "student")

@@ -44,7 +44,6 @@ MEASURING = (
     "cost.model",
 )
 SAVED = ("task", "seed", "run", "data", "teacher", "student", "stages", "cost")  # by every run
-OLDER = ("compress", "distill", "time")  # sections of earlier versions
 COMMAND_LINE = "command line"
 BUDGET = "one budget"  # the source of what `_budget` sets
 BASE_DEPTH = 1
@@ -131,8 +130,6 @@ def read_resolved(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     measurement may change."""
     merge = Merge(resolved=True)
     tree = _read(Path(path), merge)
-    if old := [key for key in OLDER if key in tree]:
-        raise InputError(f"{path}: has a section {old[0]!r}, of an older version; this one cannot read that run")
     if lost := [key for key in SAVED if key not in tree]:
         whose = "it is not the whole configuration that a run has saved; restore it, or use another run.dir"
         raise InputError("\n".join([*merge.problems, f"{path}: has no key {lost[0]!r}: {whose}"]))

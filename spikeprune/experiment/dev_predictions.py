@@ -34,7 +34,7 @@ def write(context: RunContext, directory: RunDirectory, stage: str, module: Task
 
 
 def read(directory: RunDirectory, stage: str) -> Predictions | None:
-    """None in a run that an older version has made."""
+    """None where the stage has kept none."""
     path = directory.stage(stage) / FILE
     return jsonfile.read(path, f"remove {path.parent} to make the stage again") if path.is_file() else None
 

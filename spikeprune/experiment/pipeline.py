@@ -28,7 +28,7 @@ from spikeprune.files.atomic import write_sealed
 from spikeprune.report.tables import summary_table
 from spikeprune.training import signals
 
-UNREAD = (
+RANDOM_TEACHER = (
     "teacher: random weights, which learn little from real text: enough to try the stages; for a classifier give a "
     "pretrained one, by teacher.checkpoint or preset=minilm"
 )
@@ -67,7 +67,7 @@ def run_process(config: Config, tracker: Tracker) -> dict[str, Any]:
         log = nullcontext() if distributed.rank() else recorded(directory.log)
         with log, tracker.opened(context.config, directory, context.active()):
             unread = context.config.teacher.checkpoint is None and context.raw.source != "embedded"
-            told = filter(None, (context.logits_alone, context.left_out, UNREAD * unread))
+            told = filter(None, (context.logits_alone, context.left_out, RANDOM_TEACHER * unread))
             backends = f"kernels: {kernels}{', CUDA graphs' if arithmetic.replays(context) else ''}"
             for line in (context.raw.banner, *describe(context.raw, context.data.encoded), *told, backends):
                 print_once(line)

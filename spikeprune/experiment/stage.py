@@ -74,7 +74,7 @@ def train_student(context: RunContext, directory: RunDirectory, name: str, paren
         print_once(f"{name}: no better than a constant answer; compress less, or train this stage longer at a lower lr")
     if budget:
         teacher = distributed.from_rank_zero(lambda: directory.record("teacher"))
-        facts["budget"] = budget.report(cost_in_unit(budget.target, measured, teacher, budget.model))
+        facts["budget"] = budget.report(cost_in_unit(budget.budget, measured, teacher))
         print_once(budget_line(facts["budget"]))
     distributed.from_rank_zero(lambda: save_student(context, directory, name, parent, student, {**measured, **facts}))
 

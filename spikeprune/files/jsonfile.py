@@ -76,7 +76,7 @@ def sealed(value: dict[str, Any]) -> dict[str, Any]:
 
 def read_sealed(path: Path, remedy: str, needs: Iterable[str] = ()) -> dict[str, Any]:
     """As `read`, without the checksum. Raises InputError where that is another: a digit has changed, which is JSON as
-    well. An object without one, as older versions wrote them, is read as it is."""
+    well. An object without one is read as it is."""
     value = read(path, remedy, needs)
     if value.pop(SUM, checksum := _checksum(value)) != checksum:
         raise InputError(f"{path}: is damaged (it has changed since it was written); {remedy}")

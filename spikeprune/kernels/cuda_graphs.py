@@ -17,7 +17,9 @@ from spikeprune.models.tensors import norms
 Batch = Mapping[str, Tensor]
 Terms = dict[str, Tensor]
 
-PATIENCE = 2  # steps of a shape before its capture, which takes as long as four steps: rare shapes are not captured
+CAPTURE_AFTER = (
+    2  # steps of a shape before its capture, which takes as long as four steps: rare shapes are not captured
+)
 
 
 class GraphedTerms:
@@ -48,7 +50,7 @@ class GraphedTerms:
         shape = tuple((name, tensor.shape) for name, tensor in batch.items())
         if shape not in self.captured:
             self.seen[shape] += 1
-            if self.seen[shape] <= PATIENCE:
+            if self.seen[shape] <= CAPTURE_AFTER:
                 return self.terms(batch)
             self.captured[shape] = self.capture(batch)
         step = self.captured[shape]
@@ -149,7 +151,7 @@ class GraphedNorms:
         self.repeats = self.repeats + 1 if places == self.last else 1
         self.last = places
         if places not in self.captured:
-            if self.repeats <= PATIENCE or len(self.captured) == self.MOST:
+            if self.repeats <= CAPTURE_AFTER or len(self.captured) == self.MOST:
                 return norms(tensors, self.order)
             self.captured[places] = self.capture(tensors)
         graph, found = self.captured[places]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from operator import add
 from typing import Any
@@ -13,17 +14,23 @@ import torch
 from torch import Tensor
 
 from spikeprune.cost.dense import dense
-from spikeprune.cost.energy_models import EnergyModel
+from spikeprune.cost.energy_models import ENERGY_MODELS, EnergyModel
 from spikeprune.cost.kinds import Operations
 from spikeprune.cost.network import dense_network
 from spikeprune.cost.opponents import equal_bits
 from spikeprune.cost.shapes import Shape
 from spikeprune.cost.summary import latency_steps
-from spikeprune.errors import known
+from spikeprune.errors import check_share, known
 from spikeprune.models.inference import infer
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.outputs import inputs_of
-from spikeprune.models.shape import missing_synapses, student_network, student_operations
+from spikeprune.models.shape import (
+    dense_shape,
+    missing_synapses,
+    student_network,
+    student_operations,
+    student_shape,
+)
 from spikeprune.pruning.statistics import Mean, alone
 
 TOLERANCE = 0.02  # of the goal: a cost that is closer below it counts as reached
@@ -108,49 +115,106 @@ class CostMeter:
         return self.model.total(network)
 
 
-# -------------------------------------------------------------------------------------------------- goal and report
+# ------------------------------------------------------------------------------------------------- the budget itself
 
 
-def goal_of(target: str, share: float, reference: float) -> float:
-    """The cost to end with, in the unit of `CostMeter`; latency is whole steps, so the next below."""
-    goal = share * reference
-    return float(max(1, math.floor(goal + 1e-9))) if target == "latency" else goal
+@dataclass
+class Budget:
+    """The cost that a student may have: a share of a reference's.
+
+    target       one of TARGETS
+    share        of the reference's cost
+    relative_to  dense (the dense teacher) or student (the uncompressed one)
+    model        of energy: one of `cost.energy_models.ENERGY_MODELS`
+    dense_shape  of the teacher; None: of the dense BERT of the student's sizes
+    reference    the uncompressed student's cost, in the meter's unit
+
+    Raises ValueError for an unknown name or what is no share.
+    """
+
+    target: str
+    share: float
+    relative_to: str = "dense"
+    model: str = "convention"
+    dense_shape: Shape | None = None
+    reference: float | None = None
+
+    def __post_init__(self):
+        known("target", self.target, TARGETS)
+        known("model", self.model, ENERGY_MODELS)
+        known("relative_to", self.relative_to, ("dense", "student"))
+        check_share("share", self.share)
+
+    @property
+    def unit(self) -> float:
+        """The reference's cost, in the meter's unit."""
+        return self.reference if self.relative_to == "student" else 1.0
+
+    @property
+    def goal(self) -> float:
+        """The cost to end with, in the meter's unit; latency is whole steps, so the next below."""
+        goal = self.share * self.unit
+        return float(max(1, math.floor(goal + 1e-9))) if self.target == "latency" else goal
+
+    def meter(self, student: SpikingBert, batches: Sequence[dict[str, Tensor]], mean: Mean = alone) -> CostMeter:
+        return CostMeter(
+            batches,
+            target=self.target,
+            shape=student_shape(student),
+            dense_shape=self.dense_shape or dense_shape(student),
+            model=ENERGY_MODELS[self.model],
+            mean=mean,
+        )
+
+    def in_words(self, value: float) -> str:
+        """A cost as a share of the reference's, rounded up, so that it can be reached: `0.0213 of the dense teacher's
+        energy`, for latency with the steps."""
+        share = math.ceil(value / self.unit * 1e4) / 1e4
+        whose = "the dense teacher's" if self.relative_to == "dense" else "the uncompressed student's"
+        what = {"ac": "additions", "energy": "energy", "latency": f"latency ({value:.0f} steps)"}
+        if self.target == "equal_bits":
+            return f"{share:.4g} of {'' if self.relative_to == 'dense' else whose + ' share of '}{EQUAL_BITS} energy"
+        if self.target == "ac" and self.relative_to == "dense":
+            return f"{share:.4g} of the dense teacher's multiplications, in additions"
+        return f"{share:.4g} of {whose} {what[self.target]}"
+
+    def shortfall(self, value: float, reported: float, *, start: float | None, sentences: int) -> str:
+        """Why the cost of a finished stage is not within TOLERANCE of its goal; empty if it is. `value`: as the budget
+        measured it on `sentences` training sentences; `reported`: on those that are scored; `start`: before the first
+        decision."""
+        off = value / self.goal - 1
+        if off > 0:
+            return "nothing is left that the floors allow to remove"
+        if -off > TOLERANCE and start is not None and start <= self.goal:
+            return "the stage began below the target"
+        if -off > TOLERANCE:
+            return "firing rates fell after the last decision, or the next unit to return would exceed the target"
+        if abs(reported / self.goal - 1) > TOLERANCE:
+            return f"the budget was measured on {sentences} training sentences, the report on those that are scored"
+        return ""
+
+    def record(
+        self, value: float, reported: float, *, start: float | None, drift: float, sentences: int
+    ) -> dict[str, Any]:
+        """Of a finished stage, costs as shares of `unit`; arguments as of `shortfall`."""
+        return {
+            "target": self.target,
+            "of": self.relative_to,
+            "share": self.share,
+            "goal": self.goal / self.unit,
+            "reached": value / self.unit,
+            "reported": reported / self.unit,
+            "drift": drift,
+            "within": abs(reported / self.goal - 1) <= TOLERANCE,
+            "why_not": self.shortfall(value, reported, start=start, sentences=sentences),
+        }
 
 
-def in_words(value: float, *, target: str, relative_to: str, unit: float) -> str:
-    """A cost as a share of `unit`, rounded up, so that it can be reached: `0.0213 of the dense teacher's energy`, for
-    latency with the steps."""
-    share = math.ceil(value / unit * 1e4) / 1e4
-    whose = "the dense teacher's" if relative_to == "dense" else "the uncompressed student's"
-    what = {"ac": "additions", "energy": "energy", "latency": f"latency ({value:.0f} steps)"}
-    if target == "equal_bits":
-        return f"{share:.4g} of {'' if relative_to == 'dense' else whose + ' share of '}{EQUAL_BITS} energy"
-    if target == "ac" and relative_to == "dense":
-        return f"{share:.4g} of the dense teacher's multiplications, in additions"
-    return f"{share:.4g} of {whose} {what[target]}"
-
-
-def shortfall(value: float, reported: float, *, goal: float, start: float | None, sentences: int) -> str:
-    """Why the cost of a finished stage is not within TOLERANCE of its goal; empty if it is. `value`: as the budget
-    measured it on `sentences` training sentences; `reported`: on those that are scored; `start`: before the first
-    decision."""
-    off = value / goal - 1
-    if off > 0:
-        return "nothing is left that the floors allow to remove"
-    if -off > TOLERANCE and start is not None and start <= goal:
-        return "the stage began below the target"
-    if -off > TOLERANCE:
-        return "firing rates fell after the last decision, or the next unit to return would exceed the target"
-    if abs(reported / goal - 1) > TOLERANCE:
-        return f"the budget was measured on {sentences} training sentences, the report on those that are scored"
-    return ""
-
-
-def cost_in_unit(target: str, measured: Mapping[str, Any], teacher: Mapping[str, Any], model: str) -> float:
-    """A measured student in the unit of `CostMeter`, energy under `model`, given its dense teacher as measured."""
-    if target == "latency":
+def cost_in_unit(budget: Budget, measured: Mapping[str, Any], teacher: Mapping[str, Any]) -> float:
+    """A measured student in the unit of `CostMeter`, given its dense teacher as measured."""
+    if budget.target == "latency":
         return float(measured["cost"]["latency_steps"])
-    if target == "ac":
+    if budget.target == "ac":
         return measured["cost"]["ac"] / teacher["cost"]["mac"]
-    energies = measured["energy"][model]
-    return energies["student"] / energies["equal_bits" if target == "equal_bits" else "teacher"]
+    energies = measured["energy"][budget.model]
+    return energies["student"] / energies["equal_bits" if budget.target == "equal_bits" else "teacher"]

@@ -35,7 +35,7 @@ class Coding(NamedTuple):
         return self.read is None
 
 
-def hold(seen: Tensor, mean: Callable[[], Tensor], t_steps: int) -> Tensor:
+def extended(seen: Tensor, mean: Callable[[], Tensor], t_steps: int) -> Tensor:
     """Cut `seen [T_src, ...]` to `t_steps`, or extend it with `mean() [...]`."""
     missing = t_steps - len(seen)
     if missing <= 0:
@@ -51,7 +51,7 @@ def _norms(t_steps: int, leak: float, like: Tensor) -> Tensor:
 
 def read_step(pulses: Tensor, t_steps: int, leak: float) -> Tensor:
     """`per_step`: the spikes of each step alone."""
-    return hold(pulses, lambda: asr(pulses, leak), t_steps)
+    return extended(pulses, lambda: asr(pulses, leak), t_steps)
 
 
 def drive_step(y: Tensor, t_steps: int, leak: float) -> Tensor:
@@ -69,7 +69,7 @@ def read_running_mean(pulses: Tensor, t_steps: int, leak: float) -> Tensor:
             total = leak * total + pulse
             sums[t] = total
     means = sums / _norms(len(pulses), leak, pulses)
-    return hold(means, lambda: means[-1], t_steps)
+    return extended(means, lambda: means[-1], t_steps)
 
 
 def drive_running_mean(y: Tensor, t_steps: int, leak: float) -> Tensor:

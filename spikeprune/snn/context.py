@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spikeprune.errors import known
-from spikeprune.snn.coding import Coding, hold
+from spikeprune.snn.coding import Coding, extended
 
 # equilibrium: closed form | spiking: step by step | calibrate: sets theta, then clips | clip: as for T -> infinity
 MODES = ("equilibrium", "spiking", "calibrate", "clip")
@@ -35,7 +35,9 @@ class SpikeTrain:
         if t_steps not in self.seen:
             means = self.means
             self.seen[t_steps] = (
-                coding.read(self.pulses, t_steps, leak) if means is None else hold(means, lambda: means[-1], t_steps)
+                coding.read(self.pulses, t_steps, leak)
+                if means is None
+                else extended(means, lambda: means[-1], t_steps)
             )
         return self.seen[t_steps]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from lightning.pytorch.callbacks import Callback
@@ -15,7 +16,7 @@ from spikeprune.experiment.build.networks import teacher_shape
 from spikeprune.experiment.context import RunContext
 from spikeprune.experiment.run_directory import RunDirectory
 from spikeprune.kernels.cuda_graphs import GraphedNorms
-from spikeprune.pruning.budget import cost_in_unit
+from spikeprune.pruning.budget import Budget, cost_in_unit
 from spikeprune.training.callbacks.budget import BudgetPruning
 from spikeprune.training.callbacks.cost_logger import CostLogger
 from spikeprune.training.callbacks.finite import StopOnNonFinite
@@ -117,7 +118,7 @@ def stage_callbacks(context: RunContext, name: str, run: RunDirectory) -> list[C
     callbacks = COMPRESSING[name](context, name) if name in COMPRESSING else []
     for callback in callbacks:
         if isinstance(callback, BudgetPruning):
-            callback.reference = distributed.from_rank_zero(lambda: reference(context, run))
+            callback.budget.reference = distributed.from_rank_zero(partial(reference, context, run, callback.budget))
     if prunes_synapses(context.config) and name not in ("teacher", "spatial"):
         callbacks.append(SynapsePruning(kept=1.0))
     if name not in ("teacher", "general_kd"):
@@ -128,13 +129,12 @@ def stage_callbacks(context: RunContext, name: str, run: RunDirectory) -> list[C
     return [finite, *callbacks, ResumeState(), StopOnSignal(run.resume(name)), resume]
 
 
-def reference(context: RunContext, run: RunDirectory) -> float | None:
+def reference(context: RunContext, run: RunDirectory, budget: Budget) -> float | None:
     """What the uncompressed student costs in the unit of the budget, as the last stage before compression measured it;
     None where compression comes first."""
-    config = context.config
-    if (name := last_uncompressed(config)) is None:
+    if (name := last_uncompressed(context.config)) is None:
         return None
-    return cost_in_unit(config.stages.budget.target, run.record(name), run.record("teacher"), config.cost.model)
+    return cost_in_unit(budget, run.record(name), run.record("teacher"))
 
 
 def cost_logger(context: RunContext) -> CostLogger:

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from spikeprune import distributed
-from spikeprune.cost.energy_models import ENERGY_MODELS
 from spikeprune.cost.shapes import Shape
-from spikeprune.errors import InputError, check_counts, check_share, known
-from spikeprune.models import shape as shapes
-from spikeprune.pruning.budget import TARGETS, TOLERANCE, CostMeter, goal_of, in_words, shortfall
+from spikeprune.errors import InputError, check_counts, known
+from spikeprune.models.shape import student_shape
+from spikeprune.pruning.budget import TOLERANCE, Budget, CostMeter
 from spikeprune.pruning.gates import KINDS
 from spikeprune.pruning.statistics import collect
 from spikeprune.training.callbacks.schedule import EpochSchedule, finite_mean, last_decision, take_from_rank_zero
@@ -65,7 +64,7 @@ class BudgetPruning(EpochSchedule):
     Example: `Trainer(callbacks=[BudgetPruning(target="energy", share=0.02)])`
     """
 
-    STATE = ("start", "value", "reference", "drift", "counted")  # in a checkpoint
+    STATE = ("start", "value", "drift", "counted")  # in a checkpoint
 
     def __init__(
         self,
@@ -88,21 +87,15 @@ class BudgetPruning(EpochSchedule):
         learn: bool = True,
     ):
         super().__init__(end=end)
-        known("target", target, TARGETS)
-        known("model", model, ENERGY_MODELS)
-        known("relative_to", relative_to, ("dense", "student"))
+        self.budget = Budget(target, share, relative_to, model, dense_shape, reference)
         for kind in candidates:
             known("candidate", kind, KINDS)
-        check_share("share", share)
         check_counts(0, min_heads=min_heads, min_ffn=min_ffn)
         check_counts(1, sentences=sentences, measured=measured, batch_size=batch_size)
-        self.target, self.share, self.relative_to = target, share, relative_to
         self.kinds, self.min_heads, self.min_ffn = tuple(candidates), min_heads, min_ffn
         self.sentences, self.measured = sentences, measured
         self.batch_size, self.seed = batch_size, seed
-        self.dense_shape, self.model = dense_shape, model
-        self.settle, self.given_end = settle, end
-        self.reference, self.learn = reference, learn
+        self.settle, self.given_end, self.learn = settle, end, learn
         self.start: float | None = None  # the cost before the first decision
         self.value: float | None = None  # the cost at the last measurement
         self.drift = 0.0  # the cost after the last step over the goal, less one
@@ -128,28 +121,23 @@ class BudgetPruning(EpochSchedule):
         self.end = epochs - 1  # every epoch begins with a measurement
 
     @property
-    def unit(self) -> float:
-        """The reference's cost, in the meter's unit."""
-        return self.reference if self.relative_to == "student" else 1.0
-
-    @property
     def goal(self) -> float:
-        return goal_of(self.target, self.share, self.unit)
+        return self.budget.goal
 
     # --------------------------------------------------------------------------------------------------- the training
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         student, batches = student_of(pl_module), trainer.num_training_batches
-        term = AdditionsTerm(shapes.student_shape(student))
+        term = AdditionsTerm(student_shape(student))
         epochs = FALL * self.settled if self.learn else WARMUP * trainer.max_epochs
         self.fall = max(1, round(epochs * batches))
         self.gates = Gates(
             student,
-            kinds=("steps",) if self.target == "latency" else self.kinds,
-            term=None if self.target == "latency" else term,
+            kinds=("steps",) if self.budget.target == "latency" else self.kinds,
+            term=None if self.budget.target == "latency" else term,
             steps=self.fall,
             seed=self.seed,
-            equal_bits=self.target == "equal_bits",
+            equal_bits=self.budget.target == "equal_bits",
         )
         self.gates.learning = self.learn
         if self.saved is not None:
@@ -165,7 +153,7 @@ class BudgetPruning(EpochSchedule):
 
     def aimed(self, step: int) -> float:
         """The cost that a training step aims at."""
-        goal = self.goal if self.target == "latency" else self.goal * (1 - TOLERANCE / 2)
+        goal = self.goal if self.budget.target == "latency" else self.goal * (1 - TOLERANCE / 2)
         if not self.gates.learning or self.start <= goal:
             return goal
         return falling(step / self.fall, begin=self.start, end=goal)
@@ -182,7 +170,8 @@ class BudgetPruning(EpochSchedule):
         hardening = self.hardening(trainer, module)
         if self.start is None:
             self.start = meter.value(student)
-            self.reference = self.start if self.reference is None else self.reference
+            if self.budget.reference is None:
+                self.budget.reference = self.start
             if self.start > self.goal:
                 lowest = hardening.lowest()
                 distributed.from_rank_zero(lambda: self.refuse_below(lowest))
@@ -215,7 +204,7 @@ class BudgetPruning(EpochSchedule):
     def adjust(self, trainer: L.Trainer, module: L.LightningModule) -> float:
         """Remove or return units by their Fisher information, and return the cost; latency is that of the steps, which
         stay."""
-        if self.target == "latency":
+        if self.budget.target == "latency":
             return self.value
         batches = with_augmentation(self.loss_batches(trainer, module), module)
         stats = collect(student_of(module), batches, drawn, mode=forward_mode(module), seed=self.seed)
@@ -237,15 +226,8 @@ class BudgetPruning(EpochSchedule):
 
     def cost_meter(self, trainer: L.Trainer, module: L.LightningModule) -> CostMeter:
         if self.meter is None:
-            student = student_of(module)
-            self.meter = CostMeter(
-                cost_batches(trainer, module, sentences=self.measured, batch_size=self.batch_size, seed=self.seed),
-                target=self.target,
-                shape=shapes.student_shape(student),
-                dense_shape=self.dense_shape or shapes.dense_shape(student),
-                model=ENERGY_MODELS[self.model],
-                mean=finite_mean,
-            )
+            batches = cost_batches(trainer, module, sentences=self.measured, batch_size=self.batch_size, seed=self.seed)
+            self.meter = self.budget.meter(student_of(module), batches, finite_mean)
             self.counted = self.meter.sentences
         return self.meter
 
@@ -262,36 +244,26 @@ class BudgetPruning(EpochSchedule):
     def refuse_below(self, lowest: float) -> None:
         """Raises InputError where the goal is below `lowest`, the cost with every candidate removed."""
         if lowest > self.goal:
-            words = in_words(lowest, target=self.target, relative_to=self.relative_to, unit=self.unit)
             raise InputError(
-                f"stages.budget.value = {self.share:g}: with everything removed that stages.budget.candidates "
+                f"stages.budget.value = {self.budget.share:g}: with everything removed that stages.budget.candidates "
                 f"[{', '.join(self.kinds)}] and the floors of {self.min_heads} heads and {self.min_ffn} neurons in "
-                f"each layer allow, this student still has {words}; that is the lowest value that can be reached"
+                f"each layer allow, this student still has {self.budget.in_words(lowest)}; that is the lowest value "
+                "that can be reached"
             )
 
     def report(self, reported: float) -> dict[str, Any]:
-        """The stage's record of its budget, costs as shares of `unit`. `reported`: the student's cost in the meter's
-        unit on the dev split."""
-        return {
-            "target": self.target,
-            "of": self.relative_to,
-            "share": self.share,
-            "goal": self.goal / self.unit,
-            "reached": self.value / self.unit,
-            "reported": reported / self.unit,
-            "drift": self.drift,
-            "within": abs(reported / self.goal - 1) <= TOLERANCE,
-            "why_not": shortfall(self.value, reported, goal=self.goal, start=self.start, sentences=self.counted),
-        }
+        """The stage's record of its budget. `reported`: the student's cost in the meter's unit on the dev split."""
+        return self.budget.record(self.value, reported, start=self.start, drift=self.drift, sentences=self.counted)
 
     def state_dict(self) -> dict[str, Any]:
-        state = {name: getattr(self, name) for name in self.STATE}
+        state = {name: getattr(self, name) for name in self.STATE} | {"reference": self.budget.reference}
         return {**super().state_dict(), **state, "gates": None if self.gates is None else self.gates.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         for name in self.STATE:
             setattr(self, name, state[name])
+        self.budget.reference = state["reference"]
         self.saved = state["gates"]
 
 

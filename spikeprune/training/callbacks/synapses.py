@@ -67,9 +67,9 @@ def keep_blocks(scores: Tensor, alive: Tensor, allowed: Tensor, share: float, bl
     if not len(rows):
         return mask
     fill = (0, 0, 0, -len(rows) % block)
-    score, lives, room = (pad(x[rows], fill).unflatten(0, (-1, block)) for x in (scores, alive, allowed))
-    score, lives, room = score.sum(1), lives.amax(1), room.amax(1)  # [blocks, in]
-    keep = min(round(share * int(room.sum())), int(lives.sum()))
-    kept = keep_highest(score.view(1, -1), lives.view(1, -1), keep, floor=0, scope="global").view_as(score)
+    score, alive, allowed = (pad(x[rows], fill).unflatten(0, (-1, block)) for x in (scores, alive, allowed))
+    score, alive, allowed = score.sum(1), alive.amax(1), allowed.amax(1)  # [blocks, in]
+    keep = min(round(share * int(allowed.sum())), int(alive.sum()))
+    kept = keep_highest(score.view(1, -1), alive.view(1, -1), keep, floor=0, scope="global").view_as(score)
     mask[rows] = kept.repeat_interleave(block, 0)[: len(rows)]
     return mask

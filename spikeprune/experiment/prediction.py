@@ -230,10 +230,8 @@ def predict(
 
 def checked(task: Task, number: int, texts: str | Sequence[str]) -> Example:
     """The `number`-th of the texts given. Raises InputError where they are empty, or more or fewer than the task's."""
-    given, place = (
-        tuple(texts) if isinstance(texts, Sequence) and not isinstance(texts, str) else (texts,),
-        f"text {number}",
-    )
+    alone, place = isinstance(texts, str) or not isinstance(texts, Sequence), f"text {number}"
+    given = (texts,) if alone else tuple(texts)
     if len(given) != len(task.columns):
         count = "two texts" if task.pair else "one text"
         raise InputError(f"{place}: has {len(given)}; the task has {count} an example ({', '.join(task.columns)})")

@@ -65,16 +65,16 @@ def train_student(context: RunContext, directory: RunDirectory, name: str, paren
     if trained is not student:
         scatter_into(trained, student.to(trained.classifier.weight))  # of the precision that it was trained in
         module = modules.student_module(context, name, student, frozen)
-    budget = facts.pop("budget", None)
+    pruning = facts.pop("budget", None)
     measured = measure_student(context, module, name)
     dev_predictions.write(context, directory, name, module)
     if silent := silent_layers(measured):
         print_once(f"{name}: no spike at all in {', '.join(silent)}, so nothing passes there; lower its lr or losses")
     if no_better_than_constant(context, measured):
         print_once(f"{name}: no better than a constant answer; compress less, or train this stage longer at a lower lr")
-    if budget:
+    if pruning:
         teacher = distributed.from_rank_zero(lambda: directory.record("teacher"))
-        facts["budget"] = budget.report(cost_in_unit(budget.budget, measured, teacher))
+        facts["budget"] = pruning.report(cost_in_unit(pruning.budget, measured, teacher))
         print_once(budget_line(facts["budget"]))
     distributed.from_rank_zero(lambda: save_student(context, directory, name, parent, student, {**measured, **facts}))
 

@@ -35,7 +35,7 @@ from spikeprune.experiment.terminal import quiet
 from spikeprune.files import jsonfile
 from spikeprune.files.atomic import write_json
 from spikeprune.kernels import attach
-from spikeprune.kernels.cuda_graphs import PATIENCE, GraphedNorms, GraphedTerms
+from spikeprune.kernels.cuda_graphs import CAPTURE_AFTER, GraphedNorms, GraphedTerms
 from spikeprune.models.modeling import SpikingBert
 from spikeprune.models.teacher import Teacher
 from spikeprune.training.callbacks.finite import StopOnNonFinite
@@ -47,7 +47,7 @@ from spikeprune.training.modules.student import DistillationModule
 from spikeprune.training.optimizer import Optimization
 
 GLUE = Path(__file__).resolve().parents[1] / "glue.yaml"
-WARM = PATIENCE + 1  # epochs: an epoch is one pool of the loader, so that each has the same shapes of batches
+WARM = CAPTURE_AFTER + 1  # epochs: an epoch is one pool of the loader, so that each has the same shapes of batches
 MODES = ("loaded", "ready", "unsent")
 LONGEST = 64  # tokens
 STUDENT = ("t_steps", "spikes", "leak", "theta", "coding", "query", "pooling", "residual")

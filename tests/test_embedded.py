@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -154,6 +155,11 @@ def test_impossible_sizes_are_refused():
         generate(get_task("mnli"), seed=0, train=9, dev=2)
     with pytest.raises(InputError, match="lower data.embedded"):
         generate(get_task("wnli"), seed=0, train=100_000, dev=2)
+
+
+def test_a_task_without_a_rule_is_refused():
+    with pytest.raises(InputError, match="data.source = embedded: has no sentences for mine"):
+        generate(replace(get_task("sst2"), name="mine"), seed=0, train=4, dev=4)
 
 
 def test_every_task_has_a_rule():

@@ -132,14 +132,27 @@ def test_each_callback_compresses_a_module_of_ones_own(name, wrapped) -> None:
     fit(module, callback)
     assert compressed(student)
     assert compact(module.student).values["layer_ffn"] == student.ffn.sum(1).tolist()
+    other = students.make(dtype=torch.float32)
+    fit(Own(other), callback)  # a second fit begins anew
+    assert compressed(other)
 
 
 @pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "wrapped"])
 def test_gates_are_learnt_in_a_module_of_ones_own(wrapped) -> None:
     student = students.make(dtype=torch.float32)
     mine = BudgetPruning(share=0.3, relative_to="student", min_ffn=4, measured=8)
-    fit(Gated(Wrapped(student) if wrapped else student), mine, epochs=4)
-    assert student.ffn.mean() < 1 and not mine.gates.learning and mine.value <= mine.goal
+    for own in (student, students.make(dtype=torch.float32)):  # a second fit begins anew
+        fit(Gated(Wrapped(own) if wrapped else own), mine, epochs=4)
+        assert own.ffn.mean() < 1 and not mine.gates.learning and mine.value <= mine.goal
+        assert mine.gates.factor != 1  # calibrated
+
+
+@pytest.mark.parametrize("steps", [[5, 4, 3], [4, 4, 4]], ids=["one rises", "too many"])
+def test_a_criterion_that_breaks_its_contract_is_told(steps) -> None:
+    callback = TemporalPruning(t_steps=3)
+    callback.criterion = lambda stats, total: steps
+    with pytest.raises(ValueError, match="a criterion gave time steps"):
+        fit(Own(students.make(dtype=torch.float32)), callback)
 
 
 LAST = {"quantize": lambda: WeightQuantization("ternary", end=3), "synapses": lambda: SynapsePruning(kept=0.5, end=3)}

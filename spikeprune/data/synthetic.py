@@ -222,6 +222,8 @@ def generate(task: Task, *, seed: int, train: int, dev: int) -> dict[str, tuple[
 
 
 def _example(task: Task, random: Random, label: int, train: bool, seen: set, seed: int) -> Sentences:
+    if task.name not in RULES:
+        raise InputError(f"data.source = embedded: has no sentences for {task.name}; give data.source=dir, or a rule")
     rule = RULES[task.name]
     for _ in range(TRIES):
         sentences = rule(random, label)

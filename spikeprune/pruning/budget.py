@@ -124,17 +124,18 @@ class Budget:
 
     target       one of TARGETS
     share        of the reference's cost
-    relative_to  dense (the dense teacher) or student (the uncompressed one)
+    relative_to  dense (the dense teacher) or student (the uncompressed one); None: dense, of latency, which a dense
+                 network has none of, student
     model        of energy: one of `cost.energy_models.ENERGY_MODELS`
     dense_shape  of the teacher; None: of the dense BERT of the student's sizes
     reference    the uncompressed student's cost, in the meter's unit
 
-    Raises ValueError for an unknown name or what is no share.
+    Raises ValueError for an unknown name, what is no share above 0, and latency relative to the dense teacher.
     """
 
     target: str
     share: float
-    relative_to: str = "dense"
+    relative_to: str | None = None
     model: str = "convention"
     dense_shape: Shape | None = None
     reference: float | None = None
@@ -142,8 +143,14 @@ class Budget:
     def __post_init__(self):
         known("target", self.target, TARGETS)
         known("model", self.model, ENERGY_MODELS)
+        if self.relative_to is None:
+            self.relative_to = "student" if self.target == "latency" else "dense"
         known("relative_to", self.relative_to, ("dense", "student"))
         check_share("share", self.share)
+        if not self.share:
+            raise ValueError("share = 0: must be above 0, since every student costs something")
+        if self.target == "latency" and self.relative_to == "dense":
+            raise ValueError("latency is a share of the student's own time steps; leave relative_to out")
 
     @property
     def unit(self) -> float:

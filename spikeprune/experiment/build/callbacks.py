@@ -78,7 +78,6 @@ def budget(context: RunContext, name: str) -> list[Callback]:
     made = BudgetPruning(
         target=target.target,
         share=target.value,
-        relative_to=relative_to(target.target),
         candidates=target.candidates,
         min_heads=1,
         min_ffn=least_neurons(context.teacher_config.intermediate_size),
@@ -90,11 +89,6 @@ def budget(context: RunContext, name: str) -> list[Callback]:
         learn=name == "budget",
     )
     return [made]
-
-
-def relative_to(target: str) -> str:
-    """What a budget is a share of: the dense teacher has no time steps, so latency is one of the student's own."""
-    return "student" if target == "latency" else "dense"
 
 
 def decisions(context: RunContext, stage: Compression) -> dict[str, Any]:

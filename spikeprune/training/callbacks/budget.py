@@ -50,7 +50,7 @@ class BudgetPruning(EpochSchedule):
     target              one of `pruning.budget.TARGETS`: ac (additions), energy, equal_bits (energy over that of the
                         same network computed densely at equal bits) or latency
     share               of the reference's cost, to end with
-    relative_to         dense (the dense teacher) or student (the uncompressed one)
+    relative_to         dense (the dense teacher) or student (the uncompressed one); None: dense, of latency student
     reference           the uncompressed student's cost in the meter's unit; None: its cost at the first decision
     candidates          kinds that may be removed, of `pruning.gates.KINDS`
     min_heads, min_ffn  kept in every layer
@@ -71,7 +71,7 @@ class BudgetPruning(EpochSchedule):
         *,
         target: str = "energy",
         share: float,
-        relative_to: str = "dense",
+        relative_to: str | None = None,
         candidates: Sequence[str] = KINDS,
         min_heads: int = 1,
         min_ffn: int = 8,
@@ -95,7 +95,7 @@ class BudgetPruning(EpochSchedule):
         self.kinds, self.min_heads, self.min_ffn = tuple(candidates), min_heads, min_ffn
         self.sentences, self.measured = sentences, measured
         self.batch_size, self.seed = batch_size, seed
-        self.settle, self.given_end, self.learn = settle, end, learn
+        self.settle, self.learn = settle, learn
         self.start: float | None = None  # the cost before the first decision
         self.value: float | None = None  # the cost at the last measurement
         self.drift = 0.0  # the cost after the last step over the goal, less one
@@ -114,7 +114,7 @@ class BudgetPruning(EpochSchedule):
                 "__init__, and where it is not None pass the student rate=True and **gates.relaxed(), and add "
                 "gates.penalty(outputs, tokens) to the loss"
             )
-        epochs = trainer.max_epochs
+        self.meter, epochs = None, trainer.max_epochs
         self.last = max(0, epochs - 1 - max(1, round(RECOVER * epochs))) if self.given_end is None else self.given_end
         settle = last_decision(SETTLED, epochs) if self.settle is None else self.settle
         self.settled = max(min(settle, self.last), 1)

@@ -22,22 +22,35 @@ class EpochSchedule(L.Callback):
     of the trainer's epochs, see `last_decision`). To add a callback, override `decide` alone.
 
     The first decision already removes something and the one at `end` has progress 1. The last epoch decided on is part
-    of the callback's state, so a run resumed in the middle of an epoch does not decide twice. Nothing is decided in the
-    sanity check. `setup` raises InputError for a LightningModule that is not a `training.protocol.PrunableModule`.
+    of the callback's state, so a run resumed in the middle of an epoch does not decide twice. Another `fit` without a
+    checkpoint begins anew. Nothing is decided in the sanity check. `setup` raises InputError for a LightningModule that
+    is not a `training.protocol.PrunableModule`.
     """
 
     def __init__(self, *, begin: int = 0, end: int | None = None):
         if not 0 <= begin or end is not None and end < begin:
             raise ValueError(f"begin and end must be epochs with 0 <= begin <= end, got {begin} and {end}")
-        self.begin, self.end = begin, end
+        self.begin, self.end, self.given_end = begin, end, end
         self.decided = -1  # last epoch decided on
+        self.unused: dict[str, Any] | None = None  # the state before the first fit
+        self.fitted = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         require_prunable(self, pl_module)
-        if self.end is None and stage == "fit":
-            if (trainer.max_epochs or -1) < 0:
+        if stage != "fit":
+            return
+        if self.fitted:  # the state of a checkpoint is loaded after this
+            self.load_state_dict(self.unused)
+            self.fitted = False
+        self.unused = self.state_dict()
+        epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
+        if self.given_end is None:
+            if epochs < 0:
                 raise InputError(f"{type(self).__name__} needs `end`, its last deciding epoch, or max_epochs")
-            self.end = max(self.begin, last_decision(DECIDING, trainer.max_epochs))
+            self.end = max(self.begin, last_decision(DECIDING, epochs))
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.fitted = self.fitted or stage == "fit"
 
     def progress(self, epoch: int) -> float:
         return (epoch - self.begin + 1) / (self.end - self.begin + 1)

@@ -51,7 +51,12 @@ class TemporalPruning(EpochSchedule):
         total = round(self.start + (goal - self.start) * progress)
         batches = decision_batches(trainer, module, batches=self.batches, batch_size=self.batch_size, seed=self.seed)
         stats = temporal_statistics(student, batches, module.sample_loss, mean=finite_mean)  # all ranks decide the same
-        student.set_t_steps(self.criterion(stats, total))
+        found = self.criterion(stats, total)
+        if sum(found) > total or any(map(int.__gt__, found, steps)):
+            raise ValueError(
+                f"a criterion gave time steps {found} for {steps}; none may rise, and their sum be {total}"
+            )
+        student.set_t_steps(found)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """As in SpatialPruning."""

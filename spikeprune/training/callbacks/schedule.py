@@ -33,24 +33,20 @@ class EpochSchedule(L.Callback):
         self.begin, self.end, self.given_end = begin, end, end
         self.decided = -1  # last epoch decided on
         self.unused: dict[str, Any] | None = None  # the state before the first fit
-        self.fitted = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         require_prunable(self, pl_module)
         if stage != "fit":
             return
-        if self.fitted:  # the state of a checkpoint is loaded after this
+        if self.unused is None:
+            self.unused = self.state_dict()
+        else:  # another fit; a checkpoint's state is loaded after this
             self.load_state_dict(self.unused)
-            self.fitted = False
-        self.unused = self.state_dict()
         epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
         if self.given_end is None:
             if epochs < 0:
                 raise InputError(f"{type(self).__name__} needs `end`, its last deciding epoch, or max_epochs")
             self.end = max(self.begin, last_decision(DECIDING, epochs))
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self.fitted = self.fitted or stage == "fit"
 
     def progress(self, epoch: int) -> float:
         return (epoch - self.begin + 1) / (self.end - self.begin + 1)
